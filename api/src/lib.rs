@@ -1,0 +1,1 @@
+//! OpenStack-compatible REST over the control plane, and the commands of the wisp binary.

@@ -1,0 +1,1 @@
+//! The cloud's semantics: store, models, services, scheduler, reconcilers, agent and drivers; it knows no HTTP.

@@ -1,0 +1,1 @@
+//! A host's links, taps and packet filters: wanted minus observed becomes netlink operations.

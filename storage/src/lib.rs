@@ -1,0 +1,1 @@
+//! Image files and disks: streamed in with checksums, cloned in constant time.
