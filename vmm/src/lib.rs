@@ -1,1 +1,5 @@
 //! One microVM on /dev/kvm: memory, boot, devices, lifecycle; it knows no tenant and no cloud.
+
+pub mod bus;
+pub mod config;
+pub mod rpc;

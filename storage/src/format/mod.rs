@@ -1,0 +1,20 @@
+//! Disk formats as bytes: no paths, no clouds. The VMM imports this module and nothing else of the crate, since
+//! it serves what storage creates.
+
+use std::io;
+
+/// A disk as the guest sees it: a fixed number of bytes, read and written at any offset.
+///
+/// Offsets and lengths beyond the end are `InvalidInput`; nothing in a foreign file panics.
+pub trait Disk: Send + Sync {
+    /// The disk's size in bytes.
+    fn size_bytes(&self) -> u64;
+    /// Fills `buffer` from `offset`.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes `buffer` at `offset`.
+    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()>;
+    /// Returns once all completed writes survive a power loss.
+    fn flush(&self) -> io::Result<()>;
+    /// The guest no longer needs these bytes; they read as zeros or as before.
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()>;
+}

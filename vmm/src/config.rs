@@ -1,0 +1,145 @@
+//! What one microVM is made of, as its parent hands it over: one JSON document whose files are numbers of
+//! inherited descriptors. A VMM process opens no path after its start.
+//!
+//! Must never know: tenants, cloud ids, paths.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+/// A descriptor inherited from the parent, by number; whoever reads the configuration takes ownership once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct InheritedFd(pub i32);
+
+/// The whole configuration of one microVM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmmConfig {
+    /// Guest memory in MiB, 1 to [`MEMORY_MIB_MAX`].
+    pub memory_mib: u32,
+    /// Virtual CPUs, 1 to [`VCPUS_MAX`].
+    pub vcpus: u8,
+    /// Where the kernel comes from.
+    pub boot: Boot,
+    /// Appended to the command line that the VMM makes for its own devices.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Block devices in the order the guest sees them; the first is the root disk.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Network devices in the order the guest sees them.
+    #[serde(default)]
+    pub nics: Vec<NicConfig>,
+    /// Where the serial console's output is kept, bounded by [`CONSOLE_LOG_BYTES_MAX`]; a regular file opened
+    /// for reading and writing.
+    pub console_log: Option<InheritedFd>,
+    /// The listening Unix stream socket on which `crate::rpc` is served.
+    pub control_socket: Option<InheritedFd>,
+    /// A regular file that receives one [`crate::rpc::ExitReport`] as JSON when the process ends.
+    pub exit_report: Option<InheritedFd>,
+}
+
+/// The most memory one guest may have, in MiB: 1 TiB, far above any host here and far below overflow.
+pub const MEMORY_MIB_MAX: u32 = 1 << 20;
+/// The most virtual CPUs: what fits the xAPIC's eight-bit ids without remapping.
+pub const VCPUS_MAX: u8 = 254;
+/// The most console output kept, in bytes: the newest wins.
+pub const CONSOLE_LOG_BYTES_MAX: u64 = 1 << 20;
+
+/// Where the kernel comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Boot {
+    /// A kernel file (ELF with or without a PVH note, or bzImage) and an optional initial ramdisk.
+    Kernel {
+        /// The kernel.
+        kernel: InheritedFd,
+        /// The initial ramdisk, as it is, compressed or not.
+        initrd: Option<InheritedFd>,
+    },
+    /// The kernel is read at every boot from the first disk: one whose first bytes are an ELF image boots it.
+    Disk,
+}
+
+/// One block device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// How the bytes lie in the file.
+    pub format: DiskFormat,
+    /// Refuse the guest's writes.
+    #[serde(default)]
+    pub read_only: bool,
+    /// The serial the guest reads (VIRTIO 1.3 §5.2.6.4, `VIRTIO_BLK_T_GET_ID`), at most 20 bytes.
+    #[serde(default)]
+    pub serial: String,
+}
+
+/// How a disk's bytes lie in its file or files.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum DiskFormat {
+    /// The file is the disk.
+    Raw {
+        /// The file.
+        file: InheritedFd,
+    },
+    /// A copy-on-write overlay (`storage::format::overlay`) over a base that is never written.
+    Overlay {
+        /// The overlay's own file.
+        file: InheritedFd,
+        /// The base, opened read-only.
+        base: InheritedFd,
+    },
+}
+
+/// One network device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NicConfig {
+    /// A tap opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+    pub tap: InheritedFd,
+    /// The guest's MAC address.
+    pub mac: [u8; 6],
+    /// The guest's MTU in bytes.
+    pub mtu: u16,
+    /// What is answered to the guest before its frames reach the tap; nothing if absent.
+    pub endpoint: Option<EndpointConfig>,
+}
+
+/// What the VMM itself answers to the guest on one network device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointConfig {
+    /// The guest's address, offered by DHCP (RFC 2131).
+    pub address: Ipv4Addr,
+    /// Length of the subnet's prefix in bits.
+    pub prefix_len: u8,
+    /// The default gateway, if the subnet has one.
+    pub gateway: Option<Ipv4Addr>,
+    /// The address the DHCP server answers from.
+    pub dhcp_server: Ipv4Addr,
+    /// Name servers.
+    #[serde(default)]
+    pub dns: Vec<Ipv4Addr>,
+    /// Further routes (RFC 3442): destination, prefix length, next hop.
+    #[serde(default)]
+    pub routes: Vec<(Ipv4Addr, u8, Ipv4Addr)>,
+    /// The guest's host name (DHCP option 12).
+    #[serde(default)]
+    pub hostname: String,
+    /// The guest's domain (DHCP option 15).
+    #[serde(default)]
+    pub domain: String,
+    /// Lease time in seconds.
+    pub lease_s: u32,
+    /// Addresses for which ARP is answered here, with the MAC that answers.
+    #[serde(default)]
+    pub neighbours: BTreeMap<Ipv4Addr, [u8; 6]>,
+    /// The metadata service at 169.254.169.254 port 80: path (with its leading slash, without a trailing one) to
+    /// body; a path that is only a prefix of others answers their listing.
+    #[serde(default)]
+    pub metadata: BTreeMap<String, String>,
+}
