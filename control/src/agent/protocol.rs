@@ -1,0 +1,285 @@
+//! What control and a host's agent say to each other: one JSON document per frame, each frame four bytes of
+//! big-endian length and then the document; the same over a socket pair on one machine and over mutual TLS
+//! between machines.
+//!
+//! Control says what is wanted, the agent what it observes; neither orders the other about. Both are
+//! level-triggered: repeating a message changes nothing, a lost connection is healed by a new [`ToAgent::Wanted`].
+//! An agent is told of its own host only, and never gets credentials of the store.
+//!
+//! Absence never deletes: what shall go is named as such ([`Power::Deleted`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// The longest frame in bytes: a few thousand instances' wanted state with room to spare.
+pub const FRAME_BYTES_MAX: u32 = 64 << 20;
+/// The protocol's version; two ends that differ part with a clear error.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// From control to an agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToAgent {
+    /// The whole wanted state of the host, sent once per connection.
+    Wanted(Wanted),
+    /// What changed since: each part present replaces the one with the same id.
+    Change(Wanted),
+    /// These networks and groups are no longer needed by any instance of the host.
+    Forget {
+        /// Network ids.
+        networks: Vec<String>,
+        /// Security group ids.
+        groups: Vec<String>,
+    },
+    /// A question; answered by [`ToControl::Answer`] with the same number.
+    Query {
+        /// The question's number.
+        number: u64,
+        /// The question.
+        query: Query,
+    },
+}
+
+/// From an agent to control.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToControl {
+    /// The first frame: who is there, what it can do, what it runs.
+    Hello {
+        /// [`PROTOCOL_VERSION`].
+        version: u32,
+        /// The host.
+        host: HostReport,
+        /// Everything found and adopted.
+        instances: Vec<InstanceObserved>,
+    },
+    /// The host's figures changed, or it is time to say that it lives.
+    Host(HostReport),
+    /// An instance is not what was last said of it.
+    Observed(InstanceObserved),
+    /// The answer to a query.
+    Answer {
+        /// The question's number.
+        number: u64,
+        /// The answer, or one sentence on why there is none.
+        answer: Result<Answer, String>,
+    },
+}
+
+/// What a host shall be like.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Wanted {
+    /// The cloud's tag in the names of links, four hexadecimal digits.
+    pub cloud_tag: String,
+    /// The networks that the instances below need, and those the host itself serves as a gateway.
+    pub networks: Vec<NetworkWanted>,
+    /// The security groups that the ports below name.
+    pub groups: Vec<GroupWanted>,
+    /// The instances.
+    pub instances: Vec<InstanceWanted>,
+}
+
+/// One network on one host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NetworkWanted {
+    /// The network's id.
+    pub id: String,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Addresses of the host itself: only where the host is the network's gateway.
+    pub host_addresses: Vec<IpNet>,
+    /// The VXLAN network identifier, if the network spans hosts.
+    pub vni: Option<u32>,
+}
+
+/// One security group with its rules resolved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GroupWanted {
+    /// The group's id.
+    pub id: String,
+    /// What it allows; members of remote groups stand as addresses.
+    pub rules: BTreeSet<net::spec::Rule>,
+}
+
+/// What an instance shall be doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Power {
+    /// Run.
+    Running,
+    /// Stand still with its memory kept.
+    Paused,
+    /// Be off with its disks kept.
+    Stopped,
+    /// Be gone, with everything that was made for it.
+    Deleted,
+}
+
+/// One instance as it shall be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceWanted {
+    /// The server's id.
+    pub id: String,
+    /// Grows with every change; [`InstanceObserved::generation`] says how far the agent has come.
+    pub generation: u64,
+    /// What it shall be doing.
+    pub power: Power,
+    /// Grows with every start that is asked for: an agent that runs an older boot starts the guest anew.
+    pub boot: u64,
+    /// When it has to go down, ask the guest first and wait this long, in milliseconds; 0 asks nobody.
+    pub shutdown_timeout_ms: u32,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// The root disk.
+    pub root_disk: RootDiskWanted,
+    /// A kernel given beside the disk; without one the kernel is read from the disk.
+    pub kernel: Option<KernelWanted>,
+    /// Network devices in order.
+    pub nics: Vec<NicWanted>,
+    /// The guest's host name.
+    pub hostname: String,
+    /// The metadata service's documents: path to body.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// The root disk as it shall be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootDiskWanted {
+    /// The image it begins as.
+    pub image_id: String,
+    /// Its size in bytes, at least the image's; 0 means the image's.
+    pub size_bytes: u64,
+}
+
+/// A kernel beside the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelWanted {
+    /// The kernel's image.
+    pub kernel_image_id: String,
+    /// The initial ramdisk's image.
+    pub ramdisk_image_id: Option<String>,
+    /// The command line's end.
+    pub cmdline: String,
+}
+
+/// One network device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NicWanted {
+    /// The port's id.
+    pub port_id: String,
+    /// The network's id.
+    pub network_id: String,
+    /// The guest's MAC address.
+    pub mac: [u8; 6],
+    /// The first IPv4 address with its subnet's prefix, which DHCP offers.
+    pub address: Option<(Ipv4Addr, u8)>,
+    /// Every address the guest may use as a source.
+    pub allowed_addresses: BTreeSet<IpNet>,
+    /// The subnet's gateway.
+    pub gateway: Option<Ipv4Addr>,
+    /// Whether DHCP is answered.
+    pub dhcp: bool,
+    /// The address DHCP answers come from.
+    pub dhcp_server: Option<Ipv4Addr>,
+    /// Name servers.
+    pub dns: Vec<Ipv4Addr>,
+    /// Further routes: destination, prefix length, next hop.
+    pub routes: Vec<(Ipv4Addr, u8, Ipv4Addr)>,
+    /// MTU in bytes.
+    pub mtu: u16,
+    /// Anti-spoofing and groups hold.
+    pub port_security: bool,
+    /// The groups' ids.
+    pub groups: BTreeSet<String>,
+    /// The guest's domain.
+    pub domain: String,
+}
+
+/// What a host is and has.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// The host's name.
+    pub name: String,
+    /// The driver: `kvm` or `fake`.
+    pub driver: String,
+    /// Logical CPUs.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Size of the file system of the instances' disks in GiB.
+    pub disk_gib: u64,
+    /// Free space there in GiB.
+    pub disk_free_gib: u64,
+    /// One line on the CPU, for `hypervisor show`.
+    pub cpu_model: String,
+    /// The host's own address, for `hypervisor show`.
+    pub address: String,
+    /// Seconds since the host's boot.
+    pub uptime_s: u64,
+}
+
+/// What an instance is seen doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InstanceState {
+    /// Disks, taps and process are being made.
+    Preparing,
+    /// The guest runs.
+    Running,
+    /// The guest stands still.
+    Paused,
+    /// The guest was asked to end.
+    Stopping,
+    /// Off.
+    Stopped,
+    /// It could not be made, or it died; see the fault.
+    Failed,
+    /// Gone, and nothing of it is left.
+    Deleted,
+}
+
+/// One instance as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct InstanceObserved {
+    /// The server's id.
+    pub id: String,
+    /// The wanted generation that this answers.
+    pub generation: u64,
+    /// The boot that this answers.
+    pub boot: u64,
+    /// What it is doing.
+    pub state: InstanceState,
+    /// When its first instruction ran, in microseconds since the Unix epoch.
+    pub first_run_us: Option<u64>,
+    /// Why it failed: one clear sentence for the server's owner.
+    pub fault: Option<String>,
+}
+
+/// A question to an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Query {
+    /// The end of an instance's console.
+    Console {
+        /// The server's id.
+        instance: String,
+        /// At most this many bytes.
+        bytes_max: u32,
+    },
+}
+
+/// What an agent answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// Console text; bytes that are not UTF-8 are replaced.
+    Console {
+        /// The text.
+        text: String,
+    },
+}

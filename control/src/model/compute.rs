@@ -1,0 +1,168 @@
+//! Rows of the compute service: flavors, key pairs, servers, hosts.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::agent::protocol::{HostReport, InstanceState, Power};
+
+/// The sizes a server can have.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Flavor {
+    /// Chosen by its creator or random.
+    pub id: String,
+    /// Unique.
+    pub name: String,
+    /// Virtual CPUs.
+    pub vcpus: u32,
+    /// Memory in MiB.
+    pub ram_mib: u32,
+    /// Root disk in GiB; 0 means as large as the image.
+    pub disk_gib: u32,
+    /// Ephemeral disk in GiB.
+    pub ephemeral_gib: u32,
+    /// Swap in MiB.
+    pub swap_mib: u32,
+    /// Network bandwidth factor, of historical interest.
+    pub rxtx_factor: f64,
+    /// Everyone may use it.
+    pub is_public: bool,
+    /// Shown from microversion 2.55 on.
+    pub description: Option<String>,
+    /// Scheduling hints.
+    pub extra_specs: BTreeMap<String, String>,
+}
+
+/// An SSH public key of one user.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keypair {
+    /// `{user_id}:{name}`.
+    pub id: String,
+    /// Whose it is.
+    pub user_id: String,
+    /// Unique per user.
+    pub name: String,
+    /// `ssh` or `x509`.
+    pub key_type: String,
+    /// The public key in OpenSSH's format.
+    pub public_key: String,
+    /// MD5 of the key's bytes as colon-separated pairs, as Nova shows it.
+    pub fingerprint: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// A server: what its owner wants, what the scheduler decided, what the host sees.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Server {
+    /// Its id.
+    pub id: String,
+    /// The owner's project.
+    pub project_id: String,
+    /// The owner.
+    pub user_id: String,
+    /// Need not be unique.
+    pub name: String,
+    /// Free text.
+    pub description: Option<String>,
+    /// The guest's host name.
+    pub hostname: String,
+    /// The flavor as it was at creation (microversion 2.47 shows it embedded).
+    pub flavor: Flavor,
+    /// The image it begins as.
+    pub image_id: String,
+    /// A kernel beside the disk, from the image's properties.
+    pub kernel: Option<ServerKernel>,
+    /// The root disk's size in bytes; 0 means the image's.
+    pub root_disk_bytes: u64,
+    /// Properties, as the owner gave them.
+    pub metadata: BTreeMap<String, String>,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// User data, decoded.
+    pub user_data: Option<String>,
+    /// The key pair's name and its public key as it was at creation.
+    pub key: Option<(String, String)>,
+    /// The ports in the order the guest sees them.
+    pub port_ids: Vec<String>,
+    /// Names of the security groups asked for at creation.
+    pub security_groups: Vec<String>,
+    /// Which of a batch (`min_count`, `max_count`) it is.
+    pub launch_index: u32,
+    /// Groups the servers of one request.
+    pub reservation_id: String,
+    /// Wished zone.
+    pub availability_zone: Option<String>,
+    /// Wanted: what it shall be doing.
+    pub power: Power,
+    /// Wanted: counts the starts asked for.
+    pub boot: u64,
+    /// Wanted: how long a guest has to shut itself down, in milliseconds; 0 asks nobody.
+    pub shutdown_timeout_ms: u32,
+    /// Wanted: grows with each change.
+    pub generation: u64,
+    /// Decided: the host it runs on.
+    pub host: Option<String>,
+    /// Observed: the newest generation that the host has reached.
+    pub observed_generation: u64,
+    /// Observed: the boot it was observed in.
+    pub observed_boot: u64,
+    /// Observed: what it is doing; absent before a host has it.
+    pub observed: Option<InstanceState>,
+    /// What is being done, as Nova names it (`scheduling`, `spawning`, `powering-off`, `deleting`, …).
+    pub task: Option<String>,
+    /// Why it failed.
+    pub fault: Option<Fault>,
+    /// When it was asked for.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+    /// When its first instruction ran.
+    pub launched_at: Option<Timestamp>,
+    /// The request that made it.
+    pub request_id: String,
+}
+
+/// A kernel beside the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerKernel {
+    /// The kernel's image.
+    pub kernel_id: String,
+    /// The initial ramdisk's image.
+    pub ramdisk_id: Option<String>,
+    /// The command line's end (`os_command_line`).
+    pub cmdline: String,
+}
+
+/// Why a server is in ERROR.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// 500, or 400 where the owner can mend it.
+    pub code: u16,
+    /// One clear sentence.
+    pub message: String,
+    /// More for an administrator.
+    pub details: String,
+    /// When.
+    pub created_at: Timestamp,
+}
+
+/// A host: what its agent last said, and what an administrator wants of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Host {
+    /// The host's name; its row's id.
+    pub name: String,
+    /// The compute service's id (from microversion 2.53 on).
+    pub service_id: String,
+    /// The hypervisor's id (from microversion 2.53 on).
+    pub hypervisor_id: String,
+    /// What the agent said.
+    pub report: HostReport,
+    /// No new servers, by an administrator's wish.
+    pub disabled: Option<String>,
+    /// Availability zone.
+    pub zone: String,
+    /// When the agent last said anything that changed this row; liveness is known to the link, not to the store.
+    pub updated_at: Timestamp,
+}

@@ -1,0 +1,166 @@
+//! Rows of the network service.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// What all rows of this service share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standard {
+    /// Its id.
+    pub id: String,
+    /// The owner's project.
+    pub project_id: String,
+    /// Need not be unique.
+    pub name: String,
+    /// Free text.
+    pub description: String,
+    /// Tags.
+    pub tags: BTreeSet<String>,
+    /// Grows with each change, from 0.
+    pub revision: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+}
+
+/// How a network's frames travel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkKind {
+    /// Untagged on a physical network of the host's; on one host a bridge whose gateway is the host.
+    Flat {
+        /// The physical network's name.
+        physical_network: String,
+    },
+    /// In VXLAN between hosts.
+    Vxlan {
+        /// The network identifier.
+        vni: u32,
+    },
+}
+
+/// A network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Name, owner and the like.
+    #[serde(flatten)]
+    pub standard: Standard,
+    /// How its frames travel.
+    pub kind: NetworkKind,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Carries traffic.
+    pub admin_state_up: bool,
+    /// Everyone may use it.
+    pub shared: bool,
+    /// Reaches the outside (`router:external`).
+    pub external: bool,
+    /// New ports have port security.
+    pub port_security_enabled: bool,
+    /// The default for `--nic auto` among external networks.
+    pub is_default: bool,
+}
+
+/// A subnet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subnet {
+    /// Name, owner and the like.
+    #[serde(flatten)]
+    pub standard: Standard,
+    /// The network it is of.
+    pub network_id: String,
+    /// Its prefix.
+    pub cidr: IpNet,
+    /// The gateway's address.
+    pub gateway_ip: Option<IpAddr>,
+    /// Whether DHCP is answered.
+    pub enable_dhcp: bool,
+    /// Ranges from which addresses are given, both ends included.
+    pub allocation_pools: Vec<(IpAddr, IpAddr)>,
+    /// Name servers.
+    pub dns_nameservers: Vec<IpAddr>,
+    /// Destination and next hop.
+    pub host_routes: Vec<(IpNet, IpAddr)>,
+    /// The address that DHCP answers come from, taken from the pool when the subnet is made.
+    pub dhcp_server: Option<Ipv4Addr>,
+}
+
+/// One address of a port.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FixedIp {
+    /// The subnet.
+    pub subnet_id: String,
+    /// The address.
+    pub ip_address: IpAddr,
+}
+
+/// A port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// Name, owner and the like.
+    #[serde(flatten)]
+    pub standard: Standard,
+    /// The network it is on.
+    pub network_id: String,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Its addresses.
+    pub fixed_ips: Vec<FixedIp>,
+    /// Further source addresses the guest may use.
+    pub allowed_address_pairs: Vec<(IpNet, [u8; 6])>,
+    /// Carries traffic.
+    pub admin_state_up: bool,
+    /// Security groups' ids.
+    pub security_groups: Vec<String>,
+    /// Anti-spoofing and groups hold.
+    pub port_security_enabled: bool,
+    /// What uses it: a server's id.
+    pub device_id: String,
+    /// What kind of thing uses it (`compute:nova`).
+    pub device_owner: String,
+    /// The host it is bound to.
+    pub host: Option<String>,
+    /// The host has it up.
+    pub active: bool,
+    /// Made with its server, and deleted with it.
+    pub owned_by_server: bool,
+}
+
+/// A security group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecurityGroup {
+    /// Name, owner and the like.
+    #[serde(flatten)]
+    pub standard: Standard,
+    /// Replies to what was allowed are allowed.
+    pub stateful: bool,
+}
+
+/// A rule of a security group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecurityGroupRule {
+    /// Description, owner and the like.
+    #[serde(flatten)]
+    pub standard: Standard,
+    /// The group.
+    pub security_group_id: String,
+    /// Seen from the guest.
+    pub direction: net::spec::Direction,
+    /// 4 or 6.
+    pub ip_version: u8,
+    /// As the client wrote it: a name or a number.
+    pub protocol: Option<String>,
+    /// First port, or ICMP type.
+    pub port_range_min: Option<u16>,
+    /// Last port, or ICMP code.
+    pub port_range_max: Option<u16>,
+    /// The other side by prefix.
+    pub remote_ip_prefix: Option<IpNet>,
+    /// The other side by group.
+    pub remote_group_id: Option<String>,
+}
