@@ -2,4 +2,5 @@
 
 pub mod bus;
 pub mod config;
+pub mod memory;
 pub mod rpc;

@@ -1,0 +1,147 @@
+//! Guest memory and the guest's physical address map: where RAM lies, where the hole for devices is, and which
+//! low addresses the boot code and the firmware tables use.
+//!
+//! Must never know: what a device or a kernel does with the bytes.
+//!
+//! ```text
+//! 0x0000_0000            RAM below 1 MiB: boot structures (below), ACPI tables at RSDP_START
+//! 0x0010_0000            RAM: kernel, initial ramdisk
+//! 0xc000_0000            hole of 1 GiB: virtio-mmio windows at MMIO_START, IOAPIC, local APICs, KVM's own pages
+//! 0x1_0000_0000          RAM, the rest
+//! ```
+
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+
+/// The memory of one guest: private anonymous mappings, reserved lazily.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+
+/// Bytes in one MiB.
+pub const MIB: u64 = 1 << 20;
+
+/// The global descriptor table that the 64-bit boot protocol and PVH enter with.
+pub const GDT_START: GuestAddress = GuestAddress(0x500);
+/// The PVH start structure (`hvm_start_info`).
+pub const PVH_INFO_START: GuestAddress = GuestAddress(0x6000);
+/// The PVH list of modules: the initial ramdisk.
+pub const PVH_MODULES_START: GuestAddress = GuestAddress(0x6040);
+/// The PVH memory map.
+pub const PVH_MEMMAP_START: GuestAddress = GuestAddress(0x6080);
+/// Linux's `boot_params`, the "zero page".
+pub const ZERO_PAGE_START: GuestAddress = GuestAddress(0x7000);
+/// The boot CPU's stack pointer at entry; the stack grows down.
+pub const BOOT_STACK_POINTER: GuestAddress = GuestAddress(0x8ff0);
+/// Page tables of the 64-bit entry: one page each of PML4, PDPT and PD.
+pub const PAGE_TABLES_START: GuestAddress = GuestAddress(0x9000);
+/// The kernel command line, zero-terminated.
+pub const CMDLINE_START: GuestAddress = GuestAddress(0x2_0000);
+/// The longest command line in bytes with its terminating zero: Linux's `COMMAND_LINE_SIZE` on x86.
+pub const CMDLINE_BYTES_MAX: usize = 2048;
+/// The end of conventional memory in the memory map: where a PC's extended BIOS data area begins.
+pub const LOW_RAM_END: GuestAddress = GuestAddress(0x9_fc00);
+/// The RSDP; the other ACPI tables follow it. Linux and others also find it here by scanning.
+pub const RSDP_START: GuestAddress = GuestAddress(0xe_0000);
+/// The end of the area that holds ACPI tables.
+pub const FIRMWARE_END: GuestAddress = GuestAddress(0x10_0000);
+/// Where kernels and everything else above the first MiB may be loaded.
+pub const HIGH_RAM_START: GuestAddress = GuestAddress(0x10_0000);
+/// The beginning of the hole for devices; RAM that does not fit below lies from 4 GiB on.
+pub const MMIO_HOLE_START: GuestAddress = GuestAddress(0xc000_0000);
+/// The end of that hole.
+pub const MMIO_HOLE_END: GuestAddress = GuestAddress(0x1_0000_0000);
+/// The first virtio-mmio window.
+pub const MMIO_START: GuestAddress = GuestAddress(0xd000_0000);
+/// The size of one virtio-mmio window in bytes.
+pub const MMIO_WINDOW_BYTES: u64 = 0x1000;
+/// The IOAPIC that KVM emulates.
+pub const IOAPIC_START: u32 = 0xfec0_0000;
+/// The local APICs that KVM emulates.
+pub const LOCAL_APIC_START: u32 = 0xfee0_0000;
+/// A page that KVM needs for real mode on some hardware (`KVM_SET_IDENTITY_MAP_ADDR`).
+pub const KVM_IDENTITY_MAP_START: u64 = 0xfeff_c000;
+/// Three pages that KVM needs for real mode on some hardware (`KVM_SET_TSS_ADDR`).
+pub const KVM_TSS_START: u64 = 0xfeff_d000;
+
+/// Why guest memory could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The size is not within 1 MiB to [`crate::config::MEMORY_MIB_MAX`].
+    #[error("a guest needs from 1 to {max} MiB of memory, not {0}", max = crate::config::MEMORY_MIB_MAX)]
+    Size(u32),
+    /// The host refused the mapping.
+    #[error("map {size_mib} MiB of guest memory")]
+    Map {
+        /// The size asked for.
+        size_mib: u32,
+        /// Why.
+        #[source]
+        source: vm_memory::mmap::FromRangesError,
+    },
+}
+
+/// Where RAM of `size_mib` MiB lies: start and length in bytes, in ascending order.
+#[must_use]
+pub fn ram_ranges(size_mib: u32) -> Vec<(GuestAddress, u64)> {
+    let size = u64::from(size_mib) * MIB;
+    let below = size.min(MMIO_HOLE_START.raw_value());
+    let mut ranges = vec![(GuestAddress(0), below)];
+    if size > below {
+        ranges.push((MMIO_HOLE_END, size - below));
+    }
+    ranges
+}
+
+/// Maps `size_mib` MiB of guest memory. No page is touched.
+///
+/// # Errors
+/// A size out of bounds, or a host that refuses the mapping.
+pub fn allocate(size_mib: u32) -> Result<GuestMemory, Error> {
+    if size_mib == 0 || size_mib > crate::config::MEMORY_MIB_MAX {
+        return Err(Error::Size(size_mib));
+    }
+    let ranges: Vec<(GuestAddress, usize)> = ram_ranges(size_mib)
+        .into_iter()
+        .map(|(start, bytes)| (start, usize::try_from(bytes).expect("invariant: usize has 64 bits")))
+        .collect();
+    GuestMemory::from_ranges(&ranges).map_err(|source| Error::Map { size_mib, source })
+}
+
+/// The end of the RAM that lies below the hole.
+#[must_use]
+pub fn low_ram_end(memory: &GuestMemory) -> GuestAddress {
+    memory
+        .iter()
+        .filter(|region| region.start_addr() < MMIO_HOLE_START)
+        .map(|region| region.start_addr().unchecked_add(region.len()))
+        .max()
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_memory_lies_in_one_range_from_zero() {
+        assert_eq!(ram_ranges(128), vec![(GuestAddress(0), 128 * MIB)]);
+    }
+
+    #[test]
+    fn memory_above_three_gib_leaves_the_device_hole_free() {
+        assert_eq!(
+            ram_ranges(4096),
+            vec![(GuestAddress(0), 3072 * MIB), (GuestAddress(1 << 32), 1024 * MIB)]
+        );
+    }
+
+    #[test]
+    fn sizes_out_of_bounds_are_refused() {
+        assert!(matches!(allocate(0), Err(Error::Size(0))));
+        assert!(matches!(allocate(u32::MAX), Err(Error::Size(_))));
+    }
+
+    #[test]
+    fn low_ram_ends_at_the_hole() {
+        assert_eq!(low_ram_end(&allocate(64).unwrap()), GuestAddress(64 * MIB));
+        assert_eq!(low_ram_end(&allocate(4096).unwrap()), MMIO_HOLE_START);
+    }
+}
