@@ -2,5 +2,6 @@
 
 pub mod bus;
 pub mod config;
+pub mod guest;
 pub mod memory;
 pub mod rpc;
