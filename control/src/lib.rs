@@ -2,7 +2,6 @@
 
 pub mod agent;
 pub mod caller;
-pub mod driver;
 pub mod error;
 pub mod model;
 pub mod store;

@@ -2,6 +2,7 @@
 
 pub mod bus;
 pub mod config;
-pub mod guest;
+pub mod endpoint;
 pub mod memory;
 pub mod rpc;
+pub mod virtio;

@@ -1,0 +1,371 @@
+//! The block device (VIRTIO 1.3 §5.2) over any [`Disk`].
+//!
+//! Requests are executed one after the other on the event loop, through one bounded buffer: the guest may change
+//! its memory while a request runs, so a disk never sees that memory itself. Must never know how a disk's bytes
+//! lie in files.
+
+use std::sync::{Arc, Mutex};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use storage::format::Disk;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::queue::{Chain, Handled, Progress, QueueError};
+use super::spec::{block as spec, device_type};
+use super::{Activation, Error, Shared, VirtioDevice};
+use crate::config::DiskConfig;
+use crate::memory::GuestMemory;
+
+/// Descriptors in the request queue: enough for 40 requests of three descriptors in flight.
+pub const QUEUE_SIZE_MAX: u16 = 128;
+/// Data segments per request that drivers are told to keep to: the queue less header and status.
+pub const SEGMENTS_MAX: u32 = QUEUE_SIZE_MAX as u32 - 2;
+/// Bytes per data segment that drivers are told to keep to; with [`SEGMENTS_MAX`] a request stays under 8 MiB.
+pub const SEGMENT_BYTES_MAX: u32 = 64 << 10;
+/// The largest copy between guest and disk at a time; also the most memory that a disk's requests hold.
+pub const BUFFER_BYTES_MAX: usize = 64 << 10;
+/// Requests executed before the event loop serves its other devices.
+pub const BATCH_REQUESTS_MAX: u16 = 32;
+/// Sectors that one discard may name: 512 MiB, a bounded walk over any disk format's tables.
+pub const DISCARD_SECTORS_MAX: u32 = 1 << 20;
+/// Sectors that one request may zero: 4 MiB, written as zeros in a few milliseconds.
+pub const WRITE_ZEROES_SECTORS_MAX: u32 = 8192;
+/// Ranges in one discard.
+pub const DISCARD_RANGES_MAX: usize = 16;
+
+/// Makes the block device that `config` describes over `disk`, which the caller has opened.
+pub fn build_block(config: &DiskConfig, disk: Box<dyn Disk>) -> Result<Shared, Error> {
+    Ok(Arc::new(Mutex::new(Block::new(disk, config.read_only, &config.serial)?)))
+}
+
+/// Why a request failed; each has its status byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    /// `VIRTIO_BLK_S_IOERR`.
+    Io,
+    /// `VIRTIO_BLK_S_UNSUPP`.
+    Unsupported,
+}
+
+/// One block device.
+pub struct Block {
+    disk: Box<dyn Disk>,
+    read_only: bool,
+    serial: [u8; spec::ID_BYTES],
+    config: [u8; CONFIG_BYTES],
+    queue_events: Vec<EventFd>,
+    active: Option<Activation>,
+    chain: Chain,
+    buffer: Vec<u8>,
+}
+
+/// Bytes of the configuration space up to `write_zeroes_may_unmap` and its padding.
+const CONFIG_BYTES: usize = 60;
+
+/// The configuration space (§5.2.4): capacity u64 @0, size_max u32 @8, seg_max u32 @12, blk_size u32 @20,
+/// num_queues u16 @34, max_discard_sectors u32 @36, max_discard_seg u32 @40, discard_sector_alignment u32 @44,
+/// max_write_zeroes_sectors u32 @48, max_write_zeroes_seg u32 @52; the rest is zero.
+fn config_space(sectors: u64) -> [u8; CONFIG_BYTES] {
+    let mut space = [0; CONFIG_BYTES];
+    let mut put = |offset: usize, bytes: &[u8]| space[offset..offset + bytes.len()].copy_from_slice(bytes);
+    put(0, &sectors.to_le_bytes());
+    put(8, &SEGMENT_BYTES_MAX.to_le_bytes());
+    put(12, &SEGMENTS_MAX.to_le_bytes());
+    put(20, &(spec::SECTOR_BYTES as u32).to_le_bytes());
+    put(34, &1_u16.to_le_bytes());
+    put(36, &DISCARD_SECTORS_MAX.to_le_bytes());
+    put(40, &(DISCARD_RANGES_MAX as u32).to_le_bytes());
+    put(44, &1_u32.to_le_bytes());
+    put(48, &WRITE_ZEROES_SECTORS_MAX.to_le_bytes());
+    put(52, &1_u32.to_le_bytes());
+    space
+}
+
+impl Block {
+    /// A device over `disk`; `serial` has at most 20 bytes. A tail shorter than a sector stays out of reach.
+    pub fn new(disk: Box<dyn Disk>, read_only: bool, serial: &str) -> Result<Self, Error> {
+        let mut padded = [0; spec::ID_BYTES];
+        let Some(place) = padded.get_mut(..serial.len()) else {
+            return Err(Error::Config {
+                what: "disk serial",
+                value: serial.to_owned(),
+                allowed: "up to 20 bytes",
+            });
+        };
+        place.copy_from_slice(serial.as_bytes());
+        Ok(Self {
+            config: config_space(disk.size_bytes() / spec::SECTOR_BYTES),
+            disk,
+            read_only,
+            serial: padded,
+            queue_events: super::queue_event_fds(1)?,
+            active: None,
+            chain: Chain::new(),
+            buffer: Vec::new(),
+        })
+    }
+
+    fn work(&mut self) {
+        let Some(mut active) = self.active.take() else { return };
+        let mut chain = std::mem::take(&mut self.chain);
+        let queue = &mut active.queues[0];
+        let features = active.features;
+        let progress = queue
+            .work_off(&mut chain, BATCH_REQUESTS_MAX, |memory, chain| self.execute(memory, chain, features))
+            .and_then(|progress| Ok((progress, queue.take_signal()?)));
+        self.chain = chain;
+        match progress {
+            Ok((progress, signal)) => {
+                if signal {
+                    active.interrupt.queue_used(0);
+                }
+                if progress == Progress::More {
+                    super::kick(&self.queue_events[0]);
+                }
+                self.active = Some(active);
+            }
+            Err(error) => super::broken(&active, device_type::BLOCK, error),
+        }
+    }
+
+    fn execute(&mut self, memory: &GuestMemory, chain: &Chain, features: u64) -> Result<Handled, QueueError> {
+        let Some(data_in) = chain.writable_bytes().checked_sub(1) else { return Err(QueueError::Outcome) };
+        let mut header = [0; spec::REQUEST_HEADER_BYTES];
+        let outcome = if chain.read_at(memory, 0, &mut header) == header.len() {
+            self.run(memory, chain, features, &header, data_in)
+        } else {
+            Err(Failure::Io)
+        };
+        let (status, written) = match outcome {
+            Ok(()) => (spec::S_OK, data_in + 1),
+            // Nothing can be said of the data before the status byte.
+            Err(Failure::Io) => (spec::S_IOERR, u64::from(data_in == 0)),
+            Err(Failure::Unsupported) => (spec::S_UNSUPP, u64::from(data_in == 0)),
+        };
+        chain.write_at(memory, data_in, &[status]);
+        // Chains describe at most CHAIN_BYTES_MAX bytes, far below 4 GiB.
+        Ok(Handled::Used(u32::try_from(written).unwrap_or(u32::MAX)))
+    }
+
+    fn run(
+        &mut self,
+        memory: &GuestMemory,
+        chain: &Chain,
+        features: u64,
+        header: &[u8; spec::REQUEST_HEADER_BYTES],
+        data_in: u64,
+    ) -> Result<(), Failure> {
+        let (kind, sector) = parse_header(header);
+        let data_out = chain.readable_bytes() - header.len() as u64;
+        match kind {
+            spec::T_IN => self.read(memory, chain, sector, data_in),
+            spec::T_OUT => {
+                self.writable()?;
+                self.write(memory, chain, sector, data_out)?;
+                // Without a cache flush of its own, the driver may take a finished write for durable (§5.2.6.2).
+                if features & spec::F_FLUSH == 0 { self.flush() } else { Ok(()) }
+            }
+            spec::T_FLUSH => self.flush(),
+            spec::T_GET_ID => {
+                let length = spec::ID_BYTES.min(usize::try_from(data_in).unwrap_or(usize::MAX));
+                chain.write_at(memory, 0, &self.serial[..length]);
+                Ok(())
+            }
+            spec::T_DISCARD if features & spec::F_DISCARD != 0 => {
+                self.writable()?;
+                self.discard(memory, chain, data_out)
+            }
+            spec::T_WRITE_ZEROES if features & spec::F_WRITE_ZEROES != 0 => {
+                self.writable()?;
+                self.write_zeroes(memory, chain, data_out)
+            }
+            _ => Err(Failure::Unsupported),
+        }
+    }
+
+    fn writable(&self) -> Result<(), Failure> {
+        if self.read_only { Err(Failure::Io) } else { Ok(()) }
+    }
+
+    /// The byte offset of `length` bytes from `sector`, if all of them exist.
+    fn range(&self, sector: u64, length: u64) -> Result<u64, Failure> {
+        let offset = sector.checked_mul(spec::SECTOR_BYTES).ok_or(Failure::Io)?;
+        let end = offset.checked_add(length).ok_or(Failure::Io)?;
+        let usable = self.disk.size_bytes() / spec::SECTOR_BYTES * spec::SECTOR_BYTES;
+        let whole = length.is_multiple_of(spec::SECTOR_BYTES);
+        if whole && end <= usable { Ok(offset) } else { Err(Failure::Io) }
+    }
+
+    /// The buffer, grown to hold a piece of `length` bytes; never beyond [`BUFFER_BYTES_MAX`].
+    fn grow(&mut self, length: u64) {
+        let wanted = usize::try_from(length).unwrap_or(usize::MAX).min(BUFFER_BYTES_MAX);
+        if self.buffer.len() < wanted {
+            self.buffer.resize(wanted, 0);
+        }
+    }
+
+    fn read(&mut self, memory: &GuestMemory, chain: &Chain, sector: u64, length: u64) -> Result<(), Failure> {
+        let start = self.range(sector, length)?;
+        self.grow(length);
+        for (done, piece) in pieces(length) {
+            let buffer = &mut self.buffer[..piece];
+            self.disk.read_at(buffer, start + done).map_err(|error| failed("read", &error))?;
+            chain.write_at(memory, done, buffer);
+        }
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        memory: &GuestMemory,
+        chain: &Chain,
+        sector: u64,
+        length: u64,
+    ) -> Result<(), Failure> {
+        let start = self.range(sector, length)?;
+        self.grow(length);
+        for (done, piece) in pieces(length) {
+            let buffer = &mut self.buffer[..piece];
+            if chain.read_at(memory, spec::REQUEST_HEADER_BYTES as u64 + done, buffer) != piece {
+                return Err(Failure::Io);
+            }
+            self.disk.write_at(buffer, start + done).map_err(|error| failed("write", &error))?;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), Failure> {
+        self.disk.flush().map_err(|error| failed("flush", &error))
+    }
+
+    fn discard(&mut self, memory: &GuestMemory, chain: &Chain, length: u64) -> Result<(), Failure> {
+        let ranges = self.parse_ranges(memory, chain, length, DISCARD_SECTORS_MAX, DISCARD_RANGES_MAX)?;
+        if ranges.iter().any(|range| range.flags != 0) {
+            return Err(Failure::Unsupported);
+        }
+        for range in ranges {
+            self.disk.discard(range.offset, range.length).map_err(|error| failed("discard", &error))?;
+        }
+        Ok(())
+    }
+
+    fn write_zeroes(&mut self, memory: &GuestMemory, chain: &Chain, length: u64) -> Result<(), Failure> {
+        let ranges = self.parse_ranges(memory, chain, length, WRITE_ZEROES_SECTORS_MAX, 1)?;
+        if ranges.iter().any(|range| range.flags & !spec::WRITE_ZEROES_FLAG_UNMAP != 0) {
+            return Err(Failure::Unsupported);
+        }
+        for range in ranges {
+            self.grow(range.length);
+            self.buffer.fill(0);
+            for (done, piece) in pieces(range.length) {
+                self.disk
+                    .write_at(&self.buffer[..piece], range.offset + done)
+                    .map_err(|error| failed("write zeroes", &error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn parse_ranges(
+        &self,
+        memory: &GuestMemory,
+        chain: &Chain,
+        length: u64,
+        sectors_max: u32,
+        ranges_max: usize,
+    ) -> Result<Vec<Range>, Failure> {
+        let count = usize::try_from(length).map_err(|_| Failure::Io)? / spec::RANGE_BYTES;
+        if count == 0 || count > ranges_max || !length.is_multiple_of(spec::RANGE_BYTES as u64) {
+            return Err(Failure::Io);
+        }
+        let mut ranges = Vec::with_capacity(count);
+        for index in 0..count {
+            let mut bytes = [0; spec::RANGE_BYTES];
+            let at = spec::REQUEST_HEADER_BYTES + index * spec::RANGE_BYTES;
+            chain.read_at(memory, at as u64, &mut bytes);
+            let sector = u64::from_le_bytes(array(&bytes, 0));
+            let sectors = u32::from_le_bytes(array(&bytes, 8));
+            if sectors > sectors_max {
+                return Err(Failure::Io);
+            }
+            let length = u64::from(sectors) * spec::SECTOR_BYTES;
+            let offset = self.range(sector, length)?;
+            ranges.push(Range { offset, length, flags: u32::from_le_bytes(array(&bytes, 12)) });
+        }
+        Ok(ranges)
+    }
+}
+
+/// A range of a discard or zero request, in bytes, checked to lie on the disk.
+struct Range {
+    offset: u64,
+    length: u64,
+    flags: u32,
+}
+
+/// Type and first sector.
+fn parse_header(header: &[u8; spec::REQUEST_HEADER_BYTES]) -> (u32, u64) {
+    (u32::from_le_bytes(array(header, 0)), u64::from_le_bytes(array(header, 8)))
+}
+
+/// `N` bytes of `bytes` from `at`; callers name offsets inside the fixed layouts above.
+fn array<const N: usize>(bytes: &[u8; 16], at: usize) -> [u8; N] {
+    bytes[at..at + N].try_into().expect("invariant: a slice of N bytes")
+}
+
+/// Offsets and lengths of the pieces in which `length` bytes pass through the buffer.
+fn pieces(length: u64) -> impl Iterator<Item = (u64, usize)> {
+    (0..length).step_by(BUFFER_BYTES_MAX).map(move |done| {
+        let piece = usize::try_from(length - done).unwrap_or(usize::MAX).min(BUFFER_BYTES_MAX);
+        (done, piece)
+    })
+}
+
+fn failed(what: &'static str, error: &std::io::Error) -> Failure {
+    tracing::debug!(%error, what, "a guest's disk request failed");
+    Failure::Io
+}
+
+impl VirtioDevice for Block {
+    fn device_type(&self) -> u32 {
+        device_type::BLOCK
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE_MAX]
+    }
+
+    fn queue_events(&self) -> &[EventFd] {
+        &self.queue_events
+    }
+
+    fn features(&self) -> u64 {
+        let always = spec::F_SIZE_MAX | spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH;
+        if self.read_only { always | spec::F_RO } else { always | spec::F_DISCARD | spec::F_WRITE_ZEROES }
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        super::read_config_bytes(&self.config, offset, data);
+    }
+
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn activate(&mut self, activation: Activation) {
+        self.active = Some(activation);
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+    }
+}
+
+impl MutEventSubscriber for Block {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        super::watch(ops, &self.queue_events[0], EventSet::IN);
+    }
+
+    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
+        super::drain(&self.queue_events[0]);
+        self.work();
+    }
+}

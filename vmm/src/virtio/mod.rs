@@ -1,0 +1,201 @@
+//! VIRTIO 1.3 devices: block, network, entropy, and how a driver reaches them.
+//!
+//! Owns everything between a device's registers and its back end. Must never know: KVM, the address or the
+//! interrupt line of a device, tenants, paths.
+//!
+//! # Parts
+//! - [`spec`]: the constants.
+//! - [`VirtioDevice`]: what a device is; it knows no transport.
+//! - [`Transport`]: what a transport offers the VMM beside its registers. [`mmio::MmioTransport`] is the first;
+//!   [`negotiation`] holds what all transports share (status machine, features, queue set-up).
+//! - [`queue`]: checked access to split virtqueues. Whatever the driver writes, guest memory is the only memory
+//!   touched, and nothing panics: a broken ring makes the device ask for a reset.
+//!
+//! # Wiring one device
+//! ```text
+//! let device = virtio::build_block(&disk_config, disk)?;          // virtio::Shared
+//! let irq = EventFd::new(EFD_NONBLOCK)?;
+//! vm.register_irqfd(&irq, gsi)?;                                  // edge: one write, one interrupt
+//! let transport = MmioTransport::new(memory.clone(), device.clone(), irq)?;
+//! for (index, event) in transport.queue_events().iter().enumerate() {
+//!     vm.register_ioevent(event, &IoEventAddress::Mmio(base + NOTIFY_OFFSET), index as u32)?;
+//! }
+//! bus.insert(base, mmio::WINDOW_BYTES, Box::new(transport));      // registers, on vCPU threads
+//! event_manager.add_subscriber(Box::new(device));                 // queues and back end, on the event loop
+//! ```
+//! [`Shared`] is a `MutEventSubscriber` of the event manager, so `EventManager<Box<dyn MutEventSubscriber>>`
+//! holds devices beside anything else. It registers its queue events when it is added, so add it before the
+//! vCPUs run.
+//!
+//! # Threads
+//! Registers are accessed by vCPU threads, queues are worked off by the event loop; one mutex per device stands
+//! between. Activation happens on the vCPU that writes `DRIVER_OK`; it then kicks every queue once, which is how
+//! the event loop learns of it. A reset takes the mutex, so after it no request is in flight.
+
+pub mod block;
+pub mod link;
+pub mod mmio;
+pub mod negotiation;
+pub mod net;
+pub mod queue;
+pub mod rng;
+pub mod spec;
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::memory::GuestMemory;
+
+pub use block::build_block;
+pub use net::build_net;
+pub use rng::build_rng;
+
+/// A device shared by its transport (vCPU threads) and the event loop.
+pub type Shared = Arc<Mutex<dyn VirtioDevice>>;
+
+/// Why a device or its transport could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel gave no eventfd or timer.
+    #[error("make an event descriptor")]
+    EventFd(#[source] io::Error),
+    /// The tap refused to be set up.
+    #[error("set up the tap: {what}")]
+    Tap {
+        /// The failed step.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A configured value cannot be offered to a guest.
+    #[error("{what} is {value}, allowed are {allowed}")]
+    Config {
+        /// The value's name.
+        what: &'static str,
+        /// The value.
+        value: String,
+        /// What would have been taken.
+        allowed: &'static str,
+    },
+}
+
+/// How a device tells the driver that something happened; made by the transport.
+///
+/// All calls may come from any thread.
+pub trait Interrupt: Send + Sync {
+    /// Buffers of queue `index` were used (VIRTIO 1.3 §2.9, "used buffer notification").
+    fn queue_used(&self, index: u16);
+    /// The device's configuration changed (§2.3.2).
+    fn config_changed(&self);
+    /// The device cannot go on: sets `DEVICE_NEEDS_RESET` (§2.1.2) and says so once.
+    fn needs_reset(&self);
+    /// Whether [`Self::needs_reset`] was called since the last reset.
+    fn is_broken(&self) -> bool;
+    /// The driver reset the device: nothing is pending.
+    fn reset(&self);
+}
+
+/// What a driver hands over with `DRIVER_OK`.
+pub struct Activation {
+    /// The guest's memory.
+    pub memory: GuestMemory,
+    /// One checked queue per entry of [`VirtioDevice::queue_sizes`], in that order.
+    pub queues: Vec<queue::VirtQueue>,
+    /// The negotiated features.
+    pub features: u64,
+    /// The way back to the driver.
+    pub interrupt: Arc<dyn Interrupt>,
+}
+
+/// One device, without its transport.
+///
+/// As an event subscriber it registers its queue events in `init` and works off its queues in `process`; before
+/// activation and after a reset it drains its events and does nothing else.
+pub trait VirtioDevice: MutEventSubscriber + Send {
+    /// The device type (VIRTIO 1.3 §5, [`spec::device_type`]).
+    fn device_type(&self) -> u32;
+
+    /// The largest size of each queue; powers of two, at most 32768.
+    fn queue_sizes(&self) -> &[u16];
+
+    /// One event per queue, written for every notification of the driver.
+    fn queue_events(&self) -> &[EventFd];
+
+    /// The features that this type offers; the transport adds `VERSION_1` and the ring features.
+    fn features(&self) -> u64;
+
+    /// Reads configuration space; bytes beyond its end read as zeros.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes configuration space; what cannot be written is ignored.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+
+    /// The driver is ready; called once between two resets.
+    fn activate(&mut self, activation: Activation);
+
+    /// Back to the state before activation: no queue is touched from here on.
+    fn reset(&mut self);
+}
+
+/// What the VMM needs of a transport beside [`crate::bus::BusDevice`].
+pub trait Transport: crate::bus::BusDevice {
+    /// One event per queue; a write of 1 works the queue off.
+    fn queue_events(&self) -> &[EventFd];
+}
+
+/// Copies the part of `space` at `offset` into `data`; bytes beyond the end are zero.
+pub(crate) fn read_config_bytes(space: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let Ok(start) = usize::try_from(offset) else { return };
+    let Some(rest) = space.get(start..) else { return };
+    let length = rest.len().min(data.len());
+    data[..length].copy_from_slice(&rest[..length]);
+}
+
+/// One event per queue.
+pub(crate) fn queue_event_fds(count: usize) -> Result<Vec<EventFd>, Error> {
+    (0..count).map(|_| EventFd::new(EFD_NONBLOCK).map_err(Error::EventFd)).collect()
+}
+
+/// Registers `source` with the event loop; a refusal leaves the device deaf, which is our own failure.
+pub(crate) fn watch(ops: &mut EventOps<'_>, source: &impl AsRawFd, events: EventSet) {
+    if let Err(error) = ops.add(Events::new(source, events)) {
+        tracing::error!(%error, "a virtio device cannot listen to one of its events");
+    }
+}
+
+/// Consumes a pending event, if there is one.
+pub(crate) fn drain(event: &EventFd) {
+    // Not readable means that nothing is pending.
+    let _ = event.read();
+}
+
+/// Makes an event pending. The write fails only where the counter would overflow: then it is pending already.
+pub(crate) fn kick(event: &EventFd) {
+    let _ = event.write(1);
+}
+
+/// Lets `timer` fire once after `delay`, or not at all; an event of it that is pending is forgotten.
+pub(crate) fn arm(timer: &mut TimerFd, delay: Option<Duration>) {
+    // A delay of zero would disarm.
+    let armed = match delay {
+        Some(delay) => timer.reset(delay.max(Duration::from_micros(1)), None),
+        None => timer.clear(),
+    };
+    if let Err(error) = armed {
+        tracing::error!(%error, "a virtio device cannot set its timer");
+    }
+}
+
+/// The driver broke a queue: say so once and ask for a reset.
+pub(crate) fn broken(active: &Activation, device_type: u32, error: queue::QueueError) {
+    tracing::debug!(device.r#type = device_type, %error, "a guest broke a virtio device's queue");
+    active.interrupt.needs_reset();
+}

@@ -1,0 +1,400 @@
+//! The network device (VIRTIO 1.3 §5.1): one receive and one transmit queue between a guest and a [`Link`].
+//!
+//! Every frame of the guest passes the [`Endpoint`] first, which may answer it into the receive queue; what the
+//! endpoint does not take goes to the link. Packets are copied once, so that the guest cannot change a frame
+//! after it was looked at.
+//!
+//! When the guest has no receive buffers left, the link is not listened to any more: packets wait, and are
+//! dropped, in the host's own queue. Must never know: addresses, tenants, who is at the other end.
+
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
+
+use super::link::{Link, Tap};
+use super::queue::{Chain, Handled, Progress, QueueError, VirtQueue};
+use super::spec::{device_type, net as spec};
+use super::{Activation, Error, Shared, VirtioDevice};
+use crate::config::NicConfig;
+use crate::endpoint::{Endpoint, Verdict};
+
+/// Descriptors per queue: enough for a full window of segments between two runs of the event loop.
+pub const QUEUE_SIZE_MAX: u16 = 256;
+/// The largest packet with its header: the most an IP length field can say, and an Ethernet header with one tag.
+pub const PACKET_BYTES_MAX: usize = spec::HEADER_BYTES + 18 + u16::MAX as usize;
+/// The shortest packet worth forwarding: a header and an Ethernet header.
+const PACKET_BYTES_MIN: usize = spec::HEADER_BYTES + 14;
+/// Packets passed in one direction before the event loop serves its other devices.
+pub const BATCH_PACKETS_MAX: u16 = 64;
+/// The smallest MTU that IPv4 allows (RFC 791); also VIRTIO's.
+pub const MTU_MIN: u16 = 68;
+
+/// Makes the network device that `config` describes on an attached `tap`.
+pub fn build_net(config: &NicConfig, tap: OwnedFd) -> Result<Shared, Error> {
+    Ok(Arc::new(Mutex::new(Net::new(config, Tap::new(tap)?)?)))
+}
+
+/// One network device.
+pub struct Net<L> {
+    link: L,
+    link_state: LinkState,
+    /// The last attempt to receive failed.
+    link_failed: bool,
+    endpoint: Option<Endpoint>,
+    timer: TimerFd,
+    config: [u8; CONFIG_BYTES],
+    queue_events: Vec<EventFd>,
+    active: Option<Activation>,
+    /// The link's offloads are set by the event loop, the first time it runs after activation.
+    offloads_due: bool,
+    tx_chain: Chain,
+    tx_packet: Vec<u8>,
+    rx_chains: Vec<Chain>,
+    rx_packet: Vec<u8>,
+    /// Bytes of `rx_packet` that wait for buffers of the guest; 0 if none do.
+    rx_waiting: usize,
+}
+
+/// Whether the event loop listens to the link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LinkState {
+    Ignored,
+    Watched,
+    /// The link failed; it is listened to again when the guest next shows interest, never in a loop.
+    Failed,
+}
+
+/// What became of a packet for the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Delivery {
+    Done,
+    /// It fits no buffers that this driver could ever offer.
+    Dropped,
+    /// The driver has too few buffers available now.
+    Starved,
+}
+
+/// Bytes of the configuration space: mac @0, status u16 @6, max_virtqueue_pairs u16 @8, mtu u16 @10 (§5.1.4).
+const CONFIG_BYTES: usize = 12;
+
+fn config_space(mac: [u8; 6], mtu: u16) -> [u8; CONFIG_BYTES] {
+    let mut space = [0; CONFIG_BYTES];
+    space[..6].copy_from_slice(&mac);
+    space[6..8].copy_from_slice(&spec::S_LINK_UP.to_le_bytes());
+    space[8..10].copy_from_slice(&1_u16.to_le_bytes());
+    space[10..].copy_from_slice(&mtu.to_le_bytes());
+    space
+}
+
+impl<L: Link> Net<L> {
+    /// A device on `link`; the configuration's tap number is not looked at.
+    pub fn new(config: &NicConfig, link: L) -> Result<Self, Error> {
+        if config.mtu < MTU_MIN {
+            return Err(Error::Config {
+                what: "MTU",
+                value: config.mtu.to_string(),
+                allowed: "68 to 65535 bytes",
+            });
+        }
+        let endpoint =
+            config.endpoint.clone().map(|endpoint| Endpoint::new(endpoint, config.mac, config.mtu));
+        Ok(Self {
+            link,
+            link_state: LinkState::Ignored,
+            link_failed: false,
+            endpoint,
+            timer: TimerFd::new().map_err(|errno| Error::EventFd(errno.into()))?,
+            config: config_space(config.mac, config.mtu),
+            queue_events: super::queue_event_fds(2)?,
+            active: None,
+            offloads_due: false,
+            tx_chain: Chain::new(),
+            tx_packet: Vec::new(),
+            rx_chains: Vec::new(),
+            rx_packet: Vec::new(),
+            rx_waiting: 0,
+        })
+    }
+
+    /// Works off both directions and settles what to listen to.
+    fn work(&mut self, ops: &mut EventOps<'_>, transmit: bool) {
+        let Some(mut active) = self.active.take() else {
+            self.watch_link(ops, false);
+            return;
+        };
+        if std::mem::take(&mut self.offloads_due)
+            && let Err(error) = self.link.set_offloads(active.features)
+        {
+            tracing::warn!(%error, "the tap takes no offloads; the guest's connections may stall");
+        }
+        let sent = if transmit { self.transmit(&mut active) } else { Ok(()) };
+        match sent.and_then(|()| self.receive(&mut active)) {
+            Ok(starved) => {
+                self.active = Some(active);
+                if self.link_failed {
+                    self.fail_link(ops)
+                } else {
+                    self.watch_link(ops, !starved)
+                }
+                let delay = self.endpoint.as_mut().and_then(|endpoint| endpoint.poll_delay(Instant::now()));
+                super::arm(&mut self.timer, delay);
+            }
+            Err(error) => {
+                super::broken(&active, device_type::NET, error);
+                self.watch_link(ops, false);
+            }
+        }
+    }
+
+    fn watch_link(&mut self, ops: &mut EventOps<'_>, wanted: bool) {
+        let changed = match (self.link_state, wanted) {
+            (LinkState::Ignored, true) => {
+                self.link_state = LinkState::Watched;
+                ops.add(Events::new(&self.link, EventSet::IN))
+            }
+            (LinkState::Watched, false) => {
+                self.link_state = LinkState::Ignored;
+                ops.remove(Events::empty(&self.link))
+            }
+            _ => return,
+        };
+        if let Err(error) = changed {
+            tracing::error!(%error, "a network device cannot change what it listens to");
+        }
+    }
+
+    fn fail_link(&mut self, ops: &mut EventOps<'_>) {
+        self.watch_link(ops, false);
+        self.link_state = LinkState::Failed;
+        tracing::debug!("a guest's network link failed");
+    }
+
+    /// Guest to host.
+    fn transmit(&mut self, active: &mut Activation) -> Result<(), QueueError> {
+        let Activation { queues, features, interrupt, .. } = active;
+        let Some(queue) = queues.get_mut(spec::QUEUE_TX) else { return Ok(()) };
+        let Self { tx_chain, tx_packet, link, endpoint, .. } = self;
+        let now = Instant::now();
+        let progress = queue.work_off(tx_chain, BATCH_PACKETS_MAX, |memory, chain| {
+            let length = usize::try_from(chain.readable_bytes()).unwrap_or(usize::MAX);
+            if (PACKET_BYTES_MIN..=PACKET_BYTES_MAX).contains(&length) {
+                if tx_packet.len() < length {
+                    tx_packet.resize(length, 0);
+                }
+                let packet = &mut tx_packet[..length];
+                chain.read_at(memory, 0, packet);
+                forward(link, endpoint.as_mut(), *features, packet, now);
+            }
+            Ok(Handled::Used(0))
+        })?;
+        if queue.take_signal()? {
+            interrupt.queue_used(spec::QUEUE_TX as u16);
+        }
+        if progress == Progress::More {
+            super::kick(&self.queue_events[spec::QUEUE_TX]);
+        }
+        Ok(())
+    }
+
+    /// Host (and endpoint) to guest; true if the guest lacks buffers.
+    fn receive(&mut self, active: &mut Activation) -> Result<bool, QueueError> {
+        let Activation { queues, features, interrupt, .. } = active;
+        let Some(queue) = queues.get_mut(spec::QUEUE_RX) else { return Ok(false) };
+        let mergeable = *features & spec::F_MRG_RXBUF != 0;
+        queue.suppress_notifications()?;
+        let mut starved = false;
+        let mut left = BATCH_PACKETS_MAX;
+        while left > 0 && !starved && (self.rx_waiting > 0 || self.next_packet()) {
+            left -= 1;
+            let packet = &mut self.rx_packet[..self.rx_waiting];
+            match deliver(queue, &mut self.rx_chains, packet, mergeable)? {
+                Delivery::Done | Delivery::Dropped => self.rx_waiting = 0,
+                Delivery::Starved => starved = true,
+            }
+        }
+        if queue.take_signal()? {
+            interrupt.queue_used(spec::QUEUE_RX as u16);
+        }
+        if left == 0 {
+            super::kick(&self.queue_events[spec::QUEUE_RX]);
+        }
+        Ok(starved)
+    }
+
+    /// Puts the next packet for the guest into `rx_packet`; false if there is none.
+    fn next_packet(&mut self) -> bool {
+        if self.rx_packet.is_empty() {
+            self.rx_packet.resize(PACKET_BYTES_MAX, 0);
+        }
+        if let Some(frame) = self.endpoint.as_mut().and_then(Endpoint::next_answer) {
+            let end = (spec::HEADER_BYTES + frame.len()).min(PACKET_BYTES_MAX);
+            self.rx_packet[..spec::HEADER_BYTES].fill(0);
+            self.rx_packet[spec::HEADER_BYTES..end].copy_from_slice(&frame[..end - spec::HEADER_BYTES]);
+            self.rx_waiting = end;
+            return true;
+        }
+        // Bounded, since packets that are not for the guest cost as much as others.
+        for _ in 0..BATCH_PACKETS_MAX {
+            if self.link_failed {
+                break;
+            }
+            match self.link.receive(&mut self.rx_packet) {
+                Ok(0) => self.link_failed = true,
+                Ok(length) if length < PACKET_BYTES_MIN => {}
+                Ok(length) => {
+                    let frame = &self.rx_packet[spec::HEADER_BYTES..length];
+                    if self.endpoint.as_ref().is_none_or(|endpoint| endpoint.from_link(frame)) {
+                        self.rx_waiting = length;
+                        return true;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => self.link_failed = true,
+            }
+        }
+        false
+    }
+}
+
+/// Gives one packet of the guest to the endpoint, or to the link.
+fn forward(
+    link: &mut impl Link,
+    endpoint: Option<&mut Endpoint>,
+    features: u64,
+    packet: &mut [u8],
+    now: Instant,
+) {
+    let accepted = match packet[spec::HEADER_GSO_TYPE] {
+        spec::GSO_NONE => true,
+        spec::GSO_TCPV4 => features & spec::F_HOST_TSO4 != 0,
+        spec::GSO_TCPV6 => features & spec::F_HOST_TSO6 != 0,
+        _ => false,
+    };
+    let partial = packet[0] & spec::HDR_F_NEEDS_CSUM != 0;
+    if !accepted || (partial && features & spec::F_CSUM == 0) {
+        return;
+    }
+    let frame = &packet[spec::HEADER_BYTES..];
+    if endpoint.is_some_and(|endpoint| endpoint.from_guest(frame, now) == Verdict::Taken) {
+        return;
+    }
+    if let Err(error) = link.send(packet) {
+        // As on any Ethernet: what cannot be sent now, or was malformed, is lost.
+        tracing::trace!(%error, "a guest's packet was dropped");
+    }
+}
+
+/// Copies `packet` into the driver's buffers: into one, or into as many as it takes where they may be merged
+/// (§5.1.6.4).
+fn deliver(
+    queue: &mut VirtQueue,
+    chains: &mut Vec<Chain>,
+    packet: &mut [u8],
+    mergeable: bool,
+) -> Result<Delivery, QueueError> {
+    let mut count = 0_u16;
+    let mut room = 0_u64;
+    while room < packet.len() as u64 {
+        let full = count == queue.size() || (count == 1 && !mergeable);
+        if full {
+            queue.undo_pop(count);
+            return Ok(Delivery::Dropped);
+        }
+        if chains.len() == usize::from(count) {
+            chains.push(Chain::new());
+        }
+        let chain = &mut chains[usize::from(count)];
+        if !queue.pop(chain)? {
+            // Asked for while the index stands behind all that is available: the next buffer notifies.
+            if queue.allow_notifications()? {
+                continue;
+            }
+            queue.undo_pop(count);
+            return Ok(Delivery::Starved);
+        }
+        room += chain.writable_bytes();
+        count += 1;
+    }
+    packet[spec::HEADER_NUM_BUFFERS..spec::HEADER_BYTES].copy_from_slice(&count.to_le_bytes());
+    let mut rest = &packet[..];
+    for chain in &chains[..usize::from(count)] {
+        let written = chain.write_at(queue.memory(), 0, rest);
+        rest = &rest[written..];
+        // A packet is shorter than PACKET_BYTES_MAX.
+        queue.push_used(chain, written as u32)?;
+    }
+    Ok(Delivery::Done)
+}
+
+impl<L: Link> VirtioDevice for Net<L> {
+    fn device_type(&self) -> u32 {
+        device_type::NET
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE_MAX; 2]
+    }
+
+    fn queue_events(&self) -> &[EventFd] {
+        &self.queue_events
+    }
+
+    fn features(&self) -> u64 {
+        let checksums = spec::F_CSUM | spec::F_GUEST_CSUM;
+        let segments = spec::F_GUEST_TSO4 | spec::F_GUEST_TSO6 | spec::F_HOST_TSO4 | spec::F_HOST_TSO6;
+        checksums | segments | spec::F_MAC | spec::F_MTU | spec::F_STATUS | spec::F_MRG_RXBUF
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        super::read_config_bytes(&self.config, offset, data);
+    }
+
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn activate(&mut self, activation: Activation) {
+        self.offloads_due = true;
+        self.active = Some(activation);
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+        self.rx_waiting = 0;
+    }
+}
+
+impl<L: Link> MutEventSubscriber for Net<L> {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        for event in &self.queue_events {
+            super::watch(ops, event, EventSet::IN);
+        }
+        super::watch(ops, &self.timer, EventSet::IN);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        let source = events.fd();
+        let is_transmit = source == self.queue_events[spec::QUEUE_TX].as_raw_fd();
+        if is_transmit || source == self.queue_events[spec::QUEUE_RX].as_raw_fd() {
+            super::drain(&self.queue_events[if is_transmit { spec::QUEUE_TX } else { spec::QUEUE_RX }]);
+            if self.link_state == LinkState::Failed {
+                self.link_state = LinkState::Ignored;
+                self.link_failed = false;
+            }
+        } else if source == self.timer.as_raw_fd() {
+            super::arm(&mut self.timer, None);
+            if let Some(endpoint) = &mut self.endpoint {
+                endpoint.poll(Instant::now());
+            }
+        } else {
+            let set = events.event_set();
+            self.link_failed |=
+                set.intersects(EventSet::ERROR | EventSet::HANG_UP) && !set.contains(EventSet::IN);
+        }
+        self.work(ops, is_transmit);
+    }
+}

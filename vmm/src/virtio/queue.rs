@@ -1,0 +1,334 @@
+//! Split virtqueues as a device sees them (VIRTIO 1.3 §2.7), with every bound that keeps a driver honest.
+//!
+//! A [`Chain`] is handed out only when all of its descriptors were followed to the end, readable ones come before
+//! writable ones, and every buffer lies in guest memory. Everything else is a [`QueueError`], after which the
+//! device asks for a reset: there is no way to answer a chain that cannot be followed.
+
+use std::sync::atomic::Ordering;
+
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemory as _, Permissions};
+
+use super::spec::ring;
+use crate::memory::GuestMemory;
+
+/// The most descriptors in one chain: what an indirect table of the largest queue here could need, and few
+/// enough that a hostile chain costs microseconds.
+pub const CHAIN_DESCRIPTORS_MAX: usize = 1024;
+
+/// The most bytes that one chain may describe: two of the largest requests any device here takes.
+pub const CHAIN_BYTES_MAX: u64 = 32 << 20;
+
+/// Why a queue cannot be used any longer; the driver broke its side of the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum QueueError {
+    /// The rings are misplaced, misaligned or of a wrong size.
+    #[error("queue is not laid out in guest memory")]
+    Layout,
+    /// The driver made more chains available than the queue holds.
+    #[error("available index runs ahead of the queue")]
+    AvailableIndex,
+    /// A chain loops, leaves its table, or starts outside of it.
+    #[error("descriptor chain cannot be followed")]
+    Chain,
+    /// A chain has more than [`CHAIN_DESCRIPTORS_MAX`] descriptors.
+    #[error("descriptor chain is too long")]
+    ChainLength,
+    /// A chain describes more than [`CHAIN_BYTES_MAX`] bytes.
+    #[error("descriptor chain describes too many bytes")]
+    ChainBytes,
+    /// A readable buffer follows a writable one.
+    #[error("readable buffer after a writable one")]
+    Direction,
+    /// A buffer is not in guest memory.
+    #[error("buffer outside guest memory")]
+    Address,
+    /// A request lacks the part into which its outcome would be written.
+    #[error("request has no room for its outcome")]
+    Outcome,
+}
+
+/// What to do after one chain of [`VirtQueue::work_off`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handled {
+    /// Return the chain with so many bytes written.
+    Used(u32),
+    /// Put the chain back and stop: there is nothing to answer it with yet.
+    Later,
+}
+
+/// How [`VirtQueue::work_off`] ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Nothing is left; the driver notifies when there is.
+    Empty,
+    /// The bound was reached: come back without being notified.
+    More,
+    /// The handler said [`Handled::Later`].
+    Waiting,
+}
+
+/// Where a driver says that a queue lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct QueueLayout {
+    /// Descriptors, a power of two.
+    pub size: u16,
+    /// Guest address of the descriptor table, 16-byte aligned.
+    pub descriptors: u64,
+    /// Guest address of the available ring, 2-byte aligned.
+    pub available: u64,
+    /// Guest address of the used ring, 4-byte aligned.
+    pub used: u64,
+}
+
+/// A piece of guest memory that was checked to be in guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it starts.
+    pub address: GuestAddress,
+    /// How many bytes; may be zero.
+    pub length: u32,
+}
+
+/// One request: buffers to read, then buffers to write. Reused between requests to save allocations.
+#[derive(Debug, Default)]
+pub struct Chain {
+    head: u16,
+    readable: Vec<Segment>,
+    writable: Vec<Segment>,
+}
+
+/// Bytes in a list of segments.
+fn total(segments: &[Segment]) -> u64 {
+    segments.iter().map(|segment| u64::from(segment.length)).sum()
+}
+
+impl Chain {
+    /// An empty chain to fill.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes that the device may read.
+    pub fn readable_bytes(&self) -> u64 {
+        total(&self.readable)
+    }
+
+    /// Bytes that the device may write.
+    pub fn writable_bytes(&self) -> u64 {
+        total(&self.writable)
+    }
+
+    /// Copies from the readable part at `offset` until `data` is full or the part ends; returns the bytes copied.
+    pub fn read_at(&self, memory: &GuestMemory, offset: u64, data: &mut [u8]) -> usize {
+        let mut done = 0;
+        for_each_piece(&self.readable, offset, data.len(), |address, range| {
+            let copied = memory.read_slice(&mut data[range.clone()], address).is_ok();
+            done += if copied { range.len() } else { 0 };
+            copied
+        });
+        done
+    }
+
+    /// Copies `data` into the writable part at `offset` until `data` or the part ends; returns the bytes copied.
+    pub fn write_at(&self, memory: &GuestMemory, offset: u64, data: &[u8]) -> usize {
+        let mut done = 0;
+        for_each_piece(&self.writable, offset, data.len(), |address, range| {
+            let copied = memory.write_slice(&data[range.clone()], address).is_ok();
+            done += if copied { range.len() } else { 0 };
+            copied
+        });
+        done
+    }
+
+    fn fill(&mut self, chain: virtio_queue::DescriptorChain<&GuestMemory>) -> Result<(), QueueError> {
+        self.head = chain.head_index();
+        self.readable.clear();
+        self.writable.clear();
+        let memory = chain.memory();
+        let mut open = true;
+        let mut bytes = 0_u64;
+        for descriptor in chain.clone() {
+            if self.readable.len() + self.writable.len() == CHAIN_DESCRIPTORS_MAX {
+                return Err(QueueError::ChainLength);
+            }
+            bytes += u64::from(descriptor.len());
+            if bytes > CHAIN_BYTES_MAX {
+                return Err(QueueError::ChainBytes);
+            }
+            let segment = Segment { address: descriptor.addr(), length: descriptor.len() };
+            let access = if descriptor.is_write_only() { Permissions::Write } else { Permissions::Read };
+            if !memory.check_range(segment.address, segment.length as usize, access) {
+                return Err(QueueError::Address);
+            }
+            match (descriptor.is_write_only(), self.writable.is_empty()) {
+                (true, _) => self.writable.push(segment),
+                (false, true) => self.readable.push(segment),
+                (false, false) => return Err(QueueError::Direction),
+            }
+            open = descriptor.has_next();
+        }
+        // The iterator ends silently where it cannot go on; a chain that ended well ends without `NEXT`.
+        if open { Err(QueueError::Chain) } else { Ok(()) }
+    }
+}
+
+/// Calls `visit` with the guest address and the range of the caller's buffer for each piece of `segments` that
+/// `length` bytes from `offset` touch, until it returns false.
+fn for_each_piece(
+    segments: &[Segment],
+    offset: u64,
+    length: usize,
+    mut visit: impl FnMut(GuestAddress, std::ops::Range<usize>) -> bool,
+) {
+    let mut skip = offset;
+    let mut done = 0_usize;
+    for segment in segments {
+        let segment_length = u64::from(segment.length);
+        if skip >= segment_length {
+            skip -= segment_length;
+            continue;
+        }
+        let room = usize::try_from(segment_length - skip).unwrap_or(usize::MAX);
+        let piece = room.min(length - done);
+        if piece == 0 {
+            return;
+        }
+        // The segment was checked to lie in memory, so the sum cannot overflow.
+        let address = GuestAddress(segment.address.0.wrapping_add(skip));
+        if !visit(address, done..done + piece) {
+            return;
+        }
+        skip = 0;
+        done += piece;
+    }
+}
+
+/// A queue whose rings were checked to lie in guest memory.
+#[derive(Debug)]
+pub struct VirtQueue {
+    queue: Queue,
+    memory: GuestMemory,
+    used_since_signal: bool,
+}
+
+impl VirtQueue {
+    /// Checks `layout` against `size_max` and guest memory.
+    pub fn new(
+        memory: GuestMemory,
+        layout: QueueLayout,
+        size_max: u16,
+        event_idx: bool,
+    ) -> Result<Self, QueueError> {
+        let mut queue = Queue::new(size_max).map_err(|_| QueueError::Layout)?;
+        queue
+            .try_set_size(layout.size)
+            .and_then(|()| queue.try_set_desc_table_address(GuestAddress(layout.descriptors)))
+            .and_then(|()| queue.try_set_avail_ring_address(GuestAddress(layout.available)))
+            .and_then(|()| queue.try_set_used_ring_address(GuestAddress(layout.used)))
+            .map_err(|_| QueueError::Layout)?;
+        queue.set_event_idx(event_idx);
+        queue.set_ready(true);
+        // `available == 0` means "unset" to virtio-queue; no driver puts a ring over the first page's vectors.
+        if layout.available == 0 || !queue.is_valid(&memory) {
+            return Err(QueueError::Layout);
+        }
+        Ok(Self { queue, memory, used_since_signal: false })
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Descriptors in the queue.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// Takes the next chain into `chain`; false if the driver has made none available.
+    ///
+    /// After an error the queue is unusable until a reset.
+    pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        use virtio_queue::QueueOwnedT;
+        let next = self.queue.iter(&self.memory).map_err(|_| QueueError::AvailableIndex)?.next();
+        match next {
+            Some(raw) => chain.fill(raw).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    /// Whether the driver has made a chain available.
+    pub fn has_available(&self) -> Result<bool, QueueError> {
+        let index = self.queue.avail_idx(&self.memory, Ordering::Acquire).map_err(|_| QueueError::Layout)?;
+        Ok(index.0 != self.queue.next_avail())
+    }
+
+    /// Puts back the last `count` chains popped; none of them may have been given to [`Self::push_used`].
+    pub fn undo_pop(&mut self, count: u16) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(count));
+    }
+
+    /// Returns `chain` to the driver with `written` bytes in its writable part.
+    pub fn push_used(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
+        self.used_since_signal = true;
+        self.queue.add_used(&self.memory, chain.head, written).map_err(|_| QueueError::Chain)
+    }
+
+    /// Whether the driver wants to hear of what was used since the last call.
+    pub fn take_signal(&mut self) -> Result<bool, QueueError> {
+        if !std::mem::take(&mut self.used_since_signal) {
+            return Ok(false);
+        }
+        let wanted = self.queue.needs_notification(&self.memory).map_err(|_| QueueError::Layout)?;
+        if self.queue.event_idx_enabled() {
+            return Ok(wanted);
+        }
+        let flags: u16 = self
+            .memory
+            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
+            .map_err(|_| QueueError::Layout)?;
+        Ok(u16::from_le(flags) & ring::AVAIL_F_NO_INTERRUPT == 0)
+    }
+
+    /// Asks the driver not to notify while the queue is being worked off.
+    pub fn suppress_notifications(&mut self) -> Result<(), QueueError> {
+        self.queue.disable_notification(&self.memory).map_err(|_| QueueError::Layout)
+    }
+
+    /// Asks the driver to notify again; true if chains became available meanwhile.
+    pub fn allow_notifications(&mut self) -> Result<bool, QueueError> {
+        self.queue.enable_notification(&self.memory).map_err(|_| QueueError::Layout)
+    }
+
+    /// Hands at most `chains_max` chains to `handle`, with the driver's notifications suppressed meanwhile.
+    ///
+    /// The bound keeps one busy queue from starving the event loop's other devices.
+    pub fn work_off(
+        &mut self,
+        chain: &mut Chain,
+        chains_max: u16,
+        mut handle: impl FnMut(&GuestMemory, &Chain) -> Result<Handled, QueueError>,
+    ) -> Result<Progress, QueueError> {
+        let mut left = chains_max;
+        loop {
+            self.suppress_notifications()?;
+            while left > 0 && self.pop(chain)? {
+                match handle(&self.memory, chain)? {
+                    Handled::Used(written) => self.push_used(chain, written)?,
+                    Handled::Later => {
+                        self.undo_pop(1);
+                        return Ok(Progress::Waiting);
+                    }
+                }
+                left -= 1;
+            }
+            if left == 0 {
+                return Ok(Progress::More);
+            }
+            if !self.allow_notifications()? {
+                return Ok(Progress::Empty);
+            }
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The constants of VIRTIO 1.3, under the names that the rest of the VMM uses: their only home.
+//!
+//! Numbers come from the kernel's own headers (`virtio-bindings`) where these have them. Feature bits are masks,
+//! not bit numbers.
+
+use virtio_bindings::{virtio_blk, virtio_config, virtio_ids, virtio_mmio, virtio_net, virtio_ring};
+
+/// Device types (VIRTIO 1.3 §5).
+pub mod device_type {
+    use super::virtio_ids;
+
+    /// A network card (§5.1).
+    pub const NET: u32 = virtio_ids::VIRTIO_ID_NET;
+    /// A block device (§5.2).
+    pub const BLOCK: u32 = virtio_ids::VIRTIO_ID_BLOCK;
+    /// An entropy source (§5.4).
+    pub const RNG: u32 = virtio_ids::VIRTIO_ID_RNG;
+}
+
+/// Bits of the device status field (§2.1).
+pub mod status {
+    use super::virtio_config;
+
+    /// The guest has noticed the device.
+    pub const ACKNOWLEDGE: u32 = virtio_config::VIRTIO_CONFIG_S_ACKNOWLEDGE;
+    /// The guest knows how to drive it.
+    pub const DRIVER: u32 = virtio_config::VIRTIO_CONFIG_S_DRIVER;
+    /// The driver is set up.
+    pub const DRIVER_OK: u32 = virtio_config::VIRTIO_CONFIG_S_DRIVER_OK;
+    /// Feature negotiation is over.
+    pub const FEATURES_OK: u32 = virtio_config::VIRTIO_CONFIG_S_FEATURES_OK;
+    /// The device cannot go on without a reset.
+    pub const NEEDS_RESET: u32 = virtio_config::VIRTIO_CONFIG_S_NEEDS_RESET;
+    /// The guest has given up on the device.
+    pub const FAILED: u32 = virtio_config::VIRTIO_CONFIG_S_FAILED;
+}
+
+/// Feature bits that belong to no device type (§6).
+pub mod feature {
+    use super::{virtio_config, virtio_ring};
+
+    /// Descriptors may point to a table of descriptors.
+    pub const RING_INDIRECT_DESC: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+    /// `used_event` and `avail_event` say when to notify.
+    pub const RING_EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+    /// Not a legacy device.
+    pub const VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
+}
+
+/// Split virtqueues (§2.7).
+pub mod ring {
+    use super::virtio_ring;
+
+    /// The driver asks for no interrupt (`VIRTQ_AVAIL_F_NO_INTERRUPT`, §2.7.6).
+    pub const AVAIL_F_NO_INTERRUPT: u16 = virtio_ring::VRING_AVAIL_F_NO_INTERRUPT as u16;
+    /// The chain continues (§2.7.5).
+    pub const DESC_F_NEXT: u16 = virtio_ring::VRING_DESC_F_NEXT as u16;
+    /// The device writes this buffer (§2.7.5).
+    pub const DESC_F_WRITE: u16 = virtio_ring::VRING_DESC_F_WRITE as u16;
+    /// The buffer is a table of descriptors (§2.7.5.3).
+    pub const DESC_F_INDIRECT: u16 = virtio_ring::VRING_DESC_F_INDIRECT as u16;
+    /// Bytes of one descriptor.
+    pub const DESC_BYTES: u64 = virtio_ring::VRING_DESC_ALIGN_SIZE as u64;
+}
+
+/// Registers of the memory-mapped transport (§4.2.2), as offsets in bytes.
+pub mod mmio {
+    use super::virtio_mmio as header;
+
+    /// "virt", little-endian.
+    pub const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+    /// The version of a transport that is not legacy.
+    pub const VERSION_MODERN: u32 = 2;
+    /// `VendorID` that we report: "WISP", little-endian.
+    pub const VENDOR: u32 = u32::from_le_bytes(*b"WISP");
+    /// Bytes of one device's register window, its configuration space included.
+    pub const WINDOW_BYTES: u64 = 0x1000;
+
+    /// `MagicValue`, R.
+    pub const MAGIC_VALUE: u32 = header::VIRTIO_MMIO_MAGIC_VALUE;
+    /// `Version`, R.
+    pub const VERSION: u32 = header::VIRTIO_MMIO_VERSION;
+    /// `DeviceID`, R.
+    pub const DEVICE_ID: u32 = header::VIRTIO_MMIO_DEVICE_ID;
+    /// `VendorID`, R.
+    pub const VENDOR_ID: u32 = header::VIRTIO_MMIO_VENDOR_ID;
+    /// `DeviceFeatures`, R.
+    pub const DEVICE_FEATURES: u32 = header::VIRTIO_MMIO_DEVICE_FEATURES;
+    /// `DeviceFeaturesSel`, W.
+    pub const DEVICE_FEATURES_SEL: u32 = header::VIRTIO_MMIO_DEVICE_FEATURES_SEL;
+    /// `DriverFeatures`, W.
+    pub const DRIVER_FEATURES: u32 = header::VIRTIO_MMIO_DRIVER_FEATURES;
+    /// `DriverFeaturesSel`, W.
+    pub const DRIVER_FEATURES_SEL: u32 = header::VIRTIO_MMIO_DRIVER_FEATURES_SEL;
+    /// `QueueSel`, W.
+    pub const QUEUE_SEL: u32 = header::VIRTIO_MMIO_QUEUE_SEL;
+    /// `QueueSizeMax`, R.
+    pub const QUEUE_SIZE_MAX: u32 = header::VIRTIO_MMIO_QUEUE_NUM_MAX;
+    /// `QueueSize`, W.
+    pub const QUEUE_SIZE: u32 = header::VIRTIO_MMIO_QUEUE_NUM;
+    /// `QueueReady`, RW.
+    pub const QUEUE_READY: u32 = header::VIRTIO_MMIO_QUEUE_READY;
+    /// `QueueNotify`, W.
+    pub const QUEUE_NOTIFY: u32 = header::VIRTIO_MMIO_QUEUE_NOTIFY;
+    /// `InterruptStatus`, R.
+    pub const INTERRUPT_STATUS: u32 = header::VIRTIO_MMIO_INTERRUPT_STATUS;
+    /// `InterruptACK`, W.
+    pub const INTERRUPT_ACK: u32 = header::VIRTIO_MMIO_INTERRUPT_ACK;
+    /// `Status`, RW.
+    pub const STATUS: u32 = header::VIRTIO_MMIO_STATUS;
+    /// `QueueDescLow`, W.
+    pub const QUEUE_DESC_LOW: u32 = header::VIRTIO_MMIO_QUEUE_DESC_LOW;
+    /// `QueueDescHigh`, W.
+    pub const QUEUE_DESC_HIGH: u32 = header::VIRTIO_MMIO_QUEUE_DESC_HIGH;
+    /// `QueueDriverLow`, W.
+    pub const QUEUE_DRIVER_LOW: u32 = header::VIRTIO_MMIO_QUEUE_AVAIL_LOW;
+    /// `QueueDriverHigh`, W.
+    pub const QUEUE_DRIVER_HIGH: u32 = header::VIRTIO_MMIO_QUEUE_AVAIL_HIGH;
+    /// `QueueDeviceLow`, W.
+    pub const QUEUE_DEVICE_LOW: u32 = header::VIRTIO_MMIO_QUEUE_USED_LOW;
+    /// `QueueDeviceHigh`, W.
+    pub const QUEUE_DEVICE_HIGH: u32 = header::VIRTIO_MMIO_QUEUE_USED_HIGH;
+    /// `SHMLenLow`, R; all ones says that the region does not exist.
+    pub const SHM_LEN_LOW: u32 = header::VIRTIO_MMIO_SHM_LEN_LOW;
+    /// `SHMBaseHigh`, R; the last of the shared-memory registers.
+    pub const SHM_BASE_HIGH: u32 = header::VIRTIO_MMIO_SHM_BASE_HIGH;
+    /// `ConfigGeneration`, R.
+    pub const CONFIG_GENERATION: u32 = header::VIRTIO_MMIO_CONFIG_GENERATION;
+    /// Start of the device's configuration space.
+    pub const CONFIG: u32 = header::VIRTIO_MMIO_CONFIG;
+
+    /// `InterruptStatus`: buffers were used.
+    pub const INTERRUPT_QUEUE: u32 = header::VIRTIO_MMIO_INT_VRING;
+    /// `InterruptStatus`: the configuration (or the status) changed.
+    pub const INTERRUPT_CONFIG: u32 = header::VIRTIO_MMIO_INT_CONFIG;
+}
+
+/// Block devices (§5.2).
+pub mod block {
+    use super::virtio_blk as header;
+
+    /// The unit of all block addresses in bytes, whatever `blk_size` says (§5.2.6).
+    pub const SECTOR_BYTES: u64 = 512;
+
+    /// `size_max` is valid.
+    pub const F_SIZE_MAX: u64 = 1 << header::VIRTIO_BLK_F_SIZE_MAX;
+    /// `seg_max` is valid.
+    pub const F_SEG_MAX: u64 = 1 << header::VIRTIO_BLK_F_SEG_MAX;
+    /// The disk is read-only.
+    pub const F_RO: u64 = 1 << header::VIRTIO_BLK_F_RO;
+    /// `blk_size` is valid.
+    pub const F_BLK_SIZE: u64 = 1 << header::VIRTIO_BLK_F_BLK_SIZE;
+    /// The cache can be flushed.
+    pub const F_FLUSH: u64 = 1 << header::VIRTIO_BLK_F_FLUSH;
+    /// Ranges can be discarded.
+    pub const F_DISCARD: u64 = 1 << header::VIRTIO_BLK_F_DISCARD;
+    /// Ranges can be zeroed.
+    pub const F_WRITE_ZEROES: u64 = 1 << header::VIRTIO_BLK_F_WRITE_ZEROES;
+
+    /// Request: read.
+    pub const T_IN: u32 = header::VIRTIO_BLK_T_IN;
+    /// Request: write.
+    pub const T_OUT: u32 = header::VIRTIO_BLK_T_OUT;
+    /// Request: flush.
+    pub const T_FLUSH: u32 = header::VIRTIO_BLK_T_FLUSH;
+    /// Request: the serial.
+    pub const T_GET_ID: u32 = header::VIRTIO_BLK_T_GET_ID;
+    /// Request: discard.
+    pub const T_DISCARD: u32 = header::VIRTIO_BLK_T_DISCARD;
+    /// Request: zero.
+    pub const T_WRITE_ZEROES: u32 = header::VIRTIO_BLK_T_WRITE_ZEROES;
+    /// Flag of a `T_WRITE_ZEROES` segment: the range may be unmapped.
+    pub const WRITE_ZEROES_FLAG_UNMAP: u32 = header::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+
+    /// Status: done.
+    pub const S_OK: u8 = header::VIRTIO_BLK_S_OK as u8;
+    /// Status: failed.
+    pub const S_IOERR: u8 = header::VIRTIO_BLK_S_IOERR as u8;
+    /// Status: no such request.
+    pub const S_UNSUPP: u8 = header::VIRTIO_BLK_S_UNSUPP as u8;
+
+    /// Bytes of the answer to `T_GET_ID`.
+    pub const ID_BYTES: usize = header::VIRTIO_BLK_ID_BYTES as usize;
+    /// Bytes of a request's header: type u32, reserved u32, sector u64 (§5.2.6).
+    pub const REQUEST_HEADER_BYTES: usize = 16;
+    /// Bytes of one discard or zero segment: sector u64, sectors u32, flags u32 (§5.2.6).
+    pub const RANGE_BYTES: usize = 16;
+}
+
+/// Network devices (§5.1).
+pub mod net {
+    use super::virtio_net as header;
+
+    /// Index of `receiveq1`.
+    pub const QUEUE_RX: usize = 0;
+    /// Index of `transmitq1`.
+    pub const QUEUE_TX: usize = 1;
+
+    /// The device takes packets with partial checksums.
+    pub const F_CSUM: u64 = 1 << header::VIRTIO_NET_F_CSUM;
+    /// The driver takes packets with partial checksums.
+    pub const F_GUEST_CSUM: u64 = 1 << header::VIRTIO_NET_F_GUEST_CSUM;
+    /// `mtu` is valid.
+    pub const F_MTU: u64 = 1 << header::VIRTIO_NET_F_MTU;
+    /// `mac` is valid.
+    pub const F_MAC: u64 = 1 << header::VIRTIO_NET_F_MAC;
+    /// The driver takes TSOv4.
+    pub const F_GUEST_TSO4: u64 = 1 << header::VIRTIO_NET_F_GUEST_TSO4;
+    /// The driver takes TSOv6.
+    pub const F_GUEST_TSO6: u64 = 1 << header::VIRTIO_NET_F_GUEST_TSO6;
+    /// The device takes TSOv4.
+    pub const F_HOST_TSO4: u64 = 1 << header::VIRTIO_NET_F_HOST_TSO4;
+    /// The device takes TSOv6.
+    pub const F_HOST_TSO6: u64 = 1 << header::VIRTIO_NET_F_HOST_TSO6;
+    /// A packet may span several receive buffers.
+    pub const F_MRG_RXBUF: u64 = 1 << header::VIRTIO_NET_F_MRG_RXBUF;
+    /// `status` is valid.
+    pub const F_STATUS: u64 = 1 << header::VIRTIO_NET_F_STATUS;
+
+    /// `status`: the link is up.
+    pub const S_LINK_UP: u16 = header::VIRTIO_NET_S_LINK_UP as u16;
+
+    /// Bytes of `virtio_net_hdr` with `num_buffers`: flags u8, gso_type u8, hdr_len u16, gso_size u16,
+    /// csum_start u16, csum_offset u16, num_buffers u16 (§5.1.6).
+    pub const HEADER_BYTES: usize = 12;
+    /// Offset of `gso_type` in the header.
+    pub const HEADER_GSO_TYPE: usize = 1;
+    /// Offset of `num_buffers` in the header.
+    pub const HEADER_NUM_BUFFERS: usize = 10;
+    /// Header flag: the checksum is partial.
+    pub const HDR_F_NEEDS_CSUM: u8 = header::VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
+    /// No segmentation.
+    pub const GSO_NONE: u8 = header::VIRTIO_NET_HDR_GSO_NONE as u8;
+    /// TCP over IPv4.
+    pub const GSO_TCPV4: u8 = header::VIRTIO_NET_HDR_GSO_TCPV4 as u8;
+    /// TCP over IPv6.
+    pub const GSO_TCPV6: u8 = header::VIRTIO_NET_HDR_GSO_TCPV6 as u8;
+}
