@@ -1,8 +1,17 @@
 //! One microVM on /dev/kvm: memory, boot, devices, lifecycle; it knows no tenant and no cloud.
 
+pub mod acpi;
+pub mod boot;
 pub mod bus;
 pub mod config;
+pub mod ending;
 pub mod endpoint;
+pub mod guest;
+pub mod kvm;
+pub mod lifecycle;
 pub mod memory;
+pub mod power;
 pub mod rpc;
+pub mod serial;
+pub mod vcpu;
 pub mod virtio;

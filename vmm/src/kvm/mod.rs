@@ -1,0 +1,340 @@
+//! The only home of the KVM ioctls: a host's KVM, one VM in it, its virtual CPUs.
+//!
+//! Must never know: boot protocols, devices behind the buses, the life of the process.
+#![expect(unsafe_code, reason = "the KVM interface shares memory with the kernel")]
+
+mod x86_64;
+
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, VcpuExit, VcpuFd, VmFd};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::Bus;
+use crate::memory::{self, GuestMemory};
+
+pub use x86_64::Entry;
+pub(crate) use x86_64::descriptor_table;
+
+/// The IOAPIC that KVM emulates has this many pins; a GSI is a pin's number.
+pub const IOAPIC_PINS: u32 = 24;
+
+/// What kind of KVM the host has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HostKind {
+    /// The processor runs the guest.
+    Hardware,
+    /// Module `kvm_pvm`: guest user mode runs natively, guest kernel mode is emulated, and some instructions of an
+    /// ordinary Linux kernel are not.
+    Software,
+}
+
+impl HostKind {
+    /// Looks at the loaded modules. It reads sysfs, so it must be asked before the process is confined.
+    #[must_use]
+    pub fn detect() -> Self {
+        if Path::new("/sys/module/kvm_pvm").exists() { Self::Software } else { Self::Hardware }
+    }
+}
+
+/// Why KVM could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The device node cannot be opened.
+    #[error("open /dev/kvm")]
+    Open(#[source] kvm_ioctls::Error),
+    /// The kernel's KVM speaks another version of the interface than 12.
+    #[error("/dev/kvm speaks version {0} of the KVM interface; 12 is needed")]
+    Version(i32),
+    /// One step failed.
+    #[error("KVM cannot {step}")]
+    Step {
+        /// What was asked.
+        step: &'static str,
+        /// Why not.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
+    /// The vCPU's shared page cannot be mapped.
+    #[error("map the shared page of a vCPU")]
+    MapRun(#[source] std::io::Error),
+}
+
+/// Names the step that failed.
+fn step(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
+    move |source| Error::Step { step, source }
+}
+
+/// A host's KVM.
+pub struct Kvm {
+    fd: kvm_ioctls::Kvm,
+    kind: HostKind,
+}
+
+impl Kvm {
+    /// Opens /dev/kvm.
+    ///
+    /// # Errors
+    /// The node is missing, not ours to open, or of another version.
+    pub fn open() -> Result<Self, Error> {
+        let kind = HostKind::detect();
+        Self::check(kvm_ioctls::Kvm::new().map_err(Error::Open)?, kind)
+    }
+
+    /// Takes an open /dev/kvm from a parent that also tells the host's kind.
+    ///
+    /// # Errors
+    /// The descriptor speaks another version, or is no KVM at all.
+    pub fn from_fd(fd: OwnedFd, kind: HostKind) -> Result<Self, Error> {
+        // SAFETY: the descriptor is open and ours; ownership moves into the wrapper, which closes it once.
+        let fd = unsafe { kvm_ioctls::Kvm::from_raw_fd(fd.into_raw_fd()) };
+        Self::check(fd, kind)
+    }
+
+    fn check(fd: kvm_ioctls::Kvm, kind: HostKind) -> Result<Self, Error> {
+        match fd.get_api_version() {
+            12 => Ok(Self { fd, kind }),
+            other => Err(Error::Version(other)),
+        }
+    }
+
+    /// The host's kind.
+    #[must_use]
+    pub fn kind(&self) -> HostKind {
+        self.kind
+    }
+
+    /// Makes a VM around `memory`, with its interrupt controllers.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn create_vm(&self, memory: &GuestMemory) -> Result<Vm, Error> {
+        let fd = self.fd.create_vm().map_err(step("create a VM"))?;
+        // Memory first: with slots present, creating the irqchip is an order of magnitude cheaper on some hosts.
+        for (slot, region) in (0_u32..).zip(memory.iter()) {
+            let host = region.as_ptr() as u64;
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: host,
+            };
+            // SAFETY: the region is mapped at `host` with that length, and `Vm` keeps the mapping alive as long as
+            // the VM's descriptor.
+            unsafe { fd.set_user_memory_region(slot) }.map_err(step("give the VM its memory"))?;
+        }
+        fd.set_identity_map_address(memory::KVM_IDENTITY_MAP_START).map_err(step("place its identity map"))?;
+        let tss = usize::try_from(memory::KVM_TSS_START).expect("invariant: usize has 64 bits");
+        fd.set_tss_address(tss).map_err(step("place its task state segment"))?;
+        fd.create_irq_chip().map_err(step("create the interrupt controllers"))?;
+        let cpuid = self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("tell the CPU's features"))?;
+        let tsc_deadline = self.fd.check_extension(Cap::TscDeadlineTimer);
+        Ok(Vm { fd, kind: self.kind, cpuid, tsc_deadline, _memory: memory.clone() })
+    }
+}
+
+/// One VM.
+pub struct Vm {
+    fd: VmFd,
+    kind: HostKind,
+    cpuid: CpuId,
+    tsc_deadline: bool,
+    /// KVM reads and writes the mapping, so it must not go before the descriptor.
+    _memory: GuestMemory,
+}
+
+impl Vm {
+    /// The host's kind.
+    #[must_use]
+    pub fn kind(&self) -> HostKind {
+        self.kind
+    }
+
+    /// Each write to `event` is one pulse on the IOAPIC's pin `gsi`.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn connect_irq(&self, event: &EventFd, gsi: u32) -> Result<(), Error> {
+        self.fd.register_irqfd(event, gsi).map_err(step("connect an interrupt"))
+    }
+
+    /// The guest's 32-bit write of `value` to the guest-physical `address` becomes a write to `event` and no exit.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn connect_doorbell(&self, event: &EventFd, address: GuestAddress, value: u32) -> Result<(), Error> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Mmio(address.raw_value()), value)
+            .map_err(step("connect a doorbell"))
+    }
+
+    /// Makes virtual CPU `id` of `count`, with its CPUID. `id` is its APIC id too.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn create_vcpu(&self, id: u8, count: u8) -> Result<Vcpu, Error> {
+        let fd = self.fd.create_vcpu(u64::from(id)).map_err(step("create a vCPU"))?;
+        let cpuid = x86_64::guest_cpuid(&self.cpuid, id, count, self.kind, self.tsc_deadline);
+        fd.set_cpuid2(&cpuid).map_err(step("set a vCPU's features"))?;
+        x86_64::set_boot_msrs(&fd);
+        Ok(Vcpu { fd, kind: self.kind })
+    }
+}
+
+/// What made a vCPU come back.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Device access; it is done, run again.
+    Handled,
+    /// A signal or [`ExitRequest`]; look at what is wanted.
+    Interrupted,
+    /// A triple fault.
+    Shutdown,
+    /// KVM cannot go on; one sentence for a person.
+    Broken(String),
+}
+
+/// One virtual CPU.
+pub struct Vcpu {
+    fd: VcpuFd,
+    kind: HostKind,
+}
+
+impl Vcpu {
+    /// Sets the registers with which the boot CPU enters the guest.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_entry(&self, entry: &Entry) -> Result<(), Error> {
+        x86_64::set_entry(&self.fd, entry)
+    }
+
+    /// The means to make [`Self::run`] return from another thread.
+    ///
+    /// # Errors
+    /// The page cannot be mapped.
+    pub fn exit_request(&self) -> Result<ExitRequest, Error> {
+        ExitRequest::map(&self.fd)
+    }
+
+    /// Tells the guest's clock that the guest was held, so that its watchdogs stay quiet. Best effort.
+    pub fn was_held(&self) {
+        if let Err(error) = self.fd.kvmclock_ctrl() {
+            tracing::debug!(%error, "the guest's clock was not told of the pause");
+        }
+    }
+
+    /// Runs the guest until it needs something, and serves device accesses through the buses.
+    pub fn run(&mut self, ports: &Bus, registers: &Bus) -> Exit {
+        // The size of one item of string I/O is not in the exit, only in the shared page.
+        let run: *const kvm_bindings::kvm_run = self.fd.get_kvm_run();
+        // SAFETY: called only while an exit for port I/O is being served: the kernel has then filled `io`, and the
+        // page is mapped as long as `self.fd` lives.
+        let item_bytes = || usize::from(unsafe { (*run).__bindgen_anon_1.io.size });
+        match self.fd.run() {
+            Ok(VcpuExit::IoOut(port, data)) => ports.write_string(u64::from(port), item_bytes(), data),
+            Ok(VcpuExit::IoIn(port, data)) => ports.read_string(u64::from(port), item_bytes(), data),
+            Ok(VcpuExit::MmioWrite(address, data)) => registers.write(address, data),
+            Ok(VcpuExit::MmioRead(address, data)) => registers.read(address, data),
+            Ok(VcpuExit::Intr) => return Exit::Interrupted,
+            Ok(VcpuExit::Shutdown) => return Exit::Shutdown,
+            Ok(VcpuExit::InternalError) => return Exit::Broken(self.internal_error()),
+            Ok(VcpuExit::FailEntry(reason, _)) => {
+                return Exit::Broken(format!("the processor refused to enter the guest (reason {reason:#x})"));
+            }
+            Ok(other) => {
+                let what = format!("KVM returned with an exit this VMM does not know: {other:?}");
+                return Exit::Broken(what);
+            }
+            // EAGAIN: a CPU that waited for its start-up interrupt got it.
+            Err(error) if error.errno() == libc::EINTR || error.errno() == libc::EAGAIN => {
+                return Exit::Interrupted;
+            }
+            Err(error) => return Exit::Broken(format!("KVM cannot run the guest: {error}")),
+        }
+        Exit::Handled
+    }
+
+    fn internal_error(&mut self) -> String {
+        /// `KVM_INTERNAL_ERROR_EMULATION` of the KVM API.
+        const EMULATION: u32 = 1;
+        let rip = self.fd.get_regs().map(|regs| regs.rip).unwrap_or_default();
+        // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, for which the kernel fills `internal`.
+        let suberror = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
+        match (suberror, self.kind) {
+            (EMULATION, HostKind::Software) => format!(
+                "the guest's kernel used an instruction (at {rip:#x}) that this host cannot run: its KVM is a \
+                 software one (module kvm_pvm), which cannot run an unmodified Linux; a host with hardware KVM \
+                 or the nested lab can"
+            ),
+            (EMULATION, HostKind::Hardware) => {
+                format!("the guest used an instruction (at {rip:#x}) that KVM cannot emulate")
+            }
+            _ => format!("KVM gave up on the guest at {rip:#x} (internal error {suberror})"),
+        }
+    }
+}
+
+/// Makes a vCPU's next or current run return as soon as its thread gets a signal, without a race: a second mapping
+/// of the page a vCPU shares with the kernel, of which only `immediate_exit` is used.
+pub struct ExitRequest {
+    page: NonNull<u8>,
+}
+
+/// The shared page's used part; `kvm_run` begins in it.
+const RUN_PAGE_BYTES: usize = 4096;
+
+// SAFETY: the page is shared memory that lives until drop, and is only reached as an atomic byte.
+unsafe impl Send for ExitRequest {}
+// SAFETY: as above.
+unsafe impl Sync for ExitRequest {}
+
+impl ExitRequest {
+    fn map(vcpu: &VcpuFd) -> Result<Self, Error> {
+        // SAFETY: a new mapping at an address of the kernel's choice; the descriptor is open.
+        let page = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                RUN_PAGE_BYTES,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                vcpu.as_raw_fd(),
+                0,
+            )
+        };
+        if page == libc::MAP_FAILED {
+            return Err(Error::MapRun(std::io::Error::last_os_error()));
+        }
+        Ok(Self { page: NonNull::new(page.cast()).expect("invariant: mmap never maps page zero unasked") })
+    }
+
+    fn flag(&self) -> &AtomicU8 {
+        let offset = std::mem::offset_of!(kvm_bindings::kvm_run, immediate_exit);
+        // SAFETY: the offset lies within the mapped page, a byte is always aligned, the mapping lives as long as
+        // `self`, and the kernel itself reads the byte as one that may change at any time.
+        unsafe { AtomicU8::from_ptr(self.page.as_ptr().add(offset)) }
+    }
+
+    /// From now on the vCPU returns at once; follow it with a signal to its thread.
+    pub fn set(&self) {
+        self.flag().store(1, Ordering::SeqCst);
+    }
+
+    /// The vCPU may run again.
+    pub fn clear(&self) {
+        self.flag().store(0, Ordering::SeqCst);
+    }
+}
+
+impl Drop for ExitRequest {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made with this address and length, and nothing borrows from it any more.
+        unsafe { libc::munmap(self.page.as_ptr().cast(), RUN_PAGE_BYTES) };
+    }
+}

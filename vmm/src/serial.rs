@@ -1,0 +1,293 @@
+//! The first serial port: a 16550 whose output goes to a bounded log file or to a terminal.
+//!
+//! The log is a plain text file in order. When it has reached its bound, its newer half is moved to the front and the
+//! rest cut off, so that each byte is moved at most once and the newest bytes always stay.
+//!
+//! Must never know: who reads the console.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+
+use vm_superio::serial::NoEvents;
+use vm_superio::{Serial, Trigger};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::BusDevice;
+use crate::config::CONSOLE_LOG_BYTES_MAX;
+
+/// The I/O port of the first serial port.
+pub const SERIAL_PORT: u16 = 0x3f8;
+/// The length of its range in bytes.
+pub const SERIAL_BYTES: u8 = 8;
+/// Its interrupt: the pin that every PC has given it.
+pub const SERIAL_GSI: u32 = 4;
+/// How much is moved at once when the log is cut.
+const MOVE_BYTES: usize = 8 << 10;
+
+/// Where console output goes.
+pub enum Console {
+    /// Nowhere; it is only counted.
+    None,
+    /// A bounded file.
+    Log(ConsoleLog),
+    /// A stream, such as standard output.
+    Stream(Box<dyn Write + Send>),
+}
+
+impl Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Self::None => Ok(()),
+            Self::Log(log) => log.append(bytes),
+            Self::Stream(stream) => stream.write_all(bytes).and_then(|()| stream.flush()),
+        }
+    }
+}
+
+/// A log file that never grows beyond a bound.
+pub struct ConsoleLog {
+    file: File,
+    length: u64,
+    bytes_max: u64,
+}
+
+impl ConsoleLog {
+    /// Continues the log in `file`, bounded by [`CONSOLE_LOG_BYTES_MAX`].
+    ///
+    /// # Errors
+    /// The file's.
+    pub fn new(file: File) -> io::Result<Self> {
+        Self::with_bound(file, CONSOLE_LOG_BYTES_MAX)
+    }
+
+    fn with_bound(file: File, bytes_max: u64) -> io::Result<Self> {
+        let length = file.metadata()?.len();
+        Ok(Self { file, length, bytes_max })
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        // One piece is at most half of the log, so that a cut always makes enough room.
+        let piece_max = usize::try_from(self.bytes_max / 2).expect("invariant: usize has 64 bits");
+        for piece in bytes.chunks(piece_max) {
+            if self.length + piece.len() as u64 > self.bytes_max {
+                self.keep_newest(self.bytes_max / 2)?;
+            }
+            self.file.write_all_at(piece, self.length)?;
+            self.length += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn keep_newest(&mut self, keep: u64) -> io::Result<()> {
+        let from = self.length.saturating_sub(keep);
+        let mut buffer = [0; MOVE_BYTES];
+        let mut moved = 0;
+        while from + moved < self.length {
+            let count = self.file.read_at(&mut buffer, from + moved)?;
+            if count == 0 {
+                break;
+            }
+            self.file.write_all_at(&buffer[..count], moved)?;
+            moved += count as u64;
+        }
+        self.file.set_len(moved)?;
+        self.length = moved;
+        Ok(())
+    }
+
+    /// The newest `bytes_max` bytes at most.
+    fn tail(&self, bytes_max: u64) -> io::Result<Vec<u8>> {
+        let count = self.length.min(bytes_max).min(self.bytes_max);
+        let mut bytes = vec![0; usize::try_from(count).expect("invariant: bounded by the log's size")];
+        self.file.read_exact_at(&mut bytes, self.length - count)?;
+        Ok(bytes)
+    }
+}
+
+/// The writer behind the 16550: collects the bytes of one exit.
+struct Output {
+    console: Console,
+    pending: Vec<u8>,
+    written: u64,
+    failed: bool,
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.pending.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Output {
+    /// Hands what one exit brought to the console in one piece.
+    fn finish(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        self.written += self.pending.len() as u64;
+        if let Err(error) = self.console.write(&self.pending)
+            && !self.failed
+        {
+            // Once: the guest decides how often it writes.
+            self.failed = true;
+            tracing::warn!(%error, "console output is lost");
+        }
+        self.pending.clear();
+    }
+}
+
+struct Interrupt(EventFd);
+
+impl Trigger for Interrupt {
+    type E = io::Error;
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// The serial port.
+pub struct SerialPort {
+    port: Serial<Interrupt, NoEvents, Output>,
+}
+
+impl SerialPort {
+    /// A port that pulses `interrupt` and writes to `console`.
+    #[must_use]
+    pub fn new(interrupt: EventFd, console: Console) -> Self {
+        let output = Output { console, pending: Vec::new(), written: 0, failed: false };
+        Self { port: Serial::new(Interrupt(interrupt), output) }
+    }
+
+    /// How many bytes the guest has written.
+    #[must_use]
+    pub fn console_bytes(&self) -> u64 {
+        self.port.writer().written
+    }
+
+    /// The newest part of the console log; empty if it is not kept.
+    ///
+    /// # Errors
+    /// The log file's.
+    pub fn console_tail(&self, bytes_max: u64) -> io::Result<Vec<u8>> {
+        match &self.port.writer().console {
+            Console::Log(log) => log.tail(bytes_max),
+            Console::None | Console::Stream(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// How many bytes of input the guest can take now.
+    #[must_use]
+    pub fn input_room(&self) -> usize {
+        self.port.fifo_capacity()
+    }
+
+    /// Gives the guest input; what exceeds [`Self::input_room`] is lost.
+    pub fn input(&mut self, bytes: &[u8]) {
+        if let Err(error) = self.port.enqueue_raw_bytes(bytes) {
+            tracing::debug!(%error, "console input is lost");
+        }
+    }
+
+    fn write_byte(&mut self, offset: u64, byte: u8) {
+        if let Ok(offset) = u8::try_from(offset)
+            && let Err(error) = self.port.write(offset, byte)
+        {
+            tracing::debug!(%error, "the serial port's interrupt is pending already");
+        }
+    }
+}
+
+impl BusDevice for SerialPort {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        data.fill(0);
+        // The port is eight bits wide; wider accesses see its first register only.
+        if let (Ok(offset), Some(byte)) = (u8::try_from(offset), data.first_mut()) {
+            *byte = self.port.read(offset);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        if let Some(&byte) = data.first() {
+            self.write_byte(offset, byte);
+            self.port.writer_mut().finish();
+        }
+    }
+
+    fn write_string(&mut self, offset: u64, item_bytes: usize, data: &[u8]) {
+        for item in data.chunks(item_bytes.max(1)) {
+            self.write_byte(offset, item[0]);
+        }
+        self.port.writer_mut().finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(bytes_max: u64) -> ConsoleLog {
+        ConsoleLog::with_bound(tempfile::tempfile().unwrap(), bytes_max).unwrap()
+    }
+
+    #[test]
+    fn log_keeps_the_newest_bytes_in_order_and_never_exceeds_its_bound() {
+        let mut log = log(100);
+        let text: Vec<u8> = (0..1000_u32).flat_map(|number| number.to_string().into_bytes()).collect();
+        for piece in text.chunks(7) {
+            log.append(piece).unwrap();
+            assert!(log.file.metadata().unwrap().len() <= 100);
+        }
+        let kept = log.tail(u64::MAX).unwrap();
+        assert!(kept.len() >= 50 && text.ends_with(&kept));
+        assert_eq!(log.tail(3).unwrap(), b"999");
+    }
+
+    #[test]
+    fn piece_larger_than_the_log_leaves_its_end() {
+        let mut log = log(10);
+        log.append(b"0123456789abcdefghijklmnop").unwrap();
+        assert!(b"0123456789abcdefghijklmnop".ends_with(&log.tail(100).unwrap()));
+    }
+
+    #[test]
+    fn string_output_arrives_whole_and_is_counted() {
+        let event = EventFd::new(0).unwrap();
+        let mut port = SerialPort::new(event, Console::Log(log(100)));
+        port.write_string(0, 1, b"hello\n");
+        port.write(0, b"x");
+        assert_eq!(port.console_bytes(), 7);
+        assert_eq!(port.console_tail(100).unwrap(), b"hello\nx");
+    }
+
+    #[test]
+    fn input_reaches_the_guest_byte_by_byte() {
+        let mut port = SerialPort::new(EventFd::new(0).unwrap(), Console::None);
+        port.input(b"ok");
+        let mut byte = [0];
+        port.read(0, &mut byte);
+        assert_eq!(&byte, b"o");
+        port.read(0, &mut byte);
+        assert_eq!(&byte, b"k");
+        let room = port.input_room();
+        port.input(&vec![0; room + 10]);
+        assert_eq!(port.input_room(), 0);
+        port.input(b"lost");
+    }
+
+    #[test]
+    fn wide_and_far_accesses_are_harmless() {
+        let mut port = SerialPort::new(EventFd::new(0).unwrap(), Console::None);
+        for offset in 0..8 {
+            let mut data = [0xaa; 8];
+            port.read(offset, &mut data);
+            port.write(offset, &data);
+        }
+        port.write(1 << 20, &[1]);
+        port.read(1 << 20, &mut [0; 8]);
+    }
+}
