@@ -13,5 +13,7 @@ pub mod memory;
 pub mod power;
 pub mod rpc;
 pub mod serial;
+pub mod supervisor;
 pub mod vcpu;
 pub mod virtio;
+pub mod vm;

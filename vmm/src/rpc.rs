@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 
 /// The longest request or reply line in bytes; a peer that sends more is cut off.
 pub const LINE_BYTES_MAX: usize = 2 << 20;
+/// The longest request line in bytes: an action is far shorter, and several clients may send one.
+pub const REQUEST_BYTES_MAX: usize = 16 << 10;
 
 /// Everything a VMM can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

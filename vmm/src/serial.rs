@@ -5,6 +5,7 @@
 //!
 //! Must never know: who reads the console.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -22,6 +23,8 @@ pub const SERIAL_PORT: u16 = 0x3f8;
 pub const SERIAL_BYTES: u8 = 8;
 /// Its interrupt: the pin that every PC has given it.
 pub const SERIAL_GSI: u32 = 4;
+/// The most input that waits for the guest, in bytes; what is typed beyond is lost.
+const INPUT_BYTES_MAX: usize = 4096;
 /// How much is moved at once when the log is cut.
 const MOVE_BYTES: usize = 8 << 10;
 
@@ -153,6 +156,8 @@ impl Trigger for Interrupt {
 /// The serial port.
 pub struct SerialPort {
     port: Serial<Interrupt, NoEvents, Output>,
+    /// Input for which the port's own queue has no room yet.
+    waiting: VecDeque<u8>,
 }
 
 impl SerialPort {
@@ -160,7 +165,7 @@ impl SerialPort {
     #[must_use]
     pub fn new(interrupt: EventFd, console: Console) -> Self {
         let output = Output { console, pending: Vec::new(), written: 0, failed: false };
-        Self { port: Serial::new(Interrupt(interrupt), output) }
+        Self { port: Serial::new(Interrupt(interrupt), output), waiting: VecDeque::new() }
     }
 
     /// How many bytes the guest has written.
@@ -180,16 +185,21 @@ impl SerialPort {
         }
     }
 
-    /// How many bytes of input the guest can take now.
-    #[must_use]
-    pub fn input_room(&self) -> usize {
-        self.port.fifo_capacity()
+    /// Gives the guest input; what exceeds [`INPUT_BYTES_MAX`] is lost.
+    pub fn input(&mut self, bytes: &[u8]) {
+        let room = INPUT_BYTES_MAX - self.waiting.len();
+        self.waiting.extend(&bytes[..bytes.len().min(room)]);
+        self.pass_input();
     }
 
-    /// Gives the guest input; what exceeds [`Self::input_room`] is lost.
-    pub fn input(&mut self, bytes: &[u8]) {
-        if let Err(error) = self.port.enqueue_raw_bytes(bytes) {
-            tracing::debug!(%error, "console input is lost");
+    fn pass_input(&mut self) {
+        let count = self.waiting.len().min(self.port.fifo_capacity());
+        if count == 0 {
+            return;
+        }
+        let bytes: Vec<u8> = self.waiting.drain(..count).collect();
+        if let Err(error) = self.port.enqueue_raw_bytes(&bytes) {
+            tracing::debug!(%error, "the serial port's interrupt is pending already");
         }
     }
 
@@ -208,6 +218,7 @@ impl BusDevice for SerialPort {
         // The port is eight bits wide; wider accesses see its first register only.
         if let (Ok(offset), Some(byte)) = (u8::try_from(offset), data.first_mut()) {
             *byte = self.port.read(offset);
+            self.pass_input();
         }
     }
 
@@ -273,10 +284,13 @@ mod tests {
         assert_eq!(&byte, b"o");
         port.read(0, &mut byte);
         assert_eq!(&byte, b"k");
-        let room = port.input_room();
-        port.input(&vec![0; room + 10]);
-        assert_eq!(port.input_room(), 0);
-        port.input(b"lost");
+        let text: Vec<u8> = (0..INPUT_BYTES_MAX).map(|index| u8::try_from(index % 251).unwrap()).collect();
+        port.input(&text);
+        port.input(&text);
+        for expected in text.iter().take(INPUT_BYTES_MAX) {
+            port.read(0, &mut byte);
+            assert_eq!(byte[0], *expected);
+        }
     }
 
     #[test]

@@ -1,0 +1,373 @@
+//! The main thread's part of a running machine: it serves the control socket, hears the guest's end and the process's
+//! signals, and feeds the console. Everything it does is an event; between events it sleeps.
+//!
+//! Must never know: how devices work.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::ending::EndingSignal;
+use crate::lifecycle::Event;
+use crate::rpc::{Action, ExitReason, LINE_BYTES_MAX, REQUEST_BYTES_MAX, Reply, Status};
+use crate::vm::Machine;
+
+/// The most connections at a time: one agent, with room for people who look. Further ones wait in the backlog.
+const CLIENTS_MAX: usize = 8;
+/// How much is read from a client or the terminal at once.
+const READ_BYTES: usize = 4096;
+
+/// Why the supervisor cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// SIGTERM and SIGINT cannot be received.
+    #[error("receive signals")]
+    Signals(#[source] nix::Error),
+    /// The socket cannot be made non-blocking.
+    #[error("prepare the control socket")]
+    Socket(#[source] io::Error),
+}
+
+/// Blocks the signals that the supervisor receives; to be called before any thread is made.
+///
+/// # Errors
+/// The kernel's.
+pub fn block_signals() -> Result<(), Error> {
+    signals().thread_block().map_err(Error::Signals)
+}
+
+fn signals() -> SigSet {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTERM);
+    set.add(Signal::SIGINT);
+    set.add(Signal::SIGHUP);
+    set
+}
+
+struct Client {
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    /// How much of `output` is sent.
+    sent: usize,
+}
+
+/// Where console input comes from.
+struct Input {
+    source: Box<dyn ReadFd>,
+    /// The escape character was typed last.
+    escaped: bool,
+}
+
+/// Something readable with a descriptor.
+pub trait ReadFd: Read + AsRawFd {}
+impl<T: Read + AsRawFd> ReadFd for T {}
+
+/// The escape character of an interactive console, Ctrl-A; followed by `x` it ends the guest, twice it is itself.
+const ESCAPE: u8 = 0x01;
+
+/// The event subscriber described above.
+pub struct Supervisor {
+    machine: Machine,
+    ending: EndingSignal,
+    signals: SignalFd,
+    listener: Option<UnixListener>,
+    clients: BTreeMap<RawFd, Client>,
+    input: Option<Input>,
+}
+
+impl Supervisor {
+    /// Takes charge of `machine`.
+    ///
+    /// # Errors
+    /// Signals or the socket.
+    pub fn new(machine: Machine, ending: EndingSignal, listener: Option<UnixListener>) -> Result<Self, Error> {
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let signals = SignalFd::with_flags(&signals(), flags).map_err(Error::Signals)?;
+        if let Some(listener) = &listener {
+            listener.set_nonblocking(true).map_err(Error::Socket)?;
+        }
+        Ok(Self { machine, ending, signals, listener, clients: BTreeMap::new(), input: None })
+    }
+
+    /// Lets the guest read `source` as its console's input.
+    pub fn set_input(&mut self, source: Box<dyn ReadFd>) {
+        self.input = Some(Input { source, escaped: false });
+    }
+
+    /// The machine.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// The machine, to be started.
+    #[must_use]
+    pub fn machine_mut(&mut self) -> &mut Machine {
+        &mut self.machine
+    }
+
+    /// Gives the machine back.
+    #[must_use]
+    pub fn into_machine(self) -> Machine {
+        self.machine
+    }
+
+    fn accept(&mut self, ops: &mut EventOps<'_>) {
+        while self.clients.len() < CLIENTS_MAX {
+            let Some(Ok((stream, _))) = self.listener.as_ref().map(UnixListener::accept) else { return };
+            if stream.set_nonblocking(true).is_err() {
+                continue;
+            }
+            let fd = stream.as_raw_fd();
+            if ops.add(Events::new(&stream, EventSet::IN)).is_ok() {
+                self.clients.insert(fd, Client { stream, input: Vec::new(), output: Vec::new(), sent: 0 });
+            }
+        }
+        // Full: no more wake-ups until someone leaves.
+        self.listen(ops, false);
+    }
+
+    fn listen(&self, ops: &mut EventOps<'_>, on: bool) {
+        if let Some(listener) = &self.listener {
+            let set = if on { EventSet::IN } else { EventSet::empty() };
+            if let Err(error) = ops.modify(Events::new(listener, set)) {
+                tracing::error!(?error, "the control socket is no longer watched");
+            }
+        }
+    }
+
+    fn serve(&mut self, fd: RawFd, ops: &mut EventOps<'_>) {
+        let Some(mut client) = self.clients.remove(&fd) else { return };
+        match self.exchange(&mut client) {
+            Ok(()) => {
+                let set = if client.output.is_empty() { EventSet::IN } else { EventSet::OUT };
+                if ops.modify(Events::new(&client.stream, set)).is_ok() {
+                    self.clients.insert(fd, client);
+                    return;
+                }
+            }
+            Err(error) => tracing::debug!(%error, "a client of the control socket was cut off"),
+        }
+        if let Err(error) = ops.remove(Events::empty(&client.stream)) {
+            tracing::error!(?error, "a closed connection is still watched");
+        }
+        self.listen(ops, true);
+    }
+
+    /// Reads, answers, writes, as far as it goes without waiting. A client that does not read its replies is not
+    /// read from either.
+    fn exchange(&mut self, client: &mut Client) -> io::Result<()> {
+        loop {
+            if !client.flush()? {
+                return Ok(());
+            }
+            let Some(line) = client.next_line()? else { return Ok(()) };
+            let reply = match serde_json::from_slice(&line) {
+                Ok(action) => self.act(&action),
+                Err(error) => Reply::Error { message: format!("not an action: {error}") },
+            };
+            client.output = encode(&reply);
+            client.sent = 0;
+        }
+    }
+
+    fn act(&mut self, action: &Action) -> Reply {
+        let event = match *action {
+            Action::Start => Event::Start,
+            Action::Pause => Event::Pause,
+            Action::Resume => Event::Resume,
+            Action::Stop { force: false } => Event::PowerButton,
+            Action::Stop { force: true } => Event::Kill,
+            Action::Status => {
+                return Reply::Status(Status {
+                    state: self.machine.state(),
+                    first_run_us: self.machine.first_run_us(),
+                    console_bytes: self.machine.serial().console_bytes(),
+                });
+            }
+            Action::Console { bytes_max } => return self.console(u64::from(bytes_max)),
+        };
+        match self.machine.apply(event) {
+            Ok(state) => {
+                if state == crate::rpc::VmState::Stopped {
+                    self.ending.say(ExitReason::Killed, "the guest was stopped on request");
+                }
+                Reply::Done { state }
+            }
+            Err(refused) => Reply::Error { message: refused.to_string() },
+        }
+    }
+
+    /// The console's end, as much of it as fits into one reply.
+    fn console(&self, bytes_max: u64) -> Reply {
+        match self.machine.serial().console_tail(bytes_max) {
+            Ok(bytes) => {
+                let mut text = String::from_utf8_lossy(&bytes).into_owned();
+                // Escaping can make a control character six bytes long.
+                while text.len() > LINE_BYTES_MAX / 8
+                    && serde_json::to_string(&text).is_ok_and(|json| json.len() > LINE_BYTES_MAX - 64)
+                {
+                    let mut cut = text.len() / 2;
+                    while !text.is_char_boundary(cut) {
+                        cut += 1;
+                    }
+                    text.drain(..cut);
+                }
+                Reply::Console { text }
+            }
+            Err(error) => Reply::Error { message: format!("read the console log: {error}") },
+        }
+    }
+
+    fn take_signal(&mut self) {
+        while let Ok(Some(info)) = self.signals.read_signal() {
+            self.ending.say(ExitReason::Killed, format!("the VMM was told to end by signal {}", info.ssi_signo));
+        }
+    }
+
+    fn take_input(&mut self, ops: &mut EventOps<'_>) {
+        let Some(input) = &mut self.input else { return };
+        let mut buffer = [0; READ_BYTES];
+        match input.source.read(&mut buffer) {
+            Ok(0) => {}
+            Ok(count) => {
+                let (typed, end) = input.unescape(&buffer[..count]);
+                self.machine.serial().input(&typed);
+                if end {
+                    self.ending.say(ExitReason::Killed, "the guest was ended at its console");
+                }
+                return;
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => return,
+            Err(error) => tracing::debug!(%error, "console input ended"),
+        }
+        let fd = input.source.as_raw_fd();
+        if let Err(error) = ops.remove(Events::empty_raw(fd)) {
+            tracing::error!(?error, "console input is still watched");
+        }
+        self.input = None;
+    }
+}
+
+/// One reply as a line.
+fn encode(reply: &Reply) -> Vec<u8> {
+    let mut line = serde_json::to_vec(reply).expect("invariant: replies are plain data");
+    line.push(b'\n');
+    line
+}
+
+impl Client {
+    /// Sends what is left; false if the client does not take it now.
+    fn flush(&mut self) -> io::Result<bool> {
+        while self.sent < self.output.len() {
+            match self.stream.write(&self.output[self.sent..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.sent += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // Give a large reply's memory back.
+        self.output = Vec::new();
+        self.sent = 0;
+        Ok(true)
+    }
+
+    /// The next whole line, if there is one.
+    fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(end) = self.input.iter().position(|&byte| byte == b'\n') {
+                let rest = self.input.split_off(end + 1);
+                let mut line = std::mem::replace(&mut self.input, rest);
+                line.pop();
+                return Ok(Some(line));
+            }
+            if self.input.len() > REQUEST_BYTES_MAX {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "its line is too long"));
+            }
+            let mut buffer = [0; READ_BYTES];
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => self.input.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Input {
+    /// Takes the escape sequences out; true if the guest shall end.
+    fn unescape(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
+        let mut typed = Vec::with_capacity(bytes.len());
+        for &byte in bytes {
+            match (std::mem::take(&mut self.escaped), byte) {
+                (false, ESCAPE) => self.escaped = true,
+                (true, b'x') => return (typed, true),
+                (true, other) if other != ESCAPE => typed.extend([ESCAPE, other]),
+                (_, other) => typed.push(other),
+            }
+        }
+        (typed, false)
+    }
+}
+
+impl MutEventSubscriber for Supervisor {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        let mut watch = |fd: RawFd, what: &str| {
+            if let Err(error) = ops.add(Events::new_raw(fd, EventSet::IN)) {
+                // A regular file as standard input cannot be watched; a guest without input is fine.
+                tracing::debug!(?error, "not watched: {what}");
+            }
+        };
+        watch(self.ending.event().as_raw_fd(), "the guest's end");
+        watch(self.signals.as_raw_fd(), "signals");
+        if let Some(listener) = &self.listener {
+            watch(listener.as_raw_fd(), "the control socket");
+        }
+        if let Some(input) = &self.input {
+            watch(input.source.as_raw_fd(), "console input");
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        let fd = events.fd();
+        if fd == self.ending.event().as_raw_fd() {
+            // Read so that the loop can sleep; whoever runs the loop looks at what was said.
+            let _ = self.ending.event().read();
+            if self.ending.said().is_some() {
+                let _ = self.machine.apply(Event::End);
+            }
+        } else if fd == self.signals.as_raw_fd() {
+            self.take_signal();
+        } else if self.listener.as_ref().is_some_and(|listener| listener.as_raw_fd() == fd) {
+            self.accept(ops);
+        } else if self.input.as_ref().is_some_and(|input| input.source.as_raw_fd() == fd) {
+            self.take_input(ops);
+        } else {
+            self.serve(fd, ops);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_x_ends_and_escape_escape_is_the_character_itself() {
+        let mut input = Input { source: Box::new(io::stdin()), escaped: false };
+        assert_eq!(input.unescape(b"ab\x01"), (b"ab".to_vec(), false));
+        assert_eq!(input.unescape(b"\x01c"), (b"\x01c".to_vec(), false));
+        assert_eq!(input.unescape(b"\x01q"), (b"\x01q".to_vec(), false));
+        assert_eq!(input.unescape(b"d\x01xe"), (b"d".to_vec(), true));
+    }
+}

@@ -1,0 +1,247 @@
+//! One machine put together: memory, KVM, buses, devices, vCPUs, and the guest's state.
+//!
+//! Must never know: the control socket, configuration files, paths.
+
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use storage::format::Disk;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::boot::image::{DiskImage, Image, begins_with_elf};
+use crate::bus::{self, Bus};
+use crate::ending::EndingSignal;
+use crate::kvm::{self, Kvm};
+use crate::lifecycle::{self, Effect, Event, Refused};
+use crate::power::{self, KeyboardController, PowerManagement};
+use crate::rpc::VmState;
+use crate::serial::{self, Console, SerialPort};
+use crate::vcpu::{self, Buses, Vcpus};
+use crate::{acpi, boot, memory};
+
+/// Why a machine cannot be put together.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] kvm::Error),
+    /// The kernel and what belongs to it.
+    #[error(transparent)]
+    Boot(#[from] boot::Error),
+    /// The firmware tables.
+    #[error(transparent)]
+    Acpi(#[from] acpi::Error),
+    /// The vCPU threads.
+    #[error(transparent)]
+    Vcpu(#[from] vcpu::Error),
+    /// Two devices at one address.
+    #[error(transparent)]
+    Bus(#[from] bus::Error),
+    /// An event descriptor.
+    #[error("make an event descriptor")]
+    Event(#[source] io::Error),
+    /// The number of vCPUs is not within bounds.
+    #[error("a guest needs from 1 to {max} vCPUs, not {0}", max = crate::config::VCPUS_MAX)]
+    Vcpus(u8),
+}
+
+/// Where the kernel comes from.
+pub enum BootSource {
+    /// Files.
+    Kernel {
+        /// The kernel.
+        kernel: Box<dyn Image>,
+        /// The initial ramdisk.
+        initrd: Option<Box<dyn Image>>,
+    },
+    /// The first disk.
+    Disk,
+}
+
+/// A disk, ready to be served.
+pub struct DiskSpec {
+    /// The bytes.
+    pub disk: Arc<dyn Disk>,
+    /// Refuse the guest's writes.
+    pub read_only: bool,
+    /// What the guest reads as its serial.
+    pub serial: String,
+}
+
+/// A network device, ready to be served.
+pub struct NicSpec {
+    /// The open tap.
+    pub tap: File,
+    /// The guest's MAC address.
+    pub mac: [u8; 6],
+    /// The guest's MTU in bytes.
+    pub mtu: u16,
+    /// What is answered in place of the network.
+    pub endpoint: Option<crate::config::EndpointConfig>,
+}
+
+/// All that a machine is made of, opened.
+pub struct MachineSpec {
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+    /// The kernel.
+    pub boot: BootSource,
+    /// Words added to the command line.
+    pub cmdline: String,
+    /// Disks in order.
+    pub disks: Vec<DiskSpec>,
+    /// Network devices in order.
+    pub nics: Vec<NicSpec>,
+    /// Where the console goes.
+    pub console: Console,
+}
+
+/// One machine, built and held until it is started.
+pub struct Machine {
+    state: VmState,
+    first_run_us: Option<u64>,
+    vcpus: Vcpus,
+    power: Arc<Mutex<PowerManagement>>,
+    serial: Arc<Mutex<SerialPort>>,
+    _vm: kvm::Vm,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A non-blocking event descriptor.
+fn event() -> Result<EventFd, Error> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::Event)
+}
+
+impl Machine {
+    /// Builds the machine; nothing of the guest runs yet. Its end will be announced to `ending`.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the parts.
+    pub fn build(kvm: &Kvm, spec: MachineSpec, ending: &EndingSignal) -> Result<Self, Error> {
+        if spec.vcpus == 0 || spec.vcpus > crate::config::VCPUS_MAX {
+            return Err(Error::Vcpus(spec.vcpus));
+        }
+        let guest = memory::allocate(spec.memory_mib)?;
+        let vm = kvm.create_vm(&guest)?;
+
+        let mut buses = Buses { ports: Bus::default(), registers: Bus::default() };
+        let serial = add_serial(&vm, &mut buses.ports, spec.console)?;
+        let power = add_power(&vm, &mut buses.ports, ending)?;
+        let devices: Vec<acpi::MmioDevice> = Vec::new();
+
+        let windows: Vec<_> = devices.iter().map(|device| (device.address, device.gsi)).collect();
+        let cmdline = boot::cmdline(&windows, &spec.cmdline);
+        let entry = load(&guest, &spec.boot, spec.disks.first().map(|disk| &*disk.disk), &cmdline)?;
+        acpi::write(&guest, spec.vcpus, &devices)?;
+
+        let mut vcpus = Vec::with_capacity(usize::from(spec.vcpus));
+        for id in 0..spec.vcpus {
+            let vcpu = vm.create_vcpu(id, spec.vcpus)?;
+            if id == 0 {
+                vcpu.set_entry(&entry)?;
+            }
+            vcpus.push(vcpu);
+        }
+        let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
+        Ok(Self { state: VmState::Created, first_run_us: None, vcpus, power, serial, _vm: vm })
+    }
+
+    /// The guest's state.
+    #[must_use]
+    pub fn state(&self) -> VmState {
+        self.state
+    }
+
+    /// When the guest first ran, in microseconds since the Unix epoch.
+    #[must_use]
+    pub fn first_run_us(&self) -> Option<u64> {
+        self.first_run_us
+    }
+
+    /// The serial port, for its log and its input.
+    #[must_use]
+    pub fn serial(&self) -> MutexGuard<'_, SerialPort> {
+        lock(&self.serial)
+    }
+
+    /// Takes `event` and does what it asks for.
+    ///
+    /// # Errors
+    /// The event is not possible now; nothing changed.
+    pub fn apply(&mut self, event: Event) -> Result<VmState, Refused> {
+        let (state, effect) = lifecycle::next(self.state, event)?;
+        self.state = state;
+        match effect {
+            Effect::None => {}
+            Effect::Run => {
+                self.first_run_us.get_or_insert_with(now_us);
+                self.vcpus.run();
+            }
+            Effect::Hold | Effect::Finish => self.vcpus.hold(),
+            Effect::PressPowerButton => lock(&self.power).press_power_button(),
+        }
+        Ok(state)
+    }
+
+    /// Ends the threads. A process that is about to exit need not.
+    pub fn dismantle(self) {
+        self.vcpus.quit();
+    }
+}
+
+fn now_us() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn add_serial(vm: &kvm::Vm, ports: &mut Bus, console: Console) -> Result<Arc<Mutex<SerialPort>>, Error> {
+    let interrupt = event()?;
+    vm.connect_irq(&interrupt, serial::SERIAL_GSI)?;
+    let port = Arc::new(Mutex::new(SerialPort::new(interrupt, console)));
+    ports.insert(u64::from(serial::SERIAL_PORT), u64::from(serial::SERIAL_BYTES), port.clone())?;
+    Ok(port)
+}
+
+fn add_power(vm: &kvm::Vm, ports: &mut Bus, ending: &EndingSignal) -> Result<Arc<Mutex<PowerManagement>>, Error> {
+    let sci = event()?;
+    vm.connect_irq(&sci, power::SCI_GSI)?;
+    let device = Arc::new(Mutex::new(PowerManagement::new(sci, ending.clone())));
+    let bytes = u64::from(power::PM1_EVENT_BYTES) + u64::from(power::PM1_CONTROL_BYTES);
+    ports.insert(u64::from(power::PM1_EVENT_PORT), bytes, device.clone())?;
+    let keyboard = Arc::new(Mutex::new(KeyboardController::new(ending.clone())));
+    ports.insert(u64::from(power::KEYBOARD_PORT), u64::from(power::KEYBOARD_BYTES), keyboard)?;
+    Ok(device)
+}
+
+/// Loads the kernel from where it is.
+fn load(
+    guest: &memory::GuestMemory,
+    source: &BootSource,
+    disk: Option<&dyn Disk>,
+    cmdline: &str,
+) -> Result<kvm::Entry, boot::Error> {
+    match source {
+        BootSource::Kernel { kernel, initrd } => {
+            boot::load(guest, &boot::Source { kernel: &**kernel, initrd: initrd.as_deref(), cmdline })
+        }
+        BootSource::Disk => {
+            let image = DiskImage(disk.ok_or(boot::Error::NoDisk)?);
+            let bootable =
+                begins_with_elf(&image).map_err(|source| boot::Error::Read { what: "first disk", source })?;
+            if !bootable {
+                return Err(boot::Error::NotBootable);
+            }
+            boot::load(guest, &boot::Source { kernel: &image, initrd: None, cmdline })
+        }
+    }
+}
