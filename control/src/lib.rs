@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod caller;
+pub mod driver;
 pub mod error;
 pub mod model;
 pub mod store;
