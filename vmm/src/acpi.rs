@@ -97,7 +97,9 @@ fn fadt(dsdt: GuestAddress, facs: GuestAddress) -> acpi_tables::fadt::FADT {
     let port = |port: u16, bits: u8, access: AccessSize| {
         GAS::new(AddressSpace::SystemIo, bits, 0, access, u64::from(port))
     };
-    let low = |address: GuestAddress| u32::try_from(address.raw_value()).expect("invariant: tables lie below 1 MiB");
+    let low = |address: GuestAddress| {
+        u32::try_from(address.raw_value()).expect("invariant: tables lie below 1 MiB")
+    };
     let mut table = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .flag(Flags::Wbinvd)
         .flag(Flags::ProcC1)
@@ -114,7 +116,8 @@ fn fadt(dsdt: GuestAddress, facs: GuestAddress) -> acpi_tables::fadt::FADT {
     table.x_pm1a_evt_blk = port(power::PM1_EVENT_PORT, 8 * power::PM1_EVENT_BYTES, AccessSize::WordAccess);
     table.pm1a_cnt_blk = u32::from(power::PM1_CONTROL_PORT).into();
     table.pm1_cnt_len = power::PM1_CONTROL_BYTES;
-    table.x_pm1a_cnt_blk = port(power::PM1_CONTROL_PORT, 8 * power::PM1_CONTROL_BYTES, AccessSize::WordAccess);
+    table.x_pm1a_cnt_blk =
+        port(power::PM1_CONTROL_PORT, 8 * power::PM1_CONTROL_BYTES, AccessSize::WordAccess);
     table.iapc_boot_arch = NO_VGA_NO_CMOS_CLOCK.into();
     let reset = power::KEYBOARD_PORT + u16::from(power::KEYBOARD_COMMAND_OFFSET);
     table.reset_reg = port(reset, 8, AccessSize::ByteAccess);

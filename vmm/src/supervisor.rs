@@ -86,7 +86,11 @@ impl Supervisor {
     ///
     /// # Errors
     /// Signals or the socket.
-    pub fn new(machine: Machine, ending: EndingSignal, listener: Option<UnixListener>) -> Result<Self, Error> {
+    pub fn new(
+        machine: Machine,
+        ending: EndingSignal,
+        listener: Option<UnixListener>,
+    ) -> Result<Self, Error> {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = SignalFd::with_flags(&signals(), flags).map_err(Error::Signals)?;
         if let Some(listener) = &listener {
@@ -227,7 +231,8 @@ impl Supervisor {
 
     fn take_signal(&mut self) {
         while let Ok(Some(info)) = self.signals.read_signal() {
-            self.ending.say(ExitReason::Killed, format!("the VMM was told to end by signal {}", info.ssi_signo));
+            self.ending
+                .say(ExitReason::Killed, format!("the VMM was told to end by signal {}", info.ssi_signo));
         }
     }
 
@@ -244,7 +249,9 @@ impl Supervisor {
                 }
                 return;
             }
-            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => return,
+            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
+                return;
+            }
             Err(error) => tracing::debug!(%error, "console input ended"),
         }
         let fd = input.source.as_raw_fd();

@@ -113,7 +113,8 @@ impl Vcpus {
         let mut all = Self { gate: gate.clone(), handles: Vec::with_capacity(vcpus.len()) };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let exit = Arc::new(vcpu.exit_request()?);
-            let (gate, buses, ending, thread_exit) = (gate.clone(), buses.clone(), ending.clone(), exit.clone());
+            let (gate, buses, ending, thread_exit) =
+                (gate.clone(), buses.clone(), ending.clone(), exit.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .stack_size(STACK_BYTES)

@@ -2,16 +2,19 @@
 //!
 //! Must never know: the control socket, configuration files, paths.
 
-use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use event_manager::MutEventSubscriber;
 use storage::format::Disk;
+use vm_memory::{Address, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::image::{DiskImage, Image, begins_with_elf};
 use crate::bus::{self, Bus};
+use crate::config::{DiskConfig, NicConfig};
 use crate::ending::EndingSignal;
 use crate::kvm::{self, Kvm};
 use crate::lifecycle::{self, Effect, Event, Refused};
@@ -19,6 +22,8 @@ use crate::power::{self, KeyboardController, PowerManagement};
 use crate::rpc::VmState;
 use crate::serial::{self, Console, SerialPort};
 use crate::vcpu::{self, Buses, Vcpus};
+use crate::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
+use crate::virtio::{self, Shared, Transport as _};
 use crate::{acpi, boot, memory};
 
 /// Why a machine cannot be put together.
@@ -42,6 +47,12 @@ pub enum Error {
     /// Two devices at one address.
     #[error(transparent)]
     Bus(#[from] bus::Error),
+    /// A virtio device.
+    #[error(transparent)]
+    Virtio(#[from] virtio::Error),
+    /// More devices than interrupts.
+    #[error("a guest can have {max} disks and network devices beside its entropy source, not {0}", max = DEVICE_GSIS.len() - 1)]
+    Devices(usize),
     /// An event descriptor.
     #[error("make an event descriptor")]
     Event(#[source] io::Error),
@@ -65,24 +76,18 @@ pub enum BootSource {
 
 /// A disk, ready to be served.
 pub struct DiskSpec {
+    /// How the guest sees it; the descriptors in it are taken already.
+    pub config: DiskConfig,
     /// The bytes.
-    pub disk: Arc<dyn Disk>,
-    /// Refuse the guest's writes.
-    pub read_only: bool,
-    /// What the guest reads as its serial.
-    pub serial: String,
+    pub disk: Box<dyn Disk>,
 }
 
 /// A network device, ready to be served.
 pub struct NicSpec {
+    /// How the guest sees it; the descriptor in it is taken already.
+    pub config: NicConfig,
     /// The open tap.
-    pub tap: File,
-    /// The guest's MAC address.
-    pub mac: [u8; 6],
-    /// The guest's MTU in bytes.
-    pub mtu: u16,
-    /// What is answered in place of the network.
-    pub endpoint: Option<crate::config::EndpointConfig>,
+    pub tap: OwnedFd,
 }
 
 /// All that a machine is made of, opened.
@@ -102,6 +107,13 @@ pub struct MachineSpec {
     /// Where the console goes.
     pub console: Console,
 }
+
+/// What the event loop has to serve besides the supervisor.
+pub type Subscriber = Box<dyn MutEventSubscriber>;
+
+/// The IOAPIC pins of virtio devices, in the order they are given out: first those that do not reach the PIC as well,
+/// then the free ones of a PC.
+const DEVICE_GSIS: [u32; 16] = [16, 17, 18, 19, 20, 21, 22, 5, 6, 7, 9, 10, 11, 12, 14, 15];
 
 /// One machine, built and held until it is started.
 pub struct Machine {
@@ -127,7 +139,11 @@ impl Machine {
     ///
     /// # Errors
     /// Whatever is wrong with the parts.
-    pub fn build(kvm: &Kvm, spec: MachineSpec, ending: &EndingSignal) -> Result<Self, Error> {
+    pub fn build(
+        kvm: &Kvm,
+        spec: MachineSpec,
+        ending: &EndingSignal,
+    ) -> Result<(Self, Vec<Subscriber>), Error> {
         if spec.vcpus == 0 || spec.vcpus > crate::config::VCPUS_MAX {
             return Err(Error::Vcpus(spec.vcpus));
         }
@@ -137,12 +153,17 @@ impl Machine {
         let mut buses = Buses { ports: Bus::default(), registers: Bus::default() };
         let serial = add_serial(&vm, &mut buses.ports, spec.console)?;
         let power = add_power(&vm, &mut buses.ports, ending)?;
-        let devices: Vec<acpi::MmioDevice> = Vec::new();
-
+        let devices = devices(spec.disks.len() + spec.nics.len())?;
         let windows: Vec<_> = devices.iter().map(|device| (device.address, device.gsi)).collect();
         let cmdline = boot::cmdline(&windows, &spec.cmdline);
         let entry = load(&guest, &spec.boot, spec.disks.first().map(|disk| &*disk.disk), &cmdline)?;
         acpi::write(&guest, spec.vcpus, &devices)?;
+
+        let mut subscribers: Vec<Subscriber> = Vec::with_capacity(devices.len());
+        for (place, device) in devices.iter().zip(build_devices(spec.disks, spec.nics)?) {
+            add_device(&vm, &guest, &mut buses.registers, place, &device)?;
+            subscribers.push(Box::new(device));
+        }
 
         let mut vcpus = Vec::with_capacity(usize::from(spec.vcpus));
         for id in 0..spec.vcpus {
@@ -153,7 +174,8 @@ impl Machine {
             vcpus.push(vcpu);
         }
         let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
-        Ok(Self { state: VmState::Created, first_run_us: None, vcpus, power, serial, _vm: vm })
+        let machine = Self { state: VmState::Created, first_run_us: None, vcpus, power, serial, _vm: vm };
+        Ok((machine, subscribers))
     }
 
     /// The guest's state.
@@ -212,7 +234,11 @@ fn add_serial(vm: &kvm::Vm, ports: &mut Bus, console: Console) -> Result<Arc<Mut
     Ok(port)
 }
 
-fn add_power(vm: &kvm::Vm, ports: &mut Bus, ending: &EndingSignal) -> Result<Arc<Mutex<PowerManagement>>, Error> {
+fn add_power(
+    vm: &kvm::Vm,
+    ports: &mut Bus,
+    ending: &EndingSignal,
+) -> Result<Arc<Mutex<PowerManagement>>, Error> {
     let sci = event()?;
     vm.connect_irq(&sci, power::SCI_GSI)?;
     let device = Arc::new(Mutex::new(PowerManagement::new(sci, ending.clone())));
@@ -221,6 +247,48 @@ fn add_power(vm: &kvm::Vm, ports: &mut Bus, ending: &EndingSignal) -> Result<Arc
     let keyboard = Arc::new(Mutex::new(KeyboardController::new(ending.clone())));
     ports.insert(u64::from(power::KEYBOARD_PORT), u64::from(power::KEYBOARD_BYTES), keyboard)?;
     Ok(device)
+}
+
+/// Where `count` disks and network devices, and the entropy source behind them, lie.
+fn devices(count: usize) -> Result<Vec<acpi::MmioDevice>, Error> {
+    let gsis = DEVICE_GSIS.get(..=count).ok_or(Error::Devices(count))?;
+    let place = |(index, &gsi): (u64, &u32)| {
+        let address = GuestAddress(memory::MMIO_START.raw_value() + index * memory::MMIO_WINDOW_BYTES);
+        acpi::MmioDevice { address, gsi }
+    };
+    Ok((0..).zip(gsis).map(place).collect())
+}
+
+/// The devices in the order of their places: disks, network devices, entropy source.
+fn build_devices(disks: Vec<DiskSpec>, nics: Vec<NicSpec>) -> Result<Vec<Shared>, Error> {
+    let mut devices = Vec::with_capacity(disks.len() + nics.len() + 1);
+    for spec in disks {
+        devices.push(virtio::build_block(&spec.config, spec.disk)?);
+    }
+    for spec in nics {
+        devices.push(virtio::build_net(&spec.config, spec.tap)?);
+    }
+    devices.push(virtio::build_rng()?);
+    Ok(devices)
+}
+
+/// Puts one device behind registers at its place.
+fn add_device(
+    vm: &kvm::Vm,
+    guest: &memory::GuestMemory,
+    registers: &mut Bus,
+    place: &acpi::MmioDevice,
+    device: &Shared,
+) -> Result<(), Error> {
+    let interrupt = event()?;
+    vm.connect_irq(&interrupt, place.gsi)?;
+    let transport = MmioTransport::new(guest.clone(), device.clone(), interrupt)?;
+    for (index, doorbell) in (0_u32..).zip(transport.queue_events()) {
+        vm.connect_doorbell(doorbell, place.address.unchecked_add(NOTIFY_OFFSET), index)?;
+    }
+    let transport = Arc::new(Mutex::new(transport));
+    registers.insert(place.address.raw_value(), memory::MMIO_WINDOW_BYTES, transport)?;
+    Ok(())
 }
 
 /// Loads the kernel from where it is.

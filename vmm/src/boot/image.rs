@@ -9,9 +9,7 @@ use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult, PvhBootCapability};
 use storage::format::Disk;
 use vm_memory::bitmap::BitmapSlice;
-use vm_memory::{
-    Address, ByteValued, Bytes, GuestAddress, ReadVolatile, VolatileMemoryError, VolatileSlice,
-};
+use vm_memory::{Address, ByteValued, Bytes, GuestAddress, ReadVolatile, VolatileMemoryError, VolatileSlice};
 
 use super::{Error, KERNEL_BYTES_MAX};
 use crate::kvm::Entry;
@@ -33,7 +31,9 @@ pub trait Image {
 
 impl Image for File {
     fn size_bytes(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
+        // Reads go to offsets, so the position is nobody's concern; and a confined process cannot stat.
+        let mut file = self;
+        file.seek(SeekFrom::End(0))
     }
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         FileExt::read_exact_at(self, buffer, offset)
@@ -45,7 +45,8 @@ impl Image for &[u8] {
         Ok(self.len() as u64)
     }
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let range = usize::try_from(offset).ok().and_then(|start| Some(start..start.checked_add(buffer.len())?));
+        let range =
+            usize::try_from(offset).ok().and_then(|start| Some(start..start.checked_add(buffer.len())?));
         let bytes = range.and_then(|range| self.get(range)).ok_or(io::ErrorKind::UnexpectedEof)?;
         buffer.copy_from_slice(bytes);
         Ok(())
@@ -111,7 +112,9 @@ pub(super) fn copy_to_guest(
     let mut done = 0;
     while done < bytes {
         let part = usize::try_from(bytes - done).map_or(COPY_BYTES, |rest| rest.min(COPY_BYTES));
-        image.read_exact_at(&mut buffer[..part], offset + done).map_err(|source| Error::Read { what, source })?;
+        image
+            .read_exact_at(&mut buffer[..part], offset + done)
+            .map_err(|source| Error::Read { what, source })?;
         guest.write_slice(&buffer[..part], start.checked_add(done).ok_or(Error::NotAKernel)?)?;
         done += part as u64;
     }

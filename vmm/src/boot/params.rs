@@ -85,7 +85,8 @@ pub(super) fn write_pvh_info(guest: &GuestMemory, initrd: Option<Initrd>) -> Res
         ..Default::default()
     };
     if let Some(initrd) = initrd {
-        let module = hvm_modlist_entry { paddr: initrd.start.raw_value(), size: initrd.bytes, ..Default::default() };
+        let module =
+            hvm_modlist_entry { paddr: initrd.start.raw_value(), size: initrd.bytes, ..Default::default() };
         guest.write_obj(module, memory::PVH_MODULES_START)?;
         info.nr_modules = 1;
         info.modlist_paddr = memory::PVH_MODULES_START.raw_value();

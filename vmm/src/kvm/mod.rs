@@ -129,11 +129,13 @@ impl Kvm {
             // the VM's descriptor.
             unsafe { fd.set_user_memory_region(slot) }.map_err(step("give the VM its memory"))?;
         }
-        fd.set_identity_map_address(memory::KVM_IDENTITY_MAP_START).map_err(step("place its identity map"))?;
+        fd.set_identity_map_address(memory::KVM_IDENTITY_MAP_START)
+            .map_err(step("place its identity map"))?;
         let tss = usize::try_from(memory::KVM_TSS_START).expect("invariant: usize has 64 bits");
         fd.set_tss_address(tss).map_err(step("place its task state segment"))?;
         fd.create_irq_chip().map_err(step("create the interrupt controllers"))?;
-        let cpuid = self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("tell the CPU's features"))?;
+        let cpuid =
+            self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("tell the CPU's features"))?;
         let tsc_deadline = self.fd.check_extension(Cap::TscDeadlineTimer);
         Ok(Vm { fd, kind: self.kind, cpuid, tsc_deadline, _memory: memory.clone() })
     }
@@ -246,7 +248,9 @@ impl Vcpu {
             Ok(VcpuExit::Shutdown) => return Exit::Shutdown,
             Ok(VcpuExit::InternalError) => return Exit::Broken(self.internal_error()),
             Ok(VcpuExit::FailEntry(reason, _)) => {
-                return Exit::Broken(format!("the processor refused to enter the guest (reason {reason:#x})"));
+                return Exit::Broken(format!(
+                    "the processor refused to enter the guest (reason {reason:#x})"
+                ));
             }
             Ok(other) => {
                 let what = format!("KVM returned with an exit this VMM does not know: {other:?}");

@@ -1,7 +1,8 @@
 //! The processor's side of x86-64: CPUID, model-specific registers, and the state in which a guest is entered.
 
 use kvm_bindings::{
-    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, Msrs, kvm_cpuid_entry2, kvm_dtable, kvm_msr_entry, kvm_regs, kvm_segment,
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, Msrs, kvm_cpuid_entry2, kvm_dtable, kvm_msr_entry, kvm_regs,
+    kvm_segment,
 };
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Address, GuestAddress};
@@ -112,7 +113,9 @@ pub(super) fn set_boot_msrs(vcpu: &VcpuFd) {
         match vcpu.set_msrs(&msrs) {
             Ok(1) => {}
             Ok(_) => tracing::debug!(msr = format_args!("{index:#x}"), "KVM refuses an MSR; skipped"),
-            Err(error) => tracing::debug!(msr = format_args!("{index:#x}"), %error, "KVM refuses an MSR; skipped"),
+            Err(error) => {
+                tracing::debug!(msr = format_args!("{index:#x}"), %error, "KVM refuses an MSR; skipped")
+            }
         }
     }
 }
@@ -133,7 +136,17 @@ const CR4_PAE: u64 = 1 << 5;
 const EFER_LONG_MODE: u64 = (1 << 8) | (1 << 10);
 
 fn flat_segment(selector: u16, type_: u8) -> kvm_segment {
-    kvm_segment { base: 0, limit: 0xffff_ffff, selector, type_, present: 1, s: 1, g: 1, db: 1, ..Default::default() }
+    kvm_segment {
+        base: 0,
+        limit: 0xffff_ffff,
+        selector,
+        type_,
+        present: 1,
+        s: 1,
+        g: 1,
+        db: 1,
+        ..Default::default()
+    }
 }
 
 /// A segment as the descriptor table holds it (Intel SDM volume 3, §3.4.5).

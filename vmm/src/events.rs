@@ -1,0 +1,52 @@
+//! The event loop of the main thread: one loop serves the supervisor and all devices.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use event_manager::{EventManager, SubscriberOps};
+
+use crate::ending::{Ending, EndingSignal};
+use crate::supervisor::Supervisor;
+use crate::vm::{Machine, Subscriber};
+
+/// How many ready descriptors are taken from the kernel at once; more simply wait for the next turn.
+const READY_EVENTS_MAX: usize = 32;
+
+/// The event loop failed, which only a lack of descriptors or memory explains.
+#[derive(Debug, thiserror::Error)]
+#[error("run the event loop: {0}")]
+pub struct Error(event_manager::Error);
+
+/// Serves until the guest's end was announced to `ending`; returns the machine, held.
+///
+/// `started` is called once everything is being listened to.
+///
+/// # Errors
+/// The loop's own.
+pub fn serve(
+    supervisor: Supervisor,
+    devices: Vec<Subscriber>,
+    ending: &EndingSignal,
+    started: impl FnOnce(&mut Supervisor),
+) -> Result<(Ending, Machine), Error> {
+    let mut manager: EventManager<Subscriber> =
+        EventManager::new_with_capacity(READY_EVENTS_MAX).map_err(Error)?;
+    for device in devices {
+        manager.add_subscriber(device);
+    }
+    let supervisor = Arc::new(Mutex::new(supervisor));
+    manager.add_subscriber(Box::new(supervisor.clone()));
+    started(&mut supervisor.lock().unwrap_or_else(PoisonError::into_inner));
+    loop {
+        manager.run().map_err(Error)?;
+        if let Some(said) = ending.said() {
+            // Drops the loop's share of the supervisor, and with it every device's descriptors.
+            drop(manager);
+            let supervisor =
+                Arc::into_inner(supervisor).expect("invariant: only the loop shared the supervisor");
+            return Ok((
+                said,
+                supervisor.into_inner().unwrap_or_else(PoisonError::into_inner).into_machine(),
+            ));
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! From numbers in the configuration to owned descriptors: each is taken exactly once.
+#![expect(unsafe_code, reason = "a number becomes an owned descriptor")]
+
+use std::collections::BTreeSet;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+
+use crate::config::{Boot, DiskFormat, InheritedFd, VmmConfig};
+
+/// Why a configuration's descriptors cannot be taken.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Standard streams are nobody's to take.
+    #[error("the configuration names descriptor {0}, which is a standard stream or none")]
+    Reserved(RawFd),
+    /// Named twice, so that two owners would close it.
+    #[error("the configuration names descriptor {0} twice")]
+    Twice(RawFd),
+    /// Not inherited.
+    #[error("the configuration names descriptor {0}, which is not open")]
+    NotOpen(RawFd),
+}
+
+/// The inherited descriptors of one process.
+///
+/// # Invariant
+/// Every number in the set is open, and was in the parent's hand when this process began, so no one here owns it.
+#[derive(Debug)]
+pub struct InheritedFds {
+    untaken: BTreeSet<RawFd>,
+}
+
+impl InheritedFds {
+    /// Checks all descriptors that `config` names, and keeps programs started later from inheriting them.
+    ///
+    /// To be called once, early in a process made to run `config`, before anything else opens descriptors under
+    /// those numbers.
+    ///
+    /// # Errors
+    /// A number that cannot be taken.
+    pub fn of(config: &VmmConfig) -> Result<Self, Error> {
+        let mut untaken = BTreeSet::new();
+        for InheritedFd(fd) in all(config) {
+            if fd <= 2 {
+                return Err(Error::Reserved(fd));
+            }
+            if !untaken.insert(fd) {
+                return Err(Error::Twice(fd));
+            }
+            // SAFETY: fcntl with F_SETFD takes any number; a closed one is an error and nothing else.
+            if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+                return Err(Error::NotOpen(fd));
+            }
+        }
+        Ok(Self { untaken })
+    }
+
+    /// Takes ownership of one descriptor.
+    ///
+    /// # Panics
+    /// If it is not one of the configuration's, or was taken before.
+    pub fn take(&mut self, InheritedFd(fd): InheritedFd) -> OwnedFd {
+        assert!(self.untaken.remove(&fd), "invariant: each descriptor of the configuration is taken once");
+        // SAFETY: the descriptor is open, inherited, and leaves the set of those without an owner.
+        unsafe { OwnedFd::from_raw_fd(fd) }
+    }
+}
+
+/// Every descriptor that `config` names.
+fn all(config: &VmmConfig) -> Vec<InheritedFd> {
+    let mut fds: Vec<InheritedFd> =
+        [config.console_log, config.control_socket, config.exit_report].into_iter().flatten().collect();
+    if let Boot::Kernel { kernel, initrd } = config.boot {
+        fds.push(kernel);
+        fds.extend(initrd);
+    }
+    for disk in &config.disks {
+        match disk.format {
+            DiskFormat::Raw { file } => fds.push(file),
+            DiskFormat::Overlay { file, base } => fds.extend([file, base]),
+        }
+    }
+    fds.extend(config.nics.iter().map(|nic| nic.tap));
+    fds
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::IntoRawFd;
+
+    use super::*;
+
+    fn config(kernel: RawFd, log: Option<RawFd>) -> VmmConfig {
+        VmmConfig {
+            memory_mib: 1,
+            vcpus: 1,
+            boot: Boot::Kernel { kernel: InheritedFd(kernel), initrd: None },
+            cmdline: String::new(),
+            disks: Vec::new(),
+            nics: Vec::new(),
+            console_log: log.map(InheritedFd),
+            control_socket: None,
+            exit_report: None,
+        }
+    }
+
+    #[test]
+    fn each_descriptor_is_taken_once() {
+        let fd = tempfile::tempfile().unwrap().into_raw_fd();
+        let mut fds = InheritedFds::of(&config(fd, None)).unwrap();
+        drop(fds.take(InheritedFd(fd)));
+        assert!(fds.untaken.is_empty());
+    }
+
+    #[test]
+    fn standard_streams_duplicates_and_closed_numbers_are_refused() {
+        let fd = tempfile::tempfile().unwrap().into_raw_fd();
+        assert_eq!(InheritedFds::of(&config(1, None)).unwrap_err(), Error::Reserved(1));
+        assert_eq!(InheritedFds::of(&config(-1, None)).unwrap_err(), Error::Reserved(-1));
+        assert_eq!(InheritedFds::of(&config(fd, Some(fd))).unwrap_err(), Error::Twice(fd));
+        assert_eq!(InheritedFds::of(&config(1 << 20, None)).unwrap_err(), Error::NotOpen(1 << 20));
+    }
+}

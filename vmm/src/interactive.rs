@@ -1,0 +1,134 @@
+//! `wisp vmm boot`: one guest with its console on the terminal, from paths and names, without a cloud.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+
+use crate::boot::image::Image;
+use crate::config::{DiskConfig, DiskFormat, InheritedFd, NicConfig};
+use crate::disk::RawDisk;
+use crate::ending::{Ending, EndingSignal};
+use crate::events;
+use crate::kvm::Kvm;
+use crate::lifecycle::Event;
+use crate::run::Error as RunError;
+use crate::sandbox::Sandbox;
+use crate::serial::Console;
+use crate::supervisor::{self, Supervisor};
+use crate::terminal::RawTerminal;
+use crate::vm::{BootSource, DiskSpec, Machine, MachineSpec, NicSpec};
+
+/// What to boot.
+#[derive(Debug, Default)]
+pub struct BootOptions {
+    /// The kernel; absent: from the first disk.
+    pub kernel: Option<PathBuf>,
+    /// The initial ramdisk.
+    pub initrd: Option<PathBuf>,
+    /// Words added to the kernel's command line.
+    pub cmdline: String,
+    /// Raw disk files, each with whether it is read-only.
+    pub disks: Vec<(PathBuf, bool)>,
+    /// Open taps, attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+    pub taps: Vec<OwnedFd>,
+    /// Guest memory in MiB.
+    pub memory_mib: u32,
+    /// Virtual CPUs.
+    pub vcpus: u8,
+}
+
+/// Why a guest could not be booted from a command line.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be opened.
+    #[error("open {path}")]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The terminal.
+    #[error("prepare the terminal")]
+    Terminal(#[source] io::Error),
+    /// Everything after that.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+/// The MTU of a guest's network device that nobody configured: Ethernet's.
+const MTU: u16 = 1500;
+
+/// Boots a guest with standard input and output as its console, and returns how it ended. Ctrl-A x ends it at once.
+///
+/// Confines the process: nothing can be opened afterwards.
+///
+/// # Errors
+/// Anything that keeps the guest from running.
+pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
+    supervisor::block_signals().map_err(RunError::from)?;
+    let kvm = Kvm::open().map_err(RunError::from)?;
+    let spec = open(options)?;
+    let ending = EndingSignal::new().map_err(RunError::Event)?;
+    // Unbuffered: what a buffer holds back, no event announces.
+    let input = File::from(io::stdin().as_fd().try_clone_to_owned().map_err(Error::Terminal)?);
+    let terminal = RawTerminal::new(&input).map_err(Error::Terminal)?;
+    Sandbox::default().enter().map_err(RunError::from)?;
+    let (machine, devices) = Machine::build(&kvm, spec, &ending).map_err(RunError::from)?;
+    let mut supervisor = Supervisor::new(machine, ending.clone(), None).map_err(RunError::from)?;
+    supervisor.set_input(Box::new(input));
+    let (said, machine) = events::serve(supervisor, devices, &ending, |supervisor| {
+        supervisor.machine_mut().apply(Event::Start).expect("invariant: the guest was never started");
+    })
+    .map_err(RunError::from)?;
+    drop(terminal);
+    // The process is about to end: the kernel takes the machine apart.
+    std::mem::forget(machine);
+    Ok(said)
+}
+
+fn open(options: BootOptions) -> Result<MachineSpec, Error> {
+    let open = |path: &PathBuf, write: bool| {
+        File::options()
+            .read(true)
+            .write(write)
+            .open(path)
+            .map_err(|source| Error::Open { path: path.clone(), source })
+    };
+    let boot = match &options.kernel {
+        Some(kernel) => {
+            let initrd = options.initrd.as_ref().map(|initrd| open(initrd, false)).transpose()?;
+            BootSource::Kernel {
+                kernel: Box::new(open(kernel, false)?),
+                initrd: initrd.map(|initrd| Box::new(initrd) as Box<dyn Image>),
+            }
+        }
+        None => BootSource::Disk,
+    };
+    let mut disks = Vec::with_capacity(options.disks.len());
+    for (index, (path, read_only)) in options.disks.iter().enumerate() {
+        let file = open(path, !read_only)?;
+        let format = DiskFormat::Raw { file: InheritedFd(file.as_raw_fd()) };
+        let config = DiskConfig { format, read_only: *read_only, serial: format!("disk{index}") };
+        let disk = RawDisk::new(file).map_err(|source| RunError::Disk { index, source })?;
+        disks.push(DiskSpec { config, disk: Box::new(disk) });
+    }
+    let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap)).collect();
+    Ok(MachineSpec {
+        memory_mib: options.memory_mib,
+        vcpus: options.vcpus,
+        boot,
+        cmdline: options.cmdline,
+        disks,
+        nics,
+        console: Console::Stream(Box::new(io::stdout())),
+    })
+}
+
+/// A network device with a locally administered address and nothing answered in the network's place.
+fn nic(index: u8, tap: OwnedFd) -> NicSpec {
+    let mac = [0x02, 0x57, 0x49, 0x53, 0x50, index];
+    NicSpec { config: NicConfig { tap: InheritedFd(tap.as_raw_fd()), mac, mtu: MTU, endpoint: None }, tap }
+}

@@ -1,0 +1,215 @@
+//! One instance's process: take the inherited descriptors, confine the process, build the machine, serve it to its
+//! end, and leave a report.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixListener;
+
+use crate::boot::image::Image;
+use crate::config::{Boot, DiskConfig, DiskFormat, VmmConfig};
+use crate::disk::RawDisk;
+use crate::ending::{Ending, EndingSignal};
+use crate::inherited::{self, InheritedFds};
+use crate::kvm::{self, Kvm};
+use crate::lifecycle::Event;
+use crate::rpc::{ExitReason, ExitReport};
+use crate::sandbox::{self, Sandbox};
+use crate::serial::{Console, ConsoleLog};
+use crate::supervisor::{self, Supervisor};
+use crate::vm::{self, BootSource, DiskSpec, Machine, MachineSpec, NicSpec};
+use crate::{events, vm::Subscriber};
+
+/// The largest configuration in bytes: its largest part is the metadata, of which user data alone may be 64 KiB in
+/// base64, several times.
+pub const CONFIG_BYTES_MAX: u64 = 4 << 20;
+
+/// Why an instance cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration's file cannot be read, or is too long.
+    #[error("read the configuration")]
+    ReadConfig(#[source] io::Error),
+    /// The configuration is not one.
+    #[error("understand the configuration")]
+    ParseConfig(#[source] serde_json::Error),
+    /// Its descriptors.
+    #[error(transparent)]
+    Inherited(#[from] inherited::Error),
+    /// A disk cannot be served.
+    #[error("open disk {index}")]
+    Disk {
+        /// Which, from zero.
+        index: usize,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The console log cannot be used.
+    #[error("open the console log")]
+    Console(#[source] io::Error),
+    /// No descriptor is left for an event.
+    #[error("make an event descriptor")]
+    Event(#[source] io::Error),
+    /// KVM is not there.
+    #[error(transparent)]
+    Kvm(#[from] kvm::Error),
+    /// The process cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::Error),
+    /// The machine cannot be built.
+    #[error(transparent)]
+    Machine(#[from] vm::Error),
+    /// The supervisor cannot be set up.
+    #[error(transparent)]
+    Supervisor(#[from] supervisor::Error),
+    /// The loop failed.
+    #[error(transparent)]
+    Events(#[from] events::Error),
+}
+
+/// Reads a configuration from an inherited file or pipe.
+///
+/// # Errors
+/// It cannot be read, is longer than [`CONFIG_BYTES_MAX`], or is no configuration.
+pub fn read_config(file: File) -> Result<VmmConfig, Error> {
+    use std::io::Read as _;
+    let mut text = Vec::new();
+    file.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut text).map_err(Error::ReadConfig)?;
+    if text.len() as u64 > CONFIG_BYTES_MAX {
+        return Err(Error::ReadConfig(io::ErrorKind::FileTooLarge.into()));
+    }
+    serde_json::from_slice(&text).map_err(Error::ParseConfig)
+}
+
+/// Runs one instance in this process until its end, which is also written to the configuration's exit report.
+///
+/// Must be called once, on the only thread of a process that was made for it: the descriptors in `config` become
+/// this call's own, and the process stays confined. `instance_id` only appears in logs.
+#[must_use]
+pub fn run_instance(instance_id: &str, config: VmmConfig, sandbox: Sandbox) -> ExitReport {
+    let mut report_file = None;
+    let mut first_run_us = None;
+    let ending = match run(config, sandbox, &mut report_file, &mut first_run_us) {
+        Ok(ending) => ending,
+        Err(error) => Ending { reason: ExitReason::BootFailed, message: chain(&error) },
+    };
+    let report = ExitReport { reason: ending.reason, message: ending.message, first_run_us };
+    tracing::info!(instance.id = instance_id, reason = ?report.reason, "the guest is over: {}", report.message);
+    if let Some(file) = report_file
+        && let Err(error) = write_report(&file, &report)
+    {
+        tracing::error!(instance.id = instance_id, %error, "the exit report cannot be written");
+    }
+    report
+}
+
+/// What a process that ran an instance exits with: zero if the guest's end was wanted by anyone, else one.
+#[must_use]
+pub fn exit_code(report: &ExitReport) -> u8 {
+    match report.reason {
+        ExitReason::PoweredOff | ExitReason::Reset | ExitReason::Killed => 0,
+        ExitReason::BootFailed | ExitReason::Crashed => 1,
+    }
+}
+
+/// An error with its causes as one sentence.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}
+
+fn write_report(file: &File, report: &ExitReport) -> io::Result<()> {
+    let text = serde_json::to_vec(report).expect("invariant: a report is plain data");
+    file.set_len(0)?;
+    file.write_all_at(&text, 0)?;
+    let mut file = file;
+    file.flush()
+}
+
+fn run(
+    config: VmmConfig,
+    sandbox: Sandbox,
+    report_file: &mut Option<File>,
+    first_run_us: &mut Option<u64>,
+) -> Result<Ending, Error> {
+    supervisor::block_signals()?;
+    let mut fds = InheritedFds::of(&config)?;
+    *report_file = config.exit_report.map(|fd| File::from(fds.take(fd)));
+    let kvm = Kvm::open()?;
+    let listener = config.control_socket.map(|fd| UnixListener::from(fds.take(fd)));
+    let spec = open(config, &mut fds)?;
+    let ending = EndingSignal::new().map_err(Error::Event)?;
+    // From here on, nothing can be opened; kernels, disks and guests are foreign.
+    sandbox.enter()?;
+    let (machine, devices) = Machine::build(&kvm, spec, &ending)?;
+    let (ending, machine) = supervise(machine, devices, &ending, listener)?;
+    *first_run_us = machine.first_run_us();
+    // The process is about to end: the kernel takes the machine apart.
+    std::mem::forget(machine);
+    Ok(ending)
+}
+
+/// Serves; without a control socket the guest starts at once.
+fn supervise(
+    machine: Machine,
+    devices: Vec<Subscriber>,
+    ending: &EndingSignal,
+    listener: Option<UnixListener>,
+) -> Result<(Ending, Machine), Error> {
+    let starts_itself = listener.is_none();
+    let supervisor = Supervisor::new(machine, ending.clone(), listener)?;
+    Ok(events::serve(supervisor, devices, ending, |supervisor| {
+        if starts_itself {
+            supervisor.machine_mut().apply(Event::Start).expect("invariant: the guest was never started");
+        }
+    })?)
+}
+
+/// Takes all descriptors and makes of them what the machine is built from.
+fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error> {
+    let image = |fd, fds: &mut InheritedFds| Box::new(File::from(fds.take(fd))) as Box<dyn Image>;
+    let boot = match config.boot {
+        Boot::Kernel { kernel, initrd } => {
+            BootSource::Kernel { kernel: image(kernel, fds), initrd: initrd.map(|initrd| image(initrd, fds)) }
+        }
+        Boot::Disk => BootSource::Disk,
+    };
+    let mut disks = Vec::with_capacity(config.disks.len());
+    for (index, config) in config.disks.into_iter().enumerate() {
+        disks.push(open_disk(config, fds).map_err(|source| Error::Disk { index, source })?);
+    }
+    let nics = config.nics.into_iter().map(|config| NicSpec { tap: fds.take(config.tap), config }).collect();
+    let console = match config.console_log {
+        Some(fd) => Console::Log(ConsoleLog::new(File::from(fds.take(fd))).map_err(Error::Console)?),
+        None => Console::None,
+    };
+    Ok(MachineSpec {
+        memory_mib: config.memory_mib,
+        vcpus: config.vcpus,
+        boot,
+        cmdline: config.cmdline,
+        disks,
+        nics,
+        console,
+    })
+}
+
+fn open_disk(config: DiskConfig, fds: &mut InheritedFds) -> io::Result<DiskSpec> {
+    match config.format {
+        DiskFormat::Raw { file } => {
+            let disk = RawDisk::new(File::from(fds.take(file)))?;
+            Ok(DiskSpec { config, disk: Box::new(disk) })
+        }
+        DiskFormat::Overlay { file, base } => {
+            drop((fds.take(file), fds.take(base)));
+            Err(io::Error::new(io::ErrorKind::Unsupported, "overlay disks are not implemented"))
+        }
+    }
+}
