@@ -1,6 +1,7 @@
 //! The event loop of the main thread: one loop serves the supervisor and all devices.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::cell::RefCell;
+use std::rc::Rc;
 
 use event_manager::{EventManager, SubscriberOps};
 
@@ -33,20 +34,17 @@ pub fn serve(
     for device in devices {
         manager.add_subscriber(device);
     }
-    let supervisor = Arc::new(Mutex::new(supervisor));
+    let supervisor = Rc::new(RefCell::new(supervisor));
     manager.add_subscriber(Box::new(supervisor.clone()));
-    started(&mut supervisor.lock().unwrap_or_else(PoisonError::into_inner));
+    started(&mut supervisor.borrow_mut());
     loop {
         manager.run().map_err(Error)?;
         if let Some(said) = ending.said() {
             // Drops the loop's share of the supervisor, and with it every device's descriptors.
             drop(manager);
             let supervisor =
-                Arc::into_inner(supervisor).expect("invariant: only the loop shared the supervisor");
-            return Ok((
-                said,
-                supervisor.into_inner().unwrap_or_else(PoisonError::into_inner).into_machine(),
-            ));
+                Rc::into_inner(supervisor).expect("invariant: only the loop shared the supervisor");
+            return Ok((said, supervisor.into_inner().into_machine()));
         }
     }
 }

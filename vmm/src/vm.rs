@@ -191,7 +191,6 @@ impl Machine {
     }
 
     /// The serial port, for its log and its input.
-    #[must_use]
     pub fn serial(&self) -> MutexGuard<'_, SerialPort> {
         lock(&self.serial)
     }
