@@ -3,6 +3,23 @@
 //!
 //! Must never know: what the rows mean.
 
+pub mod cache;
+pub mod database;
+pub mod redb;
+pub mod row;
+pub mod transaction;
+
+#[cfg(test)]
+mod conformance;
+
+pub use self::cache::{Cache, Change, Changes, Kinds};
+pub use self::database::Database;
+pub use self::redb::RedbStore;
+pub use self::row::{Row, RowError, Stored};
+pub use self::transaction::{Txn, TxnError};
+
+use std::collections::BTreeSet;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -16,6 +33,10 @@ pub const TXN_OPERATIONS_MAX: usize = 128;
 pub const KEY_BYTES_MAX: usize = 1024;
 /// The longest value in bytes: etcd's request limit with room for the rest of a transaction.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
+/// The most bytes of keys and values one transaction may carry in all: etcd's default request limit.
+pub const TXN_BYTES_MAX: usize = 3 << 19;
+/// The longest life of a lease without renewal: a forgotten one must not hold its keys for ever.
+pub const LEASE_TTL_MAX: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 
 /// One key with its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,6 +127,9 @@ pub enum StoreError {
         /// What is still there.
         oldest: Revision,
     },
+    /// A branch of the transaction changes one key twice.
+    #[error("the transaction changes a key twice: {0}")]
+    DuplicateKey(String),
     /// The lease is over or never was.
     #[error("no such lease: {0}")]
     NoLease(LeaseId),
@@ -123,6 +147,69 @@ pub enum StoreError {
     Closed,
 }
 
+impl Compare {
+    fn key(&self) -> &str {
+        match self {
+            Self::Absent(key) | Self::ModRevision(key, _) | Self::Present(key) => key,
+        }
+    }
+}
+
+impl Operation {
+    fn key(&self) -> &str {
+        match self {
+            Self::Put { key, .. } | Self::Delete(key) => key,
+        }
+    }
+}
+
+/// The limits of this module, for every engine alike; engines call it before anything else.
+pub(crate) fn check_limits(
+    compare: &[Compare],
+    then: &[Operation],
+    or_else: &[Operation],
+) -> Result<(), StoreError> {
+    let mut bytes = 0usize;
+    if compare.len() > TXN_OPERATIONS_MAX {
+        return Err(StoreError::Limit("comparisons per transaction"));
+    }
+    for key in compare.iter().map(Compare::key) {
+        check_key(key)?;
+        bytes += key.len();
+    }
+    for branch in [then, or_else] {
+        if branch.len() > TXN_OPERATIONS_MAX {
+            return Err(StoreError::Limit("operations per transaction"));
+        }
+        let mut changed = BTreeSet::new();
+        for operation in branch {
+            check_key(operation.key())?;
+            bytes += operation.key().len();
+            if let Operation::Put { value, .. } = operation {
+                if value.len() > VALUE_BYTES_MAX {
+                    return Err(StoreError::Limit("bytes per value"));
+                }
+                bytes += value.len();
+            }
+            if !changed.insert(operation.key()) {
+                return Err(StoreError::DuplicateKey(operation.key().to_owned()));
+            }
+        }
+    }
+    if bytes > TXN_BYTES_MAX {
+        return Err(StoreError::Limit("bytes per transaction"));
+    }
+    Ok(())
+}
+
+fn check_key(key: &str) -> Result<(), StoreError> {
+    match key.len() {
+        0 => Err(StoreError::Limit("a key has at least one byte")),
+        1..=KEY_BYTES_MAX => Ok(()),
+        _ => Err(StoreError::Limit("bytes per key")),
+    }
+}
+
 /// The contract.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -130,6 +217,8 @@ pub trait Store: Send + Sync + 'static {
     async fn range(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), StoreError>;
 
     /// Runs `then` if every comparison holds, `or_else` otherwise, as one atomic and durable step.
+    ///
+    /// A key may be changed once per branch. A caller that stops waiting does not take the transaction back.
     async fn txn(
         &self,
         compare: Vec<Compare>,
@@ -137,14 +226,15 @@ pub trait Store: Send + Sync + 'static {
         or_else: Vec<Operation>,
     ) -> Result<Outcome, StoreError>;
 
-    /// All changes under `prefix` from `from` (included) on; the channel closes when the store does, or when the
-    /// receiver falls so far behind that it must list again.
+    /// All changes under `prefix` from `from` (included; 0 is the beginning) on; the channel closes when the store
+    /// does, or when the receiver falls so far behind that it must list again.
     async fn watch(&self, prefix: &str, from: Revision) -> Result<mpsc::Receiver<Batch>, StoreError>;
 
     /// The current revision.
     async fn revision(&self) -> Result<Revision, StoreError>;
 
-    /// A lease that ends `ttl` after its last renewal; its keys go with it.
+    /// A lease that ends `ttl` after its last renewal; its keys go with it. An engine may round `ttl` up to whole
+    /// seconds, and counts it anew when it restarts.
     async fn lease_grant(&self, ttl: std::time::Duration) -> Result<LeaseId, StoreError>;
 
     /// Renews a lease.
