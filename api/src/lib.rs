@@ -1,1 +1,21 @@
 //! OpenStack-compatible REST over the control plane, and the commands of the wisp binary.
+//!
+//! A request comes in at [`server`], is framed for its service by [`router`], and reaches a handler of a few lines
+//! that calls `control`. Handlers decide nothing: they parse, call, and write the service's own JSON.
+
+pub mod compute;
+pub mod context;
+pub mod discovery;
+pub mod error;
+pub mod identity;
+pub mod image;
+pub mod microversion;
+pub mod network;
+pub mod page;
+pub mod placement;
+pub mod router;
+pub mod server;
+pub mod volume;
+
+#[cfg(test)]
+pub(crate) mod harness;

@@ -1,7 +1,7 @@
 //! What a service of the control plane can answer instead of a result. It knows no HTTP: `api` maps each variant
 //! to a status and to the service's own fault body in one place.
 
-use crate::store::StoreError;
+use crate::store::{StoreError, TxnError};
 
 /// Why a request was not carried out. Messages are for the person who asked and name no secret.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,9 @@ pub enum Error {
     /// The store failed.
     #[error("the store failed")]
     Store(#[from] StoreError),
+    /// A transaction could not be carried out.
+    #[error("the transaction failed")]
+    Transaction(#[from] TxnError),
     /// A file of the cloud's own could not be read or written.
     #[error("{step}")]
     Io {

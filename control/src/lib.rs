@@ -1,8 +1,77 @@
 //! The cloud's semantics: store, models, services, scheduler, reconcilers, agent and drivers; it knows no HTTP.
+//!
+//! [`Control`] is all that `api` may call. Its methods stand beside the rows they work on, one file per resource
+//! under [`service`].
 
 pub mod agent;
 pub mod caller;
 pub mod driver;
 pub mod error;
 pub mod model;
+pub mod policy;
+pub mod service;
 pub mod store;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::service::db::Db;
+use crate::store::Store;
+
+/// What a cloud is told when it starts.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The URL that clients reach the API by, without a slash at the end; the catalog is made of it.
+    pub public_url: String,
+    /// The name of the one region.
+    pub region: String,
+    /// Where keys and image files are.
+    pub state_dir: PathBuf,
+    /// How long a token holds, in seconds.
+    pub token_lifetime_s: u32,
+}
+
+impl Settings {
+    /// Keystone's default lifetime of a token in seconds.
+    pub const TOKEN_LIFETIME_S: u32 = 3600;
+
+    /// The defaults, for a cloud with its files in `state_dir`.
+    pub fn new(public_url: impl Into<String>, state_dir: impl Into<PathBuf>) -> Self {
+        let public_url: String = public_url.into();
+        Self {
+            public_url: public_url.trim_end_matches('/').to_owned(),
+            region: "RegionOne".to_owned(),
+            state_dir: state_dir.into(),
+            token_lifetime_s: Self::TOKEN_LIFETIME_S,
+        }
+    }
+}
+
+/// A cloud: what people want of it, and what is seen of it.
+#[derive(Debug)]
+pub struct Control {
+    pub(crate) db: Db,
+    pub(crate) settings: Settings,
+}
+
+impl Control {
+    /// Opens a cloud on a store. Nothing is made in it; see `bootstrap` for the first start.
+    pub async fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Arc<Self>> {
+        let db = Db::open(store).await?;
+        Ok(Arc::new(Self { db, settings }))
+    }
+
+    /// The caller that a token stands for, if it holds.
+    ///
+    /// # Errors
+    /// `Unauthorized`.
+    pub async fn token_caller(&self, _token: &str, _request_id: String) -> Result<caller::Caller> {
+        Err(error::Error::NotImplemented("token validation"))
+    }
+
+    /// The URL that clients reach the API by, without a slash at the end.
+    pub fn public_url(&self) -> &str {
+        &self.settings.public_url
+    }
+}

@@ -5,6 +5,49 @@ pub mod compute;
 pub mod identity;
 pub mod image;
 pub mod network;
+pub mod quota;
+
+use crate::store::{Kinds, Row};
+
+/// Makes types rows of the store, each with its kind, its schema and its id, and lists them all for the cache.
+macro_rules! rows {
+    ($($type:path: $kind:literal, $schema:literal, |$row:ident| $id:expr;)*) => {
+        $(impl Row for $type {
+            const KIND: &'static str = $kind;
+            const SCHEMA: u32 = $schema;
+
+            fn id(&self) -> &str {
+                let $row = self;
+                $id
+            }
+        })*
+
+        /// All kinds of rows, for the cache.
+        pub fn kinds() -> Kinds {
+            Kinds::new()$(.with::<$type>())*
+        }
+    };
+}
+
+rows! {
+    identity::Domain: "domain", 1, |row| &row.id;
+    identity::Project: "project", 1, |row| &row.id;
+    identity::User: "user", 1, |row| &row.id;
+    identity::Role: "role", 1, |row| &row.id;
+    identity::Assignment: "assignment", 1, |row| &row.id;
+    image::Image: "image", 1, |row| &row.id;
+    network::Network: "network", 1, |row| &row.standard.id;
+    network::Subnet: "subnet", 1, |row| &row.standard.id;
+    network::Port: "port", 1, |row| &row.standard.id;
+    network::SecurityGroup: "security_group", 1, |row| &row.standard.id;
+    network::SecurityGroupRule: "security_group_rule", 1, |row| &row.standard.id;
+    compute::Flavor: "flavor", 1, |row| &row.id;
+    compute::Keypair: "keypair", 1, |row| &row.id;
+    compute::Server: "server", 1, |row| &row.id;
+    compute::Host: "host", 1, |row| &row.name;
+    quota::Usage: "usage", 1, |row| &row.id;
+    quota::QuotaLimits: "quota_limits", 1, |row| &row.id;
+}
 
 /// A new random id as OpenStack writes them for compute, image, network and volume resources: a UUID with dashes.
 pub fn random_uuid() -> String {

@@ -1,0 +1,169 @@
+//! Every route in one table, and the frame around each service: request id, microversion, panics caught, and faults
+//! written in the service's own form.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderName, HeaderValue, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+use tower::ServiceExt;
+
+use crate::context::{AppState, OriginalTarget, PathProject, RequestId, Service, new_request_id};
+use crate::error::{Fault, render};
+use crate::microversion;
+use crate::{compute, discovery, identity, image, network, placement, volume};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id");
+const REQUEST_ID_COMPUTE: HeaderName = HeaderName::from_static("x-compute-request-id");
+
+/// The whole API.
+pub fn router(state: AppState) -> Router {
+    let service = |service: Service, routes: Router<AppState>| framed(service, routes, &state);
+    let services = Router::new()
+        .nest("/identity", service(Service::Identity, discovery::identity().merge(identity::routes())))
+        .nest("/compute", service(Service::Compute, discovery::compute().merge(compute::routes())))
+        .nest("/network", service(Service::Network, discovery::network().merge(network::routes())))
+        .nest("/volume", service(Service::Volume, discovery::volume().merge(volume::routes())))
+        .nest("/image", service(Service::Image, discovery::image().merge(image::routes())))
+        .nest("/placement", service(Service::Placement, discovery::placement().merge(placement::routes())))
+        // What is below no service answers as Keystone, where every client begins.
+        .merge(framed(Service::Identity, Router::new(), &state))
+        .with_state(state);
+    // Around the router, not a layer in it: routes are chosen by the rewritten path.
+    Router::new().fallback(move |request: Request| {
+        let services = services.clone();
+        async move {
+            match services.oneshot(rewritten(request)).await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
+        }
+    })
+}
+
+fn framed(service: Service, routes: Router<AppState>, state: &AppState) -> Router<AppState> {
+    routes
+        .fallback(async || Fault::NoRoute)
+        .method_not_allowed_fallback(async || Fault::NoMethod)
+        .layer(middleware::from_fn_with_state((service, state.clone()), frame))
+}
+
+/// What every request of a service goes through.
+async fn frame(
+    State((service, state)): State<(Service, AppState)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let request_id = new_request_id();
+    request.extensions_mut().insert(RequestId(request_id.as_str().into()));
+    let offer = microversion::offer(service);
+    let asked = offer.map(|offer| offer.asked(request.headers())).transpose();
+    let mut response = match &asked {
+        Ok(version) => {
+            if let Some(version) = version {
+                request.extensions_mut().insert(*version);
+            }
+            caught(next.run(request)).await
+        }
+        Err(_) => Fault::Panicked.into_response(),
+    };
+    let version = match asked {
+        Ok(version) => version,
+        Err(fault) => {
+            response = fault.into_response();
+            None
+        }
+    };
+    if let Some(fault) = response.extensions_mut().remove::<Arc<Fault>>() {
+        let allow = response.headers_mut().remove(header::ALLOW);
+        response = render(service, &fault, &request_id, state.public_url());
+        if let Some(allow) = allow {
+            response.headers_mut().insert(header::ALLOW, allow);
+        }
+    }
+    let headers = response.headers_mut();
+    if let Some(offer) = offer {
+        offer.echo(version, headers);
+    }
+    if service == Service::Identity {
+        headers.append(header::VARY, HeaderValue::from_static("X-Auth-Token"));
+    }
+    if let Ok(value) = HeaderValue::from_str(&request_id) {
+        if matches!(service, Service::Compute | Service::Volume) {
+            headers.insert(REQUEST_ID_COMPUTE, value.clone());
+        }
+        headers.insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// A handler that panics breaks one request, not the API.
+async fn caught(response: impl Future<Output = Response>) -> Response {
+    AssertUnwindSafe(response).catch_unwind().await.unwrap_or_else(|_| Fault::Panicked.into_response())
+}
+
+/// Takes trailing slashes out of the path, and a project id after Nova's and Cinder's version; keeps the original.
+fn rewritten(mut request: Request) -> Request {
+    let original = request.uri().clone();
+    let (path, project) = canonical(original.path());
+    if path != original.path() {
+        let target = match original.query() {
+            Some(query) => format!("{path}?{query}"),
+            None => path,
+        };
+        // Every part was a part of a valid URI.
+        if let Ok(uri) = target.parse::<Uri>() {
+            *request.uri_mut() = uri;
+        }
+    }
+    if let Some(project) = project {
+        request.extensions_mut().insert(PathProject(project));
+    }
+    request.extensions_mut().insert(OriginalTarget(original));
+    request
+}
+
+fn canonical(path: &str) -> (String, Option<String>) {
+    let trimmed = path.trim_end_matches('/');
+    let trimmed = if trimmed.is_empty() { "/" } else { trimmed };
+    for prefix in ["/compute/v2.1/", "/volume/v3/"] {
+        if let Some(rest) = trimmed.strip_prefix(prefix) {
+            let (first, below) = rest.split_once('/').map_or((rest, ""), |(first, below)| (first, below));
+            if is_project_id(first) {
+                let whole = format!("{prefix}{below}");
+                return (whole.trim_end_matches('/').to_owned(), Some(first.to_owned()));
+            }
+        }
+    }
+    (trimmed.to_owned(), None)
+}
+
+/// Keystone's ids are 32 hexadecimal digits; no resource's name is.
+fn is_project_id(segment: &str) -> bool {
+    let digits = segment.bytes().filter(|byte| *byte != b'-');
+    digits.clone().count() == 32 && digits.clone().all(|byte| byte.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn project_ids_and_trailing_slashes_leave_the_path() {
+        let id = "0123456789abcdef0123456789abcdef";
+        let cases = [
+            (format!("/compute/v2.1/{id}/servers/detail/"), "/compute/v2.1/servers/detail", Some(id)),
+            (format!("/volume/v3/{id}"), "/volume/v3", Some(id)),
+            ("/volume/v3/".to_owned(), "/volume/v3", None),
+            ("/".to_owned(), "/", None),
+            (format!("/image/v2/images/{id}"), &format!("/image/v2/images/{id}"), None),
+        ];
+        for (path, wanted, project) in cases {
+            assert_eq!(canonical(&path), (wanted.to_owned(), project.map(str::to_owned)), "{path}");
+        }
+    }
+}

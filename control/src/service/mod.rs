@@ -1,0 +1,8 @@
+//! What can be done with each resource: authorise, check quota, write wanted state in one transaction. One file per
+//! resource, each an `impl Control` block.
+//!
+//! Reads: `self.db.caught_up().await?`, then the cache. Writes: `self.db.transact(|cache| …)`, whose closure reads
+//! the cache and returns the transaction, and runs again if another writer came first.
+
+pub mod db;
+pub mod quota;

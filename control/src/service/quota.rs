@@ -1,0 +1,270 @@
+//! Quotas: how much a project may have of each thing. Usage is counted by rows that change in the same transaction as
+//! what they count, so that two requests at once cannot both take the last one.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::Control;
+use crate::caller::Caller;
+use crate::error::{Error, Result};
+use crate::model::quota::{QuotaLimits, Usage};
+use crate::store::{Cache, Txn};
+
+/// What is counted. The defaults are those of the OpenStack services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Resource {
+    /// Servers.
+    Instances,
+    /// Virtual CPUs of all servers.
+    Cores,
+    /// Memory of all servers in MiB.
+    RamMib,
+    /// Properties of one server: a limit only, nothing is counted.
+    MetadataItems,
+    /// Key pairs of one user.
+    KeyPairs,
+    /// Server groups.
+    ServerGroups,
+    /// Servers of one group: a limit only.
+    ServerGroupMembers,
+    /// Networks.
+    Networks,
+    /// Subnets.
+    Subnets,
+    /// Ports.
+    Ports,
+    /// Routers.
+    Routers,
+    /// Floating IPs.
+    FloatingIps,
+    /// Security groups.
+    SecurityGroups,
+    /// Rules of all security groups.
+    SecurityGroupRules,
+    /// Images.
+    Images,
+    /// Bytes of all images' data in MiB, rounded up per image.
+    ImageMib,
+    /// Volumes.
+    Volumes,
+    /// Snapshots of volumes.
+    Snapshots,
+    /// Size of all volumes and snapshots in GiB.
+    VolumeGib,
+    /// Backups.
+    Backups,
+    /// Size of all backups in GiB.
+    BackupGib,
+}
+
+impl Resource {
+    /// All of them.
+    pub const ALL: [Self; 21] = [
+        Self::Instances,
+        Self::Cores,
+        Self::RamMib,
+        Self::MetadataItems,
+        Self::KeyPairs,
+        Self::ServerGroups,
+        Self::ServerGroupMembers,
+        Self::Networks,
+        Self::Subnets,
+        Self::Ports,
+        Self::Routers,
+        Self::FloatingIps,
+        Self::SecurityGroups,
+        Self::SecurityGroupRules,
+        Self::Images,
+        Self::ImageMib,
+        Self::Volumes,
+        Self::Snapshots,
+        Self::VolumeGib,
+        Self::Backups,
+        Self::BackupGib,
+    ];
+
+    /// The name that its service gives the quota, which is also its name in the store.
+    pub fn name(self) -> &'static str {
+        self.facts().0
+    }
+
+    /// How many a project may have if nobody said otherwise.
+    pub fn default_limit(self) -> u64 {
+        self.facts().1
+    }
+
+    fn facts(self) -> (&'static str, u64) {
+        match self {
+            Self::Instances => ("instances", 10),
+            Self::Cores => ("cores", 20),
+            Self::RamMib => ("ram", 51_200),
+            Self::MetadataItems => ("metadata_items", 128),
+            Self::KeyPairs => ("key_pairs", 100),
+            Self::ServerGroups => ("server_groups", 10),
+            Self::ServerGroupMembers => ("server_group_members", 10),
+            Self::Networks => ("network", 100),
+            Self::Subnets => ("subnet", 100),
+            Self::Ports => ("port", 500),
+            Self::Routers => ("router", 10),
+            Self::FloatingIps => ("floatingip", 50),
+            Self::SecurityGroups => ("security_group", 10),
+            Self::SecurityGroupRules => ("security_group_rule", 100),
+            Self::Images => ("image_count_total", 100),
+            Self::ImageMib => ("image_size_total", 1 << 20),
+            Self::Volumes => ("volumes", 10),
+            Self::Snapshots => ("snapshots", 10),
+            Self::VolumeGib => ("gigabytes", 1000),
+            Self::Backups => ("backups", 10),
+            Self::BackupGib => ("backup_gigabytes", 1000),
+        }
+    }
+}
+
+/// One quota of a project.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// How many there may be; `None` is without limit.
+    pub limit: Option<u64>,
+    /// How many there are.
+    pub used: u64,
+}
+
+impl Quota {
+    /// The limit as OpenStack writes it: −1 for none.
+    pub fn limit_or_minus_one(&self) -> i64 {
+        self.limit.map_or(-1, |limit| i64::try_from(limit).unwrap_or(i64::MAX))
+    }
+}
+
+/// Notes in a transaction that `owner` (a project; a user for key pairs) gets so many more of each resource, or fewer.
+/// May be called several times for one transaction; `transact` adds the charges up, checks the sums against the
+/// limits, and counts them in the same transaction.
+pub(crate) fn charge(txn: Txn, owner: &str, changes: &[(Resource, i64)]) -> Txn {
+    changes.iter().fold(txn, |txn, (resource, by)| txn.tally(Usage::key(owner, resource.name()), *by))
+}
+
+/// Which queue the writers of this usage row wait in.
+pub(crate) fn queue_of(key: &str, queues: usize) -> usize {
+    let mut hasher = DefaultHasher::new();
+    key.split('/').next().hash(&mut hasher);
+    usize::try_from(hasher.finish() % queues as u64).unwrap_or(0)
+}
+
+/// Turns the charges of a transaction into its usage rows; refuses what crosses a limit. Giving back is never refused.
+pub(crate) fn settle(cache: &Cache, mut txn: Txn) -> Result<Txn> {
+    for (key, by) in txn.take_tallies() {
+        let stored = cache.get::<Usage>(&key);
+        let used = stored.as_ref().map_or(0, |stored| stored.row.used);
+        let used_then = match u64::try_from(by) {
+            Ok(0) => continue,
+            Ok(more) => check(cache, &key, used, more)?,
+            Err(_) => used.checked_sub(by.unsigned_abs()).unwrap_or_else(|| {
+                tracing::error!(quota.usage = key, "more was given back than was taken");
+                0
+            }),
+        };
+        let row = Usage { id: key, used: used_then };
+        txn = match stored {
+            Some(stored) => txn.update(&stored, &row),
+            None => txn.create(&row),
+        };
+    }
+    Ok(txn)
+}
+
+fn check(cache: &Cache, key: &str, used: u64, more: u64) -> Result<u64> {
+    let then = used.saturating_add(more);
+    let (owner, name) = key.rsplit_once('/').expect("invariant: a usage key is {owner}/{resource}");
+    let resource = Resource::ALL.into_iter().find(|resource| resource.name() == name);
+    let resource = resource.expect("invariant: charges are made of resources");
+    match limit(cache, owner, resource) {
+        Some(limit) if then > limit => {
+            Err(Error::QuotaExceeded { resource: resource.name(), requested: more, used, limit })
+        }
+        _ => Ok(then),
+    }
+}
+
+/// How many of a resource `owner` may have; `None` is without limit.
+pub(crate) fn limit(cache: &Cache, owner: &str, resource: Resource) -> Option<u64> {
+    let limits = cache.get::<QuotaLimits>(owner);
+    match limits.and_then(|stored| stored.row.limits.get(resource.name()).copied()) {
+        Some(limit) => u64::try_from(limit).ok(),
+        None => Some(resource.default_limit()),
+    }
+}
+
+impl Control {
+    /// The quotas of a project: all of them, each with what is used.
+    ///
+    /// # Errors
+    /// `Forbidden` for another project unless the caller is an administrator.
+    pub async fn quotas(&self, caller: &Caller, project_id: &str) -> Result<BTreeMap<Resource, Quota>> {
+        if !caller.may_read(project_id) {
+            return Err(Error::Forbidden { action: "quotas:show" });
+        }
+        self.db.caught_up().await?;
+        Ok(Resource::ALL.into_iter().map(|resource| (resource, self.quota(project_id, resource))).collect())
+    }
+
+    /// One quota of a project, or of a user for key pairs.
+    pub(crate) fn quota(&self, owner: &str, resource: Resource) -> Quota {
+        let cache = self.db.cache();
+        let usage = cache.get::<Usage>(&Usage::key(owner, resource.name()));
+        Quota { limit: limit(cache, owner, resource), used: usage.map_or(0, |stored| stored.row.used) }
+    }
+
+    /// Changes limits of a project; −1 is without limit. Less than what is used is allowed: nothing new fits then.
+    ///
+    /// # Errors
+    /// `Forbidden` unless the caller is an administrator; `Invalid` below −1.
+    pub async fn quota_set(
+        &self,
+        caller: &Caller,
+        project_id: &str,
+        limits: &[(Resource, i64)],
+    ) -> Result<()> {
+        if !caller.is_admin() {
+            return Err(Error::Forbidden { action: "quotas:update" });
+        }
+        if let Some((resource, limit)) = limits.iter().find(|(_, limit)| *limit < -1) {
+            let message = format!("Quota limit {limit} for {} must be -1 or greater.", resource.name());
+            return Err(Error::invalid("InvalidQuotaValue", message));
+        }
+        self.change_limits(project_id, |row| {
+            row.extend(limits.iter().map(|(resource, limit)| (resource.name().to_owned(), *limit)));
+        })
+        .await
+    }
+
+    /// Puts these limits of a project back to the defaults.
+    ///
+    /// # Errors
+    /// `Forbidden` unless the caller is an administrator.
+    pub async fn quota_reset(&self, caller: &Caller, project_id: &str, resources: &[Resource]) -> Result<()> {
+        if !caller.is_admin() {
+            return Err(Error::Forbidden { action: "quotas:delete" });
+        }
+        self.change_limits(project_id, |row| row.retain(|name, _| resources.iter().all(|r| r.name() != name)))
+            .await
+    }
+
+    async fn change_limits(
+        &self,
+        project_id: &str,
+        change: impl Fn(&mut BTreeMap<String, i64>),
+    ) -> Result<()> {
+        self.db
+            .transact(|cache| {
+                let stored = cache.get::<QuotaLimits>(project_id);
+                let mut limits = stored.as_ref().map(|stored| stored.row.limits.clone()).unwrap_or_default();
+                change(&mut limits);
+                let row = QuotaLimits { id: project_id.to_owned(), limits };
+                Ok(match stored {
+                    Some(stored) => Txn::new().update(&stored, &row),
+                    None => Txn::new().create(&row),
+                })
+            })
+            .await
+    }
+}
