@@ -4,5 +4,11 @@
 //! Reads: `self.db.caught_up().await?`, then the cache. Writes: `self.db.transact(|cache| …)`, whose closure reads
 //! the cache and returns the transaction, and runs again if another writer came first.
 
+pub mod addressing;
 pub mod db;
+pub mod network;
+pub mod nic;
+pub mod port;
 pub mod quota;
+pub mod security_group;
+pub mod subnet;

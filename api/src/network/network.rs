@@ -1,0 +1,211 @@
+//! Networks on the wire (Network API v2.0: networks).
+
+use std::collections::BTreeSet;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::caller::Caller;
+use control::model::network::{Network, NetworkKind};
+use control::service::network::{NetworkCreate, NetworkUpdate};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Created, listing, shown, standard_fields, with_fields};
+use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::error::Fault;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateBody {
+    network: CreateFields,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateFields {
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    description: String,
+    admin_state_up: Option<bool>,
+    shared: Option<bool>,
+    #[serde(rename = "router:external")]
+    external: Option<bool>,
+    is_default: Option<bool>,
+    mtu: Option<u32>,
+    port_security_enabled: Option<bool>,
+    project_id: Option<String>,
+    tenant_id: Option<String>,
+    #[serde(rename = "provider:network_type")]
+    network_type: Option<String>,
+    #[serde(rename = "provider:physical_network")]
+    physical_network: Option<String>,
+    #[serde(rename = "provider:segmentation_id")]
+    segmentation_id: Option<u32>,
+    #[serde(default)]
+    tags: BTreeSet<String>,
+}
+
+impl From<CreateFields> for NetworkCreate {
+    fn from(fields: CreateFields) -> Self {
+        Self {
+            name: fields.name,
+            description: fields.description,
+            project_id: fields.project_id.or(fields.tenant_id),
+            admin_state_up: fields.admin_state_up,
+            shared: fields.shared.unwrap_or(false),
+            external: fields.external.unwrap_or(false),
+            is_default: fields.is_default.unwrap_or(false),
+            mtu: fields.mtu.filter(|mtu| *mtu > 0),
+            port_security_enabled: fields.port_security_enabled,
+            network_type: fields.network_type,
+            physical_network: fields.physical_network,
+            segmentation_id: fields.segmentation_id,
+            tags: fields.tags,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UpdateBody {
+    network: UpdateFields,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateFields {
+    name: Option<String>,
+    description: Option<String>,
+    admin_state_up: Option<bool>,
+    shared: Option<bool>,
+    #[serde(rename = "router:external")]
+    external: Option<bool>,
+    is_default: Option<bool>,
+    mtu: Option<u32>,
+    port_security_enabled: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct TagsBody {
+    tags: BTreeSet<String>,
+}
+
+/// A network as it is shown: provider attributes to administrators only.
+fn view(state: &AppState, caller: &Caller, network: &Network) -> Value {
+    let mut fields = standard_fields(&network.standard);
+    if caller.is_admin() {
+        let (network_type, physical, segment) = match &network.kind {
+            NetworkKind::Flat { physical_network } => ("flat", Some(physical_network), None),
+            NetworkKind::Vxlan { vni } => ("vxlan", None, Some(vni)),
+        };
+        fields.insert("provider:network_type".into(), json!(network_type));
+        fields.insert("provider:physical_network".into(), json!(physical));
+        fields.insert("provider:segmentation_id".into(), json!(segment));
+    }
+    with_fields(
+        fields,
+        json!({
+            "name": network.standard.name,
+            "admin_state_up": network.admin_state_up,
+            "status": if network.admin_state_up { "ACTIVE" } else { "DOWN" },
+            "shared": network.shared,
+            "router:external": network.external,
+            "is_default": network.is_default,
+            "mtu": network.mtu,
+            "port_security_enabled": network.port_security_enabled,
+            "subnets": state.control.subnet_ids_of(&network.standard.id),
+            "tags": network.standard.tags,
+            "availability_zone_hints": [],
+            "availability_zones": [control::service::network::ZONE],
+            "ipv4_address_scope": null,
+            "ipv6_address_scope": null,
+        }),
+    )
+}
+
+/// `POST /v2.0/networks`.
+pub(super) async fn create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Body(body): Body<CreateBody>,
+) -> Created {
+    let network = state.control.network_create(&caller, body.network.into()).await?;
+    Ok((StatusCode::CREATED, Json(json!({"network": view(&state, &caller, &network.row)}))))
+}
+
+/// `GET /v2.0/networks`.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    filters: Filters,
+    url: RequestUrl,
+) -> Result<Json<Value>, Fault> {
+    let networks = state.control.network_list(&caller).await?;
+    listing("networks", networks.iter().map(|n| view(&state, &caller, &n.row)).collect(), &filters, &url)
+}
+
+/// `GET /v2.0/networks/{id}`.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    filters: Filters,
+) -> Result<Json<Value>, Fault> {
+    let network = state.control.network_get(&caller, &id).await?;
+    Ok(shown("network", view(&state, &caller, &network.row), &filters))
+}
+
+/// `PUT /v2.0/networks/{id}`.
+pub(super) async fn update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<UpdateBody>,
+) -> Result<Json<Value>, Fault> {
+    let fields = body.network;
+    let update = NetworkUpdate {
+        name: fields.name,
+        description: fields.description,
+        admin_state_up: fields.admin_state_up,
+        shared: fields.shared,
+        external: fields.external,
+        is_default: fields.is_default,
+        mtu: fields.mtu,
+        port_security_enabled: fields.port_security_enabled,
+    };
+    let network = state.control.network_update(&caller, &id, update).await?;
+    Ok(Json(json!({"network": view(&state, &caller, &network.row)})))
+}
+
+/// `DELETE /v2.0/networks/{id}`.
+pub(super) async fn delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    state.control.network_delete(&caller, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `GET /v2.0/networks/{id}/tags`.
+pub(super) async fn tags(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Result<Json<Value>, Fault> {
+    let network = state.control.network_get(&caller, &id).await?;
+    Ok(Json(json!({"tags": network.row.standard.tags})))
+}
+
+/// `PUT /v2.0/networks/{id}/tags`.
+pub(super) async fn set_tags(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<TagsBody>,
+) -> Result<Json<Value>, Fault> {
+    state.control.network_set_tags(&caller, &id, body.tags.clone()).await?;
+    Ok(Json(json!({"tags": body.tags})))
+}

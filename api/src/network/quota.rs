@@ -1,0 +1,126 @@
+//! Quotas of the network service on the wire (Network API v2.0: quotas).
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::caller::Caller;
+use control::service::quota::{Quota, Resource};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::invalid;
+use crate::context::{AppState, Authenticated, Body, Segments};
+use crate::error::Fault;
+
+/// The quotas that this service counts.
+const RESOURCES: [Resource; 7] = [
+    Resource::Networks,
+    Resource::Subnets,
+    Resource::Ports,
+    Resource::Routers,
+    Resource::FloatingIps,
+    Resource::SecurityGroups,
+    Resource::SecurityGroupRules,
+];
+
+#[derive(Debug, Deserialize)]
+pub(super) struct UpdateBody {
+    quota: BTreeMap<String, Value>,
+}
+
+fn limits(quotas: &BTreeMap<Resource, Quota>) -> Value {
+    let shown = RESOURCES.iter().filter_map(|resource| Some((resource, quotas.get(resource)?)));
+    shown.map(|(resource, quota)| (resource.name().to_owned(), json!(quota.limit_or_minus_one()))).collect::<Map<_, _>>().into()
+}
+
+/// `GET /v2.0/quotas`: projects whose limits are not the defaults are not listed apart yet, the caller's own is.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+) -> Result<Json<Value>, Fault> {
+    let Some(project_id) = caller.project_id() else { return Ok(Json(json!({"quotas": []}))) };
+    let mut row = limits(&state.control.quotas(&caller, project_id).await?);
+    row["project_id"] = json!(project_id);
+    row["tenant_id"] = json!(project_id);
+    Ok(Json(json!({"quotas": [row]})))
+}
+
+/// `GET /v2.0/quotas/{project_id}`.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(project_id): Segments<String>,
+) -> Result<Json<Value>, Fault> {
+    answer(&state, &caller, &project_id).await
+}
+
+/// `GET /v2.0/quotas/{project_id}/default`.
+pub(super) async fn defaults(_: Authenticated, Segments(_): Segments<String>) -> Json<Value> {
+    let rows = RESOURCES.iter().map(|resource| (resource.name().to_owned(), json!(resource.default_limit())));
+    Json(json!({"quota": rows.collect::<Map<_, _>>()}))
+}
+
+/// `GET /v2.0/quotas/{project_id}/details`.
+pub(super) async fn details(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(project_id): Segments<String>,
+) -> Result<Json<Value>, Fault> {
+    let quotas = state.control.quotas(&caller, &project_id).await?;
+    let rows = RESOURCES.iter().filter_map(|resource| {
+        let quota = quotas.get(resource)?;
+        let detail = json!({"limit": quota.limit_or_minus_one(), "used": quota.used, "reserved": 0});
+        Some((resource.name().to_owned(), detail))
+    });
+    Ok(Json(json!({"quota": rows.collect::<Map<_, _>>()})))
+}
+
+/// `PUT /v2.0/quotas/{project_id}`.
+pub(super) async fn update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(project_id): Segments<String>,
+    Body(body): Body<UpdateBody>,
+) -> Result<Json<Value>, Fault> {
+    let check = body.quota.get("check_limit").and_then(Value::as_bool).unwrap_or(false);
+    let mut changes = Vec::new();
+    for (name, value) in body.quota.iter().filter(|(name, _)| !matches!(name.as_str(), "check_limit" | "force")) {
+        let resource = RESOURCES.into_iter().find(|resource| resource.name() == name);
+        let resource = resource.ok_or_else(|| invalid(format!("Unrecognized attribute(s) '{name}'")))?;
+        let limit = value.as_i64().or_else(|| value.as_str()?.parse().ok());
+        let limit = limit.ok_or_else(|| invalid(format!("Invalid input for {name}. Reason: it is not a number.")))?;
+        changes.push((resource, limit));
+    }
+    if check {
+        let quotas = state.control.quotas(&caller, &project_id).await?;
+        let below = |(resource, limit): &&(Resource, i64)| {
+            let used = quotas.get(resource).map_or(0, |quota| quota.used);
+            u64::try_from(*limit).is_ok_and(|limit| limit < used)
+        };
+        if let Some((resource, limit)) = changes.iter().find(below) {
+            return Err(control::error::Error::invalid(
+                "InvalidQuotaValue",
+                format!("Change would make usage of {} more than its limit {limit}.", resource.name()),
+            )
+            .into());
+        }
+    }
+    state.control.quota_set(&caller, &project_id, &changes).await?;
+    answer(&state, &caller, &project_id).await
+}
+
+/// `DELETE /v2.0/quotas/{project_id}`: back to the defaults.
+pub(super) async fn reset(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(project_id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    state.control.quota_reset(&caller, &project_id, &RESOURCES).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn answer(state: &AppState, caller: &Caller, project_id: &str) -> Result<Json<Value>, Fault> {
+    Ok(Json(json!({"quota": limits(&state.control.quotas(caller, project_id).await?)})))
+}

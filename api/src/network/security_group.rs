@@ -1,0 +1,277 @@
+//! Security groups and their rules on the wire (Network API v2.0: security-groups, security-group-rules).
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::model::network::{SecurityGroup, SecurityGroupRule};
+use control::service::security_group::RuleCreate;
+use ipnet::IpNet;
+use net::spec::Direction;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Created, invalid, listing, shown, standard_fields, with_fields};
+use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::error::Fault;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateBody {
+    security_group: CreateFields,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateFields {
+    name: String,
+    #[serde(default)]
+    description: String,
+    project_id: Option<String>,
+    tenant_id: Option<String>,
+    stateful: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UpdateBody {
+    security_group: UpdateFields,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateFields {
+    name: Option<String>,
+    description: Option<String>,
+    stateful: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RuleBody {
+    security_group_rule: RuleFields,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleFields {
+    security_group_id: String,
+    direction: Direction,
+    ethertype: Option<String>,
+    protocol: Option<Value>,
+    port_range_min: Option<Value>,
+    port_range_max: Option<Value>,
+    remote_ip_prefix: Option<String>,
+    remote_group_id: Option<String>,
+    remote_address_group_id: Option<String>,
+    #[serde(default)]
+    description: Option<String>,
+    // A rule belongs to its group's project.
+    #[serde(rename = "project_id")]
+    _project_id: Option<String>,
+    #[serde(rename = "tenant_id")]
+    _tenant_id: Option<String>,
+}
+
+/// A port or an ICMP type, as a number or as its text.
+fn number(field: &str, value: Option<Value>) -> Result<Option<u16>, Fault> {
+    let parsed = match &value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(Value::Number(number)) => number.as_u64().and_then(|number| u16::try_from(number).ok()),
+        Some(Value::String(text)) => text.parse().ok(),
+        Some(_) => None,
+    };
+    parsed.map(Some).ok_or_else(|| invalid(format!("Invalid input for {field}. Reason: it is not a port number.")))
+}
+
+impl TryFrom<RuleFields> for RuleCreate {
+    type Error = Fault;
+
+    fn try_from(fields: RuleFields) -> Result<Self, Fault> {
+        if fields.remote_address_group_id.is_some() {
+            return Err(Fault::not_implemented("a rule with a remote address group"));
+        }
+        let ip_version = match fields.ethertype.as_deref().map(str::to_ascii_lowercase).as_deref() {
+            None | Some("ipv4") => 4,
+            Some("ipv6") => 6,
+            Some(other) => {
+                return Err(invalid(format!("Invalid input for ethertype. Reason: '{other}' is not IPv4 or IPv6.")));
+            }
+        };
+        let protocol = match fields.protocol {
+            None | Some(Value::Null) => None,
+            Some(Value::String(name)) if name.eq_ignore_ascii_case("any") || name == "-1" => None,
+            Some(Value::String(name)) => Some(name.to_ascii_lowercase()),
+            Some(Value::Number(number)) => Some(number.to_string()),
+            Some(_) => return Err(invalid("Invalid input for protocol. Reason: it is a name or a number.")),
+        };
+        let prefix = fields.remote_ip_prefix.map(|text| {
+            let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
+            net.map_err(|_| {
+                invalid(format!("Invalid input for remote_ip_prefix. Reason: '{text}' is not a valid IP subnet."))
+            })
+        });
+        Ok(Self {
+            security_group_id: fields.security_group_id,
+            direction: fields.direction,
+            ip_version,
+            protocol,
+            port_range_min: number("port_range_min", fields.port_range_min)?,
+            port_range_max: number("port_range_max", fields.port_range_max)?,
+            remote_ip_prefix: prefix.transpose()?,
+            remote_group_id: fields.remote_group_id,
+            description: fields.description.unwrap_or_default(),
+        })
+    }
+}
+
+fn view(state: &AppState, group: &SecurityGroup) -> Value {
+    let rules: Vec<_> = state
+        .control
+        .security_group_rules_of(&group.standard.id)
+        .iter()
+        .map(|rule| rule_view(&rule.row))
+        .collect();
+    with_fields(
+        standard_fields(&group.standard),
+        json!({
+            "name": group.standard.name,
+            "stateful": group.stateful,
+            "shared": false,
+            "security_group_rules": rules,
+            "tags": group.standard.tags,
+        }),
+    )
+}
+
+fn rule_view(rule: &SecurityGroupRule) -> Value {
+    with_fields(
+        standard_fields(&rule.standard),
+        json!({
+            "security_group_id": rule.security_group_id,
+            "direction": rule.direction,
+            "ethertype": if rule.ip_version == 4 { "IPv4" } else { "IPv6" },
+            "protocol": rule.protocol,
+            "port_range_min": rule.port_range_min,
+            "port_range_max": rule.port_range_max,
+            "remote_ip_prefix": rule.remote_ip_prefix,
+            "remote_group_id": rule.remote_group_id,
+            "remote_address_group_id": null,
+            "normalized_cidr": rule.remote_ip_prefix,
+            "belongs_to_default_sg": null,
+            "tags": rule.standard.tags,
+        }),
+    )
+}
+
+/// `POST /v2.0/security-groups`.
+pub(super) async fn create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Body(body): Body<CreateBody>,
+) -> Created {
+    let fields = body.security_group;
+    let project_id = fields.project_id.or(fields.tenant_id);
+    let group = state
+        .control
+        .security_group_create(
+            &caller,
+            project_id.as_deref(),
+            &fields.name,
+            &fields.description,
+            fields.stateful.unwrap_or(true),
+        )
+        .await?;
+    Ok((StatusCode::CREATED, Json(json!({"security_group": view(&state, &group.row)}))))
+}
+
+/// `GET /v2.0/security-groups`.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    filters: Filters,
+    url: RequestUrl,
+) -> Result<Json<Value>, Fault> {
+    let groups = state.control.security_group_list(&caller).await?;
+    listing("security_groups", groups.iter().map(|group| view(&state, &group.row)).collect(), &filters, &url)
+}
+
+/// `GET /v2.0/security-groups/{id}`.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    filters: Filters,
+) -> Result<Json<Value>, Fault> {
+    let group = state.control.security_group_get(&caller, &id).await?;
+    Ok(shown("security_group", view(&state, &group.row), &filters))
+}
+
+/// `PUT /v2.0/security-groups/{id}`.
+pub(super) async fn update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<UpdateBody>,
+) -> Result<Json<Value>, Fault> {
+    let fields = body.security_group;
+    if fields.stateful == Some(false) {
+        return Err(Fault::not_implemented("a stateless security group"));
+    }
+    let group = state
+        .control
+        .security_group_update(&caller, &id, fields.name.as_deref(), fields.description.as_deref())
+        .await?;
+    Ok(Json(json!({"security_group": view(&state, &group.row)})))
+}
+
+/// `DELETE /v2.0/security-groups/{id}`.
+pub(super) async fn delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    state.control.security_group_delete(&caller, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// `POST /v2.0/security-group-rules`.
+pub(super) async fn rule_create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Body(body): Body<RuleBody>,
+) -> Created {
+    let rule = state.control.security_group_rule_create(&caller, body.security_group_rule.try_into()?).await?;
+    Ok((StatusCode::CREATED, Json(json!({"security_group_rule": rule_view(&rule.row)}))))
+}
+
+/// `GET /v2.0/security-group-rules`.
+pub(super) async fn rule_list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    filters: Filters,
+    url: RequestUrl,
+) -> Result<Json<Value>, Fault> {
+    let rules = state.control.security_group_rule_list(&caller).await?;
+    listing("security_group_rules", rules.iter().map(|rule| rule_view(&rule.row)).collect(), &filters, &url)
+}
+
+/// `GET /v2.0/security-group-rules/{id}`.
+pub(super) async fn rule_show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    filters: Filters,
+) -> Result<Json<Value>, Fault> {
+    let rule = state.control.security_group_rule_get(&caller, &id).await?;
+    Ok(shown("security_group_rule", rule_view(&rule.row), &filters))
+}
+
+/// `DELETE /v2.0/security-group-rules/{id}`.
+pub(super) async fn rule_delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    state.control.security_group_rule_delete(&caller, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

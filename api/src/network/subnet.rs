@@ -1,0 +1,228 @@
+//! Subnets on the wire (Network API v2.0: subnets).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::model::network::Subnet;
+use control::service::subnet::{Gateway, SubnetCreate, SubnetUpdate};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{Created, invalid, listing, nullable, shown, standard_fields, with_fields};
+use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::error::Fault;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateBody {
+    subnet: CreateFields,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateFields {
+    network_id: String,
+    cidr: Option<String>,
+    ip_version: Option<u8>,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    description: String,
+    #[serde(default, deserialize_with = "nullable")]
+    gateway_ip: Option<Option<IpAddr>>,
+    enable_dhcp: Option<bool>,
+    allocation_pools: Option<Vec<PoolFields>>,
+    #[serde(default)]
+    dns_nameservers: Vec<IpAddr>,
+    #[serde(default)]
+    host_routes: Vec<RouteFields>,
+    // The subnet belongs to its network's project, as Neutron has it for everyone but administrators.
+    #[serde(rename = "project_id")]
+    _project_id: Option<String>,
+    #[serde(rename = "tenant_id")]
+    _tenant_id: Option<String>,
+    subnetpool_id: Option<String>,
+    prefixlen: Option<u8>,
+    ipv6_address_mode: Option<String>,
+    ipv6_ra_mode: Option<String>,
+    #[serde(default)]
+    tags: BTreeSet<String>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PoolFields {
+    start: IpAddr,
+    end: IpAddr,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RouteFields {
+    destination: IpNet,
+    nexthop: IpAddr,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UpdateBody {
+    subnet: UpdateFields,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateFields {
+    name: Option<String>,
+    description: Option<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    gateway_ip: Option<Option<IpAddr>>,
+    enable_dhcp: Option<bool>,
+    allocation_pools: Option<Vec<PoolFields>>,
+    dns_nameservers: Option<Vec<IpAddr>>,
+    host_routes: Option<Vec<RouteFields>>,
+}
+
+fn gateway(field: Option<Option<IpAddr>>) -> Gateway {
+    match field {
+        None => Gateway::First,
+        Some(None) => Gateway::None,
+        Some(Some(address)) => Gateway::Address(address),
+    }
+}
+
+fn pools(fields: Vec<PoolFields>) -> Vec<(IpAddr, IpAddr)> {
+    fields.into_iter().map(|pool| (pool.start, pool.end)).collect()
+}
+
+fn routes(fields: Vec<RouteFields>) -> Vec<(IpNet, IpAddr)> {
+    fields.into_iter().map(|route| (route.destination, route.nexthop)).collect()
+}
+
+impl TryFrom<CreateFields> for SubnetCreate {
+    type Error = Fault;
+
+    fn try_from(fields: CreateFields) -> Result<Self, Fault> {
+        if fields.subnetpool_id.is_some() || fields.prefixlen.is_some() {
+            return Err(Fault::not_implemented("a subnet from a subnet pool"));
+        }
+        if fields.ipv6_address_mode.is_some() || fields.ipv6_ra_mode.is_some() {
+            return Err(Fault::not_implemented("a subnet with an IPv6 address or RA mode"));
+        }
+        let text = fields.cidr.ok_or_else(|| invalid("Bad subnets request: a subnetpool or a cidr is required."))?;
+        let cidr: IpNet = text
+            .parse()
+            .map_err(|_| invalid(format!("Invalid input for cidr. Reason: '{text}' is not a valid IP subnet.")))?;
+        let version = if cidr.addr().is_ipv4() { 4 } else { 6 };
+        if fields.ip_version.is_some_and(|said| said != version) {
+            return Err(invalid(format!("Invalid input for operation: ip_version does not match the cidr {cidr}.")));
+        }
+        Ok(Self {
+            network_id: fields.network_id,
+            cidr,
+            name: fields.name,
+            description: fields.description,
+            gateway: gateway(fields.gateway_ip),
+            enable_dhcp: fields.enable_dhcp.unwrap_or(true),
+            allocation_pools: fields.allocation_pools.map(pools),
+            dns_nameservers: fields.dns_nameservers,
+            host_routes: routes(fields.host_routes),
+            tags: fields.tags,
+        })
+    }
+}
+
+fn view(subnet: &Subnet) -> Value {
+    let pools: Vec<_> =
+        subnet.allocation_pools.iter().map(|(start, end)| PoolFields { start: *start, end: *end }).collect();
+    let routes: Vec<_> = subnet
+        .host_routes
+        .iter()
+        .map(|(destination, nexthop)| RouteFields { destination: *destination, nexthop: *nexthop })
+        .collect();
+    with_fields(
+        standard_fields(&subnet.standard),
+        json!({
+            "name": subnet.standard.name,
+            "network_id": subnet.network_id,
+            "cidr": subnet.cidr,
+            "ip_version": if subnet.cidr.addr().is_ipv4() { 4 } else { 6 },
+            "gateway_ip": subnet.gateway_ip,
+            "enable_dhcp": subnet.enable_dhcp,
+            "allocation_pools": pools,
+            "dns_nameservers": subnet.dns_nameservers,
+            "host_routes": routes,
+            "tags": subnet.standard.tags,
+            "ipv6_address_mode": null,
+            "ipv6_ra_mode": null,
+            "subnetpool_id": null,
+            "service_types": [],
+        }),
+    )
+}
+
+/// `POST /v2.0/subnets`.
+pub(super) async fn create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Body(body): Body<CreateBody>,
+) -> Created {
+    let subnet = state.control.subnet_create(&caller, body.subnet.try_into()?).await?;
+    Ok((StatusCode::CREATED, Json(json!({"subnet": view(&subnet.row)}))))
+}
+
+/// `GET /v2.0/subnets`.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    filters: Filters,
+    url: RequestUrl,
+) -> Result<Json<Value>, Fault> {
+    let subnets = state.control.subnet_list(&caller).await?;
+    listing("subnets", subnets.iter().map(|subnet| view(&subnet.row)).collect(), &filters, &url)
+}
+
+/// `GET /v2.0/subnets/{id}`.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    filters: Filters,
+) -> Result<Json<Value>, Fault> {
+    let subnet = state.control.subnet_get(&caller, &id).await?;
+    Ok(shown("subnet", view(&subnet.row), &filters))
+}
+
+/// `PUT /v2.0/subnets/{id}`.
+pub(super) async fn update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<UpdateBody>,
+) -> Result<Json<Value>, Fault> {
+    let fields = body.subnet;
+    let update = SubnetUpdate {
+        name: fields.name,
+        description: fields.description,
+        gateway: fields.gateway_ip.map(|field| gateway(Some(field))),
+        enable_dhcp: fields.enable_dhcp,
+        allocation_pools: fields.allocation_pools.map(pools),
+        dns_nameservers: fields.dns_nameservers,
+        host_routes: fields.host_routes.map(routes),
+    };
+    let subnet = state.control.subnet_update(&caller, &id, update).await?;
+    Ok(Json(json!({"subnet": view(&subnet.row)})))
+}
+
+/// `DELETE /v2.0/subnets/{id}`.
+pub(super) async fn delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    state.control.subnet_delete(&caller, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

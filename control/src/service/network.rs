@@ -1,0 +1,416 @@
+//! Networks: making, finding, changing, deleting. A network is what ports are on; one host has a bridge for it, and
+//! between hosts a VXLAN network identifier names it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use crate::Control;
+use crate::caller::Caller;
+use crate::error::{Error, Result};
+use crate::model::network::{Network, NetworkKind, Port, Standard, Subnet};
+use crate::model::random_uuid;
+use crate::service::quota::{self, Resource};
+use crate::store::{Cache, Stored, Txn};
+
+/// The smallest MTU IPv4 guests can work with (RFC 791).
+pub const MTU_MIN: u32 = 68;
+/// The largest MTU a virtual link carries.
+pub const MTU_MAX: u32 = 65_535;
+/// The MTU of networks whose frames travel as they are.
+pub const MTU_FLAT: u32 = 1500;
+/// The MTU of networks in VXLAN over a 1500-byte path: the outer IPv4, UDP and VXLAN headers and the inner
+/// Ethernet header take 50 bytes (RFC 7348 §5).
+pub const MTU_VXLAN: u32 = 1450;
+/// The greatest VXLAN network identifier: 24 bits.
+const VNI_MAX: u32 = (1 << 24) - 1;
+/// The one availability zone.
+pub const ZONE: &str = "nova";
+/// The longest name or description in characters (Neutron's `NAME_FIELD_SIZE`).
+pub const TEXT_CHARACTERS_MAX: usize = 255;
+
+/// What a network is made from.
+#[derive(Debug, Clone, Default)]
+pub struct NetworkCreate {
+    /// Name.
+    pub name: String,
+    /// Free text.
+    pub description: String,
+    /// The owner, if an administrator makes it for another project.
+    pub project_id: Option<String>,
+    /// Carries traffic; true unless said otherwise.
+    pub admin_state_up: Option<bool>,
+    /// Everyone may use it; administrators only.
+    pub shared: bool,
+    /// Reaches the outside; administrators only.
+    pub external: bool,
+    /// The default external network; administrators only.
+    pub is_default: bool,
+    /// MTU in bytes; what fits the kind if absent.
+    pub mtu: Option<u32>,
+    /// New ports have port security; true unless said otherwise.
+    pub port_security_enabled: Option<bool>,
+    /// `flat` or `vxlan`; administrators only.
+    pub network_type: Option<String>,
+    /// The physical network's name; administrators only.
+    pub physical_network: Option<String>,
+    /// The VXLAN network identifier; administrators only.
+    pub segmentation_id: Option<u32>,
+    /// Tags.
+    pub tags: BTreeSet<String>,
+}
+
+/// What of a network shall change; absent fields stay.
+#[derive(Debug, Clone, Default)]
+pub struct NetworkUpdate {
+    /// Name.
+    pub name: Option<String>,
+    /// Free text.
+    pub description: Option<String>,
+    /// Carries traffic.
+    pub admin_state_up: Option<bool>,
+    /// Everyone may use it.
+    pub shared: Option<bool>,
+    /// Reaches the outside.
+    pub external: Option<bool>,
+    /// The default external network.
+    pub is_default: Option<bool>,
+    /// MTU in bytes.
+    pub mtu: Option<u32>,
+    /// New ports have port security.
+    pub port_security_enabled: Option<bool>,
+}
+
+impl Control {
+    /// Makes a network.
+    ///
+    /// # Errors
+    /// `Forbidden` for what only administrators may say, `Invalid` for a kind or MTU that cannot be, `Conflict` for a
+    /// VXLAN identifier or physical network in use, `QuotaExceeded`.
+    pub async fn network_create(&self, caller: &Caller, request: NetworkCreate) -> Result<Arc<Stored<Network>>> {
+        let project_id = owner_project(caller, request.project_id.as_deref(), "create_network")?;
+        let privileged = request.shared
+            || request.external
+            || request.is_default
+            || request.network_type.is_some()
+            || request.physical_network.is_some()
+            || request.segmentation_id.is_some();
+        if privileged && !caller.is_admin() {
+            return Err(Error::Forbidden { action: "create_network:provider, shared or external" });
+        }
+        check_text("name", &request.name)?;
+        check_text("description", &request.description)?;
+        let id = random_uuid();
+        self.db
+            .transact(|cache| {
+                let (kind, unique) = choose_kind(cache, &request)?;
+                let mtu = request.mtu.unwrap_or(default_mtu(&kind));
+                check_mtu(mtu)?;
+                let network = Network {
+                    standard: Standard {
+                        description: request.description.clone(),
+                        tags: request.tags.clone(),
+                        ..new_standard(id.clone(), project_id.clone(), request.name.clone())
+                    },
+                    kind,
+                    mtu,
+                    admin_state_up: request.admin_state_up.unwrap_or(true),
+                    shared: request.shared,
+                    external: request.external,
+                    port_security_enabled: request.port_security_enabled.unwrap_or(true),
+                    is_default: request.is_default,
+                };
+                let txn = Txn::new().create(&network).unique(&unique);
+                Ok(quota::charge(txn, &project_id, &[(Resource::Networks, 1)]))
+            })
+            .await?;
+        self.network_stored(&id)
+    }
+
+    /// All networks the caller may see: its project's, shared and external ones.
+    pub async fn network_list(&self, caller: &Caller) -> Result<Vec<Arc<Stored<Network>>>> {
+        self.db.caught_up().await?;
+        let mut networks = self.db.cache().list::<Network>();
+        networks.retain(|network| may_see(caller, &network.row));
+        Ok(networks)
+    }
+
+    /// One network the caller may see.
+    pub async fn network_get(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<Network>>> {
+        self.db.caught_up().await?;
+        visible_network(self.db.cache(), caller, id)
+    }
+
+    /// Changes a network of the caller's.
+    pub async fn network_update(
+        &self,
+        caller: &Caller,
+        id: &str,
+        update: NetworkUpdate,
+    ) -> Result<Arc<Stored<Network>>> {
+        if (update.shared.is_some() || update.external.is_some() || update.is_default.is_some())
+            && !caller.is_admin()
+        {
+            return Err(Error::Forbidden { action: "update_network:shared or external" });
+        }
+        self.db.caught_up().await?;
+        self.db
+            .transact(|cache| {
+                let stored = owned_network(cache, caller, id, "update_network")?;
+                let mut network = stored.row.clone();
+                apply_update(&mut network, &update)?;
+                touch(&mut network.standard);
+                Ok(Txn::new().update(&stored, &network))
+            })
+            .await?;
+        self.network_stored(id)
+    }
+
+    /// Replaces the tags of a network of the caller's.
+    pub async fn network_set_tags(&self, caller: &Caller, id: &str, tags: BTreeSet<String>) -> Result<()> {
+        self.db.caught_up().await?;
+        self.db
+            .transact(|cache| {
+                let stored = owned_network(cache, caller, id, "update_network")?;
+                let mut network = stored.row.clone();
+                network.standard.tags = tags.clone();
+                touch(&mut network.standard);
+                Ok(Txn::new().update(&stored, &network))
+            })
+            .await
+    }
+
+    /// Deletes a network of the caller's with its subnets.
+    ///
+    /// # Errors
+    /// `Conflict` (`NetworkInUse`) while ports other than DHCP's are on it.
+    pub async fn network_delete(&self, caller: &Caller, id: &str) -> Result<()> {
+        self.db.caught_up().await?;
+        self.db
+            .transact(|cache| {
+                let stored = owned_network(cache, caller, id, "delete_network")?;
+                let ports = cache.list::<Port>();
+                let (dhcp, others): (Vec<_>, Vec<_>) = ports
+                    .into_iter()
+                    .filter(|port| port.row.network_id == id)
+                    .partition(|port| port.row.device_owner == super::port::OWNER_DHCP);
+                if let Some(port) = others.first() {
+                    return Err(Error::conflict(
+                        "NetworkInUse",
+                        format!(
+                            "Unable to complete operation on network {id}. There are one or more ports still in \
+                             use on the network, {} among them.",
+                            port.row.standard.id
+                        ),
+                    ));
+                }
+                let mut txn = Txn::new().delete(&stored).release(&kind_key(&stored.row.kind));
+                for port in &dhcp {
+                    txn = super::port::remove_port(txn, cache, port)?;
+                }
+                let subnets: Vec<_> =
+                    cache.list::<Subnet>().into_iter().filter(|s| s.row.network_id == id).collect();
+                for subnet in &subnets {
+                    txn = super::subnet::remove_subnet(txn, cache, subnet)?;
+                }
+                Ok(quota::charge(txn, &stored.row.standard.project_id, &[(Resource::Networks, -1)]))
+            })
+            .await
+    }
+
+    /// The ids of a network's subnets, for showing it; the caller has been let see the network.
+    pub fn subnet_ids_of(&self, network_id: &str) -> Vec<String> {
+        let subnets = self.db.cache().filter::<Subnet>(|subnet| subnet.network_id == network_id);
+        subnets.iter().map(|subnet| subnet.row.standard.id.clone()).collect()
+    }
+
+    fn network_stored(&self, id: &str) -> Result<Arc<Stored<Network>>> {
+        self.db.cache().get::<Network>(id).ok_or_else(|| Error::not_found("Network", id))
+    }
+}
+
+/// The row that a new resource shares with all others of this service.
+pub(crate) fn new_standard(id: String, project_id: String, name: String) -> Standard {
+    let now = Timestamp::now();
+    Standard {
+        id,
+        project_id,
+        name,
+        description: String::new(),
+        tags: BTreeSet::new(),
+        revision: 0,
+        created_at: now,
+        updated_at: now,
+    }
+}
+
+/// Notes a change.
+pub(crate) fn touch(standard: &mut Standard) {
+    standard.revision += 1;
+    standard.updated_at = Timestamp::now();
+}
+
+/// The project a new resource belongs to: the caller's, or the one an administrator names.
+pub(crate) fn owner_project(caller: &Caller, wished: Option<&str>, action: &'static str) -> Result<String> {
+    let project_id = wished.or(caller.project_id()).ok_or_else(|| {
+        Error::invalid("MissingProject", "A token scoped to a project is needed, or project_id in the body.")
+    })?;
+    if !caller.may_write(project_id) {
+        return Err(Error::Forbidden { action });
+    }
+    Ok(project_id.to_owned())
+}
+
+/// Refuses texts that are too long.
+pub(crate) fn check_text(field: &'static str, text: &str) -> Result<()> {
+    if text.chars().count() > TEXT_CHARACTERS_MAX {
+        return Err(Error::invalid(
+            "InvalidInput",
+            format!("Invalid input for {field}. Reason: it exceeds the maximum length of {TEXT_CHARACTERS_MAX}."),
+        ));
+    }
+    Ok(())
+}
+
+/// Whether the caller may see a network.
+pub(crate) fn may_see(caller: &Caller, network: &Network) -> bool {
+    network.shared || network.external || caller.may_read(&network.standard.project_id)
+}
+
+/// A network the caller may see, or `NotFound`.
+pub(crate) fn visible_network(cache: &Cache, caller: &Caller, id: &str) -> Result<Arc<Stored<Network>>> {
+    cache
+        .get::<Network>(id)
+        .filter(|network| may_see(caller, &network.row))
+        .ok_or_else(|| Error::not_found("Network", id))
+}
+
+/// A network the caller may change.
+pub(crate) fn owned_network(
+    cache: &Cache,
+    caller: &Caller,
+    id: &str,
+    action: &'static str,
+) -> Result<Arc<Stored<Network>>> {
+    let network = visible_network(cache, caller, id)?;
+    if caller.may_write(&network.row.standard.project_id) { Ok(network) } else { Err(Error::Forbidden { action }) }
+}
+
+fn apply_update(network: &mut Network, update: &NetworkUpdate) -> Result<()> {
+    if let Some(name) = &update.name {
+        check_text("name", name)?;
+        network.standard.name.clone_from(name);
+    }
+    if let Some(description) = &update.description {
+        check_text("description", description)?;
+        network.standard.description.clone_from(description);
+    }
+    if let Some(mtu) = update.mtu {
+        check_mtu(mtu)?;
+        network.mtu = mtu;
+    }
+    network.admin_state_up = update.admin_state_up.unwrap_or(network.admin_state_up);
+    network.shared = update.shared.unwrap_or(network.shared);
+    network.external = update.external.unwrap_or(network.external);
+    network.is_default = update.is_default.unwrap_or(network.is_default);
+    network.port_security_enabled = update.port_security_enabled.unwrap_or(network.port_security_enabled);
+    Ok(())
+}
+
+fn check_mtu(mtu: u32) -> Result<()> {
+    if (MTU_MIN..=MTU_MAX).contains(&mtu) {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "InvalidInput",
+        format!("Invalid input for mtu. Reason: '{mtu}' is not between {MTU_MIN} and {MTU_MAX}."),
+    ))
+}
+
+fn default_mtu(kind: &NetworkKind) -> u32 {
+    match kind {
+        NetworkKind::Flat { .. } => MTU_FLAT,
+        NetworkKind::Vxlan { .. } => MTU_VXLAN,
+    }
+}
+
+/// The key that keeps a kind's identifier unique.
+fn kind_key(kind: &NetworkKind) -> String {
+    match kind {
+        NetworkKind::Flat { physical_network } => format!("unique/physical-network/{physical_network}"),
+        NetworkKind::Vxlan { vni } => format!("unique/vni/{vni}"),
+    }
+}
+
+/// How the network's frames shall travel, with the key that must be free for it.
+fn choose_kind(cache: &Cache, request: &NetworkCreate) -> Result<(NetworkKind, String)> {
+    let taken = || {
+        let networks = cache.list::<Network>();
+        networks
+            .iter()
+            .filter_map(|network| match network.row.kind {
+                NetworkKind::Vxlan { vni } => Some(vni),
+                NetworkKind::Flat { .. } => None,
+            })
+            .collect::<BTreeSet<_>>()
+    };
+    let kind = match request.network_type.as_deref() {
+        None | Some("vxlan") => {
+            if request.physical_network.is_some() {
+                return Err(Error::invalid(
+                    "InvalidInput",
+                    "Invalid input for operation: provider:physical_network specified for vxlan network.",
+                ));
+            }
+            let vni = match request.segmentation_id {
+                Some(vni) if (1..=VNI_MAX).contains(&vni) => vni,
+                Some(vni) => {
+                    return Err(Error::invalid(
+                        "InvalidInput",
+                        format!("Invalid input for operation: segmentation_id {vni} is not between 1 and {VNI_MAX}."),
+                    ));
+                }
+                None => {
+                    let taken = taken();
+                    (1..=VNI_MAX).find(|vni| !taken.contains(vni)).ok_or_else(|| {
+                        Error::conflict("NoNetworkAvailable", "Unable to create the network. No tenant network is available.")
+                    })?
+                }
+            };
+            NetworkKind::Vxlan { vni }
+        }
+        Some("flat") => {
+            let physical_network = request.physical_network.clone().ok_or_else(|| {
+                Error::invalid(
+                    "InvalidInput",
+                    "Invalid input for operation: physical_network required for flat provider network.",
+                )
+            })?;
+            check_text("provider:physical_network", &physical_network)?;
+            NetworkKind::Flat { physical_network }
+        }
+        Some("vlan") => return Err(Error::NotImplemented("a network of type vlan")),
+        Some(other) => {
+            return Err(Error::invalid(
+                "InvalidInput",
+                format!("Invalid input for operation: Invalid network type '{other}'; flat and vxlan are known."),
+            ));
+        }
+    };
+    let key = kind_key(&kind);
+    let in_use = cache.list::<Network>().iter().any(|network| network.row.kind == kind);
+    match (&kind, in_use) {
+        (NetworkKind::Flat { physical_network }, true) => Err(Error::conflict(
+            "FlatNetworkInUse",
+            format!(
+                "Unable to create the flat network. Physical network {physical_network} is in use."
+            ),
+        )),
+        (NetworkKind::Vxlan { vni }, true) => Err(Error::conflict(
+            "TunnelIdInUse",
+            format!("Unable to create the network. The tunnel ID {vni} is in use."),
+        )),
+        (_, false) => Ok((kind, key)),
+    }
+}

@@ -1,0 +1,318 @@
+//! Servers on networks: the ports a server asks for at its creation, their binding and release, and what a host
+//! is told of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::network::may_see;
+use super::port::{FixedIpWish, OWNER_COMPUTE, PortCreate, add_port, build_port, owned_port, remove_port};
+use super::security_group::groups_wanted;
+use crate::Control;
+use crate::agent::protocol::{GroupWanted, NetworkWanted, NicWanted};
+use crate::caller::Caller;
+use crate::error::{Error, Result};
+use crate::model::network::{Network, NetworkKind, Port, Subnet};
+use crate::model::random_uuid;
+use crate::store::{Cache, Stored, Txn};
+
+/// The domain of guests' names (Neutron's `dns_domain`).
+pub const DOMAIN: &str = "openstacklocal";
+/// The most network devices of one server: what the virtio-mmio transport has pins for, less its disks.
+pub const NICS_MAX: usize = 6;
+
+/// One network device as a server's creation asks for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NicRequest {
+    /// A new port on a network.
+    Network {
+        /// The network's id.
+        id: String,
+        /// The wished address.
+        fixed_ip: Option<IpAddr>,
+    },
+    /// A port that exists.
+    Port {
+        /// The port's id.
+        id: String,
+    },
+}
+
+/// The networks as a server's creation asks for them (Compute API: `networks`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NicRequests {
+    /// The only network there is, or none.
+    Unsaid,
+    /// The only network there is, or the shared public one.
+    Auto,
+    /// None.
+    None,
+    /// These.
+    Listed(Vec<NicRequest>),
+}
+
+/// The ports of a host's instances as its agent enforces them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NicsWanted {
+    /// The devices, in the order of the ports asked for.
+    pub nics: Vec<NicWanted>,
+    /// Their networks.
+    pub networks: Vec<NetworkWanted>,
+    /// Their groups.
+    pub groups: Vec<GroupWanted>,
+}
+
+impl Control {
+    /// The network devices a request means: `auto` and silence become networks by name.
+    pub(crate) fn resolve_nics(&self, caller: &Caller, project_id: &str, requests: &NicRequests) -> Result<Vec<NicRequest>> {
+        let cache = self.db.cache();
+        match requests {
+            NicRequests::None => Ok(Vec::new()),
+            NicRequests::Listed(list) => {
+                if list.len() > NICS_MAX {
+                    return Err(Error::invalid("TooManyNetworks", format!("A server can have at most {NICS_MAX} networks.")));
+                }
+                Ok(list.clone())
+            }
+            NicRequests::Unsaid | NicRequests::Auto => {
+                let with_subnets: BTreeSet<String> =
+                    cache.list::<Subnet>().iter().map(|subnet| subnet.row.network_id.clone()).collect();
+                let usable: Vec<_> = cache
+                    .list::<Network>()
+                    .into_iter()
+                    .filter(|network| may_see(caller, &network.row) && with_subnets.contains(&network.row.standard.id))
+                    .collect();
+                let (own, foreign): (Vec<_>, Vec<_>) = usable
+                    .iter()
+                    .filter(|network| !network.row.external || network.row.shared)
+                    .partition(|network| network.row.standard.project_id == project_id && !network.row.external);
+                let candidates = if own.is_empty() { foreign } else { own };
+                match candidates.as_slice() {
+                    [network] => {
+                        Ok(vec![NicRequest::Network { id: network.row.standard.id.clone(), fixed_ip: None }])
+                    }
+                    [] if *requests == NicRequests::Unsaid => Ok(Vec::new()),
+                    [] => Err(Error::invalid(
+                        "UnableToAutoAllocateNetwork",
+                        format!("Unable to automatically allocate a network for project {project_id}: there is none with a subnet."),
+                    )),
+                    _ => Err(Error::conflict(
+                        "NetworkAmbiguous",
+                        "Multiple possible networks found, use a Network ID to be more specific.",
+                    )),
+                }
+            }
+        }
+    }
+
+    /// The rows of a new server's ports: builds new ones, binds those that exist, and adds both to its transaction.
+    ///
+    /// `groups` are security group ids for the new ports; the caller has resolved them.
+    pub(crate) fn add_server_ports(
+        cache: &Cache,
+        mut txn: Txn,
+        caller: &Caller,
+        server: &ServerOfPorts<'_>,
+        requests: &[NicRequest],
+    ) -> Result<(Txn, Vec<String>)> {
+        let mut ids = Vec::with_capacity(requests.len());
+        let mut new_ports: Vec<Port> = Vec::new();
+        for request in requests {
+            match request {
+                NicRequest::Network { id, fixed_ip } => {
+                    let port_id = random_uuid();
+                    let port = build_server_port(cache, caller, server, &port_id, id, *fixed_ip, &new_ports)?;
+                    new_ports.push(port);
+                    ids.push(port_id);
+                }
+                NicRequest::Port { id } => {
+                    let stored = owned_port(cache, caller, id, "bind_port")?;
+                    if !stored.row.device_id.is_empty() || ids.contains(id) {
+                        return Err(Error::conflict("PortInUse", format!("Port {id} is still in use.")));
+                    }
+                    let mut port = stored.row.clone();
+                    port.device_id = server.id.to_owned();
+                    port.device_owner = format!("{OWNER_COMPUTE}{}", server.zone);
+                    super::network::touch(&mut port.standard);
+                    txn = txn.update(&stored, &port);
+                    ids.push(id.clone());
+                }
+            }
+        }
+        for port in &new_ports {
+            txn = add_port(txn, cache, port)?;
+        }
+        Ok((txn, ids))
+    }
+
+    /// Adds the release of a server's ports to a transaction: its own are deleted, others unbound.
+    pub(crate) fn release_server_ports(cache: &Cache, mut txn: Txn, server_id: &str) -> Result<Txn> {
+        for stored in server_ports(cache, server_id) {
+            if stored.row.owned_by_server {
+                txn = remove_port(txn, cache, &stored)?;
+            } else {
+                let mut port = stored.row.clone();
+                port.device_id.clear();
+                port.device_owner.clear();
+                port.host = None;
+                port.active = false;
+                super::network::touch(&mut port.standard);
+                txn = txn.update(&stored, &port);
+            }
+        }
+        Ok(txn)
+    }
+
+    /// Adds to a transaction that a server's ports are bound to a host, and whether they carry traffic.
+    pub(crate) fn bind_server_ports(cache: &Cache, mut txn: Txn, server_id: &str, host: Option<&str>, active: bool) -> Txn {
+        for stored in server_ports(cache, server_id) {
+            if stored.row.host.as_deref() == host && stored.row.active == active {
+                continue;
+            }
+            let mut port = stored.row.clone();
+            port.host = host.map(str::to_owned);
+            port.active = active;
+            super::network::touch(&mut port.standard);
+            txn = txn.update(&stored, &port);
+        }
+        txn
+    }
+}
+
+/// The server that ports are made for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ServerOfPorts<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) project_id: &'a str,
+    pub(crate) zone: &'a str,
+    /// Security groups' ids for new ports.
+    pub(crate) groups: &'a [String],
+}
+
+fn build_server_port(
+    cache: &Cache,
+    caller: &Caller,
+    server: &ServerOfPorts<'_>,
+    port_id: &str,
+    network_id: &str,
+    fixed_ip: Option<IpAddr>,
+    siblings: &[Port],
+) -> Result<Port> {
+    let has_subnet = cache.list::<Subnet>().iter().any(|subnet| subnet.row.network_id == network_id);
+    let network = super::network::visible_network(cache, caller, network_id)?;
+    if !has_subnet && network.row.port_security_enabled {
+        return Err(Error::invalid(
+            "NetworkRequiresSubnet",
+            format!("Network {network_id} requires a subnet in order to boot instances on."),
+        ));
+    }
+    let request = PortCreate {
+        network_id: network_id.to_owned(),
+        fixed_ips: fixed_ip.map(|ip| vec![FixedIpWish { subnet_id: None, ip_address: Some(ip) }]),
+        security_groups: network.row.port_security_enabled.then(|| server.groups.to_vec()),
+        device_id: server.id.to_owned(),
+        device_owner: format!("{OWNER_COMPUTE}{}", server.zone),
+        owned_by_server: true,
+        ..PortCreate::default()
+    };
+    let port = build_port(cache, caller, server.project_id, "", port_id, &request)?;
+    let clash = siblings.iter().any(|other| other.network_id == network_id);
+    if clash {
+        return Err(Error::invalid(
+            "DuplicateNetwork",
+            format!("Network {network_id} is named twice; make ports for a second device on the same network."),
+        ));
+    }
+    Ok(port)
+}
+
+/// The ports of a server.
+pub(crate) fn server_ports(cache: &Cache, server_id: &str) -> Vec<Arc<Stored<Port>>> {
+    let mut ports = cache.list::<Port>();
+    ports.retain(|port| port.row.device_id == server_id && port.row.device_owner.starts_with(OWNER_COMPUTE));
+    ports
+}
+
+/// What a host is told of these ports. Ports, networks or subnets that are gone are left out: `missing` of the
+/// result names the first of them.
+pub(crate) fn nics_wanted(cache: &Cache, port_ids: &[String]) -> std::result::Result<NicsWanted, String> {
+    let mut wanted = NicsWanted::default();
+    let mut networks = BTreeMap::new();
+    let mut group_ids = BTreeSet::new();
+    for port_id in port_ids {
+        let port = cache.get::<Port>(port_id).ok_or_else(|| format!("Port {port_id} could not be found."))?;
+        let network = cache
+            .get::<Network>(&port.row.network_id)
+            .ok_or_else(|| format!("Network {} could not be found.", port.row.network_id))?;
+        wanted.nics.push(nic_wanted(cache, &port.row, &network.row));
+        group_ids.extend(port.row.security_groups.iter().cloned());
+        networks
+            .entry(network.row.standard.id.clone())
+            .or_insert_with(|| network_wanted(cache, &network.row));
+    }
+    wanted.networks = networks.into_values().collect();
+    wanted.groups = groups_wanted(cache, &group_ids);
+    Ok(wanted)
+}
+
+/// A network as a host makes it: where it is flat, the host itself is the gateway of its subnets.
+pub(crate) fn network_wanted(cache: &Cache, network: &Network) -> NetworkWanted {
+    let flat = matches!(network.kind, NetworkKind::Flat { .. });
+    let host_addresses = cache
+        .list::<Subnet>()
+        .iter()
+        .filter(|subnet| flat && subnet.row.network_id == network.standard.id)
+        .filter_map(|subnet| IpNet::new(subnet.row.gateway_ip?, subnet.row.cidr.prefix_len()).ok())
+        .collect();
+    NetworkWanted {
+        id: network.standard.id.clone(),
+        mtu: network.mtu,
+        host_addresses,
+        vni: match network.kind {
+            NetworkKind::Vxlan { vni } => Some(vni),
+            NetworkKind::Flat { .. } => None,
+        },
+    }
+}
+
+fn nic_wanted(cache: &Cache, port: &Port, network: &Network) -> NicWanted {
+    let subnet = port.fixed_ips.iter().find_map(|ip| match ip.ip_address {
+        IpAddr::V4(address) => Some((address, cache.get::<Subnet>(&ip.subnet_id)?)),
+        IpAddr::V6(_) => None,
+    });
+    let v4 = |address: IpAddr| match address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    };
+    let own = port.fixed_ips.iter().map(|ip| IpNet::from(ip.ip_address));
+    let pairs = port.allowed_address_pairs.iter().map(|(prefix, _)| *prefix);
+    let row = subnet.as_ref().map(|(_, subnet)| &subnet.row);
+    NicWanted {
+        port_id: port.standard.id.clone(),
+        network_id: port.network_id.clone(),
+        mac: port.mac,
+        address: subnet.as_ref().map(|(address, subnet)| (*address, subnet.row.cidr.prefix_len())),
+        allowed_addresses: own.chain(pairs).collect(),
+        gateway: row.and_then(|row| row.gateway_ip).and_then(v4),
+        dhcp: row.is_some_and(|row| row.enable_dhcp),
+        dhcp_server: row.and_then(|row| row.dhcp_server),
+        dns: row.map(|row| row.dns_nameservers.iter().copied().filter_map(v4).collect()).unwrap_or_default(),
+        routes: row
+            .map(|row| {
+                row.host_routes
+                    .iter()
+                    .filter_map(|(destination, hop)| match (destination, hop) {
+                        (IpNet::V4(net), IpAddr::V4(hop)) => Some((net.network(), net.prefix_len(), *hop)),
+                        _ => None,
+                    })
+                    .collect()
+            })
+            .unwrap_or_default(),
+        mtu: u16::try_from(network.mtu).unwrap_or(u16::MAX),
+        port_security: port.port_security_enabled,
+        groups: port.security_groups.iter().cloned().collect(),
+        domain: DOMAIN.to_owned(),
+    }
+}

@@ -1,0 +1,467 @@
+//! Ports: where something is on a network, with its MAC address, its addresses and its security groups.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::addressing::{is_usable, next_free, random_mac};
+use super::network::{check_text, new_standard, touch, visible_network};
+use crate::Control;
+use crate::caller::Caller;
+use crate::error::{Error, Result};
+use crate::model::network::{FixedIp, Network, Port, Standard, Subnet};
+use crate::model::random_uuid;
+use crate::service::quota::{self, Resource};
+use crate::store::{Cache, Stored, Txn};
+
+/// The owner of ports that DHCP answers come from.
+pub const OWNER_DHCP: &str = "network:dhcp";
+/// The owner of servers' ports begins so; the availability zone follows.
+pub const OWNER_COMPUTE: &str = "compute:";
+/// The most addresses one port can have (Neutron's `max_fixed_ips_per_port`).
+pub const FIXED_IPS_MAX: usize = 5;
+/// The most allowed address pairs of one port (Neutron's `max_allowed_address_pair`).
+pub const ADDRESS_PAIRS_MAX: usize = 10;
+/// The most security groups of one port: each is evaluated for each new connection.
+pub const GROUPS_MAX: usize = 32;
+
+/// An address as a client may wish it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FixedIpWish {
+    /// From this subnet.
+    pub subnet_id: Option<String>,
+    /// This address.
+    pub ip_address: Option<IpAddr>,
+}
+
+/// What a port is made from.
+#[derive(Debug, Clone, Default)]
+pub struct PortCreate {
+    /// The network.
+    pub network_id: String,
+    /// The owner, if an administrator makes it for another project.
+    pub project_id: Option<String>,
+    /// Name.
+    pub name: String,
+    /// Free text.
+    pub description: String,
+    /// The MAC address; a random one if absent.
+    pub mac: Option<[u8; 6]>,
+    /// The addresses; one of the first IPv4 subnet if absent.
+    pub fixed_ips: Option<Vec<FixedIpWish>>,
+    /// Further source addresses the guest may use.
+    pub allowed_address_pairs: Vec<(IpNet, [u8; 6])>,
+    /// Carries traffic; true unless said otherwise.
+    pub admin_state_up: Option<bool>,
+    /// Groups by id; the default one if absent.
+    pub security_groups: Option<Vec<String>>,
+    /// Port security; what the network says if absent.
+    pub port_security_enabled: Option<bool>,
+    /// What uses it.
+    pub device_id: String,
+    /// What kind of thing uses it.
+    pub device_owner: String,
+    /// The host it is bound to.
+    pub host: Option<String>,
+    /// Made with its server, and deleted with it.
+    pub owned_by_server: bool,
+    /// Tags.
+    pub tags: BTreeSet<String>,
+}
+
+/// What of a port shall change; absent fields stay.
+#[derive(Debug, Clone, Default)]
+pub struct PortUpdate {
+    /// Name.
+    pub name: Option<String>,
+    /// Free text.
+    pub description: Option<String>,
+    /// Carries traffic.
+    pub admin_state_up: Option<bool>,
+    /// Groups by id.
+    pub security_groups: Option<Vec<String>>,
+    /// Port security.
+    pub port_security_enabled: Option<bool>,
+    /// Further source addresses the guest may use.
+    pub allowed_address_pairs: Option<Vec<(IpNet, [u8; 6])>>,
+    /// What uses it.
+    pub device_id: Option<String>,
+    /// What kind of thing uses it.
+    pub device_owner: Option<String>,
+}
+
+impl Control {
+    /// Makes a port on a network that the caller may use.
+    ///
+    /// # Errors
+    /// `Conflict` (`IpAddressInUse`, `MacAddressInUse`, `IpAddressGenerationFailure`), `Invalid` for addresses that
+    /// no subnet holds, `QuotaExceeded`.
+    pub async fn port_create(&self, caller: &Caller, request: PortCreate) -> Result<Arc<Stored<Port>>> {
+        let project_id = super::network::owner_project(caller, request.project_id.as_deref(), "create_port")?;
+        check_text("name", &request.name)?;
+        check_text("description", &request.description)?;
+        let default_group = self.ensure_default_group(&project_id).await?;
+        let id = random_uuid();
+        self.db
+            .transact(|cache| {
+                let port = build_port(cache, caller, &project_id, &default_group, &id, &request)?;
+                add_port(Txn::new(), cache, &port)
+            })
+            .await?;
+        self.db.cache().get::<Port>(&id).ok_or_else(|| Error::not_found("Port", id))
+    }
+
+    /// All ports of the projects the caller may see.
+    pub async fn port_list(&self, caller: &Caller) -> Result<Vec<Arc<Stored<Port>>>> {
+        self.db.caught_up().await?;
+        let mut ports = self.db.cache().list::<Port>();
+        ports.retain(|port| sees_port(self.db.cache(), caller, &port.row));
+        Ok(ports)
+    }
+
+    /// One port the caller may see.
+    pub async fn port_get(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<Port>>> {
+        self.db.caught_up().await?;
+        visible_port(self.db.cache(), caller, id)
+    }
+
+    /// Changes a port of the caller's.
+    pub async fn port_update(&self, caller: &Caller, id: &str, update: PortUpdate) -> Result<Arc<Stored<Port>>> {
+        self.db.caught_up().await?;
+        self.db
+            .transact(|cache| {
+                let stored = owned_port(cache, caller, id, "update_port")?;
+                let mut port = stored.row.clone();
+                apply_update(cache, caller, &mut port, &update)?;
+                touch(&mut port.standard);
+                Ok(Txn::new().update(&stored, &port))
+            })
+            .await?;
+        visible_port(self.db.cache(), caller, id)
+    }
+
+    /// Deletes a port of the caller's.
+    ///
+    /// # Errors
+    /// `Conflict` (`ServicePortInUse`) for a port that DHCP or a router uses, and for one a server still runs with:
+    /// there is no detaching from a running server yet.
+    pub async fn port_delete(&self, caller: &Caller, id: &str) -> Result<()> {
+        self.db.caught_up().await?;
+        self.db
+            .transact(|cache| {
+                let stored = owned_port(cache, caller, id, "delete_port")?;
+                let owner = &stored.row.device_owner;
+                if owner.starts_with("network:") {
+                    return Err(Error::conflict(
+                        "ServicePortInUse",
+                        format!("Port {id} cannot be deleted directly via the port API: has device owner {owner}."),
+                    ));
+                }
+                if owner.starts_with(OWNER_COMPUTE) && !stored.row.device_id.is_empty() {
+                    return Err(Error::conflict(
+                        "PortInUse",
+                        format!(
+                            "Unable to complete operation on port {id} for network {}. Port already has an attached \
+                             device {}; delete the server first.",
+                            stored.row.network_id, stored.row.device_id
+                        ),
+                    ));
+                }
+                remove_port(Txn::new(), cache, &stored)
+            })
+            .await
+    }
+}
+
+/// The parts of a port's row that differ between kinds of port.
+pub(crate) struct NewPort<'a> {
+    pub(crate) project_id: &'a str,
+    pub(crate) network_id: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) mac: [u8; 6],
+    pub(crate) fixed_ips: Vec<FixedIp>,
+    pub(crate) device_id: &'a str,
+    pub(crate) device_owner: &'a str,
+    pub(crate) active: bool,
+}
+
+/// A port's row with a new id and without groups.
+pub(crate) fn new_port(new: NewPort<'_>) -> Port {
+    Port {
+        standard: new_standard(random_uuid(), new.project_id.to_owned(), new.name.to_owned()),
+        network_id: new.network_id.to_owned(),
+        mac: new.mac,
+        fixed_ips: new.fixed_ips,
+        allowed_address_pairs: Vec::new(),
+        admin_state_up: true,
+        security_groups: Vec::new(),
+        port_security_enabled: false,
+        device_id: new.device_id.to_owned(),
+        device_owner: new.device_owner.to_owned(),
+        host: None,
+        active: new.active,
+        owned_by_server: false,
+    }
+}
+
+/// Adds a port with its unique addresses and its quota to a transaction.
+pub(crate) fn add_port(mut txn: Txn, cache: &Cache, port: &Port) -> Result<Txn> {
+    txn = txn.create(port);
+    for key in unique_keys(port) {
+        txn = txn.unique(&key);
+    }
+    Ok(quota::charge(txn, &port.standard.project_id, &[(Resource::Ports, 1)]))
+}
+
+/// Adds a port's deletion to a transaction.
+pub(crate) fn remove_port(mut txn: Txn, cache: &Cache, port: &Stored<Port>) -> Result<Txn> {
+    txn = txn.delete(port);
+    for key in unique_keys(&port.row) {
+        txn = txn.release(&key);
+    }
+    Ok(quota::charge(txn, &port.row.standard.project_id, &[(Resource::Ports, -1)]))
+}
+
+fn unique_keys(port: &Port) -> Vec<String> {
+    let addresses = port.fixed_ips.iter().map(|ip| format!("unique/ip/{}/{}", ip.subnet_id, ip.ip_address));
+    let mac = format!("unique/mac/{}/{}", port.network_id, super::addressing::mac_text(port.mac));
+    addresses.chain([mac]).collect()
+}
+
+/// A port the caller may see: of its project, or on its network.
+pub(crate) fn visible_port(cache: &Cache, caller: &Caller, id: &str) -> Result<Arc<Stored<Port>>> {
+    cache
+        .get::<Port>(id)
+        .filter(|port| sees_port(cache, caller, &port.row))
+        .ok_or_else(|| Error::not_found("Port", id))
+}
+
+/// A port the caller may change.
+pub(crate) fn owned_port(
+    cache: &Cache,
+    caller: &Caller,
+    id: &str,
+    action: &'static str,
+) -> Result<Arc<Stored<Port>>> {
+    let port = visible_port(cache, caller, id)?;
+    if caller.may_write(&port.row.standard.project_id) { Ok(port) } else { Err(Error::Forbidden { action }) }
+}
+
+fn sees_port(cache: &Cache, caller: &Caller, port: &Port) -> bool {
+    caller.may_read(&port.standard.project_id)
+        || cache
+            .get::<Network>(&port.network_id)
+            .is_some_and(|network| caller.may_read(&network.row.standard.project_id))
+}
+
+/// Builds the row of a new port: checks what is wished, chooses the rest.
+pub(crate) fn build_port(
+    cache: &Cache,
+    caller: &Caller,
+    project_id: &str,
+    default_group: &str,
+    id: &str,
+    request: &PortCreate,
+) -> Result<Port> {
+    let network = visible_network(cache, caller, &request.network_id)?;
+    let own = caller.may_write(&network.row.standard.project_id);
+    if !own && !network.row.shared {
+        return Err(Error::Forbidden { action: "create_port on a network that is not shared" });
+    }
+    if !own && (request.mac.is_some() || request.port_security_enabled == Some(false)) {
+        return Err(Error::Forbidden { action: "create_port:mac_address or port_security_enabled" });
+    }
+    let port_security_enabled = request.port_security_enabled.unwrap_or(network.row.port_security_enabled);
+    let security_groups = match &request.security_groups {
+        Some(groups) => {
+            check_groups(cache, caller, groups)?;
+            groups.clone()
+        }
+        None if port_security_enabled => vec![default_group.to_owned()],
+        None => Vec::new(),
+    };
+    check_security(port_security_enabled, &security_groups, &request.allowed_address_pairs)?;
+    if let Some(mac) = request.mac
+        && cache.list::<Port>().iter().any(|port| port.row.network_id == request.network_id && port.row.mac == mac)
+    {
+        return Err(Error::conflict(
+            "MacAddressInUse",
+            format!(
+                "Unable to complete operation for network {}. The mac address {} is in use.",
+                request.network_id,
+                super::addressing::mac_text(mac)
+            ),
+        ));
+    }
+    let fixed_ips = choose_addresses(cache, &request.network_id, request.fixed_ips.as_deref())?;
+    Ok(Port {
+        standard: Standard {
+            description: request.description.clone(),
+            tags: request.tags.clone(),
+            ..new_standard(id.to_owned(), project_id.to_owned(), request.name.clone())
+        },
+        network_id: request.network_id.clone(),
+        mac: request.mac.unwrap_or_else(random_mac),
+        fixed_ips,
+        allowed_address_pairs: request.allowed_address_pairs.clone(),
+        admin_state_up: request.admin_state_up.unwrap_or(true),
+        security_groups,
+        port_security_enabled,
+        device_id: request.device_id.clone(),
+        device_owner: request.device_owner.clone(),
+        host: request.host.clone(),
+        active: false,
+        owned_by_server: request.owned_by_server,
+    })
+}
+
+/// The addresses of a new port: what is wished, or one of each family that the network has subnets of.
+fn choose_addresses(cache: &Cache, network_id: &str, wished: Option<&[FixedIpWish]>) -> Result<Vec<FixedIp>> {
+    let subnets: Vec<_> =
+        cache.list::<Subnet>().into_iter().filter(|subnet| subnet.row.network_id == network_id).collect();
+    let mut taken: BTreeSet<IpAddr> = cache
+        .list::<Port>()
+        .iter()
+        .filter(|port| port.row.network_id == network_id)
+        .flat_map(|port| port.row.fixed_ips.iter().map(|ip| ip.ip_address))
+        .collect();
+    let Some(wished) = wished else {
+        let mut chosen = Vec::new();
+        for ipv4 in [true, false] {
+            let family: Vec<_> =
+                subnets.iter().filter(|subnet| subnet.row.cidr.addr().is_ipv4() == ipv4).collect();
+            if family.is_empty() {
+                continue;
+            }
+            let found = family.iter().find_map(|subnet| take_from(&subnet.row, &mut taken));
+            chosen.push(found.ok_or_else(|| exhausted(network_id))?);
+        }
+        return Ok(chosen);
+    };
+    if wished.len() > FIXED_IPS_MAX {
+        return Err(Error::invalid("InvalidInput", format!("At most {FIXED_IPS_MAX} fixed_ips are possible.")));
+    }
+    let mut chosen = Vec::with_capacity(wished.len());
+    for wish in wished {
+        let candidates: Vec<_> = subnets
+            .iter()
+            .filter(|subnet| wish.subnet_id.as_ref().is_none_or(|id| *id == subnet.row.standard.id))
+            .collect();
+        if candidates.is_empty() {
+            let subnet = wish.subnet_id.clone().unwrap_or_default();
+            return Err(Error::invalid(
+                "InvalidInput",
+                format!("Failed to create port on network {network_id}, because fixed_ips included invalid subnet {subnet}."),
+            ));
+        }
+        chosen.push(match wish.ip_address {
+            None => candidates
+                .iter()
+                .find_map(|subnet| take_from(&subnet.row, &mut taken))
+                .ok_or_else(|| exhausted(network_id))?,
+            Some(address) => {
+                let subnet = candidates.iter().find(|subnet| is_usable(subnet.row.cidr, address)).ok_or_else(|| {
+                    Error::invalid(
+                        "InvalidIpForNetwork",
+                        format!("IP address {address} is not a valid IP for any of the subnets on the specified network."),
+                    )
+                })?;
+                if subnet.row.gateway_ip == Some(address) || !taken.insert(address) {
+                    return Err(Error::conflict(
+                        "IpAddressAlreadyAllocated",
+                        format!("IP address {address} already allocated in subnet {}.", subnet.row.standard.id),
+                    ));
+                }
+                FixedIp { subnet_id: subnet.row.standard.id.clone(), ip_address: address }
+            }
+        });
+    }
+    Ok(chosen)
+}
+
+fn take_from(subnet: &Subnet, taken: &mut BTreeSet<IpAddr>) -> Option<FixedIp> {
+    let ip_address = next_free(subnet.cidr, &subnet.allocation_pools, taken)?;
+    taken.insert(ip_address);
+    Some(FixedIp { subnet_id: subnet.standard.id.clone(), ip_address })
+}
+
+fn exhausted(network_id: &str) -> Error {
+    Error::conflict("IpAddressGenerationFailure", format!("No more IP addresses available on network {network_id}."))
+}
+
+fn check_groups(cache: &Cache, caller: &Caller, groups: &[String]) -> Result<()> {
+    if groups.len() > GROUPS_MAX {
+        return Err(Error::invalid("InvalidInput", format!("At most {GROUPS_MAX} security groups are possible.")));
+    }
+    groups.iter().try_for_each(|group| super::security_group::visible_group(cache, caller, group).map(drop))
+}
+
+fn check_security(enabled: bool, groups: &[String], pairs: &[(IpNet, [u8; 6])]) -> Result<()> {
+    if pairs.len() > ADDRESS_PAIRS_MAX {
+        return Err(Error::invalid(
+            "AllowedAddressPairExhausted",
+            format!("The number of allowed address pair exceeds the maximum {ADDRESS_PAIRS_MAX}."),
+        ));
+    }
+    if !enabled && !groups.is_empty() {
+        return Err(Error::conflict(
+            "PortSecurityPortHasSecurityGroup",
+            "Port has security group associated. Cannot disable port security or ip address until security group is removed.",
+        ));
+    }
+    if !enabled && !pairs.is_empty() {
+        return Err(Error::conflict(
+            "AddressPairAndPortSecurityRequired",
+            "Port Security must be enabled in order to have allowed address pairs on a port.",
+        ));
+    }
+    Ok(())
+}
+
+fn apply_update(cache: &Cache, caller: &Caller, port: &mut Port, update: &PortUpdate) -> Result<()> {
+    if let Some(name) = &update.name {
+        check_text("name", name)?;
+        port.standard.name.clone_from(name);
+    }
+    if let Some(description) = &update.description {
+        check_text("description", description)?;
+        port.standard.description.clone_from(description);
+    }
+    if let Some(groups) = &update.security_groups {
+        check_groups(cache, caller, groups)?;
+        port.security_groups.clone_from(groups);
+    }
+    if let Some(pairs) = &update.allowed_address_pairs {
+        port.allowed_address_pairs.clone_from(pairs);
+    }
+    if let Some(enabled) = update.port_security_enabled {
+        let network = cache.get::<Network>(&port.network_id);
+        if !network.is_some_and(|network| caller.may_write(&network.row.standard.project_id)) {
+            return Err(Error::Forbidden { action: "update_port:port_security_enabled" });
+        }
+        port.port_security_enabled = enabled;
+    }
+    check_security(port.port_security_enabled, &port.security_groups, &port.allowed_address_pairs)?;
+    let bound = port.device_owner.starts_with(OWNER_COMPUTE) && !port.device_id.is_empty();
+    if bound && (update.device_id.is_some() || update.device_owner.is_some()) {
+        return Err(Error::conflict(
+            "PortInUse",
+            format!("Port {} is used by server {}; delete the server first.", port.standard.id, port.device_id),
+        ));
+    }
+    if let Some(device_id) = &update.device_id {
+        check_text("device_id", device_id)?;
+        port.device_id.clone_from(device_id);
+    }
+    if let Some(owner) = &update.device_owner {
+        check_text("device_owner", owner)?;
+        if owner.starts_with("network:") && !caller.is_admin() {
+            return Err(Error::Forbidden { action: "update_port:device_owner" });
+        }
+        port.device_owner.clone_from(owner);
+    }
+    port.admin_state_up = update.admin_state_up.unwrap_or(port.admin_state_up);
+    Ok(())
+}

@@ -1,0 +1,361 @@
+//! Subnets: prefixes of networks, with their gateway, pools and what DHCP says.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use super::addressing::{check_pools, default_gateway, default_pools, is_usable};
+use super::network::{check_text, may_see, new_standard, owned_network, touch};
+use super::port::{self, NewPort};
+use crate::Control;
+use crate::caller::Caller;
+use crate::error::{Error, Result};
+use crate::model::network::{FixedIp, Network, Port, Standard, Subnet};
+use crate::model::random_uuid;
+use crate::service::quota::{self, Resource};
+use crate::store::{Cache, Stored, Txn};
+
+/// The most name servers of one subnet (Neutron's `max_dns_nameservers`).
+pub const DNS_NAMESERVERS_MAX: usize = 5;
+/// The most host routes of one subnet (Neutron's `max_subnet_host_routes`).
+pub const HOST_ROUTES_MAX: usize = 20;
+/// The most allocation pools of one subnet: far more than anyone writes by hand.
+pub const POOLS_MAX: usize = 64;
+
+/// A gateway as a client may say it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Gateway {
+    /// The subnet's first address.
+    #[default]
+    First,
+    /// None.
+    None,
+    /// This one.
+    Address(IpAddr),
+}
+
+/// What a subnet is made from.
+#[derive(Debug, Clone)]
+pub struct SubnetCreate {
+    /// The network.
+    pub network_id: String,
+    /// The prefix.
+    pub cidr: IpNet,
+    /// Name.
+    pub name: String,
+    /// Free text.
+    pub description: String,
+    /// The gateway.
+    pub gateway: Gateway,
+    /// Whether DHCP is answered.
+    pub enable_dhcp: bool,
+    /// Pools; everything but the gateway if absent.
+    pub allocation_pools: Option<Vec<(IpAddr, IpAddr)>>,
+    /// Name servers.
+    pub dns_nameservers: Vec<IpAddr>,
+    /// Destination and next hop.
+    pub host_routes: Vec<(IpNet, IpAddr)>,
+    /// Tags.
+    pub tags: BTreeSet<String>,
+}
+
+/// What of a subnet shall change; absent fields stay.
+#[derive(Debug, Clone, Default)]
+pub struct SubnetUpdate {
+    /// Name.
+    pub name: Option<String>,
+    /// Free text.
+    pub description: Option<String>,
+    /// The gateway.
+    pub gateway: Option<Gateway>,
+    /// Whether DHCP is answered.
+    pub enable_dhcp: Option<bool>,
+    /// Pools.
+    pub allocation_pools: Option<Vec<(IpAddr, IpAddr)>>,
+    /// Name servers.
+    pub dns_nameservers: Option<Vec<IpAddr>>,
+    /// Destination and next hop.
+    pub host_routes: Option<Vec<(IpNet, IpAddr)>>,
+}
+
+impl Control {
+    /// Makes a subnet on a network of the caller's, with the DHCP port that its answers come from.
+    ///
+    /// # Errors
+    /// `Invalid` for pools, gateways or routes that do not fit; `Invalid` (`OverlapsWithExistingSubnet`) for a prefix
+    /// that overlaps another of the network; `QuotaExceeded`.
+    pub async fn subnet_create(&self, caller: &Caller, request: SubnetCreate) -> Result<Arc<Stored<Subnet>>> {
+        self.db.caught_up().await?;
+        let id = random_uuid();
+        self.db
+            .transact(|cache| {
+                let network = owned_network(cache, caller, &request.network_id, "create_subnet")?;
+                let (subnet, dhcp) = build_subnet(cache, &network.row, &request, &id)?;
+                // The network's row is written too, so that two overlapping subnets at once cannot both pass.
+                let mut changed = network.row.clone();
+                touch(&mut changed.standard);
+                let mut txn = Txn::new().update(&network, &changed).create(&subnet);
+                if let Some(dhcp) = dhcp {
+                    txn = port::add_port(txn, cache, &dhcp)?;
+                }
+                Ok(quota::charge(txn, &subnet.standard.project_id, &[(Resource::Subnets, 1)]))
+            })
+            .await?;
+        self.db.cache().get::<Subnet>(&id).ok_or_else(|| Error::not_found("Subnet", id))
+    }
+
+    /// All subnets of networks the caller may see.
+    pub async fn subnet_list(&self, caller: &Caller) -> Result<Vec<Arc<Stored<Subnet>>>> {
+        self.db.caught_up().await?;
+        let mut subnets = self.db.cache().list::<Subnet>();
+        subnets.retain(|subnet| sees_subnet(self.db.cache(), caller, &subnet.row));
+        Ok(subnets)
+    }
+
+    /// One subnet the caller may see.
+    pub async fn subnet_get(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<Subnet>>> {
+        self.db.caught_up().await?;
+        visible_subnet(self.db.cache(), caller, id)
+    }
+
+    /// Changes a subnet of the caller's.
+    pub async fn subnet_update(
+        &self,
+        caller: &Caller,
+        id: &str,
+        update: SubnetUpdate,
+    ) -> Result<Arc<Stored<Subnet>>> {
+        self.db.caught_up().await?;
+        self.db
+            .transact(|cache| {
+                let stored = owned_subnet(cache, caller, id, "update_subnet")?;
+                let mut subnet = stored.row.clone();
+                apply_update(&mut subnet, &update)?;
+                touch(&mut subnet.standard);
+                Ok(Txn::new().update(&stored, &subnet))
+            })
+            .await?;
+        visible_subnet(self.db.cache(), caller, id)
+    }
+
+    /// Deletes a subnet of the caller's.
+    ///
+    /// # Errors
+    /// `Conflict` (`SubnetInUse`) while ports other than DHCP's have addresses of it.
+    pub async fn subnet_delete(&self, caller: &Caller, id: &str) -> Result<()> {
+        self.db.caught_up().await?;
+        self.db
+            .transact(|cache| {
+                let stored = owned_subnet(cache, caller, id, "delete_subnet")?;
+                let users: Vec<_> = cache
+                    .list::<Port>()
+                    .into_iter()
+                    .filter(|port| port.row.fixed_ips.iter().any(|ip| ip.subnet_id == id))
+                    .collect();
+                if users.iter().any(|port| port.row.device_owner != port::OWNER_DHCP) {
+                    return Err(Error::conflict(
+                        "SubnetInUse",
+                        format!(
+                            "Unable to complete operation on subnet {id}: One or more ports have an IP allocation \
+                             from this subnet."
+                        ),
+                    ));
+                }
+                let mut txn = remove_subnet(Txn::new(), cache, &stored)?;
+                for port in &users {
+                    txn = port::remove_port(txn, cache, port)?;
+                }
+                Ok(txn)
+            })
+            .await
+    }
+}
+
+/// Adds the deletion of a subnet's row, with its quota, to a transaction; its ports are the caller's affair.
+pub(crate) fn remove_subnet(txn: Txn, cache: &Cache, subnet: &Stored<Subnet>) -> Result<Txn> {
+    Ok(quota::charge(txn.delete(subnet), &subnet.row.standard.project_id, &[(Resource::Subnets, -1)]))
+}
+
+fn sees_subnet(cache: &Cache, caller: &Caller, subnet: &Subnet) -> bool {
+    caller.may_read(&subnet.standard.project_id)
+        || cache.get::<Network>(&subnet.network_id).is_some_and(|network| may_see(caller, &network.row))
+}
+
+fn visible_subnet(cache: &Cache, caller: &Caller, id: &str) -> Result<Arc<Stored<Subnet>>> {
+    cache
+        .get::<Subnet>(id)
+        .filter(|subnet| sees_subnet(cache, caller, &subnet.row))
+        .ok_or_else(|| Error::not_found("Subnet", id))
+}
+
+fn owned_subnet(
+    cache: &Cache,
+    caller: &Caller,
+    id: &str,
+    action: &'static str,
+) -> Result<Arc<Stored<Subnet>>> {
+    let subnet = visible_subnet(cache, caller, id)?;
+    if caller.may_write(&subnet.row.standard.project_id) { Ok(subnet) } else { Err(Error::Forbidden { action }) }
+}
+
+/// Builds the rows of a subnet and of its DHCP port.
+fn build_subnet(
+    cache: &Cache,
+    network: &Network,
+    request: &SubnetCreate,
+    id: &str,
+) -> Result<(Subnet, Option<Port>)> {
+    check_text("name", &request.name)?;
+    check_text("description", &request.description)?;
+    let cidr = request.cidr.trunc();
+    if cidr.prefix_len() == 0 || cidr.addr().is_multicast() || cidr.addr().is_loopback() {
+        return Err(Error::invalid("InvalidInput", format!("Invalid input for cidr. Reason: '{cidr}' cannot be a subnet.")));
+    }
+    let other = cache
+        .list::<Subnet>()
+        .into_iter()
+        .find(|other| other.row.network_id == network.standard.id && overlap(other.row.cidr, cidr));
+    if let Some(other) = other {
+        return Err(Error::invalid(
+            "InvalidInput",
+            format!(
+                "Invalid input for operation: Requested subnet with cidr: {cidr} for network: {} overlaps with another subnet with cidr: {}.",
+                network.standard.id, other.row.cidr
+            ),
+        ));
+    }
+    let gateway_ip = match request.gateway {
+        Gateway::First => default_gateway(cidr),
+        Gateway::None => None,
+        Gateway::Address(address) => Some(checked_gateway(cidr, address)?),
+    };
+    let pools = match &request.allocation_pools {
+        Some(pools) => {
+            check_pool_count(pools)?;
+            check_pools(cidr, gateway_ip, pools)?;
+            pools.clone()
+        }
+        None => default_pools(cidr, gateway_ip),
+    };
+    check_dns(&request.dns_nameservers)?;
+    check_routes(&request.host_routes)?;
+    let mut subnet = Subnet {
+        standard: Standard {
+            description: request.description.clone(),
+            tags: request.tags.clone(),
+            ..new_standard(id.to_owned(), network.standard.project_id.clone(), request.name.clone())
+        },
+        network_id: network.standard.id.clone(),
+        cidr,
+        gateway_ip,
+        enable_dhcp: request.enable_dhcp,
+        allocation_pools: pools,
+        dns_nameservers: request.dns_nameservers.clone(),
+        host_routes: request.host_routes.clone(),
+        dhcp_server: None,
+    };
+    let dhcp = dhcp_port(&subnet);
+    subnet.dhcp_server = dhcp.as_ref().and_then(|port| match port.fixed_ips.first()?.ip_address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    });
+    Ok((subnet, dhcp))
+}
+
+/// The port that DHCP answers of an IPv4 subnet come from, at the first address of its pools.
+fn dhcp_port(subnet: &Subnet) -> Option<Port> {
+    let address: Ipv4Addr = match super::addressing::next_free(subnet.cidr, &subnet.allocation_pools, &BTreeSet::new())? {
+        IpAddr::V4(address) if subnet.enable_dhcp => address,
+        _ => return None,
+    };
+    Some(port::new_port(NewPort {
+        project_id: &subnet.standard.project_id,
+        network_id: &subnet.network_id,
+        name: "",
+        mac: super::addressing::random_mac(),
+        fixed_ips: vec![FixedIp { subnet_id: subnet.standard.id.clone(), ip_address: address.into() }],
+        device_id: &format!("dhcp-{}", subnet.standard.id),
+        device_owner: port::OWNER_DHCP,
+        active: true,
+    }))
+}
+
+fn apply_update(subnet: &mut Subnet, update: &SubnetUpdate) -> Result<()> {
+    if let Some(name) = &update.name {
+        check_text("name", name)?;
+        subnet.standard.name.clone_from(name);
+    }
+    if let Some(description) = &update.description {
+        check_text("description", description)?;
+        subnet.standard.description.clone_from(description);
+    }
+    match update.gateway {
+        None => {}
+        Some(Gateway::First) => subnet.gateway_ip = default_gateway(subnet.cidr),
+        Some(Gateway::None) => subnet.gateway_ip = None,
+        Some(Gateway::Address(address)) => subnet.gateway_ip = Some(checked_gateway(subnet.cidr, address)?),
+    }
+    if let Some(pools) = &update.allocation_pools {
+        check_pool_count(pools)?;
+        subnet.allocation_pools.clone_from(pools);
+    }
+    check_pools(subnet.cidr, subnet.gateway_ip, &subnet.allocation_pools)?;
+    if let Some(servers) = &update.dns_nameservers {
+        check_dns(servers)?;
+        subnet.dns_nameservers.clone_from(servers);
+    }
+    if let Some(routes) = &update.host_routes {
+        check_routes(routes)?;
+        subnet.host_routes.clone_from(routes);
+    }
+    if let Some(enable_dhcp) = update.enable_dhcp {
+        if enable_dhcp && subnet.cidr.addr().is_ipv4() && subnet.dhcp_server.is_none() {
+            return Err(Error::NotImplemented("switching DHCP on for a subnet made without it"));
+        }
+        subnet.enable_dhcp = enable_dhcp;
+    }
+    Ok(())
+}
+
+fn overlap(a: IpNet, b: IpNet) -> bool {
+    a.contains(&b.network()) || b.contains(&a.network())
+}
+
+fn checked_gateway(cidr: IpNet, address: IpAddr) -> Result<IpAddr> {
+    if is_usable(cidr, address) {
+        return Ok(address);
+    }
+    Err(Error::invalid(
+        "InvalidInput",
+        format!("Invalid input for operation: Gateway is not valid on subnet: {address} in {cidr}."),
+    ))
+}
+
+fn check_pool_count(pools: &[(IpAddr, IpAddr)]) -> Result<()> {
+    if pools.len() > POOLS_MAX {
+        return Err(Error::invalid("InvalidInput", format!("At most {POOLS_MAX} allocation pools are possible.")));
+    }
+    Ok(())
+}
+
+fn check_dns(servers: &[IpAddr]) -> Result<()> {
+    if servers.len() > DNS_NAMESERVERS_MAX {
+        return Err(Error::invalid(
+            "DNSNameServersExhausted",
+            format!("Unable to complete operation: the number of DNS nameservers exceeds the limit {DNS_NAMESERVERS_MAX}."),
+        ));
+    }
+    Ok(())
+}
+
+fn check_routes(routes: &[(IpNet, IpAddr)]) -> Result<()> {
+    if routes.len() > HOST_ROUTES_MAX {
+        return Err(Error::invalid(
+            "HostRoutesExhausted",
+            format!("Unable to complete operation: the number of host routes exceeds the limit {HOST_ROUTES_MAX}."),
+        ));
+    }
+    Ok(())
+}
