@@ -2,6 +2,7 @@
 //! here what they share: filtering, sorting, paging and choosing fields over rows as they are shown.
 
 mod extension;
+#[expect(clippy::module_inception, reason = "the resource has the name of its service")]
 mod network;
 mod port;
 mod quota;
@@ -57,7 +58,12 @@ pub fn routes() -> Router<AppState> {
 
 /// A list as the network service answers it: rows filtered by their own fields, sorted, cut, with only the fields
 /// asked for. A filter on a field that rows do not have matches nothing it should not: it is ignored, as Neutron does.
-fn listing(collection: &str, rows: Vec<Value>, filters: &Filters, url: &RequestUrl) -> Result<Json<Value>, Fault> {
+fn listing(
+    collection: &str,
+    rows: Vec<Value>,
+    filters: &Filters,
+    url: &RequestUrl,
+) -> Result<Json<Value>, Fault> {
     let rows: Vec<Value> = rows.into_iter().filter(|row| wanted(row, filters)).collect();
     let page = Page::of(filters, &[("id", Direction::Ascending)])?;
     let page = Page { limit: page.limit.filter(|limit| *limit > 0), ..page };
@@ -87,9 +93,9 @@ fn sort_value(value: &Value) -> SortValue {
 
 fn choose_fields(row: Value, fields: &[&str]) -> Value {
     match row {
-        Value::Object(map) if !fields.is_empty() => {
-            Value::Object(map.into_iter().filter(|(key, _)| fields.contains(&key.as_str())).collect::<Map<_, _>>())
-        }
+        Value::Object(map) if !fields.is_empty() => Value::Object(
+            map.into_iter().filter(|(key, _)| fields.contains(&key.as_str())).collect::<Map<_, _>>(),
+        ),
         other => other,
     }
 }
@@ -164,8 +170,9 @@ fn with_fields(mut map: Map<String, Value>, own: Value) -> Value {
 
 /// A MAC address, or a fault in Neutron's words.
 fn read_mac(text: &str) -> Result<[u8; 6], Fault> {
-    control::service::addressing::parse_mac(text)
-        .ok_or_else(|| invalid(format!("Invalid input for mac_address. Reason: '{text}' is not a valid MAC address.")))
+    control::service::addressing::parse_mac(text).ok_or_else(|| {
+        invalid(format!("Invalid input for mac_address. Reason: '{text}' is not a valid MAC address."))
+    })
 }
 
 /// `InvalidInput`, Neutron's name for a value that cannot be.

@@ -92,9 +92,12 @@ fn pairs(fields: Vec<PairFields>) -> Result<Vec<(IpNet, [u8; 6])>, Fault> {
         .into_iter()
         .map(|pair| {
             let text = &pair.ip_address;
-            let prefix = text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| {
-                invalid(format!("Invalid input for allowed_address_pairs. Reason: '{text}' is not a valid IP address."))
-            })?;
+            let prefix =
+                text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)).map_err(|_| {
+                    invalid(format!(
+                        "Invalid input for allowed_address_pairs. Reason: '{text}' is not a valid IP address."
+                    ))
+                })?;
             Ok((prefix, pair.mac_address.as_deref().map(read_mac).transpose()?.unwrap_or_default()))
         })
         .collect()

@@ -32,7 +32,10 @@ pub(super) struct UpdateBody {
 
 fn limits(quotas: &BTreeMap<Resource, Quota>) -> Value {
     let shown = RESOURCES.iter().filter_map(|resource| Some((resource, quotas.get(resource)?)));
-    shown.map(|(resource, quota)| (resource.name().to_owned(), json!(quota.limit_or_minus_one()))).collect::<Map<_, _>>().into()
+    shown
+        .map(|(resource, quota)| (resource.name().to_owned(), json!(quota.limit_or_minus_one())))
+        .collect::<Map<_, _>>()
+        .into()
 }
 
 /// `GET /v2.0/quotas`: projects whose limits are not the defaults are not listed apart yet, the caller's own is.
@@ -86,11 +89,14 @@ pub(super) async fn update(
 ) -> Result<Json<Value>, Fault> {
     let check = body.quota.get("check_limit").and_then(Value::as_bool).unwrap_or(false);
     let mut changes = Vec::new();
-    for (name, value) in body.quota.iter().filter(|(name, _)| !matches!(name.as_str(), "check_limit" | "force")) {
+    for (name, value) in
+        body.quota.iter().filter(|(name, _)| !matches!(name.as_str(), "check_limit" | "force"))
+    {
         let resource = RESOURCES.into_iter().find(|resource| resource.name() == name);
         let resource = resource.ok_or_else(|| invalid(format!("Unrecognized attribute(s) '{name}'")))?;
         let limit = value.as_i64().or_else(|| value.as_str()?.parse().ok());
-        let limit = limit.ok_or_else(|| invalid(format!("Invalid input for {name}. Reason: it is not a number.")))?;
+        let limit =
+            limit.ok_or_else(|| invalid(format!("Invalid input for {name}. Reason: it is not a number.")))?;
         changes.push((resource, limit));
     }
     if check {

@@ -80,7 +80,9 @@ fn number(field: &str, value: Option<Value>) -> Result<Option<u16>, Fault> {
         Some(Value::String(text)) => text.parse().ok(),
         Some(_) => None,
     };
-    parsed.map(Some).ok_or_else(|| invalid(format!("Invalid input for {field}. Reason: it is not a port number.")))
+    parsed
+        .map(Some)
+        .ok_or_else(|| invalid(format!("Invalid input for {field}. Reason: it is not a port number.")))
 }
 
 impl TryFrom<RuleFields> for RuleCreate {
@@ -94,7 +96,9 @@ impl TryFrom<RuleFields> for RuleCreate {
             None | Some("ipv4") => 4,
             Some("ipv6") => 6,
             Some(other) => {
-                return Err(invalid(format!("Invalid input for ethertype. Reason: '{other}' is not IPv4 or IPv6.")));
+                return Err(invalid(format!(
+                    "Invalid input for ethertype. Reason: '{other}' is not IPv4 or IPv6."
+                )));
             }
         };
         let protocol = match fields.protocol {
@@ -107,7 +111,9 @@ impl TryFrom<RuleFields> for RuleCreate {
         let prefix = fields.remote_ip_prefix.map(|text| {
             let net = text.parse::<IpNet>().or_else(|_| text.parse::<std::net::IpAddr>().map(IpNet::from));
             net.map_err(|_| {
-                invalid(format!("Invalid input for remote_ip_prefix. Reason: '{text}' is not a valid IP subnet."))
+                invalid(format!(
+                    "Invalid input for remote_ip_prefix. Reason: '{text}' is not a valid IP subnet."
+                ))
             })
         });
         Ok(Self {
@@ -240,7 +246,8 @@ pub(super) async fn rule_create(
     Authenticated(caller): Authenticated,
     Body(body): Body<RuleBody>,
 ) -> Created {
-    let rule = state.control.security_group_rule_create(&caller, body.security_group_rule.try_into()?).await?;
+    let rule =
+        state.control.security_group_rule_create(&caller, body.security_group_rule.try_into()?).await?;
     Ok((StatusCode::CREATED, Json(json!({"security_group_rule": rule_view(&rule.row)}))))
 }
 

@@ -112,13 +112,16 @@ impl TryFrom<CreateFields> for SubnetCreate {
         if fields.ipv6_address_mode.is_some() || fields.ipv6_ra_mode.is_some() {
             return Err(Fault::not_implemented("a subnet with an IPv6 address or RA mode"));
         }
-        let text = fields.cidr.ok_or_else(|| invalid("Bad subnets request: a subnetpool or a cidr is required."))?;
-        let cidr: IpNet = text
-            .parse()
-            .map_err(|_| invalid(format!("Invalid input for cidr. Reason: '{text}' is not a valid IP subnet.")))?;
+        let text =
+            fields.cidr.ok_or_else(|| invalid("Bad subnets request: a subnetpool or a cidr is required."))?;
+        let cidr: IpNet = text.parse().map_err(|_| {
+            invalid(format!("Invalid input for cidr. Reason: '{text}' is not a valid IP subnet."))
+        })?;
         let version = if cidr.addr().is_ipv4() { 4 } else { 6 };
         if fields.ip_version.is_some_and(|said| said != version) {
-            return Err(invalid(format!("Invalid input for operation: ip_version does not match the cidr {cidr}.")));
+            return Err(invalid(format!(
+                "Invalid input for operation: ip_version does not match the cidr {cidr}."
+            )));
         }
         Ok(Self {
             network_id: fields.network_id,

@@ -111,7 +111,8 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
     let mut parts = text.split([':', '-']);
     for byte in &mut mac {
-        let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()))?;
+        let part =
+            parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()))?;
         *byte = u8::from_str_radix(part, 16).ok()?;
     }
     (parts.next().is_none() && mac[0] & 1 == 0 && mac != [0; 6]).then_some(mac)
@@ -202,7 +203,14 @@ mod tests {
         let mac = random_mac();
         assert_eq!(parse_mac(&mac_text(mac)), Some(mac));
         assert_eq!(parse_mac("FA-16-3E-00-00-01"), Some([0xfa, 0x16, 0x3e, 0, 0, 1]));
-        for bad in ["", "fa:16:3e:00:00", "fa:16:3e:00:00:01:02", "01:00:5e:00:00:01", "g0:00:00:00:00:00", "+1:00:00:00:00:00"] {
+        for bad in [
+            "",
+            "fa:16:3e:00:00",
+            "fa:16:3e:00:00:01:02",
+            "01:00:5e:00:00:01",
+            "g0:00:00:00:00:00",
+            "+1:00:00:00:00:00",
+        ] {
             assert_eq!(parse_mac(bad), None, "{bad}");
         }
     }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use ipnet::{IpNet, Ipv4Net};
 use jiff::Timestamp;
 
 use crate::Control;
@@ -12,6 +13,7 @@ use crate::error::{Error, Result};
 use crate::model::network::{Network, NetworkKind, Port, Standard, Subnet};
 use crate::model::random_uuid;
 use crate::service::quota::{self, Resource};
+use crate::service::subnet::SubnetCreate;
 use crate::store::{Cache, Stored, Txn};
 
 /// The smallest MTU IPv4 guests can work with (RFC 791).
@@ -25,6 +27,8 @@ pub const MTU_FLAT: u32 = 1500;
 pub const MTU_VXLAN: u32 = 1450;
 /// The greatest VXLAN network identifier: 24 bits.
 const VNI_MAX: u32 = (1 << 24) - 1;
+/// The name of the external network that every cloud has, and of the physical network it is on.
+pub const PUBLIC_NAME: &str = "public";
 /// The one availability zone.
 pub const ZONE: &str = "nova";
 /// The longest name or description in characters (Neutron's `NAME_FIELD_SIZE`).
@@ -88,7 +92,11 @@ impl Control {
     /// # Errors
     /// `Forbidden` for what only administrators may say, `Invalid` for a kind or MTU that cannot be, `Conflict` for a
     /// VXLAN identifier or physical network in use, `QuotaExceeded`.
-    pub async fn network_create(&self, caller: &Caller, request: NetworkCreate) -> Result<Arc<Stored<Network>>> {
+    pub async fn network_create(
+        &self,
+        caller: &Caller,
+        request: NetworkCreate,
+    ) -> Result<Arc<Stored<Network>>> {
         let project_id = owner_project(caller, request.project_id.as_deref(), "create_network")?;
         let privileged = request.shared
             || request.external
@@ -205,18 +213,49 @@ impl Control {
                         ),
                     ));
                 }
-                let mut txn = Txn::new().delete(&stored).release(&kind_key(&stored.row.kind));
+                let mut txn = Txn::new().delete(&stored).release(kind_key(&stored.row.kind));
                 for port in &dhcp {
-                    txn = super::port::remove_port(txn, cache, port)?;
+                    txn = super::port::remove_port(txn, port);
                 }
                 let subnets: Vec<_> =
                     cache.list::<Subnet>().into_iter().filter(|s| s.row.network_id == id).collect();
                 for subnet in &subnets {
-                    txn = super::subnet::remove_subnet(txn, cache, subnet)?;
+                    txn = super::subnet::remove_subnet(txn, subnet);
                 }
                 Ok(quota::charge(txn, &stored.row.standard.project_id, &[(Resource::Networks, -1)]))
             })
             .await
+    }
+
+    /// Makes the external network `public`, whose gateway is the host, at a cloud's first start; once it is there,
+    /// nothing happens. Every project may use it: until there are routers it is the way to a guest from outside.
+    ///
+    /// # Errors
+    /// As [`Control::network_create`] and [`Control::subnet_create`].
+    pub async fn bootstrap_public_network(&self, administrator: &Caller, cidr: Ipv4Net) -> Result<()> {
+        self.db.caught_up().await?;
+        let is_public = |network: &Network| matches!(&network.kind, NetworkKind::Flat { physical_network } if physical_network == PUBLIC_NAME);
+        let network_id = match self.db.cache().find::<Network>(is_public) {
+            Some(network) => network.row.standard.id.clone(),
+            None => {
+                let request = NetworkCreate {
+                    name: PUBLIC_NAME.to_owned(),
+                    description: "the host is its gateway".to_owned(),
+                    shared: true,
+                    external: true,
+                    is_default: true,
+                    network_type: Some("flat".to_owned()),
+                    physical_network: Some(PUBLIC_NAME.to_owned()),
+                    ..NetworkCreate::default()
+                };
+                self.network_create(administrator, request).await?.row.standard.id.clone()
+            }
+        };
+        if self.subnet_ids_of(&network_id).is_empty() {
+            let subnet = SubnetCreate::new(network_id, IpNet::V4(cidr), "public-subnet");
+            self.subnet_create(administrator, subnet).await?;
+        }
+        Ok(())
     }
 
     /// The ids of a network's subnets, for showing it; the caller has been let see the network.
@@ -267,7 +306,9 @@ pub(crate) fn check_text(field: &'static str, text: &str) -> Result<()> {
     if text.chars().count() > TEXT_CHARACTERS_MAX {
         return Err(Error::invalid(
             "InvalidInput",
-            format!("Invalid input for {field}. Reason: it exceeds the maximum length of {TEXT_CHARACTERS_MAX}."),
+            format!(
+                "Invalid input for {field}. Reason: it exceeds the maximum length of {TEXT_CHARACTERS_MAX}."
+            ),
         ));
     }
     Ok(())
@@ -294,7 +335,11 @@ pub(crate) fn owned_network(
     action: &'static str,
 ) -> Result<Arc<Stored<Network>>> {
     let network = visible_network(cache, caller, id)?;
-    if caller.may_write(&network.row.standard.project_id) { Ok(network) } else { Err(Error::Forbidden { action }) }
+    if caller.may_write(&network.row.standard.project_id) {
+        Ok(network)
+    } else {
+        Err(Error::Forbidden { action })
+    }
 }
 
 fn apply_update(network: &mut Network, update: &NetworkUpdate) -> Result<()> {
@@ -368,13 +413,18 @@ fn choose_kind(cache: &Cache, request: &NetworkCreate) -> Result<(NetworkKind, S
                 Some(vni) => {
                     return Err(Error::invalid(
                         "InvalidInput",
-                        format!("Invalid input for operation: segmentation_id {vni} is not between 1 and {VNI_MAX}."),
+                        format!(
+                            "Invalid input for operation: segmentation_id {vni} is not between 1 and {VNI_MAX}."
+                        ),
                     ));
                 }
                 None => {
                     let taken = taken();
                     (1..=VNI_MAX).find(|vni| !taken.contains(vni)).ok_or_else(|| {
-                        Error::conflict("NoNetworkAvailable", "Unable to create the network. No tenant network is available.")
+                        Error::conflict(
+                            "NoNetworkAvailable",
+                            "Unable to create the network. No tenant network is available.",
+                        )
                     })?
                 }
             };
@@ -394,7 +444,9 @@ fn choose_kind(cache: &Cache, request: &NetworkCreate) -> Result<(NetworkKind, S
         Some(other) => {
             return Err(Error::invalid(
                 "InvalidInput",
-                format!("Invalid input for operation: Invalid network type '{other}'; flat and vxlan are known."),
+                format!(
+                    "Invalid input for operation: Invalid network type '{other}'; flat and vxlan are known."
+                ),
             ));
         }
     };
@@ -403,9 +455,7 @@ fn choose_kind(cache: &Cache, request: &NetworkCreate) -> Result<(NetworkKind, S
     match (&kind, in_use) {
         (NetworkKind::Flat { physical_network }, true) => Err(Error::conflict(
             "FlatNetworkInUse",
-            format!(
-                "Unable to create the flat network. Physical network {physical_network} is in use."
-            ),
+            format!("Unable to create the flat network. Physical network {physical_network} is in use."),
         )),
         (NetworkKind::Vxlan { vni }, true) => Err(Error::conflict(
             "TunnelIdInUse",
@@ -414,3 +464,6 @@ fn choose_kind(cache: &Cache, request: &NetworkCreate) -> Result<(NetworkKind, S
         (_, false) => Ok((kind, key)),
     }
 }
+
+#[cfg(test)]
+mod tests;

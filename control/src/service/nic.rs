@@ -66,13 +66,21 @@ pub struct NicsWanted {
 
 impl Control {
     /// The network devices a request means: `auto` and silence become networks by name.
-    pub(crate) fn resolve_nics(&self, caller: &Caller, project_id: &str, requests: &NicRequests) -> Result<Vec<NicRequest>> {
+    pub(crate) fn resolve_nics(
+        &self,
+        caller: &Caller,
+        project_id: &str,
+        requests: &NicRequests,
+    ) -> Result<Vec<NicRequest>> {
         let cache = self.db.cache();
         match requests {
             NicRequests::None => Ok(Vec::new()),
             NicRequests::Listed(list) => {
                 if list.len() > NICS_MAX {
-                    return Err(Error::invalid("TooManyNetworks", format!("A server can have at most {NICS_MAX} networks.")));
+                    return Err(Error::invalid(
+                        "TooManyNetworks",
+                        format!("A server can have at most {NICS_MAX} networks."),
+                    ));
                 }
                 Ok(list.clone())
             }
@@ -82,12 +90,14 @@ impl Control {
                 let usable: Vec<_> = cache
                     .list::<Network>()
                     .into_iter()
-                    .filter(|network| may_see(caller, &network.row) && with_subnets.contains(&network.row.standard.id))
+                    .filter(|network| {
+                        may_see(caller, &network.row) && with_subnets.contains(&network.row.standard.id)
+                    })
                     .collect();
-                let (own, foreign): (Vec<_>, Vec<_>) = usable
-                    .iter()
-                    .filter(|network| !network.row.external || network.row.shared)
-                    .partition(|network| network.row.standard.project_id == project_id && !network.row.external);
+                let (own, foreign): (Vec<_>, Vec<_>) =
+                    usable.iter().filter(|network| !network.row.external || network.row.shared).partition(
+                        |network| network.row.standard.project_id == project_id && !network.row.external,
+                    );
                 let candidates = if own.is_empty() { foreign } else { own };
                 match candidates.as_slice() {
                     [network] => {
@@ -96,7 +106,9 @@ impl Control {
                     [] if *requests == NicRequests::Unsaid => Ok(Vec::new()),
                     [] => Err(Error::invalid(
                         "UnableToAutoAllocateNetwork",
-                        format!("Unable to automatically allocate a network for project {project_id}: there is none with a subnet."),
+                        format!(
+                            "Unable to automatically allocate a network for project {project_id}: there is none with a subnet."
+                        ),
                     )),
                     _ => Err(Error::conflict(
                         "NetworkAmbiguous",
@@ -142,16 +154,16 @@ impl Control {
             }
         }
         for port in &new_ports {
-            txn = add_port(txn, cache, port)?;
+            txn = add_port(txn, port);
         }
         Ok((txn, ids))
     }
 
     /// Adds the release of a server's ports to a transaction: its own are deleted, others unbound.
-    pub(crate) fn release_server_ports(cache: &Cache, mut txn: Txn, server_id: &str) -> Result<Txn> {
+    pub(crate) fn release_server_ports(cache: &Cache, mut txn: Txn, server_id: &str) -> Txn {
         for stored in server_ports(cache, server_id) {
             if stored.row.owned_by_server {
-                txn = remove_port(txn, cache, &stored)?;
+                txn = remove_port(txn, &stored);
             } else {
                 let mut port = stored.row.clone();
                 port.device_id.clear();
@@ -162,11 +174,17 @@ impl Control {
                 txn = txn.update(&stored, &port);
             }
         }
-        Ok(txn)
+        txn
     }
 
     /// Adds to a transaction that a server's ports are bound to a host, and whether they carry traffic.
-    pub(crate) fn bind_server_ports(cache: &Cache, mut txn: Txn, server_id: &str, host: Option<&str>, active: bool) -> Txn {
+    pub(crate) fn bind_server_ports(
+        cache: &Cache,
+        mut txn: Txn,
+        server_id: &str,
+        host: Option<&str>,
+        active: bool,
+    ) -> Txn {
         for stored in server_ports(cache, server_id) {
             if stored.row.host.as_deref() == host && stored.row.active == active {
                 continue;
@@ -222,7 +240,9 @@ fn build_server_port(
     if clash {
         return Err(Error::invalid(
             "DuplicateNetwork",
-            format!("Network {network_id} is named twice; make ports for a second device on the same network."),
+            format!(
+                "Network {network_id} is named twice; make ports for a second device on the same network."
+            ),
         ));
     }
     Ok(port)

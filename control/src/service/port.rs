@@ -107,7 +107,7 @@ impl Control {
         self.db
             .transact(|cache| {
                 let port = build_port(cache, caller, &project_id, &default_group, &id, &request)?;
-                add_port(Txn::new(), cache, &port)
+                Ok(add_port(Txn::new(), &port))
             })
             .await?;
         self.db.cache().get::<Port>(&id).ok_or_else(|| Error::not_found("Port", id))
@@ -128,7 +128,12 @@ impl Control {
     }
 
     /// Changes a port of the caller's.
-    pub async fn port_update(&self, caller: &Caller, id: &str, update: PortUpdate) -> Result<Arc<Stored<Port>>> {
+    pub async fn port_update(
+        &self,
+        caller: &Caller,
+        id: &str,
+        update: PortUpdate,
+    ) -> Result<Arc<Stored<Port>>> {
         self.db.caught_up().await?;
         self.db
             .transact(|cache| {
@@ -169,7 +174,7 @@ impl Control {
                         ),
                     ));
                 }
-                remove_port(Txn::new(), cache, &stored)
+                Ok(remove_port(Txn::new(), &stored))
             })
             .await
     }
@@ -207,21 +212,21 @@ pub(crate) fn new_port(new: NewPort<'_>) -> Port {
 }
 
 /// Adds a port with its unique addresses and its quota to a transaction.
-pub(crate) fn add_port(mut txn: Txn, cache: &Cache, port: &Port) -> Result<Txn> {
+pub(crate) fn add_port(mut txn: Txn, port: &Port) -> Txn {
     txn = txn.create(port);
     for key in unique_keys(port) {
         txn = txn.unique(&key);
     }
-    Ok(quota::charge(txn, &port.standard.project_id, &[(Resource::Ports, 1)]))
+    quota::charge(txn, &port.standard.project_id, &[(Resource::Ports, 1)])
 }
 
 /// Adds a port's deletion to a transaction.
-pub(crate) fn remove_port(mut txn: Txn, cache: &Cache, port: &Stored<Port>) -> Result<Txn> {
+pub(crate) fn remove_port(mut txn: Txn, port: &Stored<Port>) -> Txn {
     txn = txn.delete(port);
     for key in unique_keys(&port.row) {
         txn = txn.release(&key);
     }
-    Ok(quota::charge(txn, &port.row.standard.project_id, &[(Resource::Ports, -1)]))
+    quota::charge(txn, &port.row.standard.project_id, &[(Resource::Ports, -1)])
 }
 
 fn unique_keys(port: &Port) -> Vec<String> {
@@ -284,7 +289,10 @@ pub(crate) fn build_port(
     };
     check_security(port_security_enabled, &security_groups, &request.allowed_address_pairs)?;
     if let Some(mac) = request.mac
-        && cache.list::<Port>().iter().any(|port| port.row.network_id == request.network_id && port.row.mac == mac)
+        && cache
+            .list::<Port>()
+            .iter()
+            .any(|port| port.row.network_id == request.network_id && port.row.mac == mac)
     {
         return Err(Error::conflict(
             "MacAddressInUse",
@@ -341,7 +349,10 @@ fn choose_addresses(cache: &Cache, network_id: &str, wished: Option<&[FixedIpWis
         return Ok(chosen);
     };
     if wished.len() > FIXED_IPS_MAX {
-        return Err(Error::invalid("InvalidInput", format!("At most {FIXED_IPS_MAX} fixed_ips are possible.")));
+        return Err(Error::invalid(
+            "InvalidInput",
+            format!("At most {FIXED_IPS_MAX} fixed_ips are possible."),
+        ));
     }
     let mut chosen = Vec::with_capacity(wished.len());
     for wish in wished {
@@ -353,7 +364,9 @@ fn choose_addresses(cache: &Cache, network_id: &str, wished: Option<&[FixedIpWis
             let subnet = wish.subnet_id.clone().unwrap_or_default();
             return Err(Error::invalid(
                 "InvalidInput",
-                format!("Failed to create port on network {network_id}, because fixed_ips included invalid subnet {subnet}."),
+                format!(
+                    "Failed to create port on network {network_id}, because fixed_ips included invalid subnet {subnet}."
+                ),
             ));
         }
         chosen.push(match wish.ip_address {
@@ -388,12 +401,18 @@ fn take_from(subnet: &Subnet, taken: &mut BTreeSet<IpAddr>) -> Option<FixedIp> {
 }
 
 fn exhausted(network_id: &str) -> Error {
-    Error::conflict("IpAddressGenerationFailure", format!("No more IP addresses available on network {network_id}."))
+    Error::conflict(
+        "IpAddressGenerationFailure",
+        format!("No more IP addresses available on network {network_id}."),
+    )
 }
 
 fn check_groups(cache: &Cache, caller: &Caller, groups: &[String]) -> Result<()> {
     if groups.len() > GROUPS_MAX {
-        return Err(Error::invalid("InvalidInput", format!("At most {GROUPS_MAX} security groups are possible.")));
+        return Err(Error::invalid(
+            "InvalidInput",
+            format!("At most {GROUPS_MAX} security groups are possible."),
+        ));
     }
     groups.iter().try_for_each(|group| super::security_group::visible_group(cache, caller, group).map(drop))
 }
@@ -448,7 +467,10 @@ fn apply_update(cache: &Cache, caller: &Caller, port: &mut Port, update: &PortUp
     if bound && (update.device_id.is_some() || update.device_owner.is_some()) {
         return Err(Error::conflict(
             "PortInUse",
-            format!("Port {} is used by server {}; delete the server first.", port.standard.id, port.device_id),
+            format!(
+                "Port {} is used by server {}; delete the server first.",
+                port.standard.id, port.device_id
+            ),
         ));
     }
     if let Some(device_id) = &update.device_id {

@@ -60,17 +60,20 @@ impl Control {
         check_text("name", name)?;
         check_text("description", description)?;
         if name == DEFAULT_NAME {
-            return Err(Error::conflict("SecurityGroupDefaultAlreadyExists", "Default security group already exists."));
+            return Err(Error::conflict(
+                "SecurityGroupDefaultAlreadyExists",
+                "Default security group already exists.",
+            ));
         }
         if !stateful {
             return Err(Error::NotImplemented("a stateless security group"));
         }
         let id = random_uuid();
         self.db
-            .transact(|cache| {
+            .transact(|_| {
                 let group = group_row(&id, &project_id, name, description);
                 let txn = Txn::new().create(&group);
-                add_rules(cache, txn, &project_id, &egress_rules(&id, &project_id), 1)
+                Ok(add_rules(txn, &project_id, &egress_rules(&id, &project_id), 1))
             })
             .await?;
         self.db.cache().get::<SecurityGroup>(&id).ok_or_else(|| Error::not_found("Security group", id))
@@ -158,7 +161,8 @@ impl Control {
                     txn = txn.delete(rule);
                 }
                 let count = i64::try_from(own.len()).unwrap_or(i64::MAX);
-                Ok(quota::charge(txn,
+                Ok(quota::charge(
+                    txn,
                     &stored.row.standard.project_id,
                     &[(Resource::SecurityGroups, -1), (Resource::SecurityGroupRules, -count)],
                 ))
@@ -181,7 +185,8 @@ impl Control {
         let id = random_uuid();
         self.db
             .transact(|cache| {
-                let group = owned_group(cache, caller, &request.security_group_id, "create_security_group_rule")?;
+                let group =
+                    owned_group(cache, caller, &request.security_group_id, "create_security_group_rule")?;
                 if let Some(remote) = &request.remote_group_id {
                     visible_group(cache, caller, remote)?;
                 }
@@ -200,7 +205,9 @@ impl Control {
                     remote_ip_prefix: request.remote_ip_prefix.map(|prefix| prefix.trunc()),
                     remote_group_id: request.remote_group_id.clone(),
                 };
-                if let Some(twin) = cache.list::<SecurityGroupRule>().iter().find(|other| same(&other.row, &rule)) {
+                if let Some(twin) =
+                    cache.list::<SecurityGroupRule>().iter().find(|other| same(&other.row, &rule))
+                {
                     return Err(Error::conflict(
                         "SecurityGroupRuleExists",
                         format!("Security group rule already exists. Rule id is {}.", twin.row.standard.id),
@@ -209,14 +216,20 @@ impl Control {
                 // The group's row is written too: its deletion and a new rule exclude each other.
                 let mut touched = group.row.clone();
                 touch(&mut touched.standard);
-                add_rules(cache, Txn::new().update(&group, &touched), &project_id, &[rule], 0)
+                Ok(add_rules(Txn::new().update(&group, &touched), &project_id, &[rule], 0))
             })
             .await?;
-        self.db.cache().get::<SecurityGroupRule>(&id).ok_or_else(|| Error::not_found("Security group rule", id))
+        self.db
+            .cache()
+            .get::<SecurityGroupRule>(&id)
+            .ok_or_else(|| Error::not_found("Security group rule", id))
     }
 
     /// All rules of the projects the caller may see.
-    pub async fn security_group_rule_list(&self, caller: &Caller) -> Result<Vec<Arc<Stored<SecurityGroupRule>>>> {
+    pub async fn security_group_rule_list(
+        &self,
+        caller: &Caller,
+    ) -> Result<Vec<Arc<Stored<SecurityGroupRule>>>> {
         if let Some(project_id) = caller.project_id() {
             self.ensure_default_group(project_id).await?;
         }
@@ -234,10 +247,14 @@ impl Control {
     }
 
     /// One rule the caller may see.
-    pub async fn security_group_rule_get(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<SecurityGroupRule>>> {
+    pub async fn security_group_rule_get(
+        &self,
+        caller: &Caller,
+        id: &str,
+    ) -> Result<Arc<Stored<SecurityGroupRule>>> {
         self.db.caught_up().await?;
         self.db
-            .cache
+            .cache()
             .get::<SecurityGroupRule>(id)
             .filter(|rule| caller.may_read(&rule.row.standard.project_id))
             .ok_or_else(|| Error::not_found("Security group rule", id))
@@ -254,7 +271,8 @@ impl Control {
                 let rule = cache
                     .get::<SecurityGroupRule>(id)
                     .ok_or_else(|| Error::not_found("Security group rule", id))?;
-                Ok(quota::charge(Txn::new().delete(&rule),
+                Ok(quota::charge(
+                    Txn::new().delete(&rule),
                     &rule.row.standard.project_id,
                     &[(Resource::SecurityGroupRules, -1)],
                 ))
@@ -281,11 +299,12 @@ impl Control {
                     rule.remote_group_id = Some(id.clone());
                     rules.push(rule);
                 }
-                let txn = Txn::new().create(&group).unique(&default_key(project_id));
-                add_rules(cache, txn, project_id, &rules, 1)
+                let txn = Txn::new().create(&group).unique(default_key(project_id));
+                Ok(add_rules(txn, project_id, &rules, 1))
             })
             .await?;
-        default_group(self.db.cache(), project_id).ok_or_else(|| Error::not_found("Security group", DEFAULT_NAME))
+        default_group(self.db.cache(), project_id)
+            .ok_or_else(|| Error::not_found("Security group", DEFAULT_NAME))
     }
 
     /// The ids of groups given by id or by name within a project, in their order.
@@ -313,7 +332,9 @@ impl Control {
                         (Some(_), Some(_)) => {
                             return Err(Error::conflict(
                                 "NoUniqueMatch",
-                                format!("Multiple security groups found matching '{name}'. Use an ID to be more specific."),
+                                format!(
+                                    "Multiple security groups found matching '{name}'. Use an ID to be more specific."
+                                ),
                             ));
                         }
                         (None, _) => {
@@ -348,7 +369,11 @@ fn owned_group(
     action: &'static str,
 ) -> Result<Arc<Stored<SecurityGroup>>> {
     let group = visible_group(cache, caller, id)?;
-    if caller.may_write(&group.row.standard.project_id) { Ok(group) } else { Err(Error::Forbidden { action }) }
+    if caller.may_write(&group.row.standard.project_id) {
+        Ok(group)
+    } else {
+        Err(Error::Forbidden { action })
+    }
 }
 
 /// The groups with these ids as an agent enforces them: remote groups resolved to their members' addresses.
@@ -430,7 +455,10 @@ pub fn protocol_number(name: &str, ip_version: u8) -> Option<u8> {
 fn check_rule(rule: &RuleCreate) -> Result<()> {
     let invalid = |reason, message: String| Err(Error::invalid(reason, message));
     if rule.remote_ip_prefix.is_some() && rule.remote_group_id.is_some() {
-        return invalid("SecurityGroupMultipleRemoteEntites", "Only one of remote_ip_prefix or remote_group_id may be provided.".into());
+        return invalid(
+            "SecurityGroupMultipleRemoteEntites",
+            "Only one of remote_ip_prefix or remote_group_id may be provided.".into(),
+        );
     }
     if let Some(prefix) = rule.remote_ip_prefix
         && prefix.addr().is_ipv4() != (rule.ip_version == 4)
@@ -468,7 +496,10 @@ fn check_rule(rule: &RuleCreate) -> Result<()> {
                 }
             }
             if rule.port_range_max.is_some() && rule.port_range_min.is_none() {
-                return invalid("SecurityGroupMissingIcmpType", "ICMP code is provided but ICMP type is missing.".into());
+                return invalid(
+                    "SecurityGroupMissingIcmpType",
+                    "ICMP code is provided but ICMP type is missing.".into(),
+                );
             }
             Ok(())
         }
@@ -476,12 +507,15 @@ fn check_rule(rule: &RuleCreate) -> Result<()> {
             (Some(min), Some(max)) if min <= max && (min > 0 || protocol != Some(6)) => Ok(()),
             _ => invalid(
                 "SecurityGroupInvalidPortRange",
-                "For TCP/UDP protocols, port_range_min must be <= port_range_max, and both must be given.".into(),
+                "For TCP/UDP protocols, port_range_min must be <= port_range_max, and both must be given."
+                    .into(),
             ),
         },
         Some(number) if has_ports => invalid(
             "SecurityGroupInvalidProtocolForPort",
-            format!("Invalid protocol {number} for port range, only supported for TCP, UDP, UDPLITE, SCTP and DCCP."),
+            format!(
+                "Invalid protocol {number} for port range, only supported for TCP, UDP, UDPLITE, SCTP and DCCP."
+            ),
         ),
         _ => Ok(()),
     }
@@ -499,21 +533,16 @@ fn same(a: &SecurityGroupRule, b: &SecurityGroupRule) -> bool {
 }
 
 /// Adds rules, and a group where one is made with them, to a transaction.
-fn add_rules(
-    cache: &Cache,
-    mut txn: Txn,
-    project_id: &str,
-    rules: &[SecurityGroupRule],
-    groups: i64,
-) -> Result<Txn> {
+fn add_rules(mut txn: Txn, project_id: &str, rules: &[SecurityGroupRule], groups: i64) -> Txn {
     for rule in rules {
         txn = txn.create(rule);
     }
     let count = i64::try_from(rules.len()).unwrap_or(i64::MAX);
-    Ok(quota::charge(txn,
+    quota::charge(
+        txn,
         project_id,
         &[(Resource::SecurityGroups, groups), (Resource::SecurityGroupRules, count)],
-    ))
+    )
 }
 
 fn group_row(id: &str, project_id: &str, name: &str, description: &str) -> SecurityGroup {

@@ -61,6 +61,24 @@ pub struct SubnetCreate {
     pub tags: BTreeSet<String>,
 }
 
+impl SubnetCreate {
+    /// A subnet with everything as it is unless said otherwise.
+    pub fn new(network_id: String, cidr: IpNet, name: &str) -> Self {
+        Self {
+            network_id,
+            cidr,
+            name: name.to_owned(),
+            description: String::new(),
+            gateway: Gateway::First,
+            enable_dhcp: true,
+            allocation_pools: None,
+            dns_nameservers: Vec::new(),
+            host_routes: Vec::new(),
+            tags: BTreeSet::new(),
+        }
+    }
+}
+
 /// What of a subnet shall change; absent fields stay.
 #[derive(Debug, Clone, Default)]
 pub struct SubnetUpdate {
@@ -98,7 +116,7 @@ impl Control {
                 touch(&mut changed.standard);
                 let mut txn = Txn::new().update(&network, &changed).create(&subnet);
                 if let Some(dhcp) = dhcp {
-                    txn = port::add_port(txn, cache, &dhcp)?;
+                    txn = port::add_port(txn, &dhcp);
                 }
                 Ok(quota::charge(txn, &subnet.standard.project_id, &[(Resource::Subnets, 1)]))
             })
@@ -163,9 +181,9 @@ impl Control {
                         ),
                     ));
                 }
-                let mut txn = remove_subnet(Txn::new(), cache, &stored)?;
+                let mut txn = remove_subnet(Txn::new(), &stored);
                 for port in &users {
-                    txn = port::remove_port(txn, cache, port)?;
+                    txn = port::remove_port(txn, port);
                 }
                 Ok(txn)
             })
@@ -174,8 +192,8 @@ impl Control {
 }
 
 /// Adds the deletion of a subnet's row, with its quota, to a transaction; its ports are the caller's affair.
-pub(crate) fn remove_subnet(txn: Txn, cache: &Cache, subnet: &Stored<Subnet>) -> Result<Txn> {
-    Ok(quota::charge(txn.delete(subnet), &subnet.row.standard.project_id, &[(Resource::Subnets, -1)]))
+pub(crate) fn remove_subnet(txn: Txn, subnet: &Stored<Subnet>) -> Txn {
+    quota::charge(txn.delete(subnet), &subnet.row.standard.project_id, &[(Resource::Subnets, -1)])
 }
 
 fn sees_subnet(cache: &Cache, caller: &Caller, subnet: &Subnet) -> bool {
@@ -197,7 +215,11 @@ fn owned_subnet(
     action: &'static str,
 ) -> Result<Arc<Stored<Subnet>>> {
     let subnet = visible_subnet(cache, caller, id)?;
-    if caller.may_write(&subnet.row.standard.project_id) { Ok(subnet) } else { Err(Error::Forbidden { action }) }
+    if caller.may_write(&subnet.row.standard.project_id) {
+        Ok(subnet)
+    } else {
+        Err(Error::Forbidden { action })
+    }
 }
 
 /// Builds the rows of a subnet and of its DHCP port.
@@ -211,7 +233,10 @@ fn build_subnet(
     check_text("description", &request.description)?;
     let cidr = request.cidr.trunc();
     if cidr.prefix_len() == 0 || cidr.addr().is_multicast() || cidr.addr().is_loopback() {
-        return Err(Error::invalid("InvalidInput", format!("Invalid input for cidr. Reason: '{cidr}' cannot be a subnet.")));
+        return Err(Error::invalid(
+            "InvalidInput",
+            format!("Invalid input for cidr. Reason: '{cidr}' cannot be a subnet."),
+        ));
     }
     let other = cache
         .list::<Subnet>()
@@ -266,10 +291,11 @@ fn build_subnet(
 
 /// The port that DHCP answers of an IPv4 subnet come from, at the first address of its pools.
 fn dhcp_port(subnet: &Subnet) -> Option<Port> {
-    let address: Ipv4Addr = match super::addressing::next_free(subnet.cidr, &subnet.allocation_pools, &BTreeSet::new())? {
-        IpAddr::V4(address) if subnet.enable_dhcp => address,
-        _ => return None,
-    };
+    let address: Ipv4Addr =
+        match super::addressing::next_free(subnet.cidr, &subnet.allocation_pools, &BTreeSet::new())? {
+            IpAddr::V4(address) if subnet.enable_dhcp => address,
+            _ => return None,
+        };
     Some(port::new_port(NewPort {
         project_id: &subnet.standard.project_id,
         network_id: &subnet.network_id,
@@ -335,7 +361,10 @@ fn checked_gateway(cidr: IpNet, address: IpAddr) -> Result<IpAddr> {
 
 fn check_pool_count(pools: &[(IpAddr, IpAddr)]) -> Result<()> {
     if pools.len() > POOLS_MAX {
-        return Err(Error::invalid("InvalidInput", format!("At most {POOLS_MAX} allocation pools are possible.")));
+        return Err(Error::invalid(
+            "InvalidInput",
+            format!("At most {POOLS_MAX} allocation pools are possible."),
+        ));
     }
     Ok(())
 }
@@ -344,7 +373,9 @@ fn check_dns(servers: &[IpAddr]) -> Result<()> {
     if servers.len() > DNS_NAMESERVERS_MAX {
         return Err(Error::invalid(
             "DNSNameServersExhausted",
-            format!("Unable to complete operation: the number of DNS nameservers exceeds the limit {DNS_NAMESERVERS_MAX}."),
+            format!(
+                "Unable to complete operation: the number of DNS nameservers exceeds the limit {DNS_NAMESERVERS_MAX}."
+            ),
         ));
     }
     Ok(())
@@ -354,7 +385,9 @@ fn check_routes(routes: &[(IpNet, IpAddr)]) -> Result<()> {
     if routes.len() > HOST_ROUTES_MAX {
         return Err(Error::invalid(
             "HostRoutesExhausted",
-            format!("Unable to complete operation: the number of host routes exceeds the limit {HOST_ROUTES_MAX}."),
+            format!(
+                "Unable to complete operation: the number of host routes exceeds the limit {HOST_ROUTES_MAX}."
+            ),
         ));
     }
     Ok(())
