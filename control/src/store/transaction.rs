@@ -2,6 +2,8 @@
 //!
 //! Must never know: which kinds there are.
 
+use std::collections::BTreeMap;
+
 use super::row::{self, key};
 use super::{Compare, LeaseId, Operation, Outcome, Revision, Row, RowError, Store, StoreError, Stored};
 
@@ -27,6 +29,8 @@ pub enum TxnError {
 pub struct Txn {
     compare: Vec<Compare>,
     then: Vec<Operation>,
+    /// What is to be counted beside the changes; see [`Txn::tally`].
+    tallies: BTreeMap<String, i64>,
     /// The first row that could not be written, told by `commit`, so that the chain of calls need not break off.
     unwritable: Option<RowError>,
 }
@@ -120,10 +124,31 @@ impl Txn {
         self
     }
 
+    /// Notes that what `key` counts grows by so much, or shrinks; notes of one key add up. The layer above takes the
+    /// tallies and turns them into changes of its counting rows; until then the transaction cannot be committed.
+    pub fn tally(mut self, key: impl Into<String>, by: i64) -> Self {
+        let sum = self.tallies.entry(key.into()).or_default();
+        *sum = sum.saturating_add(by);
+        self
+    }
+
+    /// The tallies so far, in the order of their keys.
+    pub fn tallies(&self) -> impl Iterator<Item = (&str, i64)> {
+        self.tallies.iter().map(|(key, by)| (key.as_str(), *by))
+    }
+
+    /// The tallies, which leave the transaction.
+    pub fn take_tallies(&mut self) -> BTreeMap<String, i64> {
+        std::mem::take(&mut self.tallies)
+    }
+
     /// Adds all of `other`.
     pub fn and(mut self, other: Self) -> Self {
         self.compare.extend(other.compare);
         self.then.extend(other.then);
+        for (key, by) in other.tallies {
+            self = self.tally(key, by);
+        }
         self.unwritable = self.unwritable.or(other.unwritable);
         self
     }
@@ -145,6 +170,7 @@ impl Txn {
 
     /// As `commit`, but a conflict tells its revision too.
     pub(super) async fn run(self, store: &dyn Store) -> Result<Outcome, TxnError> {
+        assert!(self.tallies.is_empty(), "invariant: tallies are settled before the commit");
         if let Some(error) = self.unwritable {
             return Err(TxnError::Row(error));
         }
