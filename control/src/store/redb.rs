@@ -16,9 +16,10 @@ mod crash;
 mod tests;
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak, mpsc as std_mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -86,6 +87,17 @@ impl From<EngineFailure> for StoreError {
     }
 }
 
+/// What the writer thread tells everybody.
+#[derive(Debug)]
+struct Progress {
+    /// Everything up to this revision is durable.
+    committed: AtomicU64,
+    /// Durable commits since the store was opened.
+    commits: AtomicU64,
+    /// The engine has failed.
+    failed: AtomicBool,
+}
+
 /// The embedded store. Dropping it waits for what is queued and lets go of the file.
 #[derive(Debug)]
 pub struct RedbStore {
@@ -94,23 +106,46 @@ pub struct RedbStore {
     queue: Option<std_mpsc::Sender<Queued>>,
     permits: Arc<Semaphore>,
     live: broadcast::WeakSender<Arc<Batch>>,
-    committed: Arc<AtomicU64>,
-    commits: Arc<AtomicU64>,
+    progress: Arc<Progress>,
     writer: Option<JoinHandle<()>>,
 }
 
 impl RedbStore {
-    /// Opens the store at `path`, or creates it there for its owner alone.
+    /// Opens the store at `path`, or creates it there for its owner alone. A crash while creating leaves no half-made
+    /// store at `path`.
     ///
     /// # Errors
     /// Of the engine: the file is in use by another process, is no store, or cannot be read.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
-        Self::open_file(file.map_err(EngineFailure::at("open the file"))?)
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).mode(0o600);
+        match options.open(path) {
+            Ok(file) => return Self::open_file(file),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(EngineFailure::at("open the file")(error).into()),
+        }
+        // redb cannot tell a half-made file from a foreign one: make it aside, give it its name when it is whole.
+        let mut aside = path.as_os_str().to_owned();
+        aside.push(".new");
+        let aside = Path::new(&aside);
+        match std::fs::remove_file(aside) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(EngineFailure::at("remove a half-made store")(error).into());
+            }
+            _ => {}
+        }
+        let file = options.create_new(true).open(aside).map_err(EngineFailure::at("create the file"))?;
+        let store = Self::open_file(file)?;
+        std::fs::rename(aside, path).map_err(EngineFailure::at("name the new store"))?;
+        let directory =
+            path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let synced = File::open(directory).and_then(|directory| directory.sync_all());
+        synced.map_err(EngineFailure::at("sync the store's directory"))?;
+        Ok(store)
     }
 
-    /// The same with a file that is open for reading and writing already; an empty one becomes a new store.
+    /// The same with a file that is open for reading and writing already; an empty one becomes a new store, which is
+    /// not safe from a crash before this returns.
     ///
     /// # Errors
     /// As [`RedbStore::open`].
@@ -132,11 +167,14 @@ impl RedbStore {
         let database = Arc::new(database);
         let (queue, queued) = std_mpsc::channel();
         let (live, _) = broadcast::channel(LIVE_BATCHES_MAX);
-        let committed = Arc::new(AtomicU64::new(revision));
-        let commits = Arc::new(AtomicU64::new(0));
+        let progress = Arc::new(Progress {
+            committed: AtomicU64::new(revision),
+            commits: AtomicU64::new(0),
+            failed: AtomicBool::new(false),
+        });
         let weak = Arc::downgrade(&database);
         let weak_live = live.downgrade();
-        let writer = Writer::new(database, options, queued, live, committed.clone(), commits.clone())?;
+        let writer = Writer::new(database, options, queued, live, progress.clone())?;
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run())
@@ -146,8 +184,7 @@ impl RedbStore {
             queue: Some(queue),
             permits: Arc::new(Semaphore::new(QUEUE_MAX)),
             live: weak_live,
-            committed,
-            commits,
+            progress,
             writer: Some(writer),
         })
     }
@@ -155,7 +192,12 @@ impl RedbStore {
     /// How many durable commits this store has made since it was opened; a metric, and what group commit keeps small.
     #[must_use]
     pub fn durable_commits(&self) -> u64 {
-        self.commits.load(Ordering::Relaxed)
+        self.progress.commits.load(Ordering::Relaxed)
+    }
+
+    /// What the file holds after a failed commit is not known before it is opened again.
+    fn healthy(&self) -> Result<(), StoreError> {
+        if self.progress.failed.load(Ordering::Acquire) { Err(StoreError::Closed) } else { Ok(()) }
     }
 
     async fn ask<T>(
@@ -184,6 +226,7 @@ impl Drop for RedbStore {
 #[async_trait]
 impl Store for RedbStore {
     async fn range(&self, prefix: &str) -> Result<(Vec<Entry>, Revision), StoreError> {
+        self.healthy()?;
         let database = self.database.upgrade().ok_or(StoreError::Closed)?;
         let prefix = prefix.to_owned();
         // Reading a large range from a cold file must not hold up the runtime's threads.
@@ -208,10 +251,8 @@ impl Store for RedbStore {
     }
 
     async fn revision(&self) -> Result<Revision, StoreError> {
-        if self.live.strong_count() == 0 {
-            return Err(StoreError::Closed);
-        }
-        Ok(self.committed.load(Ordering::Acquire))
+        self.healthy()?;
+        Ok(self.progress.committed.load(Ordering::Acquire))
     }
 
     async fn lease_grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {

@@ -58,6 +58,20 @@ async fn file_is_its_owners_and_one_process_at_a_time() {
 }
 
 #[tokio::test]
+async fn half_made_store_of_a_crash_is_made_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    std::fs::write(directory.path().join("store.new"), b"half").unwrap();
+    let store = RedbStore::open(&path).unwrap();
+    change(&store, vec![put("a", "")]).await;
+    drop(store);
+    let names: Vec<_> =
+        std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["store"]);
+    assert_eq!(RedbStore::open(&path).unwrap().range("").await.unwrap().0.len(), 1);
+}
+
+#[tokio::test]
 async fn foreign_file_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use ::redb::{Database, ReadableDatabase as _, ReadableTable as _, Table};
 use tokio::sync::{OwnedSemaphorePermit, broadcast, oneshot};
 
 use super::layout::{self, Head, meta};
-use super::{EngineFailure, Options};
+use super::{EngineFailure, Options, Progress};
 use crate::store::{Batch, Compare, Entry, Event, LeaseId, Operation, Outcome, Revision, StoreError};
 
 /// The most requests one durable commit answers for: beyond this, waiting for the rest costs the first more than the
@@ -107,9 +107,7 @@ pub(super) struct Writer {
     queue: Receiver<Queued>,
     live: broadcast::Sender<Arc<Batch>>,
     revision: Revision,
-    /// What readers outside may rely on: everything up to it is durable.
-    committed: Arc<AtomicU64>,
-    commits: Arc<AtomicU64>,
+    progress: Arc<Progress>,
     leases: Leases,
 }
 
@@ -120,8 +118,7 @@ impl Writer {
         options: Options,
         queue: Receiver<Queued>,
         live: broadcast::Sender<Arc<Batch>>,
-        committed: Arc<AtomicU64>,
-        commits: Arc<AtomicU64>,
+        progress: Arc<Progress>,
     ) -> Result<Self, EngineFailure> {
         let read = database.begin_read().map_err(EngineFailure::at("begin reading"))?;
         let mut leases = Leases::default();
@@ -130,8 +127,8 @@ impl Writer {
             let (lease, ttl_ms) = row.map_err(EngineFailure::at("read a lease"))?;
             leases.start(lease.value(), Duration::from_millis(ttl_ms.value()));
         }
-        let revision = committed.load(Ordering::Acquire);
-        Ok(Self { database, options, queue, live, revision, committed, commits, leases })
+        let revision = progress.committed.load(Ordering::Acquire);
+        Ok(Self { database, options, queue, live, revision, progress, leases })
     }
 
     /// Runs until every sender of the queue is gone or the engine fails; then the file is let go.
@@ -169,11 +166,13 @@ impl Writer {
         let mut batches = Vec::new();
         let committed = self.evaluate(group, &over, &mut answers, &mut batches);
         if committed.is_ok() {
-            self.committed.store(self.revision, Ordering::Release);
+            self.progress.committed.store(self.revision, Ordering::Release);
             for batch in batches {
                 // Nobody watching is no error.
                 let _ = self.live.send(Arc::new(batch));
             }
+        } else {
+            self.progress.failed.store(true, Ordering::Release);
         }
         for answer in answers {
             answer.send(committed.as_ref().err());
@@ -222,7 +221,7 @@ impl Writer {
             return write.abort().map_err(EngineFailure::at("abort"));
         }
         write.commit().map_err(EngineFailure::at("commit"))?;
-        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.progress.commits.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
