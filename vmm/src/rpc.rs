@@ -1,6 +1,11 @@
 //! The control socket of one VMM process: newline-delimited JSON, one [`Action`] per line, one [`Reply`] per
 //! action in order. The socket is the process's only one; whoever can open it controls the guest.
 
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 /// The longest request or reply line in bytes; a peer that sends more is cut off.
@@ -108,4 +113,203 @@ pub enum ExitReason {
     BootFailed,
     /// The guest crashed: a triple fault, or an instruction that this host's KVM cannot run.
     Crashed,
+}
+
+/// The longest that a VMM may take to answer: holding vCPUs waits for device work of theirs, which may wait for a
+/// disk.
+const ANSWER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
+
+/// Why a VMM did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens at the socket: the process is over.
+    #[error("connect to the VMM's control socket")]
+    Connect(#[source] io::Error),
+    /// The connection broke, or the answer took too long.
+    #[error("talk to the VMM")]
+    Talk(#[source] io::Error),
+    /// The answer is longer than [`LINE_BYTES_MAX`].
+    #[error("the VMM's answer is longer than {LINE_BYTES_MAX} bytes")]
+    TooLong,
+    /// The answer is not one.
+    #[error("understand the VMM's answer")]
+    Parse(#[source] serde_json::Error),
+    /// The VMM refused.
+    #[error("the VMM refused: {0}")]
+    Refused(String),
+    /// An answer to something else.
+    #[error("the VMM answered something else than was asked")]
+    Mismatch,
+}
+
+/// A blocking client of one VMM's control socket.
+#[derive(Debug)]
+pub struct Client {
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the socket at `path`; each answer may take ten seconds.
+    ///
+    /// # Errors
+    /// Nobody listens there.
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        Self::new(UnixStream::connect(path).map_err(ClientError::Connect)?)
+    }
+
+    /// Talks over an open connection.
+    ///
+    /// # Errors
+    /// The socket's.
+    pub fn new(stream: UnixStream) -> Result<Self, ClientError> {
+        let client = Self { stream: BufReader::new(stream) };
+        client.set_timeout(ANSWER_TIMEOUT_DEFAULT)?;
+        Ok(client)
+    }
+
+    /// Bounds how long sending, and then each piece of an answer, may take; not zero.
+    ///
+    /// # Errors
+    /// A timeout of zero.
+    pub fn set_timeout(&self, timeout: Duration) -> Result<(), ClientError> {
+        let stream = self.stream.get_ref();
+        stream.set_read_timeout(Some(timeout)).map_err(ClientError::Talk)?;
+        stream.set_write_timeout(Some(timeout)).map_err(ClientError::Talk)
+    }
+
+    /// Sends one action and returns its reply. After an error other than `Refused` the connection is of no use.
+    ///
+    /// # Errors
+    /// The connection's, or the VMM's refusal.
+    pub fn call(&mut self, action: &Action) -> Result<Reply, ClientError> {
+        let mut line = serde_json::to_vec(action).expect("invariant: actions are plain data");
+        line.push(b'\n');
+        self.stream.get_mut().write_all(&line).map_err(ClientError::Talk)?;
+        let mut answer = Vec::new();
+        let bytes_max = LINE_BYTES_MAX as u64 + 1;
+        (&mut self.stream).take(bytes_max).read_until(b'\n', &mut answer).map_err(ClientError::Talk)?;
+        match answer.pop() {
+            Some(b'\n') => {}
+            Some(_) if answer.len() >= LINE_BYTES_MAX => return Err(ClientError::TooLong),
+            _ => return Err(ClientError::Talk(io::ErrorKind::UnexpectedEof.into())),
+        }
+        match serde_json::from_slice(&answer).map_err(ClientError::Parse)? {
+            Reply::Error { message } => Err(ClientError::Refused(message)),
+            reply => Ok(reply),
+        }
+    }
+
+    fn done(&mut self, action: &Action) -> Result<VmState, ClientError> {
+        match self.call(action)? {
+            Reply::Done { state } => Ok(state),
+            _ => Err(ClientError::Mismatch),
+        }
+    }
+
+    /// [`Action::Start`]; the state it led to.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn start(&mut self) -> Result<VmState, ClientError> {
+        self.done(&Action::Start)
+    }
+
+    /// [`Action::Pause`]; the state it led to.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn pause(&mut self) -> Result<VmState, ClientError> {
+        self.done(&Action::Pause)
+    }
+
+    /// [`Action::Resume`]; the state it led to.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn resume(&mut self) -> Result<VmState, ClientError> {
+        self.done(&Action::Resume)
+    }
+
+    /// [`Action::Stop`]; the state it led to. The process ends on its own afterwards.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn stop(&mut self, force: bool) -> Result<VmState, ClientError> {
+        self.done(&Action::Stop { force })
+    }
+
+    /// [`Action::Status`].
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn status(&mut self) -> Result<Status, ClientError> {
+        match self.call(&Action::Status)? {
+            Reply::Status(status) => Ok(status),
+            _ => Err(ClientError::Mismatch),
+        }
+    }
+
+    /// [`Action::Console`]: the newest `bytes_max` bytes of console output at most.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn console(&mut self, bytes_max: u32) -> Result<String, ClientError> {
+        match self.call(&Action::Console { bytes_max })? {
+            Reply::Console { text } => Ok(text),
+            _ => Err(ClientError::Mismatch),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the client makes of a VMM that answers `answer` to everything.
+    fn status_of(answer: &'static [u8]) -> Result<Status, ClientError> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let server = std::thread::spawn(move || {
+            let mut theirs = theirs;
+            // The client may hang up in the middle.
+            let _ = theirs.write_all(answer);
+        });
+        let mut client = Client::new(ours).unwrap();
+        client.set_timeout(Duration::from_millis(200)).unwrap();
+        let status = client.status();
+        drop(client);
+        server.join().unwrap();
+        status
+    }
+
+    #[test]
+    fn broken_answers_are_errors() {
+        assert!(matches!(status_of(b"{}\n"), Err(ClientError::Parse(_))));
+        assert!(matches!(
+            status_of(b"{\"reply\":\"done\",\"state\":\"running\"}\n"),
+            Err(ClientError::Mismatch)
+        ));
+        assert!(matches!(
+            status_of(b"{\"reply\":\"error\",\"message\":\"no\"}\n"),
+            Err(ClientError::Refused(_))
+        ));
+        assert!(matches!(status_of(b"{\"reply\""), Err(ClientError::Talk(_))));
+        static LONG: [u8; LINE_BYTES_MAX + 2] = [b'x'; LINE_BYTES_MAX + 2];
+        assert!(matches!(status_of(&LONG), Err(ClientError::TooLong)));
+    }
+
+    #[test]
+    fn actions_and_replies_are_these_lines() {
+        let line = |action: &Action| serde_json::to_string(action).unwrap();
+        assert_eq!(line(&Action::Start), r#"{"action":"start"}"#);
+        assert_eq!(line(&Action::Stop { force: true }), r#"{"action":"stop","force":true}"#);
+        assert_eq!(
+            serde_json::from_str::<Action>(r#"{"action":"stop"}"#).unwrap(),
+            Action::Stop { force: false }
+        );
+        let status = Status { state: VmState::Running, first_run_us: Some(1), console_bytes: 2 };
+        assert_eq!(
+            serde_json::to_string(&Reply::Status(status)).unwrap(),
+            r#"{"reply":"status","state":"running","first_run_us":1,"console_bytes":2}"#
+        );
+    }
 }

@@ -213,3 +213,6 @@ fn open_disk(config: DiskConfig, fds: &mut InheritedFds) -> io::Result<DiskSpec>
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

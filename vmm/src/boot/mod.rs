@@ -175,4 +175,4 @@ pub fn cmdline(devices: &[(GuestAddress, u32)], extra: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -7,7 +7,7 @@ use vm_memory::ByteValued;
 use super::*;
 
 /// An ELF image with one segment of code at 1 MiB, and a PVH note if `pvh`.
-fn elf(code: &[u8], pvh: bool) -> Vec<u8> {
+pub(crate) fn elf(code: &[u8], pvh: bool) -> Vec<u8> {
     let headers = size_of::<Elf64_Ehdr>() + 2 * size_of::<Elf64_Phdr>();
     let mut note = Vec::new();
     if pvh {
