@@ -1,0 +1,282 @@
+//! Links, addresses, routes, forwarding and neighbour entries through rtnetlink: the only home of netlink's crates.
+//!
+//! Changes are [`Request`]s; many go to the kernel in one call and each is answered for itself. Knows neither what is
+//! wanted nor whose a link is.
+
+mod connection;
+mod request;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use netlink_packet_core::{Emitable, NlasIterator, Parseable};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_sys::protocols::NETLINK_ROUTE;
+
+pub use connection::Error;
+pub(crate) use connection::{Connection, Message};
+pub use request::{PortFlags, Request};
+
+/// Messages sent in one call. Each may be answered before any answer is read, so the answers (at most about 300 bytes
+/// of buffer each, with the kernel's bookkeeping 1 KiB) must fit the default receive buffer of 208 KiB.
+const BATCH_MAX: usize = 128;
+
+/// `struct ifinfomsg`, before a link's attributes.
+const LINK_HEADER_SIZE: usize = 16;
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_MASTER: u16 = 10;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_VXLAN_ID: u16 = 1;
+const IFLA_VXLAN_LOCAL: u16 = 4;
+
+/// A link as the kernel has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The kernel's number for it.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its kind, such as `bridge`, `vxlan` or `tun`; empty for hardware.
+    pub kind: String,
+    /// Its alias; empty if none.
+    pub alias: String,
+    /// Its MAC.
+    pub mac: Option<[u8; 6]>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is set up.
+    pub is_up: bool,
+    /// The index of the bridge it is a port of.
+    pub master: Option<u32>,
+    /// Network identifier and tunnel address, of a VXLAN device.
+    pub vxlan: Option<(u32, Option<Ipv4Addr>)>,
+}
+
+/// An rtnetlink socket in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Client {
+    connection: Connection,
+}
+
+impl Client {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// If there is no rtnetlink.
+    pub fn open() -> Result<Self, Error> {
+        Connection::open(NETLINK_ROUTE).map(|connection| Self { connection })
+    }
+
+    /// Sends requests, as many in one call as fit, and reads every answer. What is refused stops nothing: the refused
+    /// ones are returned, in order.
+    ///
+    /// # Errors
+    /// If the socket itself fails: then it is unknown which requests were carried out.
+    pub fn send(&mut self, requests: Vec<Request>) -> Result<Vec<Error>, Error> {
+        let messages: Vec<Message> = requests.into_iter().map(encode).collect();
+        let mut refused = Vec::new();
+        for batch in messages.chunks(BATCH_MAX) {
+            refused.extend(self.connection.acknowledged(batch)?);
+        }
+        Ok(refused)
+    }
+
+    /// Sends requests as [`Client::send`] does; the first refused one is the error.
+    ///
+    /// # Errors
+    /// The socket's, or the first refusal.
+    pub fn execute(&mut self, requests: Vec<Request>) -> Result<(), Error> {
+        self.send(requests)?.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// The link of this name, if there is one.
+    ///
+    /// # Errors
+    /// The kernel's answer, other than that there is none.
+    pub fn link(&mut self, name: &str) -> Result<Option<Link>, Error> {
+        let request = Request::look_up(name);
+        match self.connection.ask(encode(request)) {
+            Ok(received) => Ok(read_link(&received.body)),
+            Err(error) if error.refusal() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Every link, by name.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn links(&mut self) -> Result<BTreeMap<String, Link>, Error> {
+        let mut filter = LinkMessage::default();
+        filter.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        let received = self.dump("links", RouteNetlinkMessage::GetLink(filter))?;
+        let links = received.iter().filter_map(|body| read_link(body));
+        Ok(links.map(|link| (link.name.clone(), link)).collect())
+    }
+
+    /// Every address, with the index of its link.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn addresses(&mut self) -> Result<Vec<(u32, IpNet)>, Error> {
+        let received = self.dump("addresses", RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        Ok(received.iter().filter_map(|body| read_address(body)).collect())
+    }
+
+    /// The destination of every IPv4 and IPv6 route in every table; the default route is `0.0.0.0/0` or `::/0`.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn routes(&mut self) -> Result<Vec<IpNet>, Error> {
+        let received = self.dump("routes", RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
+        Ok(received.iter().filter_map(|body| read_route(body)).collect())
+    }
+
+    /// The tunnel addresses that each VXLAN device floods to, by the device's index.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn floods(&mut self) -> Result<Vec<(u32, Ipv4Addr)>, Error> {
+        let mut filter = NeighbourMessage::default();
+        filter.header.family = AddressFamily::Bridge;
+        let received = self.dump("forwarding entries", RouteNetlinkMessage::GetNeighbour(filter))?;
+        Ok(received.iter().filter_map(|body| read_flood(body)).collect())
+    }
+
+    fn dump(&mut self, what: &'static str, filter: RouteNetlinkMessage) -> Result<Vec<Vec<u8>>, Error> {
+        let body = body_of(&filter);
+        let received = self.connection.dump(what, filter.message_type(), &body)?;
+        Ok(received.into_iter().map(|message| message.body).collect())
+    }
+}
+
+fn encode(request: Request) -> Message {
+    let Request { subject, message, flags } = request;
+    Message { subject, kind: message.message_type(), flags, body: body_of(&message) }
+}
+
+fn body_of(message: &RouteNetlinkMessage) -> Vec<u8> {
+    let mut body = vec![0; Emitable::buffer_len(message)];
+    Emitable::emit(message, &mut body);
+    body
+}
+
+/// Reads only what [`Link`] holds, so that an attribute this version does not know spoils nothing.
+fn read_link(body: &[u8]) -> Option<Link> {
+    let header = body.get(..LINK_HEADER_SIZE)?;
+    let flags = word(header.get(8..12)?)?;
+    let mut link = Link {
+        index: word(header.get(4..8)?)?,
+        name: String::new(),
+        kind: String::new(),
+        alias: String::new(),
+        mac: None,
+        mtu: 0,
+        is_up: flags & libc::IFF_UP.cast_unsigned() != 0,
+        master: None,
+        vxlan: None,
+    };
+    for nla in NlasIterator::new(body.get(LINK_HEADER_SIZE..)?).flatten() {
+        let value = nla.value();
+        match nla.kind() {
+            IFLA_ADDRESS => link.mac = value.try_into().ok(),
+            IFLA_IFNAME => link.name = text(value),
+            IFLA_MTU => link.mtu = word(value)?,
+            IFLA_MASTER => link.master = word(value),
+            IFLA_IFALIAS => link.alias = text(value),
+            IFLA_LINKINFO => {
+                let parts: BTreeMap<u16, Vec<u8>> = NlasIterator::new(value)
+                    .flatten()
+                    .map(|nla| (nla.kind(), nla.value().to_vec()))
+                    .collect();
+                link.kind = parts.get(&IFLA_INFO_KIND).map(|kind| text(kind)).unwrap_or_default();
+                if link.kind == "vxlan" {
+                    link.vxlan = parts.get(&IFLA_INFO_DATA).and_then(|data| read_vxlan(data));
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn read_vxlan(data: &[u8]) -> Option<(u32, Option<Ipv4Addr>)> {
+    let mut vni = None;
+    let mut local = None;
+    for nla in NlasIterator::new(data).flatten() {
+        match nla.kind() {
+            IFLA_VXLAN_ID => vni = word(nla.value()),
+            IFLA_VXLAN_LOCAL => local = <[u8; 4]>::try_from(nla.value()).ok().map(Ipv4Addr::from),
+            _ => {}
+        }
+    }
+    vni.map(|vni| (vni, local))
+}
+
+fn read_address(body: &[u8]) -> Option<(u32, IpNet)> {
+    let message = AddressMessage::parse(body).ok()?;
+    // On a broadcast link both are the same; on a point-to-point one "address" is the other end's.
+    let local = message.attributes.iter().find_map(|attribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    });
+    let address = local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(address) => Some(*address),
+            _ => None,
+        })
+    })?;
+    Some((message.header.index, IpNet::new(address, message.header.prefix_len).ok()?))
+}
+
+fn read_route(body: &[u8]) -> Option<IpNet> {
+    let message = RouteMessage::parse(body).ok()?;
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    });
+    let destination = match (destination, message.header.address_family) {
+        (Some(address), _) => address,
+        (None, AddressFamily::Inet) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        (None, AddressFamily::Inet6) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        (None, _) => return None,
+    };
+    IpNet::new(destination, message.header.destination_prefix_length).ok()
+}
+
+fn read_flood(body: &[u8]) -> Option<(u32, Ipv4Addr)> {
+    let message = NeighbourMessage::parse(body).ok()?;
+    let mut is_flood = false;
+    let mut peer = None;
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::LinkLayerAddress(mac) => is_flood = *mac == request::FLOOD_MAC,
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => peer = Some(*address),
+            NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
+                peer = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
+            }
+            _ => {}
+        }
+    }
+    peer.filter(|_| is_flood).map(|peer| (message.header.ifindex, peer))
+}
+
+fn word(value: &[u8]) -> Option<u32> {
+    value.try_into().ok().map(u32::from_ne_bytes)
+}
+
+fn text(value: &[u8]) -> String {
+    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
+}

@@ -1,0 +1,294 @@
+//! The changes that can be asked of rtnetlink, each with the words its refusal is told in.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use ipnet::IpNet;
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+use netlink_packet_route::link::{
+    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVxlan,
+    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+/// The MAC that stands for "all unknown" in a VXLAN device's forwarding table.
+pub(super) const FLOOD_MAC: [u8; 6] = [0; 6];
+
+/// The port of VXLAN that IANA assigned (RFC 7348 §8); the kernel's own default is an older one.
+const VXLAN_PORT: u16 = 4789;
+
+/// A change to ask of the kernel.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What it asks for, as the refusal says it.
+    pub(super) subject: String,
+    pub(super) message: RouteNetlinkMessage,
+    pub(super) flags: u16,
+}
+
+/// How a bridge treats one of its ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortFlags {
+    /// Reaches only ports that are not isolated.
+    pub isolated: bool,
+    /// Source MACs seen on the port enter the forwarding table.
+    pub learning: bool,
+    /// The bridge answers ARP and neighbour discovery from its own table instead of flooding to this port.
+    pub neigh_suppress: bool,
+}
+
+impl Request {
+    /// Makes a bridge, down, that must not exist yet: no spanning tree, no multicast snooping.
+    ///
+    /// The bridge keeps `mac`: left alone it would take a port's, and change it as ports come and go.
+    #[must_use]
+    pub fn create_bridge(name: &str, mac: [u8; 6]) -> Self {
+        let data = vec![
+            InfoBridge::ForwardDelay(0),
+            InfoBridge::StpState(BridgeStpState::Disabled),
+            InfoBridge::MulticastSnooping(false),
+        ];
+        let message = create(name, mac, InfoKind::Bridge, InfoData::Bridge(data));
+        Self {
+            subject: format!("create bridge {name}"),
+            message: RouteNetlinkMessage::NewLink(message),
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+        }
+    }
+
+    /// Makes a VXLAN device, down, that must not exist yet: it learns nothing from what it receives.
+    #[must_use]
+    pub fn create_vxlan(name: &str, mac: [u8; 6], vni: u32, local: Ipv4Addr) -> Self {
+        let data = vec![
+            InfoVxlan::Id(vni),
+            InfoVxlan::Local(local),
+            InfoVxlan::Port(VXLAN_PORT),
+            InfoVxlan::Learning(false),
+        ];
+        Self {
+            subject: format!("create VXLAN device {name}"),
+            message: RouteNetlinkMessage::NewLink(create(name, mac, InfoKind::Vxlan, InfoData::Vxlan(data))),
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+        }
+    }
+
+    /// Removes a link.
+    #[must_use]
+    pub fn delete_link(name: &str) -> Self {
+        Self {
+            subject: format!("delete link {name}"),
+            message: RouteNetlinkMessage::DelLink(named(name)),
+            flags: 0,
+        }
+    }
+
+    /// Sets a link's alias.
+    #[must_use]
+    pub fn set_alias(name: &str, alias: &str) -> Self {
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::IfAlias(alias.to_owned()));
+        Self::change(format!("set the alias of {name}"), message)
+    }
+
+    /// Sets a link's MTU in bytes, its bridge by index (0 takes it out of its bridge), and sets it up.
+    #[must_use]
+    pub fn configure(name: &str, mtu: u32, master: Option<u32>) -> Self {
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::Mtu(mtu));
+        message.attributes.extend(master.map(LinkAttribute::Controller));
+        message.header.flags = LinkFlags::Up;
+        message.header.change_mask = LinkFlags::Up;
+        Self::change(format!("set MTU {mtu}, bridge and state of {name}"), message)
+    }
+
+    /// Sets a link up or down.
+    #[must_use]
+    pub fn set_up(name: &str, is_up: bool) -> Self {
+        let mut message = named(name);
+        message.header.flags = if is_up { LinkFlags::Up } else { LinkFlags::empty() };
+        message.header.change_mask = LinkFlags::Up;
+        Self::change(format!("set {name} {}", if is_up { "up" } else { "down" }), message)
+    }
+
+    /// Sets how a bridge treats a port of it.
+    #[must_use]
+    pub fn set_port_flags(name: &str, flags: PortFlags) -> Self {
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::PortKind(InfoPortKind::Bridge),
+            LinkInfo::PortData(InfoPortData::BridgePort(vec![
+                InfoBridgePort::Isolated(flags.isolated),
+                InfoBridgePort::Learning(flags.learning),
+                InfoBridgePort::NeighSupress(flags.neigh_suppress),
+            ])),
+        ]));
+        Self::change(format!("set the bridge port flags of {name}"), message)
+    }
+
+    /// Sets whether a bridge hands IPv4 and IPv6 frames to the host's IP filters (`br_netfilter`).
+    #[must_use]
+    pub fn set_bridge_calls_ip_filters(name: &str, calls: bool) -> Self {
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Bridge),
+            LinkInfo::Data(InfoData::Bridge(vec![
+                InfoBridge::NfCallIpTables(calls),
+                InfoBridge::NfCallIp6Tables(calls),
+            ])),
+        ]));
+        Self::change(format!("set whether {name} calls the IP filters"), message)
+    }
+
+    /// Gives a link an address; it must not have it yet.
+    #[must_use]
+    pub fn add_address(link: &str, index: u32, address: IpNet) -> Self {
+        Self {
+            subject: format!("add address {address} to {link}"),
+            message: RouteNetlinkMessage::NewAddress(address_message(index, address)),
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+        }
+    }
+
+    /// Takes an address from a link.
+    #[must_use]
+    pub fn remove_address(link: &str, index: u32, address: IpNet) -> Self {
+        Self {
+            subject: format!("remove address {address} from {link}"),
+            message: RouteNetlinkMessage::DelAddress(address_message(index, address)),
+            flags: 0,
+        }
+    }
+
+    /// Lets a VXLAN device flood to another host; it must not do so yet.
+    #[must_use]
+    pub fn add_flood(link: &str, index: u32, peer: Ipv4Addr) -> Self {
+        Self {
+            subject: format!("let {link} flood to {peer}"),
+            message: RouteNetlinkMessage::NewNeighbour(remote_mac(index, FLOOD_MAC, peer)),
+            flags: NLM_F_CREATE | NLM_F_APPEND,
+        }
+    }
+
+    /// Stops a VXLAN device from flooding to another host.
+    #[must_use]
+    pub fn remove_flood(link: &str, index: u32, peer: Ipv4Addr) -> Self {
+        Self {
+            subject: format!("stop {link} from flooding to {peer}"),
+            message: RouteNetlinkMessage::DelNeighbour(remote_mac(index, FLOOD_MAC, peer)),
+            flags: 0,
+        }
+    }
+
+    /// Tells a VXLAN device which host a MAC is on, replacing what it knew.
+    #[must_use]
+    pub fn set_remote_mac(link: &str, index: u32, mac: [u8; 6], host: Ipv4Addr) -> Self {
+        Self {
+            subject: format!("place a MAC on {host} in {link}"),
+            message: RouteNetlinkMessage::NewNeighbour(remote_mac(index, mac, host)),
+            flags: NLM_F_CREATE | NLM_F_REPLACE,
+        }
+    }
+
+    /// Tells a bridge which port a MAC is behind, replacing what it knew.
+    #[must_use]
+    pub fn set_port_mac(port: &str, index: u32, mac: [u8; 6]) -> Self {
+        let mut message = forwarding(index, mac);
+        message.header.flags = NeighbourFlags::Controller;
+        message.header.state = NeighbourState::Noarp;
+        Self {
+            subject: format!("place a MAC behind {port}"),
+            message: RouteNetlinkMessage::NewNeighbour(message),
+            flags: NLM_F_CREATE | NLM_F_REPLACE,
+        }
+    }
+
+    /// Tells a link an address's MAC, replacing what it knew; ports with `neigh_suppress` are answered from it.
+    #[must_use]
+    pub fn set_neighbour(link: &str, index: u32, address: IpAddr, mac: [u8; 6]) -> Self {
+        let mut message = NeighbourMessage::default();
+        message.header.family = family_of(address);
+        message.header.ifindex = index;
+        message.header.state = NeighbourState::Permanent;
+        message.attributes = vec![
+            NeighbourAttribute::Destination(neighbour_address(address)),
+            NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+        ];
+        Self {
+            subject: format!("tell {link} the MAC of {address}"),
+            message: RouteNetlinkMessage::NewNeighbour(message),
+            flags: NLM_F_CREATE | NLM_F_REPLACE,
+        }
+    }
+
+    /// Asks for a link.
+    pub(super) fn look_up(name: &str) -> Self {
+        Self {
+            subject: format!("look up link {name}"),
+            message: RouteNetlinkMessage::GetLink(named(name)),
+            flags: 0,
+        }
+    }
+
+    fn change(subject: String, message: LinkMessage) -> Self {
+        Self { subject, message: RouteNetlinkMessage::NewLink(message), flags: 0 }
+    }
+}
+
+fn named(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
+}
+
+fn create(name: &str, mac: [u8; 6], kind: InfoKind, data: InfoData) -> LinkMessage {
+    let mut message = named(name);
+    message.attributes.push(LinkAttribute::Address(mac.to_vec()));
+    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]));
+    message
+}
+
+fn family_of(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
+    }
+}
+
+fn address_message(index: u32, address: IpNet) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = family_of(address.addr());
+    message.header.prefix_len = address.prefix_len();
+    message.header.index = index;
+    message.attributes =
+        vec![AddressAttribute::Local(address.addr()), AddressAttribute::Address(address.addr())];
+    if let IpNet::V4(net) = address {
+        message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+    }
+    message
+}
+
+fn forwarding(index: u32, mac: [u8; 6]) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
+    message.header.ifindex = index;
+    message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
+    message
+}
+
+fn remote_mac(index: u32, mac: [u8; 6], host: Ipv4Addr) -> NeighbourMessage {
+    let mut message = forwarding(index, mac);
+    message.header.flags = NeighbourFlags::Own;
+    message.header.state = NeighbourState::Permanent;
+    message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(host)));
+    message
+}
+
+fn neighbour_address(address: IpAddr) -> NeighbourAddress {
+    match address {
+        IpAddr::V4(address) => NeighbourAddress::Inet(address),
+        IpAddr::V6(address) => NeighbourAddress::Inet6(address),
+    }
+}

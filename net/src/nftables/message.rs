@@ -1,0 +1,210 @@
+//! nf_tables messages as bytes: attributes, expressions, transactions (`linux/netfilter/nf_tables.h`). Knows no rule
+//! of ours.
+
+use super::Message;
+
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
+const NFNL_MSG_BATCH_END: u16 = 0x11;
+
+pub(super) const NFT_MSG_NEWTABLE: u16 = 0;
+pub(super) const NFT_MSG_GETTABLE: u16 = 1;
+pub(super) const NFT_MSG_DELTABLE: u16 = 2;
+pub(super) const NFT_MSG_NEWCHAIN: u16 = 3;
+pub(super) const NFT_MSG_NEWRULE: u16 = 6;
+pub(super) const NFT_MSG_GETRULE: u16 = 7;
+pub(super) const NFT_MSG_NEWSET: u16 = 9;
+pub(super) const NFT_MSG_NEWSETELEM: u16 = 12;
+pub(super) const NFT_MSG_GETSETELEM: u16 = 13;
+pub(super) const NFT_MSG_DELSETELEM: u16 = 14;
+
+/// `NLA_F_NESTED`.
+const NESTED: u16 = 0x8000;
+
+/// A protocol family with tables of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Family {
+    /// IPv4 and IPv6.
+    Inet = 1,
+    /// Frames on bridges.
+    Bridge = 7,
+}
+
+/// Attributes in the making.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Attributes(pub(super) Vec<u8>);
+
+impl Attributes {
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends an attribute: length (2 bytes, of header and value), type (2 bytes), value, padding to 4 bytes.
+    pub(super) fn put(mut self, kind: u16, value: &[u8]) -> Self {
+        let length = u16::try_from(value.len() + 4).expect("invariant: callers keep attributes under 64 KiB");
+        self.0.extend_from_slice(&length.to_ne_bytes());
+        self.0.extend_from_slice(&kind.to_ne_bytes());
+        self.0.extend_from_slice(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        self
+    }
+
+    pub(super) fn text(self, kind: u16, value: &str) -> Self {
+        let mut bytes = value.as_bytes().to_vec();
+        bytes.push(0);
+        self.put(kind, &bytes)
+    }
+
+    pub(super) fn number(self, kind: u16, value: u32) -> Self {
+        self.put(kind, &value.to_be_bytes())
+    }
+
+    pub(super) fn nested(self, kind: u16, inner: &Self) -> Self {
+        self.put(kind | NESTED, &inner.0)
+    }
+}
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Accept,
+    Drop,
+    Goto(&'static str),
+}
+
+/// Where a payload's offset counts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Base {
+    Link = 0,
+    Network = 1,
+    Transport = 2,
+}
+
+/// What is known of a packet beside its bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Meta {
+    InputName = 6,
+    OutputName = 7,
+    Protocol = 16,
+}
+
+/// Registers of 16 bytes; a concatenated key starts in the first and runs on.
+pub(super) const FIRST: u32 = 1;
+pub(super) const SECOND: u32 = 2;
+
+/// One step of a rule: the rule ends unnoticed where a step does not hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Expression {
+    Meta {
+        key: Meta,
+        to: u32,
+    },
+    Payload {
+        base: Base,
+        offset: u32,
+        length: u32,
+        to: u32,
+    },
+    Compare {
+        register: u32,
+        equal: bool,
+        value: Vec<u8>,
+    },
+    /// The key that starts in [`FIRST`] is in the set, or is not.
+    Lookup {
+        set: &'static str,
+        contained: bool,
+    },
+    Verdict(Verdict),
+}
+
+impl Expression {
+    fn encode(&self) -> Attributes {
+        let (name, data) = match self {
+            Self::Meta { key, to } => ("meta", Attributes::new().number(1, *to).number(2, *key as u32)),
+            Self::Payload { base, offset, length, to } => (
+                "payload",
+                Attributes::new()
+                    .number(1, *to)
+                    .number(2, *base as u32)
+                    .number(3, *offset)
+                    .number(4, *length),
+            ),
+            Self::Compare { register, equal, value } => (
+                "cmp",
+                Attributes::new()
+                    .number(1, *register)
+                    .number(2, u32::from(!equal))
+                    .nested(3, &Attributes::new().put(1, value)),
+            ),
+            Self::Lookup { set, contained } => {
+                ("lookup", Attributes::new().text(1, set).number(2, FIRST).number(5, u32::from(!contained)))
+            }
+            Self::Verdict(verdict) => {
+                let verdict = match verdict {
+                    Verdict::Drop => Attributes::new().number(1, 0),
+                    Verdict::Accept => Attributes::new().number(1, 1),
+                    Verdict::Goto(chain) => {
+                        Attributes::new().number(1, (-4i32).cast_unsigned()).text(2, chain)
+                    }
+                };
+                (
+                    "immediate",
+                    Attributes::new().number(1, 0).nested(2, &Attributes::new().nested(2, &verdict)),
+                )
+            }
+        };
+        Attributes::new().text(1, name).nested(2, &data)
+    }
+}
+
+/// The expressions of a rule as one attribute's value.
+pub(super) fn encode_rule(expressions: &[Expression]) -> Attributes {
+    expressions.iter().fold(Attributes::new(), |list, expression| list.nested(1, &expression.encode()))
+}
+
+/// A message body: `struct nfgenmsg` (family, version, resource) and attributes.
+pub(super) fn body(family: Family, attributes: &Attributes) -> Vec<u8> {
+    let mut body = vec![family as u8, 0, 0, 0];
+    body.extend_from_slice(&attributes.0);
+    body
+}
+
+/// The netlink type of an nf_tables message.
+pub(super) fn kind(message: u16) -> u16 {
+    NFNL_SUBSYS_NFTABLES << 8 | message
+}
+
+/// Messages that the kernel takes all or none of.
+#[derive(Debug, Default)]
+pub(super) struct Transaction(Vec<Message>);
+
+impl Transaction {
+    pub(super) fn push(
+        &mut self,
+        subject: String,
+        message: u16,
+        flags: u16,
+        family: Family,
+        attributes: &Attributes,
+    ) {
+        let body = body(family, attributes);
+        self.0.push(Message { subject, kind: kind(message), flags, body });
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The messages between a begin and an end.
+    pub(super) fn into_messages(mut self) -> Vec<Message> {
+        self.0.insert(0, edge(NFNL_MSG_BATCH_BEGIN));
+        self.0.push(edge(NFNL_MSG_BATCH_END));
+        self.0
+    }
+}
+
+fn edge(kind: u16) -> Message {
+    let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
+    Message { subject: "commit the packet filter".to_owned(), kind, flags: 0, body: vec![0, 0, high, low] }
+}

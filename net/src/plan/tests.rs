@@ -1,0 +1,1 @@
+//! What holds for every wanted network and every state a host may be in.

@@ -1,0 +1,160 @@
+//! What tests share: a network namespace of their own, hand-made guests, frames.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::panic::resume_unwind;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+use tun_tap::{Iface, Mode};
+
+use crate::names::OwnerTag;
+use crate::spec::{Bridge, HostNetwork, Tap};
+
+pub(crate) const TAG: OwnerTag = OwnerTag::new(0x7e57);
+
+/// How long a frame may take from one tap to another before it counts as dropped.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// Runs a test on a thread in a network namespace of its own, where the host's links are out of reach.
+pub(crate) fn in_own_network(test: impl FnOnce() + Send + 'static) {
+    if !std::path::Path::new("/dev/net/tun").exists() {
+        println!("skipped: no /dev/net/tun");
+        return;
+    }
+    let thread = std::thread::spawn(move || match unshare(CloneFlags::CLONE_NEWNET) {
+        Ok(()) => test(),
+        Err(errno) => println!("skipped: no network namespace of our own: {errno}"),
+    });
+    if let Err(panic) = thread.join() {
+        resume_unwind(panic);
+    }
+}
+
+pub(crate) fn bridge() -> Bridge {
+    Bridge { mtu: 1450, host_addresses: Vec::new(), vxlan: None }
+}
+
+pub(crate) fn mac(number: u8) -> [u8; 6] {
+    [0xfa, 0x16, 0x3e, 0, 0, number]
+}
+
+pub(crate) fn address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 9, 0, number)
+}
+
+/// The port with this number, on the bridge with that one.
+pub(crate) fn tap(number: u8, bridge: u32) -> Tap {
+    Tap {
+        bridge: TAG.bridge(bridge),
+        mtu: 1450,
+        mac: mac(number),
+        addresses: [format!("{}/32", address(number)).parse().unwrap()].into(),
+        port_security: true,
+        groups: Default::default(),
+    }
+}
+
+/// Ports by number and bridge.
+pub(crate) fn network(ports: &[(u8, u32)]) -> HostNetwork {
+    HostNetwork {
+        bridges: ports.iter().map(|(_, number)| (TAG.bridge(*number), bridge())).collect(),
+        taps: ports.iter().map(|(port, number)| (TAG.tap(u32::from(*port)), tap(*port, *number))).collect(),
+        groups: Default::default(),
+    }
+}
+
+/// A hand-made guest at a port's tap.
+pub(crate) struct Guest(Iface);
+
+impl Guest {
+    pub(crate) fn at(port: u8) -> Self {
+        let name = TAG.tap(u32::from(port));
+        let tap = Iface::without_packet_info(&name, Mode::Tap).unwrap();
+        crate::tap::settle(&name).unwrap();
+        tap.set_non_blocking().unwrap();
+        Self(tap)
+    }
+
+    pub(crate) fn send(&self, frame: &[u8]) {
+        self.0.send(frame).unwrap();
+    }
+
+    /// Whether exactly this frame arrives in time.
+    pub(crate) fn receives(&self, frame: &[u8]) -> bool {
+        let mut buffer = [0; 2048];
+        let end = Instant::now() + ARRIVAL_TIMEOUT;
+        while Instant::now() < end {
+            match self.0.recv(&mut buffer) {
+                Ok(length) if &buffer[..length] == frame => return true,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        false
+    }
+}
+
+/// Source and destination of a frame's layers, each to be spoofed at will.
+#[derive(Clone, Copy)]
+pub(crate) struct Ends {
+    pub(crate) source_mac: [u8; 6],
+    pub(crate) target_mac: [u8; 6],
+    pub(crate) source: Ipv4Addr,
+    pub(crate) target: Ipv4Addr,
+}
+
+pub(crate) fn ends(from: u8, to: u8) -> Ends {
+    Ends { source_mac: mac(from), target_mac: mac(to), source: address(from), target: address(to) }
+}
+
+pub(crate) fn ethernet(ends: Ends, ethertype: u16, body: &[u8]) -> Vec<u8> {
+    let mut frame = [ends.target_mac, ends.source_mac].concat();
+    frame.extend_from_slice(&ethertype.to_be_bytes());
+    frame.extend_from_slice(body);
+    frame.resize(frame.len().max(60), 0);
+    frame
+}
+
+pub(crate) fn ipv4(ends: Ends, protocol: u8, body: &[u8]) -> Vec<u8> {
+    let length = (20 + body.len()) as u16;
+    let mut packet = vec![0x45, 0, (length >> 8) as u8, length as u8, 0, 1, 0, 0, 64, protocol, 0, 0];
+    packet.extend_from_slice(&ends.source.octets());
+    packet.extend_from_slice(&ends.target.octets());
+    let checksum = checksum(&packet);
+    packet[10..12].copy_from_slice(&checksum);
+    packet.extend_from_slice(body);
+    ethernet(ends, 0x0800, &packet)
+}
+
+pub(crate) fn udp(ends: Ends, source: u16, target: u16) -> Vec<u8> {
+    let text = b"hello, wisp: a datagram";
+    let mut body = Vec::new();
+    for word in [source, target, (8 + text.len()) as u16, 0] {
+        body.extend_from_slice(&word.to_be_bytes());
+    }
+    body.extend_from_slice(text);
+    ipv4(ends, 17, &body)
+}
+
+/// An ARP request with sender MAC and address of its own.
+pub(crate) fn arp(ends: Ends, sender_mac: [u8; 6], sender: Ipv4Addr) -> Vec<u8> {
+    let mut body = vec![0, 1, 8, 0, 6, 4, 0, 1];
+    body.extend_from_slice(&sender_mac);
+    body.extend_from_slice(&sender.octets());
+    body.extend_from_slice(&[0; 6]);
+    body.extend_from_slice(&ends.target.octets());
+    ethernet(ends, 0x0806, &body)
+}
+
+pub(crate) fn checksum(bytes: &[u8]) -> [u8; 2] {
+    let mut sum: u32 =
+        bytes.chunks(2).map(|pair| u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |b| u32::from(*b))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!(sum as u16)).to_be_bytes()
+}
