@@ -122,21 +122,7 @@ pub fn network() -> Router<AppState> {
             "links": [{"rel": "self", "href": format!("{}/network/v2.0/", state.public_url())}],
         }]}))
     }
-    async fn v20(State(state): State<AppState>) -> Json<Value> {
-        let resource = |name: &str, collection: &str| {
-            let href = format!("{}/network/v2.0/{collection}", state.public_url());
-            json!({"name": name, "collection": collection, "links": [{"rel": "self", "href": href}]})
-        };
-        let resources = [
-            resource("network", "networks"),
-            resource("subnet", "subnets"),
-            resource("port", "ports"),
-            resource("security_group", "security-groups"),
-            resource("security_group_rule", "security-group-rules"),
-        ];
-        Json(json!({"resources": resources}))
-    }
-    Router::new().route("/", get(root)).route("/v2.0", get(v20))
+    Router::new().route("/", get(root))
 }
 
 /// Placement's.

@@ -3,6 +3,7 @@
 //! A request comes in at [`server`], is framed for its service by [`router`], and reaches a handler of a few lines
 //! that calls `control`. Handlers decide nothing: they parse, call, and write the service's own JSON.
 
+pub mod command;
 pub mod compute;
 pub mod context;
 pub mod discovery;
@@ -13,6 +14,7 @@ pub mod microversion;
 pub mod network;
 pub mod page;
 pub mod placement;
+pub mod process;
 pub mod router;
 pub mod server;
 pub mod volume;

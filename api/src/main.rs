@@ -1,3 +1,5 @@
 //! The one binary `wisp`.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    api::command::main()
+}

@@ -4,6 +4,7 @@
 //! Must never know: servers' owners, the store, the line to control.
 
 pub mod fake;
+pub mod process_id;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

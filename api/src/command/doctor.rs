@@ -1,0 +1,53 @@
+//! `wisp doctor`: the host's abilities as a table.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use comfy_table::{ContentArrangement, Table};
+
+use crate::process::abilities::{self, Ability, Found};
+use crate::process::state_directory::StateDirectory;
+
+/// Show what this host can do, what follows from it, and what to do about what is missing.
+///
+/// Everything is tried, nothing is left behind. Exit code 0 if `wisp up` can run guests here, else 1.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Run it as root for the whole truth: sudo wisp doctor")]
+pub(super) struct Arguments {
+    /// The directory whose file system the instances' disks will be on.
+    #[arg(long, value_name = "DIR", default_value_os_t = StateDirectory::default_path())]
+    state: PathBuf,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
+    let abilities = abilities::probe(&arguments.state);
+    println!("{}", table(&abilities));
+    let missing: Vec<_> = abilities.iter().filter(|ability| ability.blocks()).map(|a| a.name).collect();
+    if missing.is_empty() {
+        println!("`wisp up` can run guests on this host.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!(
+        "`wisp up` cannot run guests on this host as it is: {} missing. \
+         `wisp up --driver fake` serves the whole API without guests.",
+        missing.join(", ")
+    );
+    Ok(ExitCode::FAILURE)
+}
+
+fn table(abilities: &[Ability]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(comfy_table::presets::UTF8_FULL_CONDENSED)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(["ability", "", "what was found", "what follows"]);
+    for ability in abilities {
+        let (answer, follows) = match ability.found {
+            Found::Yes => ("yes", ability.with),
+            Found::No => ("no", ability.without),
+            Found::Unknown => ("?", ability.without),
+        };
+        table.add_row([ability.name, answer, ability.detail.as_str(), follows]);
+    }
+    table
+}

@@ -1,0 +1,152 @@
+//! `wisp up`: checks that the host can do it, then supervises.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+
+use crate::process::agent::DriverKind;
+use crate::process::state_directory::StateDirectory;
+use crate::process::supervisor::{self, Options};
+
+/// Start the cloud of this machine and serve until SIGTERM.
+///
+/// When all is ready, one line says where: `ready http://ADDR:PORT clouds.yaml=DIR/clouds.yaml`. The first start makes
+/// the administrator, flavors, the network `public` and the image `tiny`. Instances outlive the command; the next
+/// `wisp up` on the same directory takes them over. `wisp down` removes them.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    sudo wisp up\n  \
+    sudo wisp up --state ./cloud --listen 127.0.0.1:0\n  \
+    wisp up --driver fake --state /tmp/cloud      the whole API without root, KVM or guests\n\n\
+    The administrator's password is taken from WISP_ADMIN_PASSWORD, or generated once.")]
+pub(super) struct Arguments {
+    /// The cloud's directory; made if missing.
+    #[arg(long, value_name = "DIR", default_value_os_t = StateDirectory::default_path())]
+    state: PathBuf,
+    /// Where to serve the API; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:5000")]
+    listen: String,
+    /// The URL that clients reach the API by, if it is another than the address.
+    #[arg(long, value_name = "URL")]
+    public_url: Option<String>,
+    /// What runs the instances.
+    #[arg(long, value_enum, default_value_t = DriverKind::Kvm)]
+    driver: DriverKind,
+    /// Serve passwords and tokens unencrypted to other machines.
+    #[arg(long)]
+    insecure: bool,
+    /// How many hosts the fake driver simulates.
+    #[arg(long, hide = true, default_value_t = 1, value_name = "N")]
+    fake_hosts: u32,
+}
+
+pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode> {
+    let listen = listen_address(&arguments.listen, arguments.insecure)?;
+    let public_url = arguments.public_url.as_deref().map(public_url).transpose()?;
+    match arguments.driver {
+        DriverKind::Kvm if arguments.fake_hosts != 1 => bail!("--fake-hosts goes with --driver fake"),
+        DriverKind::Kvm => check_host()?,
+        DriverKind::Fake if !(1..=supervisor::FAKE_HOSTS_MAX).contains(&arguments.fake_hosts) => {
+            bail!("--fake-hosts takes 1 to {}", supervisor::FAKE_HOSTS_MAX)
+        }
+        DriverKind::Fake => {}
+    }
+    supervisor::run(&Options {
+        directory: StateDirectory::at(&arguments.state)?,
+        listen,
+        public_url,
+        driver: arguments.driver,
+        fake_hosts: arguments.fake_hosts,
+        log,
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn listen_address(text: &str, insecure: bool) -> anyhow::Result<SocketAddr> {
+    let mut addresses =
+        text.to_socket_addrs().with_context(|| format!("--listen {text} is not an address with a port"))?;
+    let address = addresses.next().with_context(|| format!("--listen {text} names no address"))?;
+    if !address.ip().is_loopback() && !insecure {
+        bail!(
+            "--listen {text} would serve passwords and tokens unencrypted to other machines, and there is no TLS \
+             yet: listen on 127.0.0.1, or say --insecure"
+        );
+    }
+    Ok(address)
+}
+
+fn public_url(text: &str) -> anyhow::Result<String> {
+    let trimmed = text.trim_end_matches('/');
+    let rest = trimmed.strip_prefix("http://").or_else(|| trimmed.strip_prefix("https://"));
+    let plain =
+        |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\'');
+    if !rest.is_some_and(plain) {
+        bail!("--public-url {text} is not an http or https URL");
+    }
+    Ok(trimmed.to_string())
+}
+
+/// Says what is missing on this host, and what works instead.
+fn check_host() -> anyhow::Result<()> {
+    const FAKE: &str = "`wisp up --driver fake` serves the whole API without running guests";
+    for (path, what) in [("/dev/kvm", "KVM"), ("/dev/net/tun", "the tun driver")] {
+        if !Path::new(path).exists() {
+            bail!("this host has no {path} ({what}), which instances need; {FAKE}; `wisp doctor` says more");
+        }
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("making taps and bridges needs root; run: sudo {}\n      or: {FAKE}", command_line());
+    }
+    for path in ["/dev/kvm", "/dev/net/tun"] {
+        std::fs::OpenOptions::new().read(true).write(true).open(path).with_context(|| {
+            format!("{path} is there but cannot be used; {FAKE}; `wisp doctor` says more")
+        })?;
+    }
+    Ok(())
+}
+
+/// This very command, as it can be typed after `sudo` (which may not search the same places for programs).
+fn command_line() -> String {
+    let program = std::env::current_exe().map_or_else(|_| "wisp".into(), |path| path.display().to_string());
+    let words = std::env::args().skip(1).map(|word| quoted(&word));
+    std::iter::once(quoted(&program)).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:=,@%+".contains(&byte);
+    if !word.is_empty() && word.bytes().all(plain) {
+        word.to_string()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_beyond_loopback_needs_insecure_and_the_error_says_so() {
+        assert!(listen_address("127.0.0.1:0", false).is_ok());
+        assert!(listen_address("[::1]:5000", false).is_ok());
+        assert!(listen_address("0.0.0.0:5000", true).is_ok());
+        let error = listen_address("0.0.0.0:5000", false).unwrap_err();
+        assert!(error.to_string().contains("--insecure"), "{error}");
+    }
+
+    #[test]
+    fn public_url_loses_its_last_slash_and_must_be_http() {
+        assert_eq!(public_url("https://cloud.example/").unwrap(), "https://cloud.example");
+        assert!(public_url("cloud.example").is_err());
+        assert!(public_url("http://a\nb").is_err());
+    }
+
+    #[test]
+    fn words_with_blanks_are_quoted_for_the_shell() {
+        assert_eq!(quoted("--state"), "--state");
+        assert_eq!(quoted("a b"), "'a b'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+    }
+}

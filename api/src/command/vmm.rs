@@ -1,0 +1,171 @@
+//! `wisp vmm`: one microVM, with a terminal (`boot`) or as an instance's process (`run`).
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use vmm::interactive::{BootOptions, boot_interactive};
+use vmm::sandbox::Sandbox;
+
+use crate::process::handover::Inherited;
+
+/// One microVM by itself, without a cloud.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    Boot(Boot),
+    /// The process of one instance, as the agent starts it.
+    #[command(hide = true, disable_help_flag = true)]
+    Run {
+        /// See [`run`], which is what really happens.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+/// Boot one guest with its serial console on the terminal.
+///
+/// Nothing but the console is written to standard output. Ctrl-A x ends the guest. Exit code 0 if the guest ended as
+/// it should.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    wisp guest export tiny tiny.elf && sudo wisp vmm boot --kernel tiny.elf\n  \
+    sudo wisp vmm boot --kernel vmlinux --cmdline 'root=/dev/vda' --disk root.img --mem 512 --cpus 2")]
+pub(super) struct Boot {
+    /// The kernel: an ELF image (vmlinux) or a bzImage.
+    #[arg(long, value_name = "K")]
+    kernel: PathBuf,
+    /// The initial ramdisk.
+    #[arg(long, value_name = "I")]
+    initrd: Option<PathBuf>,
+    /// Words added to the kernel's command line.
+    #[arg(long, value_name = "C", default_value = "")]
+    cmdline: String,
+    /// A raw disk, `,ro` for one that is not written. May be repeated.
+    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    disks: Vec<OsString>,
+    /// A tap that exists. May be repeated.
+    #[arg(long = "tap", value_name = "NAME")]
+    taps: Vec<String>,
+    /// Memory in MiB.
+    #[arg(long, value_name = "MIB", default_value_t = 128)]
+    mem: u32,
+    /// Virtual CPUs.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u8,
+}
+
+pub(super) fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Boot(arguments) => boot(arguments),
+        Command::Run { arguments } => Ok(run(&arguments)),
+    }
+}
+
+fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
+    let mut taps = Vec::new();
+    for name in &arguments.taps {
+        taps.push(net::tap::open(name).with_context(|| format!("open the tap {name}"))?);
+    }
+    let ending = boot_interactive(BootOptions {
+        kernel: Some(arguments.kernel),
+        initrd: arguments.initrd,
+        cmdline: arguments.cmdline,
+        disks: arguments.disks.iter().map(|text| disk(text)).collect(),
+        taps,
+        memory_mib: arguments.mem,
+        vcpus: arguments.cpus,
+    })?;
+    eprintln!("wisp: {}", ending.message);
+    let report = vmm::rpc::ExitReport { reason: ending.reason, message: ending.message, first_run_us: None };
+    Ok(ExitCode::from(vmm::run::exit_code(&report)))
+}
+
+/// A disk's file and whether it is read-only.
+fn disk(text: &OsStr) -> (PathBuf, bool) {
+    match text.to_str().and_then(|text| text.strip_suffix(",ro")) {
+        Some(path) => (path.into(), true),
+        None => (text.into(), false),
+    }
+}
+
+/// The process of one instance: `wisp vmm run INSTANCE_ID --config-fd N [--uid U --gid G]`.
+///
+/// Apart from all other commands, so that nothing runs in the process and nothing stays in its memory but the VMM.
+pub(super) fn run(arguments: &[OsString]) -> ExitCode {
+    // For people only: the kernel names a process after its file.
+    let _ = rustix::thread::set_name(c"wisp-vmm");
+    let subscriber =
+        tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::WARN);
+    let logging = subscriber.with_ansi(false).try_init();
+    match logging.map_err(|error| anyhow::anyhow!(error)).and_then(|()| run_instance(arguments)) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("wisp: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_instance(arguments: &[OsString]) -> anyhow::Result<u8> {
+    let arguments = RunArguments::parse(arguments)?;
+    let file =
+        File::from(Inherited::numbered(arguments.config_fd).take().context("take over the configuration")?);
+    let config = vmm::run::read_config(file)?;
+    let sandbox = Sandbox { uid: arguments.uid, gid: arguments.gid };
+    let report = vmm::run::run_instance(&arguments.instance, config, sandbox);
+    Ok(vmm::run::exit_code(&report))
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct RunArguments {
+    instance: String,
+    config_fd: i32,
+    uid: Option<u32>,
+    gid: Option<u32>,
+}
+
+impl RunArguments {
+    fn parse(arguments: &[OsString]) -> anyhow::Result<Self> {
+        const USAGE: &str = "wisp vmm run INSTANCE_ID --config-fd N [--uid U --gid G]; the agent starts it";
+        let mut words = arguments.iter().map(|word| word.to_str().context(USAGE));
+        let instance = words.next().context(USAGE)??.to_string();
+        let (mut config_fd, mut uid, mut gid) = (None, None, None);
+        while let Some(option) = words.next() {
+            let option = option?;
+            let value = words.next().context(USAGE)??;
+            match option {
+                "--config-fd" => config_fd = Some(value.parse().context(USAGE)?),
+                "--uid" => uid = Some(value.parse().context(USAGE)?),
+                "--gid" => gid = Some(value.parse().context(USAGE)?),
+                _ => bail!("{option} is not known: {USAGE}"),
+            }
+        }
+        Ok(Self { instance, config_fd: config_fd.context(USAGE)?, uid, gid })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> anyhow::Result<RunArguments> {
+        RunArguments::parse(&text.split_whitespace().map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn run_takes_an_instance_and_numbers() {
+        let parsed = parse("a-b --config-fd 3 --uid 5 --gid 6").unwrap();
+        assert_eq!((parsed.config_fd, parsed.uid, parsed.gid), (3, Some(5), Some(6)));
+        for wrong in ["", "a", "a --config-fd", "a --config-fd x", "a --config-fd 3 --what 4"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn disk_is_read_only_where_it_says_so() {
+        assert_eq!(disk(OsStr::new("a.img,ro")), ("a.img".into(), true));
+        assert_eq!(disk(OsStr::new("a.img")), ("a.img".into(), false));
+    }
+}

@@ -1,0 +1,94 @@
+//! The agent's process: root with few capabilities, no store, no network socket; only lines to control.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use anyhow::Context;
+use control::agent::host;
+use control::driver::Driver;
+use control::driver::fake::FakeDriver;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+use super::handover::{self, Inherited};
+use super::{privileges, terminal};
+
+/// The most threads for drivers' calls, over all hosts of one process.
+const BLOCKING_THREADS_MAX: usize = 64;
+
+/// What drives the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "snake_case")]
+pub enum DriverKind {
+    /// Wisp's own VMM on /dev/kvm.
+    Kvm,
+    /// Nothing at all: instances that only pretend. Needs neither root nor KVM.
+    Fake,
+}
+
+/// What the supervisor hands over. The process runs in the cloud's directory.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Handover {
+    /// The supervisor's process number.
+    pub parent: i32,
+    /// What is logged.
+    pub log: String,
+    /// What drives the hosts.
+    pub driver: DriverKind,
+    /// Each host's name with its line to control; more than one only with the fake driver.
+    pub hosts: Vec<(String, Inherited)>,
+}
+
+/// Runs until a line to control ends.
+pub fn main(handover: i32) -> anyhow::Result<()> {
+    let handover: Handover = handover::receive(handover)?;
+    let mut lines = Vec::new();
+    for (name, line) in handover.hosts {
+        lines.push((name, line.take().context("take over a line to control")?));
+    }
+    terminal::log(&handover.log)?;
+    nix::sys::signal::SigSet::empty().thread_set_mask().context("let signals through")?;
+    privileges::keep_agent_capabilities()?;
+    privileges::die_with_parent(handover.parent)?;
+    privileges::raise_open_files();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .build()
+        .context("start the runtime")?;
+    let served = runtime.block_on(serve(handover.driver, lines));
+    // What a worker still does is healed by the next agent; a guest is not waited for.
+    runtime.shutdown_background();
+    served
+}
+
+async fn serve(kind: DriverKind, lines: Vec<(String, OwnedFd)>) -> anyhow::Result<()> {
+    let mut hosts = JoinSet::new();
+    for (name, line) in lines {
+        let driver = driver(kind, &name)?;
+        let line = std::os::unix::net::UnixStream::from(line);
+        line.set_nonblocking(true)?;
+        let line = tokio::net::UnixStream::from_std(line).context("use the line to control")?;
+        hosts.spawn(async move { (name, host::serve(line, driver).await) });
+    }
+    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        _ = terminated.recv() => Ok(()),
+        ended = hosts.join_next() => match ended {
+            Some(Ok((name, Err(error)))) => Err(error).with_context(|| format!("host {name}")),
+            Some(Err(error)) => Err(error).context("a host's worker"),
+            Some(Ok((_, Ok(())))) | None => Ok(()),
+        },
+    }
+}
+
+fn driver(kind: DriverKind, name: &str) -> anyhow::Result<Arc<dyn Driver>> {
+    match kind {
+        DriverKind::Fake => {
+            let directory = std::path::Path::new("run").join(format!("fake-{name}"));
+            let driver = FakeDriver::new(name, Some(directory)).context("start the fake driver")?;
+            Ok(Arc::new(driver))
+        }
+        DriverKind::Kvm => anyhow::bail!("the kvm driver is not implemented"),
+    }
+}

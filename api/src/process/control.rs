@@ -1,0 +1,131 @@
+//! The control process: the store, the reconcilers and the API, without any privilege.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+
+use ::control::agent::link::{Agents, LinkError};
+use ::control::agent::protocol::Wanted;
+use ::control::store::RedbStore;
+use ::control::{Control, Settings};
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use tokio::net::{TcpListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{JoinError, JoinSet};
+
+use super::handover::{self, Inherited};
+use super::privileges::{self, User};
+use super::terminal;
+use crate::context::AppState;
+use crate::router::router;
+use crate::server;
+
+/// What the supervisor hands over. The process runs in the cloud's directory and reaches its files from there.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Handover {
+    /// The supervisor's process number.
+    pub parent: i32,
+    /// What is logged.
+    pub log: String,
+    /// Whom to become.
+    pub user: User,
+    /// The listening socket of the API.
+    pub listener: Inherited,
+    /// Each host's name with the line to its agent.
+    pub hosts: Vec<(String, Inherited)>,
+    /// A pipe that takes one byte when the API answers.
+    pub ready: Inherited,
+    /// The URL that clients reach the API by.
+    pub public_url: String,
+    /// The administrator's password at the first start.
+    pub admin_password: String,
+}
+
+/// Everything taken over, owned.
+struct Parts {
+    listener: std::net::TcpListener,
+    hosts: Vec<(String, std::os::unix::net::UnixStream)>,
+    ready: File,
+    public_url: String,
+    admin_password: String,
+}
+
+/// Runs until SIGTERM, or until a line to an agent ends.
+pub fn main(handover: i32) -> anyhow::Result<()> {
+    let handover: Handover = handover::receive(handover)?;
+    let take = |fd: Inherited| -> anyhow::Result<OwnedFd> { fd.take().context("take over a descriptor") };
+    let mut hosts = Vec::new();
+    for (name, line) in handover.hosts {
+        hosts.push((name, take(line)?.into()));
+    }
+    let parts = Parts {
+        listener: take(handover.listener)?.into(),
+        hosts,
+        ready: File::from(take(handover.ready)?),
+        public_url: handover.public_url,
+        admin_password: handover.admin_password,
+    };
+    terminal::log(&handover.log)?;
+    nix::sys::signal::SigSet::empty().thread_set_mask().context("let signals through")?;
+    privileges::become_user(handover.user)?;
+    privileges::die_with_parent(handover.parent)?;
+    privileges::raise_open_files();
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    runtime.block_on(serve(parts))
+}
+
+async fn serve(parts: Parts) -> anyhow::Result<()> {
+    let mut terminated = signal(SignalKind::terminate()).context("wait for signals")?;
+    let store = RedbStore::open(Path::new("control/store.redb")).context("open the store")?;
+    let settings = Settings::new(parts.public_url, "control");
+    let control = Control::open(Arc::new(store), settings).await.context("open the cloud")?;
+
+    let (events, mut taken) = tokio::sync::mpsc::channel(1024);
+    let agents = Agents::new(Arc::new(|_| Wanted::default()), events);
+    let mut lines = JoinSet::new();
+    for (name, line) in parts.hosts {
+        line.set_nonblocking(true)?;
+        let line = UnixStream::from_std(line).context("use a line to an agent")?;
+        let agents = agents.clone();
+        lines.spawn(async move { (agents.serve(line, Some(&name)).await, name) });
+    }
+    tokio::spawn(async move { while taken.recv().await.is_some() {} });
+
+    parts.listener.set_nonblocking(true)?;
+    let listener = TcpListener::from_std(parts.listener).context("use the listener")?;
+    let (end, ended) = tokio::sync::oneshot::channel::<()>();
+    let router = router(AppState::new(control));
+    let mut server = tokio::spawn(server::serve(listener, router, async {
+        // Told to, or whoever would tell is gone: an end either way.
+        let _ = ended.await;
+    }));
+    let mut ready = parts.ready;
+    ready.write_all(b"1").context("say that the cloud is ready")?;
+    drop(ready);
+
+    let outcome = tokio::select! {
+        _ = terminated.recv() => Ok(()),
+        line = lines.join_next() => Err(line_ended(line)),
+        server = &mut server => server.context("serve the API"),
+    };
+    drop(end);
+    if !server.is_finished() {
+        server.await.context("serve the API")?;
+    }
+    outcome
+}
+
+/// Why a line's end ends the process: the supervisor starts both ends anew.
+fn line_ended(line: Option<Result<(Result<(), LinkError>, String), JoinError>>) -> anyhow::Error {
+    match line {
+        Some(Ok((Err(error), name))) => anyhow::Error::new(error).context(format!("host {name}")),
+        Some(Ok((Ok(()), name))) => anyhow::anyhow!("the agent of host {name} has ended"),
+        Some(Err(error)) => anyhow::Error::new(error).context("the worker of a line"),
+        None => anyhow::anyhow!("there is no line to any agent"),
+    }
+}
