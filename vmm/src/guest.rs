@@ -12,6 +12,12 @@ static IMAGE: &PageAligned<[u8]> = &PageAligned(*include_bytes!(concat!(env!("OU
 /// (its ELF entry) or by PVH (its ELF note). Needs 32 MiB of memory. Its first console output is `WISP-GUEST`.
 pub static TINY: &[u8] = &IMAGE.0;
 
+/// The guest's pure half, whose tests run here: the guest itself has no test harness.
+#[cfg(test)]
+#[path = "../guest/src/parse/mod.rs"]
+#[allow(dead_code, unreachable_pub, reason = "written for the guest, which uses all of it")]
+mod parse;
+
 #[cfg(test)]
 mod tests {
     use super::TINY;

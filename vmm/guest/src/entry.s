@@ -82,14 +82,10 @@ ud_handler:
     cmp $3, %eax
     je service_in16
     cmp $4, %eax
-    je service_in32
-    cmp $5, %eax
     je service_out8
-    cmp $6, %eax
+    cmp $5, %eax
     je service_out16
-    cmp $7, %eax
-    je service_out32
-    cmp $8, %eax
+    cmp $6, %eax
     je service_reset
     cld
     rep outsb                       # 0: rcx bytes from rsi to port dx
@@ -101,14 +97,11 @@ service_idle:                       # 1: sleep unless an interrupt was taken sin
     hlt
     cli
 1:  iretq
-service_in8:
+service_in8:                        # 2 to 5: one port
     in %dx, %al
     iretq
 service_in16:
     in %dx, %ax
-    iretq
-service_in32:
-    in %dx, %eax
     iretq
 service_out8:
     mov %ecx, %eax
@@ -118,11 +111,7 @@ service_out16:
     mov %ecx, %eax
     out %ax, %dx
     iretq
-service_out32:
-    mov %ecx, %eax
-    out %eax, %dx
-    iretq
-service_reset:                      # 8: a triple fault, the last resort
+service_reset:                      # 6: a triple fault, the last resort
     lidt null_pointer(%rip)
     ud2
 

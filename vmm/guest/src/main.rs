@@ -1,16 +1,110 @@
-//! Wisp's tiny guest: a freestanding program that boots under any VMM in milliseconds.
+//! Wisp's tiny guest: a freestanding program that boots under any VMM in milliseconds, gets its address, shows its
+//! metadata, answers on its network and reads and writes its disks.
+//!
+//! Ring 0 is `entry.s`, a stub; everything else runs in ring 3, at native speed even where ring 0 is emulated.
 #![no_std]
 #![no_main]
 
+extern crate alloc;
+
+mod boot;
+mod clock;
+mod commands;
 mod console;
+mod device;
+mod disk;
+mod echo;
 mod entry;
+mod fetch;
+mod http;
+mod interrupts;
+mod machine;
 mod mem;
+mod memory;
+mod metadata;
+mod nic;
 mod panic;
+mod parse;
+mod physical;
+mod ping;
 mod power;
+mod register;
 mod service;
+mod stack;
+mod tcp;
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use crate::clock::Clock;
+use crate::device::Devices;
+use crate::interrupts::Pins;
+use crate::machine::{Machine, Task};
+use crate::parse::acpi;
+use crate::physical::Physical;
+use crate::power::Power;
+use crate::stack::Stack;
 
 /// The first Rust code, in ring 3 on a stack of its own: how we were booted and what was handed over.
 pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
-    println!("guest {} protocol {protocol} info {info:#x}", env!("CARGO_PKG_VERSION"));
-    power::off()
+    let Some(handover) = boot::read(protocol, info, memory::image_end()) else {
+        println!("boot: nothing was handed over at {info:#x}");
+        power::give_up();
+    };
+    let Some(heap_bytes) = memory::start_heap(handover.free) else {
+        println!("boot: too little memory after the image at {:#x}", memory::image_end());
+        power::give_up();
+    };
+    interrupts::start();
+    let clock = Clock::start();
+    println!("guest: version {} heap {} KiB", env!("CARGO_PKG_VERSION"), heap_bytes >> 10);
+
+    let rsdp = handover.rsdp.or_else(|| acpi::find_rsdp(&Physical));
+    let acpi = rsdp.and_then(|rsdp| acpi::read(&Physical, rsdp)).unwrap_or_default();
+    let pins = Pins::new(acpi.io_apics);
+    let power = Power::start(&acpi, &pins);
+    let devices = Devices::find(handover.cmdline, &pins);
+    clock.calibrate();
+    for (index, disk) in devices.disks.iter().enumerate() {
+        let mode = if disk.read_only() { "ro" } else { "rw" };
+        println!("disk {index}: {} bytes {mode} serial {}", disk.bytes(), metadata::shown(disk.serial()));
+    }
+    if devices.disks.is_empty() {
+        println!("disk: none");
+    }
+    if devices.nics.is_empty() {
+        println!("net: none");
+    }
+    let stacks: Vec<_> =
+        devices.nics.into_iter().enumerate().map(|(index, nic)| Stack::new(nic, index, &clock)).collect();
+    let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, power, stacks, devices.disks)));
+    machine.run(tasks(machine))
+}
+
+fn tasks(machine: &'static Machine) -> Vec<Task> {
+    let mut tasks: Vec<Task> = Vec::new();
+    for stack in &machine.stacks {
+        for _ in 0..http::CONNECTIONS {
+            tasks.push(Box::pin(http::serve(machine, stack)));
+        }
+        for _ in 0..echo::CONNECTIONS {
+            tasks.push(Box::pin(echo::serve(machine, stack)));
+        }
+    }
+    tasks.push(Box::pin(live(machine)));
+    tasks
+}
+
+/// From the first address to the end of the commands in user data.
+async fn live(machine: &'static Machine) {
+    if machine.stacks.is_empty() {
+        println!("ready without network");
+        return;
+    }
+    let first = || machine.stacks.iter().find_map(|stack| stack.lease().map(|lease| (stack, lease)));
+    let (stack, lease) = machine.wait(first).await;
+    println!("ready http://{}/", lease.address.address());
+    if let Some(user_data) = metadata::load(machine, stack).await {
+        commands::run(machine, stack, &user_data).await;
+    }
 }

@@ -38,7 +38,6 @@ macro_rules! port_reads {
 port_reads! {
     in8 2 u8;
     in16 3 u16;
-    in32 4 u32;
 }
 
 macro_rules! port_writes {
@@ -52,13 +51,12 @@ macro_rules! port_writes {
 }
 
 port_writes! {
-    out8 5 u8;
-    out16 6 u16;
-    out32 7 u32;
+    out8 4 u8;
+    out16 5 u16;
 }
 
 /// Ends the machine by a triple fault, for when nothing better works.
 pub fn triple_fault() -> ! {
-    // SAFETY: service 8 never returns; the processor resets.
-    unsafe { asm!("call wisp_service", in("eax") 8, options(noreturn)) }
+    // SAFETY: service 6 never returns; the processor resets.
+    unsafe { asm!("call wisp_service", in("eax") 6, options(noreturn)) }
 }

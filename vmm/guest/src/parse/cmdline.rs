@@ -1,0 +1,84 @@
+//! The kernel command line: where the virtio devices are.
+
+/// One `virtio_mmio.device=SIZE@BASE:IRQ[:ID]` (Linux `Documentation/admin-guide/kernel-parameters.txt`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MmioDevice {
+    /// Bytes of its register window.
+    pub size: u64,
+    /// Physical address of the window.
+    pub base: u64,
+    /// The global system interrupt it raises.
+    pub gsi: u32,
+}
+
+/// The devices named on `cmdline`, in order; what is malformed is passed over.
+pub fn mmio_devices(cmdline: &str) -> impl Iterator<Item = MmioDevice> {
+    cmdline.split_ascii_whitespace().filter_map(|word| mmio_device(word.strip_prefix("virtio_mmio.device=")?))
+}
+
+fn mmio_device(text: &str) -> Option<MmioDevice> {
+    let (size, rest) = text.split_once('@')?;
+    let mut parts = rest.split(':');
+    let device = MmioDevice {
+        size: number(size)?,
+        base: number(parts.next()?)?,
+        gsi: number(parts.next()?)?.try_into().ok()?,
+    };
+    // A window of registers that ends below 4 GiB, aligned as its 32-bit registers are.
+    let end = device.base.checked_add(device.size)?;
+    (device.size >= 0x100 && device.base.is_multiple_of(4) && device.base != 0 && end <= 1 << 32)
+        .then_some(device)
+}
+
+/// A number as Linux's `memparse` reads it: decimal, `0x` hexadecimal, and a suffix K, M or G.
+fn number(text: &str) -> Option<u64> {
+    let (digits, shift) = match text.as_bytes().last()? {
+        b'K' | b'k' => (&text[..text.len() - 1], 10),
+        b'M' | b'm' => (&text[..text.len() - 1], 20),
+        b'G' | b'g' => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let value = match digits.strip_prefix("0x").or(digits.strip_prefix("0X")) {
+        Some(hex) => u64::from_str_radix(hex, 16).ok()?,
+        None => digits.parse().ok()?,
+    };
+    value.checked_mul(1 << shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_found_in_order_between_other_words() {
+        let cmdline =
+            "console=ttyS0 virtio_mmio.device=4K@0xd0000000:5 quiet virtio_mmio.device=512@0xd0001000:6:1";
+        let devices: Vec<_> = mmio_devices(cmdline).collect();
+        let expected = [
+            MmioDevice { size: 4096, base: 0xd000_0000, gsi: 5 },
+            MmioDevice { size: 512, base: 0xd000_1000, gsi: 6 },
+        ];
+        assert_eq!(devices, expected);
+    }
+
+    #[test]
+    fn malformed_devices_are_passed_over() {
+        for word in [
+            "",
+            "4K",
+            "4K@",
+            "4K@0xd0000000",
+            "4K@0xd0000000:",
+            "4K@0xd0000000:x",
+            "1@0xd0000000:5",
+            "4K@0xffffffff000:5",
+            "4K@0xd0000002:5",
+            "99999999999999999999@1:5",
+            "16777216G@0x10:5",
+            "4K@0:5",
+        ] {
+            let cmdline = format!("virtio_mmio.device={word}");
+            assert_eq!(mmio_devices(&cmdline).count(), 0, "{word}");
+        }
+    }
+}

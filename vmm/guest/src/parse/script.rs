@@ -1,0 +1,111 @@
+//! Commands in user data: a first line `#wisp`, then one command a line; empty lines and `#` comments are passed over.
+
+use core::net::Ipv4Addr;
+
+use super::route::Url;
+
+/// The most commands run; user data may be 64 KiB of them.
+pub const COMMANDS_MAX: usize = 256;
+/// The longest wait, in seconds: a day.
+pub const WAIT_S_MAX: u32 = 24 * 3600;
+
+/// One command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command<'a> {
+    /// `ping ADDRESS [TIMES]`: ICMP echoes, one a second, until one is answered.
+    Ping(Ipv4Addr, u32),
+    /// `fetch http://ADDRESS[:PORT]/PATH`.
+    Fetch(Url<'a>),
+    /// `disk-write DISK SECTOR TEXT`.
+    DiskWrite(usize, u64, &'a str),
+    /// `disk-read DISK SECTOR`.
+    DiskRead(usize, u64),
+    /// `wait SECONDS`.
+    Wait(u32),
+    /// `print TEXT`.
+    Print(&'a str),
+    /// `poweroff`.
+    PowerOff,
+}
+
+/// The commands of `user_data`, each with its line; `Err` is a line that is no command. Nothing at all if the
+/// first line is not `#wisp`.
+pub fn commands(user_data: &str) -> impl Iterator<Item = Result<(&str, Command<'_>), &str>> {
+    let mut lines = user_data.lines().map(str::trim);
+    let ours = lines.next() == Some("#wisp");
+    lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(|line| command(line).map(|command| (line, command)).ok_or(line))
+        .take(if ours { COMMANDS_MAX } else { 0 })
+}
+
+fn command(line: &str) -> Option<Command<'_>> {
+    let (name, rest) = line.split_once(' ').unwrap_or((line, ""));
+    let rest = rest.trim_start();
+    let mut words = rest.split_ascii_whitespace();
+    let command = match name {
+        "print" => return Some(Command::Print(rest)),
+        "disk-write" => {
+            let (disk, rest) = rest.split_once(' ')?;
+            let (sector, text) = rest.trim_start().split_once(' ').unwrap_or((rest.trim_start(), ""));
+            return Some(Command::DiskWrite(disk.parse().ok()?, sector.parse().ok()?, text));
+        }
+        "ping" => {
+            let address = words.next()?.parse().ok()?;
+            Command::Ping(address, words.next().map_or(Some(1), |times| times.parse().ok())?)
+        }
+        "fetch" => Command::Fetch(Url::parse(words.next()?)?),
+        "disk-read" => Command::DiskRead(words.next()?.parse().ok()?, words.next()?.parse().ok()?),
+        "wait" => Command::Wait(words.next()?.parse().ok().filter(|&seconds| seconds <= WAIT_S_MAX)?),
+        "poweroff" => Command::PowerOff,
+        _ => return None,
+    };
+    words.next().is_none().then_some(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_follow_the_marker_line() {
+        let script = "#wisp\n# a comment\n\nping 10.0.0.7\nping 10.0.0.7 5\n  disk-write 0 100 some text  \r\ndisk-read 0 100\n\
+                      wait 3\nprint hello  there\nfetch http://10.0.0.7/x\npoweroff\n";
+        let address = Ipv4Addr::new(10, 0, 0, 7);
+        let expected = [
+            Command::Ping(address, 1),
+            Command::Ping(address, 5),
+            Command::DiskWrite(0, 100, "some text"),
+            Command::DiskRead(0, 100),
+            Command::Wait(3),
+            Command::Print("hello  there"),
+            Command::Fetch(Url { address, port: 80, target: "/x" }),
+            Command::PowerOff,
+        ];
+        let found: Vec<_> = commands(script).map(|command| command.unwrap().1).collect();
+        assert_eq!(found, expected);
+        assert_eq!(commands(script).next(), Some(Ok(("ping 10.0.0.7", Command::Ping(address, 1)))));
+    }
+
+    #[test]
+    fn user_data_of_others_holds_no_commands() {
+        assert_eq!(commands("#!/bin/sh\npoweroff\n").count(), 0);
+        assert_eq!(commands("#cloud-config\npoweroff").count(), 0);
+        assert_eq!(commands("").count(), 0);
+    }
+
+    #[test]
+    fn lines_that_are_no_commands_are_named_and_the_rest_goes_on() {
+        let script = "#wisp\nping\nping x\ndisk-read 0\ndisk-write 0\nwait 999999999\nreboot\nping 1.2.3.4 5 6\npoweroff";
+        let found: Vec<_> = commands(script).collect();
+        assert_eq!(found.len(), 8);
+        assert!(found[..7].iter().all(Result::is_err), "{found:?}");
+        assert_eq!(found[7], Ok(("poweroff", Command::PowerOff)));
+    }
+
+    #[test]
+    fn commands_are_bounded() {
+        let script = format!("#wisp\n{}", "poweroff\n".repeat(COMMANDS_MAX + 5));
+        assert_eq!(commands(&script).count(), COMMANDS_MAX);
+    }
+}
