@@ -1,7 +1,13 @@
 //! Disk formats as bytes: no paths, no clouds. The VMM imports this module and nothing else of the crate, since
 //! it serves what storage creates.
 
+pub mod overlay;
+pub mod raw;
+
 use std::io;
+
+pub use self::overlay::Overlay;
+pub use self::raw::RawFile;
 
 /// A disk as the guest sees it: a fixed number of bytes, read and written at any offset.
 ///
@@ -17,4 +23,17 @@ pub trait Disk: Send + Sync {
     fn flush(&self) -> io::Result<()>;
     /// The guest no longer needs these bytes; they read as zeros or as before.
     fn discard(&self, offset: u64, length: u64) -> io::Result<()>;
+}
+
+/// `InvalidInput` unless `length` bytes at `offset` lie within a disk of `size_bytes`.
+fn check_within(size_bytes: u64, offset: u64, length: u64) -> io::Result<()> {
+    match offset.checked_add(length) {
+        Some(end) if end <= size_bytes => Ok(()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "beyond the end of the disk")),
+    }
+}
+
+/// A buffer's length as the disk counts.
+fn length_of(buffer: &[u8]) -> u64 {
+    buffer.len() as u64
 }
