@@ -269,9 +269,10 @@ mod tests {
     fn status_of(answer: &'static [u8]) -> Result<Status, ClientError> {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let server = std::thread::spawn(move || {
-            let mut theirs = theirs;
+            let mut theirs = BufReader::new(theirs);
+            theirs.read_until(b'\n', &mut Vec::new()).unwrap();
             // The client may hang up in the middle.
-            let _ = theirs.write_all(answer);
+            let _ = theirs.get_mut().write_all(answer);
         });
         let mut client = Client::new(ours).unwrap();
         client.set_timeout(Duration::from_millis(200)).unwrap();

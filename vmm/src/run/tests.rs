@@ -151,7 +151,7 @@ impl Instance {
         }
         let directory = tempfile::tempdir().unwrap();
         let open = |name: &str| {
-            File::options().read(true).write(true).create(true).open(directory.path().join(name)).unwrap()
+            File::options().read(true).write(true).create_new(true).open(directory.path().join(name)).unwrap()
         };
         let mut kernel_file = open("kernel");
         kernel_file.write_all(kernel).unwrap();
@@ -176,7 +176,10 @@ impl Instance {
     }
 
     fn client(&self) -> Client {
-        Client::connect(&self.path("socket")).unwrap()
+        Client::connect(&self.path("socket")).unwrap_or_else(|error| {
+            let report = std::fs::read_to_string(self.path("report"));
+            panic!("{}; its report: {report:?}", chain(&error))
+        })
     }
 
     fn console(&self) -> String {
@@ -206,10 +209,10 @@ fn eventually(what: &str, mut happened: impl FnMut() -> bool) {
 #[test]
 fn tiny_guest_speaks_and_runs_until_it_is_stopped() {
     let Some(instance) = Instance::new(crate::guest::TINY, 1) else { return };
-    instance.client().start().unwrap();
+    let mut client = instance.client();
+    client.start().unwrap();
     eventually("first words", || instance.console().contains("WISP-GUEST"));
-    // The guest may have ended by itself.
-    let _ = instance.client().stop(true);
+    assert_eq!(client.stop(true).unwrap(), VmState::Stopped);
     let (report, _) = instance.end();
     assert_ne!(report.reason, ExitReason::BootFailed, "{}", report.message);
     assert!(report.first_run_us.is_some());
@@ -226,9 +229,10 @@ fn tiny_guest_on_a_disk_boots_from_it() {
         config.disks = vec![DiskConfig { format, read_only: false, serial: String::new() }];
     });
     let Some(instance) = instance else { return };
-    instance.client().start().unwrap();
+    let mut client = instance.client();
+    client.start().unwrap();
     eventually("first words", || instance.console().contains("WISP-GUEST"));
-    let _ = instance.client().stop(true);
+    assert_eq!(client.stop(true).unwrap(), VmState::Stopped);
     instance.end();
 }
 
