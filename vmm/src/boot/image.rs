@@ -286,9 +286,18 @@ impl ReadVolatile for Cursor<'_> {
         &mut self,
         target: &mut VolatileSlice<'_, B>,
     ) -> Result<usize, VolatileMemoryError> {
+        // All of it: guest memory takes a short read for the end of the image.
         let mut buffer = vec![0; target.len().min(COPY_BYTES)];
-        let count = self.read(&mut buffer).map_err(VolatileMemoryError::IOError)?;
-        target.copy_from(&buffer[..count]);
-        Ok(count)
+        let mut done = 0;
+        while done < target.len() {
+            let part = (target.len() - done).min(COPY_BYTES);
+            let count = self.read(&mut buffer[..part]).map_err(VolatileMemoryError::IOError)?;
+            if count == 0 {
+                break;
+            }
+            target.subslice(done, count)?.copy_from(&buffer[..count]);
+            done += count;
+        }
+        Ok(done)
     }
 }

@@ -80,6 +80,18 @@ fn elf_with_a_pvh_note_enters_by_pvh() {
 }
 
 #[test]
+fn kernel_larger_than_one_copy_arrives_whole() {
+    let code: Vec<u8> = (0..300_000_u32).map(|index| u8::try_from(index % 251).unwrap()).collect();
+    let mut image = elf(&code, false);
+    // The segment's size in memory: p_memsz of the first program header.
+    image[64 + 40..64 + 48].copy_from_slice(&(1_u64 << 20).to_le_bytes());
+    let (guest, _) = boot(&image, None).unwrap();
+    let mut loaded = vec![0; code.len()];
+    guest.read_slice(&mut loaded, memory::HIGH_RAM_START).unwrap();
+    assert!(loaded == code);
+}
+
+#[test]
 fn text_is_not_a_kernel() {
     for image in [&b""[..], b"\x7fEL", b"#!/bin/sh\n", &[0; 4096]] {
         assert!(matches!(boot(image, None), Err(Error::NotAKernel)));
