@@ -6,7 +6,7 @@
 mod message;
 mod rules;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use netlink_packet_core::{NLM_F_CREATE, NlasIterator};
 use netlink_sys::protocols::NETLINK_NETFILTER;
@@ -29,6 +29,23 @@ const ELEMENTS_PER_MESSAGE_MAX: usize = 256;
 const HEADER_SIZE: usize = 4;
 
 const FAMILIES: [Family; 2] = [Family::Bridge, Family::Inet];
+
+/// The names of all tables of these families in this thread's network namespace, whoever made them: for comparing a
+/// host before and after.
+///
+/// # Errors
+/// If there is no nfnetlink, or the kernel refuses to list.
+pub fn table_names() -> Result<BTreeSet<String>, Error> {
+    let mut connection = Connection::open(NETLINK_NETFILTER)?;
+    let mut names = BTreeSet::new();
+    for family in FAMILIES {
+        let request = body(family, &Attributes::new());
+        for message in connection.dump("packet filter tables", kind(NFT_MSG_GETTABLE), &request)? {
+            names.extend(attributes_of(&message.body).get(&1).map(text));
+        }
+    }
+    Ok(names)
+}
 
 /// An nf_tables socket in the network namespace of the thread that opened it, for the tables of one cloud.
 #[derive(Debug)]
