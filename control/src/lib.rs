@@ -9,7 +9,10 @@ pub mod driver;
 pub mod error;
 pub mod model;
 pub mod policy;
+pub mod reconcile;
+pub mod scheduler;
 pub mod service;
+pub mod steps;
 pub mod store;
 
 use std::path::PathBuf;
@@ -53,13 +56,15 @@ impl Settings {
 pub struct Control {
     pub(crate) db: Db,
     pub(crate) settings: Settings,
+    pub(crate) compute: reconcile::Compute,
 }
 
 impl Control {
     /// Opens a cloud on a store. Nothing is made in it; see `bootstrap` for the first start.
     pub async fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Arc<Self>> {
         let db = Db::open(store).await?;
-        Ok(Arc::new(Self { db, settings }))
+        let compute = reconcile::Compute::open(&db).await?;
+        Ok(Arc::new(Self { db, settings, compute }))
     }
 
     /// The caller that a token stands for, if it holds.

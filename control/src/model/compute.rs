@@ -1,11 +1,12 @@
 //! Rows of the compute service: flavors, key pairs, servers, hosts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::protocol::{HostReport, InstanceState, Power};
+use crate::scheduler::Resources;
 
 /// The sizes a server can have.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,8 +31,23 @@ pub struct Flavor {
     pub is_public: bool,
     /// Shown from microversion 2.55 on.
     pub description: Option<String>,
-    /// Scheduling hints.
+    /// Properties that ask something of the host.
     pub extra_specs: BTreeMap<String, String>,
+    /// The projects that may use it although it is not public.
+    pub access: BTreeSet<String>,
+}
+
+impl Flavor {
+    /// What a server of this size takes from a host. Swap is counted in whole GiB, as Nova does.
+    pub fn resources(&self) -> Resources {
+        Resources {
+            vcpus: u64::from(self.vcpus),
+            memory_mib: u64::from(self.ram_mib),
+            disk_gib: u64::from(self.disk_gib)
+                + u64::from(self.ephemeral_gib)
+                + u64::from(self.swap_mib.div_ceil(1024)),
+        }
+    }
 }
 
 /// An SSH public key of one user.
@@ -53,6 +69,53 @@ pub struct Keypair {
     pub created_at: Timestamp,
 }
 
+/// Where a server last came to rest, as Nova names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmState {
+    /// It has never run yet.
+    Building,
+    /// It runs.
+    Active,
+    /// It stands still with its memory kept.
+    Paused,
+    /// It is off with its disks kept.
+    Stopped,
+    /// Something failed; see the fault.
+    Error,
+}
+
+impl VmState {
+    /// The name in `OS-EXT-STS:vm_state` and in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Building => "building",
+            Self::Active => "active",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Something that was asked of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ActionRecord {
+    /// As Nova names it: `create`, `stop`, `reboot`, ….
+    pub action: String,
+    /// The request that asked.
+    pub request_id: String,
+    /// Who asked.
+    pub user_id: String,
+    /// With which project.
+    pub project_id: String,
+    /// When.
+    pub started_at: Timestamp,
+}
+
+/// The most actions kept per server: the newest ones, so that a row stays small.
+pub const ACTIONS_MAX: usize = 50;
+
 /// A server: what its owner wants, what the scheduler decided, what the host sees.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Server {
@@ -72,6 +135,8 @@ pub struct Server {
     pub flavor: Flavor,
     /// The image it begins as.
     pub image_id: String,
+    /// That image's properties as they were at creation (microversion 2.98 shows them).
+    pub image_properties: BTreeMap<String, String>,
     /// A kernel beside the disk, from the image's properties.
     pub kernel: Option<ServerKernel>,
     /// The root disk's size in bytes; 0 means the image's.
@@ -94,12 +159,26 @@ pub struct Server {
     pub reservation_id: String,
     /// Wished zone.
     pub availability_zone: Option<String>,
+    /// Wished host, an administrator's privilege.
+    pub wished_host: Option<String>,
+    /// Hints to the scheduler, as the owner gave them (microversion 2.100 shows them).
+    pub scheduler_hints: BTreeMap<String, serde_json::Value>,
+    /// What the owner calls its IPv4 address; empty if nothing.
+    pub access_ip_v4: String,
+    /// What the owner calls its IPv6 address; empty if nothing.
+    pub access_ip_v6: String,
+    /// Only an administrator may change it.
+    pub locked: bool,
+    /// Why it is locked.
+    pub locked_reason: Option<String>,
     /// Wanted: what it shall be doing.
     pub power: Power,
     /// Wanted: counts the starts asked for.
     pub boot: u64,
     /// Wanted: how long a guest has to shut itself down, in milliseconds; 0 asks nobody.
     pub shutdown_timeout_ms: u32,
+    /// Wanted: be gone from its host although the row stays, because it failed before it ever ran.
+    pub discard: bool,
     /// Wanted: grows with each change.
     pub generation: u64,
     /// Decided: the host it runs on.
@@ -110,6 +189,8 @@ pub struct Server {
     pub observed_boot: u64,
     /// Observed: what it is doing; absent before a host has it.
     pub observed: Option<InstanceState>,
+    /// Where it last came to rest.
+    pub vm_state: VmState,
     /// What is being done, as Nova names it (`scheduling`, `spawning`, `powering-off`, `deleting`, …).
     pub task: Option<String>,
     /// Why it failed.
@@ -122,6 +203,8 @@ pub struct Server {
     pub launched_at: Option<Timestamp>,
     /// The request that made it.
     pub request_id: String,
+    /// What was asked of it, oldest first; at most [`ACTIONS_MAX`].
+    pub actions: Vec<ActionRecord>,
 }
 
 /// A kernel beside the disk.
@@ -165,4 +248,35 @@ pub struct Host {
     pub zone: String,
     /// When the agent last said anything that changed this row; liveness is known to the link, not to the store.
     pub updated_at: Timestamp,
+}
+
+/// What one host has promised to whom. A decision to place servers there compares this row, so that no two deciders
+/// promise the same memory twice.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostClaims {
+    /// The host's name.
+    pub host: String,
+    /// The servers by id, with what each takes.
+    pub servers: BTreeMap<String, Resources>,
+}
+
+impl HostClaims {
+    /// The sum of all claims.
+    pub fn total(&self) -> Resources {
+        self.servers.values().fold(Resources::default(), |sum, claim| sum.plus(*claim))
+    }
+}
+
+/// What the cloud as a whole is known by; one row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cloud {
+    /// Always [`Cloud::ID`].
+    pub id: String,
+    /// The tag in the names of links on its hosts: four hexadecimal digits, made at the first start.
+    pub tag: String,
+}
+
+impl Cloud {
+    /// The id of the one row.
+    pub const ID: &'static str = "cloud";
 }

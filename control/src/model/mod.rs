@@ -45,6 +45,8 @@ rows! {
     compute::Keypair: "keypair", 1, |row| &row.id;
     compute::Server: "server", 1, |row| &row.id;
     compute::Host: "host", 1, |row| &row.name;
+    compute::HostClaims: "host_claims", 1, |row| &row.host;
+    compute::Cloud: "cloud", 1, |row| &row.id;
     quota::Usage: "usage", 1, |row| &row.id;
     quota::QuotaLimits: "quota_limits", 1, |row| &row.id;
 }

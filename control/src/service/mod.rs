@@ -6,9 +6,13 @@
 
 pub mod addressing;
 pub mod db;
+pub mod flavor;
+pub mod host;
+pub mod keypair;
 pub mod network;
 pub mod nic;
 pub mod port;
 pub mod quota;
 pub mod security_group;
+pub mod server;
 pub mod subnet;

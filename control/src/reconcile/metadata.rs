@@ -1,0 +1,239 @@
+//! The documents of the metadata service, as path and body: OpenStack's tree and EC2's, as cloud-init and the tiny
+//! guest read them at `http://169.254.169.254`. Pure.
+//!
+//! A path has its leading slash and no trailing one; what is absent answers 404, which is how "no user data" is said.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+
+use serde_json::{Value, json};
+
+use crate::agent::protocol::NicWanted;
+use crate::model::compute::Server;
+
+/// The OpenStack metadata versions offered beside `latest`: the newest one that every cloud-init in use knows.
+const OPENSTACK_VERSION: &str = "2018-08-27";
+/// The EC2 metadata versions offered beside `latest`: the one every client asks for.
+const EC2_VERSION: &str = "2009-04-04";
+
+/// All documents of one server.
+pub fn documents(server: &Server, zone: &str, nics: &[NicWanted]) -> BTreeMap<String, String> {
+    let mut documents = BTreeMap::new();
+    let mut put = |path: String, body: String| {
+        documents.insert(path, body);
+    };
+    put("/openstack".to_owned(), format!("{OPENSTACK_VERSION}\nlatest"));
+    for version in [OPENSTACK_VERSION, "latest"] {
+        let base = format!("/openstack/{version}");
+        put(format!("{base}/meta_data.json"), meta_data(server, zone).to_string());
+        put(format!("{base}/network_data.json"), network_data(nics).to_string());
+        put(format!("{base}/vendor_data.json"), "{}".to_owned());
+        put(format!("{base}/vendor_data2.json"), "{}".to_owned());
+        let mut names = "meta_data.json\nnetwork_data.json\nvendor_data.json\nvendor_data2.json".to_owned();
+        if let Some(user_data) = &server.user_data {
+            put(format!("{base}/user_data"), user_data.clone());
+            names.push_str("\nuser_data");
+        }
+        put(base, names);
+    }
+    let ec2 = ec2_meta_data(server, zone, nics);
+    for version in [EC2_VERSION, "latest"] {
+        put(
+            format!("/{version}"),
+            if server.user_data.is_some() { "meta-data/\nuser-data" } else { "meta-data/" }.to_owned(),
+        );
+        put(format!("/{version}/meta-data"), ec2_listing(&ec2));
+        if let Some((name, _)) = &server.key {
+            put(format!("/{version}/meta-data/public-keys"), format!("0={name}"));
+            put(format!("/{version}/meta-data/public-keys/0"), "openssh-key".to_owned());
+        }
+        put(format!("/{version}/meta-data/placement"), "availability-zone".to_owned());
+        for (name, value) in &ec2 {
+            put(format!("/{version}/meta-data/{name}"), value.clone());
+        }
+        if let Some(user_data) = &server.user_data {
+            put(format!("/{version}/user-data"), user_data.clone());
+        }
+    }
+    documents
+}
+
+fn meta_data(server: &Server, zone: &str) -> Value {
+    let mut document = json!({
+        "uuid": server.id,
+        "name": server.name,
+        "hostname": server.hostname,
+        "project_id": server.project_id,
+        "launch_index": server.launch_index,
+        "availability_zone": zone,
+        "devices": [],
+        "dedicated_cpus": [],
+    });
+    if !server.metadata.is_empty() {
+        document["meta"] = json!(server.metadata);
+    }
+    if let Some((name, key)) = &server.key {
+        document["public_keys"] = json!({ name: key });
+        document["keys"] = json!([{ "name": name, "type": "ssh", "data": key }]);
+    }
+    document
+}
+
+/// `network_data.json` (Nova: metadata, network_data).
+fn network_data(nics: &[NicWanted]) -> Value {
+    let mut links = Vec::with_capacity(nics.len());
+    let mut networks = Vec::with_capacity(nics.len());
+    let mut services: Vec<Value> = Vec::new();
+    for (index, nic) in nics.iter().enumerate() {
+        let link = link_name(nic);
+        links.push(json!({
+            "id": link,
+            "vif_id": nic.port_id,
+            "type": "bridge",
+            "mtu": nic.mtu,
+            "ethernet_mac_address": mac_text(nic.mac),
+        }));
+        let Some((address, prefix)) = nic.address else { continue };
+        let mut network =
+            json!({ "id": format!("network{index}"), "link": link, "network_id": nic.network_id });
+        if nic.dhcp {
+            network["type"] = json!("ipv4_dhcp");
+        } else {
+            let dns: Vec<Value> =
+                nic.dns.iter().map(|server| json!({ "type": "dns", "address": server })).collect();
+            let default = nic.gateway.map(|gateway| (Ipv4Addr::UNSPECIFIED, 0, gateway));
+            let routes = default.into_iter().chain(nic.routes.iter().copied());
+            let route = |(network, prefix, gateway): (Ipv4Addr, u8, Ipv4Addr)| json!({ "network": network, "netmask": netmask(prefix), "gateway": gateway });
+            network["type"] = json!("ipv4");
+            network["ip_address"] = json!(address);
+            network["netmask"] = json!(netmask(prefix));
+            network["routes"] = Value::Array(routes.map(route).collect());
+            network["services"] = Value::Array(dns.clone());
+            services.extend(dns);
+        }
+        networks.push(network);
+    }
+    json!({ "links": links, "networks": networks, "services": services })
+}
+
+fn ec2_meta_data(server: &Server, zone: &str, nics: &[NicWanted]) -> BTreeMap<&'static str, String> {
+    let mut items = BTreeMap::from([
+        ("ami-id", format!("ami-{}", ec2_number(&server.image_id))),
+        ("ami-launch-index", server.launch_index.to_string()),
+        ("hostname", server.hostname.clone()),
+        ("instance-id", format!("i-{}", ec2_number(&server.id))),
+        ("instance-type", server.flavor.name.clone()),
+        ("local-hostname", server.hostname.clone()),
+        ("placement/availability-zone", zone.to_owned()),
+        ("public-hostname", server.hostname.clone()),
+        ("reservation-id", server.reservation_id.clone()),
+        ("security-groups", server.security_groups.join("\n")),
+    ]);
+    if let Some((address, _)) = nics.iter().find_map(|nic| nic.address) {
+        items.insert("local-ipv4", address.to_string());
+    }
+    if let Some((_, key)) = &server.key {
+        items.insert("public-keys/0/openssh-key", key.clone());
+    }
+    items
+}
+
+fn ec2_listing(items: &BTreeMap<&'static str, String>) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for item in items.keys() {
+        let name =
+            item.split_once('/').map_or_else(|| (*item).to_owned(), |(directory, _)| format!("{directory}/"));
+        if names.last() != Some(&name) {
+            names.push(name);
+        }
+    }
+    names.join("\n")
+}
+
+/// EC2 ids are eight hexadecimal digits; a UUID's first eight are as good as a counter.
+fn ec2_number(id: &str) -> String {
+    id.chars().filter(char::is_ascii_hexdigit).take(8).collect()
+}
+
+/// As Nova names a link: `tap` and the port id's first eleven characters.
+fn link_name(nic: &NicWanted) -> String {
+    format!("tap{}", nic.port_id.chars().take(11).collect::<String>())
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+fn netmask(prefix: u8) -> Ipv4Addr {
+    Ipv4Addr::from_bits(u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::server::test::server;
+
+    fn nic() -> NicWanted {
+        NicWanted {
+            port_id: "0123456789abcdef".to_owned(),
+            network_id: "net".to_owned(),
+            mac: [0xfa, 0x16, 0x3e, 0, 0, 1],
+            address: Some((Ipv4Addr::new(10, 0, 0, 5), 24)),
+            allowed_addresses: std::collections::BTreeSet::new(),
+            gateway: Some(Ipv4Addr::new(10, 0, 0, 1)),
+            dhcp: true,
+            dhcp_server: Some(Ipv4Addr::new(10, 0, 0, 2)),
+            dns: vec![Ipv4Addr::new(9, 9, 9, 9)],
+            routes: vec![],
+            mtu: 1450,
+            port_security: true,
+            groups: std::collections::BTreeSet::new(),
+            domain: "openstacklocal".to_owned(),
+        }
+    }
+
+    #[test]
+    fn both_trees_name_the_instance_its_key_and_its_address() {
+        let mut server = server();
+        server.key = Some(("k".to_owned(), "ssh-ed25519 AAAA".to_owned()));
+        let documents = documents(&server, "nova", &[nic()]);
+        let meta: Value = serde_json::from_str(&documents["/openstack/latest/meta_data.json"]).unwrap();
+        assert_eq!(meta["uuid"], server.id);
+        assert_eq!(meta["public_keys"]["k"], "ssh-ed25519 AAAA");
+        assert_eq!(meta["keys"][0]["type"], "ssh");
+        assert_eq!(documents["/latest/meta-data/local-ipv4"], "10.0.0.5");
+        assert_eq!(documents["/latest/meta-data/public-keys/0/openssh-key"], "ssh-ed25519 AAAA");
+        assert_eq!(documents["/latest/meta-data/public-keys"], "0=k");
+        assert!(documents["/2009-04-04/meta-data"].contains("public-keys/\n"));
+        assert!(documents.keys().all(|path| path.starts_with('/') && !path.ends_with('/')));
+    }
+
+    #[test]
+    fn user_data_is_there_only_if_it_was_given() {
+        let mut server = server();
+        assert!(!documents(&server, "nova", &[]).contains_key("/openstack/latest/user_data"));
+        server.user_data = Some("#cloud-config\n".to_owned());
+        let documents = documents(&server, "nova", &[]);
+        assert_eq!(documents["/openstack/2018-08-27/user_data"], "#cloud-config\n");
+        assert_eq!(documents["/latest/user-data"], "#cloud-config\n");
+    }
+
+    #[test]
+    fn network_without_dhcp_is_described_in_full() {
+        let mut fixed = nic();
+        fixed.dhcp = false;
+        let data = network_data(&[fixed]);
+        assert_eq!(data["networks"][0]["type"], "ipv4");
+        assert_eq!(data["networks"][0]["netmask"], "255.255.255.0");
+        assert_eq!(data["networks"][0]["routes"][0]["gateway"], "10.0.0.1");
+        assert_eq!(data["links"][0]["ethernet_mac_address"], "fa:16:3e:00:00:01");
+        assert_eq!(network_data(&[nic()])["networks"][0]["type"], "ipv4_dhcp");
+    }
+
+    #[test]
+    fn netmasks_cover_both_ends() {
+        assert_eq!(netmask(0), Ipv4Addr::UNSPECIFIED);
+        assert_eq!(netmask(32), Ipv4Addr::BROADCAST);
+        assert_eq!(netmask(200), Ipv4Addr::BROADCAST);
+    }
+}

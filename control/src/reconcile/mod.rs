@@ -1,0 +1,300 @@
+//! The reconcilers: what makes what is observed become what is wanted. They run on signal and on timer, look at the
+//! rows as they are, are idempotent and take no input.
+//!
+//! Two tasks: one follows the rows (places servers, tells agents what changed, takes away what is gone), one takes in
+//! what agents report. They meet only in the store.
+
+pub mod metadata;
+mod place;
+pub mod wanted;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::stream::{self, StreamExt};
+use jiff::Timestamp;
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+
+use crate::Control;
+use crate::agent::link::{AgentEvent, Agents, SILENCE_MAX, WantedSource};
+use crate::agent::protocol::{HostReport, InstanceObserved, InstanceState, Power};
+use crate::error::{Error, Result};
+use crate::model::compute::{Cloud, Fault, Server, VmState};
+use crate::model::{network, random_hex_id};
+use crate::scheduler::{Allocation, Scheduler};
+use crate::service::db::Db;
+use crate::service::server::lifecycle::{fail_building, observe};
+use crate::store::{Change, Row, Stored, Txn};
+
+/// How often everything is looked at without a signal.
+const PASS_INTERVAL: Duration = Duration::from_secs(5);
+/// How long hosts have to connect before a server that finds none is refused: as long as a line may be silent.
+const PATIENCE: Duration = SILENCE_MAX;
+/// The most events taken in one go.
+const EVENTS_MAX: usize = 1024;
+/// The most row changes in flight at once: the store commits what comes together in one go.
+const WRITES_MAX: usize = 64;
+
+/// The parts of [`Control`] that the reconcilers work with.
+pub(crate) struct Compute {
+    agents: Agents,
+    /// Taken by the first [`Control::start_reconcilers`].
+    events: Mutex<Option<mpsc::Receiver<AgentEvent>>>,
+    /// A host has connected: who waits for one may find one now.
+    hosts_changed: Notify,
+    scheduler: Scheduler,
+    allocation: Allocation,
+    cloud_tag: String,
+}
+
+impl std::fmt::Debug for Compute {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Compute").field("cloud_tag", &self.cloud_tag).finish_non_exhaustive()
+    }
+}
+
+impl Compute {
+    /// No agents yet; makes the cloud's tag at the first start.
+    pub(crate) async fn open(db: &Db) -> Result<Self> {
+        let tag = db
+            .transact_with(|cache| {
+                if let Some(stored) = cache.get::<Cloud>(Cloud::ID) {
+                    return Ok((Txn::new(), stored.row.tag.clone()));
+                }
+                let tag = random_hex_id()[..4].to_owned();
+                Ok((Txn::new().create(&Cloud { id: Cloud::ID.to_owned(), tag: tag.clone() }), tag))
+            })
+            .await?;
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let (cache, cloud_tag) = (db.cache().clone(), tag.clone());
+        let wanted: WantedSource = Arc::new(move |host| wanted::host_wanted(&cache, &cloud_tag, host));
+        Ok(Self {
+            agents: Agents::new(wanted, sender),
+            events: Mutex::new(Some(events)),
+            hosts_changed: Notify::new(),
+            scheduler: Scheduler::default(),
+            allocation: Allocation::default(),
+            cloud_tag: tag,
+        })
+    }
+}
+
+impl Control {
+    /// Starts the reconcilers. They run until the store is closed or the handles are aborted; a second call starts
+    /// nothing, since reports are taken by one task only.
+    pub fn start_reconcilers(self: &Arc<Self>) -> Vec<JoinHandle<()>> {
+        let events = self.compute.events.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(events) = events else { return Vec::new() };
+        vec![tokio::spawn(follow_rows(self.clone())), tokio::spawn(take_reports(self.clone(), events))]
+    }
+
+    /// The lines to the hosts' agents, to be served by whoever accepts them.
+    pub fn agents(&self) -> &Agents {
+        &self.compute.agents
+    }
+
+    /// The tag in the names of links on the cloud's hosts: four hexadecimal digits.
+    pub fn cloud_tag(&self) -> &str {
+        &self.compute.cloud_tag
+    }
+
+    /// One look at everything: what a pass on the timer does.
+    async fn reconcile_all(&self, patient: bool) -> Result<()> {
+        self.place_waiting(patient).await?;
+        let cache = self.db.cache();
+        let ids = |servers: Vec<Arc<Stored<Server>>>| -> Vec<String> {
+            servers.iter().map(|server| server.row.id.clone()).collect()
+        };
+        let mut failed =
+            ids(cache
+                .filter::<Server>(|server| server.host.is_some() && server.vm_state == VmState::Building));
+        failed.retain(|id| {
+            cache.get::<Server>(id).is_some_and(|server| wanted::missing_part(cache, &server.row).is_some())
+        });
+        each(failed, |id| async move { self.fail_for_missing_part(&id).await }).await;
+        each(ids(cache.filter(is_gone)), |id| async move { self.server_gone_from_host(&id).await }).await;
+        self.agents().changed_all();
+        Ok(())
+    }
+
+    /// A server whose port or network went before it ever ran is in ERROR, and leaves its host.
+    async fn fail_for_missing_part(&self, id: &str) -> Result<()> {
+        self.db
+            .transact(|cache| {
+                let Some(stored) = cache.get::<Server>(id) else { return Ok(Txn::new()) };
+                let Some(message) = wanted::missing_part(cache, &stored.row) else { return Ok(Txn::new()) };
+                if stored.row.discard || stored.row.vm_state != VmState::Building {
+                    return Ok(Txn::new());
+                }
+                let mut server = stored.row.clone();
+                let created_at = Timestamp::now();
+                fail_building(&mut server, Fault { code: 500, message, details: String::new(), created_at });
+                Ok(Txn::new().update(&stored, &server))
+            })
+            .await
+    }
+
+    /// Takes in what a host says of an instance.
+    pub(crate) async fn instance_observed(&self, host: &str, report: &InstanceObserved) -> Result<()> {
+        self.db
+            .transact(|cache| {
+                let Some(stored) = cache.get::<Server>(&report.id) else { return Ok(Txn::new()) };
+                if stored.row.host.as_deref() != Some(host) {
+                    return Ok(Txn::new());
+                }
+                let mut server = stored.row.clone();
+                if !observe(&mut server, report, Timestamp::now()) {
+                    return Ok(Txn::new());
+                }
+                let carries = matches!(report.state, InstanceState::Running | InstanceState::Paused);
+                let txn = Txn::new().update(&stored, &server);
+                Ok(Self::bind_server_ports(cache, txn, &server.id, Some(host), carries))
+            })
+            .await
+    }
+}
+
+/// Whether a host has said that it has nothing of a server which shall be gone from it.
+fn is_gone(server: &Server) -> bool {
+    let gone = server.observed == Some(InstanceState::Deleted) || server.host.is_none();
+    gone && (server.power == Power::Deleted || server.discard)
+}
+
+/// Follows the rows until the store is closed.
+async fn follow_rows(control: Arc<Control>) {
+    let started = Instant::now();
+    let mut changes = control.db.cache().subscribe();
+    let mut timer = tokio::time::interval(PASS_INTERVAL);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        let patient = started.elapsed() < PATIENCE;
+        let done = tokio::select! {
+            change = changes.next() => match change {
+                None => return,
+                Some(Change::Resync) => control.reconcile_all(patient).await,
+                Some(Change::Rows { rows, .. }) => follow(&control, &rows, patient).await,
+            },
+            _ = timer.tick() => control.reconcile_all(patient).await,
+            () = control.compute.hosts_changed.notified() => control.place_waiting(patient).await.map(drop),
+        };
+        if let Err(error) = done {
+            log(&error);
+        }
+    }
+}
+
+/// Does what the change of these rows asks for.
+async fn follow(control: &Control, rows: &[(&'static str, String)], patient: bool) -> Result<()> {
+    let cache = control.db.cache();
+    let mut hosts = BTreeSet::new();
+    let mut all_hosts = false;
+    let mut waiting = false;
+    let mut gone = Vec::new();
+    let mut incomplete = Vec::new();
+    for (kind, id) in rows {
+        if *kind == Server::KIND {
+            let Some(server) = cache.get::<Server>(id) else {
+                all_hosts = true;
+                continue;
+            };
+            let server = &server.row;
+            waiting |= place::waits_for_host(server);
+            if is_gone(server) {
+                gone.push(id.clone());
+            } else if server.host.is_some()
+                && server.vm_state == VmState::Building
+                && wanted::missing_part(cache, server).is_some()
+            {
+                incomplete.push(id.clone());
+            }
+            hosts.extend(server.host.clone());
+        } else if *kind == network::Port::KIND {
+            // A port that is its server's alone concerns that host; one that is gone may concern any, as may its
+            // addresses in others' security groups.
+            all_hosts |= cache.get::<network::Port>(id).is_none_or(|port| port.row.host.is_some());
+        } else if NETWORK_KINDS.contains(kind) {
+            all_hosts = true;
+        }
+    }
+    if waiting {
+        control.place_waiting(patient).await?;
+    }
+    each(incomplete, |id| async move { control.fail_for_missing_part(&id).await }).await;
+    each(gone, |id| async move { control.server_gone_from_host(&id).await }).await;
+    if all_hosts {
+        control.agents().changed_all();
+    } else {
+        hosts.iter().for_each(|host| control.agents().changed(host));
+    }
+    Ok(())
+}
+
+/// Kinds of rows that a host's wanted state is made of besides servers and ports.
+const NETWORK_KINDS: [&str; 4] = [
+    network::Network::KIND,
+    network::Subnet::KIND,
+    network::SecurityGroup::KIND,
+    network::SecurityGroupRule::KIND,
+];
+
+/// Takes in reports until the agents' registry is gone. Of what has come meanwhile, only the newest of each instance
+/// and host counts.
+async fn take_reports(control: Arc<Control>, mut events: mpsc::Receiver<AgentEvent>) {
+    let mut batch = Vec::with_capacity(EVENTS_MAX);
+    while events.recv_many(&mut batch, EVENTS_MAX).await > 0 {
+        let mut hosts: HashMap<String, HostReport> = HashMap::new();
+        let mut instances: HashMap<(String, String), InstanceObserved> = HashMap::new();
+        let mut connected = false;
+        for event in batch.drain(..) {
+            match event {
+                AgentEvent::Connected { host } => {
+                    connected = true;
+                    hosts.insert(host.name.clone(), host);
+                }
+                AgentEvent::Report { host } => {
+                    hosts.insert(host.name.clone(), host);
+                }
+                AgentEvent::Observed { host, instance } => {
+                    instances.insert((host, instance.id.clone()), instance);
+                }
+                AgentEvent::Gone { host } => {
+                    tracing::warn!(host, "a host's agent is gone; its instances run on")
+                }
+            }
+        }
+        let control = &control;
+        each(hosts.into_values().collect(), |host| async move { control.host_reported(&host).await }).await;
+        let instances: Vec<_> = instances.into_iter().collect();
+        each(
+            instances,
+            |((host, _), instance)| async move { control.instance_observed(&host, &instance).await },
+        )
+        .await;
+        if connected {
+            control.compute.hosts_changed.notify_one();
+        }
+    }
+}
+
+/// Does `work` for each item, many at once; what fails is logged and comes again with the next pass.
+async fn each<T, F: Future<Output = Result<()>>>(items: Vec<T>, work: impl Fn(T) -> F) {
+    stream::iter(items)
+        .for_each_concurrent(WRITES_MAX, |item| {
+            let done = work(item);
+            async move {
+                if let Err(error) = done.await {
+                    log(&error);
+                }
+            }
+        })
+        .await;
+}
+
+fn log(error: &Error) {
+    tracing::error!(error = error as &dyn std::error::Error, "a reconciler failed and tries again");
+}
+
+#[cfg(test)]
+mod tests;

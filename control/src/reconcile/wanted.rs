@@ -1,0 +1,100 @@
+//! What a host shall be like, as a pure function of the rows: its agent is told nothing else.
+
+use std::collections::BTreeMap;
+
+use super::metadata::documents;
+use crate::agent::protocol::{InstanceWanted, KernelWanted, NicWanted, Power, RootDiskWanted, Wanted};
+use crate::model::compute::{Host, HostClaims, Server};
+use crate::model::network::{Network, Port};
+use crate::service::host::DEFAULT_ZONE;
+use crate::service::nic::nics_wanted;
+use crate::store::Cache;
+
+/// The wanted state of the host by that name. Servers whose ports or networks are gone are left out, which changes
+/// nothing on the host; the reconciler sees to them.
+pub fn host_wanted(cache: &Cache, cloud_tag: &str, host: &str) -> Wanted {
+    let mut wanted = Wanted { cloud_tag: cloud_tag.to_owned(), ..Wanted::default() };
+    let Some(claims) = cache.get::<HostClaims>(host) else { return wanted };
+    let zone = cache.get::<Host>(host).map_or_else(|| DEFAULT_ZONE.to_owned(), |host| host.row.zone.clone());
+    let servers = claims.row.servers.keys().filter_map(|id| cache.get::<Server>(id));
+    let servers: Vec<_> = servers
+        .filter(|server| server.row.host.as_deref() == Some(host))
+        .filter(|server| leaves(&server.row) || missing_part(cache, &server.row).is_none())
+        .collect();
+    // All devices at once, so that each group is resolved once and not once for each server.
+    let port_ids: Vec<String> = servers.iter().flat_map(|server| present_ports(cache, &server.row)).collect();
+    let Ok(resolved) = nics_wanted(cache, &port_ids) else {
+        // A row went away between the check and the use: the change that took it tells this host again.
+        return wanted;
+    };
+    wanted.networks = resolved.networks;
+    wanted.groups = resolved.groups;
+    let nics: BTreeMap<&str, &NicWanted> =
+        resolved.nics.iter().map(|nic| (nic.port_id.as_str(), nic)).collect();
+    for server in &servers {
+        let own = server.row.port_ids.iter().filter_map(|id| nics.get(id.as_str()).map(|nic| (*nic).clone()));
+        wanted.instances.push(instance_wanted(&server.row, &zone, own.collect()));
+    }
+    wanted
+}
+
+/// What of a server's surroundings is gone, in one sentence for its owner.
+pub fn missing_part(cache: &Cache, server: &Server) -> Option<String> {
+    server.port_ids.iter().find_map(|id| match cache.get::<Port>(id) {
+        None => Some(format!("Port {id} could not be found.")),
+        Some(port) if cache.get::<Network>(&port.row.network_id).is_none() => {
+            Some(format!("Network {} could not be found.", port.row.network_id))
+        }
+        Some(_) => None,
+    })
+}
+
+/// Whether the host shall be rid of it.
+fn leaves(server: &Server) -> bool {
+    server.discard || server.power == Power::Deleted
+}
+
+fn present_ports(cache: &Cache, server: &Server) -> Vec<String> {
+    let present = |id: &&String| {
+        cache.get::<Port>(id).is_some_and(|port| cache.get::<Network>(&port.row.network_id).is_some())
+    };
+    server.port_ids.iter().filter(present).cloned().collect()
+}
+
+fn instance_wanted(server: &Server, zone: &str, nics: Vec<NicWanted>) -> InstanceWanted {
+    InstanceWanted {
+        id: server.id.clone(),
+        generation: server.generation,
+        power: if leaves(server) { Power::Deleted } else { server.power },
+        boot: server.boot,
+        shutdown_timeout_ms: server.shutdown_timeout_ms,
+        vcpus: u8::try_from(server.flavor.vcpus).expect("invariant: creation refuses more than VCPUS_MAX"),
+        memory_mib: server.flavor.ram_mib,
+        root_disk: RootDiskWanted { image_id: server.image_id.clone(), size_bytes: server.root_disk_bytes },
+        kernel: server.kernel.as_ref().map(|kernel| KernelWanted {
+            kernel_image_id: kernel.kernel_id.clone(),
+            ramdisk_image_id: kernel.ramdisk_id.clone(),
+            cmdline: kernel.cmdline.clone(),
+        }),
+        hostname: server.hostname.clone(),
+        metadata: documents(server, zone, &nics),
+        nics,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::server::test::server;
+
+    #[test]
+    fn discarded_and_deleted_servers_are_wanted_gone() {
+        let mut row = server();
+        assert_eq!(instance_wanted(&row, "nova", Vec::new()).power, Power::Running);
+        row.discard = true;
+        assert_eq!(instance_wanted(&row, "nova", Vec::new()).power, Power::Deleted);
+        row.discard = false;
+        row.power = Power::Deleted;
+        assert_eq!(instance_wanted(&row, "nova", Vec::new()).power, Power::Deleted);
+    }
+}

@@ -1,0 +1,519 @@
+//! Creating servers: everything that can be refused is refused here, before anything is written.
+//!
+//! One server, with its ports and its quota, is one transaction. Several are one step each, undone together.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::lifecycle::record;
+use super::power::action_record;
+use crate::Control;
+use crate::agent::protocol::Power;
+use crate::caller::Caller;
+use crate::error::{Error, Result};
+use crate::model::compute::{Flavor, Host, Server, ServerKernel, VmState};
+use crate::model::image::{Image, ImageStatus};
+use crate::model::random_uuid;
+use crate::policy::{require_admin, require_own_project};
+use crate::service::host::DEFAULT_ZONE;
+use crate::service::nic::{NicRequest, NicRequests, ServerOfPorts};
+use crate::service::quota::{Resource, charge};
+use crate::service::{flavor, keypair};
+use crate::steps::{self, Step};
+use crate::store::{Cache, Txn};
+
+/// The longest user data in bytes, in base64 (Compute API: create server, `user_data`).
+pub const USER_DATA_BASE64_BYTES_MAX: usize = 65_535;
+/// The longest name, property key and property value in characters.
+const TEXT_CHARS_MAX: usize = 255;
+/// The longest host name: one label (RFC 1035 §2.3.4).
+const HOSTNAME_BYTES_MAX: usize = 63;
+/// The longest tag in characters.
+const TAG_CHARS_MAX: usize = 60;
+/// The most servers of one request: each is a transaction, and the request waits for all of them.
+pub const COUNT_MAX: u32 = 1000;
+/// The most virtual CPUs of one server: an APIC id has eight bits, and the highest means "all".
+pub const VCPUS_MAX: u32 = 255;
+/// The most bytes of scheduler hints as JSON, so that a row stays far below the store's limit.
+const HINTS_BYTES_MAX: usize = 16 << 10;
+
+/// What new servers shall be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewServers {
+    /// The name; with several servers each gets its number behind it.
+    pub name: String,
+    /// Free text.
+    pub description: Option<String>,
+    /// The guest's host name; made of the name if absent.
+    pub hostname: Option<String>,
+    /// The flavor's id.
+    pub flavor_id: String,
+    /// The image's id.
+    pub image_id: String,
+    /// The networks.
+    pub nics: NicRequests,
+    /// Names or ids of security groups for new ports; the project's default one if none are said.
+    pub security_groups: Vec<String>,
+    /// The caller's key pair, by name.
+    pub key_name: Option<String>,
+    /// User data, decoded.
+    pub user_data: Option<String>,
+    /// Properties.
+    pub metadata: BTreeMap<String, String>,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// At least so many, or none.
+    pub min_count: u32,
+    /// At most so many, as far as the quota goes.
+    pub max_count: u32,
+    /// Wished zone.
+    pub availability_zone: Option<String>,
+    /// Wished host; for administrators.
+    pub host: Option<String>,
+    /// Hints to the scheduler.
+    pub scheduler_hints: BTreeMap<String, Value>,
+    /// What the owner calls its IPv4 address.
+    pub access_ip_v4: String,
+    /// What the owner calls its IPv6 address.
+    pub access_ip_v6: String,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone)]
+pub struct ServerCreated {
+    /// The servers in order; never empty.
+    pub servers: Vec<Server>,
+}
+
+impl Control {
+    /// Makes servers: all that were asked for and the quota has room for, at least `min_count`, or none.
+    ///
+    /// # Errors
+    /// `Forbidden`, `Invalid` (also for an image, flavor, key or network that is not there), `Conflict`,
+    /// `QuotaExceeded`, `NotImplemented` for flavors with ephemeral disk or swap.
+    pub async fn servers_create(&self, caller: &Caller, new: NewServers) -> Result<ServerCreated> {
+        let project_id = require_own_project(caller, "os_compute_api:servers:create")?.to_owned();
+        if new.host.is_some() {
+            require_admin(caller, "os_compute_api:servers:create:forced_host")?;
+        }
+        check_form(&new)?;
+        self.db.caught_up().await?;
+        self.check_property_count(&project_id, new.metadata.len())?;
+        let cache = self.db.cache();
+        let template = Template::prepare(cache, caller, &project_id, &new)?;
+        let nics = self.resolve_nics(caller, &project_id, &new.nics)?;
+        let group_ids = self.resolve_groups(&project_id, &new.security_groups).await?;
+        let count = self.count_within_quota(&project_id, &template.flavor, new.min_count, new.max_count)?;
+        if count > 1 && nics.iter().any(names_one_thing) {
+            let message = "Unable to launch multiple instances with a single configured port ID or fixed IP address. \
+                           Please launch your instances one by one with different ports.";
+            return Err(Error::invalid("MultiplePortsNotApplicable", message));
+        }
+        let request = Creating { control: self, caller, nics: &nics, group_ids: &group_ids };
+        let numbered = new.max_count > 1;
+        let makes: Vec<Make<'_>> = (0..count)
+            .map(|index| Make { request: &request, server: template.server(caller, &new, index, numbered) })
+            .collect();
+        let steps: Vec<&dyn Step<Vec<Server>>> =
+            makes.iter().map(|make| make as &dyn Step<Vec<Server>>).collect();
+        let mut servers = Vec::with_capacity(makes.len());
+        steps::run(&steps, &mut servers).await?;
+        Ok(ServerCreated { servers })
+    }
+
+    /// How many of the servers asked for the project's quotas have room for.
+    fn count_within_quota(&self, project_id: &str, flavor: &Flavor, least: u32, most: u32) -> Result<u32> {
+        let mut count = most;
+        for (resource, each) in costs(flavor) {
+            let quota = self.quota(project_id, resource);
+            let Some(limit) = quota.limit else { continue };
+            let room = limit.saturating_sub(quota.used) / each.max(1);
+            count = count.min(u32::try_from(room).unwrap_or(u32::MAX));
+            if count < least {
+                let requested = each.saturating_mul(u64::from(least));
+                return Err(Error::QuotaExceeded {
+                    resource: resource.name(),
+                    requested,
+                    used: quota.used,
+                    limit,
+                });
+            }
+        }
+        Ok(count)
+    }
+}
+
+/// What one server takes from its project's quotas.
+pub(crate) fn costs(flavor: &Flavor) -> [(Resource, u64); 3] {
+    [
+        (Resource::Instances, 1),
+        (Resource::Cores, u64::from(flavor.vcpus)),
+        (Resource::RamMib, u64::from(flavor.ram_mib)),
+    ]
+}
+
+/// Adds what one server takes from its project's quotas to a transaction, or gives it back.
+pub(crate) fn charge_server(txn: Txn, server: &Server, sign: i64) -> Txn {
+    let changes =
+        costs(&server.flavor).map(|(resource, by)| (resource, sign * i64::try_from(by).unwrap_or(i64::MAX)));
+    charge(txn, &server.project_id, &changes)
+}
+
+/// What all servers of a request share.
+struct Creating<'a> {
+    control: &'a Control,
+    caller: &'a Caller,
+    nics: &'a [NicRequest],
+    group_ids: &'a [String],
+}
+
+/// One server of a request: its row, its ports and its quota, and their undoing.
+struct Make<'a> {
+    request: &'a Creating<'a>,
+    server: Server,
+}
+
+#[async_trait]
+impl Step<Vec<Server>> for Make<'_> {
+    fn name(&self) -> &'static str {
+        "create server"
+    }
+
+    async fn act(&self, made: &mut Vec<Server>) -> Result<()> {
+        let Creating { control, caller, nics, group_ids } = *self.request;
+        let ports_of = ServerOfPorts {
+            id: &self.server.id,
+            project_id: &self.server.project_id,
+            zone: self.server.availability_zone.as_deref().unwrap_or(DEFAULT_ZONE),
+            groups: group_ids,
+        };
+        let server = control
+            .db
+            .transact_with(|cache| {
+                let (txn, port_ids) = Control::add_server_ports(cache, Txn::new(), caller, &ports_of, nics)?;
+                let server = Server { port_ids, ..self.server.clone() };
+                Ok((charge_server(txn.create(&server), &server, 1), server))
+            })
+            .await?;
+        made.push(server);
+        Ok(())
+    }
+
+    async fn undo(&self, made: &mut Vec<Server>) -> Result<()> {
+        made.retain(|server| server.id != self.server.id);
+        self.request.control.server_want_deleted(&self.server.id, None).await
+    }
+}
+
+fn names_one_thing(nic: &NicRequest) -> bool {
+    match nic {
+        NicRequest::Port { .. } => true,
+        NicRequest::Network { fixed_ip, .. } => fixed_ip.is_some(),
+    }
+}
+
+/// What was looked up for a request.
+struct Template {
+    project_id: String,
+    flavor: Flavor,
+    image: Image,
+    kernel: Option<ServerKernel>,
+    key: Option<(String, String)>,
+    availability_zone: Option<String>,
+    reservation_id: String,
+}
+
+impl Template {
+    fn prepare(cache: &Cache, caller: &Caller, project_id: &str, new: &NewServers) -> Result<Self> {
+        let flavor = flavor::find(cache, caller, &new.flavor_id).map_err(|_| {
+            Error::invalid("FlavorNotFound", format!("Flavor {} could not be found.", new.flavor_id))
+        })?;
+        let flavor = flavor.row.clone();
+        if flavor.ephemeral_gib > 0 || flavor.swap_mib > 0 {
+            return Err(Error::NotImplemented("a flavor with ephemeral disk or swap"));
+        }
+        if flavor.vcpus > VCPUS_MAX {
+            return Err(invalid(format!("A server has at most {VCPUS_MAX} virtual CPUs.")));
+        }
+        let image = usable_image(cache, caller, &new.image_id)?;
+        check_size(&flavor, &image)?;
+        let kernel = kernel_of(cache, caller, &image)?;
+        let key = match &new.key_name {
+            Some(name) => {
+                let stored = keypair::find(cache, &caller.user_id, name)
+                    .map_err(|_| Error::invalid("KeypairNotFound", "Invalid key_name provided."))?;
+                Some((name.clone(), stored.row.public_key.clone()))
+            }
+            None => None,
+        };
+        let hosts = cache.list::<Host>();
+        if let Some(zone) = &new.availability_zone
+            && zone != DEFAULT_ZONE
+            && !hosts.iter().any(|host| host.row.zone == *zone)
+        {
+            let message = "The requested availability zone is not available";
+            return Err(Error::invalid("AvailabilityZoneNotFound", message));
+        }
+        if let Some(wished) = &new.host
+            && !hosts.iter().any(|host| host.row.name == *wished)
+        {
+            return Err(Error::invalid(
+                "ComputeHostNotFound",
+                format!("Compute host {wished} could not be found."),
+            ));
+        }
+        Ok(Self {
+            project_id: project_id.to_owned(),
+            flavor,
+            image,
+            kernel,
+            key,
+            availability_zone: new.availability_zone.clone(),
+            reservation_id: format!("r-{}", &crate::model::random_hex_id()[..8]),
+        })
+    }
+
+    fn server(&self, caller: &Caller, new: &NewServers, index: u32, numbered: bool) -> Server {
+        let id = random_uuid();
+        let number = |text: &str| if numbered { format!("{text}-{}", index + 1) } else { text.to_owned() };
+        let name = number(new.name.trim());
+        let hostname = match &new.hostname {
+            Some(hostname) => number(hostname),
+            None => hostname_of(&name, &id),
+        };
+        let now = Timestamp::now();
+        let mut tags = new.tags.clone();
+        tags.sort();
+        tags.dedup();
+        let groups = &new.security_groups;
+        let mut server = Server {
+            id,
+            project_id: self.project_id.clone(),
+            user_id: caller.user_id.clone(),
+            name,
+            description: new.description.clone(),
+            hostname,
+            flavor: self.flavor.clone(),
+            image_id: self.image.id.clone(),
+            image_properties: self.image.properties.clone(),
+            kernel: self.kernel.clone(),
+            root_disk_bytes: u64::from(self.flavor.disk_gib) << 30,
+            metadata: new.metadata.clone(),
+            tags,
+            user_data: new.user_data.clone(),
+            key: self.key.clone(),
+            port_ids: Vec::new(),
+            security_groups: if groups.is_empty() { vec!["default".to_owned()] } else { groups.clone() },
+            launch_index: index,
+            reservation_id: self.reservation_id.clone(),
+            availability_zone: self.availability_zone.clone(),
+            wished_host: new.host.clone(),
+            scheduler_hints: new.scheduler_hints.clone(),
+            access_ip_v4: new.access_ip_v4.clone(),
+            access_ip_v6: new.access_ip_v6.clone(),
+            locked: false,
+            locked_reason: None,
+            power: Power::Running,
+            boot: 1,
+            shutdown_timeout_ms: 0,
+            discard: false,
+            generation: 1,
+            host: None,
+            observed_generation: 0,
+            observed_boot: 0,
+            observed: None,
+            vm_state: VmState::Building,
+            task: Some("scheduling".to_owned()),
+            fault: None,
+            created_at: now,
+            updated_at: now,
+            launched_at: None,
+            request_id: caller.request_id.clone(),
+            actions: Vec::new(),
+        };
+        record(&mut server, action_record(caller, "create"));
+        server
+    }
+}
+
+/// The image if the caller may boot from it now.
+fn usable_image(cache: &Cache, caller: &Caller, id: &str) -> Result<Image> {
+    let visible = |image: &Image| {
+        matches!(image.visibility.as_str(), "public" | "community")
+            || image.owner.as_deref().is_some_and(|owner| caller.may_read(owner))
+            || caller.is_admin()
+    };
+    let stored: Option<Arc<_>> = cache.get::<Image>(id).filter(|stored| visible(&stored.row));
+    let Some(stored) = stored else {
+        return Err(Error::invalid(
+            "ImageNotFound",
+            format!("Can not find requested image: {id} could not be found."),
+        ));
+    };
+    if stored.row.status != ImageStatus::Active {
+        return Err(Error::invalid("ImageNotActive", format!("Image {id} is not active.")));
+    }
+    Ok(stored.row.clone())
+}
+
+fn check_size(flavor: &Flavor, image: &Image) -> Result<()> {
+    if flavor.ram_mib < image.min_ram_mib {
+        return Err(Error::invalid(
+            "FlavorMemoryTooSmall",
+            "Flavor's memory is too small for requested image.",
+        ));
+    }
+    let disk_bytes = u64::from(flavor.disk_gib) << 30;
+    let least = (u64::from(image.min_disk_gib) << 30).max(image.size_bytes.unwrap_or(0));
+    if flavor.disk_gib > 0 && disk_bytes < least {
+        let message = format!(
+            "Flavor's disk is too small for requested image. Flavor disk is {disk_bytes} bytes, image is {least} bytes."
+        );
+        return Err(Error::invalid("FlavorDiskSmallerThanImage", message));
+    }
+    Ok(())
+}
+
+/// The kernel that the image's properties name (Image API: `kernel_id`, `ramdisk_id`, `os_command_line`).
+fn kernel_of(cache: &Cache, caller: &Caller, image: &Image) -> Result<Option<ServerKernel>> {
+    let property = |name: &str| image.properties.get(name).filter(|value| !value.is_empty());
+    let Some(kernel_id) = property("kernel_id") else { return Ok(None) };
+    usable_image(cache, caller, kernel_id)?;
+    let ramdisk_id = property("ramdisk_id");
+    if let Some(ramdisk_id) = ramdisk_id {
+        usable_image(cache, caller, ramdisk_id)?;
+    }
+    Ok(Some(ServerKernel {
+        kernel_id: kernel_id.clone(),
+        ramdisk_id: ramdisk_id.cloned(),
+        cmdline: property("os_command_line").cloned().unwrap_or_default(),
+    }))
+}
+
+fn check_form(new: &NewServers) -> Result<()> {
+    check_name(&new.name)?;
+    if let Some(hostname) = &new.hostname {
+        check_hostname(hostname)?;
+    }
+    if new.description.as_ref().is_some_and(|text| text.chars().count() > TEXT_CHARS_MAX) {
+        return Err(invalid(format!("A description has at most {TEXT_CHARS_MAX} characters.")));
+    }
+    if new.min_count == 0 || new.max_count < new.min_count {
+        return Err(invalid("min_count must be <= max_count, and both at least 1"));
+    }
+    if new.max_count > COUNT_MAX {
+        return Err(invalid(format!("max_count is at most {COUNT_MAX}.")));
+    }
+    check_properties(&new.metadata)?;
+    new.tags.iter().try_for_each(|tag| check_tag(tag))?;
+    if new.tags.len() > super::update::TAGS_MAX {
+        return Err(invalid(format!("A server has at most {} tags.", super::update::TAGS_MAX)));
+    }
+    if serde_json::to_vec(&new.scheduler_hints).is_ok_and(|json| json.len() > HINTS_BYTES_MAX) {
+        return Err(invalid(format!("Scheduler hints have at most {HINTS_BYTES_MAX} bytes.")));
+    }
+    if let Some(group) = new.scheduler_hints.get("group") {
+        let id = group.as_str().unwrap_or_default();
+        return Err(Error::invalid(
+            "InstanceGroupNotFound",
+            format!("Instance group {id} could not be found."),
+        ));
+    }
+    Ok(())
+}
+
+/// 1 to 255 printable characters.
+pub(crate) fn check_name(name: &str) -> Result<()> {
+    let length = name.trim().chars().count();
+    if (1..=TEXT_CHARS_MAX).contains(&length) && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "Invalid input for field/attribute name: it has 1 to {TEXT_CHARS_MAX} printable characters."
+    )))
+}
+
+/// One label of a domain name.
+pub(crate) fn check_hostname(hostname: &str) -> Result<()> {
+    let inner = hostname.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
+    let ends = !hostname.starts_with('-') && !hostname.ends_with('-');
+    if inner && ends && (2..=HOSTNAME_BYTES_MAX).contains(&hostname.len()) {
+        return Ok(());
+    }
+    Err(invalid(format!(
+        "Invalid input for field/attribute hostname: {hostname}: letters, digits and inner '-' are allowed."
+    )))
+}
+
+/// Keys and values of 255 characters at most.
+pub(crate) fn check_properties(properties: &BTreeMap<String, String>) -> Result<()> {
+    for (key, value) in properties {
+        let key_fits = (1..=TEXT_CHARS_MAX).contains(&key.chars().count())
+            && key.chars().all(|c| c.is_ascii_alphanumeric() || "-_:. ".contains(c));
+        if !key_fits {
+            return Err(invalid(format!(
+                "Invalid input for field/attribute metadata: key '{key}' does not fit."
+            )));
+        }
+        if value.chars().count() > TEXT_CHARS_MAX {
+            return Err(invalid(format!(
+                "Invalid input for field/attribute metadata: the value of '{key}' has more than {TEXT_CHARS_MAX} characters."
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// 1 to 60 characters without `,` and `/`.
+pub(crate) fn check_tag(tag: &str) -> Result<()> {
+    if (1..=TAG_CHARS_MAX).contains(&tag.chars().count()) && !tag.contains([',', '/']) {
+        return Ok(());
+    }
+    Err(invalid(format!("Invalid tag '{tag}': it has 1 to {TAG_CHARS_MAX} characters without ',' and '/'.")))
+}
+
+/// A host name made of a server's name as Nova makes it (`nova.utils.sanitize_hostname`).
+pub(crate) fn hostname_of(name: &str, id: &str) -> String {
+    let kept = name.chars().filter_map(|c| match c {
+        ' ' | '_' | '.' => Some('-'),
+        c if c.is_ascii_alphanumeric() || c == '-' => Some(c.to_ascii_lowercase()),
+        _ => None,
+    });
+    let kept: String = kept.collect();
+    let cut: String = kept.trim_matches('-').chars().take(HOSTNAME_BYTES_MAX).collect();
+    let hostname = cut.trim_matches('-');
+    if hostname.is_empty() { format!("server-{id}") } else { hostname.to_owned() }
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::invalid("InvalidInput", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_are_made_of_names_as_nova_does() {
+        assert_eq!(hostname_of("My Server_1.x", "id"), "my-server-1-x");
+        assert_eq!(hostname_of("-ä-", "id"), "server-id");
+        assert_eq!(hostname_of(&"a".repeat(80), "id").len(), 63);
+        assert_eq!(hostname_of("..", "1"), "server-1");
+    }
+
+    #[test]
+    fn forms_that_nova_refuses_are_refused() {
+        assert!(check_name("").is_err() && check_name("  ").is_err() && check_name("a\nb").is_err());
+        assert!(check_name(&"x".repeat(256)).is_err() && check_name("s 1").is_ok());
+        assert!(check_tag("a,b").is_err() && check_tag("").is_err() && check_tag("web").is_ok());
+        assert!(
+            check_hostname("a").is_err() && check_hostname("-ab").is_err() && check_hostname("a-b").is_ok()
+        );
+        let long = BTreeMap::from([("k".to_owned(), "v".repeat(256))]);
+        assert!(check_properties(&long).is_err());
+    }
+}

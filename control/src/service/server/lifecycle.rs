@@ -1,0 +1,237 @@
+//! A server's life as pure functions: what an owner may ask in which state, and what a host's report makes of it.
+//!
+//! Must never know: the store, the clock, the agents.
+
+use jiff::Timestamp;
+
+use crate::agent::protocol::{InstanceObserved, InstanceState, Power};
+use crate::error::Error;
+use crate::model::compute::{ACTIONS_MAX, ActionRecord, Fault, Server, VmState};
+
+/// How long a guest has to shut itself down when its owner stops it or reboots it softly, in milliseconds (Nova's
+/// `shutdown_timeout`); the image property `os_shutdown_timeout`, in seconds, overrides it.
+pub const SHUTDOWN_TIMEOUT_MS: u32 = 60_000;
+/// The longest such time an image may ask for, in seconds: a host must be able to be emptied.
+pub const SHUTDOWN_TIMEOUT_S_MAX: u32 = 3_600;
+
+/// What can be asked of a server's power.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// `os-start`.
+    Start,
+    /// `os-stop`.
+    Stop,
+    /// `reboot` of type `SOFT`: the guest is asked first.
+    RebootSoft,
+    /// `reboot` of type `HARD`.
+    RebootHard,
+    /// `pause`.
+    Pause,
+    /// `unpause`.
+    Unpause,
+}
+
+impl Action {
+    /// The name in Nova's messages and instance actions.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::RebootSoft | Self::RebootHard => "reboot",
+            Self::Pause => "pause",
+            Self::Unpause => "unpause",
+        }
+    }
+
+    fn allowed_in(self) -> &'static [VmState] {
+        match self {
+            Self::Start => &[VmState::Stopped],
+            Self::Stop => &[VmState::Active, VmState::Error],
+            Self::RebootSoft | Self::Pause => &[VmState::Active],
+            Self::RebootHard => &[VmState::Active, VmState::Stopped, VmState::Paused, VmState::Error],
+            Self::Unpause => &[VmState::Paused],
+        }
+    }
+
+    fn task(self) -> &'static str {
+        match self {
+            Self::Start => "powering-on",
+            Self::Stop => "powering-off",
+            Self::RebootSoft => "rebooting",
+            Self::RebootHard => "rebooting_hard",
+            Self::Pause => "pausing",
+            Self::Unpause => "unpausing",
+        }
+    }
+
+    /// Whether it may begin while `task` is under way: a hard reboot breaks into one that hangs.
+    fn breaks_into(self, task: &str) -> bool {
+        match self {
+            Self::RebootHard => matches!(
+                task,
+                "rebooting" | "rebooting_hard" | "powering-on" | "powering-off" | "pausing" | "unpausing"
+            ),
+            Self::Start | Self::Stop | Self::RebootSoft | Self::Pause | Self::Unpause => false,
+        }
+    }
+}
+
+/// Writes down that `action` is wanted.
+///
+/// # Errors
+/// [`Error::Conflict`] in Nova's words if the server's state does not allow it.
+pub fn ask(server: &mut Server, action: Action, now: Timestamp) -> Result<(), Error> {
+    if let Some(task) = &server.task
+        && !action.breaks_into(task)
+    {
+        return Err(wrong_state(server, action.name(), "task_state", task));
+    }
+    if !action.allowed_in().contains(&server.vm_state) {
+        return Err(wrong_state(server, action.name(), "vm_state", server.vm_state.name()));
+    }
+    if server.launched_at.is_none() || server.host.is_none() || server.discard {
+        return Err(Error::conflict(
+            "InstanceInvalidState",
+            format!("Cannot '{}' an instance which has never been active", action.name()),
+        ));
+    }
+    server.shutdown_timeout_ms = match action {
+        Action::Stop | Action::RebootSoft => shutdown_timeout_ms(server),
+        Action::Start | Action::RebootHard | Action::Pause | Action::Unpause => 0,
+    };
+    match action {
+        Action::Start | Action::RebootSoft | Action::RebootHard => {
+            server.power = Power::Running;
+            server.boot += 1;
+        }
+        Action::Stop => server.power = Power::Stopped,
+        Action::Pause => server.power = Power::Paused,
+        Action::Unpause => server.power = Power::Running,
+    }
+    server.task = Some(action.task().to_owned());
+    server.generation += 1;
+    server.updated_at = now;
+    Ok(())
+}
+
+/// Writes down that the server shall be gone, in whatever state it is.
+pub fn ask_deletion(server: &mut Server, now: Timestamp) {
+    if server.power != Power::Deleted {
+        server.power = Power::Deleted;
+        server.shutdown_timeout_ms = 0;
+        server.generation += 1;
+    }
+    server.task = Some("deleting".to_owned());
+    server.updated_at = now;
+}
+
+/// Writes down that the server failed before a host ever ran it: it keeps its row, and nothing else.
+pub fn fail_building(server: &mut Server, fault: Fault) {
+    server.updated_at = fault.created_at;
+    server.vm_state = VmState::Error;
+    server.fault = Some(fault);
+    if server.power != Power::Deleted {
+        server.task = None;
+        server.discard = true;
+        server.generation += 1;
+    }
+}
+
+/// Writes down what was asked, by whom, forgetting the oldest beyond [`ACTIONS_MAX`].
+pub fn record(server: &mut Server, action: ActionRecord) {
+    server.actions.push(action);
+    if server.actions.len() > ACTIONS_MAX {
+        server.actions.remove(0);
+    }
+}
+
+/// Takes over what the server's host reports, if it says anything new; the result is whether the row changed.
+///
+/// Level-triggered: the same report twice changes nothing the second time, and a report about an older generation
+/// tells what is seen but ends no task.
+pub fn observe(server: &mut Server, report: &InstanceObserved, now: Timestamp) -> bool {
+    let before = server.clone();
+    if report.generation < server.observed_generation {
+        return false;
+    }
+    server.observed_generation = report.generation;
+    server.observed_boot = report.boot;
+    server.observed = Some(report.state);
+    if server.launched_at.is_none() && matches!(report.state, InstanceState::Running | InstanceState::Paused)
+    {
+        let first_run =
+            report.first_run_us.and_then(|us| Timestamp::from_microsecond(i64::try_from(us).ok()?).ok());
+        server.launched_at = Some(first_run.unwrap_or(now));
+    }
+    if server.power != Power::Deleted && !server.discard && report.generation >= server.generation {
+        settle(server, report, now);
+    }
+    if *server == before {
+        return false;
+    }
+    server.updated_at = now;
+    true
+}
+
+/// What a report about the newest generation means for a server that shall live on.
+fn settle(server: &mut Server, report: &InstanceObserved, now: Timestamp) {
+    let rest = match (report.state, server.power) {
+        (InstanceState::Failed, _) => return fail(server, report, now),
+        (InstanceState::Preparing, _) if server.vm_state == VmState::Building => {
+            server.task = Some("spawning".to_owned());
+            return;
+        }
+        (InstanceState::Running, Power::Running) if report.boot == server.boot => VmState::Active,
+        (InstanceState::Paused, Power::Paused) => VmState::Paused,
+        (InstanceState::Stopped, Power::Stopped) => VmState::Stopped,
+        (InstanceState::Stopped, Power::Running | Power::Paused) if report.boot == server.boot => {
+            // The guest turned itself off: that is from now on what is wanted, or a restart of the host would undo it.
+            server.power = Power::Stopped;
+            server.generation += 1;
+            VmState::Stopped
+        }
+        _ => return,
+    };
+    // A server in error leaves that state only because somebody asked something of it.
+    if server.task.is_some() || server.vm_state != VmState::Error {
+        server.vm_state = rest;
+        server.task = None;
+    }
+}
+
+fn fail(server: &mut Server, report: &InstanceObserved, now: Timestamp) {
+    let message = report.fault.clone().unwrap_or_else(|| "The instance failed on its host.".to_owned());
+    let details = server.host.as_ref().map(|host| format!("Reported by host {host}.")).unwrap_or_default();
+    let fault = Fault { code: 500, message, details, created_at: now };
+    if server.vm_state == VmState::Building {
+        return fail_building(server, fault);
+    }
+    if server.vm_state == VmState::Error && server.task.is_none() && server.power == Power::Stopped {
+        return;
+    }
+    // It ran, so its disk is its owner's: it stays, and nobody starts it again unasked.
+    server.vm_state = VmState::Error;
+    server.task = None;
+    server.fault = Some(fault);
+    if server.power != Power::Stopped {
+        server.power = Power::Stopped;
+        server.generation += 1;
+    }
+}
+
+fn wrong_state(server: &Server, action: &str, attribute: &str, state: &str) -> Error {
+    let id = &server.id;
+    Error::conflict(
+        "InstanceInvalidState",
+        format!("Cannot '{action}' instance {id} while it is in {attribute} {state}"),
+    )
+}
+
+fn shutdown_timeout_ms(server: &Server) -> u32 {
+    let wished =
+        server.image_properties.get("os_shutdown_timeout").and_then(|value| value.parse::<u32>().ok());
+    wished.map_or(SHUTDOWN_TIMEOUT_MS, |seconds| seconds.min(SHUTDOWN_TIMEOUT_S_MAX) * 1000)
+}
+
+#[cfg(test)]
+mod tests;

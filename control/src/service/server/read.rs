@@ -1,0 +1,146 @@
+//! Servers as their owners read them.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::find;
+use crate::Control;
+use crate::caller::Caller;
+use crate::error::{Error, Result};
+use crate::model::compute::{Host, Server};
+use crate::model::network::{Network, Port, SecurityGroup};
+use crate::store::{Cache, Stored};
+
+/// One address of a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// The network's name.
+    pub network: String,
+    /// The address.
+    pub address: IpAddr,
+    /// The port's MAC address.
+    pub mac: [u8; 6],
+}
+
+/// A server with what is known of it besides its row.
+#[derive(Debug, Clone)]
+pub struct ServerView {
+    /// Its row.
+    pub server: Arc<Stored<Server>>,
+    /// Its addresses in the order of its devices.
+    pub addresses: Vec<Address>,
+    /// The names of its ports' security groups.
+    pub security_groups: BTreeSet<String>,
+    /// The zone it is in, or is wished in.
+    pub zone: Option<String>,
+    /// Its host's agent is connected; absent without a host.
+    pub host_alive: Option<bool>,
+    /// Its host takes no new servers.
+    pub host_disabled: bool,
+}
+
+/// Which servers to list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerScope<'a> {
+    /// Those of the caller's project.
+    Own,
+    /// Those of one project; for administrators.
+    Project(&'a str),
+    /// All; for administrators.
+    All,
+}
+
+impl Control {
+    /// One server.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn server(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<Server>>> {
+        self.db.caught_up().await?;
+        find(self.db.cache(), caller, id)
+    }
+
+    /// The servers of `scope`, in the order of their ids.
+    ///
+    /// # Errors
+    /// `Forbidden` if the scope is beyond the caller.
+    pub async fn servers(&self, caller: &Caller, scope: ServerScope<'_>) -> Result<Vec<Arc<Stored<Server>>>> {
+        let project = match scope {
+            ServerScope::Own => caller.project_id(),
+            ServerScope::Project(project) => Some(project),
+            ServerScope::All if caller.is_admin() => None,
+            ServerScope::All => {
+                return Err(Error::Forbidden { action: "os_compute_api:servers:detail:get_all_tenants" });
+            }
+        };
+        if project.is_none() && scope == ServerScope::Own {
+            return Ok(Vec::new());
+        }
+        if project.is_some_and(|project| !caller.may_read(project)) {
+            return Err(Error::Forbidden { action: "os_compute_api:servers:index:get_all_tenants" });
+        }
+        self.db.caught_up().await?;
+        Ok(self
+            .db
+            .cache()
+            .filter::<Server>(|server| project.is_none_or(|project| server.project_id == project)))
+    }
+
+    /// What is known of a server besides its row.
+    pub fn server_view(&self, server: Arc<Stored<Server>>) -> ServerView {
+        let cache = self.db.cache();
+        let mut addresses = Vec::new();
+        let mut security_groups = BTreeSet::new();
+        for port in ports(cache, &server.row) {
+            let network = cache.get::<Network>(&port.row.network_id);
+            let name = network
+                .map_or_else(|| port.row.network_id.clone(), |network| network.row.standard.name.clone());
+            addresses.extend(port.row.fixed_ips.iter().map(|ip| Address {
+                network: name.clone(),
+                address: ip.ip_address,
+                mac: port.row.mac,
+            }));
+            let groups = port.row.security_groups.iter().filter_map(|id| cache.get::<SecurityGroup>(id));
+            security_groups.extend(groups.map(|group| group.row.standard.name.clone()));
+        }
+        let host = server.row.host.as_ref().and_then(|name| cache.get::<Host>(name));
+        let zone =
+            host.as_ref().map(|host| host.row.zone.clone()).or_else(|| server.row.availability_zone.clone());
+        ServerView {
+            host_alive: host.as_ref().map(|host| self.host_is_alive(&host.row.name)),
+            host_disabled: host.is_some_and(|host| host.row.disabled.is_some()),
+            addresses,
+            security_groups,
+            zone,
+            server,
+        }
+    }
+
+    /// The ports of a server the caller may see, in the order of its devices.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn server_ports(&self, caller: &Caller, id: &str) -> Result<Vec<Arc<Stored<Port>>>> {
+        let server = self.server(caller, id).await?;
+        Ok(ports(self.db.cache(), &server.row))
+    }
+
+    /// The security groups of a server's ports.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn server_security_groups(
+        &self,
+        caller: &Caller,
+        id: &str,
+    ) -> Result<Vec<Arc<Stored<SecurityGroup>>>> {
+        let ports = self.server_ports(caller, id).await?;
+        let ids: BTreeSet<&String> = ports.iter().flat_map(|port| &port.row.security_groups).collect();
+        Ok(ids.into_iter().filter_map(|id| self.db.get::<SecurityGroup>(id)).collect())
+    }
+}
+
+fn ports(cache: &Cache, server: &Server) -> Vec<Arc<Stored<Port>>> {
+    server.port_ids.iter().filter_map(|id| cache.get::<Port>(id)).collect()
+}
