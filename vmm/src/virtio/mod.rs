@@ -10,6 +10,7 @@
 //!   [`negotiation`] holds what all transports share (status machine, features, queue set-up).
 //! - [`queue`]: checked access to split virtqueues. Whatever the driver writes, guest memory is the only memory
 //!   touched, and nothing panics: a broken ring makes the device ask for a reset.
+//! - `mock`: the driver's side, for tests and fuzzers (feature `mock`).
 //!
 //! # Wiring one device
 //! ```text
@@ -35,11 +36,15 @@
 pub mod block;
 pub mod link;
 pub mod mmio;
+#[cfg(any(test, feature = "mock"))]
+pub mod mock;
 pub mod negotiation;
 pub mod net;
 pub mod queue;
 pub mod rng;
 pub mod spec;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::os::fd::AsRawFd;

@@ -47,6 +47,7 @@ pub struct Net<L> {
     link_failed: bool,
     endpoint: Option<Endpoint>,
     timer: TimerFd,
+    timer_armed: bool,
     config: [u8; CONFIG_BYTES],
     queue_events: Vec<EventFd>,
     active: Option<Activation>,
@@ -109,6 +110,7 @@ impl<L: Link> Net<L> {
             link_failed: false,
             endpoint,
             timer: TimerFd::new().map_err(|errno| Error::EventFd(errno.into()))?,
+            timer_armed: false,
             config: config_space(config.mac, config.mtu),
             queue_events: super::queue_event_fds(2)?,
             active: None,
@@ -142,7 +144,10 @@ impl<L: Link> Net<L> {
                     self.watch_link(ops, !starved)
                 }
                 let delay = self.endpoint.as_mut().and_then(|endpoint| endpoint.poll_delay(Instant::now()));
-                super::arm(&mut self.timer, delay);
+                if delay.is_some() || self.timer_armed {
+                    super::arm(&mut self.timer, delay);
+                    self.timer_armed = delay.is_some();
+                }
             }
             Err(error) => {
                 super::broken(&active, device_type::NET, error);
@@ -231,7 +236,8 @@ impl<L: Link> Net<L> {
         if self.rx_packet.is_empty() {
             self.rx_packet.resize(PACKET_BYTES_MAX, 0);
         }
-        if let Some(frame) = self.endpoint.as_mut().and_then(Endpoint::next_answer) {
+        if let Some(frame) = self.endpoint.as_mut().and_then(|endpoint| endpoint.next_answer(Instant::now()))
+        {
             let end = (spec::HEADER_BYTES + frame.len()).min(PACKET_BYTES_MAX);
             self.rx_packet[..spec::HEADER_BYTES].fill(0);
             self.rx_packet[spec::HEADER_BYTES..end].copy_from_slice(&frame[..end - spec::HEADER_BYTES]);

@@ -1,0 +1,368 @@
+//! The driver's side of a device: a fake guest with its memory, registers and queues, for tests and fuzzers.
+//!
+//! It drives a device as a guest would: through the memory-mapped transport, with an event loop of its own. It is
+//! as free as a guest to do what is forbidden: descriptors, rings and registers take any value.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::Ordering;
+
+use event_manager::{EventManager, MutEventSubscriber};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::link::Link;
+use super::mmio::MmioTransport;
+use super::spec::{feature, mmio, ring, status};
+use super::{Error, Shared};
+use crate::bus::BusDevice;
+use crate::memory::GuestMemory;
+
+/// The fake guest's memory: two regions with a hole between them, in bytes.
+pub const MEMORY: [(GuestAddress, usize); 2] =
+    [(GuestAddress(0), 0x20_0000), (GuestAddress(0x40_0000), 0x10_0000)];
+/// Where buffers may be put: below, the queues live.
+pub const BUFFERS_START: u64 = 0x10_0000;
+/// Where queue `index` is put by [`MockGuest::set_up_queue`].
+const QUEUES_START: u64 = 0x1_0000;
+const QUEUE_STRIDE: u64 = 0x1_0000;
+/// Turns of the event loop in [`MockGuest::run`]: a device that needs more for one event spins.
+const TURNS_MAX: usize = 256;
+
+/// A fake guest with one device.
+pub struct MockGuest {
+    /// Its memory.
+    pub memory: GuestMemory,
+    transport: MmioTransport,
+    events: EventManager<Box<dyn MutEventSubscriber>>,
+    irq: EventFd,
+}
+
+/// One queue as the driver lays it out.
+#[derive(Debug, Clone, Copy)]
+pub struct MockQueue {
+    /// Its index in the device.
+    pub index: u16,
+    /// Its size.
+    pub size: u16,
+    /// Guest address of the descriptor table.
+    pub descriptors: u64,
+    /// Guest address of the available ring.
+    pub available: u64,
+    /// Guest address of the used ring.
+    pub used: u64,
+    next_descriptor: u16,
+    available_index: u16,
+    used_index: u16,
+}
+
+/// One descriptor (VIRTIO 1.3 §2.7.5).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MockDescriptor {
+    /// Guest address of the buffer.
+    pub address: u64,
+    /// Its bytes.
+    pub length: u32,
+    /// `DESC_F_…`.
+    pub flags: u16,
+    /// Index of the next descriptor.
+    pub next: u16,
+}
+
+impl MockDescriptor {
+    /// A buffer that the device reads.
+    pub fn readable(address: u64, length: u32) -> Self {
+        Self { address, length, ..Self::default() }
+    }
+
+    /// A buffer that the device writes.
+    pub fn writable(address: u64, length: u32) -> Self {
+        Self { address, length, flags: ring::DESC_F_WRITE, next: 0 }
+    }
+}
+
+impl MockGuest {
+    /// Puts `device` into a fresh guest.
+    pub fn new(device: Shared) -> Result<Self, Error> {
+        let memory = GuestMemory::from_ranges(&MEMORY).expect("invariant: the mock's memory is small");
+        let irq = EventFd::new(EFD_NONBLOCK).map_err(Error::EventFd)?;
+        let irq_end = irq.try_clone().map_err(Error::EventFd)?;
+        let transport = MmioTransport::new(memory.clone(), device.clone(), irq_end)?;
+        let mut events: EventManager<Box<dyn MutEventSubscriber>> =
+            EventManager::new().map_err(|error| Error::EventFd(io::Error::other(error)))?;
+        event_manager::SubscriberOps::add_subscriber(&mut events, Box::new(device));
+        Ok(Self { memory, transport, events, irq })
+    }
+
+    /// Reads a register.
+    pub fn read(&mut self, register: u32) -> u32 {
+        let mut bytes = [0; 4];
+        self.transport.read(u64::from(register), &mut bytes);
+        u32::from_le_bytes(bytes)
+    }
+
+    /// Writes a register.
+    pub fn write(&mut self, register: u32, value: u32) {
+        self.transport.write(u64::from(register), &value.to_le_bytes());
+    }
+
+    /// Reads configuration space.
+    pub fn read_config<const N: usize>(&mut self, offset: u32) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.transport.read(u64::from(mmio::CONFIG + offset), &mut bytes);
+        bytes
+    }
+
+    /// The registers, for accesses of odd widths and places.
+    pub fn bus(&mut self) -> &mut dyn BusDevice {
+        &mut self.transport
+    }
+
+    /// The features offered.
+    pub fn offered(&mut self) -> u64 {
+        self.write(mmio::DEVICE_FEATURES_SEL, 0);
+        let low = self.read(mmio::DEVICE_FEATURES);
+        self.write(mmio::DEVICE_FEATURES_SEL, 1);
+        u64::from(low) | u64::from(self.read(mmio::DEVICE_FEATURES)) << 32
+    }
+
+    /// Goes up to `FEATURES_OK` with `features` and `VERSION_1`; the status that results.
+    pub fn negotiate(&mut self, features: u64) -> u32 {
+        self.write(mmio::STATUS, 0);
+        self.write(mmio::STATUS, status::ACKNOWLEDGE);
+        self.write(mmio::STATUS, status::ACKNOWLEDGE | status::DRIVER);
+        let features = features | feature::VERSION_1;
+        for half in 0..2 {
+            self.write(mmio::DRIVER_FEATURES_SEL, half);
+            // Truncation is the point: one half at a time.
+            self.write(mmio::DRIVER_FEATURES, (features >> (32 * half)) as u32);
+        }
+        self.write(mmio::STATUS, status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK);
+        self.read(mmio::STATUS)
+    }
+
+    /// Lays out queue `index` with `size` descriptors and makes it ready.
+    pub fn set_up_queue(&mut self, index: u16, size: u16) -> MockQueue {
+        let start = QUEUES_START + u64::from(index) * QUEUE_STRIDE;
+        let descriptors_bytes = u64::from(size) * ring::DESC_BYTES;
+        let available = start + descriptors_bytes;
+        // Six bytes and two per entry, then room until the used ring's alignment.
+        let used = (available + 6 + 2 * u64::from(size) + 3) & !3;
+        let queue = MockQueue {
+            index,
+            size,
+            descriptors: start,
+            available,
+            used,
+            next_descriptor: 0,
+            available_index: 0,
+            used_index: 0,
+        };
+        let zeros = vec![0; QUEUE_STRIDE as usize];
+        self.memory
+            .write_slice(&zeros, GuestAddress(start))
+            .expect("invariant: queues lie in the mock's memory");
+        self.place_queue(&queue);
+        queue
+    }
+
+    /// Tells the device where `queue` lies and makes it ready.
+    pub fn place_queue(&mut self, queue: &MockQueue) {
+        self.write(mmio::QUEUE_SEL, u32::from(queue.index));
+        self.write(mmio::QUEUE_SIZE, u32::from(queue.size));
+        let parts = [
+            (mmio::QUEUE_DESC_LOW, mmio::QUEUE_DESC_HIGH, queue.descriptors),
+            (mmio::QUEUE_DRIVER_LOW, mmio::QUEUE_DRIVER_HIGH, queue.available),
+            (mmio::QUEUE_DEVICE_LOW, mmio::QUEUE_DEVICE_HIGH, queue.used),
+        ];
+        for (low, high, address) in parts {
+            self.write(low, address as u32);
+            self.write(high, (address >> 32) as u32);
+        }
+        self.write(mmio::QUEUE_READY, 1);
+    }
+
+    /// Sets `DRIVER_OK`; the status that results.
+    pub fn start(&mut self) -> u32 {
+        let all = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
+        self.write(mmio::STATUS, all);
+        self.read(mmio::STATUS)
+    }
+
+    /// All of the above: negotiates `features` and starts with one queue per entry of `sizes`.
+    pub fn bring_up(&mut self, features: u64, sizes: &[u16]) -> Vec<MockQueue> {
+        self.negotiate(features);
+        let indices = 0_u16..;
+        let queues = indices.zip(sizes).map(|(index, &size)| self.set_up_queue(index, size)).collect();
+        self.start();
+        self.run();
+        queues
+    }
+
+    /// Whether the device asks for a reset.
+    pub fn needs_reset(&mut self) -> bool {
+        self.read(mmio::STATUS) & status::NEEDS_RESET != 0
+    }
+
+    /// Notifies queue `index` and lets the device work.
+    pub fn kick(&mut self, index: u16) {
+        self.write(mmio::QUEUE_NOTIFY, u32::from(index));
+        self.run();
+    }
+
+    /// Lets the device's event loop run until nothing is pending; false if it does not come to rest.
+    pub fn run(&mut self) -> bool {
+        (0..TURNS_MAX).any(|_| self.events.run_with_timeout(0).is_ok_and(|events| events == 0))
+    }
+
+    /// Lets the device's event loop wait for one event, `timeout_ms` at most.
+    pub fn wait(&mut self, timeout_ms: i32) {
+        if let Err(error) = self.events.run_with_timeout(timeout_ms) {
+            panic!("the event loop failed: {error}");
+        }
+    }
+
+    /// Interrupts raised since the last call.
+    pub fn take_interrupts(&mut self) -> u64 {
+        self.irq.read().unwrap_or(0)
+    }
+
+    /// Writes into guest memory.
+    pub fn put(&self, address: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(address)).expect("invariant: tests write inside memory");
+    }
+
+    /// Reads guest memory.
+    pub fn get(&self, address: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.memory
+            .read_slice(&mut bytes, GuestAddress(address))
+            .expect("invariant: tests read inside memory");
+        bytes
+    }
+}
+
+impl MockQueue {
+    /// Writes descriptor `index`, whatever it says.
+    pub fn write_descriptor(&self, memory: &GuestMemory, index: u16, descriptor: MockDescriptor) {
+        write_descriptor(memory, self.descriptors + u64::from(index) * ring::DESC_BYTES, descriptor);
+    }
+
+    /// Chains `descriptors` and makes them available; the head's index.
+    pub fn submit(&mut self, memory: &GuestMemory, descriptors: &[MockDescriptor]) -> u16 {
+        let head = self.next_descriptor;
+        for (position, descriptor) in descriptors.iter().enumerate() {
+            let index = self.next_descriptor;
+            self.next_descriptor = (index + 1) % self.size;
+            let mut descriptor = *descriptor;
+            if position + 1 < descriptors.len() {
+                descriptor.flags |= ring::DESC_F_NEXT;
+                descriptor.next = self.next_descriptor;
+            }
+            self.write_descriptor(memory, index, descriptor);
+        }
+        self.make_available(memory, head);
+        head
+    }
+
+    /// Puts `head` into the available ring, whatever it is.
+    pub fn make_available(&mut self, memory: &GuestMemory, head: u16) {
+        let slot = self.available + 4 + 2 * u64::from(self.available_index % self.size);
+        memory.write_obj(head.to_le(), GuestAddress(slot)).expect("invariant: the ring lies in memory");
+        self.available_index = self.available_index.wrapping_add(1);
+        self.set_available_index(memory, self.available_index);
+    }
+
+    /// Writes the available ring's index, whatever it is.
+    pub fn set_available_index(&self, memory: &GuestMemory, index: u16) {
+        memory
+            .store(index.to_le(), GuestAddress(self.available + 2), Ordering::Release)
+            .expect("invariant: the ring lies in memory");
+    }
+
+    /// Writes the available ring's flags.
+    pub fn set_available_flags(&self, memory: &GuestMemory, flags: u16) {
+        memory
+            .write_obj(flags.to_le(), GuestAddress(self.available))
+            .expect("invariant: the ring lies in memory");
+    }
+
+    /// Writes `used_event`: the driver wants an interrupt once the used index passes it.
+    pub fn set_used_event(&self, memory: &GuestMemory, index: u16) {
+        let address = self.available + 4 + 2 * u64::from(self.size);
+        memory.write_obj(index.to_le(), GuestAddress(address)).expect("invariant: the ring lies in memory");
+    }
+
+    /// The used ring's flags.
+    pub fn used_flags(&self, memory: &GuestMemory) -> u16 {
+        u16::from_le(memory.read_obj(GuestAddress(self.used)).expect("invariant: the ring lies in memory"))
+    }
+
+    /// `avail_event`: the device wants a notification once the available index passes it.
+    pub fn available_event(&self, memory: &GuestMemory) -> u16 {
+        let address = self.used + 4 + 8 * u64::from(self.size);
+        u16::from_le(memory.read_obj(GuestAddress(address)).expect("invariant: the ring lies in memory"))
+    }
+
+    /// The next chain that the device returned: its head and the bytes written.
+    pub fn take_used(&mut self, memory: &GuestMemory) -> Option<(u32, u32)> {
+        let index: u16 = memory
+            .load(GuestAddress(self.used + 2), Ordering::Acquire)
+            .expect("invariant: the ring lies in memory");
+        if u16::from_le(index) == self.used_index {
+            return None;
+        }
+        let entry = GuestAddress(self.used + 4 + 8 * u64::from(self.used_index % self.size));
+        let [head, length]: [u32; 2] = memory.read_obj(entry).expect("invariant: the ring lies in memory");
+        self.used_index = self.used_index.wrapping_add(1);
+        Some((u32::from_le(head), u32::from_le(length)))
+    }
+}
+
+/// Writes one descriptor at a guest address: into a table of a queue, or an indirect one.
+pub fn write_descriptor(memory: &GuestMemory, address: u64, descriptor: MockDescriptor) {
+    let mut bytes = [0; ring::DESC_BYTES as usize];
+    bytes[..8].copy_from_slice(&descriptor.address.to_le_bytes());
+    bytes[8..12].copy_from_slice(&descriptor.length.to_le_bytes());
+    bytes[12..14].copy_from_slice(&descriptor.flags.to_le_bytes());
+    bytes[14..].copy_from_slice(&descriptor.next.to_le_bytes());
+    memory.write_slice(&bytes, GuestAddress(address)).expect("invariant: tables lie in the mock's memory");
+}
+
+/// A link that is one end of a packet socket, in place of a tap.
+#[derive(Debug)]
+pub struct PacketSocket {
+    socket: OwnedFd,
+    /// The features last announced by [`Link::set_offloads`].
+    pub offloads: u64,
+}
+
+/// A link for a device, and its far end.
+pub fn packet_pair() -> io::Result<(PacketSocket, OwnedFd)> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let (near, far) = rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    Ok((PacketSocket { socket: near, offloads: 0 }, far))
+}
+
+impl Link for PacketSocket {
+    fn set_offloads(&mut self, features: u64) -> io::Result<()> {
+        self.offloads = features;
+        Ok(())
+    }
+
+    fn receive(&mut self, packet: &mut [u8]) -> io::Result<usize> {
+        Ok(rustix::net::recv(&self.socket, packet, RecvFlags::empty())?.0)
+    }
+
+    fn send(&mut self, packet: &[u8]) -> io::Result<()> {
+        rustix::net::send(&self.socket, packet, SendFlags::NOSIGNAL)?;
+        Ok(())
+    }
+}
+
+impl AsRawFd for PacketSocket {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}

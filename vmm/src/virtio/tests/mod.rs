@@ -1,0 +1,82 @@
+//! Devices driven by the mock guest.
+
+mod block;
+mod net;
+mod random;
+mod rng;
+mod transport;
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use storage::format::Disk;
+
+use super::mock::MockGuest;
+use super::{Shared, block::Block};
+
+/// A disk in memory that remembers what was asked of it.
+#[derive(Clone, Default)]
+struct MemoryDisk(Arc<Mutex<MemoryDiskState>>);
+
+#[derive(Default)]
+struct MemoryDiskState {
+    bytes: Vec<u8>,
+    flushes: u32,
+    discards: Vec<(u64, u64)>,
+    fail: bool,
+}
+
+impl MemoryDisk {
+    fn new(bytes: usize) -> Self {
+        let disk = Self::default();
+        disk.state(|state| state.bytes = (0..bytes).map(|index| (index / 512) as u8).collect());
+        disk
+    }
+
+    fn state<R>(&self, use_state: impl FnOnce(&mut MemoryDiskState) -> R) -> R {
+        use_state(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Disk for MemoryDisk {
+    fn size_bytes(&self) -> u64 {
+        self.state(|state| state.bytes.len() as u64)
+    }
+
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.state(|state| {
+            if state.fail {
+                return Err(io::Error::other("broken medium"));
+            }
+            let start = offset as usize;
+            buffer.copy_from_slice(&state.bytes[start..start + buffer.len()]);
+            Ok(())
+        })
+    }
+
+    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+        self.state(|state| {
+            let start = offset as usize;
+            state.bytes[start..start + buffer.len()].copy_from_slice(buffer);
+            Ok(())
+        })
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        self.state(|state| state.flushes += 1);
+        Ok(())
+    }
+
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.state(|state| state.discards.push((offset, length)));
+        Ok(())
+    }
+}
+
+fn block_device(disk: &MemoryDisk, read_only: bool) -> Shared {
+    Arc::new(Mutex::new(Block::new(Box::new(disk.clone()), read_only, "disk-1").unwrap()))
+}
+
+fn block_guest(disk: &MemoryDisk) -> MockGuest {
+    MockGuest::new(block_device(disk, false)).unwrap()
+}

@@ -1,0 +1,199 @@
+//! The network device between the mock guest and a packet socket.
+
+use std::os::fd::OwnedFd;
+
+use rustix::net::{RecvFlags, SendFlags};
+
+use super::super::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, packet_pair};
+use super::super::net::Net;
+use super::super::spec::{net, ring};
+use super::*;
+use crate::config::{InheritedFd, NicConfig};
+
+const HEADER: usize = net::HEADER_BYTES;
+
+struct Driver {
+    guest: MockGuest,
+    rx: MockQueue,
+    tx: MockQueue,
+    far: OwnedFd,
+}
+
+fn config(mtu: u16) -> NicConfig {
+    NicConfig { tap: InheritedFd(-1), mac: [2, 0, 0, 0, 0, 1], mtu, endpoint: None }
+}
+
+impl Driver {
+    fn new(features: u64) -> Self {
+        let (link, far) = packet_pair().unwrap();
+        let device = Arc::new(Mutex::new(Net::new(&config(1500), link).unwrap()));
+        let mut guest = MockGuest::new(device).unwrap();
+        let queues = guest.bring_up(features, &[16, 16]);
+        assert!(!guest.needs_reset());
+        Self { guest, rx: queues[0], tx: queues[1], far }
+    }
+
+    fn transmit(&mut self, packet: &[u8]) {
+        self.guest.put(BUFFERS_START, packet);
+        self.tx.submit(&self.guest.memory, &[MockDescriptor::readable(BUFFERS_START, packet.len() as u32)]);
+        self.guest.kick(1);
+        assert!(self.tx.take_used(&self.guest.memory).is_some());
+    }
+
+    fn offer(&mut self, address: u64, length: u32) {
+        self.rx.submit(&self.guest.memory, &[MockDescriptor::writable(address, length)]);
+        self.guest.kick(0);
+    }
+
+    fn send_from_far(&mut self, packet: &[u8]) {
+        rustix::net::send(&self.far, packet, SendFlags::empty()).unwrap();
+        assert!(self.guest.run(), "the device came to rest");
+    }
+
+    fn receive_at_far(&self) -> Option<Vec<u8>> {
+        let mut packet = vec![0; 70_000];
+        let (length, _) = rustix::net::recv(&self.far, &mut packet, RecvFlags::DONTWAIT).ok()?;
+        packet.truncate(length);
+        Some(packet)
+    }
+}
+
+fn packet(length: usize) -> Vec<u8> {
+    let mut packet = vec![0; HEADER];
+    packet.extend((0..length).map(|index| (index % 253) as u8));
+    packet
+}
+
+#[test]
+fn frame_of_the_guest_reaches_the_link_as_it_is() {
+    let mut driver = Driver::new(0);
+    driver.transmit(&packet(60));
+    assert_eq!(driver.receive_at_far(), Some(packet(60)));
+    driver.transmit(&packet(13));
+    assert_eq!(driver.receive_at_far(), None, "a runt is dropped");
+}
+
+#[test]
+fn offloads_that_were_not_negotiated_are_dropped() {
+    let mut segments = packet(4000);
+    segments[1] = net::GSO_TCPV4;
+    let mut partial = packet(60);
+    partial[0] = net::HDR_F_NEEDS_CSUM;
+    let mut driver = Driver::new(0);
+    driver.transmit(&segments);
+    driver.transmit(&partial);
+    assert_eq!(driver.receive_at_far(), None);
+    let mut driver = Driver::new(net::F_CSUM | net::F_HOST_TSO4);
+    driver.transmit(&segments);
+    driver.transmit(&partial);
+    assert_eq!(driver.receive_at_far(), Some(segments));
+    assert_eq!(driver.receive_at_far(), Some(partial));
+}
+
+#[test]
+fn frame_of_the_link_reaches_a_buffer_that_is_large_enough() {
+    let mut driver = Driver::new(0);
+    driver.offer(BUFFERS_START, 100);
+    driver.offer(BUFFERS_START + 0x1000, 1600);
+    driver.send_from_far(&packet(1514));
+    // Without merging, the small buffer's turn is over when the packet does not fit: the packet is dropped.
+    assert_eq!(driver.rx.take_used(&driver.guest.memory), None);
+    driver.send_from_far(&packet(60));
+    assert_eq!(driver.rx.take_used(&driver.guest.memory), Some((0, 72)));
+    let received = driver.guest.get(BUFFERS_START, 72);
+    assert_eq!(received[10..12], [1, 0]);
+    assert_eq!(received[HEADER..], packet(60)[HEADER..]);
+    assert_eq!(driver.guest.take_interrupts(), 1);
+}
+
+#[test]
+fn large_packet_is_merged_over_several_buffers() {
+    let mut driver = Driver::new(net::F_MRG_RXBUF);
+    for index in 0..3 {
+        driver.offer(BUFFERS_START + index * 0x1000, 1000);
+    }
+    driver.send_from_far(&packet(2500));
+    let used: Vec<_> = std::iter::from_fn(|| driver.rx.take_used(&driver.guest.memory)).collect();
+    assert_eq!(used, [(0, 1000), (1, 1000), (2, 512)]);
+    let received = [0, 1, 2].map(|index| driver.guest.get(BUFFERS_START + index * 0x1000, 1000)).concat();
+    assert_eq!(received[10..12], [3, 0]);
+    assert_eq!(received[HEADER..2512], packet(2500)[HEADER..]);
+}
+
+#[test]
+fn packets_wait_for_buffers_without_spinning() {
+    for features in [net::F_MRG_RXBUF, net::F_MRG_RXBUF | crate::virtio::spec::feature::RING_EVENT_IDX] {
+        let mut driver = Driver::new(features);
+        for length in [600, 601, 602] {
+            driver.send_from_far(&packet(length));
+        }
+        driver.offer(BUFFERS_START, 500);
+        assert_eq!(driver.rx.take_used(&driver.guest.memory), None, "half of it is not delivered");
+        // The next buffer is announced: the device asked for it.
+        assert_eq!(driver.rx.available_event(&driver.guest.memory) == 1, features != net::F_MRG_RXBUF);
+        assert_eq!(driver.rx.used_flags(&driver.guest.memory), 0);
+        for index in 1..6 {
+            driver.offer(BUFFERS_START + index * 0x1000, 500);
+        }
+        let used: Vec<_> = std::iter::from_fn(|| driver.rx.take_used(&driver.guest.memory)).collect();
+        assert_eq!(used, [(0, 500), (1, 112), (2, 500), (3, 113), (4, 500), (5, 114)]);
+    }
+}
+
+#[test]
+fn packet_that_no_queue_of_buffers_could_hold_is_dropped() {
+    let mut driver = Driver::new(net::F_MRG_RXBUF);
+    for index in 0..16 {
+        driver.offer(BUFFERS_START + index * 0x100, 8);
+    }
+    driver.send_from_far(&packet(300));
+    driver.send_from_far(&packet(60));
+    let used: Vec<_> = std::iter::from_fn(|| driver.rx.take_used(&driver.guest.memory)).collect();
+    assert_eq!(used.len(), 9, "the small one was delivered");
+}
+
+#[test]
+fn link_that_goes_away_is_left_alone() {
+    let mut driver = Driver::new(0);
+    driver.offer(BUFFERS_START, 1600);
+    let (_, other) = packet_pair().unwrap();
+    drop(std::mem::replace(&mut driver.far, other));
+    assert!(driver.guest.run(), "the event loop came to rest");
+    driver.transmit(&packet(60));
+    assert!(driver.guest.run());
+    assert!(!driver.guest.needs_reset());
+}
+
+#[test]
+fn reset_forgets_the_old_queues() {
+    let mut driver = Driver::new(0);
+    driver.offer(BUFFERS_START, 1600);
+    driver.guest.write(crate::virtio::spec::mmio::STATUS, 0);
+    driver.send_from_far(&packet(60));
+    assert_eq!(driver.rx.take_used(&driver.guest.memory), None);
+    let queues = driver.guest.bring_up(0, &[16, 16]);
+    driver.rx = queues[0];
+    driver.offer(BUFFERS_START, 1600);
+    assert_eq!(driver.rx.take_used(&driver.guest.memory), Some((0, 72)));
+}
+
+#[test]
+fn broken_ring_stops_the_device_and_its_link() {
+    let mut driver = Driver::new(0);
+    let looping = MockDescriptor { address: 0, length: 8, flags: ring::DESC_F_NEXT, next: 0 };
+    driver.tx.write_descriptor(&driver.guest.memory, 0, looping);
+    driver.tx.make_available(&driver.guest.memory, 0);
+    driver.guest.kick(1);
+    assert!(driver.guest.needs_reset());
+    driver.send_from_far(&packet(60));
+}
+
+#[test]
+fn configuration_has_mac_link_and_mtu() {
+    let (link, _far) = packet_pair().unwrap();
+    let device = Arc::new(Mutex::new(Net::new(&config(9000), link).unwrap()));
+    let mut guest = MockGuest::new(device).unwrap();
+    assert_eq!(guest.read_config(0), [2, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0x28, 0x23]);
+    let (link, _far) = packet_pair().unwrap();
+    assert!(Net::new(&config(60), link).is_err());
+}
