@@ -1,3 +1,7 @@
 //! Image files and disks: streamed in with checksums, cloned in constant time.
+//!
+//! Must never know: tenants, what an id stands for, who asks.
 
 pub mod format;
+pub mod image;
+pub mod root_disk;
