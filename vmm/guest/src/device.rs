@@ -17,6 +17,7 @@ use crate::nic::{NICS_MAX, Nic};
 use crate::parse::cmdline::{MmioDevice, mmio_devices};
 use crate::physical::MEMORY_END;
 use crate::println;
+use crate::transport::Transport;
 
 /// Devices looked at; a machine of this kind has a dozen interrupt pins for them.
 const DEVICES_MAX: usize = 32;
@@ -50,7 +51,7 @@ impl Devices {
                 continue;
             }
             let result = match transport.device_type() {
-                DeviceType::Network => Nic::new(transport).map(|nic| devices.nics.push(nic)),
+                DeviceType::Network => Nic::new(Transport::new(transport)).map(|nic| devices.nics.push(nic)),
                 _ => Disk::new(transport).map(|disk| devices.disks.push(disk)),
             };
             if let Err(error) = result {

@@ -18,14 +18,14 @@ use crate::{disk, fetch, ping};
 /// The port.
 const PORT: u16 = 80;
 /// Connections at the same time; more are refused.
-pub const CONNECTIONS: usize = 8;
+pub const CONNECTIONS: usize = 16;
 /// The largest request taken, head and body, in bytes.
 const REQUEST_BYTES_MAX: usize = 4096;
 /// The most header fields in a request.
 const HEADERS_MAX: usize = 48;
 /// Bytes buffered on the way in and on the way out.
-const RECEIVE_BYTES: usize = 2048;
-const SEND_BYTES: usize = 4096;
+const RECEIVE_BYTES: usize = 1536;
+const SEND_BYTES: usize = 3072;
 
 /// Serves one connection after the other.
 pub async fn serve(machine: &'static Machine, stack: &'static Stack) {

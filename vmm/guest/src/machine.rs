@@ -1,5 +1,4 @@
-//! All there is, and the loop that drives it: the network stacks are polled, then every task is asked to go on, then
-//! the processor sleeps until an interrupt or the earliest moment that somebody waits for.
+//! All there is, and the loop that drives it: the network stacks are polled, then every task is asked to go on, what waits for the console leaves, and at last the processor sleeps until an interrupt or the earliest moment that somebody waits for.
 //!
 //! Must never know: what the tasks do.
 
@@ -11,6 +10,7 @@ use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 
 use crate::clock::Clock;
+use crate::console;
 use crate::disk::{self, Disk};
 use crate::entry::interrupts_taken;
 use crate::metadata::Metadata;
@@ -94,7 +94,7 @@ impl Machine {
             self.wake_at_ns.set(u64::MAX);
             tasks.retain_mut(|task| task.as_mut().poll(&mut context).is_pending());
             // What the tasks left in sockets goes out now; if that moved a socket, its task is asked again.
-            if self.poll_stacks() || self.stacks.iter().any(Stack::has_frames) {
+            if self.poll_stacks() || self.stacks.iter().any(Stack::has_frames) || console::send_part() {
                 continue;
             }
             let deadlines = self.stacks.iter().filter_map(|stack| stack.poll_at_ns(&self.clock));

@@ -32,6 +32,7 @@ mod register;
 mod service;
 mod stack;
 mod tcp;
+mod transport;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -57,27 +58,16 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     };
     interrupts::start();
     let clock = Clock::start();
-    println!("guest: version {} heap {} KiB", env!("CARGO_PKG_VERSION"), heap_bytes >> 10);
-
     let rsdp = handover.rsdp.or_else(|| acpi::find_rsdp(&Physical));
     let acpi = rsdp.and_then(|rsdp| acpi::read(&Physical, rsdp)).unwrap_or_default();
     let pins = Pins::new(acpi.io_apics);
     let power = Power::start(&acpi, &pins);
     let devices = Devices::find(handover.cmdline, &pins);
     clock.calibrate();
-    for (index, disk) in devices.disks.iter().enumerate() {
-        let mode = if disk.read_only() { "ro" } else { "rw" };
-        println!("disk {index}: {} bytes {mode} serial {}", disk.bytes(), metadata::shown(disk.serial()));
-    }
-    if devices.disks.is_empty() {
-        println!("disk: none");
-    }
-    if devices.nics.is_empty() {
-        println!("net: none");
-    }
-    let stacks: Vec<_> =
-        devices.nics.into_iter().enumerate().map(|(index, nic)| Stack::new(nic, index, &clock)).collect();
+    let nics = devices.nics.into_iter().enumerate();
+    let stacks = nics.map(|(index, nic)| Stack::new(nic, index, &clock)).collect();
     let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, power, stacks, devices.disks)));
+    println!("guest: version {} heap {} KiB", env!("CARGO_PKG_VERSION"), heap_bytes >> 10);
     machine.run(tasks(machine))
 }
 
@@ -95,9 +85,22 @@ fn tasks(machine: &'static Machine) -> Vec<Task> {
     tasks
 }
 
-/// From the first address to the end of the commands in user data.
+/// From the first address to the end of the commands in user data. When it begins, the network has been asked for
+/// an address; what there is to say is said while the answer travels.
 async fn live(machine: &'static Machine) {
+    for (index, disk) in machine.disks.iter().enumerate() {
+        let mode = if disk.read_only() { "ro" } else { "rw" };
+        println!("disk {index}: {} bytes {mode} serial {}", disk.bytes(), metadata::shown(disk.serial()));
+    }
+    if machine.disks.is_empty() {
+        println!("disk: none");
+    }
+    for stack in &machine.stacks {
+        let [a, b, c, d, e, f] = stack.mac();
+        println!("{}: mac {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}", stack.name());
+    }
     if machine.stacks.is_empty() {
+        println!("net: none");
         println!("ready without network");
         return;
     }

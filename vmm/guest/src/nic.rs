@@ -14,9 +14,9 @@ use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 use virtio_drivers::Error;
 use virtio_drivers::device::net::VirtIONetRaw;
-use virtio_drivers::transport::mmio::MmioTransport;
 
 use crate::memory::Identity;
+use crate::transport::{Kicks, Transport};
 
 /// The most network devices used.
 pub const NICS_MAX: usize = 4;
@@ -36,18 +36,24 @@ type Buffer = Box<[u8; BUFFER_BYTES]>;
 pub struct Nic(Rc<RefCell<Queues>>);
 
 struct Queues {
-    raw: VirtIONetRaw<Identity, MmioTransport<'static>, QUEUE_SIZE>,
+    raw: VirtIONetRaw<Identity, Transport, QUEUE_SIZE>,
     /// What the device holds, by the token of its descriptor.
     receiving: [Option<Buffer>; QUEUE_SIZE],
     transmitting: [Option<Buffer>; QUEUE_SIZE],
     /// What it does not hold; together with `transmitting` always `QUEUE_SIZE` buffers.
     idle: Vec<Buffer>,
     mtu: usize,
+    /// Buffers to receive into are announced together, not one by one.
+    kicks: Kicks,
 }
+
+/// The queue of buffers to receive into (VIRTIO 1.3 §5.1.2).
+const RECEIVE_QUEUE: u16 = 0;
 
 impl Nic {
     /// Sets the device up and gives it buffers to receive into.
-    pub fn new(transport: MmioTransport<'static>) -> Result<Self, Error> {
+    pub fn new(transport: Transport) -> Result<Self, Error> {
+        let kicks = transport.kicks();
         let raw = VirtIONetRaw::new(transport)?;
         let mut queues = Queues {
             raw,
@@ -55,11 +61,19 @@ impl Nic {
             transmitting: [const { None }; QUEUE_SIZE],
             idle: (0..QUEUE_SIZE).map(|_| buffer()).collect(),
             mtu: MTU_MAX,
+            kicks,
         };
+        queues.kicks.hold(RECEIVE_QUEUE);
         for _ in 0..QUEUE_SIZE {
             queues.receive_into(buffer())?;
         }
+        queues.kicks.give();
         Ok(Nic(Rc::new(RefCell::new(queues))))
+    }
+
+    /// Announces the buffers that were given back since the last call.
+    pub fn kick(&self) {
+        self.0.borrow().kicks.give();
     }
 
     /// The device's MAC address.

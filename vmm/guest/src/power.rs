@@ -9,7 +9,7 @@ use crate::entry::{VECTOR_SCI, acpi_interrupts_taken};
 use crate::interrupts::Pins;
 use crate::parse::acpi::{Acpi, Button, Sleep};
 use crate::register::Register;
-use crate::{println, service};
+use crate::{console, println, service};
 
 /// The keyboard controller's command port.
 const I8042_COMMAND: u16 = 0x64;
@@ -55,6 +55,7 @@ impl Power {
     /// Powers off: by ACPI, else by the keyboard controller's reset, else by a triple fault.
     pub fn off(&self, clock: &Clock) -> ! {
         println!("power: off");
+        console::flush();
         match self.sleep {
             Some(Sleep::Fixed { port, value }) => service::out16(port, value),
             Some(Sleep::Reduced { port: true, address, value }) => service::out8(address as u16, value),
@@ -76,6 +77,7 @@ impl Power {
 
 /// Ends a guest that is wrong, knowing nothing about the machine.
 pub fn give_up() -> ! {
+    console::flush();
     service::out8(I8042_COMMAND, I8042_RESET);
     service::triple_fault()
 }

@@ -11,9 +11,13 @@ use core::fmt;
 use core::net::Ipv4Addr;
 
 use smoltcp::iface::{Config, Context, Interface, PollResult, Route, SocketHandle, SocketSet};
+use smoltcp::phy::{Device as _, TxToken as _};
 use smoltcp::socket::{AnySocket, dhcpv4};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{EthernetAddress, IpCidr, Ipv4Cidr};
+use smoltcp::wire::{
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, IpCidr,
+    Ipv4Cidr,
+};
 
 use crate::clock::{Clock, counter};
 use crate::nic::{MTU_MAX, Nic};
@@ -63,7 +67,6 @@ impl fmt::Display for Lease {
 
 /// One stack.
 pub struct Stack {
-    /// How its lines on the console begin.
     name: String,
     nic: Nic,
     inner: RefCell<Inner>,
@@ -91,8 +94,6 @@ impl Stack {
         let mut sockets = SocketSet::new(vec![]);
         let dhcp = sockets.add(dhcp);
         let name = if index == 0 { String::from("net") } else { format!("net{index}") };
-        let [a, b, c, d, e, f] = nic.mac();
-        println!("{name}: mac {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
         let interface = interface(&mut nic.clone(), clock);
         Stack {
             name,
@@ -102,6 +103,16 @@ impl Stack {
             // Ephemeral ports (RFC 6335 §6), from a place that differs between boots.
             next_port: Cell::new(49152 | counter() as u16 & 0x3fff),
         }
+    }
+
+    /// How its lines on the console begin: `net`, `net1` and so on.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The MAC address.
+    pub fn mac(&self) -> [u8; 6] {
+        self.nic.mac()
     }
 
     /// What DHCP gave, if it has.
@@ -152,7 +163,10 @@ impl Stack {
         let mut moved = inner.interface.poll(now(clock), &mut inner.nic, &mut inner.sockets)
             == PollResult::SocketStateChanged;
         let lease = match inner.sockets.get_mut::<dhcpv4::Socket<'_>>(inner.dhcp).poll() {
-            None => return moved,
+            None => {
+                inner.nic.kick();
+                return moved;
+            }
             Some(dhcpv4::Event::Deconfigured) => None,
             Some(dhcpv4::Event::Configured(config)) => Some(lease(&config)),
         };
@@ -163,8 +177,12 @@ impl Stack {
                 None => println!("{}: address lost", self.name),
             }
             inner.apply(lease.as_ref(), clock);
+            if let Some(lease) = &lease {
+                inner.announce(lease.address.address(), clock);
+            }
             *self.lease.borrow_mut() = lease;
         }
+        inner.nic.kick();
         moved
     }
 
@@ -199,6 +217,33 @@ impl Inner {
                 // More than fit are left out; a lease of that kind has at most `ROUTES_MAX`.
                 let _ = routes.push(route);
             }
+        });
+    }
+}
+
+impl Inner {
+    /// Tells everybody on the link whose address this is (RFC 5227 §3): who already waits for it goes on at once,
+    /// and who remembers a former owner forgets it.
+    fn announce(&mut self, address: Ipv4Addr, clock: &Clock) {
+        let mac = EthernetAddress(self.nic.mac());
+        let arp = ArpRepr::EthernetIpv4 {
+            operation: ArpOperation::Request,
+            source_hardware_addr: mac,
+            source_protocol_addr: address,
+            target_hardware_addr: EthernetAddress([0; 6]),
+            target_protocol_addr: address,
+        };
+        let ethernet = EthernetRepr {
+            src_addr: mac,
+            dst_addr: EthernetAddress::BROADCAST,
+            ethertype: EthernetProtocol::Arp,
+        };
+        // With all buffers out, nobody hears it; the first packet of ours will tell them.
+        let Some(token) = self.nic.transmit(now(clock)) else { return };
+        token.consume(ethernet.buffer_len() + arp.buffer_len(), |bytes| {
+            let mut frame = EthernetFrame::new_unchecked(bytes);
+            ethernet.emit(&mut frame);
+            arp.emit(&mut ArpPacket::new_unchecked(frame.payload_mut()));
         });
     }
 }
