@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::filter::{Element, Filter, FilterChange, bridge_elements, tap_elements};
+use crate::filter::{Filter, FilterChange, WantedFilter};
 use crate::names::{LinkKind, OwnerTag, short_id};
 use crate::netlink::{Link, Request};
 use crate::plan::{Observed, ObservedBridge, ObservedPort, ObservedVxlan, Operation, plan};
@@ -160,7 +160,7 @@ impl Host {
     pub fn converge(&mut self, wanted: &HostNetwork) -> Result<(), Error> {
         self.check_names(wanted)?;
         let observed = self.observe()?;
-        self.apply(&plan(wanted, &observed))
+        self.apply(&plan(self.tag, wanted, &observed))
     }
 
     /// Carries a plan out. A link's failing step skips that link's later ones, the others go on; a failing filter ends
@@ -207,11 +207,7 @@ impl Host {
         let bridge = wanted.bridges.get(&port.bridge).ok_or_else(|| Error::NotWanted(port.bridge.clone()))?;
         self.check_name(LinkKind::Tap, name)?;
         self.check_name(LinkKind::Bridge, &port.bridge)?;
-        let about = [
-            (port.bridge.as_str(), &bridge_elements(&port.bridge, bridge)),
-            (name, &tap_elements(name, port)),
-        ];
-        self.set_links_filter(&about, Some(&|| Filter::wanted(wanted)))?;
+        self.set_links_filter(&[&port.bridge, name], Some(wanted))?;
         let master = self.ensure_bridge(&port.bridge, bridge)?;
         let present = self.owned(name)?;
         let file = match present {
@@ -234,7 +230,7 @@ impl Host {
     pub fn remove_port(&mut self, name: &str) -> Result<(), Error> {
         self.check_name(LinkKind::Tap, name)?;
         self.delete_link(name)?;
-        self.set_links_filter(&[(name, &BTreeSet::new())], None)
+        self.set_links_filter(&[name], None)
     }
 
     /// Removes every link and table of this cloud, whatever state they are in, and nothing else.
@@ -290,6 +286,9 @@ impl Host {
             Operation::ConfigureBridge { name, mtu, has_host, has_ipv6 } => {
                 self.existing(name)?;
                 set_bridge_reach(name, *has_host, *has_ipv6)?;
+                if has_bridge_netfilter() {
+                    self.execute([Request::set_bridge_calls_ip_filters(name, true)])?;
+                }
                 self.execute([Request::configure(name, *mtu, None)])
             }
             Operation::AddAddress { bridge, address } => {
@@ -340,7 +339,7 @@ impl Host {
         }
         let bridges = BTreeMap::from([(name.to_owned(), bridge.clone())]);
         let part = HostNetwork { bridges, ..HostNetwork::default() };
-        let mut operations = plan(&part, &observed);
+        let mut operations = plan(self.tag, &part, &observed);
         operations.retain(|operation| operation.subject().is_some());
         self.apply(&operations)?;
         self.existing(name)
@@ -378,10 +377,10 @@ impl Host {
         Ok(self.filter.is_some())
     }
 
-    fn rebuild_filter(&mut self, filter: Filter) -> Result<(), Error> {
+    fn rebuild_filter(&mut self, filter: WantedFilter) -> Result<(), Error> {
         self.filter = None;
         self.filters.rebuild(&filter).map_err(Error::Filter)?;
-        self.filter = Some(filter);
+        self.filter = Some(filter.names());
         Ok(())
     }
 
@@ -395,24 +394,23 @@ impl Host {
         Ok(())
     }
 
-    /// Lets the packet filter say exactly this about some links; `whole` is what to make where there is no filter.
-    /// What we remember of it may be out of date: then it is looked at, once.
-    fn set_links_filter(
-        &mut self,
-        about: &[(&str, &BTreeSet<Element>)],
-        whole: Option<&dyn Fn() -> Filter>,
-    ) -> Result<(), Error> {
+    /// Lets the packet filter say about a tap and its bridge what is wanted, or nothing at all. Where there is no filter,
+    /// it is made for all that is wanted. What we remember of it may be out of date: then it is looked at, once.
+    fn set_links_filter(&mut self, links: &[&str], network: Option<&HostNetwork>) -> Result<(), Error> {
         for is_last in [false, true] {
             if self.filter.is_none() && !self.learn_filter()? {
-                return whole.map_or(Ok(()), |whole| self.rebuild_filter(whole()));
+                let tag = self.tag;
+                return network
+                    .map_or(Ok(()), |network| self.rebuild_filter(WantedFilter::of(network, None, tag)));
             }
             let known = self.filter.as_ref().expect("invariant: learnt above");
-            let mut change = FilterChange::default();
-            for (link, wanted) in about {
-                let part = known.change_of_link(link, wanted);
-                change.add.extend(part.add);
-                change.remove.extend(part.remove);
-            }
+            let wanted = match (network, links) {
+                (Some(network), [.., tap]) => {
+                    WantedFilter::of_port(network, tap, self.filter.as_ref(), self.tag)
+                }
+                _ => WantedFilter::default(),
+            };
+            let change = known.change_of_links(links, &wanted);
             match self.change_filter(&change) {
                 Err(Error::Filter(error)) if !is_last && error.refusal().is_some() => {}
                 result => return result,
@@ -470,6 +468,11 @@ impl Host {
 fn maker_mark(name: &str) -> [u8; 6] {
     let [a, b, c, d] = short_id(name.as_bytes()).to_be_bytes();
     [0x02, 0x77, a, b, c, d]
+}
+
+/// Whether bridged packets can be shown to the host's IP filters, as security groups need.
+fn has_bridge_netfilter() -> bool {
+    std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
 }
 
 /// Opens a bridge to the host or closes it.

@@ -1,21 +1,33 @@
-//! Which packets pass, as set elements: computed from what is wanted, pure. [`crate::nftables`] holds the rules that
-//! read them.
+//! Which packets pass, as set elements and chains: computed from what is wanted, pure. [`crate::nftables`] holds the
+//! rules that read them.
 //!
-//! The rules are the same on every host; what a port or a bridge adds is a few elements, each a hash look-up away, so
-//! a packet costs the same with one port and with thousands. What has no element is dropped: a tap of ours that
-//! nothing was said about can send nothing.
+//! The fixed rules are the same on every host; what a port or a bridge adds is a few elements, each a hash look-up
+//! away, so a packet costs the same with one port and with thousands. What has no element is dropped: a tap of ours
+//! that nothing was said about can send nothing and is sent nothing.
+//!
+//! Security groups add chains: one per group and direction with its rules, and one per direction for each set of
+//! groups that ports have, with a jump to each. A chain's name tells its content, so two filters with the same names
+//! are the same, and a changed group is a new chain that ports are moved to in one transaction.
 
-use std::collections::BTreeSet;
+mod groups;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::spec::{Bridge, HostNetwork, InterfaceName, Tap};
+use crate::names::OwnerTag;
+use crate::spec::{Bridge, Direction, Group, HostNetwork, InterfaceName, Tap};
+pub(crate) use groups::has_types;
+pub use groups::{Chain, ChainName, is_chain_name, rule_count};
+
+/// The mark bits that belong to the packet filter on frames of our bridges: see [`crate::nftables`].
+pub const MARK_BITS: u32 = 0x7000_0000;
 
 /// One fact that the rules look up.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Element {
-    /// The tap has no port security: whatever its guest sends passes.
+    /// The tap has no port security: whatever its guest sends passes, and it is sent everything.
     Open(InterfaceName),
     /// The guest may send from this MAC.
     Mac(InterfaceName, [u8; 6]),
@@ -29,69 +41,177 @@ pub enum Element {
     Ipv6(InterfaceName, Ipv6Addr),
     /// The guest may send from every address of this prefix.
     Ipv6Prefix(InterfaceName, Ipv6Net),
+    /// What this chain lets through may begin, in this direction.
+    Groups(InterfaceName, Direction, ChainName),
     /// Frames between ports of the bridge are no business of the host's IP forwarding.
     Bridged(InterfaceName),
     /// The host has addresses on the bridge and answers there.
     Gateway(InterfaceName),
+    /// Connections on the bridge are tracked apart from all others, under this number.
+    Zone(InterfaceName, u16),
 }
 
-/// Everything the rules look up.
+/// Everything the rules look up, and the chains there are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
     /// The facts.
     pub elements: BTreeSet<Element>,
+    /// The chains of groups.
+    pub chains: BTreeSet<ChainName>,
+}
+
+/// A filter that can be made: with what its chains hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct WantedFilter {
+    /// The facts.
+    pub elements: BTreeSet<Element>,
+    /// The chains of groups.
+    pub chains: BTreeMap<ChainName, Chain>,
 }
 
 /// What turns one filter into another.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FilterChange {
+    /// Chains to make.
+    pub add_chains: BTreeMap<ChainName, Chain>,
     /// Facts to add.
     pub add: BTreeSet<Element>,
     /// Facts to remove.
     pub remove: BTreeSet<Element>,
+    /// Chains to remove, which nothing is left to need.
+    pub remove_chains: BTreeSet<ChainName>,
 }
 
 impl FilterChange {
     /// Whether it changes nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.add.is_empty() && self.remove.is_empty()
+        *self == Self::default()
     }
 }
 
-impl Filter {
-    /// What a host's network needs.
+impl WantedFilter {
+    /// What a host's network needs. Bridges keep the zones that `present` gives them; `tag` says where new numbers
+    /// start, so that clouds on one host seldom share one.
     #[must_use]
-    pub fn wanted(network: &HostNetwork) -> Self {
-        let bridges = network.bridges.iter().flat_map(|(name, bridge)| bridge_elements(name, bridge));
-        let taps = network.taps.iter().flat_map(|(name, tap)| tap_elements(name, tap));
-        Self { elements: bridges.chain(taps).collect() }
+    pub fn of(network: &HostNetwork, present: Option<&Filter>, tag: OwnerTag) -> Self {
+        let mut wanted = Self::default();
+        for (name, bridge) in &network.bridges {
+            wanted.elements.extend(bridge_elements(name, bridge));
+        }
+        wanted.add_zones(network.bridges.keys(), present, tag);
+        for (name, tap) in &network.taps {
+            wanted.add_tap(name, tap, &network.groups);
+        }
+        wanted
     }
 
+    /// What one port and its bridge need, if the network has them.
+    #[must_use]
+    pub fn of_port(network: &HostNetwork, name: &str, present: Option<&Filter>, tag: OwnerTag) -> Self {
+        let mut wanted = Self::default();
+        let Some(tap) = network.taps.get(name) else { return wanted };
+        wanted.add_tap(name, tap, &network.groups);
+        if let Some((name, bridge)) = network.bridges.get_key_value(&tap.bridge) {
+            wanted.elements.extend(bridge_elements(name, bridge));
+            wanted.add_zones([name].into_iter(), present, tag);
+        }
+        wanted
+    }
+
+    /// It without what its chains hold.
+    #[must_use]
+    pub fn names(&self) -> Filter {
+        Filter { elements: self.elements.clone(), chains: self.chains.keys().cloned().collect() }
+    }
+
+    fn add_tap(&mut self, name: &str, tap: &Tap, groups: &BTreeMap<u32, Group>) {
+        self.elements.extend(source_elements(name, tap));
+        if !tap.port_security {
+            return;
+        }
+        for direction in [Direction::Egress, Direction::Ingress] {
+            let mut jumps = BTreeSet::new();
+            for group in tap.groups.iter().filter_map(|number| groups.get(number)) {
+                let chain = Chain::of_group(direction, group);
+                let chain_name = chain.name();
+                jumps.insert(chain_name.clone());
+                self.chains.insert(chain_name, chain);
+            }
+            let chain = Chain::Port { direction, groups: jumps };
+            let chain_name = chain.name();
+            self.elements.insert(Element::Groups(name.to_owned(), direction, chain_name.clone()));
+            self.chains.insert(chain_name, chain);
+        }
+    }
+
+    fn add_zones<'a>(
+        &mut self,
+        bridges: impl Iterator<Item = &'a InterfaceName>,
+        present: Option<&Filter>,
+        tag: OwnerTag,
+    ) {
+        let mut zones: BTreeMap<&str, u16> = BTreeMap::new();
+        for element in present.iter().flat_map(|filter| &filter.elements) {
+            if let Element::Zone(bridge, zone) = element {
+                zones.insert(bridge, *zone);
+            }
+        }
+        let mut taken: BTreeSet<u16> = zones.values().copied().collect();
+        for name in bridges {
+            let zone = zones.get(name.as_str()).copied().unwrap_or_else(|| free_zone(&taken, tag));
+            taken.insert(zone);
+            self.elements.insert(Element::Zone(name.clone(), zone));
+        }
+    }
+}
+
+/// A zone that no bridge has: 0 is everybody's. With 65535 bridges there is none left and they share.
+fn free_zone(taken: &BTreeSet<u16>, tag: OwnerTag) -> u16 {
+    let start = tag.number();
+    let mut numbers = (0..=u16::MAX).map(|offset| start.wrapping_add(offset)).filter(|number| *number != 0);
+    numbers.find(|number| !taken.contains(number)).unwrap_or(u16::MAX)
+}
+
+impl Filter {
     /// What turns this filter into another.
     #[must_use]
-    pub fn change_to(&self, wanted: &Self) -> FilterChange {
+    pub fn change_to(&self, wanted: &WantedFilter) -> FilterChange {
+        let add_chains = wanted.chains.iter().filter(|(name, _)| !self.chains.contains(*name));
         FilterChange {
+            add_chains: add_chains.map(|(name, chain)| (name.clone(), chain.clone())).collect(),
             add: wanted.elements.difference(&self.elements).cloned().collect(),
             remove: self.elements.difference(&wanted.elements).cloned().collect(),
+            remove_chains: self
+                .chains
+                .iter()
+                .filter(|name| !wanted.chains.contains_key(*name))
+                .cloned()
+                .collect(),
         }
     }
 
     /// Carries a change out.
     pub fn apply(&mut self, change: &FilterChange) {
-        self.elements.retain(|element| !change.remove.contains(element));
+        for element in &change.remove {
+            self.elements.remove(element);
+        }
+        for name in &change.remove_chains {
+            self.chains.remove(name);
+        }
         self.elements.extend(change.add.iter().cloned());
+        self.chains.extend(change.add_chains.keys().cloned());
     }
 
-    /// What turns this filter into one that says exactly `wanted` about a link, and the same about all others.
+    /// What turns this filter into one that says about these links exactly what `wanted` says, and the same about all
+    /// others. Chains that nothing needs any more stay until [`Filter::change_to`] sees them.
     #[must_use]
-    pub fn change_of_link(&self, link: &str, wanted: &BTreeSet<Element>) -> FilterChange {
-        let present: BTreeSet<Element> =
-            self.elements.iter().filter(|element| element.link() == link).cloned().collect();
-        FilterChange {
-            add: wanted.difference(&present).cloned().collect(),
-            remove: present.difference(wanted).cloned().collect(),
-        }
+    pub fn change_of_links(&self, links: &[&str], wanted: &WantedFilter) -> FilterChange {
+        let is_about = |element: &&Element| links.contains(&element.link());
+        let present: BTreeSet<Element> = self.elements.iter().filter(is_about).cloned().collect();
+        let mut change = Self { elements: present, chains: self.chains.clone() }.change_to(wanted);
+        change.remove_chains.clear();
+        change
     }
 }
 
@@ -107,15 +227,15 @@ impl Element {
             | Self::Ipv6Port(link)
             | Self::Ipv6(link, _)
             | Self::Ipv6Prefix(link, _)
+            | Self::Groups(link, _, _)
             | Self::Bridged(link)
-            | Self::Gateway(link) => link,
+            | Self::Gateway(link)
+            | Self::Zone(link, _) => link,
         }
     }
 }
 
-/// What a bridge needs.
-#[must_use]
-pub fn bridge_elements(name: &str, bridge: &Bridge) -> BTreeSet<Element> {
+fn bridge_elements(name: &str, bridge: &Bridge) -> BTreeSet<Element> {
     let mut elements = BTreeSet::from([Element::Bridged(name.to_owned())]);
     if !bridge.host_addresses.is_empty() {
         elements.insert(Element::Gateway(name.to_owned()));
@@ -123,23 +243,23 @@ pub fn bridge_elements(name: &str, bridge: &Bridge) -> BTreeSet<Element> {
     elements
 }
 
-/// What a tap needs.
-#[must_use]
-pub fn tap_elements(name: &str, tap: &Tap) -> BTreeSet<Element> {
+/// What the guest may send from. Single addresses stay apart from prefixes: their set is a hash that an element enters
+/// in constant time, where the one of prefixes is rebuilt and takes no overlapping ones.
+fn source_elements(name: &str, tap: &Tap) -> BTreeSet<Element> {
     if !tap.port_security {
         return BTreeSet::from([Element::Open(name.to_owned())]);
     }
     let mut elements = BTreeSet::from([Element::Mac(name.to_owned(), tap.mac)]);
-    elements.extend(tap.addresses.iter().map(|address| source(name, *address)));
-    if tap.addresses.iter().any(|address| matches!(address, IpNet::V6(_))) {
+    let addresses: Vec<IpNet> = tap.addresses.iter().copied().collect();
+    let addresses = IpNet::aggregate(&addresses);
+    elements.extend(addresses.iter().map(|address| source(name, *address)));
+    if addresses.iter().any(|address| matches!(address, IpNet::V6(_))) {
         elements.insert(Element::Ipv6Port(name.to_owned()));
         elements.insert(Element::Ipv6(name.to_owned(), link_local(tap.mac)));
     }
     elements
 }
 
-/// An allowed source. Single addresses stay apart from prefixes: their set is a hash that an element enters in constant
-/// time, where the one of prefixes is rebuilt.
 fn source(name: &str, address: IpNet) -> Element {
     let name = name.to_owned();
     match address.trunc() {
@@ -171,8 +291,8 @@ mod tests {
     }
 
     #[test]
-    fn one_ipv4_port_is_two_elements() {
-        let elements = tap_elements("t", &tap(&["10.0.0.5/32"]));
+    fn one_ipv4_address_is_two_elements() {
+        let elements = source_elements("t", &tap(&["10.0.0.5/32"]));
         assert_eq!(
             elements,
             BTreeSet::from([
@@ -184,7 +304,7 @@ mod tests {
 
     #[test]
     fn ipv6_port_may_use_its_link_local_address() {
-        let elements = tap_elements("t", &tap(&["2001:db8::5/128"]));
+        let elements = source_elements("t", &tap(&["2001:db8::5/128"]));
         assert!(
             elements.contains(&Element::Ipv6("t".to_owned(), "fe80::f816:3eff:fe01:203".parse().unwrap()))
         );
@@ -192,13 +312,44 @@ mod tests {
 
     #[test]
     fn port_without_ipv6_address_has_no_ipv6() {
-        let elements = tap_elements("t", &tap(&["10.0.0.0/24"]));
+        let elements = source_elements("t", &tap(&["10.0.0.0/24"]));
         assert!(!elements.iter().any(|element| matches!(element, Element::Ipv6Port(_) | Element::Ipv6(..))));
     }
 
     #[test]
     fn port_without_security_is_open() {
         let open = Tap { port_security: false, ..tap(&["10.0.0.5/32"]) };
-        assert_eq!(tap_elements("t", &open), BTreeSet::from([Element::Open("t".to_owned())]));
+        assert_eq!(source_elements("t", &open), BTreeSet::from([Element::Open("t".to_owned())]));
+    }
+
+    #[test]
+    fn overlapping_sources_become_one_prefix() {
+        let elements = source_elements("t", &tap(&["10.0.0.0/8", "10.1.0.0/16", "10.1.1.1/32"]));
+        let prefixes = elements.iter().filter(|element| !matches!(element, Element::Mac(..)));
+        assert_eq!(
+            prefixes.collect::<Vec<_>>(),
+            [&Element::Ipv4Prefix("t".to_owned(), "10.0.0.0/8".parse().unwrap())]
+        );
+    }
+
+    #[test]
+    fn bridges_keep_their_zones_and_share_none() {
+        let tag = OwnerTag::new(0xffff);
+        let bridge = Bridge { mtu: 1500, host_addresses: Vec::new(), vxlan: None };
+        let network = |names: &[&str]| HostNetwork {
+            bridges: names.iter().map(|name| ((*name).to_owned(), bridge.clone())).collect(),
+            ..HostNetwork::default()
+        };
+        let zones = |filter: &WantedFilter| -> BTreeMap<String, u16> {
+            let zone = |element: &Element| match element {
+                Element::Zone(name, zone) => Some((name.clone(), *zone)),
+                _ => None,
+            };
+            filter.elements.iter().filter_map(zone).collect()
+        };
+        let first = WantedFilter::of(&network(&["b", "d"]), None, tag);
+        assert_eq!(zones(&first), [("b".to_owned(), 0xffff), ("d".to_owned(), 1)].into());
+        let second = WantedFilter::of(&network(&["a", "d"]), Some(&first.names()), tag);
+        assert_eq!(zones(&second), [("a".to_owned(), 2), ("d".to_owned(), 1)].into());
     }
 }

@@ -13,6 +13,7 @@ pub mod names;
 pub mod netlink;
 pub mod nftables;
 pub mod plan;
+pub mod probe;
 pub mod spec;
 pub mod tap;
 

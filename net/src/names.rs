@@ -59,6 +59,12 @@ impl OwnerTag {
         Self(number)
     }
 
+    /// Its number.
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        self.0
+    }
+
     /// A tag from what identifies a cloud, such as a random number kept in its state: the same in, the same out.
     ///
     /// Two clouds on one host share a tag with a chance of 1 in 65536; whoever picks the identity can look for links

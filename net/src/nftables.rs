@@ -3,26 +3,31 @@
 //! A cloud has one table per family, `wisp-<tag>`, with the rules of [`rules`]; [`Filter`] says what their sets hold.
 //! Every change is one transaction: the kernel takes all of it or nothing. Tables of others are never touched.
 
+mod element;
+mod groups;
 mod message;
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netlink_packet_core::{NLM_F_CREATE, NlasIterator};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NlasIterator};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-use crate::filter::{Element, Filter, FilterChange};
+use crate::filter::{
+    Chain, ChainName, Element, Filter, FilterChange, WantedFilter, is_chain_name, rule_count,
+};
 use crate::names::OwnerTag;
 pub use crate::netlink::Error;
 use crate::netlink::{Connection, Message};
+use element::{Encoded, GROUPS_FAMILY, decode, encode, set_attributes};
 use message::{
-    Attributes, Family, NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE, NFT_MSG_GETRULE, NFT_MSG_GETSETELEM,
-    NFT_MSG_GETTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM,
-    NFT_MSG_NEWTABLE, Transaction, body, encode_rule, kind,
+    Attributes, Expression, Family, NFT_MSG_DELCHAIN, NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE, NFT_MSG_GETCHAIN,
+    NFT_MSG_GETRULE, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET,
+    NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, Transaction, body, encode_rule, kind,
 };
 use rules::{SETS, Set, chains};
 
-/// Elements in one message: each is at most 120 bytes, and an attribute ends at 64 KiB.
+/// Elements in one message: each is at most 160 bytes, and an attribute ends at 64 KiB.
 const ELEMENTS_PER_MESSAGE_MAX: usize = 256;
 
 /// `struct nfgenmsg`, before the attributes.
@@ -65,17 +70,20 @@ impl Client {
         Ok(Self { connection, tag, table: tag.table() })
     }
 
-    /// What the sets hold; nothing if a table, chain or rule of ours is missing or is not as this version makes it.
+    /// What the sets and chains hold; nothing if a table, chain or rule of ours is missing or is not as this version
+    /// makes it.
     ///
     /// # Errors
     /// As [`Error`] says.
     pub fn observe(&mut self) -> Result<Option<Filter>, Error> {
+        let mut filter = Filter::default();
         for family in FAMILIES {
-            if !self.tables(family)?.contains(&Some(self.comment())) || !self.has_rules(family)? {
+            if !self.tables(family)?.contains(&Some(self.comment())) {
                 return Ok(None);
             }
+            let Some(chains) = self.group_chains(family)? else { return Ok(None) };
+            filter.chains.extend(chains);
         }
-        let mut filter = Filter::default();
         for set in SETS {
             let Some(elements) = self.elements(set)? else { return Ok(None) };
             filter.elements.extend(elements);
@@ -83,27 +91,35 @@ impl Client {
         Ok(Some(filter))
     }
 
-    /// Makes the tables anew with what their sets shall hold. Nothing passes unfiltered meanwhile.
+    /// Makes the tables anew. Nothing passes unfiltered meanwhile.
     ///
     /// # Errors
     /// The kernel's first refusal; then nothing has changed.
-    pub fn rebuild(&mut self, filter: &Filter) -> Result<(), Error> {
+    pub fn rebuild(&mut self, filter: &WantedFilter) -> Result<(), Error> {
         let mut transaction = Transaction::default();
         self.push_removal(&mut transaction);
         self.push_tables(&mut transaction);
-        self.push_elements(&mut transaction, NFT_MSG_NEWSETELEM, filter.elements.iter());
+        self.push_chains(&mut transaction, &filter.chains);
+        self.push_elements(&mut transaction, true, filter.elements.iter());
         self.connection.transaction(&transaction.into_messages())
     }
 
-    /// Changes what the sets hold.
+    /// Changes what the sets and chains hold.
     ///
     /// # Errors
     /// The kernel's first refusal, such as "not found" for an element that somebody else removed; then nothing has
     /// changed.
     pub fn change(&mut self, change: &FilterChange) -> Result<(), Error> {
         let mut transaction = Transaction::default();
-        self.push_elements(&mut transaction, NFT_MSG_DELSETELEM, change.remove.iter());
-        self.push_elements(&mut transaction, NFT_MSG_NEWSETELEM, change.add.iter());
+        self.push_chains(&mut transaction, &change.add_chains);
+        self.push_elements(&mut transaction, false, change.remove.iter());
+        self.push_elements(&mut transaction, true, change.add.iter());
+        // Backwards: a port's chain jumps to groups' chains, and goes first.
+        for name in change.remove_chains.iter().rev() {
+            let attributes = Attributes::new().text(1, &self.table).text(3, name);
+            let subject = format!("remove packet filter chain {name}");
+            transaction.push(subject, NFT_MSG_DELCHAIN, 0, GROUPS_FAMILY, &attributes);
+        }
         if transaction.is_empty() {
             return Ok(());
         }
@@ -117,6 +133,23 @@ impl Client {
     pub fn remove(&mut self) -> Result<(), Error> {
         let mut transaction = Transaction::default();
         self.push_removal(&mut transaction);
+        self.connection.transaction(&transaction.into_messages())
+    }
+
+    /// Tries whether the bridge family can match on connections: fails if not. For a namespace that is thrown away.
+    pub(crate) fn try_bridge_conntrack(&mut self) -> Result<(), Error> {
+        let mut transaction = Transaction::default();
+        let table = Attributes::new().text(1, &self.table);
+        let chain = Attributes::new().text(1, &self.table).text(3, "trial");
+        let subject = || "make a rule on connections in the bridge family".to_owned();
+        transaction.push(subject(), NFT_MSG_NEWTABLE, NLM_F_CREATE, Family::Bridge, &table);
+        transaction.push(subject(), NFT_MSG_NEWCHAIN, NLM_F_CREATE, Family::Bridge, &chain);
+        self.push_rule(
+            &mut transaction,
+            Family::Bridge,
+            "trial",
+            &[Expression::ConnectionState { to: message::FIRST }],
+        );
         self.connection.transaction(&transaction.into_messages())
     }
 
@@ -150,24 +183,29 @@ impl Client {
             .collect())
     }
 
-    /// Whether every chain has as many rules as it shall.
-    fn has_rules(&mut self, family: Family) -> Result<bool, Error> {
+    /// The chains of groups and ports; nothing if a chain is missing or has not as many rules as it shall.
+    fn group_chains(&mut self, family: Family) -> Result<Option<BTreeSet<ChainName>>, Error> {
         let attributes = Attributes::new().text(1, &self.table);
-        let received =
-            self.connection.dump("packet filter rules", kind(NFT_MSG_GETRULE), &body(family, &attributes))?;
+        let body = body(family, &attributes);
+        let listed = self.connection.dump("packet filter chains", kind(NFT_MSG_GETCHAIN), &body)?;
+        let rules = self.connection.dump("packet filter rules", kind(NFT_MSG_GETRULE), &body)?;
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-        for message in &received {
-            let rule = attributes_of(&message.body);
-            if rule.get(&1).is_some_and(|name| text(name) == self.table) {
-                *counts.entry(rule.get(&2).map(text).unwrap_or_default()).or_default() += 1;
+        let chains = listed.iter().map(|message| (attributes_of(&message.body), 3, 0));
+        let rules = rules.iter().map(|message| (attributes_of(&message.body), 2, 1));
+        for (item, chain, count) in chains.chain(rules) {
+            if item.get(&1).is_some_and(|table| text(table) == self.table) {
+                *counts.entry(item.get(&chain).map(text).unwrap_or_default()).or_default() += count;
             }
         }
-        let wanted: BTreeMap<String, usize> = chains(self.tag)
-            .into_iter()
-            .filter(|chain| chain.family == family)
-            .map(|chain| (chain.name.to_owned(), chain.rules.len()))
-            .collect();
-        Ok(counts == wanted)
+        let wanted = rules::chains(self.tag).into_iter().filter(|chain| chain.family == family);
+        for chain in wanted {
+            if counts.remove(chain.name) != Some(chain.rules.len()) {
+                return Ok(None);
+            }
+        }
+        let is_whole =
+            |(name, count): (&String, &usize)| is_chain_name(name) && rule_count(name) == Some(*count);
+        Ok(counts.iter().all(is_whole).then(|| counts.into_keys().collect()))
     }
 
     /// What a set holds, if it exists.
@@ -183,12 +221,8 @@ impl Client {
         for message in &received {
             let list = attributes_of(&message.body);
             let Some(list) = list.get(&3) else { continue };
-            for nla in NlasIterator::new(list.as_slice()).flatten() {
-                let parts = nested(nla.value());
-                let key = |kind| parts.get(&kind).and_then(|key| nested(key).remove(&1));
-                let Some(start) = key(1) else { continue };
-                elements.extend(decode(set, &start, key(10).as_deref()));
-            }
+            let items = NlasIterator::new(list.as_slice()).flatten();
+            elements.extend(items.filter_map(|item| decode(set, item.value())));
         }
         Ok(Some(elements))
     }
@@ -216,7 +250,7 @@ impl Client {
         }
         for (index, set) in SETS.iter().enumerate() {
             let subject = format!("create packet filter set {}", set.name);
-            let attributes = set_attributes(&self.table, *set, index as u32 + 1);
+            let attributes = set_attributes(&self.table, *set, index as u32 + 1, false);
             transaction.push(subject, NFT_MSG_NEWSET, NLM_F_CREATE, set.family, &attributes);
         }
         for chain in chains(self.tag) {
@@ -227,125 +261,82 @@ impl Client {
             }
             let subject = format!("create packet filter chain {}", chain.name);
             transaction.push(subject, NFT_MSG_NEWCHAIN, NLM_F_CREATE, chain.family, &attributes);
-            for (index, rule) in chain.rules.iter().enumerate() {
-                let attributes =
-                    Attributes::new().text(1, &self.table).text(2, chain.name).nested(4, &encode_rule(rule));
-                let subject = format!("create rule {index} of packet filter chain {}", chain.name);
-                let flags = NLM_F_CREATE | netlink_packet_core::NLM_F_APPEND;
-                transaction.push(subject, NFT_MSG_NEWRULE, flags, chain.family, &attributes);
+            for rule in &chain.rules {
+                self.push_rule(transaction, chain.family, chain.name, rule);
             }
+        }
+    }
+
+    fn push_rule(&self, transaction: &mut Transaction, family: Family, chain: &str, rule: &[Expression]) {
+        let attributes = Attributes::new().text(1, &self.table).text(2, chain).nested(4, &encode_rule(rule));
+        let subject = format!("add a rule to packet filter chain {chain}");
+        transaction.push(subject, NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, family, &attributes);
+    }
+
+    /// Makes chains of groups and ports; in the order of their names, groups come before the ports that jump to them.
+    fn push_chains(&self, transaction: &mut Transaction, chains: &BTreeMap<ChainName, Chain>) {
+        let mut next_set = SETS.len() as u32 + 1;
+        for (name, chain) in chains {
+            let attributes = Attributes::new().text(1, &self.table).text(3, name);
+            let subject = format!("create packet filter chain {name}");
+            transaction.push(subject, NFT_MSG_NEWCHAIN, NLM_F_CREATE, GROUPS_FAMILY, &attributes);
+            let first_set = next_set;
+            let rules = groups::chain_rules(chain, &mut next_set);
+            let mut id = first_set;
+            for rule in &rules {
+                if let Some(members) = &rule.members {
+                    self.push_members(transaction, members, id);
+                    id += 1;
+                }
+                self.push_rule(transaction, GROUPS_FAMILY, name, &rule.expressions);
+            }
+        }
+    }
+
+    /// Makes the set that only the next rule looks up.
+    fn push_members(&self, transaction: &mut Transaction, members: &groups::Members, id: u32) {
+        let subject = || "create the set of a group's members".to_owned();
+        let attributes = set_attributes(&self.table, members.set, id, true);
+        transaction.push(subject(), NFT_MSG_NEWSET, NLM_F_CREATE, GROUPS_FAMILY, &attributes);
+        for part in members.ranges.chunks(ELEMENTS_PER_MESSAGE_MAX) {
+            let value = |bytes: &[u8]| Attributes::new().put(1, bytes);
+            let item = |(first, last): &(Vec<u8>, Vec<u8>)| {
+                Attributes::new().nested(1, &value(first)).nested(10, &value(last))
+            };
+            let list = part.iter().fold(Attributes::new(), |list, range| list.nested(1, &item(range)));
+            let attributes = Attributes::new()
+                .text(1, &self.table)
+                .text(2, members.set.name)
+                .number(4, id)
+                .nested(3, &list);
+            transaction.push(subject(), NFT_MSG_NEWSETELEM, NLM_F_CREATE, GROUPS_FAMILY, &attributes);
         }
     }
 
     fn push_elements<'a>(
         &self,
         transaction: &mut Transaction,
-        message: u16,
+        add: bool,
         elements: impl Iterator<Item = &'a Element>,
     ) {
-        let mut by_set: BTreeMap<Set, Vec<Attributes>> = BTreeMap::new();
-        for element in elements {
-            let (set, key, key_end) = encode(element);
-            let mut attributes = Attributes::new().nested(1, &Attributes::new().put(1, &key));
-            if let Some(key_end) = key_end {
-                attributes = attributes.nested(10, &Attributes::new().put(1, &key_end));
-            }
-            by_set.entry(set).or_default().push(attributes);
+        let mut by_set: BTreeMap<Set, Vec<Encoded>> = BTreeMap::new();
+        for encoded in elements.map(encode) {
+            by_set.entry(encoded.set).or_default().push(encoded);
         }
+        let (message, flags, verb) = match add {
+            true => (NFT_MSG_NEWSETELEM, NLM_F_CREATE, "add to"),
+            false => (NFT_MSG_DELSETELEM, 0, "remove from"),
+        };
         for (set, elements) in by_set {
             for part in elements.chunks(ELEMENTS_PER_MESSAGE_MAX) {
-                let list = part.iter().fold(Attributes::new(), |list, element| list.nested(1, element));
+                let items = part.iter().map(|element| element.attributes(add));
+                let list = items.fold(Attributes::new(), |list, item| list.nested(1, &item));
                 let attributes = Attributes::new().text(1, &self.table).text(2, set.name).nested(3, &list);
-                let flags = if message == NFT_MSG_NEWSETELEM { NLM_F_CREATE } else { 0 };
-                let verb = if message == NFT_MSG_NEWSETELEM { "add to" } else { "remove from" };
                 let subject = format!("{verb} packet filter set {}", set.name);
                 transaction.push(subject, message, flags, set.family, &attributes);
             }
         }
     }
-}
-
-fn set_attributes(table: &str, set: Set, id: u32) -> Attributes {
-    const INTERVAL: u32 = 4;
-    const CONCATENATED: u32 = 0x80;
-    let key_type = set.fields.iter().fold(0, |key, (kind, _)| key << 6 | kind);
-    let key_length: u32 = set.fields.iter().map(|(_, length)| length.next_multiple_of(4)).sum();
-    let flags = if set.ranges { INTERVAL | CONCATENATED } else { 0 };
-    let mut attributes = Attributes::new()
-        .text(1, table)
-        .text(2, set.name)
-        .number(3, flags)
-        .number(4, key_type)
-        .number(5, key_length)
-        .number(10, id);
-    if set.ranges {
-        let fields = set.fields.iter().fold(Attributes::new(), |fields, (_, length)| {
-            fields.nested(1, &Attributes::new().number(1, *length))
-        });
-        attributes = attributes.nested(9, &Attributes::new().nested(2, &fields));
-    }
-    attributes
-}
-
-/// An element's set, key, and the last key of its range. Parts of a key are padded to 4 bytes.
-fn encode(element: &Element) -> (Set, Vec<u8>, Option<Vec<u8>>) {
-    let with = |value: &[u8]| {
-        let mut key = interface_key(element.link());
-        key.extend_from_slice(value);
-        key.resize(key.len().next_multiple_of(4), 0);
-        key
-    };
-    match element {
-        Element::Open(_) => (rules::OPEN, with(&[]), None),
-        Element::Mac(_, mac) => (rules::MACS, with(mac), None),
-        Element::Ipv4(_, address) => (rules::IPV4, with(&address.octets()), None),
-        Element::Ipv4Prefix(_, net) => {
-            let end = with(&net.broadcast().octets());
-            (rules::IPV4_PREFIXES, with(&net.network().octets()), Some(end))
-        }
-        Element::Ipv6Port(_) => (rules::IPV6_PORTS, with(&[]), None),
-        Element::Ipv6(_, address) => (rules::IPV6, with(&address.octets()), None),
-        Element::Ipv6Prefix(_, net) => {
-            let end = with(&net.broadcast().octets());
-            (rules::IPV6_PREFIXES, with(&net.network().octets()), Some(end))
-        }
-        Element::Bridged(link) => (rules::BRIDGED, with(&interface_key(link)), None),
-        Element::Gateway(_) => (rules::GATEWAYS, with(&[]), None),
-    }
-}
-
-fn interface_key(name: &str) -> Vec<u8> {
-    let mut key = name.as_bytes().to_vec();
-    key.resize(16, 0);
-    key
-}
-
-/// The reverse of [`encode`]; nothing for what it never makes.
-fn decode(set: Set, key: &[u8], key_end: Option<&[u8]>) -> Option<Element> {
-    let (name, value) = key.split_at_checked(16)?;
-    let name = text(name);
-    let end = key_end.and_then(|key| key.get(16..));
-    let element = match set {
-        rules::OPEN => Element::Open(name),
-        rules::MACS => Element::Mac(name, value.get(..6)?.try_into().ok()?),
-        rules::IPV4 => Element::Ipv4(name, <[u8; 4]>::try_from(value).ok()?.into()),
-        rules::IPV4_PREFIXES => {
-            let start = u32::from_be_bytes(value.try_into().ok()?);
-            let length = (start ^ u32::from_be_bytes(end?.try_into().ok()?)).leading_zeros();
-            Element::Ipv4Prefix(name, ipnet::Ipv4Net::new(start.into(), length as u8).ok()?)
-        }
-        rules::IPV6_PORTS => Element::Ipv6Port(name),
-        rules::IPV6 => Element::Ipv6(name, <[u8; 16]>::try_from(value).ok()?.into()),
-        rules::IPV6_PREFIXES => {
-            let start = u128::from_be_bytes(value.try_into().ok()?);
-            let length = (start ^ u128::from_be_bytes(end?.try_into().ok()?)).leading_zeros();
-            Element::Ipv6Prefix(name, ipnet::Ipv6Net::new(start.into(), length as u8).ok()?)
-        }
-        rules::BRIDGED => Element::Bridged(name),
-        rules::GATEWAYS => Element::Gateway(name),
-        _ => return None,
-    };
-    Some(element)
 }
 
 fn attributes_of(body: &[u8]) -> BTreeMap<u16, Vec<u8>> {

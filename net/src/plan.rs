@@ -9,7 +9,8 @@ use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
 
-use crate::filter::{Filter, FilterChange};
+use crate::filter::{Filter, FilterChange, WantedFilter};
+use crate::names::OwnerTag;
 use crate::spec::{Bridge, HostNetwork, InterfaceName, Tap, Vxlan};
 
 /// What a host's network is: only what carries our tag, and the names that others have taken.
@@ -100,7 +101,7 @@ pub enum Operation {
         address: IpNet,
     },
     /// Make the packet filter anew.
-    RebuildFilter(Filter),
+    RebuildFilter(WantedFilter),
     /// Change what the packet filter holds.
     ChangeFilter(FilterChange),
     /// Make a VXLAN device with our alias; it is down.
@@ -165,7 +166,7 @@ impl Operation {
 /// A wanted name that a foreign link has is asked for all the same: the kernel refuses it, and the foreign link stays
 /// as it is.
 #[must_use]
-pub fn plan(wanted: &HostNetwork, observed: &Observed) -> Vec<Operation> {
+pub fn plan(tag: OwnerTag, wanted: &HostNetwork, observed: &Observed) -> Vec<Operation> {
     let vxlans: BTreeMap<&str, (&str, &Bridge, &Vxlan)> = wanted
         .bridges
         .iter()
@@ -177,7 +178,7 @@ pub fn plan(wanted: &HostNetwork, observed: &Observed) -> Vec<Operation> {
     for (name, bridge) in &wanted.bridges {
         plan_bridge(&mut operations, name, bridge, observed.bridges.get(name));
     }
-    operations.extend(plan_filter(wanted, observed));
+    operations.extend(plan_filter(tag, wanted, observed));
     for (name, (bridge_name, bridge, vxlan)) in &vxlans {
         let present = observed.vxlans.get(*name).filter(|present| is_same_tunnel(present, vxlan));
         plan_vxlan(&mut operations, bridge_name, bridge.mtu, vxlan, present);
@@ -247,8 +248,8 @@ fn has_ipv6_address(addresses: &BTreeSet<IpNet>) -> bool {
     addresses.iter().any(|address| matches!(address, IpNet::V6(_)))
 }
 
-fn plan_filter(wanted: &HostNetwork, observed: &Observed) -> Option<Operation> {
-    let wanted = Filter::wanted(wanted);
+fn plan_filter(tag: OwnerTag, wanted: &HostNetwork, observed: &Observed) -> Option<Operation> {
+    let wanted = WantedFilter::of(wanted, observed.filter.as_ref(), tag);
     let Some(present) = &observed.filter else {
         return Some(Operation::RebuildFilter(wanted));
     };

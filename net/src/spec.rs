@@ -80,7 +80,8 @@ pub struct Rule {
     pub ip_version: u8,
     /// The IP protocol number; every one if absent.
     pub protocol: Option<u8>,
-    /// Destination ports, or ICMP type and code, both ends included.
+    /// Destination ports, both ends included; of ICMP (1 and 58) the type and the code, where a code of [`u16::MAX`]
+    /// is every code. A rule with ports for a protocol that has none matches nothing.
     pub ports: Option<(u16, u16)>,
     /// The other side.
     pub remote: Remote,

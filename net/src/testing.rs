@@ -9,7 +9,7 @@ use nix::sched::{CloneFlags, unshare};
 use tun_tap::{Iface, Mode};
 
 use crate::names::OwnerTag;
-use crate::spec::{Bridge, HostNetwork, Tap};
+use crate::spec::{Bridge, Direction, Group, HostNetwork, Remote, Rule, Tap};
 
 pub(crate) const TAG: OwnerTag = OwnerTag::new(0x7e57);
 
@@ -51,16 +51,29 @@ pub(crate) fn tap(number: u8, bridge: u32) -> Tap {
         mac: mac(number),
         addresses: [format!("{}/32", address(number)).parse().unwrap()].into(),
         port_security: true,
-        groups: Default::default(),
+        groups: [ANYTHING].into(),
     }
 }
 
-/// Ports by number and bridge.
+/// The number of the group that lets everything through.
+pub(crate) const ANYTHING: u32 = 1;
+
+/// An IPv4 rule.
+pub(crate) fn rule(direction: Direction, protocol: Option<u8>, ports: Option<(u16, u16)>) -> Rule {
+    Rule { direction, ip_version: 4, protocol, ports, remote: Remote::Any }
+}
+
+pub(crate) fn group(rules: impl IntoIterator<Item = Rule>) -> Group {
+    Group { rules: rules.into_iter().collect() }
+}
+
+/// Ports by number and bridge, each in the group [`ANYTHING`].
 pub(crate) fn network(ports: &[(u8, u32)]) -> HostNetwork {
     HostNetwork {
         bridges: ports.iter().map(|(_, number)| (TAG.bridge(*number), bridge())).collect(),
         taps: ports.iter().map(|(port, number)| (TAG.tap(u32::from(*port)), tap(*port, *number))).collect(),
-        groups: Default::default(),
+        groups: [(ANYTHING, group([Direction::Ingress, Direction::Egress].map(|d| rule(d, None, None))))]
+            .into(),
     }
 }
 
@@ -82,11 +95,26 @@ impl Guest {
 
     /// Whether exactly this frame arrives in time.
     pub(crate) fn receives(&self, frame: &[u8]) -> bool {
+        self.receives_where(|received| received == frame)
+    }
+
+    /// Whether a datagram between these ports arrives in time.
+    pub(crate) fn receives_udp(&self, source: u16, target: u16) -> bool {
+        let ports = [source.to_be_bytes(), target.to_be_bytes()].concat();
+        self.receives_where(|frame| frame.get(23) == Some(&17) && frame.get(34..38) == Some(ports.as_slice()))
+    }
+
+    /// Whether anything of ARP arrives in time.
+    pub(crate) fn receives_any_arp(&self) -> bool {
+        self.receives_where(|frame| frame.get(12..14) == Some([8, 6].as_slice()))
+    }
+
+    fn receives_where(&self, is_it: impl Fn(&[u8]) -> bool) -> bool {
         let mut buffer = [0; 2048];
         let end = Instant::now() + ARRIVAL_TIMEOUT;
         while Instant::now() < end {
             match self.0.recv(&mut buffer) {
-                Ok(length) if &buffer[..length] == frame => return true,
+                Ok(length) if is_it(&buffer[..length]) => return true,
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     std::thread::sleep(Duration::from_millis(1));

@@ -3,6 +3,8 @@
 use std::net::Ipv4Addr;
 use std::process::Command;
 
+mod groups;
+
 use super::*;
 use crate::spec::Tap;
 use crate::testing::*;
@@ -39,8 +41,8 @@ fn converged_network_needs_nothing_more() {
         bridge.host_addresses = vec!["10.9.2.1/24".parse().unwrap(), "2001:db8:2::1/64".parse().unwrap()];
         let mut host = host(&wanted);
         let observed = host.observe().unwrap();
-        assert_eq!(plan(&wanted, &observed), []);
-        assert_eq!(observed.filter, Some(Filter::wanted(&wanted)));
+        assert_eq!(plan(TAG, &wanted, &observed), []);
+        assert_eq!(observed.filter, Some(WantedFilter::of(&wanted, None, TAG).names()));
         if let Some(rules) = nft_ruleset() {
             assert!(rules.contains("table bridge wisp-7e57"), "{rules}");
         }
@@ -114,7 +116,7 @@ fn remove_all_leaves_what_is_not_ours() {
         host.remove_all().unwrap();
         assert_eq!(netlink::Client::open().unwrap().links().unwrap(), before);
         assert_eq!(host.observe().unwrap().filter, None);
-        assert_eq!(plan(&theirs, &neighbour.observe().unwrap()), []);
+        assert_eq!(plan(other, &theirs, &neighbour.observe().unwrap()), []);
         host.remove_all().unwrap();
     });
 }
@@ -161,12 +163,12 @@ fn port_is_added_again_and_removed_again_without_harm() {
         drop(held);
         drop(host.add_port(&wanted, &TAG.tap(2)).unwrap());
         let observed = host.observe().unwrap();
-        assert_eq!(plan(&wanted, &observed), []);
+        assert_eq!(plan(TAG, &wanted, &observed), []);
         host.remove_port(&TAG.tap(1)).unwrap();
         host.remove_port(&TAG.tap(1)).unwrap();
         wanted.taps.remove(&TAG.tap(1));
         let observed = host.observe().unwrap();
-        assert_eq!(plan(&wanted, &observed), []);
+        assert_eq!(plan(TAG, &wanted, &observed), []);
     });
 }
 
@@ -180,7 +182,7 @@ fn filter_removed_by_hand_is_made_anew_by_the_next_port() {
             HostNetwork { taps: [(TAG.tap(1), Tap { mac: mac(77), ..tap(1, 1) })].into(), ..wanted };
         let error = host.add_port(&changed, &TAG.tap(1)).map(drop);
         assert!(error.is_ok(), "{error:?}");
-        assert_eq!(host.observe().unwrap().filter, Some(Filter::wanted(&changed)));
+        assert_eq!(host.observe().unwrap().filter, Some(WantedFilter::of(&changed, None, TAG).names()));
     });
 }
 
@@ -188,9 +190,10 @@ fn filter_removed_by_hand_is_made_anew_by_the_next_port() {
 fn tap_without_rules_sends_nothing() {
     in_own_network(|| {
         let _host = host(&network(&[(1, 1), (2, 1)]));
-        let change =
-            FilterChange { remove: tap_elements(&TAG.tap(1), &tap(1, 1)), ..FilterChange::default() };
-        nftables::Client::open(TAG).unwrap().change(&change).unwrap();
+        let mut filters = nftables::Client::open(TAG).unwrap();
+        let present = filters.observe().unwrap().unwrap();
+        let change = present.change_of_links(&[&TAG.tap(1)], &WantedFilter::default());
+        filters.change(&change).unwrap();
         let (sender, receiver) = (Guest::at(1), Guest::at(2));
         let frame = udp(ends(1, 2), 1, 2);
         sender.send(&frame);

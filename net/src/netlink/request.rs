@@ -6,8 +6,8 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVxlan,
-    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVlan,
+    InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -71,6 +71,22 @@ impl Request {
         Self {
             subject: format!("create VXLAN device {name}"),
             message: RouteNetlinkMessage::NewLink(create(name, mac, InfoKind::Vxlan, InfoData::Vxlan(data))),
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+        }
+    }
+
+    /// Makes a VLAN device (802.1Q) on a link by its index, down, that must not exist yet.
+    #[must_use]
+    pub fn create_vlan(name: &str, parent: u32, vlan: u16) -> Self {
+        let data = InfoData::Vlan(vec![InfoVlan::Id(vlan)]);
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::Link(parent));
+        message
+            .attributes
+            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(data)]));
+        Self {
+            subject: format!("create VLAN device {name}"),
+            message: RouteNetlinkMessage::NewLink(message),
             flags: NLM_F_CREATE | NLM_F_EXCL,
         }
     }

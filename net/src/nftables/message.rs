@@ -11,12 +11,18 @@ pub(super) const NFT_MSG_NEWTABLE: u16 = 0;
 pub(super) const NFT_MSG_GETTABLE: u16 = 1;
 pub(super) const NFT_MSG_DELTABLE: u16 = 2;
 pub(super) const NFT_MSG_NEWCHAIN: u16 = 3;
+pub(super) const NFT_MSG_GETCHAIN: u16 = 4;
+pub(super) const NFT_MSG_DELCHAIN: u16 = 5;
 pub(super) const NFT_MSG_NEWRULE: u16 = 6;
 pub(super) const NFT_MSG_GETRULE: u16 = 7;
 pub(super) const NFT_MSG_NEWSET: u16 = 9;
 pub(super) const NFT_MSG_NEWSETELEM: u16 = 12;
 pub(super) const NFT_MSG_GETSETELEM: u16 = 13;
 pub(super) const NFT_MSG_DELSETELEM: u16 = 14;
+
+/// `NFT_CT_STATE` and `NFT_CT_ZONE`.
+const CT_STATE: u32 = 0;
+const CT_ZONE: u32 = 17;
 
 /// `NLA_F_NESTED`.
 const NESTED: u16 = 0x8000;
@@ -69,7 +75,11 @@ impl Attributes {
 pub(super) enum Verdict {
     Accept,
     Drop,
+    /// On with that chain, then back here.
+    Jump(String),
+    /// On with that chain, then back to whoever jumped here.
     Goto(&'static str),
+    Return,
 }
 
 /// Where a payload's offset counts from.
@@ -83,6 +93,7 @@ pub(super) enum Base {
 /// What is known of a packet beside its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Meta {
+    Mark = 3,
     InputName = 6,
     OutputName = 7,
     Protocol = 16,
@@ -99,62 +110,110 @@ pub(super) enum Expression {
         key: Meta,
         to: u32,
     },
+    SetMark {
+        from: u32,
+    },
     Payload {
         base: Base,
         offset: u32,
         length: u32,
         to: u32,
     },
+    /// The state of the packet's connection, a bit each.
+    ConnectionState {
+        to: u32,
+    },
+    /// The packet's connection is tracked under this zone.
+    SetZone {
+        from: u32,
+    },
+    Mask {
+        register: u32,
+        and: Vec<u8>,
+        xor: Vec<u8>,
+    },
     Compare {
         register: u32,
         equal: bool,
         value: Vec<u8>,
+    },
+    Range {
+        register: u32,
+        first: Vec<u8>,
+        last: Vec<u8>,
     },
     /// The key that starts in [`FIRST`] is in the set, or is not.
     Lookup {
         set: &'static str,
         contained: bool,
     },
+    /// The key is in a set made in the same transaction.
+    LookupAnonymous {
+        id: u32,
+        from: u32,
+    },
+    /// What the map gives for the key that starts in [`FIRST`]: a verdict where `to` is 0.
+    Map {
+        map: &'static str,
+        to: u32,
+    },
     Verdict(Verdict),
 }
 
 impl Expression {
     fn encode(&self) -> Attributes {
+        let new = Attributes::new;
+        let value = |bytes: &[u8]| new().put(1, bytes);
         let (name, data) = match self {
-            Self::Meta { key, to } => ("meta", Attributes::new().number(1, *to).number(2, *key as u32)),
+            Self::Meta { key, to } => ("meta", new().number(1, *to).number(2, *key as u32)),
+            Self::SetMark { from } => ("meta", new().number(2, Meta::Mark as u32).number(3, *from)),
             Self::Payload { base, offset, length, to } => (
                 "payload",
-                Attributes::new()
-                    .number(1, *to)
-                    .number(2, *base as u32)
-                    .number(3, *offset)
-                    .number(4, *length),
+                new().number(1, *to).number(2, *base as u32).number(3, *offset).number(4, *length),
             ),
-            Self::Compare { register, equal, value } => (
-                "cmp",
-                Attributes::new()
+            Self::ConnectionState { to } => ("ct", new().number(1, *to).number(2, CT_STATE)),
+            Self::SetZone { from } => ("ct", new().number(2, CT_ZONE).number(4, *from)),
+            Self::Mask { register, and, xor } => (
+                "bitwise",
+                new()
                     .number(1, *register)
-                    .number(2, u32::from(!equal))
-                    .nested(3, &Attributes::new().put(1, value)),
+                    .number(2, *register)
+                    .number(3, and.len() as u32)
+                    .nested(4, &value(and))
+                    .nested(5, &value(xor)),
+            ),
+            Self::Compare { register, equal, value: bytes } => {
+                ("cmp", new().number(1, *register).number(2, u32::from(!equal)).nested(3, &value(bytes)))
+            }
+            Self::Range { register, first, last } => (
+                "range",
+                new().number(1, *register).number(2, 0).nested(3, &value(first)).nested(4, &value(last)),
             ),
             Self::Lookup { set, contained } => {
-                ("lookup", Attributes::new().text(1, set).number(2, FIRST).number(5, u32::from(!contained)))
+                ("lookup", new().text(1, set).number(2, FIRST).number(5, u32::from(!contained)))
             }
+            Self::LookupAnonymous { id, from } => {
+                ("lookup", new().text(1, super::groups::ANONYMOUS).number(2, *from).number(4, *id))
+            }
+            Self::Map { map, to } => ("lookup", new().text(1, map).number(2, FIRST).number(3, *to)),
             Self::Verdict(verdict) => {
-                let verdict = match verdict {
-                    Verdict::Drop => Attributes::new().number(1, 0),
-                    Verdict::Accept => Attributes::new().number(1, 1),
-                    Verdict::Goto(chain) => {
-                        Attributes::new().number(1, (-4i32).cast_unsigned()).text(2, chain)
-                    }
-                };
-                (
-                    "immediate",
-                    Attributes::new().number(1, 0).nested(2, &Attributes::new().nested(2, &verdict)),
-                )
+                ("immediate", new().number(1, 0).nested(2, &Self::verdict_data(verdict)))
             }
         };
-        Attributes::new().text(1, name).nested(2, &data)
+        new().text(1, name).nested(2, &data)
+    }
+
+    /// A verdict as data: of a rule's end, or of a map's element.
+    pub(super) fn verdict_data(verdict: &Verdict) -> Attributes {
+        let code = |code: i32| Attributes::new().number(1, code.cast_unsigned());
+        let verdict = match verdict {
+            Verdict::Drop => code(0),
+            Verdict::Accept => code(1),
+            Verdict::Jump(chain) => code(-3).text(2, chain),
+            Verdict::Goto(chain) => code(-4).text(2, chain),
+            Verdict::Return => code(-5),
+        };
+        Attributes::new().nested(2, &verdict)
     }
 }
 

@@ -1,1 +1,283 @@
 //! What holds for every wanted network and every state a host may be in.
+
+use proptest::collection::{btree_map, btree_set};
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+use super::*;
+use crate::spec::{Direction, Group, Remote, Rule};
+
+const TAG: OwnerTag = OwnerTag::new(0x7e57);
+
+/// A host that answers operations as a kernel would.
+#[derive(Debug, Clone)]
+struct FakeHost(Observed);
+
+impl FakeHost {
+    fn has_link(&self, name: &str) -> bool {
+        let Observed { bridges, vxlans, taps, misshapen, foreign, .. } = &self.0;
+        bridges.contains_key(name)
+            || vxlans.contains_key(name)
+            || taps.contains_key(name)
+            || misshapen.contains(name)
+            || foreign.contains(name)
+    }
+
+    fn port(&mut self, name: &str) -> Option<&mut ObservedPort> {
+        let vxlan = self.0.vxlans.get_mut(name).map(|vxlan| &mut vxlan.port);
+        vxlan.or_else(|| self.0.taps.get_mut(name))
+    }
+
+    fn carry_out(&mut self, operation: &Operation) -> Result<(), &'static str> {
+        let exists = operation.subject().is_some_and(|name| self.has_link(name));
+        match operation {
+            Operation::CreateBridge { .. } | Operation::CreateVxlan { .. } | Operation::CreateTap { .. }
+                if exists =>
+            {
+                return Err("exists");
+            }
+            Operation::CreateBridge { name } => {
+                self.0.bridges.insert(name.clone(), ObservedBridge::default());
+            }
+            Operation::CreateVxlan { name, vni, local } => {
+                let (peers, port) = Default::default();
+                let vxlan = ObservedVxlan { vni: *vni, local: Some(*local), peers, port };
+                self.0.vxlans.insert(name.clone(), vxlan);
+            }
+            Operation::CreateTap { name } => {
+                self.0.taps.insert(name.clone(), ObservedPort::default());
+            }
+            Operation::DeleteLink(name) => {
+                if self.0.foreign.contains(name) {
+                    return Err("foreign");
+                }
+                self.0.taps.remove(name);
+                self.0.vxlans.remove(name);
+                self.0.misshapen.remove(name);
+                if self.0.bridges.remove(name).is_some() {
+                    let ports = self.0.vxlans.values_mut().map(|vxlan| &mut vxlan.port);
+                    let ports = ports.chain(self.0.taps.values_mut());
+                    ports
+                        .filter(|port| port.bridge.as_ref() == Some(name))
+                        .for_each(|port| port.bridge = None);
+                }
+            }
+            Operation::ConfigureBridge { name, mtu, .. } => {
+                let bridge = self.0.bridges.get_mut(name).ok_or("no bridge")?;
+                (bridge.mtu, bridge.is_up) = (*mtu, true);
+            }
+            Operation::AddAddress { bridge, address } => {
+                let bridge = self.0.bridges.get_mut(bridge).ok_or("no bridge")?;
+                bridge.addresses.insert(*address).then_some(()).ok_or("has it")?;
+            }
+            Operation::RemoveAddress { bridge, address } => {
+                let bridge = self.0.bridges.get_mut(bridge).ok_or("no bridge")?;
+                bridge.addresses.remove(address).then_some(()).ok_or("has it not")?;
+            }
+            Operation::AddFlood { vxlan, peer } => {
+                let vxlan = self.0.vxlans.get_mut(vxlan).ok_or("no device")?;
+                vxlan.peers.insert(*peer).then_some(()).ok_or("has it")?;
+            }
+            Operation::RemoveFlood { vxlan, peer } => {
+                let vxlan = self.0.vxlans.get_mut(vxlan).ok_or("no device")?;
+                vxlan.peers.remove(peer).then_some(()).ok_or("has it not")?;
+            }
+            Operation::ConfigurePort { name, bridge, mtu } => {
+                self.0.bridges.get(bridge).ok_or("no bridge")?;
+                let filter = self.0.filter.as_ref().ok_or("no filter")?;
+                let is_tap = self.0.taps.contains_key(name);
+                if is_tap && !filter.elements.iter().any(|element| element.link() == name) {
+                    return Err("a tap without rules");
+                }
+                let port = self.port(name).ok_or("no port")?;
+                *port = ObservedPort { bridge: Some(bridge.clone()), mtu: *mtu, is_up: true };
+            }
+            Operation::RebuildFilter(filter) => self.0.filter = Some(filter.names()),
+            Operation::ChangeFilter(change) => {
+                let filter = self.0.filter.as_mut().ok_or("no filter")?;
+                let is_known = change.remove.is_subset(&filter.elements)
+                    && change.remove_chains.is_subset(&filter.chains);
+                is_known.then_some(()).ok_or("removes what is not there")?;
+                filter.apply(change);
+                let needs = filter.elements.iter().filter_map(|element| match element {
+                    crate::filter::Element::Groups(_, _, chain) => Some(chain),
+                    _ => None,
+                });
+                let mut needs = needs;
+                needs.all(|chain| filter.chains.contains(chain)).then_some(()).ok_or("a chain is missing")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn bridge_names() -> Vec<String> {
+    (0..3).map(|id| TAG.bridge(id)).collect()
+}
+
+fn tap_names() -> Vec<String> {
+    (0..4).map(|id| TAG.tap(id)).collect()
+}
+
+fn vxlan_name(bridge: &str) -> String {
+    bridge.replacen("wb", "wx", 1)
+}
+
+fn peers() -> impl Strategy<Value = BTreeSet<Ipv4Addr>> {
+    btree_set((1..4_u8).prop_map(|last| Ipv4Addr::new(192, 0, 2, last)), 0..3)
+}
+
+fn addresses() -> impl Strategy<Value = BTreeSet<IpNet>> {
+    let all = ["10.0.0.1/24", "10.0.0.2/32", "10.0.0.0/25", "2001:db8::1/64", "2001:db8::2/128"];
+    let all: Vec<IpNet> = all.iter().map(|net| net.parse().unwrap()).collect();
+    subsequence(all, 0..=3).prop_map(|some| some.into_iter().collect())
+}
+
+fn mtu() -> impl Strategy<Value = u32> {
+    select(vec![1450, 1500])
+}
+
+fn wanted_bridge(name: String) -> impl Strategy<Value = (String, Bridge)> {
+    (mtu(), addresses(), option::of((1..3_u32, peers()))).prop_map(move |(mtu, addresses, vxlan)| {
+        let vxlan = vxlan.map(|(vni, peers)| Vxlan {
+            name: vxlan_name(&name),
+            vni,
+            local: Ipv4Addr::new(192, 0, 2, 9),
+            peers,
+        });
+        (name.clone(), Bridge { mtu, host_addresses: addresses.into_iter().collect(), vxlan })
+    })
+}
+
+fn wanted_group() -> impl Strategy<Value = Group> {
+    let rule = (any::<bool>(), option::of(select(vec![6, 17])), addresses()).prop_map(
+        |(ingress, protocol, members)| {
+            let direction = if ingress { Direction::Ingress } else { Direction::Egress };
+            Rule { direction, ip_version: 4, protocol, ports: None, remote: Remote::Members(members) }
+        },
+    );
+    btree_set(rule, 0..3).prop_map(|rules| Group { rules })
+}
+
+prop_compose! {
+    fn wanted_tap(bridges: Vec<String>)(
+        bridge in select(bridges),
+        mtu in mtu(),
+        last in 0..3_u8,
+        addresses in addresses(),
+        port_security in any::<bool>(),
+        groups in btree_set(0..4_u32, 0..3),
+    ) -> Tap {
+        Tap { bridge, mtu, mac: [2, 0, 0, 0, 0, last], addresses, port_security, groups }
+    }
+}
+
+fn wanted() -> impl Strategy<Value = HostNetwork> {
+    subsequence(bridge_names(), 1..=3).prop_flat_map(|names| {
+        let bridges: Vec<_> = names.iter().cloned().map(wanted_bridge).collect();
+        let taps = btree_map(select(tap_names()), wanted_tap(names), 0..4);
+        (bridges, taps, btree_map(0..3_u32, wanted_group(), 0..3)).prop_map(|(bridges, taps, groups)| {
+            HostNetwork { bridges: bridges.into_iter().collect(), taps, groups }
+        })
+    })
+}
+
+prop_compose! {
+    fn observed_port()(
+        bridge in option::of(select(bridge_names())),
+        mtu in mtu(),
+        is_up in any::<bool>(),
+    ) -> ObservedPort {
+        ObservedPort { bridge, mtu, is_up }
+    }
+}
+
+prop_compose! {
+    fn observed_bridge()(mtu in mtu(), is_up in any::<bool>(), addresses in addresses()) -> ObservedBridge {
+        ObservedBridge { mtu, is_up, addresses }
+    }
+}
+
+prop_compose! {
+    fn observed_vxlan()(
+        vni in 1..3_u32,
+        local in option::of(Just(Ipv4Addr::new(192, 0, 2, 9))),
+        peers in peers(),
+        port in observed_port(),
+    ) -> ObservedVxlan {
+        ObservedVxlan { vni, local, peers, port }
+    }
+}
+
+/// Any state our links may be in, those of an older wanted network included; `earlier` is what its filter was made for.
+fn observed() -> impl Strategy<Value = Observed> {
+    let vxlan_names: Vec<String> = bridge_names().iter().map(|name| vxlan_name(name)).collect();
+    let parts = (
+        btree_map(select(bridge_names()), observed_bridge(), 0..3),
+        btree_map(select(vxlan_names), observed_vxlan(), 0..3),
+        btree_map(select(tap_names()), observed_port(), 0..4),
+        option::of(wanted()),
+        any::<bool>(),
+    );
+    parts.prop_map(|(bridges, vxlans, mut taps, earlier, is_misshapen)| {
+        let misshapen: BTreeSet<String> = [TAG.tap(0)].into_iter().filter(|_| is_misshapen).collect();
+        taps.retain(|name, _| !misshapen.contains(name));
+        let filter = earlier.map(|earlier| WantedFilter::of(&earlier, None, TAG).names());
+        let foreign = ["lo", "eth0", "br0"].map(str::to_owned).into();
+        Observed { bridges, vxlans, taps, misshapen, foreign, filter }
+    })
+}
+
+proptest! {
+    #[test]
+    fn every_state_converges_in_a_valid_order_and_then_nothing_is_left_to_do(
+        wanted in wanted(),
+        observed in observed(),
+    ) {
+        let mut host = FakeHost(observed);
+        for operation in plan(TAG, &wanted, &host.0) {
+            prop_assert_eq!(host.carry_out(&operation), Ok(()), "{:?}", operation);
+        }
+        prop_assert_eq!(plan(TAG, &wanted, &host.0), []);
+    }
+
+    #[test]
+    fn failure_half_way_converges_next_time(
+        wanted in wanted(),
+        observed in observed(),
+        done in any::<prop::sample::Index>(),
+    ) {
+        let mut host = FakeHost(observed);
+        let operations = plan(TAG, &wanted, &host.0);
+        for operation in &operations[..done.index(operations.len() + 1)] {
+            prop_assert_eq!(host.carry_out(operation), Ok(()));
+        }
+        for operation in plan(TAG, &wanted, &host.0) {
+            prop_assert_eq!(host.carry_out(&operation), Ok(()), "{:?}", operation);
+        }
+        prop_assert_eq!(plan(TAG, &wanted, &host.0), []);
+    }
+
+    #[test]
+    fn foreign_links_are_neither_deleted_nor_changed(
+        wanted in wanted(),
+        mut observed in observed(),
+        taken in subsequence([bridge_names(), tap_names()].concat(), 0..=4),
+    ) {
+        for name in &taken {
+            observed.bridges.remove(name);
+            observed.taps.remove(name);
+            observed.misshapen.remove(name);
+        }
+        observed.foreign.extend(taken);
+        let mut host = FakeHost(observed.clone());
+        for operation in plan(TAG, &wanted, &host.0) {
+            let is_foreign = operation.subject().is_some_and(|name| observed.foreign.contains(name));
+            let result = host.carry_out(&operation);
+            prop_assert!(!is_foreign || result.is_err(), "{operation:?}");
+            prop_assert!(!matches!(&operation, Operation::DeleteLink(name) if observed.foreign.contains(name)));
+        }
+        prop_assert_eq!(host.0.foreign, observed.foreign);
+    }
+}

@@ -1,0 +1,162 @@
+//! Facts as set elements, and back.
+
+use super::message::{Attributes, Expression, Family, Verdict};
+use super::rules::{self, Data, Set};
+use crate::filter::Element;
+use crate::spec::Direction;
+
+/// An interface's name in a key, in bytes.
+const INTERFACE_SIZE: usize = 16;
+
+/// An element's place and content. Parts of a key are padded to 4 bytes.
+#[derive(Debug)]
+pub(super) struct Encoded {
+    pub(super) set: Set,
+    key: Vec<u8>,
+    /// The last key of a range.
+    key_end: Option<Vec<u8>>,
+    /// What a map gives for the key.
+    data: Option<Attributes>,
+}
+
+impl Encoded {
+    /// As an item of a set's list of elements; to find an element its key is enough.
+    pub(super) fn attributes(&self, with_data: bool) -> Attributes {
+        let value = |bytes: &[u8]| Attributes::new().put(1, bytes);
+        let mut attributes = Attributes::new().nested(1, &value(&self.key));
+        if let Some(data) = self.data.as_ref().filter(|_| with_data) {
+            attributes = attributes.nested(2, data);
+        }
+        match &self.key_end {
+            Some(end) => attributes.nested(10, &value(end)),
+            None => attributes,
+        }
+    }
+}
+
+pub(super) fn encode(element: &Element) -> Encoded {
+    let key = |value: &[u8]| {
+        let mut key = interface_key(element.link());
+        key.extend_from_slice(value);
+        key.resize(key.len().next_multiple_of(4), 0);
+        key
+    };
+    let plain = |set, value: &[u8]| Encoded { set, key: key(value), key_end: None, data: None };
+    let range = |set, first: &[u8], last: &[u8]| Encoded {
+        set,
+        key: key(first),
+        key_end: Some(key(last)),
+        data: None,
+    };
+    match element {
+        Element::Open(_) => plain(rules::OPEN, &[]),
+        Element::Mac(_, mac) => plain(rules::MACS, mac),
+        Element::Ipv4(_, address) => plain(rules::IPV4, &address.octets()),
+        Element::Ipv4Prefix(_, net) => {
+            range(rules::IPV4_PREFIXES, &net.network().octets(), &net.broadcast().octets())
+        }
+        Element::Ipv6Port(_) => plain(rules::IPV6_PORTS, &[]),
+        Element::Ipv6(_, address) => plain(rules::IPV6, &address.octets()),
+        Element::Ipv6Prefix(_, net) => {
+            range(rules::IPV6_PREFIXES, &net.network().octets(), &net.broadcast().octets())
+        }
+        Element::Groups(_, direction, chain) => {
+            let set = match direction {
+                Direction::Egress => rules::EGRESS,
+                Direction::Ingress => rules::INGRESS,
+            };
+            let data = Expression::verdict_data(&Verdict::Jump(chain.clone()));
+            Encoded { data: Some(data), ..plain(set, &[]) }
+        }
+        Element::Bridged(link) => plain(rules::BRIDGED, &interface_key(link)),
+        Element::Gateway(_) => plain(rules::GATEWAYS, &[]),
+        Element::Zone(_, zone) => {
+            let data = Attributes::new().put(1, &zone.to_ne_bytes());
+            Encoded { data: Some(data), ..plain(rules::ZONES, &[]) }
+        }
+    }
+}
+
+fn interface_key(name: &str) -> Vec<u8> {
+    let mut key = name.as_bytes().to_vec();
+    key.resize(INTERFACE_SIZE, 0);
+    key
+}
+
+/// The fact in an item of a set's list of elements; nothing for what [`encode`] never makes.
+pub(super) fn decode(set: Set, item: &[u8]) -> Option<Element> {
+    let parts = super::nested(item);
+    let value_of = |kind| parts.get(&kind).and_then(|part| super::nested(part).remove(&1));
+    let key = value_of(1)?;
+    let (name, value) = key.split_at_checked(INTERFACE_SIZE)?;
+    let name = super::text(name);
+    let end = || value_of(10).and_then(|end| end.get(INTERFACE_SIZE..).map(<[u8]>::to_vec));
+    let groups = |name, direction| {
+        let verdict = parts.get(&2).and_then(|data| super::nested(data).remove(&2))?;
+        let chain = super::nested(&verdict).remove(&2)?;
+        Some(Element::Groups(name, direction, super::text(chain)))
+    };
+    match set {
+        rules::OPEN => Some(Element::Open(name)),
+        rules::MACS => Some(Element::Mac(name, value.get(..6)?.try_into().ok()?)),
+        rules::IPV4 => Some(Element::Ipv4(name, <[u8; 4]>::try_from(value).ok()?.into())),
+        rules::IPV4_PREFIXES => {
+            let first = u32::from_be_bytes(value.try_into().ok()?);
+            let length = (first ^ u32::from_be_bytes(end()?.try_into().ok()?)).leading_zeros();
+            Some(Element::Ipv4Prefix(name, ipnet::Ipv4Net::new(first.into(), length as u8).ok()?))
+        }
+        rules::IPV6_PORTS => Some(Element::Ipv6Port(name)),
+        rules::IPV6 => Some(Element::Ipv6(name, <[u8; 16]>::try_from(value).ok()?.into())),
+        rules::IPV6_PREFIXES => {
+            let first = u128::from_be_bytes(value.try_into().ok()?);
+            let length = (first ^ u128::from_be_bytes(end()?.try_into().ok()?)).leading_zeros();
+            Some(Element::Ipv6Prefix(name, ipnet::Ipv6Net::new(first.into(), length as u8).ok()?))
+        }
+        rules::EGRESS => groups(name, Direction::Egress),
+        rules::INGRESS => groups(name, Direction::Ingress),
+        rules::BRIDGED => Some(Element::Bridged(name)),
+        rules::GATEWAYS => Some(Element::Gateway(name)),
+        rules::ZONES => {
+            Some(Element::Zone(name, u16::from_ne_bytes(value_of(2)?.get(..2)?.try_into().ok()?)))
+        }
+        _ => None,
+    }
+}
+
+/// A set's own attributes. `anonymous` ones belong to the one rule that looks them up.
+pub(super) fn set_attributes(table: &str, set: Set, id: u32, anonymous: bool) -> Attributes {
+    const ANONYMOUS: u32 = 1;
+    const CONSTANT: u32 = 2;
+    const INTERVAL: u32 = 4;
+    const MAP: u32 = 8;
+    const CONCATENATED: u32 = 0x80;
+    const VERDICTS: u32 = 0xffff_ff00;
+    let key_type = set.fields.iter().fold(0, |key, (kind, _)| key << 6 | kind);
+    let key_length: u32 = set.fields.iter().map(|(_, length)| length.next_multiple_of(4)).sum();
+    let mut flags = if set.ranges { INTERVAL | CONCATENATED } else { 0 };
+    flags |= if anonymous { ANONYMOUS | CONSTANT } else { 0 };
+    flags |= if set.data.is_some() { MAP } else { 0 };
+    let mut attributes = Attributes::new()
+        .text(1, table)
+        .text(2, set.name)
+        .number(3, flags)
+        .number(4, key_type)
+        .number(5, key_length)
+        .number(10, id);
+    attributes = match set.data {
+        None => attributes,
+        // Type (nft's "integer") and length in bytes.
+        Some(Data::Zone) => attributes.number(6, 4).number(7, 2),
+        Some(Data::Verdict) => attributes.number(6, VERDICTS).number(7, 0),
+    };
+    if set.ranges {
+        let fields = set.fields.iter().fold(Attributes::new(), |fields, (_, length)| {
+            fields.nested(1, &Attributes::new().number(1, *length))
+        });
+        attributes = attributes.nested(9, &Attributes::new().nested(2, &fields));
+    }
+    attributes
+}
+
+/// The family a group's chains are in.
+pub(super) const GROUPS_FAMILY: Family = Family::Bridge;

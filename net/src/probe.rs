@@ -1,0 +1,166 @@
+//! What the host's kernel can do for networks, tried for real in a network namespace that is thrown away: nothing on
+//! the host changes.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::thread;
+
+use nix::sched::{CloneFlags, unshare};
+
+use crate::names::OwnerTag;
+use crate::netlink::{self, Request};
+use crate::{nftables, tap};
+
+/// One thing a host can do or cannot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facility {
+    /// Its short name, such as `vxlan`.
+    pub name: &'static str,
+    /// Whether it works.
+    pub works: bool,
+    /// One sentence: what follows, and what to do if it does not work.
+    pub sentence: String,
+}
+
+/// What went wrong before anything could be tried.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No network namespace of our own: it needs root or `CAP_SYS_ADMIN`.
+    #[error("make a network namespace")]
+    Namespace(#[source] io::Error),
+    /// The thread that tries.
+    #[error("start a thread")]
+    Thread(#[source] io::Error),
+    /// No rtnetlink.
+    #[error("open rtnetlink")]
+    Netlink(#[source] netlink::Error),
+    /// The trial ended early.
+    #[error("the trial of the network ended early")]
+    EndedEarly,
+}
+
+const TAG: OwnerTag = OwnerTag::new(0);
+
+/// Tries everything, in a fixed order. Takes some milliseconds, or longer where the kernel loads modules.
+///
+/// # Errors
+/// Only if nothing can be tried at all.
+pub fn probe() -> Result<Vec<Facility>, Error> {
+    let trial = || {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| Error::Namespace(errno.into()))?;
+        let mut links = netlink::Client::open().map_err(Error::Netlink)?;
+        Ok(try_all(&mut links))
+    };
+    let thread =
+        thread::Builder::new().name("network-probe".to_owned()).spawn(trial).map_err(Error::Thread)?;
+    thread.join().unwrap_or(Err(Error::EndedEarly))
+}
+
+fn try_all(links: &mut netlink::Client) -> Vec<Facility> {
+    let name = TAG.tap(1);
+    let tun = tap::create(&name).map(drop);
+    let bridge = links.execute(vec![Request::create_bridge(&TAG.bridge(1), [2, 0, 0, 0, 0, 1])]);
+    let parent = if bridge.is_ok() { TAG.bridge(1) } else { "lo".to_owned() };
+    let vxlan = Request::create_vxlan(&TAG.vxlan(1), [2, 0, 0, 0, 0, 2], 1, Ipv4Addr::LOCALHOST);
+    let vxlan = links.execute(vec![vxlan]);
+    let vlan = match links.link(&parent) {
+        Ok(Some(link)) => links.execute(vec![Request::create_vlan("wprobe-vlan", link.index, 5)]),
+        Ok(None) => links.execute(vec![Request::create_vlan("wprobe-vlan", 0, 5)]),
+        Err(error) => Err(error),
+    };
+    let nftables = nftables::Client::open(TAG).and_then(|mut filters| filters.rebuild(&Default::default()));
+    let conntrack = nftables::Client::open(TAG).and_then(|mut filters| filters.try_bridge_conntrack());
+    vec![
+        facility(
+            "tun",
+            tun,
+            "Guests get taps.",
+            "Guests can have no network: load the module `tun`, and let /dev/net/tun be opened",
+        ),
+        facility(
+            "bridge",
+            bridge,
+            "Networks get bridges.",
+            "There can be no networks: load the module `bridge`",
+        ),
+        facility(
+            "vxlan",
+            vxlan,
+            "Networks can span hosts.",
+            "Networks cannot span hosts: load the module `vxlan`",
+        ),
+        facility(
+            "vlan",
+            vlan,
+            "Provider networks can be VLANs (802.1Q).",
+            "Provider networks cannot be VLANs: load the module `8021q`",
+        ),
+        facility(
+            "nftables",
+            nftables,
+            "Guests are held to their own addresses.",
+            "No port with port security can come up: load the module `nf_tables` and those of its bridge family",
+        ),
+        facility(
+            "bridge conntrack",
+            conntrack,
+            "The bridge family can track connections; security groups use br_netfilter all the same.",
+            "Nothing follows: security groups track connections through br_netfilter",
+        ),
+        bridge_netfilter(),
+    ]
+}
+
+fn bridge_netfilter() -> Facility {
+    let works = std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists();
+    let sentence = if works {
+        "Security groups are stateful."
+    } else {
+        "Replies pass security groups only where a rule lets them in: load the module `br_netfilter`."
+    };
+    Facility { name: "br_netfilter", works, sentence: sentence.to_owned() }
+}
+
+fn facility<E: std::error::Error>(
+    name: &'static str,
+    result: Result<(), E>,
+    then: &str,
+    otherwise: &str,
+) -> Facility {
+    let sentence = match &result {
+        Ok(()) => then.to_owned(),
+        Err(error) => format!("{otherwise} ({}).", with_sources(error)),
+    };
+    Facility { name, works: result.is_ok(), sentence }
+}
+
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probe_tries_everything_and_leaves_nothing() {
+        crate::testing::in_own_network(|| {
+            let before = netlink::Client::open().unwrap().links().unwrap();
+            let facilities = probe().unwrap();
+            for Facility { name, works, sentence } in &facilities {
+                println!("{name}: {works}. {sentence}");
+            }
+            let works = |name| facilities.iter().any(|facility| facility.name == name && facility.works);
+            assert!(works("tun") && works("bridge") && works("nftables"));
+            assert_eq!(facilities.len(), 7);
+            assert_eq!(netlink::Client::open().unwrap().links().unwrap(), before);
+        });
+    }
+}
