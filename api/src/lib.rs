@@ -6,6 +6,7 @@
 pub mod command;
 pub mod compute;
 pub mod context;
+pub mod demo;
 pub mod discovery;
 pub mod error;
 pub mod identity;

@@ -1,1 +1,29 @@
-fn main() {}
+//! System tests on real parts: real KVM, taps, bridges and filters in network namespaces of their own, real store
+//! files, the real `openstack` command. And the house rules, as tests.
+//!
+//! What a test needs and this machine lacks makes it `ignored`, with the reason; with `WISP_REQUIRE_ALL=1` that is a
+//! failure.
+
+mod commands;
+mod faults;
+mod harness;
+mod openstack;
+mod survive;
+mod tenants;
+mod tidy;
+
+use libtest_mimic::Arguments;
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let trials = [
+        tidy::trials(),
+        commands::trials(),
+        faults::trials(),
+        tenants::trials(),
+        survive::trials(),
+        openstack::trials(),
+    ];
+    let trials = trials.into_iter().flatten().collect();
+    libtest_mimic::run(&arguments, trials).exit();
+}

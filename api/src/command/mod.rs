@@ -2,6 +2,7 @@
 //!
 //! Must never know: how a command does what it does, beyond printing its result.
 
+mod demo;
 mod doctor;
 mod guest;
 mod up;
@@ -20,6 +21,7 @@ use crate::process::{agent, control, terminal};
     version,
     max_term_width = 100,
     after_help = "A first session:\n  \
+        sudo wisp demo                       everything once, with nothing left behind\n  \
         wisp doctor                          what this host can do\n  \
         sudo wisp up --state ./cloud         start a cloud; it says `ready` and serves until Ctrl-C\n  \
         export OS_CLIENT_CONFIG_FILE=./cloud/clouds.yaml OS_CLOUD=wisp\n  \
@@ -35,6 +37,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Arguments),
     Up(up::Arguments),
     Doctor(doctor::Arguments),
     #[command(subcommand)]
@@ -82,6 +85,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         terminal::log(&cli.log)?;
     }
     match cli.command {
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Up(arguments) => up::run(arguments, cli.log),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Vmm(command) => vmm::dispatch(command),

@@ -89,7 +89,7 @@ fn public_url(text: &str) -> anyhow::Result<String> {
 }
 
 /// Says what is missing on this host, and what works instead.
-fn check_host() -> anyhow::Result<()> {
+pub(super) fn check_host() -> anyhow::Result<()> {
     const FAKE: &str = "`wisp up --driver fake` serves the whole API without running guests";
     for (path, what) in [("/dev/kvm", "KVM"), ("/dev/net/tun", "the tun driver")] {
         if !Path::new(path).exists() {

@@ -1,0 +1,151 @@
+//! Process start → `WISP-GUEST` on the console, and what an idle VMM process costs.
+//!
+//! With `FIRECRACKER_BIN=/path/to/firecracker` the same kernel boots there in the same run, alternating, and is the
+//! baseline; without it the baseline is a spawned process that does nothing.
+
+mod measure;
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::measure::{Line, Samples};
+
+/// Boots per side.
+const RUNS: usize = 50;
+/// Guest memory in MiB.
+const MEMORY_MIB: u64 = 128;
+/// What the guest says first.
+const MARK: &[u8] = b"WISP-GUEST";
+
+fn main() -> Result<()> {
+    let wisp = Path::new(env!("CARGO_BIN_EXE_wisp"));
+    let files = tempfile::tempdir()?;
+    let kernel = files.path().join("tiny.elf");
+    ensure!(
+        Command::new(wisp).args(["guest", "export", "tiny"]).arg(&kernel).status()?.success(),
+        "export the guest"
+    );
+    let firecracker = std::env::var_os("FIRECRACKER_BIN");
+    let config = files.path().join("firecracker.json");
+    std::fs::write(&config, firecracker_config(&kernel))?;
+    let (mut ours, mut theirs, mut nothing) = (Samples::default(), Samples::default(), Samples::default());
+    for _ in 0..RUNS {
+        nothing.push(process_alone()?);
+        ours.push(until_mark(&mut our_boot(wisp, &kernel))?);
+        if let Some(program) = &firecracker {
+            let mut command = Command::new(program);
+            command.args(["--no-api", "--config-file"]).arg(&config);
+            theirs.push(until_mark(&mut command)?);
+        }
+    }
+    for (name, quantile) in [("p50", 0.5), ("p90", 0.9)] {
+        let (baseline, of) = match firecracker {
+            Some(_) => (theirs.quantile(quantile), "firecracker, same kernel, same run"),
+            None => (nothing.quantile(quantile), "starting a process that does nothing"),
+        };
+        Line {
+            what: &format!("process start to WISP-GUEST, {MEMORY_MIB} MiB, {name} of {RUNS}"),
+            unit: "ms",
+            value: ours.quantile(quantile),
+            baseline,
+            of,
+        }
+        .print();
+    }
+    idle_memory(wisp, &kernel)
+}
+
+fn our_boot(wisp: &Path, kernel: &Path) -> Command {
+    let mut command = Command::new(wisp);
+    command.args(["vmm", "boot", "--mem", &MEMORY_MIB.to_string(), "--kernel"]).arg(kernel);
+    command
+}
+
+fn process_alone() -> Result<f64> {
+    let started = Instant::now();
+    Command::new("true").status().context("start `true`")?;
+    Ok(started.elapsed().as_secs_f64() * 1e3)
+}
+
+/// Milliseconds from before the start until the guest's first words; the process is ended then.
+fn until_mark(command: &mut Command) -> Result<f64> {
+    let started = Instant::now();
+    let mut child = start(command)?;
+    let outcome = wait_for_mark(&mut child).map(|()| started.elapsed().as_secs_f64() * 1e3);
+    child.kill().context("end the VMM")?;
+    child.wait().context("wait for the VMM")?;
+    outcome
+}
+
+fn start(command: &mut Command) -> Result<Child> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .with_context(|| format!("start {program}"))
+}
+
+fn wait_for_mark(child: &mut Child) -> Result<()> {
+    let stdout = child.stdout.as_mut().context("read the console")?;
+    let mut seen = Vec::new();
+    let mut buffer = [0; 4096];
+    while !seen.windows(MARK.len()).any(|window| window == MARK) {
+        match stdout.read(&mut buffer).context("read the console")? {
+            0 => bail!("the VMM ended before its guest spoke: {}", String::from_utf8_lossy(&seen)),
+            length => seen.extend_from_slice(&buffer[..length]),
+        }
+    }
+    Ok(())
+}
+
+/// Private memory of an idle VMM process without the guest's own memory.
+fn idle_memory(wisp: &Path, kernel: &Path) -> Result<()> {
+    let mut child = start(&mut our_boot(wisp, kernel))?;
+    let measured = wait_for_mark(&mut child).and_then(|()| {
+        std::thread::sleep(Duration::from_secs(1));
+        private_kib(child.id())
+    });
+    child.kill().context("end the VMM")?;
+    child.wait().context("wait for the VMM")?;
+    let value = measured? as f64 / 1024.0;
+    Line {
+        what: "private memory of an idle VMM process, without the guest's",
+        unit: "MiB",
+        value,
+        baseline: 3.0,
+        of: "the aim",
+    }
+    .print();
+    Ok(())
+}
+
+/// Sums the private pages of all mappings but the guest's memory, which is the one as large as the guest.
+fn private_kib(pid: u32) -> Result<u64> {
+    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).context("read smaps")?;
+    let (mut sum, mut size) = (0, 0);
+    for line in smaps.lines() {
+        let mut words = line.split_whitespace();
+        let (name, number) =
+            (words.next().unwrap_or_default(), words.next().and_then(|word| word.parse::<u64>().ok()));
+        match (name, number) {
+            ("Size:", Some(kib)) => size = kib,
+            ("Private_Clean:" | "Private_Dirty:", Some(kib)) if size < MEMORY_MIB * 1024 / 2 => sum += kib,
+            _ => {}
+        }
+    }
+    Ok(sum)
+}
+
+fn firecracker_config(kernel: &Path) -> String {
+    format!(
+        r#"{{"boot-source": {{"kernel_image_path": "{}", "boot_args": "console=ttyS0"}}, "drives": [],
+            "machine-config": {{"vcpu_count": 1, "mem_size_mib": {MEMORY_MIB}}}}}"#,
+        kernel.display()
+    )
+}

@@ -1,0 +1,46 @@
+//! How benchmarks say what they measured: a unit, a baseline and a ratio on every line.
+
+/// Numbers of one kind.
+#[derive(Debug, Clone, Default)]
+pub struct Samples(Vec<f64>);
+
+impl Samples {
+    /// Adds one.
+    pub fn push(&mut self, value: f64) {
+        self.0.push(value);
+    }
+
+    /// The value below which this share of the samples lies; 0 of none.
+    pub fn quantile(&self, share: f64) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        let last = sorted.len().saturating_sub(1);
+        sorted.get((last as f64 * share).round() as usize).copied().unwrap_or(0.0)
+    }
+}
+
+/// One line of a benchmark.
+#[derive(Debug, Clone, Copy)]
+pub struct Line<'a> {
+    /// What was measured.
+    pub what: &'a str,
+    /// In what.
+    pub unit: &'a str,
+    /// Ours.
+    pub value: f64,
+    /// What it is compared with.
+    pub baseline: f64,
+    /// What that is.
+    pub of: &'a str,
+}
+
+impl Line<'_> {
+    /// Prints it.
+    pub fn print(&self) {
+        let ratio = if self.baseline > 0.0 { self.value / self.baseline } else { f64::NAN };
+        println!(
+            "{:58} {:>10.2} {:5} baseline {:>9.2} ({}) ratio {ratio:.3}",
+            self.what, self.value, self.unit, self.baseline, self.of
+        );
+    }
+}

@@ -1,0 +1,158 @@
+//! The commands of the binary that need no cloud, and the demo, each as its user runs it.
+
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+
+use crate::harness::{Need, isolate, trial, wisp};
+
+/// The tests.
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial(
+            "commands::demo_holds_every_step_and_leaves_nothing",
+            DEMO,
+            demo_holds_every_step_and_leaves_nothing,
+        ),
+        trial(
+            "commands::vmm_boot_shows_the_console_and_nothing_else",
+            &[Need::Kvm],
+            vmm_boot_shows_the_console,
+        ),
+        trial(
+            "commands::vmm_boot_refuses_a_broken_kernel_in_one_sentence",
+            &[Need::Kvm],
+            vmm_boot_refuses_a_broken_kernel,
+        ),
+        trial("commands::exported_guest_is_an_elf", &[], exported_guest_is_an_elf),
+        trial("commands::up_refuses_an_open_address_without_tls", &[], up_refuses_an_open_address),
+        trial("commands::doctor_names_every_ability", &[], doctor_names_every_ability),
+        trial("commands::help_teaches", &[], help_teaches),
+    ]
+}
+
+const DEMO: &[Need] = &[Need::Root, Need::Kvm, Need::Tun];
+
+fn run(seconds: &str, arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new("timeout");
+    command.arg(seconds).arg(wisp()).args(arguments).stdin(Stdio::null());
+    command.output().with_context(|| format!("run wisp {}", arguments.join(" ")))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn demo_holds_every_step_and_leaves_nothing() -> Result<()> {
+    isolate()?;
+    let output = run("180", &["demo"])?;
+    let (shown, errors) = (text(&output.stdout), text(&output.stderr));
+    ensure!(output.status.success(), "{}\n{shown}\n{errors}", output.status);
+    for step in
+        ["guest answers a ping", "fetch a page from it", "no link, no rule, no process, no file is left"]
+    {
+        ensure!(shown.contains(step), "the demo does not show `{step}`:\n{shown}");
+    }
+    Ok(())
+}
+
+fn vmm_boot_shows_the_console() -> Result<()> {
+    let files = tempfile::tempdir()?;
+    let kernel = files.path().join("tiny.elf");
+    let kernel = kernel.to_str().context("path")?;
+    ensure!(run("20", &["guest", "export", "tiny", kernel])?.status.success(), "export the tiny guest");
+    // The guest idles for ever without anyone to end it: the time limit does.
+    let output = run("5", &["vmm", "boot", "--kernel", kernel, "--mem", "64"])?;
+    let (shown, errors) = (text(&output.stdout), text(&output.stderr));
+    ensure!(
+        shown.starts_with("WISP-GUEST"),
+        "the console does not begin with WISP-GUEST: {shown:?} {errors}"
+    );
+    Ok(())
+}
+
+fn vmm_boot_refuses_a_broken_kernel() -> Result<()> {
+    let files = tempfile::tempdir()?;
+    for (name, bytes) in [
+        ("empty", Vec::new()),
+        ("text", b"not a kernel at all".repeat(100)),
+        ("elf", b"\x7fELF\x02\x01\x01".repeat(99)),
+    ] {
+        let path = files.path().join(name);
+        std::fs::write(&path, bytes)?;
+        let output = run("30", &["vmm", "boot", "--kernel", path.to_str().context("path")?])?;
+        let errors = text(&output.stderr);
+        ensure!(
+            !output.status.success() && output.stdout.is_empty(),
+            "{name}: {} {}",
+            output.status,
+            text(&output.stdout)
+        );
+        ensure!(!errors.trim().is_empty() && !errors.contains("panicked"), "{name}: {errors}");
+    }
+    Ok(())
+}
+
+fn exported_guest_is_an_elf() -> Result<()> {
+    let files = tempfile::tempdir()?;
+    let path = files.path().join("tiny.elf");
+    let output = run("20", &["guest", "export", "tiny", path.to_str().context("path")?])?;
+    ensure!(output.status.success(), "{}", text(&output.stderr));
+    ensure!(std::fs::read(&path)?.starts_with(b"\x7fELF"), "no ELF");
+    Ok(())
+}
+
+fn up_refuses_an_open_address() -> Result<()> {
+    let files = tempfile::tempdir()?;
+    let state = files.path().join("state");
+    let arguments =
+        ["up", "--driver", "fake", "--listen", "0.0.0.0:0", "--state", state.to_str().context("path")?];
+    let output = run("20", &arguments)?;
+    ensure!(!output.status.success(), "it was not refused");
+    ensure!(
+        text(&output.stderr).contains("--insecure"),
+        "the way out is not named: {}",
+        text(&output.stderr)
+    );
+    Ok(())
+}
+
+fn doctor_names_every_ability() -> Result<()> {
+    let shown = text(&run("60", &["doctor"])?.stdout);
+    let words = [
+        "KVM",
+        "tun",
+        "bridge",
+        "VXLAN",
+        "VLAN",
+        "nftables",
+        "conntrack",
+        "io_uring",
+        "userfaultfd",
+        "reflink",
+        "cgroups",
+        "namespaces",
+    ];
+    for word in words {
+        ensure!(shown.to_lowercase().contains(&word.to_lowercase()), "doctor does not name {word}:\n{shown}");
+    }
+    Ok(())
+}
+
+fn help_teaches() -> Result<()> {
+    let shown = text(&run("20", &["--help"])?.stdout);
+    for command in ["up", "down", "doctor", "demo", "vmm", "guest"] {
+        ensure!(shown.contains(command), "--help does not name {command}:\n{shown}");
+    }
+    for command in [
+        &["up", "--help"][..],
+        &["down", "--help"],
+        &["vmm", "boot", "--help"],
+        &["guest", "export", "--help"],
+    ] {
+        let output = run("20", command)?;
+        ensure!(output.status.success() && output.stdout.len() > 200, "{command:?} says little");
+    }
+    Ok(())
+}

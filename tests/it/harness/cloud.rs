@@ -1,0 +1,287 @@
+//! A cloud per test: `wisp up` on a temporary directory, driven by REST and by the real `openstack` command.
+
+use std::io::{BufRead, BufReader};
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, ensure};
+use base64::Engine;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use super::{Rest, venv, wisp, within};
+
+/// The administrator's password in tests.
+const PASSWORD: &str = "correct horse battery staple";
+/// How long `wisp up` may take to be ready, in a debug build on a busy machine.
+const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Seconds one `openstack` command may take.
+const COMMAND_SECONDS_MAX: &str = "120";
+
+/// A running cloud; ended, with all that it made, when dropped.
+pub struct Cloud {
+    /// Where its API is.
+    pub url: String,
+    state: tempfile::TempDir,
+    driver: &'static str,
+    up: Option<Child>,
+}
+
+impl Cloud {
+    /// A cloud on /dev/kvm.
+    pub fn start() -> Result<Self> {
+        Self::start_with("kvm")
+    }
+
+    /// A cloud of fake hosts.
+    pub fn start_fake() -> Result<Self> {
+        Self::start_with("fake")
+    }
+
+    fn start_with(driver: &'static str) -> Result<Self> {
+        let state =
+            tempfile::Builder::new().prefix("wisp-it-").tempdir().context("make a state directory")?;
+        let mut cloud = Self { url: String::new(), state, driver, up: None };
+        cloud.up()?;
+        Ok(cloud)
+    }
+
+    /// Its state directory.
+    pub fn state(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// Starts `wisp up` on the same directory, for the first time or again, and waits until it is ready.
+    pub fn up(&mut self) -> Result<()> {
+        let mut child = Command::new(wisp())
+            .args(["up", "--listen", "127.0.0.1:0", "--driver", self.driver, "--state"])
+            .arg(self.state())
+            .env("WISP_ADMIN_PASSWORD", PASSWORD)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start `wisp up`")?;
+        let stdout = child.stdout.take().context("read from `wisp up`")?;
+        self.up = Some(child);
+        let (sender, receiver) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let _ = BufReader::new(stdout).read_line(&mut line);
+            let _ = sender.send(line);
+        });
+        let line = receiver.recv_timeout(READY_TIMEOUT).map_err(|_| anyhow!("`wisp up` is not ready"))?;
+        let wanted = format!("clouds.yaml={}\n", self.clouds_yaml().display());
+        ensure!(line.starts_with("ready http://") && line.ends_with(&wanted), "`wisp up` said {line:?}");
+        self.url = line.split_whitespace().nth(1).context("no URL")?.to_owned();
+        Ok(())
+    }
+
+    /// The process that `wisp up` is.
+    pub fn pid(&self) -> Option<Pid> {
+        self.up.as_ref().and_then(|child| i32::try_from(child.id()).ok()).map(Pid::from_raw)
+    }
+
+    /// Forgets `wisp up` after it was killed.
+    pub fn reap(&mut self) -> Result<()> {
+        match self.up.take() {
+            Some(mut child) => child.wait().map(drop).context("wait for `wisp up`"),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs `wisp down`.
+    pub fn down(&mut self) -> Result<Output> {
+        let output = Command::new(wisp())
+            .args(["down", "--state"])
+            .arg(self.state())
+            .output()
+            .context("run `wisp down`")?;
+        self.reap()?;
+        Ok(output)
+    }
+
+    /// A REST client of the administrator.
+    pub fn rest(&self) -> Result<Rest> {
+        Rest::log_in(&self.url, PASSWORD)
+    }
+
+    /// Runs the real `openstack` command; its standard output.
+    pub fn openstack(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.openstack_output(arguments)?;
+        ensure!(
+            output.status.success(),
+            "openstack {}: {}\n{}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).context("read the command's output")
+    }
+
+    /// Runs the real `openstack` command, which shall fail; its standard error.
+    pub fn openstack_refused(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.openstack_output(arguments)?;
+        ensure!(!output.status.success(), "openstack {} succeeded", arguments.join(" "));
+        String::from_utf8(output.stderr).context("read the command's errors")
+    }
+
+    /// Runs the real `openstack` command with `-f json`; what it shows.
+    pub fn openstack_json(&self, arguments: &[&str]) -> Result<Value> {
+        let arguments = [arguments, &["-f", "json"]].concat();
+        serde_json::from_str(&self.openstack(&arguments)?).context("read the command's JSON")
+    }
+
+    fn openstack_output(&self, arguments: &[&str]) -> Result<Output> {
+        Command::new("timeout")
+            .arg(COMMAND_SECONDS_MAX)
+            .arg(venv::openstack()?)
+            .args(["--os-cloud", "wisp"])
+            .args(arguments)
+            .env("OS_CLIENT_CONFIG_FILE", self.clouds_yaml())
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("run openstack {}", arguments.join(" ")))
+    }
+
+    /// Waits until a server has a status.
+    pub fn wait_status(&self, rest: &Rest, server: &str, wanted: &str) -> Result<Value> {
+        within(60, || {
+            let (code, body) = rest.get(&format!("/compute/v2.1/servers/{server}"))?;
+            ensure!(code == 200, "GET server: {code} {body}");
+            ensure!(
+                body["server"]["status"] == wanted,
+                "server is {}, not {wanted}: {}",
+                body["server"]["status"],
+                body["server"]["fault"]
+            );
+            Ok(body["server"].clone())
+        })
+    }
+
+    /// Waits until a server is gone.
+    pub fn wait_gone(&self, rest: &Rest, server: &str) -> Result<()> {
+        within(60, || {
+            let (code, body) = rest.get(&format!("/compute/v2.1/servers/{server}"))?;
+            ensure!(code == 404, "the server is still there: {code} {body}");
+            Ok(())
+        })
+    }
+
+    fn clouds_yaml(&self) -> PathBuf {
+        self.state().join("clouds.yaml")
+    }
+}
+
+/// A server as a test asks for it.
+#[derive(Debug, Clone)]
+pub struct NewServer<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The image's id; the public image `tiny` if empty.
+    pub image: &'a str,
+    /// The flavor's name.
+    pub flavor: &'a str,
+    /// The network's id.
+    pub network: &'a str,
+    /// User data, decoded.
+    pub user_data: &'a str,
+}
+
+impl Cloud {
+    /// The id of the network `public`.
+    pub fn public_network(&self, rest: &Rest) -> Result<String> {
+        first_id(&rest.shown("/network/v2.0/networks?name=public")?["networks"])
+    }
+
+    /// A network with a subnet.
+    pub fn network(&self, rest: &Rest, name: &str, cidr: &str) -> Result<String> {
+        let network = rest.made("/network/v2.0/networks", &json!({"network": {"name": name}}))?;
+        let id = id_of(&network["network"])?;
+        let subnet = json!({"subnet": {"network_id": id, "ip_version": 4, "cidr": cidr}});
+        rest.made("/network/v2.0/subnets", &subnet)?;
+        Ok(id)
+    }
+
+    /// An image of these bytes.
+    pub fn image(&self, rest: &Rest, name: &str, bytes: &[u8]) -> Result<String> {
+        let body = json!({"name": name, "disk_format": "raw", "container_format": "bare"});
+        let id = id_of(&rest.made("/image/v2/images", &body)?)?;
+        let status = rest.put_data(&format!("/image/v2/images/{id}/file"), bytes)?;
+        ensure!(status == 204, "upload: {status}");
+        Ok(id)
+    }
+
+    /// Lets ping and TCP in through the project's default group.
+    pub fn open_default_group(&self, rest: &Rest) -> Result<()> {
+        let groups = rest.shown("/network/v2.0/security-groups?name=default")?;
+        let group = first_id(&groups["security_groups"])?;
+        for protocol in ["icmp", "tcp"] {
+            let rule = json!({"security_group_id": group, "direction": "ingress", "protocol": protocol});
+            rest.made("/network/v2.0/security-group-rules", &json!({"security_group_rule": rule}))?;
+        }
+        Ok(())
+    }
+
+    /// Asks for a server; its id.
+    pub fn server(&self, rest: &Rest, new: &NewServer<'_>) -> Result<String> {
+        let image = match new.image {
+            "" => first_id(&rest.shown("/image/v2/images?name=tiny")?["images"])?,
+            id => id.to_owned(),
+        };
+        let flavors = rest.shown("/compute/v2.1/flavors/detail?is_public=None")?;
+        let flavors = flavors["flavors"].as_array().context("no list of flavors")?;
+        let flavor = flavors.iter().find(|flavor| flavor["name"] == new.flavor).context("no such flavor")?;
+        let mut server = json!({
+            "name": new.name, "imageRef": image, "flavorRef": flavor["id"], "networks": [{"uuid": new.network}],
+        });
+        if !new.user_data.is_empty() {
+            server["user_data"] = json!(base64::engine::general_purpose::STANDARD.encode(new.user_data));
+        }
+        id_of(&rest.made("/compute/v2.1/servers", &json!({"server": server}))?["server"])
+    }
+
+    /// A server's first address.
+    pub fn address(&self, rest: &Rest, server: &str) -> Result<Ipv4Addr> {
+        let ports = rest.shown(&format!("/network/v2.0/ports?device_id={server}"))?;
+        let address = ports["ports"][0]["fixed_ips"][0]["ip_address"].as_str().context("no address")?;
+        address.parse().context("read the address")
+    }
+
+    /// A server's console.
+    pub fn console(&self, rest: &Rest, server: &str) -> Result<String> {
+        let path = format!("/compute/v2.1/servers/{server}/action");
+        let answer = rest.made(&path, &json!({"os-getConsoleOutput": {}}))?;
+        Ok(answer["output"].as_str().context("no output")?.to_owned())
+    }
+
+    /// Waits until a server's console shows a text; the console.
+    pub fn wait_console(&self, rest: &Rest, server: &str, text: &str) -> Result<String> {
+        within(60, || {
+            let console = self.console(rest, server)?;
+            ensure!(console.contains(text), "the console does not show `{text}`:\n{console}");
+            Ok(console)
+        })
+    }
+}
+
+fn id_of(value: &Value) -> Result<String> {
+    value["id"].as_str().map(str::to_owned).with_context(|| format!("no id in {value}"))
+}
+
+fn first_id(list: &Value) -> Result<String> {
+    id_of(&list[0])
+}
+
+impl Drop for Cloud {
+    fn drop(&mut self) {
+        if let Some(pid) = self.pid() {
+            // It may have ended already; what it left is `wisp down`'s to find.
+            let _ = kill(pid, Signal::SIGTERM);
+        }
+        let _ = self.down();
+    }
+}

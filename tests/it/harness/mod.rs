@@ -1,0 +1,79 @@
+//! What the system tests share: needs and skips, a network namespace per test, a cloud of its own.
+
+mod cloud;
+mod netns;
+mod remains;
+mod rest;
+mod venv;
+
+use std::path::Path;
+
+use libtest_mimic::{Completion, Failed, Trial};
+
+pub use self::cloud::{Cloud, NewServer};
+pub use self::netns::{isolate, links};
+pub use self::remains::{Remains, processes};
+pub use self::rest::Rest;
+
+/// What every test of a real cloud needs.
+pub const KVM_CLOUD: &[Need] = &[Need::Root, Need::Kvm, Need::Tun];
+
+/// What a test cannot do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// The rights of root: namespaces, links, users.
+    Root,
+    /// /dev/kvm.
+    Kvm,
+    /// /dev/net/tun.
+    Tun,
+    /// The `openstack` command, from PyPI.
+    OpenStack,
+}
+
+impl Need {
+    /// Why it is not met here, if it is not.
+    fn unmet(self) -> Option<String> {
+        let usable = |path: &str| std::fs::File::options().read(true).write(true).open(path).err();
+        match self {
+            Self::Root => (!nix::unistd::geteuid().is_root()).then(|| "needs root".to_owned()),
+            Self::Kvm => usable("/dev/kvm").map(|error| format!("needs /dev/kvm: {error}")),
+            Self::Tun => usable("/dev/net/tun").map(|error| format!("needs /dev/net/tun: {error}")),
+            Self::OpenStack => {
+                venv::openstack().err().map(|error| format!("needs the openstack command: {error:#}"))
+            }
+        }
+    }
+}
+
+/// A test that runs where its needs are met, and is counted as skipped where they are not.
+pub fn trial(name: &str, needs: &'static [Need], run: fn() -> anyhow::Result<()>) -> Trial {
+    Trial::ignorable_test(name, move || {
+        if let Some(reason) = needs.iter().find_map(|need| need.unmet()) {
+            if std::env::var_os("WISP_REQUIRE_ALL").is_some_and(|value| value == "1") {
+                return Err(Failed::from(format!(
+                    "skipped: {reason}; WISP_REQUIRE_ALL=1 makes that a failure"
+                )));
+            }
+            return Ok(Completion::ignored_with(format!("skipped: {reason}")));
+        }
+        run().map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:?}")))
+    })
+}
+
+/// The binary under test.
+pub fn wisp() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_wisp"))
+}
+
+/// Tries until it holds, at most this many seconds; then says why the last try did not.
+pub fn within<T>(seconds: u64, mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
+    loop {
+        match attempt() {
+            Ok(value) => return Ok(value),
+            Err(error) if std::time::Instant::now() > deadline => return Err(error),
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(20)),
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! A REST client for what the `openstack` command does not say, or says too slowly.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+/// A client with an administrator's token.
+pub struct Rest {
+    agent: ureq::Agent,
+    base: String,
+    token: String,
+}
+
+impl Rest {
+    /// Logs in as an administrator.
+    pub fn log_in(base: &str, password: &str) -> Result<Self> {
+        Self::log_in_as(base, "admin", password, "admin")
+    }
+
+    /// Logs in as anyone of the default domain.
+    pub fn log_in_as(base: &str, user: &str, password: &str, project: &str) -> Result<Self> {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_global(Some(Duration::from_secs(30)))
+            .build();
+        let mut rest = Self { agent: config.new_agent(), base: base.to_owned(), token: String::new() };
+        let domain = json!({"id": "default"});
+        let body = json!({"auth": {
+            "identity": {"methods": ["password"], "password": {
+                "user": {"name": user, "domain": domain, "password": password}
+            }},
+            "scope": {"project": {"name": project, "domain": domain}}
+        }});
+        let response = rest.agent.post(format!("{base}/identity/v3/auth/tokens")).send_json(&body)?;
+        ensure!(response.status() == 201, "log in: {}", response.status());
+        let token = response.headers().get("x-subject-token").context("no token in the answer")?;
+        rest.token = token.to_str().context("read the token")?.to_owned();
+        Ok(rest)
+    }
+
+    /// Reads: status and body.
+    pub fn get(&self, path: &str) -> Result<(u16, Value)> {
+        answer(self.with_headers(self.agent.get(self.url(path))).call()?)
+    }
+
+    /// Reads what must be there.
+    pub fn shown(&self, path: &str) -> Result<Value> {
+        let (status, body) = self.get(path)?;
+        ensure!(status == 200, "GET {path}: {status} {body}");
+        Ok(body)
+    }
+
+    /// Makes something, or asks for an action: status and body.
+    pub fn post(&self, path: &str, body: &Value) -> Result<(u16, Value)> {
+        answer(self.with_headers(self.agent.post(self.url(path))).send_json(body)?)
+    }
+
+    /// As [`Rest::post`], which must succeed.
+    pub fn made(&self, path: &str, body: &Value) -> Result<Value> {
+        let (status, answer) = self.post(path, body)?;
+        ensure!((200..300).contains(&status), "POST {path}: {status} {answer}");
+        Ok(answer)
+    }
+
+    /// Sends data.
+    pub fn put_data(&self, path: &str, data: &[u8]) -> Result<u16> {
+        let request = self.with_headers(self.agent.put(self.url(path)));
+        Ok(request.content_type("application/octet-stream").send(data)?.status().as_u16())
+    }
+
+    /// Changes: status.
+    pub fn put(&self, path: &str, body: &Value) -> Result<u16> {
+        Ok(self.with_headers(self.agent.put(self.url(path))).send_json(body)?.status().as_u16())
+    }
+
+    /// Asks for another token by this one; its answer.
+    pub fn rescope(&self) -> Result<Value> {
+        let body = json!({"auth": {
+            "identity": {"methods": ["token"], "token": {"id": self.token}},
+            "scope": {"project": {"name": "admin", "domain": {"id": "default"}}}
+        }});
+        self.made("/identity/v3/auth/tokens", &body)
+    }
+
+    /// The token itself, for a request made by hand.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// Deletes: status.
+    pub fn delete(&self, path: &str) -> Result<u16> {
+        Ok(self.with_headers(self.agent.delete(self.url(path))).call()?.status().as_u16())
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    fn with_headers<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        request
+            .header("X-Auth-Token", &self.token)
+            .header("X-Subject-Token", &self.token)
+            .header("OpenStack-API-Version", "compute 2.100")
+    }
+}
+
+fn answer(mut response: ureq::http::Response<ureq::Body>) -> Result<(u16, Value)> {
+    let text = response.body_mut().read_to_string()?;
+    let body = if text.is_empty() {
+        Value::Null
+    } else {
+        serde_json::from_str(&text).unwrap_or(Value::String(text))
+    };
+    Ok((response.status().as_u16(), body))
+}

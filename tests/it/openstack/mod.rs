@@ -1,0 +1,174 @@
+//! The unmodified `openstack` command against `wisp up`, verb by verb: `transcript.txt` is what a person types and
+//! sees, and the test. Ids, times and addresses that differ from run to run stand there as `<uuid>` and the like.
+//!
+//! `WISP_BLESS=1 cargo test --test it openstack` writes the transcript anew.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+use libtest_mimic::Trial;
+
+use crate::harness::{Cloud, Need, isolate, trial, wisp, within};
+
+/// The tests.
+pub fn trials() -> Vec<Trial> {
+    vec![trial(
+        "openstack::every_verb_answers_as_in_the_transcript",
+        &[Need::Root, Need::Kvm, Need::Tun, Need::OpenStack],
+        every_verb_answers_as_in_the_transcript,
+    )]
+}
+
+/// One command and what it shows.
+#[derive(Debug, PartialEq, Eq)]
+struct Exchange {
+    /// The line after `$ `: `openstack …`; `! openstack …` if it is refused; `until WORD openstack …` if it is asked
+    /// again until it shows that word.
+    command: String,
+    shows: String,
+}
+
+fn every_verb_answers_as_in_the_transcript() -> Result<()> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/openstack/transcript.txt");
+    let text = std::fs::read_to_string(&path).context("read the transcript")?;
+    let (title, exchanges) = parse(&text);
+    isolate()?;
+    let cloud = Cloud::start()?;
+    let files = tempfile::tempdir()?;
+    let guest = files.path().join("tiny.elf");
+    let exported =
+        std::process::Command::new(wisp()).args(["guest", "export", "tiny"]).arg(&guest).status()?;
+    ensure!(exported.success(), "export the tiny guest: {exported}");
+    std::fs::write(files.path().join("user-data"), "hello from the transcript\n")?;
+    let mut seen = Vec::with_capacity(exchanges.len());
+    let mut differences = Vec::new();
+    for exchange in &exchanges {
+        let shows = normalise(&run(&cloud, &exchange.command, files.path())?);
+        if shows != exchange.shows {
+            differences
+                .push(format!("$ {}\n--- expected\n{}\n--- seen\n{shows}", exchange.command, exchange.shows));
+        }
+        seen.push(Exchange { command: exchange.command.clone(), shows });
+    }
+    if std::env::var_os("WISP_BLESS").is_some() {
+        return std::fs::write(&path, render(&title, &seen)).context("write the transcript");
+    }
+    ensure!(
+        differences.is_empty(),
+        "{} of {} differ:\n{}",
+        differences.len(),
+        exchanges.len(),
+        differences.join("\n\n")
+    );
+    Ok(())
+}
+
+fn run(cloud: &Cloud, command: &str, files: &Path) -> Result<String> {
+    let words: Vec<String> =
+        command.split_whitespace().map(|word| word.replace("FILES", &files.to_string_lossy())).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["openstack", words @ ..] => cloud.openstack(words),
+        ["!", "openstack", words @ ..] => cloud.openstack_refused(words),
+        ["until", wanted, "openstack", words @ ..] => within(60, || {
+            let shows = cloud.openstack(words)?;
+            ensure!(shows.trim() == *wanted, "still {}", shows.trim());
+            Ok(shows)
+        }),
+        _ => bail!("the transcript's line `{command}` is no command"),
+    }
+}
+
+fn parse(text: &str) -> (String, Vec<Exchange>) {
+    let mut title = String::new();
+    let mut exchanges: Vec<Exchange> = Vec::new();
+    for line in text.lines() {
+        match (line.strip_prefix("$ "), exchanges.last_mut()) {
+            (Some(command), _) => {
+                exchanges.push(Exchange { command: command.to_owned(), shows: String::new() })
+            }
+            (None, Some(exchange)) => {
+                exchange.shows.push_str(line);
+                exchange.shows.push('\n');
+            }
+            (None, None) => {
+                title.push_str(line);
+                title.push('\n');
+            }
+        }
+    }
+    for exchange in &mut exchanges {
+        exchange.shows = exchange.shows.trim_end().to_owned();
+    }
+    (title, exchanges)
+}
+
+fn render(title: &str, exchanges: &[Exchange]) -> String {
+    let mut text = title.to_owned();
+    for exchange in exchanges {
+        text.push_str(&format!("$ {}\n{}\n", exchange.command, exchange.shows));
+        if !exchange.shows.is_empty() {
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// Replaces what differs from run to run by its kind, of the same width, so that tables keep their shape.
+fn normalise(text: &str) -> String {
+    let bytes = text.as_bytes();
+    let mut out = String::with_capacity(text.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let kinds: [(&str, fn(&[u8]) -> Option<usize>); 4] =
+            [("uuid", uuid), ("time", time), ("mac", mac), ("hex", hex_id)];
+        let boundary = at == 0 || !bytes[at - 1].is_ascii_alphanumeric();
+        let found = kinds
+            .iter()
+            .filter(|_| boundary)
+            .find_map(|(kind, matches)| Some((kind, matches(&bytes[at..])?)));
+        match found {
+            Some((kind, length)) => {
+                out.push_str(&format!("{:length$}", format!("<{kind}>")));
+                at += length;
+            }
+            None => {
+                let next = text[at..].chars().next().map_or(1, char::len_utf8);
+                out.push_str(&text[at..at + next]);
+                at += next;
+            }
+        }
+    }
+    out.lines().map(str::trim_end).collect::<Vec<_>>().join("\n").trim_end().to_owned()
+}
+
+/// Matches a pattern in which `h` is a hexadecimal digit, `d` a decimal one and all else itself.
+fn pattern(bytes: &[u8], pattern: &str) -> Option<usize> {
+    let fits = |(byte, wanted): (&u8, u8)| match wanted {
+        b'h' => byte.is_ascii_hexdigit(),
+        b'd' => byte.is_ascii_digit(),
+        other => *byte == other,
+    };
+    (bytes.len() >= pattern.len() && bytes.iter().zip(pattern.bytes()).all(fits)).then_some(pattern.len())
+}
+
+fn uuid(bytes: &[u8]) -> Option<usize> {
+    pattern(bytes, "hhhhhhhh-hhhh-hhhh-hhhh-hhhhhhhhhhhh")
+}
+
+fn mac(bytes: &[u8]) -> Option<usize> {
+    pattern(bytes, "hh:hh:hh:hh:hh:hh")
+}
+
+fn time(bytes: &[u8]) -> Option<usize> {
+    pattern(bytes, "dddd-dd-ddTdd:dd:dd.ddddddZ")
+        .or_else(|| pattern(bytes, "dddd-dd-ddTdd:dd:dd.dddddd"))
+        .or_else(|| pattern(bytes, "dddd-dd-ddTdd:dd:dd+dddd"))
+        .or_else(|| pattern(bytes, "dddd-dd-ddTdd:dd:ddZ"))
+}
+
+/// Ids of 32 hexadecimal digits, and longer digests.
+fn hex_id(bytes: &[u8]) -> Option<usize> {
+    let length = bytes.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+    (length >= 32).then_some(length)
+}
