@@ -83,7 +83,9 @@ pub fn status_of(service: Service, fault: &Fault) -> StatusCode {
             Error::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Error::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
             Error::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Error::Store(_) | Error::Transaction(_) | Error::Io { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Error::Store(_) | Error::Transaction(_) | Error::Token(_) | Error::Io { .. } => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
         },
         Fault::Malformed(_) => StatusCode::BAD_REQUEST,
         Fault::NoRoute => StatusCode::NOT_FOUND,
@@ -206,7 +208,7 @@ fn neutron(fault: &Fault, message: &str) -> Value {
             Error::TooLarge { .. } => "RequestTooLarge".to_owned(),
             Error::NotImplemented(_) => "NotImplementedError".to_owned(),
             Error::Unavailable(_) => "ServiceUnavailable".to_owned(),
-            Error::Store(_) | Error::Transaction(_) | Error::Io { .. } => {
+            Error::Store(_) | Error::Transaction(_) | Error::Token(_) | Error::Io { .. } => {
                 "HTTPInternalServerError".to_owned()
             }
         },

@@ -2,6 +2,7 @@
 //! to a status and to the service's own fault body in one place.
 
 use crate::store::{StoreError, TxnError};
+use crate::token::TokenError;
 
 /// Why a request was not carried out. Messages are for the person who asked and name no secret.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,9 @@ pub enum Error {
     /// A transaction could not be carried out.
     #[error("the transaction failed")]
     Transaction(#[from] TxnError),
+    /// The keys of tokens could not be used.
+    #[error("a token could not be made")]
+    Token(#[from] TokenError),
     /// A file of the cloud's own could not be read or written.
     #[error("{step}")]
     Io {

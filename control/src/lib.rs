@@ -4,6 +4,7 @@
 //! under [`service`].
 
 pub mod agent;
+pub mod bootstrap;
 pub mod caller;
 pub mod driver;
 pub mod error;
@@ -14,13 +15,16 @@ pub mod scheduler;
 pub mod service;
 pub mod steps;
 pub mod store;
+pub mod token;
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::error::Result;
 use crate::service::db::Db;
+use crate::service::password::Passwords;
 use crate::store::Store;
+use crate::token::Tokens;
 
 /// What a cloud is told when it starts.
 #[derive(Debug, Clone)]
@@ -57,6 +61,8 @@ pub struct Control {
     pub(crate) db: Db,
     pub(crate) settings: Settings,
     pub(crate) compute: reconcile::Compute,
+    pub(crate) tokens: Tokens,
+    pub(crate) passwords: Passwords,
 }
 
 impl Control {
@@ -64,15 +70,8 @@ impl Control {
     pub async fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Arc<Self>> {
         let db = Db::open(store).await?;
         let compute = reconcile::Compute::open(&db).await?;
-        Ok(Arc::new(Self { db, settings, compute }))
-    }
-
-    /// The caller that a token stands for, if it holds.
-    ///
-    /// # Errors
-    /// `Unauthorized`.
-    pub async fn token_caller(&self, _token: &str, _request_id: String) -> Result<caller::Caller> {
-        Err(error::Error::NotImplemented("token validation"))
+        let tokens = Tokens::open(&settings.state_dir.join("fernet-keys"))?;
+        Ok(Arc::new(Self { db, settings, compute, tokens, passwords: Passwords::new() }))
     }
 
     /// The URL that clients reach the API by, without a slash at the end.

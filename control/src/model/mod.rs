@@ -35,6 +35,7 @@ rows! {
     identity::User: "user", 1, |row| &row.id;
     identity::Role: "role", 1, |row| &row.id;
     identity::Assignment: "assignment", 1, |row| &row.id;
+    identity::Revocation: "revocation", 1, |row| &row.id;
     image::Image: "image", 1, |row| &row.id;
     network::Network: "network", 1, |row| &row.standard.id;
     network::Subnet: "subnet", 1, |row| &row.standard.id;

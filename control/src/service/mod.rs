@@ -5,12 +5,16 @@
 //! the cache and returns the transaction, and runs again if another writer came first.
 
 pub mod addressing;
-pub mod db;
+pub mod auth;
+pub mod catalog;
+pub(crate) mod db;
 pub mod flavor;
 pub mod host;
+pub mod identity;
 pub mod keypair;
 pub mod network;
 pub mod nic;
+pub(crate) mod password;
 pub mod port;
 pub mod quota;
 pub mod security_group;
