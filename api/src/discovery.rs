@@ -112,7 +112,7 @@ pub fn image() -> Router<AppState> {
     Router::new().route("/", get(root)).route("/v2", get(root)).route("/versions", get(listed))
 }
 
-/// Neutron's.
+/// Neutron's; the document of the version itself is the network module's, which knows its resources.
 pub fn network() -> Router<AppState> {
     async fn root(State(state): State<AppState>) -> Json<Value> {
         Json(json!({"versions": [{

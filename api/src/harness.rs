@@ -5,18 +5,24 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
+use control::service::auth::{Credential, DomainRef, NamedRef, ScopeWanted};
 use control::{Control, Settings};
 use http_body_util::BodyExt;
 use serde_json::Value;
+use tokio::sync::OnceCell;
 use tower::ServiceExt;
 
 use crate::context::AppState;
 use crate::router::router;
 
-/// A cloud for one test.
+/// The administrator's password in every test.
+pub(crate) const ADMIN_PASSWORD: &str = "correct horse";
+
+/// A cloud for one test, with its administrator.
 pub(crate) struct Harness {
     pub(crate) control: Arc<Control>,
     router: Router,
+    admin_token: OnceCell<String>,
     _directory: tempfile::TempDir,
 }
 
@@ -41,14 +47,15 @@ impl Reply {
 }
 
 impl Harness {
-    /// An empty cloud.
+    /// A cloud after its bootstrap.
     pub(crate) async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = control::store::RedbStore::open(&directory.path().join("store.redb")).unwrap();
         let settings = Settings::new("http://cloud.test", directory.path());
         let control = Control::open(Arc::new(store), settings).await.unwrap();
+        control.bootstrap(ADMIN_PASSWORD.to_owned().into()).await.unwrap();
         let router = router(AppState::new(control.clone()));
-        Self { control, router, _directory: directory }
+        Self { control, router, admin_token: OnceCell::new(), _directory: directory }
     }
 
     /// Sends a request.
@@ -73,6 +80,26 @@ impl Harness {
         }
         let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
         self.send(request.header("content-type", "application/json").body(body).unwrap()).await
+    }
+
+    /// A token of the administrator's, scoped to the project `admin`; got once per cloud.
+    pub(crate) async fn admin_token(&self) -> String {
+        self.admin_token
+            .get_or_init(|| async {
+                let user = NamedRef::Name("admin".into(), DomainRef::Id("default".into()));
+                let password = ADMIN_PASSWORD.to_owned().into();
+                let credentials = vec![Credential::Password { user, password }];
+                let (token, _) = self.control.token_issue(credentials, ScopeWanted::Default).await.unwrap();
+                token.to_string()
+            })
+            .await
+            .clone()
+    }
+
+    /// Sends a request as the administrator.
+    pub(crate) async fn admin(&self, method: Method, path: &str, body: Value) -> Reply {
+        let token = self.admin_token().await;
+        self.call(method, path, &[("x-auth-token", &token)], body).await
     }
 
     /// GET with these headers.
