@@ -3,8 +3,10 @@
 //! Only links whose name and alias both carry the cloud's tag are ever changed or removed. Touches no host-wide
 //! setting; of the settings per interface, those of its own links.
 
+mod error;
+mod setting;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 
@@ -14,61 +16,15 @@ use crate::filter::{Filter, FilterChange, WantedFilter};
 use crate::names::{LinkKind, OwnerTag, short_id};
 use crate::netlink::{Link, Request};
 use crate::plan::{Observed, ObservedBridge, ObservedPort, ObservedVxlan, Operation, plan};
-use crate::spec::{Bridge, HostNetwork, InterfaceName};
+use crate::spec::{Bridge, HostNetwork};
 use crate::{netlink, nftables, tap};
+pub use error::Error;
+use error::partial;
+pub(crate) use setting::has_bridge_netfilter;
+use setting::{set_bridge_reach, set_ipv6};
 
-/// What went wrong with a host's network.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Links, addresses or routes.
-    #[error("change the host's links")]
-    Link(#[source] netlink::Error),
-    /// The packet filter.
-    #[error("change the packet filter")]
-    Filter(#[source] nftables::Error),
-    /// A tap.
-    #[error("make or open a tap")]
-    Tap(#[source] tap::Error),
-    /// A setting of one of our links.
-    #[error("write {path}")]
-    Setting {
-        /// The file.
-        path: String,
-        /// The kernel's answer.
-        #[source]
-        source: io::Error,
-    },
-    /// A name that does not carry the cloud's tag in the form of its kind: see [`crate::names`].
-    #[error("{name:?} is no name for a {kind:?} of the cloud {tag}")]
-    Name {
-        /// The name.
-        name: String,
-        /// What it was to be the name of.
-        kind: LinkKind,
-        /// The cloud.
-        tag: OwnerTag,
-    },
-    /// What was asked about is not part of the wanted network.
-    #[error("{0} is not in the wanted network")]
-    NotWanted(InterfaceName),
-    /// The link to change is gone.
-    #[error("link {0} does not exist")]
-    Missing(InterfaceName),
-    /// A link of somebody else has the name.
-    #[error("link {0} exists and is not ours")]
-    Foreign(InterfaceName),
-    /// A plan was carried out in part.
-    #[error("{} of {steps} steps failed, the first: {first}", .others + 1)]
-    Partial {
-        /// How many steps there were.
-        steps: usize,
-        /// The first failure.
-        #[source]
-        first: Box<Error>,
-        /// How many more.
-        others: usize,
-    },
-}
+/// The first of the group numbers that links to be removed together may get: any that no link has.
+const FIRST_GROUP: u32 = 0x7769_7370;
 
 /// The network of one host as one cloud may change it.
 #[derive(Debug)]
@@ -170,29 +126,26 @@ impl Host {
     /// [`Error::Partial`] with the first failure; a new plan from a new look carries on.
     pub fn apply(&mut self, operations: &[Operation]) -> Result<(), Error> {
         let mut failed: BTreeSet<&str> = BTreeSet::new();
-        let mut first = None;
-        let mut failures = 0;
-        for operation in operations {
-            let subject = operation.subject();
-            if subject.is_some_and(|subject| failed.contains(subject)) {
-                continue;
-            }
-            if let Err(error) = self.carry_out(operation) {
-                failures += 1;
-                first.get_or_insert(error);
-                match subject {
-                    Some(subject) => failed.insert(subject),
-                    None => break,
-                };
-            }
-        }
-        match first {
-            None => Ok(()),
-            Some(first) => {
-                let others = failures - 1;
-                Err(Error::Partial { steps: operations.len(), first: Box::new(first), others })
+        let mut failures = Vec::new();
+        let is_deletion = |operation: &Operation| matches!(operation, Operation::DeleteLink(_));
+        for run in operations.chunk_by(|a, b| is_deletion(a) && is_deletion(b)) {
+            let subject = run.first().and_then(Operation::subject);
+            let result = match run {
+                [operation] if subject.is_none_or(|name| !failed.contains(name)) => self.carry_out(operation),
+                [_] => continue,
+                deletions => {
+                    self.delete_links(&deletions.iter().filter_map(Operation::subject).collect::<Vec<_>>())
+                }
+            };
+            if let Err(error) = result {
+                failures.push(error);
+                if subject.is_none() {
+                    break;
+                }
+                failed.extend(run.iter().filter_map(Operation::subject));
             }
         }
+        partial(operations.len(), failures)
     }
 
     /// Makes one port ready and opens its tap: its bridge if it is missing, its rules, its tap. Touches no other port.
@@ -239,19 +192,12 @@ impl Host {
     /// As [`Host::apply`].
     pub fn remove_all(&mut self) -> Result<(), Error> {
         let links = self.links.links().map_err(Error::Link)?;
-        let mut owned: Vec<(LinkKind, &str)> = links
+        let owned: Vec<&str> = links
             .values()
-            .filter_map(|link| self.owned_kind(link).map(|kind| (kind, link.name.as_str())))
+            .filter(|link| self.owned_kind(link).is_some())
+            .map(|link| link.name.as_str())
             .collect();
-        // Bridges last: their ports lose nothing they need on their way out.
-        owned.sort_by_key(|(kind, _)| *kind == LinkKind::Bridge);
-        let requests = owned.iter().map(|(_, name)| Request::delete_link(name)).collect();
-        let refused = self.links.send(requests).map_err(Error::Link)?;
-        let mut real = refused.into_iter().filter(|error| error.refusal() != Some(libc::ENODEV));
-        if let Some(first) = real.next() {
-            let others = real.count();
-            return Err(Error::Partial { steps: owned.len(), first: Box::new(Error::Link(first)), others });
-        }
+        self.delete_links(&owned)?;
         self.filter = None;
         self.filters.remove().map_err(Error::Filter)
     }
@@ -371,6 +317,25 @@ impl Host {
         }
     }
 
+    /// Removes those of these links that there are, at once.
+    fn delete_links(&mut self, names: &[&str]) -> Result<(), Error> {
+        let links = self.links.links().map_err(Error::Link)?;
+        let present: Vec<&Link> = names.iter().filter_map(|name| links.get(*name)).collect();
+        if let Some(foreign) = present.iter().find(|link| self.owned_kind(link).is_none()) {
+            return Err(Error::Foreign(foreign.name.clone()));
+        }
+        let taken: BTreeSet<u32> = links.values().map(|link| link.group).collect();
+        let group = (FIRST_GROUP..).find(|group| !taken.contains(group));
+        let group = group.expect("invariant: there are fewer links than numbers");
+        let gone = |error: &netlink::Error| error.refusal() == Some(libc::ENODEV);
+        let mut requests: Vec<Request> =
+            present.iter().map(|link| Request::set_group(&link.name, group)).collect();
+        requests.extend((!present.is_empty()).then(|| Request::delete_group(group)));
+        let steps = requests.len();
+        let refused = self.links.send(requests).map_err(Error::Link)?;
+        partial(steps, refused.into_iter().filter(|error| !gone(error)).map(Error::Link).collect())
+    }
+
     /// Learns what the packet filter holds: whether there is one.
     fn learn_filter(&mut self) -> Result<bool, Error> {
         self.filter = self.filters.observe().map_err(Error::Filter)?;
@@ -468,33 +433,6 @@ impl Host {
 fn maker_mark(name: &str) -> [u8; 6] {
     let [a, b, c, d] = short_id(name.as_bytes()).to_be_bytes();
     [0x02, 0x77, a, b, c, d]
-}
-
-/// Whether bridged packets can be shown to the host's IP filters, as security groups need.
-fn has_bridge_netfilter() -> bool {
-    std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
-}
-
-/// Opens a bridge to the host or closes it.
-///
-/// Without an address of its own on the bridge the host would answer ARP there for all its other addresses.
-fn set_bridge_reach(name: &str, has_host: bool, has_ipv6: bool) -> Result<(), Error> {
-    set_ipv6(name, has_ipv6)?;
-    write_setting(&format!("/proc/sys/net/ipv4/conf/{name}/arp_ignore"), if has_host { "1" } else { "8" })
-}
-
-/// Allows the host's own IPv6 on a link of ours, without autoconfiguration, or forbids it.
-fn set_ipv6(name: &str, is_on: bool) -> Result<(), Error> {
-    let directory = format!("/proc/sys/net/ipv6/conf/{name}");
-    if !std::path::Path::new(&directory).exists() {
-        return Ok(());
-    }
-    write_setting(&format!("{directory}/accept_ra"), "0")?;
-    write_setting(&format!("{directory}/disable_ipv6"), if is_on { "0" } else { "1" })
-}
-
-fn write_setting(path: &str, value: &str) -> Result<(), Error> {
-    std::fs::write(path, value).map_err(|source| Error::Setting { path: path.to_owned(), source })
 }
 
 fn is_link_local(address: IpNet) -> bool {

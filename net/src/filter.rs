@@ -100,8 +100,9 @@ impl WantedFilter {
             wanted.elements.extend(bridge_elements(name, bridge));
         }
         wanted.add_zones(network.bridges.keys(), present, tag);
+        let groups = GroupChains::of(&network.groups, network.groups.keys());
         for (name, tap) in &network.taps {
-            wanted.add_tap(name, tap, &network.groups);
+            wanted.add_tap(name, tap, &groups);
         }
         wanted
     }
@@ -111,7 +112,7 @@ impl WantedFilter {
     pub fn of_port(network: &HostNetwork, name: &str, present: Option<&Filter>, tag: OwnerTag) -> Self {
         let mut wanted = Self::default();
         let Some(tap) = network.taps.get(name) else { return wanted };
-        wanted.add_tap(name, tap, &network.groups);
+        wanted.add_tap(name, tap, &GroupChains::of(&network.groups, &tap.groups));
         if let Some((name, bridge)) = network.bridges.get_key_value(&tap.bridge) {
             wanted.elements.extend(bridge_elements(name, bridge));
             wanted.add_zones([name].into_iter(), present, tag);
@@ -125,18 +126,19 @@ impl WantedFilter {
         Filter { elements: self.elements.clone(), chains: self.chains.keys().cloned().collect() }
     }
 
-    fn add_tap(&mut self, name: &str, tap: &Tap, groups: &BTreeMap<u32, Group>) {
+    fn add_tap(&mut self, name: &str, tap: &Tap, groups: &GroupChains) {
         self.elements.extend(source_elements(name, tap));
         if !tap.port_security {
             return;
         }
         for direction in [Direction::Egress, Direction::Ingress] {
+            let chains = tap.groups.iter().filter_map(|number| groups.0.get(&(*number, direction)));
             let mut jumps = BTreeSet::new();
-            for group in tap.groups.iter().filter_map(|number| groups.get(number)) {
-                let chain = Chain::of_group(direction, group);
-                let chain_name = chain.name();
+            for (chain_name, chain) in chains {
                 jumps.insert(chain_name.clone());
-                self.chains.insert(chain_name, chain);
+                if !self.chains.contains_key(chain_name) {
+                    self.chains.insert(chain_name.clone(), chain.clone());
+                }
             }
             let chain = Chain::Port { direction, groups: jumps };
             let chain_name = chain.name();
@@ -163,6 +165,22 @@ impl WantedFilter {
             taken.insert(zone);
             self.elements.insert(Element::Zone(name.clone(), zone));
         }
+    }
+}
+
+/// The chains of groups by number and direction: named once, however many ports have them.
+struct GroupChains(BTreeMap<(u32, Direction), (ChainName, Chain)>);
+
+impl GroupChains {
+    fn of<'a>(groups: &BTreeMap<u32, Group>, numbers: impl IntoIterator<Item = &'a u32>) -> Self {
+        let groups = numbers.into_iter().filter_map(|number| groups.get_key_value(number));
+        let chains = groups.flat_map(|(number, group)| {
+            [Direction::Egress, Direction::Ingress].map(|direction| {
+                let chain = Chain::of_group(direction, group);
+                ((*number, direction), (chain.name(), chain))
+            })
+        });
+        Self(chains.collect())
     }
 }
 

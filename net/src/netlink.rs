@@ -35,6 +35,7 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_GROUP: u16 = 27;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_VXLAN_ID: u16 = 1;
@@ -57,6 +58,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is set up.
     pub is_up: bool,
+    /// The number by which links can be changed together; 0 unless somebody set it.
+    pub group: u32,
     /// The index of the bridge it is a port of.
     pub master: Option<u32>,
     /// Network identifier and tunnel address, of a VXLAN device.
@@ -184,6 +187,7 @@ fn read_link(body: &[u8]) -> Option<Link> {
         mac: None,
         mtu: 0,
         is_up: flags & libc::IFF_UP.cast_unsigned() != 0,
+        group: 0,
         master: None,
         vxlan: None,
     };
@@ -194,6 +198,7 @@ fn read_link(body: &[u8]) -> Option<Link> {
             IFLA_IFNAME => link.name = text(value),
             IFLA_MTU => link.mtu = word(value)?,
             IFLA_MASTER => link.master = word(value),
+            IFLA_GROUP => link.group = word(value)?,
             IFLA_IFALIAS => link.alias = text(value),
             IFLA_LINKINFO => {
                 let parts: BTreeMap<u16, Vec<u8>> = NlasIterator::new(value)

@@ -10,7 +10,7 @@ mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NlasIterator};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use crate::filter::{
@@ -279,7 +279,9 @@ impl Client {
         for (name, chain) in chains {
             let attributes = Attributes::new().text(1, &self.table).text(3, name);
             let subject = format!("create packet filter chain {name}");
-            transaction.push(subject, NFT_MSG_NEWCHAIN, NLM_F_CREATE, GROUPS_FAMILY, &attributes);
+            // A chain that is there although we do not know of it must not get its rules twice.
+            let flags = NLM_F_CREATE | NLM_F_EXCL;
+            transaction.push(subject, NFT_MSG_NEWCHAIN, flags, GROUPS_FAMILY, &attributes);
             let first_set = next_set;
             let rules = groups::chain_rules(chain, &mut next_set);
             let mut id = first_set;

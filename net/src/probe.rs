@@ -112,7 +112,7 @@ fn try_all(links: &mut netlink::Client) -> Vec<Facility> {
 }
 
 fn bridge_netfilter() -> Facility {
-    let works = std::path::Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists();
+    let works = crate::apply::has_bridge_netfilter();
     let sentence = if works {
         "Security groups are stateful."
     } else {

@@ -69,12 +69,15 @@ pub fn create(name: &str) -> Result<OwnedFd, Error> {
     attach(name, libc::IFF_TUN_EXCL)
 }
 
-/// Opens an existing tap, or makes it as [`create`] does.
+/// Opens an existing tap, or makes it as [`create`] does; a bridge it is a port of takes its frames at once (see
+/// [`settle`]).
 ///
 /// # Errors
 /// As [`Error`] says; "busy" while somebody else has the tap open, "invalid" if the link is no tap.
 pub fn open(name: &str) -> Result<OwnedFd, Error> {
-    attach(name, 0)
+    let tap = attach(name, 0)?;
+    settle(name)?;
+    Ok(tap)
 }
 
 /// Lets the tap outlive its descriptor.

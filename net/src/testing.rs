@@ -1,7 +1,7 @@
 //! What tests share: a network namespace of their own, hand-made guests, frames.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::panic::resume_unwind;
 use std::time::{Duration, Instant};
 
@@ -156,6 +156,20 @@ pub(crate) fn ipv4(ends: Ends, protocol: u8, body: &[u8]) -> Vec<u8> {
     packet[10..12].copy_from_slice(&checksum);
     packet.extend_from_slice(body);
     ethernet(ends, 0x0800, &packet)
+}
+
+/// An IPv6 packet; the checksum of ICMPv6 is made right.
+pub(crate) fn ipv6(ends: Ends, source: Ipv6Addr, target: Ipv6Addr, protocol: u8, body: &[u8]) -> Vec<u8> {
+    let [high, low] = (body.len() as u16).to_be_bytes();
+    let addresses = [source.octets(), target.octets()].concat();
+    let mut body = body.to_vec();
+    if protocol == 58 {
+        let pseudo = [&addresses[..], &[0, 0, high, low, 0, 0, 0, protocol], &body].concat();
+        let sum = checksum(&pseudo);
+        body[2..4].copy_from_slice(&sum);
+    }
+    let packet = [&[0x60, 0, 0, 0, high, low, protocol, 255][..], &addresses, &body].concat();
+    ethernet(ends, 0x86dd, &packet)
 }
 
 pub(crate) fn udp(ends: Ends, source: u16, target: u16) -> Vec<u8> {

@@ -4,9 +4,10 @@ use std::net::Ipv4Addr;
 use std::process::Command;
 
 mod groups;
+mod measure;
 
 use super::*;
-use crate::spec::Tap;
+use crate::spec::{Direction, Rule, Tap, Vxlan};
 use crate::testing::*;
 
 fn host(wanted: &HostNetwork) -> Host {
@@ -84,6 +85,73 @@ fn spoofed_sources_are_dropped_and_true_ones_pass() {
             sender.send(frame);
             assert!(!receiver.receives(frame), "{what} shall be dropped");
         }
+    });
+}
+
+#[test]
+fn spoofed_ipv6_is_dropped_and_true_one_passes() {
+    in_own_network(|| {
+        let mut wanted = network(&[(1, 1), (2, 1)]);
+        let every = |direction| Rule { ip_version: 6, ..rule(direction, None, None) };
+        wanted.groups.insert(ANYTHING, group([Direction::Ingress, Direction::Egress].map(every)));
+        wanted.taps.get_mut(&TAG.tap(1)).unwrap().addresses = ["2001:db8::1/128".parse().unwrap()].into();
+        let _host = host(&wanted);
+        let (sender, receiver) = (Guest::at(1), Guest::at(2));
+        let (mine, link_local, theirs, none) = ("2001:db8::1", "fe80::f816:3eff:fe00:1", "2001:db8::9", "::");
+        let packet = |source: &str, protocol, body: &[u8]| {
+            ipv6(ends(1, 2), source.parse().unwrap(), "2001:db8::2".parse().unwrap(), protocol, body)
+        };
+        let neighbour = |kind: u8, target: &str| {
+            let mut body = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+            body.extend_from_slice(&target.parse::<std::net::Ipv6Addr>().unwrap().octets());
+            body
+        };
+        let datagram = [0x0f, 0xa0, 0x13, 0x88, 0, 12, 0, 1, 1, 2, 3, 4];
+        let server = [0x02, 0x23, 0x02, 0x22, 0, 12, 0, 1, 1, 2, 3, 4];
+        let cases = [
+            ("datagram", true, packet(mine, 17, &datagram)),
+            ("datagram from the link-local address", true, packet(link_local, 17, &datagram)),
+            ("solicitation", true, packet(link_local, 58, &neighbour(135, "2001:db8::2"))),
+            ("duplicate address detection", true, packet(none, 58, &neighbour(135, mine))),
+            ("advertisement", true, packet(mine, 58, &neighbour(136, mine))),
+            ("spoofed source", false, packet(theirs, 17, &datagram)),
+            ("datagram from nowhere", false, packet(none, 17, &datagram)),
+            ("advertisement of another's address", false, packet(mine, 58, &neighbour(136, theirs))),
+            ("router advertisement", false, packet(link_local, 58, &neighbour(134, mine))),
+            ("redirect", false, packet(link_local, 58, &neighbour(137, mine))),
+            ("DHCPv6 server", false, packet(mine, 17, &server)),
+        ];
+        for (what, passes, frame) in &cases {
+            sender.send(frame);
+            assert_eq!(receiver.receives(frame), *passes, "{what}");
+        }
+    });
+}
+
+#[test]
+fn host_forwards_nothing_between_networks() {
+    in_own_network(|| {
+        let mut wanted = network(&[(1, 1), (2, 2)]);
+        wanted.taps.get_mut(&TAG.tap(2)).unwrap().addresses = ["10.8.0.2/32".parse().unwrap()].into();
+        for (number, address) in [(1, "10.9.0.254/24"), (2, "10.8.0.254/24")] {
+            wanted.bridges.get_mut(&TAG.bridge(number)).unwrap().host_addresses =
+                vec![address.parse().unwrap()];
+        }
+        let _host = host(&wanted);
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        let mut links = netlink::Client::open().unwrap();
+        let link = |links: &mut netlink::Client, number| links.link(&TAG.bridge(number)).unwrap().unwrap();
+        let (from, to) = (link(&mut links, 1), link(&mut links, 2));
+        let target = Ipv4Addr::new(10, 8, 0, 2);
+        links.execute(vec![Request::set_neighbour(&to.name, to.index, target.into(), mac(2))]).unwrap();
+        let through_host = Ends { target_mac: from.mac.unwrap(), target, ..ends(1, 2) };
+        let (one, two) = (Guest::at(1), Guest::at(2));
+        one.send(&udp(through_host, 4000, 5000));
+        assert!(!two.receives_udp(4000, 5000));
+        // Without our rules the host would: the frame was a good one.
+        nftables::Client::open(TAG).unwrap().remove().unwrap();
+        one.send(&udp(through_host, 4001, 5000));
+        assert!(two.receives_udp(4001, 5000));
     });
 }
 
@@ -224,5 +292,38 @@ fn names_without_the_tag_are_refused_before_anything_changes() {
         let error = Host::open(TAG).unwrap().converge(&wanted).unwrap_err();
         assert!(matches!(error, Error::Name { .. }), "{error}");
         assert_eq!(netlink::Client::open().unwrap().links().unwrap(), before);
+    });
+}
+
+#[test]
+fn vxlan_joins_its_bridge_and_floods_to_its_peers() {
+    in_own_network(|| {
+        let mut wanted = network(&[(1, 1)]);
+        let vxlan = |vni, peers: &[[u8; 4]]| Vxlan {
+            name: TAG.vxlan(1),
+            vni,
+            local: Ipv4Addr::LOCALHOST,
+            peers: peers.iter().map(|peer| Ipv4Addr::from(*peer)).collect(),
+        };
+        let mut host = Host::open(TAG).unwrap();
+        let mut converge = |wanted: &HostNetwork| {
+            let result = host.converge(wanted);
+            if matches!(&result, Err(error) if format!("{error:?}").contains("Unknown device type")) {
+                return false;
+            }
+            result.unwrap();
+            assert_eq!(plan(TAG, wanted, &host.observe().unwrap()), []);
+            true
+        };
+        for vxlan in [vxlan(5, &[[192, 0, 2, 1], [192, 0, 2, 2]]), vxlan(5, &[[192, 0, 2, 2]]), vxlan(6, &[])]
+        {
+            wanted.bridges.get_mut(&TAG.bridge(1)).unwrap().vxlan = Some(vxlan);
+            if !converge(&wanted) {
+                println!("skipped: no vxlan");
+                return;
+            }
+        }
+        wanted.bridges.get_mut(&TAG.bridge(1)).unwrap().vxlan = None;
+        assert!(converge(&wanted));
     });
 }

@@ -101,6 +101,26 @@ impl Request {
         }
     }
 
+    /// Puts a link into a group.
+    #[must_use]
+    pub fn set_group(name: &str, group: u32) -> Self {
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::Group(group));
+        Self::change(format!("put {name} into link group {group}"), message)
+    }
+
+    /// Removes every link of a group at once: removing links one by one, the kernel waits some 20 ms for each.
+    #[must_use]
+    pub fn delete_group(group: u32) -> Self {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Group(group));
+        Self {
+            subject: format!("delete the links of group {group}"),
+            message: RouteNetlinkMessage::DelLink(message),
+            flags: 0,
+        }
+    }
+
     /// Sets a link's alias.
     #[must_use]
     pub fn set_alias(name: &str, alias: &str) -> Self {

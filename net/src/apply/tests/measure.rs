@@ -1,0 +1,93 @@
+//! How long a port takes, with few and with many there already:
+//! `cargo test --release -p net measure -- --ignored --nocapture`.
+
+use std::time::{Duration, Instant};
+
+use super::*;
+use crate::spec::Direction;
+
+const ROUNDS: u32 = 50;
+const PORTS_PER_BRIDGE: u32 = 50;
+
+/// Many ports on many bridges, in a group that lets its members in.
+fn crowd(ports: u32) -> HostNetwork {
+    let mut wanted = network(&[]);
+    let nets: Vec<IpNet> = (0..ports).map(|port| IpNet::from(IpAddr::from(address_of(port)))).collect();
+    let members = crate::spec::Remote::Members(nets.iter().copied().collect());
+    let within = crate::spec::Rule { remote: members, ..rule(Direction::Ingress, None, None) };
+    wanted.groups.insert(2, group([within, rule(Direction::Egress, None, None)]));
+    for (port, net) in (0..ports).zip(nets) {
+        let bridge_id = port / PORTS_PER_BRIDGE;
+        wanted.bridges.insert(TAG.bridge(bridge_id), bridge());
+        let [_, _, _, _, d, e] = mac(0);
+        let [.., high, low] = port.to_be_bytes();
+        let port_mac = [0xfa, 0x16, d, e, high, low];
+        let port_tap =
+            Tap { mac: port_mac, addresses: [net].into(), groups: [2].into(), ..tap(1, bridge_id) };
+        wanted.taps.insert(TAG.tap(port), port_tap);
+    }
+    wanted
+}
+
+fn address_of(port: u32) -> Ipv4Addr {
+    Ipv4Addr::from(u32::from(Ipv4Addr::new(10, 0, 0, 0)) + port)
+}
+
+fn p50_and_p90(mut times: Vec<Duration>) -> String {
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1000.0;
+    format!("p50 {:.2} ms, p90 {:.2} ms", at(50), at(90))
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn measure_ports() {
+    in_own_network(|| {
+        for present in [0, 1000] {
+            let mut wanted = crowd(present);
+            let start = Instant::now();
+            let mut host = host(&wanted);
+            println!("{present} ports present: all made in {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
+            let start = Instant::now();
+            let observed = host.observe().unwrap();
+            println!("  observe {:.2} ms", start.elapsed().as_secs_f64() * 1000.0);
+            let start = Instant::now();
+            assert_eq!(plan(TAG, &wanted, &observed), []);
+            println!("  plan {:.2} ms", start.elapsed().as_secs_f64() * 1000.0);
+            let mut times: [Vec<Duration>; 4] = Default::default();
+            for round in 0..ROUNDS {
+                let (bridge_id, ports) = (0x1000 + round, [0x1000 + 2 * round, 0x1001 + 2 * round]);
+                wanted.bridges.insert(TAG.bridge(bridge_id), bridge());
+                for port in ports {
+                    let net: IpNet = IpNet::from(IpAddr::from(address_of(port)));
+                    let port_tap = Tap { addresses: [net].into(), ..tap(1, bridge_id) };
+                    wanted.taps.insert(TAG.tap(port), port_tap);
+                }
+                for (index, port) in ports.into_iter().enumerate() {
+                    let start = Instant::now();
+                    let file = host.add_port(&wanted, &TAG.tap(port)).unwrap();
+                    times[index].push(start.elapsed());
+                    drop(file);
+                }
+                let start = Instant::now();
+                drop(host.add_port(&wanted, &TAG.tap(ports[0])).unwrap());
+                times[2].push(start.elapsed());
+                for port in ports {
+                    wanted.taps.remove(&TAG.tap(port));
+                    let start = Instant::now();
+                    host.remove_port(&TAG.tap(port)).unwrap();
+                    times[3].push(start.elapsed());
+                }
+                wanted.bridges.remove(&TAG.bridge(bridge_id));
+            }
+            let [first, second, again, removed] = times.map(p50_and_p90);
+            println!("  first port of a bridge: {first}");
+            println!("  second port of it: {second}");
+            println!("  the same port again: {again}");
+            println!("  remove a port: {removed}");
+            let start = Instant::now();
+            host.remove_all().unwrap();
+            println!("  remove all: {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
+        }
+    });
+}
