@@ -25,6 +25,7 @@ pub async fn ping(machine: &'static Machine, stack: &'static Stack, target: Ipv4
     let ident = stack.ephemeral_port();
     let buffer = || PacketBuffer::new(vec![PacketMetadata::EMPTY; 2], vec![0; BUFFER_BYTES]);
     let handle = stack.add(Socket::new(buffer(), buffer()));
+    stack.seek(target, &machine.clock);
     let started_ns = machine.clock.now_ns();
     let request = Icmpv4Repr::EchoRequest { ident, seq_no: 1, data: PAYLOAD };
     let checksums = ChecksumCapabilities::default();

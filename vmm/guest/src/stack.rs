@@ -15,8 +15,8 @@ use smoltcp::phy::{Device as _, TxToken as _};
 use smoltcp::socket::{AnySocket, dhcpv4};
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
-    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr, IpCidr,
-    Ipv4Cidr,
+    ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, EthernetRepr,
+    IpAddress, IpCidr, Ipv4Cidr,
 };
 
 use crate::clock::{Clock, counter};
@@ -52,6 +52,20 @@ pub struct Lease {
     routes: [Option<LeaseRoute>; ROUTES_MAX],
     /// The MTU in bytes.
     pub mtu: usize,
+}
+
+impl Lease {
+    /// Who is asked for by ARP when something is sent to `target`.
+    fn next_hop(&self, target: Ipv4Addr) -> Ipv4Addr {
+        if self.address.contains_addr(&target) {
+            return target;
+        }
+        let leading = routes_of(self).filter(|route| route.cidr.contains_addr(&target.into()));
+        match leading.max_by_key(|route| route.cidr.prefix_len()).map(|route| route.via_router) {
+            Some(IpAddress::Ipv4(hop)) => hop,
+            None => target,
+        }
+    }
 }
 
 impl fmt::Display for Lease {
@@ -147,6 +161,15 @@ impl Stack {
         act(inner.sockets.get_mut::<T>(handle), inner.interface.context())
     }
 
+    /// Asks the link for the next hop to `target`, ahead of the first packet: the stack itself asks for one address
+    /// a second, whichever it is, and would let the second one wait.
+    pub fn seek(&self, target: Ipv4Addr, clock: &Clock) {
+        if let Some(lease) = &*self.lease.borrow() {
+            let hop = lease.next_hop(target);
+            self.inner.borrow_mut().ask(lease.address.address(), hop, clock);
+        }
+    }
+
     /// Tells the device that its interrupt was noticed.
     pub fn acknowledge(&self) {
         self.nic.acknowledge();
@@ -178,7 +201,11 @@ impl Stack {
             }
             inner.apply(lease.as_ref(), clock);
             if let Some(lease) = &lease {
-                inner.announce(lease.address.address(), clock);
+                // Who already waits for this address goes on at once, and who remembers a former owner forgets it
+                // (RFC 5227 §3).
+                let address = lease.address.address();
+                inner.ask(address, address, clock);
+                lease.gateway.into_iter().for_each(|gateway| inner.ask(address, gateway, clock));
             }
             *self.lease.borrow_mut() = lease;
         }
@@ -222,23 +249,22 @@ impl Inner {
 }
 
 impl Inner {
-    /// Tells everybody on the link whose address this is (RFC 5227 §3): who already waits for it goes on at once,
-    /// and who remembers a former owner forgets it.
-    fn announce(&mut self, address: Ipv4Addr, clock: &Clock) {
+    /// Asks the link for `target`'s MAC address.
+    fn ask(&mut self, address: Ipv4Addr, target: Ipv4Addr, clock: &Clock) {
         let mac = EthernetAddress(self.nic.mac());
         let arp = ArpRepr::EthernetIpv4 {
             operation: ArpOperation::Request,
             source_hardware_addr: mac,
             source_protocol_addr: address,
             target_hardware_addr: EthernetAddress([0; 6]),
-            target_protocol_addr: address,
+            target_protocol_addr: target,
         };
         let ethernet = EthernetRepr {
             src_addr: mac,
             dst_addr: EthernetAddress::BROADCAST,
             ethertype: EthernetProtocol::Arp,
         };
-        // With all buffers out, nobody hears it; the first packet of ours will tell them.
+        // With all buffers out, nobody hears it; the stack asks by itself, only later.
         let Some(token) = self.nic.transmit(now(clock)) else { return };
         token.consume(ethernet.buffer_len() + arp.buffer_len(), |bytes| {
             let mut frame = EthernetFrame::new_unchecked(bytes);
