@@ -160,7 +160,7 @@ impl Host {
         let bridge = wanted.bridges.get(&port.bridge).ok_or_else(|| Error::NotWanted(port.bridge.clone()))?;
         self.check_name(LinkKind::Tap, name)?;
         self.check_name(LinkKind::Bridge, &port.bridge)?;
-        self.set_links_filter(&[&port.bridge, name], Some(wanted))?;
+        self.set_port_filter(name, Some(wanted))?;
         let master = self.ensure_bridge(&port.bridge, bridge)?;
         let present = self.owned(name)?;
         let file = match present {
@@ -183,7 +183,7 @@ impl Host {
     pub fn remove_port(&mut self, name: &str) -> Result<(), Error> {
         self.check_name(LinkKind::Tap, name)?;
         self.delete_link(name)?;
-        self.set_links_filter(&[name], None)
+        self.set_port_filter(name, None)
     }
 
     /// Removes every link and table of this cloud, whatever state they are in, and nothing else.
@@ -361,7 +361,7 @@ impl Host {
 
     /// Lets the packet filter say about a tap and its bridge what is wanted, or nothing at all. Where there is no filter,
     /// it is made for all that is wanted. What we remember of it may be out of date: then it is looked at, once.
-    fn set_links_filter(&mut self, links: &[&str], network: Option<&HostNetwork>) -> Result<(), Error> {
+    fn set_port_filter(&mut self, name: &str, network: Option<&HostNetwork>) -> Result<(), Error> {
         for is_last in [false, true] {
             if self.filter.is_none() && !self.learn_filter()? {
                 let tag = self.tag;
@@ -369,13 +369,10 @@ impl Host {
                     .map_or(Ok(()), |network| self.rebuild_filter(WantedFilter::of(network, None, tag)));
             }
             let known = self.filter.as_ref().expect("invariant: learnt above");
-            let wanted = match (network, links) {
-                (Some(network), [.., tap]) => {
-                    WantedFilter::of_port(network, tap, self.filter.as_ref(), self.tag)
-                }
-                _ => WantedFilter::default(),
+            let change = match network {
+                Some(network) => known.change_for_port(network, name, self.tag),
+                None => known.removal_of_link(name),
             };
-            let change = known.change_of_links(links, &wanted);
             match self.change_filter(&change) {
                 Err(Error::Filter(error)) if !is_last && error.refusal().is_some() => {}
                 result => return result,

@@ -107,16 +107,25 @@ impl WantedFilter {
         wanted
     }
 
-    /// What one port and its bridge need, if the network has them.
-    #[must_use]
-    pub fn of_port(network: &HostNetwork, name: &str, present: Option<&Filter>, tag: OwnerTag) -> Self {
+    /// What some ports and their bridges need.
+    fn of_ports<'a>(
+        network: &'a HostNetwork,
+        ports: impl Iterator<Item = (&'a InterfaceName, &'a Tap)> + Clone,
+        present: &Filter,
+        tag: OwnerTag,
+    ) -> Self {
         let mut wanted = Self::default();
-        let Some(tap) = network.taps.get(name) else { return wanted };
-        wanted.add_tap(name, tap, &GroupChains::of(&network.groups, &tap.groups));
-        if let Some((name, bridge)) = network.bridges.get_key_value(&tap.bridge) {
-            wanted.elements.extend(bridge_elements(name, bridge));
-            wanted.add_zones([name].into_iter(), present, tag);
+        let numbers: BTreeSet<&u32> = ports.clone().flat_map(|(_, tap)| &tap.groups).collect();
+        let groups = GroupChains::of(&network.groups, numbers);
+        let mut bridges = BTreeSet::new();
+        for (name, tap) in ports {
+            wanted.add_tap(name, tap, &groups);
+            bridges.extend(network.bridges.get_key_value(&tap.bridge).map(|(name, _)| name));
         }
+        for name in &bridges {
+            wanted.elements.extend(bridge_elements(name, &network.bridges[*name]));
+        }
+        wanted.add_zones(bridges.into_iter(), Some(present), tag);
         wanted
     }
 
@@ -221,13 +230,39 @@ impl Filter {
         self.chains.extend(change.add_chains.keys().cloned());
     }
 
-    /// What turns this filter into one that says about these links exactly what `wanted` says, and the same about all
-    /// others. Chains that nothing needs any more stay until [`Filter::change_to`] sees them.
+    /// What turns this filter into one that says about a port what is wanted, and about its bridge. Where a group of its
+    /// has changed, the change holds for the other ports that have the group, too; all else stays as it is. Chains that
+    /// nothing needs any more stay until [`Filter::change_to`] sees them.
     #[must_use]
-    pub fn change_of_links(&self, links: &[&str], wanted: &WantedFilter) -> FilterChange {
-        let is_about = |element: &&Element| links.contains(&element.link());
-        let present: BTreeSet<Element> = self.elements.iter().filter(is_about).cloned().collect();
-        let mut change = Self { elements: present, chains: self.chains.clone() }.change_to(wanted);
+    pub fn change_for_port(&self, network: &HostNetwork, name: &str, tag: OwnerTag) -> FilterChange {
+        let Some((name, tap)) = network.taps.get_key_value(name) else { return FilterChange::default() };
+        let alone = WantedFilter::of_ports(network, [(name, tap)].into_iter(), self, tag);
+        let change = self.change_of_links(&alone);
+        let changes_group = change.add_chains.values().any(|chain| matches!(chain, Chain::Group { .. }));
+        if !changes_group {
+            return change;
+        }
+        let known: BTreeSet<&str> = self.elements.iter().map(Element::link).collect();
+        let shares = |(other, other_tap): &(&InterfaceName, &Tap)| {
+            *other == name || (known.contains(other.as_str()) && !other_tap.groups.is_disjoint(&tap.groups))
+        };
+        let sharing = WantedFilter::of_ports(network, network.taps.iter().filter(shares), self, tag);
+        self.change_of_links(&sharing)
+    }
+
+    /// What removes all that this filter says about a link.
+    #[must_use]
+    pub fn removal_of_link(&self, link: &str) -> FilterChange {
+        let elements = self.elements.iter().filter(|element| element.link() == link);
+        FilterChange { remove: elements.cloned().collect(), ..FilterChange::default() }
+    }
+
+    /// What turns this filter into one that says exactly `wanted` about every link that `wanted` says anything about.
+    fn change_of_links(&self, wanted: &WantedFilter) -> FilterChange {
+        let links: BTreeSet<&str> = wanted.elements.iter().map(Element::link).collect();
+        let present = self.elements.iter().filter(|element| links.contains(element.link()));
+        let mut change =
+            Self { elements: present.cloned().collect(), chains: self.chains.clone() }.change_to(wanted);
         change.remove_chains.clear();
         change
     }
@@ -338,6 +373,35 @@ mod tests {
     fn port_without_security_is_open() {
         let open = Tap { port_security: false, ..tap(&["10.0.0.5/32"]) };
         assert_eq!(source_elements("t", &open), BTreeSet::from([Element::Open("t".to_owned())]));
+    }
+
+    #[test]
+    fn changed_group_reaches_the_ports_that_have_it_and_no_others() {
+        let bridges =
+            [("b".to_owned(), Bridge { mtu: 1500, host_addresses: Vec::new(), vxlan: None })].into();
+        let port = |groups: &[u32]| Tap { groups: groups.iter().copied().collect(), ..tap(&["10.0.0.5/32"]) };
+        let taps = [("t1", [1]), ("t2", [1]), ("t3", [2])];
+        let taps = taps.into_iter().map(|(name, groups)| (name.to_owned(), port(&groups))).collect();
+        let mut network = HostNetwork { bridges, taps, groups: BTreeMap::new() };
+        let tag = OwnerTag::new(1);
+        let mut filter = WantedFilter::of(&network, None, tag).names();
+        assert!(filter.change_for_port(&network, "t1", tag).is_empty());
+        let rule = crate::spec::Rule {
+            direction: Direction::Egress,
+            ip_version: 4,
+            protocol: None,
+            ports: None,
+            remote: crate::spec::Remote::Any,
+        };
+        network.groups.insert(1, Group { rules: [rule.clone()].into() });
+        network.groups.insert(2, Group { rules: [rule].into() });
+        network.taps.insert("t4".to_owned(), port(&[1]));
+        network.taps.insert("t5".to_owned(), port(&[1]));
+        let change = filter.change_for_port(&network, "t4", tag);
+        let links: BTreeSet<&str> = change.add.iter().map(Element::link).collect();
+        assert_eq!(links, ["t1", "t2", "t4"].into());
+        filter.apply(&change);
+        assert!(filter.change_for_port(&network, "t2", tag).is_empty());
     }
 
     #[test]

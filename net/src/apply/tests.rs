@@ -260,7 +260,7 @@ fn tap_without_rules_sends_nothing() {
         let _host = host(&network(&[(1, 1), (2, 1)]));
         let mut filters = nftables::Client::open(TAG).unwrap();
         let present = filters.observe().unwrap().unwrap();
-        let change = present.change_of_links(&[&TAG.tap(1)], &WantedFilter::default());
+        let change = present.removal_of_link(&TAG.tap(1));
         filters.change(&change).unwrap();
         let (sender, receiver) = (Guest::at(1), Guest::at(2));
         let frame = udp(ends(1, 2), 1, 2);

@@ -85,6 +85,23 @@ fn measure_ports() {
             println!("  second port of it: {second}");
             println!("  the same port again: {again}");
             println!("  remove a port: {removed}");
+            let mut joined = Vec::new();
+            for round in 0..10 {
+                let port = 0x2000 + round;
+                let net = IpNet::from(IpAddr::from(address_of(port)));
+                let members =
+                    wanted.taps.values().flat_map(|tap| tap.addresses.clone()).chain([net]).collect();
+                let remote = crate::spec::Remote::Members(members);
+                let within = crate::spec::Rule { remote, ..rule(Direction::Ingress, None, None) };
+                wanted.groups.insert(2, group([within, rule(Direction::Egress, None, None)]));
+                wanted.bridges.insert(TAG.bridge(0), bridge());
+                let port_tap = Tap { addresses: [net].into(), groups: [2].into(), ..tap(1, 0) };
+                wanted.taps.insert(TAG.tap(port), port_tap);
+                let start = Instant::now();
+                drop(host.add_port(&wanted, &TAG.tap(port)).unwrap());
+                joined.push(start.elapsed());
+            }
+            println!("  a port that joins the group of all as a member: {}", p50_and_p90(joined));
             let start = Instant::now();
             host.remove_all().unwrap();
             println!("  remove all: {:.0} ms", start.elapsed().as_secs_f64() * 1000.0);
