@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::filter::{Filter, FilterChange, WantedFilter};
-use crate::names::{LinkKind, OwnerTag, short_id};
+use crate::names::{LinkKind, OwnerTag, link_mac};
 use crate::netlink::{Link, Request};
 use crate::plan::{Observed, ObservedBridge, ObservedPort, ObservedVxlan, Operation, plan};
 use crate::spec::{Bridge, HostNetwork};
@@ -249,7 +249,7 @@ impl Host {
             Operation::ChangeFilter(change) => self.change_filter(change),
             Operation::CreateVxlan { name, vni, local } => {
                 self.check_name(LinkKind::Vxlan, name)?;
-                self.execute([Request::create_vxlan(name, maker_mark(name), *vni, *local)])?;
+                self.execute([Request::create_vxlan(name, link_mac(name), *vni, *local)])?;
                 self.execute([self.alias(name)])?;
                 set_ipv6(name, false)
             }
@@ -293,7 +293,7 @@ impl Host {
 
     fn create_bridge(&mut self, name: &str) -> Result<(), Error> {
         self.check_name(LinkKind::Bridge, name)?;
-        self.execute([Request::create_bridge(name, maker_mark(name))])?;
+        self.execute([Request::create_bridge(name, link_mac(name))])?;
         self.execute([self.alias(name)])
     }
 
@@ -396,7 +396,7 @@ impl Host {
     }
 
     fn owned_kind(&self, link: &Link) -> Option<LinkKind> {
-        let is_half_made = || link.alias.is_empty() && link.mac == Some(maker_mark(&link.name));
+        let is_half_made = || link.alias.is_empty() && link.mac == Some(link_mac(&link.name));
         self.tag.kind_of(&link.name).filter(|_| self.tag.owns_alias(&link.alias) || is_half_made())
     }
 
@@ -422,14 +422,6 @@ impl Host {
     fn execute<const N: usize>(&mut self, requests: [Request; N]) -> Result<(), Error> {
         self.links.execute(requests.into()).map_err(Error::Link)
     }
-}
-
-/// The MAC we give a bridge or VXLAN device of this name: locally administered, unicast (IEEE 802 §8.4).
-///
-/// Unlike the alias it is there from the link's first moment, so one that was left half-made is still known as ours.
-fn maker_mark(name: &str) -> [u8; 6] {
-    let [a, b, c, d] = short_id(name.as_bytes()).to_be_bytes();
-    [0x02, 0x77, a, b, c, d]
 }
 
 fn is_link_local(address: IpNet) -> bool {

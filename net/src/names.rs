@@ -164,6 +164,15 @@ pub fn short_id(identity: &[u8]) -> u32 {
     identity.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
 }
 
+/// The MAC that a bridge or VXLAN device of ours has, by its name: locally administered, unicast (IEEE 802 §8.4).
+///
+/// Unlike the alias it is there from the link's first moment, so one that was left half-made is still known as ours.
+#[must_use]
+pub fn link_mac(name: &str) -> [u8; 6] {
+    let [a, b, c, d] = short_id(name.as_bytes()).to_be_bytes();
+    [0x02, 0x77, a, b, c, d]
+}
+
 /// Whether the kernel takes a text as an interface name, and no file path can be made of it.
 #[must_use]
 pub fn is_interface_name(name: &str) -> bool {
