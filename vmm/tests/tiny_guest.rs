@@ -1,6 +1,7 @@
 //! The tiny guest in whole instances: on /dev/kvm, with taps in a network namespace of the test's own, and with
 //! addresses and metadata from the VMM's endpoint.
 #![expect(unsafe_code, reason = "interfaces are set up with ioctls that no crate wraps")]
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::collections::BTreeMap;
 use std::fs::File;
