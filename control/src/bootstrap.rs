@@ -7,12 +7,15 @@ use ring::rand::{SecureRandom, SystemRandom};
 use zeroize::Zeroizing;
 
 use crate::Control;
+use crate::caller::{Caller, RoleLevel, Scope};
 use crate::error::{Error, Result};
 use crate::model::identity::{Assignment, AssignmentTarget, Domain, Project, Role, User};
-use crate::model::random_hex_id;
+use crate::model::network::Network;
+use crate::model::{random_hex_id, random_uuid};
 use crate::service::identity::{
     DEFAULT_DOMAIN_ID, ROLE_CHAIN, domain_name_key, project_name_key, role_name_key, user_name_key,
 };
+use crate::service::network::PUBLIC_NAME;
 use crate::store::Txn;
 
 /// The name of the administrator and of its project.
@@ -64,6 +67,32 @@ impl Control {
                 Ok(first_rows(&hash))
             })
             .await
+    }
+
+    /// Whether the network `public` is still to be made.
+    pub fn needs_public_network(&self) -> bool {
+        self.db
+            .cache()
+            .find::<Network>(|network| network.standard.name == PUBLIC_NAME && network.external)
+            .is_none()
+    }
+
+    /// The administrator as the bootstrap acts: in the project `admin`, with every right.
+    ///
+    /// # Errors
+    /// `NotFound` before [`Control::bootstrap`].
+    pub fn bootstrap_caller(&self) -> Result<Caller> {
+        let project = self
+            .db
+            .cache()
+            .find::<Project>(|project| project.name == ADMIN && project.domain_id == DEFAULT_DOMAIN_ID)
+            .ok_or_else(|| Error::not_found("Project", ADMIN))?;
+        Ok(Caller {
+            user_id: ADMIN.to_owned(),
+            scope: Scope::Project(project.row.id.clone()),
+            role: Some(RoleLevel::Admin),
+            request_id: format!("req-{}", random_uuid()),
+        })
     }
 }
 

@@ -6,15 +6,17 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
-use ::control::agent::link::{Agents, LinkError};
-use ::control::agent::protocol::Wanted;
+use ::control::agent::link::LinkError;
 use ::control::store::RedbStore;
 use ::control::{Control, Settings};
 use anyhow::Context;
+use ipnet::Ipv4Net;
+use net::names::OwnerTag;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinError, JoinSet};
+use zeroize::Zeroizing;
 
 use super::handover::{self, Inherited};
 use super::privileges::{self, User};
@@ -22,6 +24,9 @@ use super::terminal;
 use crate::context::AppState;
 use crate::router::router;
 use crate::server;
+
+/// `public` is the first free /24 from 172.24.4.0 on, where people who know OpenStack expect it.
+const PUBLIC_THIRD_OCTET: u8 = 4;
 
 /// What the supervisor hands over. The process runs in the cloud's directory and reaches its files from there.
 #[derive(Debug, Serialize, Deserialize)]
@@ -85,8 +90,8 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
     let settings = Settings::new(parts.public_url, "control");
     let control = Control::open(Arc::new(store), settings).await.context("open the cloud")?;
 
-    let (events, mut taken) = tokio::sync::mpsc::channel(1024);
-    let agents = Agents::new(Arc::new(|_| Wanted::default()), events);
+    first_start(&control, parts.admin_password).await.context("make what a new cloud begins with")?;
+    let agents = control.agents().clone();
     let mut lines = JoinSet::new();
     for (name, line) in parts.hosts {
         line.set_nonblocking(true)?;
@@ -94,7 +99,7 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
         let agents = agents.clone();
         lines.spawn(async move { (agents.serve(line, Some(&name)).await, name) });
     }
-    tokio::spawn(async move { while taken.recv().await.is_some() {} });
+    let _reconcilers = control.start_reconcilers();
 
     parts.listener.set_nonblocking(true)?;
     let listener = TcpListener::from_std(parts.listener).context("use the listener")?;
@@ -118,6 +123,26 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
         server.await.context("serve the API")?;
     }
     outcome
+}
+
+/// Makes what every cloud begins with, as far as it is not there: the administrator, flavors, the network `public`.
+async fn first_start(control: &Control, password: String) -> anyhow::Result<()> {
+    control.bootstrap(Zeroizing::new(password)).await.context("make the administrator")?;
+    control.bootstrap_flavors().await.context("make the flavors")?;
+    if control.needs_public_network() {
+        let cidr = free_public_prefix().context("choose a prefix for the network `public`")?;
+        let administrator = control.bootstrap_caller()?;
+        control.bootstrap_public_network(&administrator, cidr).await.context("make the network `public`")?;
+    }
+    Ok(())
+}
+
+/// The first of the prefixes meant for `public` that nothing on this host uses.
+fn free_public_prefix() -> anyhow::Result<Ipv4Net> {
+    let mut host = net::apply::Host::open(OwnerTag::derive(b"prefix"))?;
+    let candidates = (PUBLIC_THIRD_OCTET..=u8::MAX)
+        .map(|octet| Ipv4Net::new_assert(std::net::Ipv4Addr::new(172, 24, octet, 0), 24));
+    host.free_ipv4_subnet(candidates)?.context("172.24.4.0/24 to 172.24.255.0/24 are all in use on this host")
 }
 
 /// Why a line's end ends the process: the supervisor starts both ends anew.
