@@ -295,7 +295,7 @@ pub(crate) async fn watch_of_a_busy_store_misses_nothing(store: Arc<dyn Store>) 
 }
 
 pub(crate) async fn lease_end_deletes_its_keys(store: Arc<dyn Store>) {
-    let lease = store.lease_grant(Duration::from_millis(300)).await.unwrap();
+    let lease = store.lease_grant(Duration::from_secs(1)).await.unwrap();
     let revision = change(&*store, vec![put_leased("a", lease), put_leased("b", lease), put("c", "")]).await;
     assert_eq!(keys(&*store, "").await, ["a", "b", "c"]);
     let mut watch = store.watch("", revision + 1).await.unwrap();
@@ -310,10 +310,10 @@ pub(crate) async fn lease_end_deletes_its_keys(store: Arc<dyn Store>) {
 }
 
 pub(crate) async fn renewed_lease_lives_on(store: Arc<dyn Store>) {
-    let lease = store.lease_grant(Duration::from_secs(2)).await.unwrap();
+    let lease = store.lease_grant(Duration::from_secs(3)).await.unwrap();
     change(&*store, vec![put_leased("a", lease)]).await;
-    for _ in 0..6 {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+    for _ in 0..5 {
+        tokio::time::sleep(Duration::from_millis(700)).await;
         store.lease_renew(lease).await.unwrap();
     }
     assert_eq!(keys(&*store, "").await, ["a"]);

@@ -7,6 +7,7 @@
 //! Must never know: what the rows mean.
 
 mod layout;
+mod tables;
 mod watcher;
 mod writer;
 

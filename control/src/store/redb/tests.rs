@@ -28,7 +28,7 @@ async fn reopened_store_goes_on_where_it_was() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store");
     let store = RedbStore::open(&path).unwrap();
-    let lease = store.lease_grant(Duration::from_millis(200)).await.unwrap();
+    let lease = store.lease_grant(Duration::from_secs(1)).await.unwrap();
     let revision = change(&store, vec![put("a", "1")]).await;
     let leased = Operation::Put { key: "b".to_owned(), value: "2".into(), lease: Some(lease) };
     let last = change(&store, vec![leased]).await;
