@@ -1,18 +1,35 @@
-//! Boots a kernel on the terminal: `boot KERNEL [MEMORY_MIB [CPUS [DISK…]]]`; `tiny` is the built-in guest.
+//! The two ways to run a guest, without the binary around them.
+//!
+//! - `boot run FD` runs the configuration in the inherited descriptor FD, as an instance's process does.
+//! - `boot KERNEL [MEMORY_MIB [CPUS [DISK…]]]` boots a kernel on the terminal; `tiny` is the built-in guest.
+#![expect(unsafe_code, reason = "an inherited descriptor is named by its number")]
 
+use std::fs::File;
 use std::io::Write;
+use std::os::fd::FromRawFd;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use vmm::BootOptions;
+use vmm::run::{exit_code, read_config, run_instance};
+use vmm::sandbox::Sandbox;
 
-fn main() {
+fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let kernel = arguments.next().unwrap_or_else(|| "tiny".to_owned());
+    if kernel == "run" {
+        let fd = arguments.next().and_then(|text| text.parse().ok()).expect("FD is a number");
+        // SAFETY: the caller names a descriptor that this process inherited and nobody else here owns.
+        let config = read_config(unsafe { File::from_raw_fd(fd) }).expect("read the configuration");
+        let report = run_instance("example", config, Sandbox::default());
+        eprintln!("{report:?}");
+        return ExitCode::from(exit_code(&report));
+    }
     let memory_mib = arguments.next().map_or(128, |text| text.parse().expect("MEMORY_MIB is a number"));
     let vcpus = arguments.next().map_or(1, |text| text.parse().expect("CPUS is a number"));
     let kernel = if kernel == "tiny" {
         let path = std::env::temp_dir().join(format!("tiny-{}.elf", std::process::id()));
-        let written = std::fs::File::create(&path).and_then(|mut file| file.write_all(vmm::guest::TINY));
+        let written = File::create(&path).and_then(|mut file| file.write_all(vmm::guest::TINY));
         written.expect("write the built-in guest");
         path
     } else {
@@ -21,10 +38,13 @@ fn main() {
     let disks = arguments.map(|path| (PathBuf::from(path), false)).collect();
     let options = BootOptions { kernel: Some(kernel), disks, memory_mib, vcpus, ..BootOptions::default() };
     match vmm::boot_interactive(options) {
-        Ok(ending) => eprintln!("{:?}: {}", ending.reason, ending.message),
+        Ok(ending) => {
+            eprintln!("{:?}: {}", ending.reason, ending.message);
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             eprintln!("{error:#?}");
-            std::process::exit(1);
+            ExitCode::FAILURE
         }
     }
 }
