@@ -5,9 +5,10 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 
+use storage::format::raw::RawFile;
+
 use crate::boot::image::Image;
 use crate::config::{DiskConfig, DiskFormat, InheritedFd, NicConfig};
-use crate::disk::RawDisk;
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
 use crate::kvm::Kvm;
@@ -112,7 +113,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         let file = open(path, !read_only)?;
         let format = DiskFormat::Raw { file: InheritedFd(file.as_raw_fd()) };
         let config = DiskConfig { format, read_only: *read_only, serial: format!("disk{index}") };
-        let disk = RawDisk::new(file).map_err(|source| RunError::Disk { index, source })?;
+        let disk = RawFile::whole(file, *read_only).map_err(|source| RunError::Disk { index, source })?;
         disks.push(DiskSpec { config, disk: Box::new(disk) });
     }
     let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap)).collect();

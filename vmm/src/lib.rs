@@ -4,7 +4,6 @@ pub mod acpi;
 pub mod boot;
 pub mod bus;
 pub mod config;
-pub mod disk;
 pub mod ending;
 pub mod endpoint;
 pub mod events;

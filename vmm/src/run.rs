@@ -6,9 +6,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 
+use storage::format::Disk;
+use storage::format::overlay::{Overlay, OverlayError};
+use storage::format::raw::RawFile;
+
 use crate::boot::image::Image;
 use crate::config::{Boot, DiskConfig, DiskFormat, VmmConfig};
-use crate::disk::RawDisk;
 use crate::ending::{Ending, EndingSignal};
 use crate::inherited::{self, InheritedFds};
 use crate::kvm::{self, Kvm};
@@ -44,6 +47,15 @@ pub enum Error {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// An overlay cannot be served.
+    #[error("open disk {index}, an overlay")]
+    Overlay {
+        /// Which, from zero.
+        index: usize,
+        /// Why.
+        #[source]
+        source: OverlayError,
     },
     /// The console log cannot be used.
     #[error("open the console log")]
@@ -183,7 +195,7 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
     };
     let mut disks = Vec::with_capacity(config.disks.len());
     for (index, config) in config.disks.into_iter().enumerate() {
-        disks.push(open_disk(config, fds).map_err(|source| Error::Disk { index, source })?);
+        disks.push(DiskSpec { disk: open_disk(index, &config, fds)?, config });
     }
     let nics = config.nics.into_iter().map(|config| NicSpec { tap: fds.take(config.tap), config }).collect();
     let console = match config.console_log {
@@ -201,17 +213,17 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
     })
 }
 
-fn open_disk(config: DiskConfig, fds: &mut InheritedFds) -> io::Result<DiskSpec> {
-    match config.format {
-        DiskFormat::Raw { file } => {
-            let disk = RawDisk::new(File::from(fds.take(file)))?;
-            Ok(DiskSpec { config, disk: Box::new(disk) })
-        }
-        DiskFormat::Overlay { file, base } => {
-            drop((fds.take(file), fds.take(base)));
-            Err(io::Error::new(io::ErrorKind::Unsupported, "overlay disks are not implemented"))
-        }
-    }
+fn open_disk(index: usize, config: &DiskConfig, fds: &mut InheritedFds) -> Result<Box<dyn Disk>, Error> {
+    Ok(match config.format {
+        DiskFormat::Raw { file } => Box::new(
+            RawFile::whole(File::from(fds.take(file)), config.read_only)
+                .map_err(|source| Error::Disk { index, source })?,
+        ),
+        DiskFormat::Overlay { file, base } => Box::new(
+            Overlay::open(File::from(fds.take(file)), File::from(fds.take(base)))
+                .map_err(|source| Error::Overlay { index, source })?,
+        ),
+    })
 }
 
 #[cfg(test)]

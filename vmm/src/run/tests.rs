@@ -237,6 +237,25 @@ fn tiny_guest_on_a_disk_boots_from_it() {
 }
 
 #[test]
+fn overlay_over_a_base_with_a_kernel_boots_from_it() {
+    let (base, overlay) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    base.write_all_at(crate::guest::TINY, 0).unwrap();
+    base.set_len(1 << 20).unwrap();
+    Overlay::create(&overlay, 1 << 20, 2 << 20).unwrap();
+    let instance = Instance::with(b"", 1, |config| {
+        config.boot = Boot::Disk;
+        let format = DiskFormat::Overlay { file: inherit(overlay), base: inherit(base) };
+        config.disks = vec![DiskConfig { format, read_only: false, serial: String::new() }];
+    });
+    let Some(instance) = instance else { return };
+    let mut client = instance.client();
+    client.start().unwrap();
+    eventually("its disk", || instance.console().contains("disk 0: 2097152 bytes"));
+    assert_eq!(client.stop(true).unwrap(), VmState::Stopped);
+    instance.end();
+}
+
+#[test]
 fn disk_without_a_kernel_fails_to_boot_with_one_sentence() {
     let disk = tempfile::tempfile().unwrap();
     disk.set_len(1 << 20).unwrap();
