@@ -1,72 +1,58 @@
-//! The first start of a cloud: the domain, roles, projects and the administrator that all else begins with. Every step
+//! The first start of a cloud: what all else begins with. Every step
 //! can be repeated: what is there already stays as it is.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use ring::rand::{SecureRandom, SystemRandom};
+use jiff::Timestamp;
 use zeroize::Zeroizing;
 
 use crate::Control;
 use crate::caller::{Caller, RoleLevel, Scope};
 use crate::error::{Error, Result};
 use crate::model::identity::{Assignment, AssignmentTarget, Domain, Project, Role, User};
+use crate::model::image::{Image, ImageStatus};
 use crate::model::network::Network;
 use crate::model::{random_hex_id, random_uuid};
 use crate::service::identity::{
     DEFAULT_DOMAIN_ID, ROLE_CHAIN, domain_name_key, project_name_key, role_name_key, user_name_key,
 };
 use crate::service::network::PUBLIC_NAME;
-use crate::store::Txn;
+use crate::store::{Stored, Txn};
 
 /// The name of the administrator and of its project.
 pub const ADMIN: &str = "admin";
 /// The project and role of services.
 pub const SERVICE: &str = "service";
-/// How many characters a generated password has: 120 bits.
-const PASSWORD_CHARACTERS: usize = 24;
-/// Thirty-two characters that nobody mistakes for each other.
-const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
-
-/// A new password; for a first start to which none was given.
-///
-/// # Errors
-/// `Unavailable` if the system has no randomness.
-pub fn generate_password() -> Result<Zeroizing<String>> {
-    let mut bytes = Zeroizing::new([0; PASSWORD_CHARACTERS]);
-    let filled = SystemRandom::new().fill(bytes.as_mut_slice());
-    filled.map_err(|_| Error::Unavailable("the system has no random bytes".to_owned()))?;
-    Ok(Zeroizing::new(bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect()))
-}
+/// What the tiny guest's image is called.
+pub const TINY: &str = "tiny";
+/// The key that says that the tiny guest's image was made once: who deletes it does not get it back.
+const TINY_MARKER: &str = "bootstrapped/image/tiny";
 
 impl Control {
-    /// Whether the cloud still needs [`Control::bootstrap`].
-    pub fn is_new(&self) -> bool {
-        self.db
-            .cache()
-            .find::<User>(|user| user.name == ADMIN && user.domain_id == DEFAULT_DOMAIN_ID)
-            .is_none()
-    }
-
-    /// Makes the default domain, the roles, the projects `admin` and `service`, and the administrator with this
-    /// password. A cloud that has them keeps them, the password too.
+    /// Makes what every cloud begins with: the default domain, roles, the projects `admin` and `service`, the
+    /// administrator and the image of the tiny guest. A cloud that has them keeps them; the administrator's password
+    /// is the given one in any case, as with Keystone's own bootstrap.
     ///
     /// # Errors
     /// What the store says; `Invalid` for an empty or overlong password.
     pub async fn bootstrap(&self, password: Zeroizing<String>) -> Result<()> {
         self.db.caught_up().await?;
-        if !self.is_new() {
-            return Ok(());
+        match self.administrator() {
+            None => self.bootstrap_identity(password).await?,
+            Some(user) => self.set_admin_password(&user, password).await?,
         }
-        let hash = self.passwords.hash(password).await?;
-        self.db
-            .transact(|cache| {
-                // One transaction: a cloud is bootstrapped or it is not.
-                if cache.get::<Domain>(DEFAULT_DOMAIN_ID).is_some() {
-                    return Ok(Txn::new());
-                }
-                Ok(first_rows(&hash))
-            })
-            .await
+        let owner = self.admin_project()?.row.id.clone();
+        self.image_install(tiny_image(owner), vmm::guest::TINY, TINY_MARKER).await
+    }
+
+    fn administrator(&self) -> Option<Arc<Stored<User>>> {
+        self.db.cache().find::<User>(|user| user.name == ADMIN && user.domain_id == DEFAULT_DOMAIN_ID)
+    }
+
+    fn admin_project(&self) -> Result<Arc<Stored<Project>>> {
+        let of_admin = |row: &Project| row.name == ADMIN && row.domain_id == DEFAULT_DOMAIN_ID;
+        self.db.cache().find::<Project>(of_admin).ok_or_else(|| Error::not_found("Project", ADMIN))
     }
 
     /// Whether the network `public` is still to be made.
@@ -82,17 +68,69 @@ impl Control {
     /// # Errors
     /// `NotFound` before [`Control::bootstrap`].
     pub fn bootstrap_caller(&self) -> Result<Caller> {
-        let project = self
-            .db
-            .cache()
-            .find::<Project>(|project| project.name == ADMIN && project.domain_id == DEFAULT_DOMAIN_ID)
-            .ok_or_else(|| Error::not_found("Project", ADMIN))?;
+        let project = self.admin_project()?;
         Ok(Caller {
             user_id: ADMIN.to_owned(),
             scope: Scope::Project(project.row.id.clone()),
             role: Some(RoleLevel::Admin),
             request_id: format!("req-{}", random_uuid()),
         })
+    }
+
+    async fn bootstrap_identity(&self, password: Zeroizing<String>) -> Result<()> {
+        let hash = self.passwords.hash(password).await?;
+        self.db
+            .transact(|cache| {
+                // One transaction: a cloud is bootstrapped or it is not.
+                if cache.get::<Domain>(DEFAULT_DOMAIN_ID).is_some() {
+                    return Ok(Txn::new());
+                }
+                Ok(first_rows(&hash))
+            })
+            .await
+    }
+
+    async fn set_admin_password(&self, user: &Stored<User>, password: Zeroizing<String>) -> Result<()> {
+        let before = user.row.password_hash.clone();
+        if before.is_some() && self.passwords.verify(password.clone(), before).await? {
+            return Ok(());
+        }
+        let hash = self.passwords.hash(password).await?;
+        self.db
+            .transact(|cache| {
+                let Some(stored) = cache.get::<User>(&user.row.id) else { return Ok(Txn::new()) };
+                let row = User {
+                    password_hash: Some(hash.clone()),
+                    tokens_from: Some(Timestamp::now()),
+                    ..stored.row.clone()
+                };
+                Ok(Txn::new().update(&stored, &row))
+            })
+            .await
+    }
+}
+
+fn tiny_image(owner: String) -> Image {
+    let now = Timestamp::now();
+    Image {
+        id: random_uuid(),
+        name: Some(TINY.to_owned()),
+        owner: Some(owner),
+        status: ImageStatus::Queued,
+        visibility: "public".to_owned(),
+        disk_format: Some("raw".to_owned()),
+        container_format: Some("bare".to_owned()),
+        size_bytes: None,
+        checksum: None,
+        sha512: None,
+        min_disk_gib: 0,
+        min_ram_mib: 0,
+        protected: false,
+        hidden: false,
+        tags: Vec::new(),
+        properties: BTreeMap::from([("description".to_owned(), "Wisp's tiny guest".to_owned())]),
+        created_at: now,
+        updated_at: now,
     }
 }
 
@@ -140,45 +178,30 @@ fn first_rows(password_hash: &str) -> Txn {
     txn
 }
 
-/// `clouds.yaml` with the cloud `wisp`, for `~/.config/openstack/` or `OS_CLIENT_CONFIG_FILE`. It holds the password:
-/// to be written readable by its owner alone.
-pub fn clouds_yaml(public_url: &str, region: &str, password: &str) -> Zeroizing<String> {
-    Zeroizing::new(format!(
-        "clouds:\n  wisp:\n    auth:\n      auth_url: {}\n      username: {ADMIN}\n      password: {}\n      \
-         project_name: {ADMIN}\n      user_domain_name: Default\n      project_domain_name: Default\n    \
-         region_name: {}\n    identity_api_version: 3\n",
-        yaml(&format!("{public_url}/identity/v3")),
-        yaml(password),
-        yaml(region),
-    ))
-}
-
-/// The same as a file for a shell's `source`.
-pub fn openrc(public_url: &str, region: &str, password: &str) -> Zeroizing<String> {
-    let quoted = |text: &str| Zeroizing::new(format!("'{}'", text.replace('\'', r"'\''")));
-    Zeroizing::new(format!(
-        "export OS_AUTH_URL={}\nexport OS_USERNAME={ADMIN}\nexport OS_PASSWORD={}\nexport OS_PROJECT_NAME={ADMIN}\n\
-         export OS_USER_DOMAIN_NAME=Default\nexport OS_PROJECT_DOMAIN_NAME=Default\nexport OS_REGION_NAME={}\n\
-         export OS_IDENTITY_API_VERSION=3\n",
-        *quoted(&format!("{public_url}/identity/v3")),
-        *quoted(password),
-        *quoted(region),
-    ))
-}
-
-/// A YAML scalar in double quotes, which are JSON's.
-fn yaml(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Settings;
+    use crate::store::RedbStore;
 
-    #[test]
-    fn password_with_quotes_stays_one_word() {
-        assert!(openrc("http://h", "R", "a'b").contains("OS_PASSWORD='a'\\''b'\n"));
-        assert!(clouds_yaml("http://h", "R", "a\"b\n").contains(r#"password: "a\"b\n""#));
-        assert_eq!(generate_password().unwrap().len(), PASSWORD_CHARACTERS);
+    async fn open(directory: &std::path::Path) -> Arc<Control> {
+        let store = RedbStore::open(&directory.join("store.redb")).unwrap();
+        Control::open(Arc::new(store), Settings::new("http://cloud.test", directory)).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn second_start_keeps_everything_but_takes_the_given_password() {
+        let directory = tempfile::tempdir().unwrap();
+        let control = open(directory.path()).await;
+        control.bootstrap("one".to_owned().into()).await.unwrap();
+        let image = control.db.cache().find::<Image>(|image| image.name.as_deref() == Some(TINY)).unwrap();
+        assert_eq!(image.row.status, ImageStatus::Active);
+        assert_eq!(image.row.size_bytes, Some(vmm::guest::TINY.len() as u64));
+        control.bootstrap("two".to_owned().into()).await.unwrap();
+        assert_eq!(control.db.list::<Image>().len(), 1);
+        assert_eq!(control.db.list::<User>().len(), 1);
+        assert_eq!(control.db.list::<Role>().len(), 5);
+        let hash = control.administrator().unwrap().row.password_hash.clone();
+        assert!(control.passwords.verify("two".to_owned().into(), hash).await.unwrap());
     }
 }

@@ -20,6 +20,8 @@ pub mod token;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use storage::image::ImageStore;
+
 use crate::error::Result;
 use crate::service::db::Db;
 use crate::service::password::Passwords;
@@ -61,6 +63,7 @@ pub struct Control {
     pub(crate) db: Db,
     pub(crate) settings: Settings,
     pub(crate) compute: reconcile::Compute,
+    pub(crate) images: ImageStore,
     pub(crate) tokens: Tokens,
     pub(crate) passwords: Passwords,
 }
@@ -71,7 +74,10 @@ impl Control {
         let db = Db::open(store).await?;
         let compute = reconcile::Compute::open(&db).await?;
         let tokens = Tokens::open(&settings.state_dir.join("fernet-keys"))?;
-        Ok(Arc::new(Self { db, settings, compute, tokens, passwords: Passwords::new() }))
+        let images = ImageStore::open(&settings.state_dir.join("images"))?;
+        let control = Self { db, settings, compute, images, tokens, passwords: Passwords::new() };
+        control.image_recover().await?;
+        Ok(Arc::new(control))
     }
 
     /// The URL that clients reach the API by, without a slash at the end.

@@ -59,3 +59,27 @@ pub struct Image {
     /// When it last changed.
     pub updated_at: Timestamp,
 }
+
+/// A project that an image of visibility `shared` is shared with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageMember {
+    /// `{image}/{project}`.
+    pub id: String,
+    /// The image.
+    pub image_id: String,
+    /// The project.
+    pub project_id: String,
+    /// `pending`, `accepted` or `rejected`: whether the image is in the project's lists.
+    pub status: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Timestamp,
+}
+
+impl ImageMember {
+    /// The id of the row of an image and a project.
+    pub fn key(image_id: &str, project_id: &str) -> String {
+        format!("{image_id}/{project_id}")
+    }
+}

@@ -37,6 +37,7 @@ rows! {
     identity::Assignment: "assignment", 1, |row| &row.id;
     identity::Revocation: "revocation", 1, |row| &row.id;
     image::Image: "image", 1, |row| &row.id;
+    image::ImageMember: "image_member", 1, |row| &row.id;
     network::Network: "network", 1, |row| &row.standard.id;
     network::Subnet: "subnet", 1, |row| &row.standard.id;
     network::Port: "port", 1, |row| &row.standard.id;

@@ -11,6 +11,8 @@ pub(crate) mod db;
 pub mod flavor;
 pub mod host;
 pub mod identity;
+pub mod image;
+pub mod image_data;
 pub mod keypair;
 pub mod network;
 pub mod nic;

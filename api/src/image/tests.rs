@@ -1,0 +1,178 @@
+//! Glance as clients see it.
+
+use axum::body::Body;
+use axum::http::{Method, Request};
+use control::caller::{Caller, RoleLevel, Scope};
+use serde_json::{Value, json};
+
+use crate::harness::{Harness, Reply};
+
+async fn create(cloud: &Harness, body: Value) -> String {
+    let reply = cloud.admin(Method::POST, "/image/v2/images", body).await;
+    assert_eq!(reply.status, 201, "{:?}", reply.json());
+    reply.json()["id"].as_str().unwrap().to_owned()
+}
+
+async fn put_file(cloud: &Harness, id: &str, body: Body) -> Reply {
+    let request = Request::put(format!("/image/v2/images/{id}/file"))
+        .header("x-auth-token", cloud.admin_token().await)
+        .header("content-type", "application/octet-stream");
+    cloud.send(request.body(body).unwrap()).await
+}
+
+async fn patch(cloud: &Harness, id: &str, body: Value) -> Reply {
+    let request = Request::patch(format!("/image/v2/images/{id}"))
+        .header("x-auth-token", cloud.admin_token().await)
+        .header("content-type", super::patch::MEDIA_TYPE);
+    cloud.send(request.body(body.to_string().into()).unwrap()).await
+}
+
+fn described(name: &str) -> Value {
+    json!({"name": name, "disk_format": "raw", "container_format": "bare", "owner_specified.openstack.md5": ""})
+}
+
+#[tokio::test]
+async fn image_goes_in_and_comes_out_with_its_checksums() {
+    let cloud = Harness::new().await;
+    let id = create(&cloud, described("one")).await;
+    assert_eq!(put_file(&cloud, &id, Body::from("hello")).await.status, 204);
+    let shown = cloud.admin(Method::GET, &format!("/image/v2/images/{id}"), Value::Null).await.json();
+    assert_eq!(shown["status"], "active");
+    assert_eq!(shown["size"], 5);
+    assert_eq!(shown["checksum"], "5d41402abc4b2a76b9719d911017c592");
+    assert_eq!(shown["os_hash_algo"], "sha512");
+    assert_eq!(shown["os_hash_value"].as_str().unwrap().len(), 128);
+    assert_eq!(shown["owner_specified.openstack.md5"], "");
+    let file = cloud.admin(Method::GET, &format!("/image/v2/images/{id}/file"), Value::Null).await;
+    assert_eq!((file.status.as_u16(), &file.bytes[..]), (200, &b"hello"[..]));
+    assert_eq!(file.header("content-md5"), Some("5d41402abc4b2a76b9719d911017c592"));
+    assert_eq!(put_file(&cloud, &id, Body::from("again")).await.status, 409);
+    assert_eq!(cloud.admin(Method::DELETE, &format!("/image/v2/images/{id}"), Value::Null).await.status, 204);
+    let gone = cloud.admin(Method::GET, &format!("/image/v2/images/{id}"), Value::Null).await;
+    assert_eq!((gone.status.as_u16(), gone.json()["title"].clone()), (404, json!("Not Found")));
+}
+
+#[tokio::test]
+async fn broken_upload_leaves_nothing_and_the_image_queued() {
+    let cloud = Harness::new().await;
+    let id = create(&cloud, described("broken")).await;
+    let pieces = [Ok("half of it"), Err(std::io::Error::other("the line broke"))];
+    let broken = Body::from_stream(futures_util::stream::iter(pieces));
+    assert_eq!(put_file(&cloud, &id, broken).await.status, 400);
+    let path = format!("/image/v2/images/{id}");
+    for _ in 0..100 {
+        if cloud.admin(Method::GET, &path, Value::Null).await.json()["status"] == "queued" {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    let shown = cloud.admin(Method::GET, &path, Value::Null).await.json();
+    assert_eq!((&shown["status"], &shown["size"]), (&json!("queued"), &Value::Null));
+    assert_eq!(cloud.admin(Method::GET, &format!("{path}/file"), Value::Null).await.status, 204);
+    assert_eq!(put_file(&cloud, &id, Body::from("whole")).await.status, 204);
+}
+
+#[tokio::test]
+async fn patch_changes_all_or_nothing() {
+    let cloud = Harness::new().await;
+    let id = create(&cloud, described("p")).await;
+    let all = json!([
+        {"op": "add", "path": "/name", "value": "q"},
+        {"op": "add", "path": "/os_type", "value": "linux"},
+        {"op": "add", "path": "/tags", "value": ["t2", "t1"]},
+        {"op": "replace", "path": "/min_disk", "value": 2},
+        {"op": "add", "path": "/a~1b", "value": "c"},
+    ]);
+    let changed = patch(&cloud, &id, all).await;
+    assert_eq!(changed.status, 200, "{:?}", changed.json());
+    let shown = changed.json();
+    assert_eq!((&shown["name"], &shown["os_type"]), (&json!("q"), &json!("linux")));
+    assert_eq!((&shown["tags"], &shown["a/b"]), (&json!(["t1", "t2"]), &json!("c")));
+    let half = json!([{"op": "add", "path": "/name", "value": "r"}, {"op": "remove", "path": "/nothing"}]);
+    assert_eq!(patch(&cloud, &id, half).await.status, 409);
+    assert_eq!(patch(&cloud, &id, json!([{"op": "replace", "path": "/size", "value": 1}])).await.status, 403);
+    assert_eq!(patch(&cloud, &id, json!([{"op": "add", "path": "/x/y", "value": "1"}])).await.status, 400);
+    assert_eq!(patch(&cloud, &id, json!([{"op": "add", "path": "/min_ram", "value": -1}])).await.status, 400);
+    let removed = patch(&cloud, &id, json!([{"op": "remove", "path": "/os_type"}])).await.json();
+    assert_eq!((&removed["name"], removed.get("os_type")), (&json!("q"), None));
+}
+
+#[tokio::test]
+async fn protected_image_stays() {
+    let cloud = Harness::new().await;
+    let mut body = described("kept");
+    body["protected"] = json!(true);
+    let id = create(&cloud, body).await;
+    let path = format!("/image/v2/images/{id}");
+    assert_eq!(cloud.admin(Method::DELETE, &path, Value::Null).await.status, 403);
+    patch(&cloud, &id, json!([{"op": "replace", "path": "/protected", "value": false}])).await;
+    assert_eq!(cloud.admin(Method::DELETE, &path, Value::Null).await.status, 204);
+}
+
+#[tokio::test]
+async fn lists_are_filtered_and_paged() {
+    let cloud = Harness::new().await;
+    for name in ["a", "b", "c"] {
+        create(&cloud, described(name)).await;
+    }
+    let names = |reply: Reply| -> Vec<String> {
+        let body = reply.json();
+        let images = body["images"].as_array().unwrap_or_else(|| panic!("{body}"));
+        images.iter().filter_map(|image| image["name"].as_str().map(str::to_owned)).collect()
+    };
+    let get = async |path: &str| cloud.admin(Method::GET, &format!("/image{path}"), Value::Null).await;
+    assert_eq!(names(get("/v2/images?name=b").await), ["b"]);
+    assert_eq!(names(get("/v2/images?name=in:a,c&sort=name:asc").await), ["a", "c"]);
+    assert_eq!(names(get("/v2/images?visibility=public").await), ["tiny"]);
+    assert_eq!(names(get("/v2/images?status=queued&sort=name:desc").await), ["c", "b", "a"]);
+    assert_eq!(names(get("/v2/images?os_hidden=true").await), Vec::<String>::new());
+    let first = get("/v2/images?status=queued&sort_key=name&sort_dir=asc&limit=2").await.json();
+    let next = first["next"].as_str().unwrap().to_owned();
+    assert!(next.starts_with("/v2/images?"), "{next}");
+    assert_eq!(names(get(&next).await), ["c"]);
+    assert_eq!(get("/v2/images?marker=nonsense").await.status, 400);
+}
+
+#[tokio::test]
+async fn images_are_seen_by_their_project_and_by_those_they_are_shared_with() {
+    let cloud = Harness::new().await;
+    let id = create(&cloud, described("mine")).await;
+    let stranger = Caller {
+        user_id: "u".into(),
+        scope: Scope::Project("other".into()),
+        role: Some(RoleLevel::Member),
+        request_id: String::new(),
+    };
+    let control = &cloud.control;
+    assert!(control.image_get(&stranger, &id).await.is_err());
+    assert_eq!(control.image_list(&stranger).await.unwrap().len(), 1, "the public image tiny");
+    let members = format!("/image/v2/images/{id}/members");
+    let added = cloud.admin(Method::POST, &members, json!({"member": "other"})).await;
+    assert_eq!((added.status.as_u16(), added.json()["status"].clone()), (200, json!("pending")));
+    assert!(control.image_get(&stranger, &id).await.is_ok());
+    assert!(control.image_delete(&stranger, &id).await.is_err());
+    control.image_member_update(&stranger, &id, "other", "accepted").await.unwrap();
+    let shown = cloud.admin(Method::GET, &format!("{members}/other"), Value::Null).await.json();
+    assert_eq!(shown["status"], "accepted");
+    assert_eq!(cloud.admin(Method::DELETE, &format!("{members}/other"), Value::Null).await.status, 204);
+    assert!(control.image_get(&stranger, &id).await.is_err());
+    let public = vec![control::service::image::ImageChange::Visibility("public".into())];
+    assert!(control.image_create(&stranger, None, public).await.is_err());
+}
+
+#[tokio::test]
+async fn quota_bounds_number_and_bytes() {
+    let cloud = Harness::new().await;
+    let caller = cloud.control.token_caller(&cloud.admin_token().await, String::new()).await.unwrap();
+    let project = caller.project_id().unwrap();
+    use control::service::quota::Resource::{ImageMib, Images};
+    cloud.control.quota_set(&caller, project, &[(Images, 2), (ImageMib, 1)]).await.unwrap();
+    let id = create(&cloud, described("last")).await;
+    let over = cloud.admin(Method::POST, "/image/v2/images", described("over")).await;
+    assert_eq!((over.status.as_u16(), over.json()["title"].clone()), (413, json!("Payload Too Large")));
+    assert_eq!(put_file(&cloud, &id, Body::from("x")).await.status, 413);
+    cloud.control.quota_set(&caller, project, &[(ImageMib, 2)]).await.unwrap();
+    assert_eq!(put_file(&cloud, &id, Body::from("x")).await.status, 204);
+    cloud.control.image_delete(&caller, &id).await.unwrap();
+    assert_eq!(cloud.control.quotas(&caller, project).await.unwrap()[&ImageMib].used, 1, "tiny");
+}
