@@ -127,6 +127,7 @@ impl Cloud {
             availability_zone: None,
             host: None,
             scheduler_hints: BTreeMap::new(),
+            auto_disk_config: false,
             access_ip_v4: String::new(),
             access_ip_v6: String::new(),
         }

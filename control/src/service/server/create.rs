@@ -76,6 +76,8 @@ pub struct NewServers {
     pub host: Option<String>,
     /// Hints to the scheduler.
     pub scheduler_hints: BTreeMap<String, Value>,
+    /// Whether `OS-DCF:diskConfig` is `AUTO`.
+    pub auto_disk_config: bool,
     /// What the owner calls its IPv4 address.
     pub access_ip_v4: String,
     /// What the owner calls its IPv6 address.
@@ -313,6 +315,7 @@ impl Template {
             availability_zone: self.availability_zone.clone(),
             wished_host: new.host.clone(),
             scheduler_hints: new.scheduler_hints.clone(),
+            auto_disk_config: new.auto_disk_config,
             access_ip_v4: new.access_ip_v4.clone(),
             access_ip_v6: new.access_ip_v6.clone(),
             locked: false,

@@ -96,6 +96,7 @@ pub(crate) mod test {
             availability_zone: None,
             wished_host: None,
             scheduler_hints: BTreeMap::new(),
+            auto_disk_config: false,
             access_ip_v4: String::new(),
             access_ip_v6: String::new(),
             locked: false,

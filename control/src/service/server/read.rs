@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::find;
+use super::{find, find_for_change};
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::compute::{Host, Server};
 use crate::model::network::{Network, Port, SecurityGroup};
-use crate::store::{Cache, Stored};
+use crate::store::{Cache, Stored, Txn};
 
 /// One address of a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -138,6 +138,45 @@ impl Control {
         let ports = self.server_ports(caller, id).await?;
         let ids: BTreeSet<&String> = ports.iter().flat_map(|port| &port.row.security_groups).collect();
         Ok(ids.into_iter().filter_map(|id| self.db.get::<SecurityGroup>(id)).collect())
+    }
+
+    /// Puts all of a server's ports into a security group, or takes them out of it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Forbidden`; `Conflict` for a server without ports.
+    pub async fn server_change_group(&self, caller: &Caller, id: &str, group: &str, add: bool) -> Result<()> {
+        self.db.caught_up().await?;
+        let action = "os_compute_api:os-security-groups:add";
+        let project_id = find_for_change(self.db.cache(), caller, id, action)?.row.project_id.clone();
+        let groups = self.resolve_groups(&project_id, &[group.to_owned()]).await?;
+        let group_id = groups.first().ok_or_else(|| Error::not_found("Security group", group))?;
+        self.db
+            .transact(|cache| {
+                let server = find_for_change(cache, caller, id, action)?;
+                let ports = ports(cache, &server.row);
+                if ports.is_empty() {
+                    return Err(Error::conflict(
+                        "InstanceInvalidState",
+                        format!("Instance {id} has no ports."),
+                    ));
+                }
+                let member = |port: &Port| port.security_groups.contains(group_id);
+                if !add && !ports.iter().any(|port| member(&port.row)) {
+                    let message = format!("Security group {group} not associated with the instance {id}");
+                    return Err(Error::not_found("Association", message));
+                }
+                Ok(ports.iter().filter(|port| member(&port.row) != add).fold(Txn::new(), |txn, stored| {
+                    let mut port = stored.row.clone();
+                    if add {
+                        port.security_groups.push(group_id.clone());
+                    } else {
+                        port.security_groups.retain(|own| own != group_id);
+                    }
+                    port.standard.revision += 1;
+                    txn.update(stored, &port)
+                }))
+            })
+            .await
     }
 }
 

@@ -23,6 +23,8 @@ pub struct ServerUpdate {
     pub description: Option<Option<String>>,
     /// The guest's host name (microversion 2.90).
     pub hostname: Option<String>,
+    /// Whether `OS-DCF:diskConfig` is `AUTO`.
+    pub auto_disk_config: Option<bool>,
     /// What the owner calls its IPv4 address.
     pub access_ip_v4: Option<String>,
     /// What the owner calls its IPv6 address.
@@ -61,6 +63,7 @@ impl Control {
             if let Some(hostname) = &update.hostname {
                 server.hostname.clone_from(hostname);
             }
+            server.auto_disk_config = update.auto_disk_config.unwrap_or(server.auto_disk_config);
             if let Some(address) = &update.access_ip_v4 {
                 server.access_ip_v4.clone_from(address);
             }

@@ -1,0 +1,155 @@
+//! What the compute API has and Wisp does not: lists of it are empty, changes of it are not implemented.
+
+use axum::Json;
+use axum::extract::State;
+use control::policy::require_admin;
+use serde_json::{Value, json};
+
+use super::since;
+use crate::context::{Answer, AppState, Authenticated, Segments};
+use crate::error::Fault;
+use crate::microversion::Microversion;
+
+/// `POST /servers/{id}/os-interface`.
+pub(super) async fn interface_attach(
+    state: State<AppState>,
+    caller: Authenticated,
+    id: Segments<String>,
+) -> Answer<Value> {
+    of_server(state, caller, id, "attaching interfaces to a server that exists").await
+}
+
+/// `DELETE /servers/{id}/os-interface/{port}`.
+pub(super) async fn interface_detach(
+    state: State<AppState>,
+    caller: Authenticated,
+    Segments((id, _)): Segments<(String, String)>,
+) -> Answer<Value> {
+    of_server(state, caller, Segments(id), "detaching interfaces from a server").await
+}
+
+/// `GET /servers/{id}/os-volume_attachments`.
+pub(super) async fn volume_attachments(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    state.control.server(&caller, &id).await?;
+    Ok(Json(json!({"volumeAttachments": []})))
+}
+
+/// `POST /servers/{id}/os-volume_attachments`.
+pub(super) async fn volume_attach(
+    state: State<AppState>,
+    caller: Authenticated,
+    id: Segments<String>,
+) -> Answer<Value> {
+    of_server(state, caller, id, "attaching volumes").await
+}
+
+/// `GET /servers/{id}/os-server-password`: none was ever set.
+pub(super) async fn server_password(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    state.control.server(&caller, &id).await?;
+    Ok(Json(json!({"password": ""})))
+}
+
+/// `GET /servers/{id}/migrations`.
+pub(super) async fn server_migrations(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    since(version, 23)?;
+    state.control.server(&caller, &id).await?;
+    Ok(Json(json!({"migrations": []})))
+}
+
+/// `GET /servers/{id}/diagnostics`.
+pub(super) async fn diagnostics(
+    state: State<AppState>,
+    caller: Authenticated,
+    id: Segments<String>,
+) -> Answer<Value> {
+    of_server(state, caller, id, "server diagnostics").await
+}
+
+/// `POST /servers/{id}/remote-consoles`.
+pub(super) async fn remote_consoles(
+    state: State<AppState>,
+    caller: Authenticated,
+    version: Microversion,
+    id: Segments<String>,
+) -> Answer<Value> {
+    since(version, 6)?;
+    of_server(state, caller, id, "a remote console").await
+}
+
+/// `GET /servers/{id}/topology`: no guest is given NUMA nodes.
+pub(super) async fn topology(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    since(version, 78)?;
+    state.control.server(&caller, &id).await?;
+    Ok(Json(json!({"nodes": [], "pagesize_kb": null})))
+}
+
+/// `GET /os-aggregates`.
+pub(super) async fn aggregates(Authenticated(caller): Authenticated) -> Answer<Value> {
+    require_admin(&caller, "os_compute_api:os-aggregates:index")?;
+    Ok(Json(json!({"aggregates": []})))
+}
+
+/// `POST /os-aggregates`.
+pub(super) async fn aggregate_create(Authenticated(caller): Authenticated) -> Answer<Value> {
+    require_admin(&caller, "os_compute_api:os-aggregates:create")?;
+    Err(Fault::not_implemented("host aggregates"))
+}
+
+/// `GET /os-migrations`.
+pub(super) async fn migrations(Authenticated(caller): Authenticated) -> Answer<Value> {
+    require_admin(&caller, "os_compute_api:os-migrations:index")?;
+    Ok(Json(json!({"migrations": []})))
+}
+
+/// `GET /os-agents`: guest agents of a hypervisor that Nova no longer has either.
+pub(super) async fn agents(_: Authenticated) -> Answer<Value> {
+    Err(Fault::NoRoute)
+}
+
+/// `GET /os-server-groups`.
+pub(super) async fn server_groups(_: Authenticated) -> Json<Value> {
+    Json(json!({"server_groups": []}))
+}
+
+/// `POST /os-server-groups`.
+pub(super) async fn server_group_create(_: Authenticated) -> Answer<Value> {
+    Err(Fault::not_implemented("server groups"))
+}
+
+/// `GET /os-simple-tenant-usage` and of one project.
+pub(super) async fn usages(_: Authenticated) -> Answer<Value> {
+    Err(Fault::not_implemented("usage over time"))
+}
+
+/// `GET /extensions`: everything is in the core since Nova has microversions.
+pub(super) async fn extensions(_: Authenticated) -> Json<Value> {
+    Json(json!({"extensions": []}))
+}
+
+async fn of_server(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    what: &'static str,
+) -> Answer<Value> {
+    state.control.server(&caller, &id).await?;
+    Err(Fault::not_implemented(what))
+}

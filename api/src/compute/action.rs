@@ -1,0 +1,153 @@
+//! What is asked of a server by `POST /servers/{id}/action` (Compute API: servers, run an action).
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use control::caller::Caller;
+use control::service::server::Action;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::context::{AppState, Authenticated, Body, Segments};
+use crate::error::Fault;
+
+/// Actions that the protocol has and Wisp does not.
+const ABSENT: [&str; 28] = [
+    "addFixedIp",
+    "addFloatingIp",
+    "changePassword",
+    "confirmResize",
+    "createBackup",
+    "createImage",
+    "evacuate",
+    "forceDelete",
+    "injectNetworkInfo",
+    "migrate",
+    "os-getRDPConsole",
+    "os-getSPICEConsole",
+    "os-getSerialConsole",
+    "os-getVNCConsole",
+    "os-migrateLive",
+    "os-resetState",
+    "rebuild",
+    "removeFixedIp",
+    "removeFloatingIp",
+    "rescue",
+    "resetNetwork",
+    "resize",
+    "restore",
+    "resume",
+    "revertResize",
+    "shelve",
+    "suspend",
+    "trigger_crash_dump",
+];
+/// The same, continued: the other halves of pairs.
+const ABSENT_TOO: [&str; 3] = ["shelveOffload", "unrescue", "unshelve"];
+
+#[derive(Debug, Deserialize)]
+struct Reboot {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Lock {
+    locked_reason: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Group {
+    name: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Console {
+    /// Lines from the end; any form that a client may send, −1 for all.
+    #[serde(default)]
+    length: Value,
+}
+
+/// `POST /servers/{id}/action`.
+pub(super) async fn act(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<Map<String, Value>>,
+) -> Result<Response, Fault> {
+    let mut entries = body.into_iter();
+    let (Some((name, argument)), None) = (entries.next(), entries.next()) else {
+        return Err(Fault::malformed(
+            "There is no such action, or more than one: the body has exactly one member.",
+        ));
+    };
+    let control = &state.control;
+    let simple = match name.as_str() {
+        "os-start" => Some(Action::Start),
+        "os-stop" => Some(Action::Stop),
+        "pause" => Some(Action::Pause),
+        "unpause" => Some(Action::Unpause),
+        "reboot" => Some(reboot(parsed(argument.clone())?)?),
+        _ => None,
+    };
+    if let Some(action) = simple {
+        control.server_act(&caller, &id, action).await?;
+        return Ok(StatusCode::ACCEPTED.into_response());
+    }
+    match name.as_str() {
+        "lock" => {
+            let lock: Lock = if argument.is_null() { Lock::default() } else { parsed(argument)? };
+            control.server_lock(&caller, &id, true, lock.locked_reason.as_deref()).await?;
+            Ok(StatusCode::ACCEPTED.into_response())
+        }
+        "unlock" => {
+            control.server_lock(&caller, &id, false, None).await?;
+            Ok(StatusCode::ACCEPTED.into_response())
+        }
+        "addSecurityGroup" | "removeSecurityGroup" => {
+            let group: Group = parsed(argument)?;
+            let add = name == "addSecurityGroup";
+            control.server_change_group(&caller, &id, &group.name, add).await?;
+            Ok(StatusCode::ACCEPTED.into_response())
+        }
+        "os-getConsoleOutput" => console(&state, &caller, &id, argument).await,
+        other if ABSENT.contains(&other) || ABSENT_TOO.contains(&other) => {
+            control.server(&caller, &id).await?;
+            Err(Fault::not_implemented("this server action"))
+        }
+        other => Err(Fault::malformed(format!("There is no such action: {other}"))),
+    }
+}
+
+async fn console(state: &AppState, caller: &Caller, id: &str, argument: Value) -> Result<Response, Fault> {
+    let console: Console = if argument.is_null() { Console::default() } else { parsed(argument)? };
+    let lines = match &console.length {
+        Value::Null => None,
+        Value::Number(number) if number.as_i64() == Some(-1) => None,
+        Value::Number(number) => Some(number.as_u64().ok_or_else(not_a_length)?),
+        Value::String(text) if text == "-1" => None,
+        Value::String(text) => Some(text.parse().map_err(|_| not_a_length())?),
+        _ => return Err(not_a_length()),
+    };
+    let lines = lines.map(|lines| usize::try_from(lines).unwrap_or(usize::MAX));
+    let output = state.control.server_console(caller, id, lines).await?;
+    Ok(Json(json!({"output": output})).into_response())
+}
+
+fn not_a_length() -> Fault {
+    Fault::malformed("Invalid input for field/attribute length: it is -1 or a number of lines.")
+}
+
+fn reboot(reboot: Reboot) -> Result<Action, Fault> {
+    match reboot.kind.to_ascii_uppercase().as_str() {
+        "SOFT" => Ok(Action::RebootSoft),
+        "HARD" => Ok(Action::RebootHard),
+        _ => Err(Fault::malformed("Invalid input for field/attribute type: it is SOFT or HARD.")),
+    }
+}
+
+fn parsed<T: serde::de::DeserializeOwned>(argument: Value) -> Result<T, Fault> {
+    serde_json::from_value(argument)
+        .map_err(|error| Fault::malformed(format!("Invalid input for the action: {error}")))
+}

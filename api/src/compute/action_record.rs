@@ -1,0 +1,58 @@
+//! What was asked of a server, on the wire (Compute API: servers actions, instance actions).
+
+use axum::Json;
+use axum::extract::State;
+use control::error::Error;
+use control::model::compute::{ActionRecord, Server};
+use serde_json::{Value, json};
+
+use super::microseconds;
+use crate::context::{Answer, AppState, Authenticated, Segments};
+use crate::microversion::Microversion;
+
+/// `GET /servers/{id}/os-instance-actions`: the newest first.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    let server = state.control.server(&caller, &id).await?;
+    let server = &server.row;
+    let shown: Vec<Value> = server.actions.iter().rev().map(|record| full(version, server, record)).collect();
+    Ok(Json(json!({"instanceActions": shown})))
+}
+
+/// `GET /servers/{id}/os-instance-actions/{request}`. The events that an action is made of are not recorded.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments((id, request)): Segments<(String, String)>,
+) -> Answer<Value> {
+    let server = state.control.server(&caller, &id).await?;
+    let server = &server.row;
+    let record = server.actions.iter().find(|record| record.request_id == request);
+    let record = record.ok_or_else(|| Error::not_found("Action", format!("{request} of instance {id}")))?;
+    let mut shown = full(version, server, record);
+    if caller.is_admin() || version.at_least(2, 51) {
+        shown["events"] = json!([]);
+    }
+    Ok(Json(json!({"instanceAction": shown})))
+}
+
+fn full(version: Microversion, server: &Server, record: &ActionRecord) -> Value {
+    let mut shown = json!({
+        "action": record.action,
+        "instance_uuid": server.id,
+        "message": null,
+        "project_id": record.project_id,
+        "request_id": record.request_id,
+        "start_time": microseconds(record.started_at),
+        "user_id": record.user_id,
+    });
+    if version.at_least(2, 58) {
+        shown["updated_at"] = json!(microseconds(record.started_at));
+    }
+    shown
+}

@@ -1,0 +1,93 @@
+//! Properties of servers on the wire (Compute API: server metadata).
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::error::Error;
+use control::service::server::update::Merge;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
+use crate::error::Fault;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MetadataBody {
+    metadata: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MetaBody {
+    meta: BTreeMap<String, String>,
+}
+
+/// `GET /servers/{id}/metadata`.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    let server = state.control.server(&caller, &id).await?;
+    Ok(Json(json!({"metadata": server.row.metadata})))
+}
+
+/// `POST /servers/{id}/metadata`: the others stay.
+pub(super) async fn add(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<MetadataBody>,
+) -> Answer<Value> {
+    let server = state.control.server_set_metadata(&caller, &id, &body.metadata, Merge::Add).await?;
+    Ok(Json(json!({"metadata": server.metadata})))
+}
+
+/// `PUT /servers/{id}/metadata`: the others go.
+pub(super) async fn replace(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<MetadataBody>,
+) -> Answer<Value> {
+    let server = state.control.server_set_metadata(&caller, &id, &body.metadata, Merge::Replace).await?;
+    Ok(Json(json!({"metadata": server.metadata})))
+}
+
+/// `GET /servers/{id}/metadata/{key}`.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, key)): Segments<(String, String)>,
+) -> Answer<Value> {
+    let server = state.control.server(&caller, &id).await?;
+    let value = server.row.metadata.get(&key).ok_or_else(|| Error::not_found("Metadata item", &key))?;
+    Ok(Json(json!({"meta": {key: value}})))
+}
+
+/// `PUT /servers/{id}/metadata/{key}`.
+pub(super) async fn set(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, key)): Segments<(String, String)>,
+    Body(body): Body<MetaBody>,
+) -> Answer<Value> {
+    if body.meta.len() != 1 || !body.meta.contains_key(&key) {
+        return Err(Fault::malformed("Request body and URI mismatch"));
+    }
+    state.control.server_set_metadata(&caller, &id, &body.meta, Merge::Add).await?;
+    Ok(Json(json!({"meta": body.meta})))
+}
+
+/// `DELETE /servers/{id}/metadata/{key}`.
+pub(super) async fn unset(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, key)): Segments<(String, String)>,
+) -> Result<StatusCode, Fault> {
+    state.control.server_unset_metadata(&caller, &id, &key).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,158 @@
+//! Quotas of the compute service on the wire (Compute API: quota sets).
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::service::quota::{Quota, Resource};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::flag;
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
+use crate::error::Fault;
+use crate::microversion::Microversion;
+
+/// The quotas that this service counts.
+const RESOURCES: [Resource; 7] = [
+    Resource::Instances,
+    Resource::Cores,
+    Resource::RamMib,
+    Resource::MetadataItems,
+    Resource::KeyPairs,
+    Resource::ServerGroups,
+    Resource::ServerGroupMembers,
+];
+/// Quotas of the network that Nova showed until 2.36, as it did when it no longer counted them: without limit.
+const NETWORK: [&str; 4] = ["fixed_ips", "floating_ips", "security_groups", "security_group_rules"];
+/// Quotas of injected files that Nova showed until 2.57; here nothing is injected.
+const INJECTED: [&str; 3] = ["injected_files", "injected_file_content_bytes", "injected_file_path_bytes"];
+
+#[derive(Debug, Deserialize)]
+pub(super) struct UpdateBody {
+    quota_set: UpdateFields,
+}
+
+#[derive(Debug, Deserialize)]
+struct UpdateFields {
+    #[serde(default, deserialize_with = "flag")]
+    force: Option<bool>,
+    #[serde(flatten)]
+    limits: BTreeMap<String, Value>,
+}
+
+/// `GET /os-quota-sets/{project}`.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(project): Segments<String>,
+) -> Answer<Value> {
+    let quotas = state.control.quotas(&caller, &project).await?;
+    let mut shown =
+        set(version, |resource| json!(quotas.get(&resource).map_or(0, Quota::limit_or_minus_one)), old);
+    shown["id"] = json!(project);
+    Ok(Json(json!({"quota_set": shown})))
+}
+
+/// `GET /os-quota-sets/{project}/defaults`.
+pub(super) async fn defaults(
+    _: Authenticated,
+    version: Microversion,
+    Segments(project): Segments<String>,
+) -> Json<Value> {
+    let mut shown = set(version, |resource| json!(resource.default_limit()), old);
+    shown["id"] = json!(project);
+    Json(json!({"quota_set": shown}))
+}
+
+/// `GET /os-quota-sets/{project}/detail`.
+pub(super) async fn detail(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(project): Segments<String>,
+) -> Answer<Value> {
+    let quotas = state.control.quotas(&caller, &project).await?;
+    let detail = |resource: Resource| {
+        let quota = quotas.get(&resource);
+        // Key pairs are their users', not the project's.
+        let used = quota.filter(|_| resource != Resource::KeyPairs).map_or(0, |quota| quota.used);
+        json!({"limit": quota.map_or(0, Quota::limit_or_minus_one), "in_use": used, "reserved": 0})
+    };
+    let mut shown = set(version, detail, |limit| json!({"limit": limit, "in_use": 0, "reserved": 0}));
+    shown["id"] = json!(project);
+    Ok(Json(json!({"quota_set": shown})))
+}
+
+/// `PUT /os-quota-sets/{project}`.
+pub(super) async fn update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(project): Segments<String>,
+    Body(body): Body<UpdateBody>,
+) -> Answer<Value> {
+    let mut changes = Vec::new();
+    for (name, value) in &body.quota_set.limits {
+        if name == "tenant_id" {
+            continue;
+        }
+        let resource = RESOURCES.into_iter().find(|resource| resource.name() == name);
+        let resource = resource.ok_or_else(|| {
+            Fault::malformed(format!(
+                "Invalid input for field/attribute quota_set. '{name}' is not a quota here."
+            ))
+        })?;
+        let limit = value.as_i64().or_else(|| value.as_str()?.parse().ok());
+        changes.push((
+            resource,
+            limit.ok_or_else(|| Fault::malformed(format!("Invalid input for field/attribute {name}.")))?,
+        ));
+    }
+    let quotas = state.control.quotas(&caller, &project).await?;
+    let below = |(resource, limit): &&(Resource, i64)| {
+        let used = quotas.get(resource).map_or(0, |quota| quota.used);
+        u64::try_from(*limit).is_ok_and(|limit| limit < used)
+    };
+    if body.quota_set.force != Some(true)
+        && let Some((resource, limit)) = changes.iter().find(below)
+    {
+        let name = resource.name();
+        return Err(Fault::malformed(format!(
+            "Quota limit {limit} for {name} must be greater than or equal to what is used."
+        )));
+    }
+    state.control.quota_set(&caller, &project, &changes).await?;
+    let quotas = state.control.quotas(&caller, &project).await?;
+    let shown =
+        set(version, |resource| json!(quotas.get(&resource).map_or(0, Quota::limit_or_minus_one)), old);
+    Ok(Json(json!({"quota_set": shown})))
+}
+
+/// `DELETE /os-quota-sets/{project}`: back to the defaults.
+pub(super) async fn reset(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(project): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    state.control.quota_reset(&caller, &project, &RESOURCES).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+fn old(limit: i64) -> Value {
+    json!(limit)
+}
+
+fn set(version: Microversion, show: impl Fn(Resource) -> Value, show_old: impl Fn(i64) -> Value) -> Value {
+    let mut shown: Map<String, Value> =
+        RESOURCES.into_iter().map(|resource| (resource.name().to_owned(), show(resource))).collect();
+    if !version.at_least(2, 36) {
+        shown.extend(NETWORK.map(|name| (name.to_owned(), show_old(-1))));
+    }
+    if !version.at_least(2, 57) {
+        shown.extend(INJECTED.map(|name| (name.to_owned(), show_old(0))));
+    }
+    Value::Object(shown)
+}

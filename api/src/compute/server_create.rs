@@ -1,0 +1,398 @@
+//! The creation of servers on the wire (Compute API: create server).
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderName, StatusCode, header};
+use base64::Engine as _;
+use control::service::nic::{NicRequest, NicRequests};
+use control::service::server::NewServers;
+use control::service::server::create::USER_DATA_BASE64_BYTES_MAX;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::server::{access_ip, auto_disk_config};
+use super::server_view::disk_config;
+use super::{flag, links, number};
+use crate::context::{AppState, Authenticated, Body};
+use crate::error::Fault;
+use crate::microversion::Microversion;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateBody {
+    server: Fields,
+    #[serde(rename = "os:scheduler_hints")]
+    hints: Option<BTreeMap<String, Value>>,
+    #[serde(rename = "OS-SCH-HNT:scheduler_hints")]
+    hints_extension: Option<BTreeMap<String, Value>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields {
+    name: String,
+    #[serde(rename = "imageRef", default)]
+    image: String,
+    #[serde(rename = "flavorRef")]
+    flavor: FlavorRef,
+    description: Option<String>,
+    hostname: Option<String>,
+    networks: Option<Networks>,
+    security_groups: Option<Vec<GroupName>>,
+    key_name: Option<String>,
+    user_data: Option<String>,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+    #[serde(default)]
+    tags: Vec<String>,
+    #[serde(default, deserialize_with = "number")]
+    min_count: Option<u32>,
+    #[serde(default, deserialize_with = "number")]
+    max_count: Option<u32>,
+    #[serde(default, deserialize_with = "flag")]
+    return_reservation_id: Option<bool>,
+    availability_zone: Option<String>,
+    host: Option<String>,
+    hypervisor_hostname: Option<String>,
+    #[serde(default, deserialize_with = "flag")]
+    config_drive: Option<bool>,
+    #[serde(rename = "adminPass")]
+    admin_pass: Option<String>,
+    #[serde(rename = "OS-DCF:diskConfig")]
+    disk_config: Option<String>,
+    #[serde(rename = "accessIPv4", default)]
+    access_ip_v4: String,
+    #[serde(rename = "accessIPv6", default)]
+    access_ip_v6: String,
+    #[serde(default)]
+    personality: Vec<Value>,
+    #[serde(default)]
+    block_device_mapping: Vec<Value>,
+    #[serde(default)]
+    block_device_mapping_v2: Vec<BlockDevice>,
+    trusted_image_certificates: Option<Vec<String>>,
+    #[serde(rename = "os:scheduler_hints")]
+    hints: Option<BTreeMap<String, Value>>,
+}
+
+/// Flavor ids may be numbers.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum FlavorRef {
+    Text(String),
+    Number(u64),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Networks {
+    Word(String),
+    List(Vec<NetworkEntry>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NetworkEntry {
+    uuid: Option<String>,
+    port: Option<String>,
+    fixed_ip: Option<IpAddr>,
+    tag: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GroupName {
+    name: String,
+}
+
+/// Of block devices only the one that says what `imageRef` says is understood: boot from a copy of the image.
+#[derive(Debug, Deserialize)]
+struct BlockDevice {
+    uuid: Option<String>,
+    source_type: Option<String>,
+    destination_type: Option<String>,
+    #[serde(default)]
+    boot_index: Value,
+    delete_on_termination: Option<bool>,
+}
+
+/// `POST /servers`.
+pub(super) async fn create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Body(body): Body<CreateBody>,
+) -> Result<(StatusCode, [(HeaderName, String); 1], Json<Value>), Fault> {
+    let by_reservation = body.server.return_reservation_id.unwrap_or(false);
+    let new = body.into_new(version)?;
+    let created = state.control.servers_create(&caller, new).await?;
+    let first = created.servers.first().ok_or_else(|| Fault::malformed("no server was asked for"))?;
+    let location = format!("{}/compute/v2.1/servers/{}", state.public_url(), first.id);
+    let answer = if by_reservation {
+        json!({"reservation_id": first.reservation_id})
+    } else {
+        let groups: Vec<Value> = first.security_groups.iter().map(|name| json!({"name": name})).collect();
+        json!({"server": {
+            "id": first.id,
+            "links": links(&state, "servers", &first.id),
+            "OS-DCF:diskConfig": disk_config(first),
+            "security_groups": groups,
+        }})
+    };
+    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(answer)))
+}
+
+impl CreateBody {
+    fn into_new(self, version: Microversion) -> Result<NewServers, Fault> {
+        let fields = self.server;
+        fields.refuse_what_is_absent()?;
+        fields.refuse_what_is_newer(version)?;
+        let hints = self.hints.or(self.hints_extension).or(fields.hints).unwrap_or_default();
+        let image_id = boot_image(fields.image, &fields.block_device_mapping_v2)?;
+        let (zone, zone_host) = zone_and_host(fields.availability_zone);
+        let count = |count: Option<u32>, otherwise| count.unwrap_or(otherwise);
+        let min_count = count(fields.min_count, 1);
+        Ok(NewServers {
+            name: fields.name,
+            description: fields.description,
+            hostname: fields.hostname,
+            flavor_id: match fields.flavor {
+                FlavorRef::Text(text) => text.rsplit('/').next().unwrap_or_default().to_owned(),
+                FlavorRef::Number(number) => number.to_string(),
+            },
+            image_id,
+            nics: nics(fields.networks, version)?,
+            security_groups: fields.security_groups.into_iter().flatten().map(|group| group.name).collect(),
+            key_name: fields.key_name,
+            user_data: fields
+                .user_data
+                .filter(|text| !text.is_empty())
+                .map(|text| user_data(&text))
+                .transpose()?,
+            metadata: fields.metadata,
+            tags: fields.tags,
+            min_count,
+            max_count: count(fields.max_count, min_count.max(1)),
+            availability_zone: zone,
+            host: fields.host.or(fields.hypervisor_hostname).or(zone_host),
+            scheduler_hints: hints,
+            auto_disk_config: fields
+                .disk_config
+                .as_deref()
+                .map(auto_disk_config)
+                .transpose()?
+                .unwrap_or(false),
+            access_ip_v4: access_ip(fields.access_ip_v4, true)?,
+            access_ip_v6: access_ip(fields.access_ip_v6, false)?,
+        })
+    }
+}
+
+impl Fields {
+    /// What the protocol has and Wisp does not.
+    fn refuse_what_is_absent(&self) -> Result<(), Fault> {
+        let absent = [
+            (self.config_drive == Some(true), "a configuration drive"),
+            (self.admin_pass.is_some(), "setting an administrator's password"),
+            (!self.personality.is_empty(), "injecting files (personality)"),
+            (!self.block_device_mapping.is_empty(), "block devices besides the image's own"),
+            (self.trusted_image_certificates.is_some(), "validating image certificates"),
+        ];
+        match absent.iter().find(|(asked, _)| *asked) {
+            Some((_, what)) => Err(Fault::not_implemented(what)),
+            None => Ok(()),
+        }
+    }
+
+    fn refuse_what_is_newer(&self, version: Microversion) -> Result<(), Fault> {
+        let newer = [
+            (self.description.is_some(), 19, "description"),
+            (!self.tags.is_empty(), 52, "tags"),
+            (self.host.is_some(), 74, "host"),
+            (self.hypervisor_hostname.is_some(), 74, "hypervisor_hostname"),
+            (self.hostname.is_some(), 90, "hostname"),
+        ];
+        match newer.iter().find(|(there, minor, _)| *there && !version.at_least(2, *minor)) {
+            Some((_, minor, name)) => Err(Fault::malformed(format!(
+                "Invalid input for field/attribute server. Additional properties are not allowed ('{name}' was \
+                 unexpected); it came with microversion 2.{minor}."
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The image to boot from: `imageRef`, and a block device may say the same.
+fn boot_image(image_ref: String, devices: &[BlockDevice]) -> Result<String, Fault> {
+    let image = image_ref.rsplit('/').next().unwrap_or_default().to_owned();
+    match devices {
+        [] if image.is_empty() => Err(Fault::malformed(
+            "Invalid image identifier or unable to access: neither image nor block device is given.",
+        )),
+        [] => Ok(image),
+        [device] if device.is_the_image_itself() => match &device.uuid {
+            Some(uuid) if image.is_empty() || *uuid == image => Ok(uuid.clone()),
+            _ => Err(Fault::malformed("Block Device Mapping is Invalid: its image is not imageRef.")),
+        },
+        _ => Err(Fault::not_implemented("booting from a volume, or block devices besides the image's own")),
+    }
+}
+
+impl BlockDevice {
+    fn is_the_image_itself(&self) -> bool {
+        let first = self.boot_index.as_i64() == Some(0) || self.boot_index.as_str() == Some("0");
+        self.source_type.as_deref() == Some("image")
+            && self.destination_type.as_deref() == Some("local")
+            && self.delete_on_termination != Some(false)
+            && first
+    }
+}
+
+fn nics(networks: Option<Networks>, version: Microversion) -> Result<NicRequests, Fault> {
+    let words = version.at_least(2, 37);
+    match networks {
+        None if words => Err(Fault::malformed(
+            "Invalid input for field/attribute server. 'networks' is a required property",
+        )),
+        None => Ok(NicRequests::Unsaid),
+        Some(Networks::Word(word)) if words && word == "auto" => Ok(NicRequests::Auto),
+        Some(Networks::Word(word)) if words && word == "none" => Ok(NicRequests::None),
+        Some(Networks::Word(word)) => {
+            Err(Fault::malformed(format!("Invalid input for field/attribute networks. Value: {word}.")))
+        }
+        // Before 2.37 an empty list says nothing.
+        Some(Networks::List(list)) if list.is_empty() => Ok(NicRequests::Unsaid),
+        Some(Networks::List(list)) => {
+            list.into_iter().map(nic).collect::<Result<Vec<_>, _>>().map(NicRequests::Listed)
+        }
+    }
+}
+
+fn nic(entry: NetworkEntry) -> Result<NicRequest, Fault> {
+    if entry.tag.is_some() {
+        return Err(Fault::not_implemented("device tags"));
+    }
+    match (entry.port, entry.uuid) {
+        (Some(_), _) if entry.fixed_ip.is_some() => Err(Fault::malformed(
+            "Specified Fixed IP cannot be used with a port: the port has its own addresses.",
+        )),
+        (Some(id), _) => Ok(NicRequest::Port { id }),
+        (None, Some(id)) => Ok(NicRequest::Network { id, fixed_ip: entry.fixed_ip }),
+        (None, None) => Err(Fault::malformed("Bad networks format: network uuid or port is missing.")),
+    }
+}
+
+/// `zone`, or an administrator's `zone:host` and `zone:host:node`.
+fn zone_and_host(text: Option<String>) -> (Option<String>, Option<String>) {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return (None, None) };
+    let mut parts = text.splitn(3, ':');
+    let some = |part: Option<&str>| part.filter(|part| !part.is_empty()).map(str::to_owned);
+    let zone = some(parts.next());
+    let host = some(parts.next());
+    let node = some(parts.next());
+    (zone, host.or(node))
+}
+
+fn user_data(text: &str) -> Result<String, Fault> {
+    if text.len() > USER_DATA_BASE64_BYTES_MAX {
+        return Err(Fault::malformed(format!(
+            "Invalid input for field/attribute user_data. It is longer than {USER_DATA_BASE64_BYTES_MAX} bytes in base64."
+        )));
+    }
+    // Python's encoders break lines.
+    let joined: String = text.split_ascii_whitespace().collect();
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(joined)
+        .map_err(|_| Fault::malformed("Invalid input for field/attribute user_data. It is not base64."))?;
+    String::from_utf8(bytes).map_err(|_| Fault::not_implemented("user data that is not text in UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IMAGE: &str = "0b5e0a7e-2c4b-4c8e-9a55-d1f5ed22e7a9";
+
+    fn parsed(server: Value, minor: u16) -> Result<NewServers, Fault> {
+        let body: CreateBody = serde_json::from_value(json!({ "server": server }))
+            .map_err(|error| Fault::malformed(error.to_string()))?;
+        body.into_new(Microversion::new(2, minor))
+    }
+
+    /// What the openstack command sends for a plain boot.
+    fn plain() -> Value {
+        json!({
+            "name": "s1", "imageRef": IMAGE, "flavorRef": "1", "max_count": 1, "min_count": 1,
+            "block_device_mapping_v2": [{
+                "uuid": IMAGE, "boot_index": 0, "source_type": "image", "destination_type": "local",
+                "delete_on_termination": true,
+            }],
+            "networks": [{"uuid": "net"}],
+        })
+    }
+
+    fn with(key: &str, value: Value) -> Value {
+        let mut server = plain();
+        server[key] = value;
+        server
+    }
+
+    #[test]
+    fn plain_boot_of_the_command_is_understood() {
+        let new = parsed(plain(), 100).unwrap();
+        assert_eq!((new.image_id.as_str(), new.min_count, new.max_count), (IMAGE, 1, 1));
+        assert_eq!(
+            new.nics,
+            NicRequests::Listed(vec![NicRequest::Network { id: "net".to_owned(), fixed_ip: None }])
+        );
+    }
+
+    #[test]
+    fn networks_are_words_only_since_2_37_and_required_since_then() {
+        assert_eq!(parsed(with("networks", json!("auto")), 37).unwrap().nics, NicRequests::Auto);
+        assert_eq!(parsed(with("networks", json!("none")), 100).unwrap().nics, NicRequests::None);
+        assert!(parsed(with("networks", json!("auto")), 36).is_err());
+        assert_eq!(parsed(with("networks", Value::Null), 1).unwrap().nics, NicRequests::Unsaid);
+        assert!(parsed(with("networks", Value::Null), 37).is_err());
+    }
+
+    #[test]
+    fn volumes_and_other_absent_things_are_not_implemented() {
+        let mut volume = plain();
+        volume["imageRef"] = json!("");
+        volume["block_device_mapping_v2"][0]["destination_type"] = json!("volume");
+        for server in [volume, with("config_drive", json!("True")), with("adminPass", json!("x"))] {
+            let refused = parsed(server, 100).unwrap_err();
+            assert!(matches!(refused, Fault::Control(control::error::Error::NotImplemented(_))), "{refused}");
+        }
+    }
+
+    #[test]
+    fn what_nova_refuses_is_malformed() {
+        let long = "A".repeat(USER_DATA_BASE64_BYTES_MAX + 1);
+        for (key, value) in [
+            ("user_data", json!("!!")),
+            ("user_data", json!(long)),
+            ("nonsense", json!(1)),
+            ("accessIPv4", json!("::1")),
+            ("networks", json!([{}])),
+            ("metadata", json!({"a": 1})),
+            ("min_count", json!("x")),
+        ] {
+            assert!(matches!(parsed(with(key, value), 100), Err(Fault::Malformed(_))), "{key}");
+        }
+        assert!(parsed(with("description", json!("d")), 18).is_err());
+    }
+
+    #[test]
+    fn user_data_is_decoded_and_zone_may_name_a_host() {
+        let mut server = with("user_data", json!("I2Nsb3VkLWNvbmZpZwo="));
+        server["availability_zone"] = json!("nova:h1");
+        let new = parsed(server, 1).unwrap();
+        assert_eq!(new.user_data.as_deref(), Some("#cloud-config\n"));
+        assert_eq!((new.availability_zone.as_deref(), new.host.as_deref()), (Some("nova"), Some("h1")));
+    }
+}

@@ -1,0 +1,217 @@
+//! Nova as clients see it, over the whole router and, where servers live, a host with the fake driver.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::http::Method;
+use control::agent::host;
+use control::driver::fake::FakeDriver;
+use serde_json::{Value, json};
+
+use crate::harness::{Harness, Reply};
+
+struct Cloud {
+    harness: Harness,
+}
+
+impl Cloud {
+    /// A cloud with the first flavors; no host.
+    async fn new() -> Self {
+        let harness = Harness::new().await;
+        harness.control.bootstrap_flavors().await.unwrap();
+        Self { harness }
+    }
+
+    /// With a host that pretends.
+    async fn with_host() -> Self {
+        let cloud = Self::new().await;
+        let control = &cloud.harness.control;
+        control.start_reconcilers();
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let agents = control.agents().clone();
+        tokio::spawn(async move { agents.serve(near, None).await });
+        let driver = Arc::new(FakeDriver::new("fake-0", None).unwrap());
+        tokio::spawn(host::serve(far, driver));
+        for _ in 0..500 {
+            if !cloud.get("/os-hypervisors", "2.88").await.json()["hypervisors"][0].is_null() {
+                return cloud;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the host does not appear");
+    }
+
+    async fn call(&self, method: Method, path: &str, version: &str, body: Value) -> Reply {
+        let token = self.harness.admin_token().await;
+        let version = format!("compute {version}");
+        let headers = [("x-auth-token", token.as_str()), ("openstack-api-version", version.as_str())];
+        self.harness.call(method, &format!("/compute/v2.1{path}"), &headers, body).await
+    }
+
+    async fn get(&self, path: &str, version: &str) -> Reply {
+        self.call(Method::GET, path, version, Value::Null).await
+    }
+
+    async fn post(&self, path: &str, version: &str, body: Value) -> Reply {
+        self.call(Method::POST, path, version, body).await
+    }
+}
+
+/// The names of an object's members, sorted.
+fn members(value: &Value) -> Vec<&str> {
+    let mut names: Vec<&str> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    names.sort_unstable();
+    names
+}
+
+#[tokio::test]
+async fn flavors_are_found_by_id_never_by_name_and_gain_fields_with_versions() {
+    let cloud = Cloud::new().await;
+    let missing = cloud.get("/flavors/m1.nano", "2.61").await;
+    assert_eq!((missing.status.as_u16(), missing.json()["itemNotFound"]["code"].as_u64()), (404, Some(404)));
+    let all = cloud.get("/flavors/detail?is_public=None", "2.61").await.json();
+    let names: Vec<&str> =
+        all["flavors"].as_array().unwrap().iter().filter_map(|f| f["name"].as_str()).collect();
+    assert_eq!(names, ["m1.tiny", "m1.small", "m1.medium", "m1.large", "m1.nano", "m1.xlarge"]);
+    let cloud = &cloud;
+    let nano = |version| async move { cloud.get("/flavors/42", version).await.json()["flavor"].take() };
+    let old = nano("2.1").await;
+    assert_eq!((&old["swap"], old.get("description"), old.get("extra_specs")), (&json!(""), None, None));
+    let new = nano("2.100").await;
+    assert_eq!(
+        (&new["swap"], &new["description"], &new["extra_specs"]),
+        (&json!(0), &Value::Null, &json!({}))
+    );
+}
+
+#[tokio::test]
+async fn flavor_lives_from_creation_to_deletion() {
+    let cloud = Cloud::new().await;
+    let body = json!({"flavor": {"OS-FLV-EXT-DATA:ephemeral": 0, "ram": 512, "swap": 0, "vcpus": "1", "id": null,
+        "os-flavor-access:is_public": false, "disk": 1, "name": "fl1"}});
+    let made = cloud.post("/flavors", "2.61", body.clone()).await;
+    assert_eq!(made.status, 200, "{:?}", made.json());
+    let id = made.json()["flavor"]["id"].as_str().unwrap().to_owned();
+    assert_eq!(cloud.post("/flavors", "2.61", body).await.status, 409);
+    let specs = json!({"extra_specs": {"hw:x": "y"}});
+    assert_eq!(
+        cloud.post(&format!("/flavors/{id}/os-extra_specs"), "2.61", specs.clone()).await.json(),
+        specs
+    );
+    assert_eq!(cloud.get(&format!("/flavors/{id}/os-extra_specs"), "2.61").await.json(), specs);
+    let access = json!({"addTenantAccess": {"tenant": "p1"}});
+    let listed = cloud.post(&format!("/flavors/{id}/action"), "2.61", access).await.json();
+    assert_eq!(listed["flavor_access"], json!([{"flavor_id": id, "tenant_id": "p1"}]));
+    let spec = format!("/flavors/{id}/os-extra_specs/hw:x");
+    assert_eq!(cloud.call(Method::DELETE, &spec, "2.61", Value::Null).await.status, 200);
+    assert_eq!(cloud.get(&spec, "2.61").await.status, 404);
+    let flavor = format!("/flavors/{id}");
+    assert_eq!(cloud.call(Method::DELETE, &flavor, "2.61", Value::Null).await.status, 202);
+    assert_eq!(cloud.get(&flavor, "2.61").await.status, 404);
+    assert_eq!(
+        cloud
+            .post("/flavors", "2.61", json!({"flavor": {"name": "x", "ram": 0, "vcpus": 1, "disk": 0}}))
+            .await
+            .status,
+        400
+    );
+}
+
+#[tokio::test]
+async fn keypairs_are_imported_and_never_made() {
+    let cloud = Cloud::new().await;
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOP8ekmHvO9BYhFidXp+69Ncxs20AXsw4uDHu5/YwRVu";
+    let body = json!({"keypair": {"name": "k", "public_key": format!("{key}\n")}});
+    let made = cloud.post("/os-keypairs", "2.10", body.clone()).await;
+    assert_eq!(made.status, 201, "{:?}", made.json());
+    assert_eq!(members(&made.json()["keypair"]), ["fingerprint", "name", "public_key", "type", "user_id"]);
+    assert_eq!(cloud.post("/os-keypairs", "2.10", body).await.status, 409);
+    let shown = cloud.get("/os-keypairs/k", "2.1").await.json();
+    assert!(shown["keypair"]["id"].is_u64() && shown["keypair"].get("type").is_none());
+    assert_eq!(cloud.get("/os-keypairs", "2.35").await.json()["keypairs"][0]["keypair"]["name"], "k");
+    let nameless = json!({"keypair": {"name": "g"}});
+    assert_eq!(cloud.post("/os-keypairs", "2.91", nameless.clone()).await.status, 501);
+    assert_eq!(cloud.post("/os-keypairs", "2.92", nameless).await.status, 400);
+    assert_eq!(cloud.call(Method::DELETE, "/os-keypairs/k", "2.10", Value::Null).await.status, 204);
+    assert_eq!(cloud.call(Method::DELETE, "/os-keypairs/k", "2.10", Value::Null).await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn host_is_a_hypervisor_a_service_and_a_zone() {
+    let cloud = Cloud::with_host().await;
+    let newest = cloud.get("/os-hypervisors/detail", "2.88").await.json()["hypervisors"][0].take();
+    let fields = [
+        "host_ip",
+        "hypervisor_hostname",
+        "hypervisor_type",
+        "hypervisor_version",
+        "id",
+        "service",
+        "state",
+        "status",
+        "uptime",
+    ];
+    assert_eq!(members(&newest), fields);
+    assert_eq!((&newest["state"], &newest["hypervisor_hostname"]), (&json!("up"), &json!("fake-0")));
+    let oldest = cloud.get("/os-hypervisors/detail", "2.1").await.json()["hypervisors"][0].take();
+    assert!(oldest["id"].is_u64() && oldest["cpu_info"].is_string() && oldest["vcpus_used"].is_u64());
+    let sums = cloud.get("/os-hypervisors/statistics", "2.1").await.json();
+    assert_eq!(sums["hypervisor_statistics"]["count"], 1);
+    assert_eq!(cloud.get("/os-hypervisors/statistics", "2.88").await.status, 404);
+    assert_eq!(cloud.get("/os-hypervisors/fake-0", "2.88").await.status, 404);
+    let services = cloud.get("/os-services", "2.69").await.json();
+    let id = services["services"][0]["id"].as_str().unwrap().to_owned();
+    let close = json!({"status": "disabled", "disabled_reason": "x"});
+    let closed = cloud.call(Method::PUT, &format!("/os-services/{id}"), "2.69", close).await.json();
+    assert_eq!(
+        (&closed["service"]["status"], &closed["service"]["disabled_reason"]),
+        (&json!("disabled"), &json!("x"))
+    );
+    let zones = cloud.get("/os-availability-zone", "2.1").await.json();
+    assert_eq!(
+        zones["availabilityZoneInfo"],
+        json!([{"zoneName": "nova", "zoneState": {"available": false}, "hosts": null}])
+    );
+    let open = json!({"host": "fake-0", "binary": "nova-compute"});
+    assert_eq!(cloud.call(Method::PUT, "/os-services/enable", "2.1", open).await.status, 200);
+    let detail = cloud.get("/os-availability-zone/detail", "2.1").await.json();
+    assert_eq!(detail["availabilityZoneInfo"][0]["hosts"]["fake-0"]["nova-compute"]["available"], true);
+}
+
+#[tokio::test]
+async fn limits_and_quotas_say_what_a_project_may_have() {
+    let cloud = Cloud::new().await;
+    let absolute = cloud.get("/limits?reserved=False", "2.57").await.json()["limits"]["absolute"].take();
+    assert_eq!((&absolute["maxTotalInstances"], &absolute["totalInstancesUsed"]), (&json!(10), &json!(0)));
+    assert!(absolute.get("maxPersonality").is_none());
+    let project = "0123456789abcdef0123456789abcdef";
+    let path = format!("/os-quota-sets/{project}");
+    let set = cloud.call(Method::PUT, &path, "2.56", json!({"quota_set": {"instances": 20}})).await;
+    assert_eq!(set.json()["quota_set"]["instances"], 20, "{:?}", set.json());
+    assert_eq!(cloud.get(&format!("{path}/defaults"), "2.56").await.json()["quota_set"]["instances"], 10);
+    let detail = cloud.get(&format!("{path}/detail"), "2.56").await.json();
+    assert_eq!(detail["quota_set"]["instances"], json!({"limit": 20, "in_use": 0, "reserved": 0}));
+    assert_eq!(cloud.call(Method::DELETE, &path, "2.56", Value::Null).await.status, 202);
+    assert_eq!(cloud.get(&path, "2.57").await.json()["quota_set"]["instances"], 10);
+}
+
+#[tokio::test]
+async fn what_is_not_there_says_so_in_novas_form() {
+    let cloud = Cloud::new().await;
+    assert_eq!(
+        cloud.get("/servers/s1", "2.100").await.json()["itemNotFound"]["message"],
+        "Instance s1 could not be found."
+    );
+    assert_eq!(cloud.get("/servers/detail?name=s1", "2.100").await.json(), json!({"servers": []}));
+    let missing = json!({"server": {"name": "s", "imageRef": "nope", "flavorRef": "42", "networks": "none"}});
+    let refused = cloud.post("/servers", "2.37", missing).await;
+    assert_eq!((refused.status.as_u16(), members(&refused.json())), (400, vec!["badRequest"]));
+    let act = |body| cloud.post("/servers/s1/action", "2.100", body);
+    assert_eq!(act(json!({"os-start": null})).await.status, 404);
+    assert_eq!(act(json!({"rebuild": {}})).await.status, 404);
+    assert_eq!(act(json!({"fly": null})).await.status, 400);
+    assert_eq!(act(json!({})).await.status, 400);
+    assert_eq!(cloud.post("/os-server-groups", "2.64", json!({})).await.status, 501);
+    assert_eq!(cloud.get("/os-server-groups", "2.64").await.json(), json!({"server_groups": []}));
+    assert_eq!(cloud.get("/nonsense", "2.1").await.status, 404);
+}
