@@ -140,25 +140,19 @@ impl Cache {
         self.with_kind::<T, _>(|rows| rows.values().cloned().map(typed::<T>).collect())
     }
 
-    /// The rows of kind `T` for which `wanted` holds, in the order of their ids. `wanted` runs while the cache is locked
-    /// for reading, so it must be quick and must not come back to the cache.
+    /// The rows of kind `T` for which `wanted` holds, in the order of their ids. `wanted` runs after the cache is let
+    /// go, so it may come back to it.
     #[must_use]
     pub fn filter<T: Row>(&self, mut wanted: impl FnMut(&T) -> bool) -> Vec<Arc<Stored<T>>> {
-        self.with_kind::<T, _>(|rows| {
-            let wanted =
-                |row: &&ErasedRow| row.downcast_ref::<Stored<T>>().is_some_and(|stored| wanted(&stored.row));
-            rows.values().filter(wanted).cloned().map(typed::<T>).collect()
-        })
+        let mut rows = self.list::<T>();
+        rows.retain(|stored| wanted(&stored.row));
+        rows
     }
 
     /// The first row of kind `T`, in the order of ids, for which `wanted` holds; as for [`Cache::filter`].
     #[must_use]
     pub fn find<T: Row>(&self, mut wanted: impl FnMut(&T) -> bool) -> Option<Arc<Stored<T>>> {
-        self.with_kind::<T, _>(|rows| {
-            let wanted =
-                |row: &&ErasedRow| row.downcast_ref::<Stored<T>>().is_some_and(|stored| wanted(&stored.row));
-            rows.values().find(wanted).cloned().map(typed::<T>)
-        })
+        self.list::<T>().into_iter().find(|stored| wanted(&stored.row))
     }
 
     /// The rows of kind `T` whose ids begin with `prefix`, in the order of their ids: cheap, for ids made of parts such

@@ -171,6 +171,8 @@ async fn filters_see_the_rows_they_ask_for() {
     assert_eq!(ids(cache.filter(|server: &Server| server.name == "y")), ["h1/b", "h2/a"]);
     assert_eq!(cache.find(|server: &Server| server.name == "y").unwrap().row.id, "h1/b");
     assert!(cache.find(|server: &Server| server.name == "z").is_none());
+    let twice = cache.filter(|server: &Server| cache.get::<Server>(&server.id).is_some());
+    assert_eq!(twice.len(), 4, "a filter may come back to the cache");
 }
 
 #[tokio::test]
