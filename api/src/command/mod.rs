@@ -4,6 +4,7 @@
 
 mod demo;
 mod doctor;
+mod down;
 mod guest;
 mod up;
 mod vmm;
@@ -25,7 +26,8 @@ use crate::process::{agent, control, terminal};
         wisp doctor                          what this host can do\n  \
         sudo wisp up --state ./cloud         start a cloud; it says `ready` and serves until Ctrl-C\n  \
         export OS_CLIENT_CONFIG_FILE=./cloud/clouds.yaml OS_CLOUD=wisp\n  \
-        openstack server create --image tiny --flavor m1.nano --network public --wait first"
+        openstack server create --image tiny --flavor m1.nano --network public --wait first\n  \
+        sudo wisp down --state ./cloud       stop the instances, remove taps, bridges and rules"
 )]
 struct Cli {
     /// What to log to standard error, for example `info` or `warn,control=debug`.
@@ -39,6 +41,7 @@ struct Cli {
 enum Command {
     Demo(demo::Arguments),
     Up(up::Arguments),
+    Down(down::Arguments),
     Doctor(doctor::Arguments),
     #[command(subcommand)]
     Vmm(vmm::Command),
@@ -87,6 +90,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Up(arguments) => up::run(arguments, cli.log),
+        Command::Down(arguments) => down::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Vmm(command) => vmm::dispatch(command),
         Command::Guest(command) => guest::dispatch(&command),

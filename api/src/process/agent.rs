@@ -6,7 +6,9 @@ use std::sync::Arc;
 use anyhow::Context;
 use control::agent::host;
 use control::driver::Driver;
+use control::driver::fail_points::FailPoints;
 use control::driver::fake::FakeDriver;
+use control::driver::host::{HostDriver, HostOptions};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
@@ -85,10 +87,19 @@ async fn serve(kind: DriverKind, lines: Vec<(String, OwnedFd)>) -> anyhow::Resul
 fn driver(kind: DriverKind, name: &str) -> anyhow::Result<Arc<dyn Driver>> {
     match kind {
         DriverKind::Fake => {
-            let directory = std::path::Path::new("run").join(format!("fake-{name}"));
+            let directory = std::path::Path::new("run").join("fake").join(name);
             let driver = FakeDriver::new(name, Some(directory)).context("start the fake driver")?;
             Ok(Arc::new(driver))
         }
-        DriverKind::Kvm => anyhow::bail!("the kvm driver is not implemented"),
+        DriverKind::Kvm => {
+            let driver = HostDriver::new(HostOptions {
+                name: name.into(),
+                run: "run".into(),
+                images: "control/images".into(),
+                program: "/proc/self/exe".into(),
+                fail: FailPoints::default(),
+            });
+            Ok(Arc::new(driver.context("start the kvm driver")?))
+        }
     }
 }

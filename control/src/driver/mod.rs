@@ -3,7 +3,9 @@
 //!
 //! Must never know: servers' owners, the store, the line to control.
 
+pub mod fail_points;
 pub mod fake;
+pub mod host;
 pub mod process_id;
 
 use std::collections::BTreeMap;

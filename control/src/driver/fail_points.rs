@@ -1,0 +1,71 @@
+//! Steps that a test can make fail, to see that nothing is left behind. A driver is handed an empty set in earnest.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The steps in which the host driver starts an instance, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Step {
+    /// The instance's directory.
+    Directory,
+    /// What is written down of it.
+    Record,
+    /// The root disk.
+    RootDisk,
+    /// The kernel beside the disk.
+    Kernel,
+    /// Bridges, taps and rules.
+    Network,
+    /// The console log, the control socket and the report of its end.
+    Files,
+    /// The VMM process.
+    Process,
+    /// Writing down which process it is.
+    ProcessRecord,
+    /// Telling the process what to be.
+    Configuration,
+    /// Running the guest.
+    Start,
+}
+
+impl Step {
+    /// All of them, in order.
+    pub const ALL: [Self; 10] = [
+        Self::Directory,
+        Self::Record,
+        Self::RootDisk,
+        Self::Kernel,
+        Self::Network,
+        Self::Files,
+        Self::Process,
+        Self::ProcessRecord,
+        Self::Configuration,
+        Self::Start,
+    ];
+}
+
+/// Which steps fail after they were done, as they would if the machine refused what follows. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct FailPoints(Arc<Mutex<BTreeSet<Step>>>);
+
+impl FailPoints {
+    /// Has this step fail from now on, and no other.
+    pub fn only(&self, step: Step) {
+        *self.steps() = BTreeSet::from([step]);
+    }
+
+    /// Has no step fail from now on.
+    pub fn clear(&self) {
+        self.steps().clear();
+    }
+
+    /// Whether this step shall fail.
+    pub fn is_set(&self, step: Step) -> bool {
+        self.steps().contains(&step)
+    }
+
+    fn steps(&self) -> std::sync::MutexGuard<'_, BTreeSet<Step>> {
+        // The set is replaced whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,281 @@
+//! The instances' part of the host's network: from networks, groups and devices to bridges, taps and rules.
+//!
+//! What the host shall have is kept here as one [`HostNetwork`]; single ports take `net`'s short way, everything
+//! else is looked at and planned.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use net::apply::Host;
+use net::names::{InvalidOwnerTag, OwnerTag, short_id};
+use net::spec::{Bridge, Group, HostNetwork, InterfaceName, Tap};
+
+use crate::agent::protocol::{NetworkWanted, NicWanted};
+use crate::driver::Surroundings;
+
+/// The file in the run directory that holds the cloud's tag, so that the host can be cleaned without the cloud.
+const TAG_FILE: &str = "cloud-tag";
+
+/// Why the network is not as it shall be.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// A network that a device is on.
+    #[error("network {0} is gone")]
+    NoNetwork(String),
+    /// Two ids share the 32 bits that links are named by.
+    #[error("the link {0} is another one's already")]
+    NameTaken(InterfaceName),
+    /// The cloud's tag is none.
+    #[error(transparent)]
+    Tag(#[from] InvalidOwnerTag),
+    /// The directory is another cloud's.
+    #[error("the run directory belongs to cloud {kept}, not to cloud {wanted}")]
+    OtherCloud {
+        /// Whose it is.
+        kept: String,
+        /// Who came.
+        wanted: String,
+    },
+    /// The tag could not be kept.
+    #[error("keep the cloud's tag")]
+    KeepTag(#[source] io::Error),
+    /// The kernel refused.
+    #[error(transparent)]
+    Host(#[from] net::apply::Error),
+}
+
+/// The host's network.
+pub(super) struct Network {
+    run: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    host: Option<Host>,
+    wanted: HostNetwork,
+    /// Whose each link is: the id of the network or port.
+    owners: BTreeMap<InterfaceName, String>,
+}
+
+impl Network {
+    /// Nothing is known or changed yet.
+    pub(super) fn new(run: &Path) -> Self {
+        Self { run: run.to_path_buf(), state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic in between can only leave links that are wanted and missing, which the next look heals.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the host's own networks and the rules of all groups what is wanted, and keeps the taps of what runs:
+    /// `running` are the devices of all instances with a process.
+    pub(super) fn surround(&self, surroundings: &Surroundings, running: &[NicWanted]) -> Result<(), Error> {
+        let mut state = self.state();
+        let is_first = state.host.is_none();
+        let tag = state.open(&self.run, &surroundings.cloud_tag)?;
+        let before = state.wanted.clone();
+        for network in surroundings.networks.values().filter(|network| !network.host_addresses.is_empty()) {
+            state.want_bridge(tag, network)?;
+        }
+        for nic in running {
+            // Even without its network, what runs keeps its tap until it is told otherwise.
+            let missing = || NetworkWanted {
+                id: nic.network_id.clone(),
+                mtu: nic.mtu.into(),
+                host_addresses: Vec::new(),
+                vni: None,
+            };
+            let network = surroundings.networks.get(&nic.network_id).cloned().unwrap_or_else(missing);
+            state.want_nic(tag, surroundings, &network, nic)?;
+        }
+        for (id, group) in &surroundings.groups {
+            let number = short_id(id.as_bytes());
+            if let Some(kept) = state.wanted.groups.get_mut(&number) {
+                *kept = Group { rules: group.rules.clone() };
+            }
+        }
+        state.sweep(tag, surroundings);
+        if is_first || state.wanted != before { state.converge() } else { Ok(()) }
+    }
+
+    /// Makes the devices' taps, all or none, and opens them in order.
+    pub(super) fn attach(
+        &self,
+        surroundings: &Surroundings,
+        nics: &[NicWanted],
+    ) -> Result<Vec<OwnedFd>, Error> {
+        let mut state = self.state();
+        let tag = state.open(&self.run, &surroundings.cloud_tag)?;
+        let mut taps = Vec::with_capacity(nics.len());
+        for nic in nics {
+            let wanted = network_of(surroundings, nic)
+                .and_then(|network| state.want_nic(tag, surroundings, network, nic));
+            let opened = wanted.and_then(|()| {
+                let State { host, wanted, .. } = &mut *state;
+                let host = host.as_mut().expect("invariant: opened above");
+                Ok(host.add_port(wanted, &tag.tap(short_id(nic.port_id.as_bytes())))?)
+            });
+            match opened {
+                Ok(tap) => taps.push(tap),
+                Err(error) => {
+                    drop(taps);
+                    // The first failure is the one to tell of; what stays is swept with the next look.
+                    let _ = state.remove(tag, surroundings, nics);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(taps)
+    }
+
+    /// Brings the taps of an instance that runs to what is wanted of them now.
+    pub(super) fn update(&self, surroundings: &Surroundings, nics: &[NicWanted]) -> Result<(), Error> {
+        let mut state = self.state();
+        let tag = state.open(&self.run, &surroundings.cloud_tag)?;
+        let before = state.wanted.clone();
+        for nic in nics {
+            state.want_nic(tag, surroundings, network_of(surroundings, nic)?, nic)?;
+        }
+        if state.wanted == before { Ok(()) } else { state.converge() }
+    }
+
+    /// Removes the devices' taps and rules, and the bridges that nothing is on any more.
+    pub(super) fn detach(&self, surroundings: &Surroundings, nics: &[NicWanted]) -> Result<(), Error> {
+        if nics.is_empty() {
+            return Ok(());
+        }
+        let mut state = self.state();
+        let tag = state.open(&self.run, &surroundings.cloud_tag)?;
+        state.remove(tag, surroundings, nics)
+    }
+}
+
+impl State {
+    fn open(&mut self, run: &Path, tag: &str) -> Result<OwnerTag, Error> {
+        let tag: OwnerTag = tag.parse()?;
+        match self.host.as_ref().map(Host::tag).or_else(|| kept_tag(run)) {
+            Some(kept) if kept != tag => {
+                return Err(Error::OtherCloud { kept: kept.to_string(), wanted: tag.to_string() });
+            }
+            Some(_) => {}
+            None => fs::write(run.join(TAG_FILE), tag.to_string()).map_err(Error::KeepTag)?,
+        }
+        if self.host.is_none() {
+            self.host = Some(Host::open(tag)?);
+        }
+        Ok(tag)
+    }
+
+    fn own(&mut self, name: &InterfaceName, id: &str) -> Result<(), Error> {
+        match self.owners.get(name) {
+            Some(owner) if owner != id => Err(Error::NameTaken(name.clone())),
+            Some(_) => Ok(()),
+            None => {
+                self.owners.insert(name.clone(), id.to_string());
+                Ok(())
+            }
+        }
+    }
+
+    fn want_bridge(&mut self, tag: OwnerTag, network: &NetworkWanted) -> Result<InterfaceName, Error> {
+        let name = tag.bridge(short_id(network.id.as_bytes()));
+        self.own(&name, &network.id)?;
+        let bridge = Bridge { mtu: network.mtu, host_addresses: network.host_addresses.clone(), vxlan: None };
+        self.wanted.bridges.insert(name.clone(), bridge);
+        Ok(name)
+    }
+
+    fn want_nic(
+        &mut self,
+        tag: OwnerTag,
+        surroundings: &Surroundings,
+        network: &NetworkWanted,
+        nic: &NicWanted,
+    ) -> Result<(), Error> {
+        let bridge = self.want_bridge(tag, network)?;
+        let name = tag.tap(short_id(nic.port_id.as_bytes()));
+        self.own(&name, &nic.port_id)?;
+        let mut groups = BTreeSet::new();
+        for id in &nic.groups {
+            let number = short_id(id.as_bytes());
+            // A group that is not there allows nothing.
+            let rules = surroundings.groups.get(id).map(|group| group.rules.clone()).unwrap_or_default();
+            self.wanted.groups.insert(number, Group { rules });
+            groups.insert(number);
+        }
+        let tap = Tap {
+            bridge,
+            mtu: u32::from(nic.mtu),
+            mac: nic.mac,
+            addresses: nic.allowed_addresses.clone(),
+            port_security: nic.port_security,
+            groups,
+        };
+        self.wanted.taps.insert(name, tap);
+        Ok(())
+    }
+
+    fn remove(
+        &mut self,
+        tag: OwnerTag,
+        surroundings: &Surroundings,
+        nics: &[NicWanted],
+    ) -> Result<(), Error> {
+        let mut outcome = Ok(());
+        for nic in nics {
+            let name = tag.tap(short_id(nic.port_id.as_bytes()));
+            if self.owners.get(&name).is_some_and(|owner| *owner != nic.port_id) {
+                continue;
+            }
+            self.wanted.taps.remove(&name);
+            self.owners.remove(&name);
+            let host = self.host.as_mut().expect("invariant: opened by every caller");
+            outcome = outcome.and(host.remove_port(&name).map_err(Error::from));
+        }
+        if self.sweep(tag, surroundings) {
+            outcome = outcome.and(self.converge());
+        }
+        outcome
+    }
+
+    /// Stops wanting bridges and groups that nothing needs; returns whether a bridge was among them.
+    fn sweep(&mut self, tag: OwnerTag, surroundings: &Surroundings) -> bool {
+        let served: BTreeSet<InterfaceName> = surroundings
+            .networks
+            .values()
+            .filter(|network| !network.host_addresses.is_empty())
+            .map(|network| tag.bridge(short_id(network.id.as_bytes())))
+            .collect();
+        let HostNetwork { bridges, taps, groups } = &mut self.wanted;
+        let before = bridges.len();
+        bridges.retain(|name, _| served.contains(name) || taps.values().any(|tap| tap.bridge == *name));
+        groups.retain(|number, _| taps.values().any(|tap| tap.groups.contains(number)));
+        self.owners.retain(|name, _| bridges.contains_key(name) || taps.contains_key(name));
+        bridges.len() < before
+    }
+
+    fn converge(&mut self) -> Result<(), Error> {
+        let host = self.host.as_mut().expect("invariant: opened by every caller");
+        Ok(host.converge(&self.wanted)?)
+    }
+}
+
+fn network_of<'a>(surroundings: &'a Surroundings, nic: &NicWanted) -> Result<&'a NetworkWanted, Error> {
+    surroundings.networks.get(&nic.network_id).ok_or_else(|| Error::NoNetwork(nic.network_id.clone()))
+}
+
+/// The tag of the cloud whose run directory this is.
+pub(super) fn kept_tag(run: &Path) -> Option<OwnerTag> {
+    fs::read_to_string(run.join(TAG_FILE)).ok()?.trim().parse().ok()
+}
+
+/// Forgets it.
+pub(super) fn forget_tag(run: &Path) -> io::Result<()> {
+    fs::remove_file(run.join(TAG_FILE))
+}

@@ -1,0 +1,311 @@
+//! Starting an instance: steps in order, each with its undo. One that fails undoes all before it, so that nothing is
+//! left that was not there before; disks and directories that an earlier boot made stay.
+
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vmm::config::{Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, NicConfig, VmmConfig};
+use vmm::rpc::Client;
+
+use super::directory::{Directory, Record};
+use super::{HostDriver, Process, disk, sentence, spawn};
+use crate::agent::protocol::{InstanceWanted, NicWanted};
+use crate::driver::Surroundings;
+use crate::driver::fail_points::Step;
+use crate::driver::process_id::has_ended_within;
+
+/// How long a VMM may take from its configuration to its guest's start: kernels and memory are read and made in it.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a process that was killed may take to be gone: its memory has to be given back.
+pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a DHCP lease holds, in seconds: a day, as Neutron's.
+const LEASE_S: u32 = 86_400;
+/// The MAC that answers for what the VMM answers itself: locally administered.
+const ENDPOINT_MAC: [u8; 6] = [0x02, b'w', b'i', b's', b'p', 0x01];
+/// The metadata service's address (EC2, OpenStack and others).
+const METADATA_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 169, 254);
+/// The first of the users that VMM processes become, one each: above the ranges that distributions and containers
+/// give away.
+const USER_BASE: u32 = 1_900_000_000;
+/// How many such users there are.
+const USERS: u32 = 1 << 24;
+/// The user where the range does not exist, as in a user namespace.
+const USER_FALLBACK: u32 = 60_901;
+
+/// What has to be taken back if a later step fails, newest last.
+struct Undo<'a>(Vec<Box<dyn FnOnce() + 'a>>);
+
+impl<'a> Undo<'a> {
+    fn push(&mut self, undo: impl FnOnce() + 'a) {
+        self.0.push(Box::new(undo));
+    }
+
+    fn keep_all(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        while let Some(undo) = self.0.pop() {
+            undo();
+        }
+    }
+}
+
+/// A step's failure as one sentence.
+fn failed<E: std::error::Error>(what: &str) -> impl FnOnce(E) -> String {
+    move |error| format!("{what}: {}", sentence(&error))
+}
+
+/// Logs what an undo could not take back; the next look at the host does.
+fn logged<E: std::error::Error>(instance: &str, what: &str, result: Result<(), E>) {
+    if let Err(error) = result {
+        tracing::warn!(instance.id = instance, error = sentence(&error), "cannot {what}");
+    }
+}
+
+/// What the process gets of files.
+struct Files {
+    fds: Vec<OwnedFd>,
+}
+
+impl Files {
+    /// Adds one, and says under what number the process finds it.
+    fn push(&mut self, fd: impl Into<OwnedFd>) -> InheritedFd {
+        self.fds.push(fd.into());
+        InheritedFd(spawn::number_of(self.fds.len() - 1))
+    }
+}
+
+impl HostDriver {
+    fn check(&self, step: Step) -> Result<(), String> {
+        if self.fail.is_set(step) { Err(format!("the step {step:?} was made to fail")) } else { Ok(()) }
+    }
+
+    /// Makes what is missing and runs the guest. The error is one sentence for the server's owner.
+    pub(super) fn start(
+        &self,
+        wanted: &InstanceWanted,
+        surroundings: &Surroundings,
+        directory: &Directory,
+    ) -> Result<(Process, Record), String> {
+        let id = wanted.id.as_str();
+        let mut undo = Undo(Vec::new());
+
+        let is_new = directory.create().map_err(failed("make the instance's directory"))?;
+        undo.push(move || {
+            let removed = if is_new { directory.remove() } else { directory.remove_run() };
+            logged(id, "remove the instance's directory", removed);
+        });
+        self.check(Step::Directory)?;
+
+        let mut record = Record {
+            wanted: wanted.clone(),
+            boot: wanted.boot,
+            host_boot: super::directory::host_boot(),
+            started: false,
+            fault: None,
+            first_run_us: None,
+        };
+        directory.remove_exit().map_err(failed("forget the end of the boot before"))?;
+        directory.write_record(&record).map_err(failed("write the instance down"))?;
+        self.check(Step::Record)?;
+
+        let mut files = Files { fds: Vec::new() };
+        let disks = self.root_disk(wanted, directory, &mut files)?;
+        self.check(Step::RootDisk)?;
+
+        let boot = self.boot(wanted, &mut files)?;
+        self.check(Step::Kernel)?;
+
+        let taps =
+            self.network.attach(surroundings, &wanted.nics).map_err(failed("attach to the network"))?;
+        undo.push(|| {
+            logged(id, "detach from the network", self.network.detach(surroundings, &wanted.nics));
+        });
+        self.check(Step::Network)?;
+
+        let nics = wanted.nics.iter().zip(taps).map(|(nic, tap)| NicConfig {
+            tap: files.push(tap),
+            mac: nic.mac,
+            mtu: nic.mtu,
+            endpoint: endpoint(nic, wanted),
+        });
+        let nics = nics.collect();
+        let console = directory.open_console().map_err(failed("make the console log"))?;
+        let exit = directory.open_exit().map_err(failed("make the file for the report of the end"))?;
+        directory.remove_run().map_err(failed("remove the control socket of the boot before"))?;
+        let listener =
+            UnixListener::bind(directory.control_socket()).map_err(failed("make the control socket"))?;
+        let log = directory.open_log().map_err(failed("make the VMM's log"))?;
+        let config = VmmConfig {
+            memory_mib: wanted.memory_mib,
+            vcpus: wanted.vcpus,
+            boot,
+            cmdline: wanted.kernel.as_ref().map(|kernel| kernel.cmdline.clone()).unwrap_or_default(),
+            disks,
+            nics,
+            console_log: Some(files.push(console)),
+            control_socket: Some(files.push(listener)),
+            exit_report: Some(files.push(exit)),
+        };
+        self.check(Step::Files)?;
+
+        let spawned = spawn::spawn(spawn::Spawn {
+            program: &self.program,
+            instance: id,
+            user: nix::unistd::geteuid().is_root().then(|| user(id)),
+            log,
+            // Ours are closed with this: a listener of which we kept a copy would outlive the process.
+            fds: files.fds,
+        });
+        let spawned = spawned.map_err(failed("start the VMM process"))?;
+        let mut configuration = spawned.configuration;
+        let pidfd = spawned.id.open().map(Arc::new);
+        let killed = pidfd.clone();
+        undo.push(move || {
+            if let Some(pidfd) = killed {
+                let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+                let _ = has_ended_within(&pidfd, KILL_TIMEOUT);
+            }
+            self.cgroups.remove(id);
+        });
+        let pidfd = pidfd.ok_or_else(|| died(directory))?;
+        let process = Process { id: spawned.id, pidfd };
+        self.check(Step::Process)?;
+
+        directory.write_process(process.id).map_err(failed("write the VMM process down"))?;
+        self.check(Step::ProcessRecord)?;
+
+        let text = serde_json::to_vec(&config).expect("invariant: a configuration is plain data");
+        // A process that ends early breaks the pipe; what it left says why.
+        configuration.write_all(&text).map_err(|_| why(&process, directory))?;
+        drop(configuration);
+        self.check(Step::Configuration)?;
+
+        record.first_run_us = run(&process, directory)?;
+        self.check(Step::Start)?;
+        record.started = true;
+        directory.write_record(&record).map_err(failed("write the instance down"))?;
+        undo.keep_all();
+        Ok((process, record))
+    }
+
+    fn root_disk(
+        &self,
+        wanted: &InstanceWanted,
+        directory: &Directory,
+        files: &mut Files,
+    ) -> Result<Vec<DiskConfig>, String> {
+        let disks = directory.disks();
+        if !disk::root(&disks).exists() {
+            let image = disk::open_image(&self.images, &wanted.root_disk.image_id)
+                .map_err(failed(&format!("open the image {}", wanted.root_disk.image_id)))?;
+            disk::create_root(&disks, &image, wanted.root_disk.size_bytes)
+                .map_err(failed("make the root disk"))?;
+        }
+        let file = disk::open_root(&disks).map_err(failed("open the root disk"))?;
+        let format = DiskFormat::Raw { file: files.push(file) };
+        let serial = wanted.id.chars().take(20).collect();
+        Ok(vec![DiskConfig { format, read_only: false, serial }])
+    }
+
+    fn boot(&self, wanted: &InstanceWanted, files: &mut Files) -> Result<Boot, String> {
+        let Some(kernel) = &wanted.kernel else { return Ok(Boot::Disk) };
+        let mut open = |id: &String| {
+            disk::open_image(&self.images, id)
+                .map(|file| files.push(file))
+                .map_err(failed(&format!("open the image {id}")))
+        };
+        let initrd = kernel.ramdisk_image_id.as_ref().map(&mut open).transpose()?;
+        Ok(Boot::Kernel { kernel: open(&kernel.kernel_image_id)?, initrd })
+    }
+}
+
+/// Has the VMM run its guest; the time of the first instruction if it is known already.
+fn run(process: &Process, directory: &Directory) -> Result<Option<u64>, String> {
+    let started = Client::connect(&directory.control_socket()).and_then(|mut client| {
+        client.set_timeout(START_TIMEOUT)?;
+        client.start()?;
+        Ok(client.status()?.first_run_us)
+    });
+    match started {
+        Ok(first_run_us) => Ok(first_run_us),
+        Err(vmm::rpc::ClientError::Refused(message)) => Err(format!("the VMM refused to start: {message}")),
+        Err(error) if has_ended_within(&process.pidfd, Duration::from_secs(1)).unwrap_or(false) => {
+            tracing::debug!(error = sentence(&error), "the VMM process ended before its guest ran");
+            Err(why(process, directory))
+        }
+        Err(error) => Err(format!("the VMM process does not answer: {}", sentence(&error))),
+    }
+}
+
+/// Why a process that broke its line is ending.
+fn why(process: &Process, directory: &Directory) -> String {
+    // The report is written right before the end.
+    let _ = has_ended_within(&process.pidfd, KILL_TIMEOUT);
+    died(directory)
+}
+
+/// Why a process that has ended did.
+pub(super) fn died(directory: &Directory) -> String {
+    use vmm::rpc::ExitReason::{BootFailed, Crashed, Killed, PoweredOff, Reset};
+    match directory.exit() {
+        Some(report) => match report.reason {
+            BootFailed => format!("the guest could not be booted: {}", report.message),
+            Crashed => format!("the guest crashed: {}", report.message),
+            Killed | PoweredOff | Reset => format!("the guest ended: {}", report.message),
+        },
+        None => match directory.last_words() {
+            Some(words) => format!("the VMM process died: {words}"),
+            None => {
+                "the VMM process died without a word: it was killed, or the host had no memory left".into()
+            }
+        },
+    }
+}
+
+/// What the VMM answers to the guest on one device; nothing where addresses are not given by DHCP.
+fn endpoint(nic: &NicWanted, wanted: &InstanceWanted) -> Option<EndpointConfig> {
+    let (address, prefix_len) = nic.address?;
+    let dhcp_server = nic.dhcp_server.filter(|_| nic.dhcp)?;
+    let mut routes = nic.routes.clone();
+    // Reached without the gateway, which may be nobody.
+    routes.push((METADATA_ADDRESS, 32, dhcp_server));
+    Some(EndpointConfig {
+        address,
+        prefix_len,
+        gateway: nic.gateway,
+        dhcp_server,
+        dns: nic.dns.clone(),
+        routes,
+        hostname: wanted.hostname.clone(),
+        domain: nic.domain.clone(),
+        lease_s: LEASE_S,
+        neighbours: [(dhcp_server, ENDPOINT_MAC), (METADATA_ADDRESS, ENDPOINT_MAC)].into(),
+        metadata: wanted.metadata.clone(),
+    })
+}
+
+/// The user and group that an instance's process becomes: its own, the same at every boot.
+fn user(id: &str) -> (u32, u32) {
+    let own = USER_BASE + net::names::short_id(id.as_bytes()) % USERS;
+    let number = if is_mapped(own) { own } else { USER_FALLBACK };
+    (number, number)
+}
+
+/// Whether a user exists in this user namespace (user_namespaces(7), `uid_map`).
+fn is_mapped(uid: u32) -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().filter_map(|text| text.parse::<u64>().ok());
+        match (numbers.next(), numbers.next(), numbers.next()) {
+            (Some(first), Some(_), Some(count)) => (first..first + count).contains(&u64::from(uid)),
+            _ => false,
+        }
+    })
+}
