@@ -8,6 +8,9 @@ use comfy_table::{ContentArrangement, Table};
 use crate::process::abilities::{self, Ability, Found};
 use crate::process::state_directory::StateDirectory;
 
+/// The table's width where there is no terminal to ask, in columns.
+const TEXT_WIDTH: u16 = 140;
+
 /// Show what this host can do, what follows from it, and what to do about what is missing.
 ///
 /// Everything is tried, nothing is left behind. Exit code 0 if `wisp up` can run guests here, else 1.
@@ -41,13 +44,16 @@ fn table(abilities: &[Ability]) -> Table {
         .load_style(comfy_table::presets::UTF8_FULL_CONDENSED)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(["ability", "", "what was found", "what follows"]);
+    if !table.is_tty() {
+        table.set_width(TEXT_WIDTH);
+    }
     for ability in abilities {
-        let (answer, follows) = match ability.found {
-            Found::Yes => ("yes", ability.with),
-            Found::No => ("no", ability.without),
-            Found::Unknown => ("?", ability.without),
+        let answer = match ability.found {
+            Found::Yes => "yes",
+            Found::No => "no",
+            Found::Unknown => "?",
         };
-        table.add_row([ability.name, answer, ability.detail.as_str(), follows]);
+        table.add_row([ability.name, answer, ability.detail.as_str(), ability.follows.as_str()]);
     }
     table
 }

@@ -32,10 +32,8 @@ pub struct Ability {
     pub detail: String,
     /// Guests cannot run without it.
     pub required: bool,
-    /// What follows if it is there.
-    pub with: &'static str,
-    /// What follows if it is not, and what to do.
-    pub without: &'static str,
+    /// What follows, and what to do if it is not there.
+    pub follows: String,
 }
 
 impl Ability {
@@ -48,6 +46,7 @@ impl Ability {
 /// Tries everything; `state` is the directory whose file system disks will be on.
 pub fn probe(state: &Path) -> Vec<Ability> {
     let mut abilities = vec![root(), kvm(), kvm_kind()];
+    abilities.extend(network());
     abilities.extend([io_uring(), userfaultfd(), reflink(state), cgroups(), namespaces()]);
     abilities
 }
@@ -60,11 +59,11 @@ fn tried(
     with: &'static str,
     without: &'static str,
 ) -> Ability {
-    let (found, detail) = match result {
-        Ok(detail) => (Found::Yes, detail),
-        Err(detail) => (Found::No, detail),
+    let (found, detail, follows) = match result {
+        Ok(detail) => (Found::Yes, detail, with),
+        Err(detail) => (Found::No, detail, without),
     };
-    Ability { name, found, detail, required, with, without }
+    Ability { name, found, detail, required, follows: follows.into() }
 }
 
 fn root() -> Ability {
@@ -89,14 +88,18 @@ fn sentence(error: &dyn std::error::Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
+const NO_KVM: &str = "no guests: enable virtualisation in the firmware, load kvm_intel or kvm_amd, or allow nested \
+                      virtualisation";
+
 fn kvm() -> Ability {
     let result = Kvm::open().map(|_| "/dev/kvm, API version 12".into()).map_err(|error| sentence(&error));
+    let is_closed = result.is_err() && Path::new("/dev/kvm").exists();
     tried(
         "KVM",
         true,
         result,
         "guests run",
-        "no guests: enable virtualisation in the firmware, load kvm_intel or kvm_amd, allow nested virtualisation",
+        if is_closed { "no guests as this user: run with sudo" } else { NO_KVM },
     )
 }
 
@@ -113,6 +116,30 @@ fn kvm_kind() -> Ability {
         "any guest runs, at full speed",
         "the tiny guest runs; an unmodified Linux cannot run programs on a software KVM: use a host with VT-x or AMD-V",
     )
+}
+
+/// What links and packet filters can do.
+fn network() -> Vec<Ability> {
+    const REQUIRED: [&str; 3] = ["tun", "bridge", "nftables"];
+    match net::probe::probe() {
+        Ok(facilities) => facilities
+            .into_iter()
+            .map(|facility| Ability {
+                name: facility.name,
+                found: if facility.works { Found::Yes } else { Found::No },
+                detail: "tried in a network namespace".into(),
+                required: REQUIRED.contains(&facility.name),
+                follows: facility.sentence,
+            })
+            .collect(),
+        Err(error) => vec![Ability {
+            name: "network",
+            found: Found::Unknown,
+            detail: sentence(&error),
+            required: true,
+            follows: "links and packet filters could not be tried: run with sudo".into(),
+        }],
+    }
 }
 
 fn io_uring() -> Ability {

@@ -5,8 +5,9 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use ::control::agent::link::LinkError;
+use ::control::agent::link::{Agents, LinkError};
 use ::control::store::RedbStore;
 use ::control::{Control, Settings};
 use anyhow::Context;
@@ -27,6 +28,11 @@ use crate::server;
 
 /// `public` is the first free /24 from 172.24.4.0 on, where people who know OpenStack expect it.
 const PUBLIC_THIRD_OCTET: u8 = 4;
+
+/// How long the agents are waited for before the cloud is ready.
+const HOSTS_PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked whether they are there.
+const HOSTS_INTERVAL: Duration = Duration::from_millis(5);
 
 /// What the supervisor hands over. The process runs in the cloud's directory and reaches its files from there.
 #[derive(Debug, Serialize, Deserialize)]
@@ -92,6 +98,7 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
 
     first_start(&control, parts.admin_password).await.context("make what a new cloud begins with")?;
     let agents = control.agents().clone();
+    let hosts = parts.hosts.len();
     let mut lines = JoinSet::new();
     for (name, line) in parts.hosts {
         line.set_nonblocking(true)?;
@@ -109,6 +116,7 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
         // Told to, or whoever would tell is gone: an end either way.
         let _ = ended.await;
     }));
+    wait_for_hosts(&agents, hosts).await;
     let mut ready = parts.ready;
     ready.write_all(b"1").context("say that the cloud is ready")?;
     drop(ready);
@@ -145,8 +153,24 @@ fn free_public_prefix() -> anyhow::Result<Ipv4Net> {
     host.free_ipv4_subnet(candidates)?.context("172.24.4.0/24 to 172.24.255.0/24 are all in use on this host")
 }
 
+/// Waits until all agents have said who they are, so that a server asked for at once finds its host; but not for
+/// long, since the API can do without.
+async fn wait_for_hosts(agents: &Agents, hosts: usize) {
+    let all = async {
+        while agents.connected().len() < hosts {
+            tokio::time::sleep(HOSTS_INTERVAL).await;
+        }
+    };
+    if tokio::time::timeout(HOSTS_PATIENCE, all).await.is_err() {
+        tracing::warn!("not all agents are there yet");
+    }
+}
+
+/// How a line ended, and to which host it was.
+type LineEnd = (Result<(), LinkError>, String);
+
 /// Why a line's end ends the process: the supervisor starts both ends anew.
-fn line_ended(line: Option<Result<(Result<(), LinkError>, String), JoinError>>) -> anyhow::Error {
+fn line_ended(line: Option<Result<LineEnd, JoinError>>) -> anyhow::Error {
     match line {
         Some(Ok((Err(error), name))) => anyhow::Error::new(error).context(format!("host {name}")),
         Some(Ok((Ok(()), name))) => anyhow::anyhow!("the agent of host {name} has ended"),

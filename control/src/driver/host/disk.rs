@@ -1,48 +1,107 @@
 //! An instance's root disk and the images it begins as. Images are the control process's files: they are opened
 //! without following links, by ids that cannot be paths.
+//!
+//! Where the disk is an overlay over its image, the image's file gets a second name beside it, so that the image can
+//! be deleted while instances of it exist.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
+use storage::root_disk::{RootDisk, RootDiskError, create_root_disk, find_root_disk};
+use vmm::config::{DiskFormat, InheritedFd};
 
 use crate::driver::instance_id_is_safe;
 
+/// Sizes of disks are multiples of this many bytes (VIRTIO 1.3 §5.2.4).
+const SECTOR_BYTES: u64 = 512;
+
+/// Why there is no root disk.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// The image it begins as.
+    #[error("open the image {id}")]
+    Image {
+        /// Which.
+        id: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The disk itself.
+    #[error(transparent)]
+    Disk(#[from] RootDiskError),
+    /// The image below the disk.
+    #[error("keep the image of the root disk")]
+    Base(#[source] io::Error),
+}
+
 /// Opens an image's file for reading.
-pub(super) fn open_image(images: &Path, id: &str) -> io::Result<File> {
-    if !instance_id_is_safe(id) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the image's id is not one"));
-    }
+pub(super) fn open_image(images: &Path, id: &str) -> Result<File, Error> {
+    let open = || {
+        if !instance_id_is_safe(id) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the image's id is not one"));
+        }
+        open_regular(&images.join(id))
+    };
+    open().map_err(|source| Error::Image { id: id.chars().take(64).collect(), source })
+}
+
+fn open_regular(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::open(images.join(id), flags, Mode::empty())?);
+    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
     if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the image is not a regular file"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
     }
     Ok(file)
 }
 
-/// The root disk's file.
-pub(super) fn root(disks: &Path) -> PathBuf {
-    disks.join("root")
+/// Whether there is a root disk.
+pub(super) fn exists(disks: &Path) -> bool {
+    // One that cannot be looked for is not to be thrown away.
+    !matches!(find_root_disk(disks), Ok(None))
 }
 
-/// Makes the root disk from its image, whole or not at all.
-pub(super) fn create_root(disks: &Path, image: &File, size_bytes: u64) -> io::Result<()> {
-    let unfinished = disks.join("root.new");
-    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = File::from(rustix::fs::open(&unfinished, flags, Mode::RUSR | Mode::WUSR)?);
-    if rustix::fs::ioctl_ficlone(&file, image).is_err() {
-        io::copy(&mut &*image, &mut &file)?;
+/// Makes the root disk of `size_bytes` (0: the image's) if there is none, and opens it; `inherit` says under which
+/// number the process finds a file.
+pub(super) fn open_root(
+    disks: &Path,
+    images: &Path,
+    image_id: &str,
+    size_bytes: u64,
+    mut inherit: impl FnMut(File) -> InheritedFd,
+) -> Result<DiskFormat, Error> {
+    let disk = match find_root_disk(disks)? {
+        Some(disk) => disk,
+        None => {
+            let image = open_image(images, image_id)?;
+            let image_bytes =
+                image.metadata().map_err(|source| Error::Image { id: image_id.into(), source })?.len();
+            let size_bytes = if size_bytes == 0 { image_bytes } else { size_bytes };
+            create_root_disk(disks, &image, size_bytes.next_multiple_of(SECTOR_BYTES))?
+        }
+    };
+    let file = inherit(disk.open()?);
+    match disk {
+        RootDisk::Reflink(_) => Ok(DiskFormat::Raw { file }),
+        RootDisk::Overlay(_) => {
+            Ok(DiskFormat::Overlay { file, base: inherit(open_base(disks, images, image_id)?) })
+        }
     }
-    if size_bytes > image.metadata()?.len() {
-        file.set_len(size_bytes)?;
-    }
-    std::fs::rename(unfinished, root(disks))
 }
 
-/// Opens the root disk for reading and writing.
-pub(super) fn open_root(disks: &Path) -> io::Result<File> {
-    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    Ok(File::from(rustix::fs::open(root(disks), flags, Mode::empty())?))
+/// Opens the image below an overlay by its name beside it, which is made if it is missing.
+fn open_base(disks: &Path, images: &Path, image_id: &str) -> Result<File, Error> {
+    let base: PathBuf = disks.join("base");
+    match open_regular(&base) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        opened => return opened.map_err(Error::Base),
+    }
+    let image = open_image(images, image_id)?;
+    if let Err(error) = fs::hard_link(images.join(image_id), &base) {
+        // On another file system, say: then the image has to stay where it is.
+        tracing::debug!(%error, "the image of a root disk cannot be given a second name");
+    }
+    Ok(image)
 }

@@ -137,7 +137,7 @@ impl HostDriver {
         let directory = Directory::of(&self.run, id).ok()?;
         let Some(record) = directory.record() else {
             // A start that was cut off. Its process, if any, was never told what to be, and has ended; a disk is kept.
-            if !disk::root(&directory.disks()).exists() {
+            if !disk::exists(&directory.disks()) {
                 let _ = directory.remove();
                 self.cgroups.remove(id);
             }

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vmm::config::{Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, NicConfig, VmmConfig};
+use vmm::config::{Boot, DiskConfig, EndpointConfig, InheritedFd, NicConfig, VmmConfig};
 use vmm::rpc::Client;
 
 use super::directory::{Directory, Record};
@@ -201,15 +201,12 @@ impl HostDriver {
         directory: &Directory,
         files: &mut Files,
     ) -> Result<Vec<DiskConfig>, String> {
-        let disks = directory.disks();
-        if !disk::root(&disks).exists() {
-            let image = disk::open_image(&self.images, &wanted.root_disk.image_id)
-                .map_err(failed(&format!("open the image {}", wanted.root_disk.image_id)))?;
-            disk::create_root(&disks, &image, wanted.root_disk.size_bytes)
-                .map_err(failed("make the root disk"))?;
-        }
-        let file = disk::open_root(&disks).map_err(failed("open the root disk"))?;
-        let format = DiskFormat::Raw { file: files.push(file) };
+        let root = &wanted.root_disk;
+        let format =
+            disk::open_root(&directory.disks(), &self.images, &root.image_id, root.size_bytes, |file| {
+                files.push(file)
+            });
+        let format = format.map_err(failed("make the root disk"))?;
         let serial = wanted.id.chars().take(20).collect();
         Ok(vec![DiskConfig { format, read_only: false, serial }])
     }
@@ -219,7 +216,7 @@ impl HostDriver {
         let mut open = |id: &String| {
             disk::open_image(&self.images, id)
                 .map(|file| files.push(file))
-                .map_err(failed(&format!("open the image {id}")))
+                .map_err(failed("prepare the kernel"))
         };
         let initrd = kernel.ramdisk_image_id.as_ref().map(&mut open).transpose()?;
         Ok(Boot::Kernel { kernel: open(&kernel.kernel_image_id)?, initrd })
