@@ -8,8 +8,10 @@ use comfy_table::{ContentArrangement, Table};
 use crate::process::abilities::{self, Ability, Found};
 use crate::process::state_directory::StateDirectory;
 
-/// The table's width where there is no terminal to ask, in columns.
-const TEXT_WIDTH: u16 = 140;
+/// The table's width in columns unless the shell says another.
+const TEXT_WIDTH: u16 = 120;
+/// Narrower than this no table can be read.
+const TEXT_WIDTH_MIN: u16 = 60;
 
 /// Show what this host can do, what follows from it, and what to do about what is missing.
 ///
@@ -44,9 +46,8 @@ fn table(abilities: &[Ability]) -> Table {
         .load_style(comfy_table::presets::UTF8_FULL_CONDENSED)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(["ability", "", "what was found", "what follows"]);
-    if !table.is_tty() {
-        table.set_width(TEXT_WIDTH);
-    }
+    let columns = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
+    table.set_width(columns.unwrap_or(TEXT_WIDTH).max(TEXT_WIDTH_MIN));
     for ability in abilities {
         let answer = match ability.found {
             Found::Yes => "yes",
