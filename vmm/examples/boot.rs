@@ -1,6 +1,6 @@
 //! The two ways to run a guest, without the binary around them.
 //!
-//! - `boot run FD` runs the configuration in the inherited descriptor FD, as an instance's process does.
+//! - `boot run FD [UID GID]` runs the configuration in the inherited descriptor FD, as an instance's process does.
 //! - `boot KERNEL [MEMORY_MIB [CPUS [DISK…]]]` boots a kernel on the terminal; `tiny` is the built-in guest.
 #![expect(unsafe_code, reason = "an inherited descriptor is named by its number")]
 
@@ -19,9 +19,11 @@ fn main() -> ExitCode {
     let kernel = arguments.next().unwrap_or_else(|| "tiny".to_owned());
     if kernel == "run" {
         let fd = arguments.next().and_then(|text| text.parse().ok()).expect("FD is a number");
+        let mut number = || arguments.next().map(|text| text.parse().expect("UID and GID are numbers"));
+        let sandbox = Sandbox { uid: number(), gid: number() };
         // SAFETY: the caller names a descriptor that this process inherited and nobody else here owns.
         let config = read_config(unsafe { File::from_raw_fd(fd) }).expect("read the configuration");
-        let report = run_instance("example", config, Sandbox::default());
+        let report = run_instance("example", config, sandbox);
         eprintln!("{report:?}");
         return ExitCode::from(exit_code(&report));
     }

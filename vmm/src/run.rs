@@ -107,7 +107,11 @@ pub fn run_instance(instance_id: &str, config: VmmConfig, sandbox: Sandbox) -> E
         Err(error) => Ending { reason: ExitReason::BootFailed, message: chain(&error) },
     };
     let report = ExitReport { reason: ending.reason, message: ending.message, first_run_us };
-    tracing::info!(instance.id = instance_id, reason = ?report.reason, "the guest is over: {}", report.message);
+    if exit_code(&report) == 0 {
+        tracing::info!(instance.id = instance_id, reason = ?report.reason, "the guest is over: {}", report.message);
+    } else {
+        tracing::warn!(instance.id = instance_id, reason = ?report.reason, "the guest failed: {}", report.message);
+    }
     if let Some(file) = report_file
         && let Err(error) = write_report(&file, &report)
     {

@@ -51,6 +51,8 @@ impl Sandbox {
         setrlimit(Resource::RLIMIT_CORE, 0, 0)
             .map_err(step("forbid core dumps, which would hold guest memory"))?;
         nix::sys::prctl::set_no_new_privs().map_err(step("give up gaining privileges"))?;
+        nix::sys::prctl::set_dumpable(false)
+            .map_err(step("keep others of the same user out of its memory"))?;
         if let Some(gid) = self.gid.map(Gid::from_raw) {
             setgroups(&[]).map_err(step("leave all groups"))?;
             setresgid(gid, gid, gid).map_err(step("change the group"))?;

@@ -33,20 +33,14 @@ pub enum Error {
     Socket(#[source] io::Error),
 }
 
-/// Blocks the signals that the supervisor receives; to be called before any thread is made.
+/// Blocks the signals that ask a process to end; to be called before any thread is made. An instance's process hears
+/// SIGTERM only: what is typed or hung up at some terminal is not meant for it.
 ///
 /// # Errors
 /// The kernel's.
 pub fn block_signals() -> Result<(), Error> {
-    signals().thread_block().map_err(Error::Signals)
-}
-
-fn signals() -> SigSet {
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGTERM);
-    set.add(Signal::SIGINT);
-    set.add(Signal::SIGHUP);
-    set
+    let all = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    all.thread_block().map_err(Error::Signals)
 }
 
 struct Client {
@@ -82,7 +76,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Takes charge of `machine`.
+    /// Takes charge of `machine`. Without a `listener` it is somebody's foreground process.
     ///
     /// # Errors
     /// Signals or the socket.
@@ -92,7 +86,11 @@ impl Supervisor {
         listener: Option<UnixListener>,
     ) -> Result<Self, Error> {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        let signals = SignalFd::with_flags(&signals(), flags).map_err(Error::Signals)?;
+        let mut heard = SigSet::from(Signal::SIGTERM);
+        if listener.is_none() {
+            heard.extend([Signal::SIGINT, Signal::SIGHUP]);
+        }
+        let signals = SignalFd::with_flags(&heard, flags).map_err(Error::Signals)?;
         if let Some(listener) = &listener {
             listener.set_nonblocking(true).map_err(Error::Socket)?;
         }
