@@ -185,6 +185,7 @@ impl Vm {
         let cpuid = x86_64::guest_cpuid(&self.cpuid, id, count, self.kind, self.tsc_deadline);
         fd.set_cpuid2(&cpuid).map_err(step("set a vCPU's features"))?;
         x86_64::set_boot_msrs(&fd);
+        x86_64::wire_local_apic(&fd)?;
         Ok(Vcpu { fd, kind: self.kind })
     }
 }

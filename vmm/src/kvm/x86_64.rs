@@ -120,6 +120,21 @@ pub(super) fn set_boot_msrs(vcpu: &VcpuFd) {
     }
 }
 
+/// Wires the local APIC as firmware does: LINT1 is the non-maskable interrupt, as the MADT says.
+///
+/// Setting the APIC's state also makes KVM take the vCPU up into its map of destinations. Without that, nobody's
+/// start-up interrupt reaches it before some guest code has enabled some APIC.
+pub(super) fn wire_local_apic(vcpu: &VcpuFd) -> Result<(), Error> {
+    /// The local vector table's entry for LINT1, and the delivery mode "NMI" in it (Intel SDM volume 3, §10.5.1).
+    const LINT1: usize = 0x360;
+    const DELIVER_NMI: u32 = 0x400;
+    let mut apic = vcpu.get_lapic().map_err(step("read a vCPU's local APIC"))?;
+    for (register, byte) in apic.regs[LINT1..].iter_mut().zip(DELIVER_NMI.to_le_bytes()) {
+        *register = byte.cast_signed();
+    }
+    vcpu.set_lapic(&apic).map_err(step("set a vCPU's local APIC"))
+}
+
 /// Selectors in the boot descriptor table, as Linux's 64-bit boot protocol asks: `__BOOT_CS` and `__BOOT_DS`.
 const CODE_SELECTOR: u16 = 0x10;
 const DATA_SELECTOR: u16 = 0x18;
