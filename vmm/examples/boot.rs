@@ -1,7 +1,8 @@
 //! The two ways to run a guest, without the binary around them.
 //!
 //! - `boot run FD [UID GID]` runs the configuration in the inherited descriptor FD, as an instance's process does.
-//! - `boot KERNEL [MEMORY_MIB [CPUS [DISK…]]]` boots a kernel on the terminal; `tiny` is the built-in guest.
+//! - `boot KERNEL [MEMORY_MIB [CPUS [DISK…]]]` boots a kernel on the terminal, with the ramdisk and the words that the
+//!   environment names as INITRD and CMDLINE; `tiny` is the built-in guest.
 #![expect(unsafe_code, reason = "an inherited descriptor is named by its number")]
 
 use std::fs::File;
@@ -38,7 +39,10 @@ fn main() -> ExitCode {
         PathBuf::from(kernel)
     };
     let disks = arguments.map(|path| (PathBuf::from(path), false)).collect();
-    let options = BootOptions { kernel: Some(kernel), disks, memory_mib, vcpus, ..BootOptions::default() };
+    let initrd = std::env::var_os("INITRD").map(PathBuf::from);
+    let cmdline = std::env::var("CMDLINE").unwrap_or_default();
+    let taps = Vec::new();
+    let options = BootOptions { kernel: Some(kernel), initrd, cmdline, disks, taps, memory_mib, vcpus };
     match vmm::boot_interactive(options) {
         Ok(ending) => {
             eprintln!("{:?}: {}", ending.reason, ending.message);
