@@ -234,7 +234,8 @@ impl<L: Link> Net<L> {
     /// Puts the next packet for the guest into `rx_packet`; false if there is none.
     fn next_packet(&mut self) -> bool {
         if self.rx_packet.is_empty() {
-            self.rx_packet.resize(PACKET_BYTES_MAX, 0);
+            // Not `resize`: fresh zero pages cost no memory before a large packet comes.
+            self.rx_packet = vec![0; PACKET_BYTES_MAX];
         }
         if let Some(frame) = self.endpoint.as_mut().and_then(|endpoint| endpoint.next_answer(Instant::now()))
         {

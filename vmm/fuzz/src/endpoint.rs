@@ -1,0 +1,190 @@
+//! Frames of a guest and of the link: whole ones with a few bytes changed, and TCP conversations out of order.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use etherparse::{ArpEthIpv4Packet, ArpOperation, ArpPacket, PacketBuilder, TransportSlice};
+use vmm::config::EndpointConfig;
+use vmm::endpoint::{Endpoint, METADATA_ADDRESS};
+
+use crate::input::Reader;
+
+pub(crate) const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
+const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 7);
+const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// Frames per input.
+const FRAMES_MAX: usize = 64;
+
+pub(crate) fn config() -> EndpointConfig {
+    EndpointConfig {
+        address: GUEST,
+        prefix_len: 24,
+        gateway: Some(GATEWAY),
+        dhcp_server: Ipv4Addr::new(10, 0, 0, 2),
+        dns: vec![GATEWAY],
+        routes: vec![],
+        hostname: "fuzz".to_owned(),
+        domain: String::new(),
+        lease_s: 3600,
+        neighbours: BTreeMap::from([(GATEWAY, [2, 0, 0, 0, 0, 1])]),
+        metadata: BTreeMap::from([
+            ("/latest/user-data".to_owned(), "x".repeat(20_000)),
+            ("/openstack/latest/meta_data.json".to_owned(), "{}".to_owned()),
+        ]),
+    }
+}
+
+/// A frame of the kind that the input asks for, with as many bytes changed as it says.
+pub(crate) fn frame(reader: &mut Reader<'_>) -> Vec<u8> {
+    let mut frame = match reader.u8() % 8 {
+        0 => arp(),
+        1 => dhcp(reader),
+        2 => reader.bytes(64).to_vec(),
+        _ => tcp(reader),
+    };
+    let changes = reader.u8() % 16;
+    for _ in 0..changes.saturating_sub(11) {
+        let place = usize::from(reader.u16()) % frame.len().max(1);
+        if let Some(byte) = frame.get_mut(place) {
+            *byte = reader.u8();
+        }
+    }
+    let cut = usize::from(reader.u8());
+    if cut >= 0xf0 {
+        frame.truncate(frame.len().saturating_sub(cut - 0xe0));
+    }
+    frame
+}
+
+fn arp() -> Vec<u8> {
+    let packet = ArpEthIpv4Packet {
+        operation: ArpOperation::REQUEST,
+        sender_mac: GUEST_MAC,
+        sender_ipv4: GUEST.octets(),
+        target_mac: [0; 6],
+        target_ipv4: GATEWAY.octets(),
+    };
+    let mut frame = Vec::new();
+    let builder = PacketBuilder::ethernet2(GUEST_MAC, [0xff; 6]).arp(ArpPacket::from(packet));
+    builder.write(&mut frame).expect("invariant: a vector takes all");
+    frame
+}
+
+/// A DHCP request of the guest's MAC whose options are the input's.
+fn dhcp(reader: &mut Reader<'_>) -> Vec<u8> {
+    let mut message = vec![0; 236];
+    message[..4].copy_from_slice(&[1, 1, 6, 0]);
+    message[28..34].copy_from_slice(&GUEST_MAC);
+    message.extend_from_slice(&[99, 130, 83, 99, 53, 1, reader.u8() % 10]);
+    let length = usize::from(reader.u8());
+    message.extend_from_slice(reader.bytes(length));
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(GUEST_MAC, [0xff; 6])
+        .ipv4([0; 4], [255; 4], 64)
+        .udp(68, 67)
+        .write(&mut frame, &message)
+        .expect("invariant: a vector takes all");
+    frame
+}
+
+const REQUESTS: [&str; 6] = [
+    "GET / HTTP/1.1\r\n\r\n",
+    "GET /latest/user-data HTTP/1.0\r\n\r\n",
+    "HEAD /openstack HTTP/1.1\r\nConnection: close\r\n\r\n",
+    "PUT /latest/api/token HTTP/1.1\r\nContent-Length: 3\r\n\r\n",
+    "GET /openstack/latest/me",
+    "ta_data.json HTTP/1.1\r\n",
+];
+
+/// A segment of one of a few connections; sequence numbers follow none but the input.
+fn tcp(reader: &mut Reader<'_>) -> Vec<u8> {
+    let port = 1000 + u16::from(reader.u8() % 12);
+    let sequence = match reader.u8() % 4 {
+        0 => reader.u32(),
+        step => 1000 + u32::from(step) * 18,
+    };
+    let acknowledged = reader.u32();
+    let flags = reader.u8();
+    let mut builder = PacketBuilder::ethernet2(GUEST_MAC, [2, 0, 0, 0, 0, 1])
+        .ipv4(GUEST.octets(), METADATA_ADDRESS.octets(), 64)
+        .tcp(port, 80, sequence, reader.u16());
+    if flags & 3 == 0 {
+        builder = builder.syn();
+    } else {
+        builder = builder.ack(acknowledged);
+    }
+    if flags & 0x0c == 4 {
+        builder = builder.fin();
+    }
+    if flags & 0xf0 == 0x10 {
+        builder = builder.rst();
+    }
+    let payload = REQUESTS.get(usize::from(reader.u8() % 12)).copied().unwrap_or_default();
+    let mut frame = Vec::new();
+    builder.write(&mut frame, payload.as_bytes()).expect("invariant: a vector takes all");
+    frame
+}
+
+/// Makes a TCP frame continue the conversation that `answer` belongs to, so that conversations get somewhere.
+fn follow(frame: &mut [u8], answer: &[u8]) {
+    let before = frame.to_vec();
+    let (Ok(ours), Ok(theirs)) =
+        (etherparse::SlicedPacket::from_ethernet(&before), etherparse::SlicedPacket::from_ethernet(answer))
+    else {
+        return;
+    };
+    let (Some(TransportSlice::Tcp(ours)), Some(TransportSlice::Tcp(theirs))) =
+        (ours.transport, theirs.transport)
+    else {
+        return;
+    };
+    if ours.syn() {
+        return;
+    }
+    let taken = theirs.payload().len() as u32 + u32::from(theirs.syn()) + u32::from(theirs.fin());
+    let port = theirs.destination_port().to_be_bytes();
+    let sequence = theirs.acknowledgment_number().to_be_bytes();
+    let acknowledged = theirs.sequence_number().wrapping_add(taken).to_be_bytes();
+    let segment_bytes = ours.slice().len();
+    let start = frame.len() - segment_bytes;
+    frame[start..start + 2].copy_from_slice(&port);
+    frame[start + 4..start + 8].copy_from_slice(&sequence);
+    frame[start + 8..start + 12].copy_from_slice(&acknowledged);
+}
+
+pub(crate) fn run(input: &[u8]) {
+    let mut reader = Reader::new(input);
+    let mut endpoint = Endpoint::new(config(), GUEST_MAC, 576 + u16::from(reader.u8()));
+    let mut now = Instant::now();
+    let mut last = Vec::new();
+    for _ in 0..FRAMES_MAX {
+        if reader.is_empty() {
+            break;
+        }
+        let mut frame = frame(&mut reader);
+        let how = reader.u8();
+        if how & 1 == 0 {
+            follow(&mut frame, &last);
+        }
+        endpoint.from_guest(&frame, now);
+        endpoint.from_link(&frame);
+        if how & 2 == 0 {
+            now += Duration::from_millis(u64::from(how) * 50);
+            endpoint.poll(now);
+        }
+        if how & 4 == 0 {
+            while let Some(answer) = endpoint.next_answer(now) {
+                last = answer;
+            }
+        }
+        endpoint.poll_delay(now);
+    }
+    // Left alone and fetched, everything comes to an end.
+    for _ in 0..100 {
+        now += Duration::from_secs(5);
+        endpoint.poll(now);
+        while endpoint.next_answer(now).is_some() {}
+    }
+    assert_eq!(endpoint.poll_delay(now), None, "connections outlive their guest's silence");
+}

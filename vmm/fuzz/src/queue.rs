@@ -1,0 +1,206 @@
+//! A hostile driver: an input is a program of register accesses, descriptors, ring entries and notifications.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex};
+
+use storage::format::Disk;
+use vmm::config::{InheritedFd, NicConfig};
+use vmm::virtio::block::Block;
+use vmm::virtio::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, packet_pair, write_descriptor};
+use vmm::virtio::net::Net;
+use vmm::virtio::{Shared, build_rng};
+
+use crate::endpoint;
+use crate::input::Reader;
+
+/// Operations per input; more teach nothing new.
+const OPERATIONS_MAX: usize = 256;
+/// The size of the queues that are set up properly.
+const QUEUE_SIZE: u16 = 16;
+
+/// Reads as zeros and forgets what is written; checks that nothing leaves its bounds.
+struct NullDisk;
+
+const DISK_BYTES: u64 = 1 << 20;
+
+fn inside(offset: u64, length: u64) -> io::Result<()> {
+    assert!(offset.checked_add(length).is_some_and(|end| end <= DISK_BYTES), "access beyond the disk");
+    Ok(())
+}
+
+impl Disk for NullDisk {
+    fn size_bytes(&self) -> u64 {
+        DISK_BYTES
+    }
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        buffer.fill(0);
+        inside(offset, buffer.len() as u64)
+    }
+    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+        inside(offset, buffer.len() as u64)
+    }
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        inside(offset, length)
+    }
+}
+
+/// The device, and the far end of its link if it has one.
+fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
+    match kind % 3 {
+        0 => {
+            let block =
+                Block::new(Box::new(NullDisk), kind & 0x80 != 0, "fuzz").expect("invariant: a short serial");
+            (Arc::new(Mutex::new(block)), None)
+        }
+        1 => {
+            let (link, far) = packet_pair().expect("the fuzzer needs sockets");
+            let config = NicConfig {
+                tap: InheritedFd(-1),
+                mac: endpoint::GUEST_MAC,
+                mtu: 1500,
+                endpoint: Some(endpoint::config()),
+            };
+            let net = Net::new(&config, link).expect("invariant: a usual MTU");
+            (Arc::new(Mutex::new(net)), Some(far))
+        }
+        _ => (build_rng().expect("the fuzzer needs eventfds"), None),
+    }
+}
+
+/// An address: mostly of a buffer, sometimes near an end of memory, sometimes anything.
+fn address(reader: &mut Reader<'_>) -> u64 {
+    match reader.u8() % 8 {
+        0 => reader.u64(),
+        1 => 0x20_0000_u64.wrapping_sub(u64::from(reader.u8())),
+        2 => u64::from(reader.u32()),
+        _ => BUFFERS_START + u64::from(reader.u16()),
+    }
+}
+
+fn descriptor(reader: &mut Reader<'_>) -> MockDescriptor {
+    let address = address(reader);
+    let length = match reader.u8() % 8 {
+        0 => reader.u32(),
+        1 => 1,
+        2 => 16 * u32::from(reader.u8()),
+        _ => u32::from(reader.u16()),
+    };
+    MockDescriptor { address, length, flags: u16::from(reader.u8() & 7), next: u16::from(reader.u8() % 20) }
+}
+
+pub(crate) fn run(input: &[u8]) {
+    let mut reader = Reader::new(input);
+    let (device, far) = device(reader.u8());
+    let queue_count = device.lock().expect("invariant: nobody panicked").queue_sizes().len();
+    let mut guest = MockGuest::new(device).expect("the fuzzer needs eventfds");
+    let sizes = vec![QUEUE_SIZE; queue_count];
+    let mut queues: Vec<MockQueue> = Vec::new();
+    for _ in 0..OPERATIONS_MAX {
+        if reader.is_empty() {
+            break;
+        }
+        step(&mut reader, &mut guest, &mut queues, &sizes, far.as_ref());
+    }
+    assert!(guest.run(), "the device does not come to rest");
+}
+
+fn step(
+    reader: &mut Reader<'_>,
+    guest: &mut MockGuest,
+    queues: &mut Vec<MockQueue>,
+    sizes: &[u16],
+    far: Option<&OwnedFd>,
+) {
+    let operation = reader.u8() % 12;
+    if queues.is_empty() && operation > 3 {
+        let features = guest.offered() & reader.u64();
+        *queues = guest.bring_up(features, sizes);
+    }
+    let which = usize::from(reader.u8()) % queues.len().max(1);
+    match operation {
+        0 => {
+            let register = u32::from(reader.u8() % 0x44) * 4;
+            guest.write(register, reader.u32());
+            guest.read(register);
+        }
+        1 => {
+            let place = reader.u16() % 0x180;
+            let offset = u64::from(place);
+            let bytes = reader.bytes(usize::from(1 + place % 8));
+            if !bytes.is_empty() {
+                guest.bus().write(offset, bytes);
+                guest.bus().read(offset, &mut vec![0; bytes.len()]);
+            }
+        }
+        2 | 3 => {
+            let features = guest.offered() & if operation == 2 { u64::MAX } else { reader.u64() };
+            *queues = guest.bring_up(features, sizes);
+        }
+        4 => queues[which].write_descriptor(
+            &guest.memory,
+            u16::from(reader.u8()) % QUEUE_SIZE,
+            descriptor(reader),
+        ),
+        5 => {
+            let count = 1 + usize::from(reader.u8() % 5);
+            let chain: Vec<MockDescriptor> = (0..count).map(|_| descriptor(reader)).collect();
+            queues[which].submit(&guest.memory, &chain);
+        }
+        6 => request(reader, guest, &mut queues[which]),
+        7 => queues[which].make_available(&guest.memory, u16::from(reader.u8())),
+        8 => queues[which].set_available_index(&guest.memory, reader.u16()),
+        9 => {
+            let table = BUFFERS_START + 16 * u64::from(reader.u8());
+            write_descriptor(&guest.memory, table, descriptor(reader));
+        }
+        10 => {
+            let start = BUFFERS_START + u64::from(reader.u16());
+            let length = usize::from(reader.u8());
+            guest.put(start, reader.bytes(length));
+        }
+        _ => {
+            if let Some(far) = far {
+                let frame = endpoint::frame(reader);
+                let packet = [&[0; 12][..], &frame].concat();
+                // A full socket is a full link.
+                let _ = send(far, &packet);
+            }
+        }
+    }
+    if operation > 4 && !queues.is_empty() {
+        guest.kick(which as u16);
+    }
+}
+
+/// A request that is well formed at first sight: a header or a frame, data, room for a status.
+fn request(reader: &mut Reader<'_>, guest: &MockGuest, queue: &mut MockQueue) {
+    let head = BUFFERS_START + 0x8000;
+    let mut bytes = vec![0; 16];
+    bytes[0] = reader.u8() % 14;
+    bytes[8] = reader.u8();
+    if queue.index == 1 {
+        bytes = [&[0; 12][..], &endpoint::frame(reader)].concat();
+    }
+    guest.put(head, &bytes);
+    let mut data = descriptor(reader);
+    data.flags &= 2;
+    if reader.u8() % 4 != 0 {
+        data.address = BUFFERS_START + 0x1000;
+        data.length = 512 * u32::from(reader.u8() % 16);
+    }
+    let chain = [
+        MockDescriptor::readable(head, bytes.len() as u32),
+        data,
+        MockDescriptor::writable(BUFFERS_START, 1),
+    ];
+    queue.submit(&guest.memory, if queue.index == 1 { &chain[..1] } else { &chain });
+}
+
+/// Sends one packet, if the socket takes it.
+fn send(far: &OwnedFd, packet: &[u8]) -> io::Result<usize> {
+    Ok(rustix::net::send(far, packet, rustix::net::SendFlags::DONTWAIT)?)
+}
