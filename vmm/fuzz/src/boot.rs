@@ -38,7 +38,7 @@ pub(crate) fn run(input: &[u8]) {
             bytes.copy_from_slice(&wide[..width]);
         }
     }
-    if reader.u8() % 4 == 0 {
+    if reader.u8().is_multiple_of(4) {
         image.truncate(usize::from(reader.u16()));
     }
     let initrd = vec![0xee; usize::from(reader.u16())];

@@ -188,7 +188,7 @@ fn request(reader: &mut Reader<'_>, guest: &MockGuest, queue: &mut MockQueue) {
     guest.put(head, &bytes);
     let mut data = descriptor(reader);
     data.flags &= 2;
-    if reader.u8() % 4 != 0 {
+    if !reader.u8().is_multiple_of(4) {
         data.address = BUFFERS_START + 0x1000;
         data.length = 512 * u32::from(reader.u8() % 16);
     }

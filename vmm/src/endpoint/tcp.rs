@@ -219,13 +219,15 @@ impl Connection {
 
     /// Answers complete requests, one after the other.
     fn send(&mut self, socket: &mut Socket<'_>, tree: &MetadataTree) -> bool {
-        if self.sending.is_none() && !self.received.is_empty() && socket.may_send() {
-            if let Parsed::Answer(mut response, taken) = http::answer(&self.received, tree) {
-                self.received.drain(..taken.min(self.received.len()));
-                self.requests += 1;
-                response.close |= self.requests >= REQUESTS_MAX;
-                self.sending = Some(Sending { response, sent: 0 });
-            }
+        if self.sending.is_none()
+            && !self.received.is_empty()
+            && socket.may_send()
+            && let Parsed::Answer(mut response, taken) = http::answer(&self.received, tree)
+        {
+            self.received.drain(..taken.min(self.received.len()));
+            self.requests += 1;
+            response.close |= self.requests >= REQUESTS_MAX;
+            self.sending = Some(Sending { response, sent: 0 });
         }
         let Some(sending) = &mut self.sending else { return false };
         let body = sending.response.body_of.as_deref().and_then(|path| tree.body(path)).unwrap_or_default();
