@@ -14,10 +14,10 @@ use crate::model::identity::{Assignment, AssignmentTarget, Domain, Project, Role
 use crate::model::image::{Image, ImageStatus};
 use crate::model::network::Network;
 use crate::model::{random_hex_id, random_uuid};
-use crate::service::identity::{
-    DEFAULT_DOMAIN_ID, ROLE_CHAIN, domain_name_key, project_name_key, role_name_key, user_name_key,
-};
+use crate::service::identity::{DEFAULT_DOMAIN_ID, domain_name_key, project_name_key};
 use crate::service::network::PUBLIC_NAME;
+use crate::service::role::{ROLE_CHAIN, role_name_key};
+use crate::service::user::user_name_key;
 use crate::store::{Stored, Txn};
 
 /// The name of the administrator and of its project.

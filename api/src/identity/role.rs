@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use control::caller::Caller;
 use control::error::Error;
 use control::model::identity::{Assignment, AssignmentTarget, Role};
-use control::service::identity::ROLE_CHAIN;
+use control::service::role::ROLE_CHAIN;
 use serde::Deserialize;
 use serde_json::{Value, json};
 

@@ -10,7 +10,7 @@ use crate::Control;
 use crate::caller::{Caller, RoleLevel, Scope};
 use crate::error::{Error, Result};
 use crate::model::identity::{Assignment, AssignmentTarget, Domain, Project, Revocation, Role, User};
-use crate::service::identity::{ROLE_CHAIN, role_level};
+use crate::service::role::{ROLE_CHAIN, role_level};
 use crate::store::{Cache, Row, Stored, Txn};
 use crate::token::{Method, Payload, TokenScope};
 
@@ -36,7 +36,7 @@ pub enum NamedRef {
 }
 
 /// How somebody proves to be somebody.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Credential {
     /// By a user's password.
     Password {
@@ -47,6 +47,17 @@ pub enum Credential {
     },
     /// By an earlier token.
     Token(Zeroizing<String>),
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Password { user, .. } => {
+                f.debug_struct("Password").field("user", user).finish_non_exhaustive()
+            }
+            Self::Token(_) => f.write_str("Token(…)"),
+        }
+    }
 }
 
 /// What the new token shall be good for.

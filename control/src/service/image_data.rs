@@ -299,3 +299,71 @@ fn activated(image: Image, digest: ImageDigest) -> Image {
 fn mib(bytes: u64) -> i64 {
     i64::try_from(bytes.div_ceil(1 << 20)).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Settings;
+    use crate::caller::{RoleLevel, Scope};
+    use crate::service::image::ImageChange;
+    use crate::store::RedbStore;
+
+    async fn open(directory: &std::path::Path) -> Arc<Control> {
+        let store = RedbStore::open(&directory.join("store.redb")).unwrap();
+        Control::open(Arc::new(store), Settings::new("http://cloud.test", directory)).await.unwrap()
+    }
+
+    fn caller() -> Caller {
+        Caller {
+            user_id: "u".into(),
+            scope: Scope::Project("p".into()),
+            role: Some(RoleLevel::Member),
+            request_id: String::new(),
+        }
+    }
+
+    async fn described(control: &Control) -> String {
+        let raw = vec![
+            ImageChange::DiskFormat(Some("raw".into())),
+            ImageChange::ContainerFormat(Some("bare".into())),
+        ];
+        control.image_create(&caller(), None, raw).await.unwrap().row.id.clone()
+    }
+
+    #[tokio::test]
+    async fn crash_between_the_file_and_its_row_leaves_no_file_and_the_image_queued() {
+        let directory = tempfile::tempdir().unwrap();
+        let id = {
+            let control = open(directory.path()).await;
+            let id = described(&control).await;
+            let stored = control.image_stored(&id).unwrap();
+            let saving = Image { status: ImageStatus::Saving, ..stored.row.clone() };
+            control.db.transact(|_| Ok(Txn::new().update(&stored, &saving))).await.unwrap();
+            let mut upload = control.images.begin(&id, 10).unwrap();
+            upload.write(b"whole").unwrap();
+            upload.finish().unwrap();
+            id
+        };
+        let images = directory.path().join("images");
+        std::fs::write(images.join(".other.partial"), "half").unwrap();
+        std::fs::write(images.join("nobodys"), "orphan").unwrap();
+        let control = open(directory.path()).await;
+        assert_eq!(control.image_stored(&id).unwrap().row.status, ImageStatus::Queued);
+        assert_eq!(std::fs::read_dir(&images).unwrap().count(), 0);
+        assert_eq!(control.quota("p", Resource::ImageMib).used, 0);
+    }
+
+    #[tokio::test]
+    async fn image_deleted_while_it_is_uploaded_leaves_no_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let control = open(directory.path()).await;
+        let id = described(&control).await;
+        let upload = control.image_upload(&caller(), &id).await.unwrap();
+        assert!(upload.write(Bytes::from_static(b"half")).await);
+        assert!(control.image_upload(&caller(), &id).await.is_err(), "one upload at a time");
+        control.image_delete(&caller(), &id).await.unwrap();
+        assert!(matches!(upload.finish().await, Err(Error::NotFound { .. })));
+        assert_eq!(std::fs::read_dir(directory.path().join("images")).unwrap().count(), 0);
+        assert_eq!(control.quota("p", Resource::Images).used, 0);
+    }
+}

@@ -19,6 +19,8 @@ pub mod nic;
 pub(crate) mod password;
 pub mod port;
 pub mod quota;
+pub mod role;
 pub mod security_group;
 pub mod server;
 pub mod subnet;
+pub mod user;
