@@ -7,7 +7,7 @@ use control::model::image::Image;
 use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::image::{show_image, status};
+use super::description::{show_image, status};
 use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl};
 use crate::error::Fault;
 use crate::page::{Direction, Page, SortValue};

@@ -1,7 +1,7 @@
 //! The image service (Glance, Image API v2). Its discovery documents are in [`crate::discovery`].
 
 mod data;
-mod image;
+mod description;
 mod list;
 mod member;
 mod patch;
@@ -18,12 +18,15 @@ use crate::context::AppState;
 /// The routes below `/image`.
 pub fn routes() -> Router<AppState> {
     Router::new()
-        .route("/v2/images", get(list::list).post(image::create))
-        .route("/v2/images/{id}", get(image::show).patch(image::update).delete(image::delete))
+        .route("/v2/images", get(list::list).post(description::create))
+        .route(
+            "/v2/images/{id}",
+            get(description::show).patch(description::update).delete(description::delete),
+        )
         .route("/v2/images/{id}/file", put(data::upload).get(data::download))
-        .route("/v2/images/{id}/actions/deactivate", post(image::deactivate))
-        .route("/v2/images/{id}/actions/reactivate", post(image::reactivate))
-        .route("/v2/images/{id}/tags/{tag}", put(image::tag).delete(image::untag))
+        .route("/v2/images/{id}/actions/deactivate", post(description::deactivate))
+        .route("/v2/images/{id}/actions/reactivate", post(description::reactivate))
+        .route("/v2/images/{id}/tags/{tag}", put(description::tag).delete(description::untag))
         .route("/v2/images/{id}/members", get(member::list).post(member::add))
         .route(
             "/v2/images/{id}/members/{project}",

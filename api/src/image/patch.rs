@@ -5,7 +5,7 @@ use control::service::image::ImageChange;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::image::read_only;
+use super::description::read_only;
 use crate::error::Fault;
 
 /// The one kind of patch that is taken.

@@ -17,6 +17,9 @@ use crate::token::{Method, Payload, TokenScope};
 /// How many expired revocations one revocation clears away.
 const CLEARED_MAX: usize = 32;
 
+/// A row as the cache has it.
+type Found<T> = Arc<Stored<T>>;
+
 /// A domain as a login names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DomainRef {
@@ -407,7 +410,7 @@ fn enabled_domain(cache: &Cache, id: &str) -> Result<Arc<Stored<Domain>>> {
 }
 
 /// A project that tokens can be scoped to, and its domain.
-fn project_of(cache: &Cache, id: &str) -> Result<(Arc<Stored<Project>>, Arc<Stored<Domain>>)> {
+fn project_of(cache: &Cache, id: &str) -> Result<(Found<Project>, Found<Domain>)> {
     let project = cache.get::<Project>(id).filter(|project| project.row.enabled).ok_or_else(refused)?;
     let domain = enabled_domain(cache, &project.row.domain_id)?;
     Ok((project, domain))

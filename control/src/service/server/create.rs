@@ -3,7 +3,6 @@
 //! One server, with its ports and its quota, is one transaction. Several are one step each, undone together.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -22,7 +21,7 @@ use crate::policy::{require_admin, require_own_project};
 use crate::service::host::DEFAULT_ZONE;
 use crate::service::nic::{NicRequest, NicRequests, ServerOfPorts};
 use crate::service::quota::{Resource, charge};
-use crate::service::{flavor, keypair};
+use crate::service::{flavor, image, keypair};
 use crate::steps::{self, Step};
 use crate::store::{Cache, Txn};
 
@@ -345,12 +344,7 @@ impl Template {
 
 /// The image if the caller may boot from it now.
 fn usable_image(cache: &Cache, caller: &Caller, id: &str) -> Result<Image> {
-    let visible = |image: &Image| {
-        matches!(image.visibility.as_str(), "public" | "community")
-            || image.owner.as_deref().is_some_and(|owner| caller.may_read(owner))
-            || caller.is_admin()
-    };
-    let stored: Option<Arc<_>> = cache.get::<Image>(id).filter(|stored| visible(&stored.row));
+    let stored = cache.get::<Image>(id).filter(|stored| image::may_see(cache, caller, &stored.row));
     let Some(stored) = stored else {
         return Err(Error::invalid(
             "ImageNotFound",
