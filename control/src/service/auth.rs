@@ -10,6 +10,7 @@ use crate::Control;
 use crate::caller::{Caller, RoleLevel, Scope};
 use crate::error::{Error, Result};
 use crate::model::identity::{Assignment, AssignmentTarget, Domain, Project, Revocation, Role, User};
+use crate::policy::require_admin;
 use crate::service::role::{ROLE_CHAIN, role_level};
 use crate::store::{Cache, Row, Stored, Txn};
 use crate::token::{Method, Payload, TokenScope};
@@ -232,6 +233,17 @@ impl Control {
                 Ok(txn.put(&row))
             })
             .await
+    }
+
+    /// Makes the staged token key the one that tokens are made with, and stages a new one. Tokens of the keys before
+    /// hold until their key is the oldest of too many ([`crate::token::ACTIVE_KEYS_MAX`]); so not more often than
+    /// tokens live.
+    ///
+    /// # Errors
+    /// `Forbidden` unless the caller is an administrator; what the key repository says.
+    pub async fn token_keys_rotate(&self, caller: &Caller) -> Result<()> {
+        require_admin(caller, "identity:rotate_token_keys")?;
+        Ok(self.tokens.rotate()?)
     }
 
     async fn log_in(

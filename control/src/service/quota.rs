@@ -268,3 +268,50 @@ impl Control {
             .await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::Settings;
+    use crate::caller::{RoleLevel, Scope};
+    use crate::store::RedbStore;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn many_at_once_get_exactly_what_there_is_and_give_it_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = RedbStore::open(&directory.path().join("store.redb")).unwrap();
+        let control =
+            Control::open(Arc::new(store), Settings::new("http://h", directory.path())).await.unwrap();
+        let admin = Caller {
+            user_id: "u".into(),
+            scope: Scope::Project("p".into()),
+            role: Some(RoleLevel::Admin),
+            request_id: String::new(),
+        };
+        control.quota_set(&admin, "p", &[(Resource::Images, 10)]).await.unwrap();
+        let creates = (0..40).map(|_| {
+            let (control, admin) = (control.clone(), admin.clone());
+            tokio::spawn(async move { control.image_create(&admin, None, Vec::new()).await })
+        });
+        let mut made = Vec::new();
+        for create in creates.collect::<Vec<_>>() {
+            match create.await.unwrap() {
+                Ok(image) => made.push(image.row.id.clone()),
+                Err(error) => {
+                    assert!(matches!(error, Error::QuotaExceeded { used: 10, limit: 10, .. }), "{error}")
+                }
+            }
+        }
+        assert_eq!(made.len(), 10);
+        assert_eq!(control.quotas(&admin, "p").await.unwrap()[&Resource::Images].used, 10);
+        for id in &made {
+            control.image_delete(&admin, id).await.unwrap();
+        }
+        assert_eq!(control.quotas(&admin, "p").await.unwrap()[&Resource::Images].used, 0);
+        control.quota_reset(&admin, "p", &Resource::ALL).await.unwrap();
+        assert_eq!(control.quota("p", Resource::Images).limit, Some(100));
+        assert!(control.quota_set(&admin, "p", &[(Resource::Images, -2)]).await.is_err());
+    }
+}
