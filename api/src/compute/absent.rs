@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use control::policy::require_admin;
 use serde_json::{Value, json};
 
@@ -55,6 +56,16 @@ pub(super) async fn server_password(
 ) -> Answer<Value> {
     state.control.server(&caller, &id).await?;
     Ok(Json(json!({"password": ""})))
+}
+
+/// `DELETE /servers/{id}/os-server-password`.
+pub(super) async fn server_password_clear(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    state.control.server(&caller, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// `GET /servers/{id}/migrations`.

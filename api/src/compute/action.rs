@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use control::caller::Caller;
+use control::model::compute::VmState;
 use control::service::server::Action;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -13,7 +14,7 @@ use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 
 /// Actions that the protocol has and Wisp does not.
-const ABSENT: [&str; 28] = [
+const ABSENT: [&str; 27] = [
     "addFixedIp",
     "addFloatingIp",
     "changePassword",
@@ -29,7 +30,6 @@ const ABSENT: [&str; 28] = [
     "os-getSerialConsole",
     "os-getVNCConsole",
     "os-migrateLive",
-    "os-resetState",
     "rebuild",
     "removeFixedIp",
     "removeFloatingIp",
@@ -55,6 +55,11 @@ struct Reboot {
 #[derive(Debug, Default, Deserialize)]
 struct Lock {
     locked_reason: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ResetState {
+    state: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -103,6 +108,20 @@ pub(super) async fn act(
         }
         "unlock" => {
             control.server_lock(&caller, &id, false, None).await?;
+            Ok(StatusCode::ACCEPTED.into_response())
+        }
+        "os-resetState" => {
+            let reset: ResetState = parsed(argument)?;
+            let wanted = match reset.state.as_str() {
+                "active" => VmState::Active,
+                "error" => VmState::Error,
+                _ => {
+                    return Err(Fault::malformed(
+                        "Invalid input for field/attribute state: it is active or error.",
+                    ));
+                }
+            };
+            control.server_reset_state(&caller, &id, wanted).await?;
             Ok(StatusCode::ACCEPTED.into_response())
         }
         "addSecurityGroup" | "removeSecurityGroup" => {

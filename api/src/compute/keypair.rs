@@ -78,19 +78,26 @@ pub(super) async fn create(
     if unexpected {
         return Err(Fault::malformed("Additional properties are not allowed in this microversion."));
     }
-    let Some(public_key) = fields.public_key else {
+    let key_type = fields.key_type.as_deref().unwrap_or("ssh");
+    let user = fields.user_id.as_deref();
+    let mut private_key = None;
+    let keypair = if let Some(public_key) = fields.public_key {
+        state.control.keypair_create(&caller, user, &fields.name, key_type, &public_key).await?
+    } else {
         if version.at_least(2, 92) {
             return Err(Fault::malformed(
                 "Invalid input for field/attribute keypair. 'public_key' is a required property",
             ));
         }
-        return Err(Fault::not_implemented("making a key pair; import a public key instead: it"));
+        let (keypair, made) = state.control.keypair_generate(&caller, user, &fields.name, key_type).await?;
+        private_key = Some(made);
+        keypair
     };
-    let key_type = fields.key_type.as_deref().unwrap_or("ssh");
-    let user = fields.user_id.as_deref();
-    let keypair = state.control.keypair_create(&caller, user, &fields.name, key_type, &public_key).await?;
     let mut shown = base(&keypair, version);
     shown["user_id"] = json!(keypair.user_id);
+    if let Some(private_key) = private_key {
+        shown["private_key"] = json!(*private_key);
+    }
     let status = if version.at_least(2, 2) { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(json!({"keypair": shown}))))
 }

@@ -62,7 +62,10 @@ fn server_routes() -> Router<AppState> {
         )
         .route("/v2.1/servers/{id}/os-instance-actions", get(action_record::list))
         .route("/v2.1/servers/{id}/os-instance-actions/{request}", get(action_record::show))
-        .route("/v2.1/servers/{id}/os-server-password", get(absent::server_password))
+        .route(
+            "/v2.1/servers/{id}/os-server-password",
+            get(absent::server_password).delete(absent::server_password_clear),
+        )
         .route("/v2.1/servers/{id}/migrations", get(absent::server_migrations))
         .route("/v2.1/servers/{id}/diagnostics", get(absent::diagnostics))
         .route("/v2.1/servers/{id}/remote-consoles", post(absent::remote_consoles))

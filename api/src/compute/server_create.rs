@@ -59,8 +59,10 @@ struct Fields {
     hypervisor_hostname: Option<String>,
     #[serde(default, deserialize_with = "flag")]
     config_drive: Option<bool>,
+    /// Taken and not used, as by a Nova with `enable_instance_password` off: nothing here can set a guest's password,
+    /// and no answer says one.
     #[serde(rename = "adminPass")]
-    admin_pass: Option<String>,
+    _admin_pass: Option<String>,
     #[serde(rename = "OS-DCF:diskConfig")]
     disk_config: Option<String>,
     #[serde(rename = "accessIPv4", default)]
@@ -196,7 +198,6 @@ impl Fields {
     fn refuse_what_is_absent(&self) -> Result<(), Fault> {
         let absent = [
             (self.config_drive == Some(true), "a configuration drive"),
-            (self.admin_pass.is_some(), "setting an administrator's password"),
             (!self.personality.is_empty(), "injecting files (personality)"),
             (!self.block_device_mapping.is_empty(), "block devices besides the image's own"),
             (self.trusted_image_certificates.is_some(), "validating image certificates"),
@@ -364,7 +365,7 @@ mod tests {
         let mut volume = plain();
         volume["imageRef"] = json!("");
         volume["block_device_mapping_v2"][0]["destination_type"] = json!("volume");
-        for server in [volume, with("config_drive", json!("True")), with("adminPass", json!("x"))] {
+        for server in [volume, with("config_drive", json!("True")), with("personality", json!([{}]))] {
             let refused = parsed(server, 100).unwrap_err();
             assert!(matches!(refused, Fault::Control(control::error::Error::NotImplemented(_))), "{refused}");
         }

@@ -118,7 +118,7 @@ async fn flavor_lives_from_creation_to_deletion() {
 }
 
 #[tokio::test]
-async fn keypairs_are_imported_and_never_made() {
+async fn keypairs_are_imported_and_made_only_until_2_92() {
     let cloud = Cloud::new().await;
     let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOP8ekmHvO9BYhFidXp+69Ncxs20AXsw4uDHu5/YwRVu";
     let body = json!({"keypair": {"name": "k", "public_key": format!("{key}\n")}});
@@ -129,9 +129,11 @@ async fn keypairs_are_imported_and_never_made() {
     let shown = cloud.get("/os-keypairs/k", "2.1").await.json();
     assert!(shown["keypair"]["id"].is_u64() && shown["keypair"].get("type").is_none());
     assert_eq!(cloud.get("/os-keypairs", "2.35").await.json()["keypairs"][0]["keypair"]["name"], "k");
-    let nameless = json!({"keypair": {"name": "g"}});
-    assert_eq!(cloud.post("/os-keypairs", "2.91", nameless.clone()).await.status, 501);
-    assert_eq!(cloud.post("/os-keypairs", "2.92", nameless).await.status, 400);
+    let keyless = json!({"keypair": {"name": "g"}});
+    assert_eq!(cloud.post("/os-keypairs", "2.92", keyless.clone()).await.status, 400);
+    let made = cloud.post("/os-keypairs", "2.91", keyless).await.json();
+    let private_key = made["keypair"]["private_key"].as_str().unwrap();
+    assert!(private_key.starts_with("-----BEGIN OPENSSH PRIVATE KEY-----"));
     assert_eq!(cloud.call(Method::DELETE, "/os-keypairs/k", "2.10", Value::Null).await.status, 204);
     assert_eq!(cloud.call(Method::DELETE, "/os-keypairs/k", "2.10", Value::Null).await.status, 404);
 }
@@ -214,4 +216,147 @@ async fn what_is_not_there_says_so_in_novas_form() {
     assert_eq!(cloud.post("/os-server-groups", "2.64", json!({})).await.status, 501);
     assert_eq!(cloud.get("/os-server-groups", "2.64").await.json(), json!({"server_groups": []}));
     assert_eq!(cloud.get("/nonsense", "2.1").await.status, 404);
+}
+
+impl Cloud {
+    /// An active image, made as a client makes it.
+    async fn image(&self) -> String {
+        let body =
+            json!({"name": "i", "disk_format": "raw", "container_format": "bare", "os_distro": "tiny"});
+        let made = self.harness.admin(Method::POST, "/image/v2/images", body).await;
+        assert_eq!(made.status, 201, "{:?}", made.json());
+        let id = made.json()["id"].as_str().unwrap().to_owned();
+        let request = axum::http::Request::builder()
+            .method(Method::PUT)
+            .uri(format!("/image/v2/images/{id}/file"))
+            .header("x-auth-token", self.harness.admin_token().await)
+            .header("content-type", "application/octet-stream")
+            .body(vec![7u8; 4096].into())
+            .unwrap();
+        assert_eq!(self.harness.send(request).await.status, 204);
+        id
+    }
+
+    async fn server(&self, image: &str, more: Value) -> String {
+        let mut server = json!({"name": "s1", "imageRef": image, "flavorRef": "42", "networks": "none"});
+        server.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let made = self.post("/servers", "2.100", json!({ "server": server })).await;
+        assert_eq!(made.status, 202, "{:?}", made.json());
+        let body = made.json();
+        let id = body["server"]["id"].as_str().unwrap().to_owned();
+        assert_eq!(members(&body["server"]), ["OS-DCF:diskConfig", "id", "links", "security_groups"]);
+        assert_eq!(made.header("location"), Some(&*format!("http://cloud.test/compute/v2.1/servers/{id}")));
+        id
+    }
+
+    async fn show(&self, id: &str, version: &str) -> Value {
+        self.get(&format!("/servers/{id}"), version).await.json()["server"].take()
+    }
+
+    async fn until(&self, id: &str, status: &str) -> Value {
+        for _ in 0..500 {
+            let server = self.show(id, "2.100").await;
+            if server["status"] == status && server["OS-EXT-STS:task_state"].is_null() {
+                return server;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{id} does not become {status}: {}", self.show(id, "2.100").await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_is_shown_in_the_shape_of_each_version() {
+    let cloud = Cloud::with_host().await;
+    let image = cloud.image().await;
+    let more =
+        json!({"metadata": {"a": "b"}, "tags": ["t"], "description": "d", "availability_zone": "nova"});
+    let id = cloud.server(&image, more).await;
+    let newest = cloud.until(&id, "ACTIVE").await;
+    assert_eq!((&newest["progress"], &newest["OS-EXT-STS:power_state"]), (&json!(100), &json!(1)));
+    assert_eq!(newest["OS-SRV-USG:launched_at"].as_str().unwrap().len(), "2026-01-02T03:04:05.000006".len());
+    assert_eq!(newest["image"]["properties"]["os_distro"], "tiny");
+    assert_eq!(newest["flavor"]["original_name"], "m1.nano");
+    assert_eq!(newest["pinned_availability_zone"], "nova");
+    let since = [
+        ("locked", 9),
+        ("host_status", 16),
+        ("description", 19),
+        ("tags", 26),
+        ("trusted_image_certificates", 63),
+        ("server_groups", 71),
+        ("locked_reason", 73),
+        ("pinned_availability_zone", 96),
+        ("scheduler_hints", 100),
+    ];
+    for (field, minor) in since {
+        let before = cloud.show(&id, &format!("2.{}", minor - 1)).await;
+        let then = cloud.show(&id, &format!("2.{minor}")).await;
+        assert!(before.get(field).is_none() && then.get(field).is_some(), "{field} came with 2.{minor}");
+    }
+    let oldest = cloud.show(&id, "2.1").await;
+    assert_eq!(oldest["flavor"]["id"], "42");
+    let listed = cloud.get("/servers/detail?name=%5Es1%24&status=active", "2.100").await.json();
+    assert_eq!(listed["servers"][0]["id"], id.as_str());
+    assert!(listed["servers"][0].get("server_groups").is_none());
+    let updated = cloud
+        .call(Method::PUT, &format!("/servers/{id}"), "2.1", json!({"server": {"name": "s2"}}))
+        .await
+        .json();
+    assert_eq!((&updated["server"]["name"], updated["server"].get("key_name")), (&json!("s2"), None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_lives_through_its_actions_over_rest_and_is_gone_after_its_deletion() {
+    let cloud = Cloud::with_host().await;
+    let id = cloud.server(&cloud.image().await, json!({})).await;
+    cloud.until(&id, "ACTIVE").await;
+    let act = |body| {
+        let (cloud, path) = (&cloud, format!("/servers/{id}/action"));
+        async move { cloud.post(&path, "2.100", body).await }
+    };
+    for (body, then) in [
+        (json!({"os-stop": null}), "SHUTOFF"),
+        (json!({"os-start": null}), "ACTIVE"),
+        (json!({"reboot": {"type": "HARD"}}), "ACTIVE"),
+        (json!({"pause": null}), "PAUSED"),
+        (json!({"unpause": null}), "ACTIVE"),
+        (json!({"os-resetState": {"state": "error"}}), "ERROR"),
+        (json!({"os-resetState": {"state": "active"}}), "ACTIVE"),
+    ] {
+        assert_eq!(act(body).await.status, 202);
+        cloud.until(&id, then).await;
+    }
+    let refused = act(json!({"os-start": null})).await;
+    let message = format!("Cannot 'start' instance {id} while it is in vm_state active");
+    assert_eq!(
+        (refused.status.as_u16(), &refused.json()["conflictingRequest"]["message"]),
+        (409, &json!(message))
+    );
+    let console = act(json!({"os-getConsoleOutput": {"length": 1}})).await;
+    assert_eq!(
+        (console.status.as_u16(), console.json()["output"].as_str().map(|text| text.lines().count())),
+        (200, Some(1))
+    );
+    assert_eq!(act(json!({"suspend": null})).await.status, 501);
+    let metadata = format!("/servers/{id}/metadata");
+    assert_eq!(
+        cloud.post(&metadata, "2.1", json!({"metadata": {"k": "v"}})).await.json(),
+        json!({"metadata": {"k": "v"}})
+    );
+    assert_eq!(cloud.call(Method::DELETE, &format!("{metadata}/k"), "2.1", Value::Null).await.status, 204);
+    assert_eq!(
+        cloud.call(Method::PUT, &format!("/servers/{id}/tags/x"), "2.26", Value::Null).await.status,
+        201
+    );
+    let actions = cloud.get(&format!("/servers/{id}/os-instance-actions"), "2.84").await.json();
+    assert_eq!(actions["instanceActions"].as_array().unwrap().last().unwrap()["action"], "create");
+    assert_eq!(cloud.call(Method::DELETE, &format!("/servers/{id}"), "2.1", Value::Null).await.status, 204);
+    for _ in 0..500 {
+        if cloud.get(&format!("/servers/{id}"), "2.100").await.status == 404 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("the server is still there");
 }

@@ -11,7 +11,7 @@ use crate::agent::protocol::Power;
 use crate::error::Result;
 use crate::model::compute::{Fault, HostClaims, Server, VmState};
 use crate::scheduler::{HostState, NoValidHost, Request};
-use crate::service::host::host_states;
+use crate::service::host::{Hosts, host_states};
 use crate::service::server::lifecycle::fail_building;
 use crate::service::server::remove::abandonment;
 use crate::store::{Cache, Stored, Txn};
@@ -72,7 +72,7 @@ struct Round<'a> {
 impl<'a> Round<'a> {
     fn new(control: &'a Control, cache: &'a Cache) -> Self {
         let alive = |name: &str| control.host_is_alive(name);
-        let (hosts, claims) = host_states(cache, &control.compute.allocation, alive);
+        let Hosts { states: hosts, claims } = host_states(cache, &control.compute.allocation, alive);
         Self { control, cache, hosts, claims, claimed: BTreeMap::new(), txn: Txn::new(), decided: 0 }
     }
 

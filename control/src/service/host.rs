@@ -141,12 +141,14 @@ fn worth_writing(kept: &HostReport, report: &HostReport) -> bool {
     HostReport { uptime_s: 0, ..kept.clone() } != HostReport { uptime_s: 0, ..report.clone() }
 }
 
-/// The hosts as the scheduler sees them, and the claims it must compare, in the same order.
-pub(crate) fn host_states(
-    cache: &Cache,
-    allocation: &Allocation,
-    alive: impl Fn(&str) -> bool,
-) -> (Vec<HostState>, Vec<Option<Arc<Stored<HostClaims>>>>) {
+/// The hosts as the scheduler sees them, and the claims that a decision compares, in the same order.
+pub(crate) struct Hosts {
+    pub(crate) states: Vec<HostState>,
+    pub(crate) claims: Vec<Option<Arc<Stored<HostClaims>>>>,
+}
+
+/// All hosts, of which `alive` says which are connected.
+pub(crate) fn host_states(cache: &Cache, allocation: &Allocation, alive: impl Fn(&str) -> bool) -> Hosts {
     let hosts = cache.list::<Host>();
     let mut states = Vec::with_capacity(hosts.len());
     let mut claims = Vec::with_capacity(hosts.len());
@@ -170,5 +172,5 @@ pub(crate) fn host_states(
         });
         claims.push(claim);
     }
-    (states, claims)
+    Hosts { states, claims }
 }

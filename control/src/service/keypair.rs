@@ -6,6 +6,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use jiff::Timestamp;
 use md5::{Digest, Md5};
+use ring::rand::{SecureRandom, SystemRandom};
+use ring::signature::{Ed25519KeyPair, KeyPair as _};
+use zeroize::Zeroizing;
 
 use super::quota::{Resource, charge};
 use crate::Control;
@@ -18,6 +21,9 @@ use crate::store::{Cache, Stored, Txn};
 pub const KEY_BYTES_MAX: usize = 16_384;
 /// The longest name in characters (Compute API: create keypair).
 const NAME_CHARS_MAX: usize = 255;
+
+/// The name of the kind of key that is made where none is given.
+const ED25519: &str = "ssh-ed25519";
 
 /// Whose key pairs.
 fn owner<'a>(caller: &'a Caller, user_id: Option<&'a str>, action: &'static str) -> Result<&'a str> {
@@ -58,7 +64,26 @@ impl Control {
         find(self.db.cache(), owner, name)
     }
 
-    /// Imports a public key. Wisp makes no private keys: they never leave the machine that they are used from.
+    /// Makes a key pair and keeps its public half; the private half is in the result and nowhere else.
+    ///
+    /// # Errors
+    /// As [`Control::keypair_create`]; `NotImplemented` for certificates.
+    pub async fn keypair_generate(
+        &self,
+        caller: &Caller,
+        user_id: Option<&str>,
+        name: &str,
+        key_type: &str,
+    ) -> Result<(Keypair, Zeroizing<String>)> {
+        if key_type != "ssh" {
+            return Err(Error::NotImplemented("making a certificate"));
+        }
+        let made = new_ssh_key()?;
+        let keypair = self.keypair_create(caller, user_id, name, key_type, &made.public_key).await?;
+        Ok((keypair, made.private_key))
+    }
+
+    /// Imports a public key.
     ///
     /// # Errors
     /// `Forbidden`, `Invalid`, `Conflict` if the name is taken, `QuotaExceeded`.
@@ -181,6 +206,65 @@ fn pem_body(text: &str) -> Option<Vec<u8>> {
     BASE64.decode(joined).ok().filter(|der| !der.is_empty())
 }
 
+/// A new key in OpenSSH's formats.
+struct NewSshKey {
+    public_key: String,
+    private_key: Zeroizing<String>,
+}
+
+/// An Ed25519 key; its private half unencrypted, as OpenSSH's PROTOCOL.key lays it out.
+fn new_ssh_key() -> Result<NewSshKey> {
+    let entropy = |_| Error::Unavailable("the system has no randomness".to_owned());
+    let random = SystemRandom::new();
+    let mut seed = Zeroizing::new([0u8; 32]);
+    random.fill(&mut *seed).map_err(entropy)?;
+    let mut check = [0u8; 4];
+    random.fill(&mut check).map_err(entropy)?;
+    let pair = Ed25519KeyPair::from_seed_unchecked(&*seed).expect("invariant: 32 bytes are a seed");
+    let public = pair.public_key().as_ref();
+
+    let mut blob = Vec::new();
+    put_string(&mut blob, ED25519.as_bytes());
+    put_string(&mut blob, public);
+
+    let mut secret = Zeroizing::new(Vec::with_capacity(256));
+    secret.extend_from_slice(&check);
+    secret.extend_from_slice(&check);
+    secret.extend_from_slice(&blob);
+    let mut both = Zeroizing::new(seed.to_vec());
+    both.extend_from_slice(public);
+    put_string(&mut secret, &both);
+    put_string(&mut secret, b"");
+    // Padded with 1, 2, 3, … to the cipher's block, which is 8 without a cipher.
+    for padding in 1..=(8 - secret.len() % 8) % 8 {
+        secret.push(u8::try_from(padding).expect("invariant: less than a block"));
+    }
+
+    let mut file = Zeroizing::new(b"openssh-key-v1\0".to_vec());
+    for part in [b"none".as_slice(), b"none", b""] {
+        put_string(&mut file, part);
+    }
+    file.extend_from_slice(&1u32.to_be_bytes());
+    put_string(&mut file, &blob);
+    put_string(&mut file, &secret);
+
+    let encoded = Zeroizing::new(BASE64.encode(&*file));
+    let mut private_key = Zeroizing::new(String::from("-----BEGIN OPENSSH PRIVATE KEY-----\n"));
+    for line in encoded.as_bytes().chunks(70) {
+        private_key.push_str(std::str::from_utf8(line).expect("invariant: base64 is ASCII"));
+        private_key.push('\n');
+    }
+    private_key.push_str("-----END OPENSSH PRIVATE KEY-----\n");
+    Ok(NewSshKey { public_key: format!("{ED25519} {}", BASE64.encode(&blob)), private_key })
+}
+
+/// A string as SSH writes it: four bytes of big-endian length, then the bytes (RFC 4251 §5).
+fn put_string(into: &mut Vec<u8>, bytes: &[u8]) {
+    let length = u32::try_from(bytes.len()).expect("invariant: parts of a key are short");
+    into.extend_from_slice(&length.to_be_bytes());
+    into.extend_from_slice(bytes);
+}
+
 fn pairs(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":")
 }
@@ -222,6 +306,23 @@ mod tests {
     fn certificates_are_fingerprinted_by_their_der() {
         let pem = "-----BEGIN CERTIFICATE-----\nAAEC\n-----END CERTIFICATE-----\n";
         assert_eq!(fingerprint("x509", pem).unwrap().len(), 59);
+    }
+
+    #[test]
+    fn made_keys_are_ones_that_openssh_reads() {
+        let made = new_ssh_key().unwrap();
+        assert!(fingerprint("ssh", &made.public_key).is_ok());
+        assert_ne!(made.public_key, new_ssh_key().unwrap().public_key);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("key");
+        std::fs::write(&path, made.private_key.as_bytes()).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        let Ok(read) = std::process::Command::new("ssh-keygen").arg("-y").arg("-f").arg(&path).output()
+        else {
+            println!("skipped: there is no ssh-keygen");
+            return;
+        };
+        assert_eq!(String::from_utf8(read.stdout).unwrap().trim(), made.public_key);
     }
 
     #[test]

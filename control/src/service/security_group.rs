@@ -139,7 +139,8 @@ impl Control {
         self.db
             .transact(|cache| {
                 let stored = owned_group(cache, caller, id, "delete_security_group")?;
-                if stored.row.standard.name == DEFAULT_NAME {
+                let is_default = stored.row.standard.name == DEFAULT_NAME;
+                if is_default && !caller.is_admin() {
                     return Err(Error::conflict(
                         "SecurityGroupCannotRemoveDefault",
                         "Insufficient rights for removing default security group.",
@@ -157,6 +158,9 @@ impl Control {
                     return Err(in_use());
                 }
                 let mut txn = Txn::new().delete(&stored);
+                if is_default {
+                    txn = txn.release(default_key(&stored.row.standard.project_id));
+                }
                 for rule in &own {
                     txn = txn.delete(rule);
                 }

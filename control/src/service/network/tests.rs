@@ -166,7 +166,7 @@ async fn quota_of_networks_holds() {
 }
 
 #[tokio::test]
-async fn default_group_lets_members_in_and_cannot_be_deleted() {
+async fn default_group_lets_members_in_and_its_members_cannot_delete_it() {
     let cloud = Cloud::new().await;
     let alice = member("a");
     let network = cloud.network(&alice, "10.0.0.0/24").await;

@@ -97,6 +97,16 @@ impl Control {
     /// `Forbidden`, `Invalid` (also for an image, flavor, key or network that is not there), `Conflict`,
     /// `QuotaExceeded`, `NotImplemented` for flavors with ephemeral disk or swap.
     pub async fn servers_create(&self, caller: &Caller, new: NewServers) -> Result<ServerCreated> {
+        // What is not there was named in the body, not in the path: the request is wrong.
+        self.create_servers(caller, new).await.map_err(|error| match error {
+            Error::NotFound { kind, id } => {
+                Error::invalid("NotFound", format!("{kind} {id} could not be found."))
+            }
+            other => other,
+        })
+    }
+
+    async fn create_servers(&self, caller: &Caller, new: NewServers) -> Result<ServerCreated> {
         let project_id = require_own_project(caller, "os_compute_api:servers:create")?.to_owned();
         if new.host.is_some() {
             require_admin(caller, "os_compute_api:servers:create:forced_host")?;

@@ -6,11 +6,12 @@ use super::lifecycle::{Action, ask, record};
 use super::{find, find_for_change};
 use crate::Control;
 use crate::agent::link::QueryError;
-use crate::agent::protocol::{Answer, Query};
+use crate::agent::protocol::{Answer, Power, Query};
 use crate::caller::Caller;
 use crate::driver::CONSOLE_BYTES_MAX;
 use crate::error::{Error, Result};
-use crate::model::compute::{ActionRecord, Server};
+use crate::model::compute::{ActionRecord, Fault, Server, VmState};
+use crate::policy::require_admin;
 use crate::store::Txn;
 
 /// The longest reason for a lock in characters (Compute API: lock server, microversion 2.73).
@@ -65,6 +66,35 @@ impl Control {
                 Ok(Txn::new().update(&stored, &server))
             })
             .await
+    }
+
+    /// Sets a server's state to ACTIVE or ERROR without touching what its host does (`os-resetState`).
+    ///
+    /// # Errors
+    /// `Forbidden` unless the caller is an administrator; `NotFound`; `Conflict` before the server has a host.
+    pub async fn server_reset_state(&self, caller: &Caller, id: &str, state: VmState) -> Result<()> {
+        let action = "os_compute_api:os-admin-actions:reset_state";
+        require_admin(caller, action)?;
+        self.server_change(caller, id, action, |server| {
+            if state == VmState::Active && server.host.is_none() {
+                return Err(Error::conflict("InstanceInvalidState", format!("Instance {id} has no host.")));
+            }
+            if server.power != Power::Deleted {
+                let now = Timestamp::now();
+                server.vm_state = state;
+                server.task = None;
+                if state == VmState::Error && server.fault.is_none() {
+                    let message = "An administrator set the state to error.".to_owned();
+                    server.fault =
+                        Some(Fault { code: 500, message, details: String::new(), created_at: now });
+                }
+                server.updated_at = now;
+                record(server, action_record(caller, "resetState"));
+            }
+            Ok(())
+        })
+        .await
+        .map(drop)
     }
 
     /// The end of the console: the last `lines`, or as much as is kept.
