@@ -1,6 +1,8 @@
 //! The host driver on a real host: real processes, taps and bridges, in a network namespace of its own. The guest is
 //! the tiny one. This program is also the VMM process that the driver starts.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -29,7 +31,7 @@ fn main() {
     if missing.is_none() {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");
     }
-    let trials: [(&str, fn(&Host)); 9] = [
+    let trials: [(&str, Body); 9] = [
         ("instance_is_started_paused_resumed_stopped_restarted_and_deleted_without_a_trace", whole_life),
         ("driver_that_comes_anew_adopts_the_same_process", adoption),
         ("first_boot_that_fails_at_any_step_leaves_nothing", failing_first_boot),
@@ -59,6 +61,9 @@ fn main() {
     }
     libtest_mimic::run(&arguments, trials.collect()).exit();
 }
+
+/// What a trial does.
+type Body = fn(&Host);
 
 /// What this machine lacks.
 fn missing() -> Option<String> {
@@ -451,10 +456,13 @@ fn killed_vmm(host: &Host) {
     assert_eq!(host.traces(), before);
 }
 
+/// What makes an instance impossible.
+type Spoil = fn(&mut InstanceWanted);
+
 fn faults(host: &Host) {
     let (driver, _ends) = host.driver();
     let before = host.traces();
-    let cases: [(&str, fn(&mut InstanceWanted)); 5] = [
+    let cases: [(&str, Spoil); 5] = [
         ("could not be booted", |wanted| wanted.root_disk.image_id = "broken".into()),
         ("open the image nowhere", |wanted| wanted.root_disk.image_id = "nowhere".into()),
         ("open the image ../run", |wanted| wanted.root_disk.image_id = "../run".into()),
