@@ -9,6 +9,7 @@ mod disk;
 mod exits;
 mod figures;
 mod network;
+mod power;
 mod removal;
 mod spawn;
 mod start;
@@ -20,8 +21,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::Signal;
-use vmm::rpc::{Client, ClientError, ExitReason, VmState};
+use vmm::rpc::{Client, VmState};
 
 use self::cgroup::Cgroups;
 use self::directory::{Directory, Record};
@@ -36,8 +36,6 @@ pub use self::removal::{Removed, remove_all};
 
 /// After this time something that could not be taken away is tried again.
 const RETRY: Duration = Duration::from_secs(5);
-/// The shortest time between two boots that a guest asks for itself: one that resets at once must not keep a host busy.
-const RESET_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a host's driver is told.
 #[derive(Debug, Clone)]
@@ -99,12 +97,6 @@ impl Process {
 fn sentence(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
-/// Whether an instance that has to go down is down.
-enum Down {
-    Yes,
-    In(Duration),
 }
 
 impl HostDriver {
@@ -227,276 +219,6 @@ impl HostDriver {
         }
     }
 
-    /// Brings the process down: asks the guest first if that was wanted, never waits for it.
-    fn bring_down(
-        &self,
-        wanted: &InstanceWanted,
-        slot: &mut Slot,
-        directory: &Directory,
-    ) -> io::Result<Down> {
-        let Some(process) = &slot.process else { return Ok(Down::Yes) };
-        let now = Instant::now();
-        match slot.stopping {
-            Some(deadline) if now < deadline && wanted.shutdown_timeout_ms > 0 => {
-                return Ok(Down::In(deadline - now));
-            }
-            None if wanted.shutdown_timeout_ms > 0 && press_power_button(&wanted.id, directory) => {
-                let patience = Duration::from_millis(u64::from(wanted.shutdown_timeout_ms));
-                slot.stopping = Some(now + patience);
-                return Ok(Down::In(patience));
-            }
-            _ => {}
-        }
-        // The socket is the way that leaves a report; a VMM that does not answer is killed.
-        let asked = Client::connect(&directory.control_socket()).and_then(|mut client| {
-            client.set_timeout(Duration::from_secs(1))?;
-            client.stop(true)
-        });
-        if asked.is_err() || !has_ended_within(&process.pidfd, Duration::from_secs(2))? {
-            match rustix::process::pidfd_send_signal(&process.pidfd, Signal::KILL) {
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        if !has_ended_within(&process.pidfd, start::KILL_TIMEOUT)? {
-            return Err(io::Error::new(io::ErrorKind::TimedOut, "the VMM process does not end"));
-        }
-        Ok(Down::Yes)
-    }
-
-    fn stop(
-        &self,
-        wanted: &InstanceWanted,
-        surroundings: &Surroundings,
-        slot: &mut Slot,
-        directory: &Directory,
-    ) -> Applied {
-        match self.bring_down(wanted, slot, directory) {
-            Ok(Down::In(left)) => {
-                return Applied {
-                    observed: Self::observed(wanted, slot, InstanceState::Stopping),
-                    again_after: Some(left),
-                };
-            }
-            Err(error) => {
-                let observed =
-                    Self::failure(wanted, slot, format!("stop the instance: {}", sentence(&error)));
-                return Applied { observed, again_after: Some(RETRY) };
-            }
-            Ok(Down::Yes) => self.reap(wanted, surroundings, slot, directory),
-        }
-        self.keep(wanted, slot, directory);
-        Applied { observed: Self::observed(wanted, slot, InstanceState::Stopped), again_after: None }
-    }
-
-    fn delete(
-        &self,
-        wanted: &InstanceWanted,
-        surroundings: &Surroundings,
-        slot: &mut Slot,
-        directory: &Directory,
-    ) -> Applied {
-        let stopped = self.stop(wanted, surroundings, slot, directory);
-        if stopped.observed.state != InstanceState::Stopped {
-            return stopped;
-        }
-        let nics = slot.record.as_ref().map_or(&wanted.nics, |record| &record.wanted.nics);
-        let removed = self
-            .network
-            .detach(surroundings, nics)
-            .map_err(|error| format!("remove the instance's taps: {}", sentence(&error)))
-            .and_then(|()| {
-                self.cgroups.remove(&wanted.id);
-                directory.remove().map_err(|error| format!("remove the instance's files: {error}"))
-            });
-        match removed {
-            Ok(()) => {
-                *slot = Slot::default();
-                self.slots().remove(&wanted.id);
-                let observed = Self::observed(wanted, slot, InstanceState::Deleted);
-                Applied { observed, again_after: None }
-            }
-            Err(fault) => Applied { observed: Self::failure(wanted, slot, fault), again_after: Some(RETRY) },
-        }
-    }
-
-    fn run(
-        &self,
-        wanted: &InstanceWanted,
-        surroundings: &Surroundings,
-        slot: &mut Slot,
-        directory: &Directory,
-        report: &dyn Fn(InstanceObserved),
-    ) -> Applied {
-        let done = |observed| Applied { observed, again_after: None };
-        let runs_older = slot.record.as_ref().is_none_or(|record| record.boot < wanted.boot);
-        if slot.process.is_some() && runs_older {
-            match self.bring_down(wanted, slot, directory) {
-                Ok(Down::In(left)) => {
-                    let observed = Self::observed(wanted, slot, InstanceState::Stopping);
-                    return Applied { observed, again_after: Some(left) };
-                }
-                Ok(Down::Yes) => self.reap(wanted, surroundings, slot, directory),
-                Err(error) => {
-                    let fault = format!("stop the instance for its restart: {}", sentence(&error));
-                    return Applied {
-                        observed: Self::failure(wanted, slot, fault),
-                        again_after: Some(RETRY),
-                    };
-                }
-            }
-        }
-        if slot.process.is_some() {
-            return done(self.align(wanted, surroundings, slot, directory));
-        }
-        match self.next_boot(wanted, slot, directory) {
-            Next::Stay(observed) => {
-                self.keep(wanted, slot, directory);
-                return done(observed);
-            }
-            Next::Wait(left) => {
-                let observed = Self::observed(wanted, slot, InstanceState::Preparing);
-                return Applied { observed, again_after: Some(left) };
-            }
-            Next::Start => {}
-        }
-        let mut preparing = Self::observed(wanted, slot, InstanceState::Preparing);
-        preparing.boot = wanted.boot;
-        report(preparing);
-        done(self.begin(wanted, surroundings, slot, directory, report))
-    }
-
-    /// Begins the wanted boot.
-    fn begin(
-        &self,
-        wanted: &InstanceWanted,
-        surroundings: &Surroundings,
-        slot: &mut Slot,
-        directory: &Directory,
-        report: &dyn Fn(InstanceObserved),
-    ) -> InstanceObserved {
-        slot.begun = Some(Instant::now());
-        match self.start(wanted, surroundings, directory) {
-            Ok((process, record)) => {
-                let id = process.id;
-                if let Err(error) = self.exits.watch(&wanted.id, process.pidfd.clone()) {
-                    tracing::error!(instance.id = wanted.id, %error, "the end of the instance will not be noticed");
-                }
-                *slot = Slot {
-                    record: Some(record),
-                    process: Some(process),
-                    begun: slot.begun,
-                    ..Slot::default()
-                };
-                report(Self::observed(wanted, slot, InstanceState::Running));
-                // Not before the guest runs: moving a process between groups can take the kernel many milliseconds.
-                self.cgroups.place(&wanted.id, id.pid);
-                self.align(wanted, surroundings, slot, directory)
-            }
-            Err(fault) => {
-                tracing::warn!(instance.id = wanted.id, fault, "the instance could not be started");
-                slot.failed = Some((wanted.boot, fault.clone()));
-                // Where an earlier boot left disks, the failure is kept with them.
-                slot.record = directory.record();
-                if let Some(record) = &mut slot.record {
-                    record.fault = Some(fault.clone());
-                }
-                self.keep(wanted, slot, directory);
-                let mut observed = Self::failure(wanted, slot, fault);
-                observed.boot = wanted.boot;
-                observed
-            }
-        }
-    }
-
-    /// What becomes of an instance that shall run and has no process.
-    fn next_boot(&self, wanted: &InstanceWanted, slot: &mut Slot, directory: &Directory) -> Next {
-        if let Some((_, fault)) = slot.failed.as_ref().filter(|(boot, _)| *boot >= wanted.boot) {
-            let mut observed = Self::failure(wanted, slot, fault.clone());
-            observed.boot = wanted.boot;
-            return Next::Stay(observed);
-        }
-        let Some(record) = &mut slot.record else { return Next::Start };
-        if record.boot < wanted.boot || record.host_boot != directory::host_boot() {
-            return Next::Start;
-        }
-        if let Some(fault) = record.fault.clone() {
-            return Next::Stay(Self::failure(wanted, slot, fault));
-        }
-        if !record.started {
-            return Next::Start;
-        }
-        match directory.exit().map(|report| report.reason) {
-            Some(ExitReason::PoweredOff | ExitReason::Killed) => {
-                Next::Stay(Self::observed(wanted, slot, InstanceState::Stopped))
-            }
-            Some(ExitReason::Reset) => {
-                let since = slot.begun.map_or(RESET_INTERVAL, |begun| begun.elapsed());
-                match RESET_INTERVAL.checked_sub(since) {
-                    Some(left) if !left.is_zero() => Next::Wait(left),
-                    _ => Next::Start,
-                }
-            }
-            Some(ExitReason::BootFailed | ExitReason::Crashed) | None => {
-                let fault = start::died(directory);
-                record.fault = Some(fault.clone());
-                Next::Stay(Self::failure(wanted, slot, fault))
-            }
-        }
-    }
-
-    /// Brings a process that runs the wanted boot to the wanted power.
-    fn align(
-        &self,
-        wanted: &InstanceWanted,
-        surroundings: &Surroundings,
-        slot: &mut Slot,
-        directory: &Directory,
-    ) -> InstanceObserved {
-        let before = slot.record.as_ref().map(|record| record.wanted.nics.clone()).unwrap_or_default();
-        let is_gone = |nic: &NicWanted| wanted.nics.iter().all(|wanted| wanted.port_id != nic.port_id);
-        let gone: Vec<_> = before.into_iter().filter(is_gone).collect();
-        let updated = self
-            .network
-            .update(surroundings, &wanted.nics)
-            .and_then(|()| self.network.detach(surroundings, &gone));
-        if let Err(error) = updated {
-            tracing::error!(
-                instance.id = wanted.id,
-                error = sentence(&error),
-                "the taps are not what they shall be"
-            );
-        }
-        let aligned = Client::connect(&directory.control_socket()).and_then(|mut client| {
-            let status = client.status()?;
-            let state = match (status.state, wanted.power) {
-                (VmState::Created, _) => client.start()?,
-                (VmState::Running, Power::Paused) => client.pause()?,
-                (VmState::Paused, Power::Running) => client.resume()?,
-                (state, _) => state,
-            };
-            Ok((state, status.first_run_us))
-        });
-        match aligned {
-            Ok((state, first_run_us)) => {
-                if let Some(record) = &mut slot.record {
-                    record.first_run_us = first_run_us.or(record.first_run_us);
-                    record.started = true;
-                }
-                self.keep(wanted, slot, directory);
-                Self::observed(wanted, slot, state_of(state))
-            }
-            // It is about to end; its end will be noticed.
-            Err(ClientError::Connect(_) | ClientError::Talk(_)) => {
-                Self::observed(wanted, slot, InstanceState::Running)
-            }
-            Err(error) => {
-                let fault = format!("the VMM does not do what is wanted: {}", sentence(&error));
-                Self::failure(wanted, slot, fault)
-            }
-        }
-    }
-
     /// Writes down how far an instance with a directory has come.
     fn keep(&self, wanted: &InstanceWanted, slot: &mut Slot, directory: &Directory) {
         let Some(record) = &mut slot.record else { return };
@@ -521,12 +243,6 @@ impl HostDriver {
     }
 }
 
-enum Next {
-    Start,
-    Stay(InstanceObserved),
-    Wait(Duration),
-}
-
 fn state_of(state: VmState) -> InstanceState {
     match state {
         VmState::Created => InstanceState::Preparing,
@@ -534,21 +250,6 @@ fn state_of(state: VmState) -> InstanceState {
         VmState::Paused => InstanceState::Paused,
         VmState::Stopping | VmState::Stopped => InstanceState::Stopping,
     }
-}
-
-/// Presses the power button of a guest that runs; returns whether there is anything to wait for.
-fn press_power_button(id: &str, directory: &Directory) -> bool {
-    let pressed = Client::connect(&directory.control_socket()).and_then(|mut client| {
-        let state = client.status()?.state;
-        if state == VmState::Running {
-            client.stop(false)?;
-        }
-        Ok(matches!(state, VmState::Running | VmState::Stopping))
-    });
-    pressed.unwrap_or_else(|error| {
-        tracing::debug!(instance.id = id, error = sentence(&error), "the guest cannot be asked to end");
-        false
-    })
 }
 
 /// The handle of a process that still is the VMM of this instance.

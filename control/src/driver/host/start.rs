@@ -1,6 +1,7 @@
 //! Starting an instance: steps in order, each with its undo. One that fails undoes all before it, so that nothing is
 //! left that was not there before; disks and directories that an earlier boot made stay.
 
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -129,36 +130,32 @@ impl HostDriver {
         });
         self.check(Step::Network)?;
 
-        let nics = wanted.nics.iter().zip(taps).map(|(nic, tap)| NicConfig {
-            tap: files.push(tap),
-            mac: nic.mac,
-            mtu: nic.mtu,
-            endpoint: endpoint(nic, wanted),
-        });
-        let nics = nics.collect();
-        let console = directory.open_console().map_err(failed("make the console log"))?;
-        let exit = directory.open_exit().map_err(failed("make the file for the report of the end"))?;
-        directory.remove_run().map_err(failed("remove the control socket of the boot before"))?;
-        let listener =
-            UnixListener::bind(directory.control_socket()).map_err(failed("make the control socket"))?;
         let log = directory.open_log().map_err(failed("make the VMM's log"))?;
-        let config = VmmConfig {
-            memory_mib: wanted.memory_mib,
-            vcpus: wanted.vcpus,
-            boot,
-            cmdline: wanted.kernel.as_ref().map(|kernel| kernel.cmdline.clone()).unwrap_or_default(),
-            disks,
-            nics,
-            console_log: Some(files.push(console)),
-            control_socket: Some(files.push(listener)),
-            exit_report: Some(files.push(exit)),
-        };
+        let config = configuration(wanted, directory, (boot, disks, taps), &mut files)?;
         self.check(Step::Files)?;
 
+        let process = self.launch(wanted, directory, &config, (files, log), &mut undo)?;
+        record.first_run_us = run(&process, directory)?;
+        self.check(Step::Start)?;
+        record.started = true;
+        directory.write_record(&record).map_err(failed("write the instance down"))?;
+        undo.keep_all();
+        Ok((process, record))
+    }
+
+    /// Starts the process, writes it down, tells it what to be.
+    fn launch<'a>(
+        &'a self,
+        wanted: &'a InstanceWanted,
+        directory: &Directory,
+        config: &VmmConfig,
+        (files, log): (Files, File),
+        undo: &mut Undo<'a>,
+    ) -> Result<Process, String> {
         let spawned = spawn::spawn(spawn::Spawn {
             program: &self.program,
-            instance: id,
-            user: nix::unistd::geteuid().is_root().then(|| user(id)),
+            instance: &wanted.id,
+            user: nix::unistd::geteuid().is_root().then(|| user(&wanted.id)),
             log,
             // Ours are closed with this: a listener of which we kept a copy would outlive the process.
             fds: files.fds,
@@ -172,7 +169,7 @@ impl HostDriver {
                 let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
                 let _ = has_ended_within(&pidfd, KILL_TIMEOUT);
             }
-            self.cgroups.remove(id);
+            self.cgroups.remove(&wanted.id);
         });
         let pidfd = pidfd.ok_or_else(|| died(directory))?;
         let process = Process { id: spawned.id, pidfd };
@@ -181,18 +178,12 @@ impl HostDriver {
         directory.write_process(process.id).map_err(failed("write the VMM process down"))?;
         self.check(Step::ProcessRecord)?;
 
-        let text = serde_json::to_vec(&config).expect("invariant: a configuration is plain data");
+        let text = serde_json::to_vec(config).expect("invariant: a configuration is plain data");
         // A process that ends early breaks the pipe; what it left says why.
         configuration.write_all(&text).map_err(|_| why(&process, directory))?;
         drop(configuration);
         self.check(Step::Configuration)?;
-
-        record.first_run_us = run(&process, directory)?;
-        self.check(Step::Start)?;
-        record.started = true;
-        directory.write_record(&record).map_err(failed("write the instance down"))?;
-        undo.keep_all();
-        Ok((process, record))
+        Ok(process)
     }
 
     fn root_disk(
@@ -221,6 +212,38 @@ impl HostDriver {
         let initrd = kernel.ramdisk_image_id.as_ref().map(&mut open).transpose()?;
         Ok(Boot::Kernel { kernel: open(&kernel.kernel_image_id)?, initrd })
     }
+}
+
+/// Makes the files of one run and says what the process shall be.
+fn configuration(
+    wanted: &InstanceWanted,
+    directory: &Directory,
+    (boot, disks, taps): (Boot, Vec<DiskConfig>, Vec<OwnedFd>),
+    files: &mut Files,
+) -> Result<VmmConfig, String> {
+    let nics = wanted.nics.iter().zip(taps).map(|(nic, tap)| NicConfig {
+        tap: files.push(tap),
+        mac: nic.mac,
+        mtu: nic.mtu,
+        endpoint: endpoint(nic, wanted),
+    });
+    let nics = nics.collect();
+    let console = directory.open_console().map_err(failed("make the console log"))?;
+    let exit = directory.open_exit().map_err(failed("make the file for the report of the end"))?;
+    directory.remove_run().map_err(failed("remove the control socket of the boot before"))?;
+    let listener =
+        UnixListener::bind(directory.control_socket()).map_err(failed("make the control socket"))?;
+    Ok(VmmConfig {
+        memory_mib: wanted.memory_mib,
+        vcpus: wanted.vcpus,
+        boot,
+        cmdline: wanted.kernel.as_ref().map(|kernel| kernel.cmdline.clone()).unwrap_or_default(),
+        disks,
+        nics,
+        console_log: Some(files.push(console)),
+        control_socket: Some(files.push(listener)),
+        exit_report: Some(files.push(exit)),
+    })
 }
 
 /// Has the VMM run its guest; the time of the first instruction if it is known already.
