@@ -19,7 +19,7 @@ use control::agent::protocol::{
 use control::driver::fail_points::{FailPoints, Step};
 use control::driver::host::{HostDriver, HostOptions, remove_all};
 use control::driver::{Driver, Surroundings};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tempfile::TempDir;
 
 fn main() {
@@ -43,22 +43,16 @@ fn main() {
         ("cloud_that_is_taken_down_leaves_no_process_and_no_link_and_starts_again", taken_down),
     ];
     let trials = trials.into_iter().map(|(name, trial)| {
-        let reason = missing.clone();
-        let ignored = reason.is_some();
-        Trial::test(name, move || {
-            if let Some(reason) = reason {
-                println!("skipped: {reason}");
-                return Ok(());
+        let missing = missing.clone();
+        Trial::ignorable_test(name, move || {
+            if let Some(reason) = missing {
+                return Ok(Completion::ignored_with(format!("skipped: {reason}")));
             }
             trial(&Host::new().map_err(|error| Failed::from(error.to_string()))?);
-            Ok(())
+            Ok(Completion::Completed)
         })
-        .with_ignored_flag(ignored)
     });
     let arguments = Arguments::from_args();
-    if let Some(reason) = &missing {
-        println!("skipped: {reason}");
-    }
     libtest_mimic::run(&arguments, trials.collect()).exit();
 }
 

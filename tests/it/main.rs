@@ -8,6 +8,7 @@ mod commands;
 mod faults;
 mod harness;
 mod openstack;
+mod processes;
 mod survive;
 mod tenants;
 mod tidy;
@@ -19,6 +20,7 @@ fn main() {
     let trials = [
         tidy::trials(),
         commands::trials(),
+        processes::trials(),
         faults::trials(),
         tenants::trials(),
         survive::trials(),

@@ -68,7 +68,7 @@ pub trait Driver: Send + Sync + 'static {
     /// Finds and takes over what runs from before; called once, before everything else.
     fn adopt(&self, wake: Wake) -> Vec<InstanceObserved>;
 
-    /// Brings the networks that the host itself serves, and the groups' rules, to what is wanted. Called before
+    /// Brings the networks in use and the groups' rules to what is wanted. Called before
     /// the instances that need them and again whenever one changes; repeating it changes nothing.
     fn surround(&self, surroundings: &Arc<Surroundings>) -> Result<(), String>;
 

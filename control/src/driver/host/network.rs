@@ -73,15 +73,18 @@ impl Network {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the host's own networks and the rules of all groups what is wanted, and keeps the taps of what runs:
-    /// `running` are the devices of all instances with a process.
+    /// Makes the networks that are in use and the rules of all groups what is wanted, and keeps the taps of what
+    /// runs: `running` are the devices of all instances with a process.
     pub(super) fn surround(&self, surroundings: &Surroundings, running: &[NicWanted]) -> Result<(), Error> {
         let mut state = self.state();
         let is_first = state.host.is_none();
         let tag = state.open(&self.run, &surroundings.cloud_tag)?;
         let before = state.wanted.clone();
-        for network in surroundings.networks.values().filter(|network| !network.host_addresses.is_empty()) {
-            state.want_bridge(tag, network)?;
+        for network in surroundings.networks.values() {
+            let name = tag.bridge(short_id(network.id.as_bytes()));
+            if state.wanted.bridges.contains_key(&name) {
+                state.want_bridge(tag, network)?;
+            }
         }
         for nic in running {
             // Even without its network, what runs keeps its tap until it is told otherwise.
@@ -100,7 +103,7 @@ impl Network {
                 *kept = Group { rules: group.rules.clone() };
             }
         }
-        state.sweep(tag, surroundings);
+        state.sweep();
         if is_first || state.wanted != before { state.converge() } else { Ok(()) }
     }
 
@@ -126,7 +129,7 @@ impl Network {
                 Err(error) => {
                     drop(taps);
                     // The first failure is the one to tell of; what stays is swept with the next look.
-                    let _ = state.remove(tag, surroundings, nics);
+                    let _ = state.remove(tag, nics);
                     return Err(error);
                 }
             }
@@ -152,7 +155,7 @@ impl Network {
         }
         let mut state = self.state();
         let tag = state.open(&self.run, &surroundings.cloud_tag)?;
-        state.remove(tag, surroundings, nics)
+        state.remove(tag, nics)
     }
 }
 
@@ -221,12 +224,7 @@ impl State {
         Ok(())
     }
 
-    fn remove(
-        &mut self,
-        tag: OwnerTag,
-        surroundings: &Surroundings,
-        nics: &[NicWanted],
-    ) -> Result<(), Error> {
+    fn remove(&mut self, tag: OwnerTag, nics: &[NicWanted]) -> Result<(), Error> {
         let mut outcome = Ok(());
         for nic in nics {
             let name = tag.tap(short_id(nic.port_id.as_bytes()));
@@ -238,23 +236,17 @@ impl State {
             let host = self.host.as_mut().expect("invariant: opened by every caller");
             outcome = outcome.and(host.remove_port(&name).map_err(Error::from));
         }
-        if self.sweep(tag, surroundings) {
+        if self.sweep() {
             outcome = outcome.and(self.converge());
         }
         outcome
     }
 
-    /// Stops wanting bridges and groups that nothing needs; returns whether a bridge was among them.
-    fn sweep(&mut self, tag: OwnerTag, surroundings: &Surroundings) -> bool {
-        let served: BTreeSet<InterfaceName> = surroundings
-            .networks
-            .values()
-            .filter(|network| !network.host_addresses.is_empty())
-            .map(|network| tag.bridge(short_id(network.id.as_bytes())))
-            .collect();
+    /// Stops wanting bridges and groups that no tap needs, those with the host's own address too; returns whether a bridge was among them.
+    fn sweep(&mut self) -> bool {
         let HostNetwork { bridges, taps, groups } = &mut self.wanted;
         let before = bridges.len();
-        bridges.retain(|name, _| served.contains(name) || taps.values().any(|tap| tap.bridge == *name));
+        bridges.retain(|name, _| taps.values().any(|tap| tap.bridge == *name));
         groups.retain(|number, _| taps.values().any(|tap| tap.groups.contains(number)));
         self.owners.retain(|name, _| bridges.contains_key(name) || taps.contains_key(name));
         bridges.len() < before
