@@ -6,9 +6,11 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use storage::root_disk::{RootDisk, RootDiskError, create_root_disk, find_root_disk};
 use vmm::config::{DiskFormat, InheritedFd};
 
@@ -37,20 +39,29 @@ pub(super) enum Error {
     Base(#[source] io::Error),
 }
 
-/// Opens an image's file for reading.
+/// Opens an image's file for reading. The directory is another, less privileged user's: no link is followed on the
+/// way, and what somebody else owns is no image.
 pub(super) fn open_image(images: &Path, id: &str) -> Result<File, Error> {
     let open = || {
         if !instance_id_is_safe(id) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the image's id is not one"));
         }
-        open_regular(&images.join(id))
+        let file = open_regular(&images.join(id))?;
+        if file.metadata()?.uid() != fs::symlink_metadata(images)?.uid() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "it is not the image directory's owner's",
+            ));
+        }
+        Ok(file)
     };
     open().map_err(|source| Error::Image { id: id.chars().take(64).collect(), source })
 }
 
 fn open_regular(path: &Path) -> io::Result<File> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+    let file = rustix::fs::openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS)?;
+    let file = File::from(file);
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is not a regular file"));
     }
@@ -99,9 +110,52 @@ fn open_base(disks: &Path, images: &Path, image_id: &str) -> Result<File, Error>
         opened => return opened.map_err(Error::Base),
     }
     let image = open_image(images, image_id)?;
-    if let Err(error) = fs::hard_link(images.join(image_id), &base) {
+    // The very file that was opened, whatever has its name by now.
+    let opened = format!("/proc/self/fd/{}", image.as_raw_fd());
+    if let Err(error) = rustix::fs::linkat(CWD, opened, CWD, &base, AtFlags::SYMLINK_FOLLOW) {
         // On another file system, say: then the image has to stay where it is.
         tracing::debug!(%error, "the image of a root disk cannot be given a second name");
     }
     Ok(image)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_on_the_way_to_an_image_are_not_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let images = directory.path().join("images");
+        fs::create_dir(&images).unwrap();
+        fs::write(images.join("real"), "an image").unwrap();
+        symlink(images.join("real"), images.join("link")).unwrap();
+        symlink(&images, directory.path().join("elsewhere")).unwrap();
+        fs::create_dir(images.join("directory")).unwrap();
+        assert!(open_image(&images, "real").is_ok());
+        for (images, id) in [
+            (images.clone(), "link"),
+            (images.clone(), "directory"),
+            (images.clone(), "missing"),
+            (images.clone(), "../images/real"),
+            (directory.path().join("elsewhere"), "real"),
+        ] {
+            assert!(open_image(&images, id).is_err(), "{id} in {}", images.display());
+        }
+    }
+
+    #[test]
+    fn image_below_an_overlay_can_be_deleted() {
+        let directory = tempfile::tempdir().unwrap();
+        let (images, disks) = (directory.path().join("images"), directory.path().join("disk"));
+        fs::create_dir(&images).unwrap();
+        fs::create_dir(&disks).unwrap();
+        fs::write(images.join("image"), [7; 1024]).unwrap();
+        let open = || open_root(&disks, &images, "image", 4096, |_| InheritedFd(4));
+        let first = open().unwrap();
+        fs::remove_file(images.join("image")).unwrap();
+        assert_eq!(open().unwrap(), first, "and the disk can still be opened");
+    }
 }

@@ -277,8 +277,7 @@ pub(super) fn died(directory: &Directory) -> String {
     match directory.exit() {
         Some(report) => match report.reason {
             BootFailed => format!("the guest could not be booted: {}", report.message),
-            Crashed => format!("the guest crashed: {}", report.message),
-            Killed | PoweredOff | Reset => format!("the guest ended: {}", report.message),
+            Crashed | Killed | PoweredOff | Reset => report.message,
         },
         None => match directory.last_words() {
             Some(words) => format!("the VMM process died: {words}"),
