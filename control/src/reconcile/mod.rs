@@ -21,7 +21,7 @@ use crate::Control;
 use crate::agent::link::{AgentEvent, Agents, SILENCE_MAX, WantedSource};
 use crate::agent::protocol::{HostReport, InstanceObserved, InstanceState, Power};
 use crate::error::{Error, Result};
-use crate::model::compute::{Cloud, Fault, Server, VmState};
+use crate::model::compute::{Cloud, Fault, Host, Server, VmState};
 use crate::model::{network, random_hex_id};
 use crate::scheduler::{Allocation, Scheduler};
 use crate::service::db::Db;
@@ -30,7 +30,8 @@ use crate::store::{Change, Row, Stored, Txn};
 
 /// How often everything is looked at without a signal.
 const PASS_INTERVAL: Duration = Duration::from_secs(5);
-/// How long hosts have to connect before a server that finds none is refused: as long as a line may be silent.
+/// How long hosts that are known but have not connected since the start are waited for before a server that finds no
+/// host is refused: as long as a line may be silent.
 const PATIENCE: Duration = SILENCE_MAX;
 /// The most events taken in one go.
 const EVENTS_MAX: usize = 1024;
@@ -98,6 +99,12 @@ impl Control {
     /// The tag in the names of links on the cloud's hosts: four hexadecimal digits.
     pub fn cloud_tag(&self) -> &str {
         &self.compute.cloud_tag
+    }
+
+    /// Whether a host is known that has not connected, or none is known at all.
+    fn hosts_are_missing(&self) -> bool {
+        let hosts = self.db.list::<Host>();
+        hosts.is_empty() || hosts.iter().any(|host| !self.host_is_alive(&host.row.name))
     }
 
     /// One look at everything: what a pass on the timer does.
@@ -169,7 +176,7 @@ async fn follow_rows(control: Arc<Control>) {
     let mut timer = tokio::time::interval(PASS_INTERVAL);
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        let patient = started.elapsed() < PATIENCE;
+        let patient = started.elapsed() < PATIENCE && control.hosts_are_missing();
         let done = tokio::select! {
             change = changes.next() => match change {
                 None => return,

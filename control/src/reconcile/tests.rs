@@ -250,6 +250,34 @@ async fn server_waits_for_the_first_host_to_connect() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn with_every_host_connected_a_server_that_fits_none_is_refused_at_once() {
+    let cloud = Cloud::with_host().await;
+    cloud.until_status(&cloud.create().await, "ACTIVE").await;
+    let huge = crate::service::flavor::FlavorNew {
+        id: None,
+        name: "huge".to_owned(),
+        vcpus: 1,
+        ram_mib: 1 << 24,
+        disk_gib: 1,
+        ephemeral_gib: 0,
+        swap_mib: 0,
+        rxtx_factor: 1.0,
+        is_public: true,
+        description: None,
+    };
+    let flavor_id = cloud.control.flavor_create(&cloud.admin, huge).await.unwrap().id;
+    cloud
+        .control
+        .quota_set(&cloud.admin, "p", &[(crate::service::quota::Resource::RamMib, -1)])
+        .await
+        .unwrap();
+    let new = NewServers { flavor_id, ..cloud.new_servers() };
+    let id = cloud.control.servers_create(&cloud.admin, new).await.unwrap().servers[0].id.clone();
+    let server = cloud.until_status(&id, "ERROR").await;
+    assert!(server.fault.unwrap().details.ends_with("RamFilter: (start: 1, end: 0)"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_a_fitting_host_the_server_is_in_error_and_keeps_only_its_row() {
     let cloud = Cloud::new().await;
     let id = cloud.create().await;
