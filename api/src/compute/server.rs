@@ -89,9 +89,9 @@ pub(super) async fn update(
     let update = ServerUpdate {
         name: fields.name,
         description: fields.description,
-        hostname: fields.hostname,
-        access_ip_v4: fields.access_ip_v4.map(|text| access_ip(text, true)).transpose()?,
-        access_ip_v6: fields.access_ip_v6.map(|text| access_ip(text, false)).transpose()?,
+        hostname: hostname(fields.hostname, version)?,
+        access_ip_v4: fields.access_ip_v4.map(|text| access_ip(&text, true)).transpose()?,
+        access_ip_v6: fields.access_ip_v6.map(|text| access_ip(&text, false)).transpose()?,
         auto_disk_config: fields.disk_config.as_deref().map(auto_disk_config).transpose()?,
     };
     state.control.server_update(&caller, &id, &update).await?;
@@ -110,14 +110,24 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// An address of that version, or nothing.
-pub(super) fn access_ip(text: String, v4: bool) -> Result<String, Fault> {
-    let fits =
-        text.is_empty() || text.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_ipv4() == v4);
-    if fits {
-        Ok(text)
-    } else {
-        Err(Fault::malformed(format!("'{text}' is not an address of that version.")))
+/// An address of that version in its canonical form, or nothing.
+pub(super) fn access_ip(text: &str, v4: bool) -> Result<String, Fault> {
+    if text.is_empty() {
+        return Ok(String::new());
+    }
+    let address = text.parse::<std::net::IpAddr>().ok().filter(|address| address.is_ipv4() == v4);
+    let address =
+        address.ok_or_else(|| Fault::malformed(format!("'{text}' is not an address of that version.")))?;
+    Ok(address.to_string())
+}
+
+/// A fully qualified name is a host name only since 2.94.
+pub(super) fn hostname(text: Option<String>, version: Microversion) -> Result<Option<String>, Fault> {
+    match &text {
+        Some(name) if name.contains('.') && !version.at_least(2, 94) => Err(Fault::malformed(format!(
+            "Invalid input for field/attribute hostname: {name} has more than one label."
+        ))),
+        _ => Ok(text),
     }
 }
 

@@ -13,7 +13,7 @@ use control::service::server::create::USER_DATA_BASE64_BYTES_MAX;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::server::{access_ip, auto_disk_config};
+use super::server::{access_ip, auto_disk_config, hostname};
 use super::server_view::disk_config;
 use super::{flag, links, number};
 use crate::context::{AppState, Authenticated, Body};
@@ -160,7 +160,7 @@ impl CreateBody {
         Ok(NewServers {
             name: fields.name,
             description: fields.description,
-            hostname: fields.hostname,
+            hostname: hostname(fields.hostname, version)?,
             flavor_id: match fields.flavor {
                 FlavorRef::Text(text) => text.rsplit('/').next().unwrap_or_default().to_owned(),
                 FlavorRef::Number(number) => number.to_string(),
@@ -187,8 +187,8 @@ impl CreateBody {
                 .map(auto_disk_config)
                 .transpose()?
                 .unwrap_or(false),
-            access_ip_v4: access_ip(fields.access_ip_v4, true)?,
-            access_ip_v6: access_ip(fields.access_ip_v6, false)?,
+            access_ip_v4: access_ip(&fields.access_ip_v4, true)?,
+            access_ip_v6: access_ip(&fields.access_ip_v6, false)?,
         })
     }
 }

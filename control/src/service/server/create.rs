@@ -29,7 +29,7 @@ use crate::store::{Cache, Txn};
 pub const USER_DATA_BASE64_BYTES_MAX: usize = 65_535;
 /// The longest name, property key and property value in characters.
 const TEXT_CHARS_MAX: usize = 255;
-/// The longest host name: one label (RFC 1035 §2.3.4).
+/// The longest label of a host name (RFC 1035 §2.3.4).
 const HOSTNAME_BYTES_MAX: usize = 63;
 /// The longest tag in characters.
 const TAG_CHARS_MAX: usize = 60;
@@ -444,15 +444,19 @@ pub(crate) fn check_name(name: &str) -> Result<()> {
     )))
 }
 
-/// One label of a domain name.
+/// One label of a domain name, or several (microversion 2.94).
 pub(crate) fn check_hostname(hostname: &str) -> Result<()> {
-    let inner = hostname.chars().all(|c| c.is_ascii_alphanumeric() || c == '-');
-    let ends = !hostname.starts_with('-') && !hostname.ends_with('-');
-    if inner && ends && (2..=HOSTNAME_BYTES_MAX).contains(&hostname.len()) {
+    let label = |label: &str| {
+        (1..=HOSTNAME_BYTES_MAX).contains(&label.len())
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if (2..=TEXT_CHARS_MAX).contains(&hostname.len()) && hostname.split('.').all(label) {
         return Ok(());
     }
     Err(invalid(format!(
-        "Invalid input for field/attribute hostname: {hostname}: letters, digits and inner '-' are allowed."
+        "Invalid input for field/attribute hostname: {hostname}: labels of letters, digits and inner '-' are allowed."
     )))
 }
 
@@ -517,9 +521,8 @@ mod tests {
         assert!(check_name("").is_err() && check_name("  ").is_err() && check_name("a\nb").is_err());
         assert!(check_name(&"x".repeat(256)).is_err() && check_name("s 1").is_ok());
         assert!(check_tag("a,b").is_err() && check_tag("").is_err() && check_tag("web").is_ok());
-        assert!(
-            check_hostname("a").is_err() && check_hostname("-ab").is_err() && check_hostname("a-b").is_ok()
-        );
+        assert!(check_hostname("a").is_err() && check_hostname("-ab").is_err());
+        assert!(check_hostname("a..b").is_err() && check_hostname("a-b.example").is_ok());
         let long = BTreeMap::from([("k".to_owned(), "v".repeat(256))]);
         assert!(check_properties(&long).is_err());
     }
