@@ -232,7 +232,7 @@ impl Control {
     /// What the store says.
     pub async fn bootstrap_flavors(&self) -> Result<()> {
         const FIRST: [(&str, &str, u32, u32, u32); 6] = [
-            ("42", "m1.nano", 1, 64, 0),
+            ("42", "m1.nano", 1, 64, 1),
             ("1", "m1.tiny", 1, 512, 1),
             ("2", "m1.small", 1, 2048, 20),
             ("3", "m1.medium", 2, 4096, 40),
