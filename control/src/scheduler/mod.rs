@@ -67,9 +67,10 @@ pub struct Allocation {
 }
 
 impl Default for Allocation {
-    /// Nova's `initial_cpu_allocation_ratio`, `initial_ram_…`, `initial_disk_…` and `reserved_host_memory_mb`.
+    /// Nova's `initial_ram_allocation_ratio`, `initial_disk_…` and `reserved_host_memory_mb`; of virtual CPUs Nova's older
+    /// default `cpu_allocation_ratio`, since microVMs are many and mostly idle.
     fn default() -> Self {
-        Self { cpu_ratio: 4.0, ram_ratio: 1.0, disk_ratio: 1.0, reserved_memory_mib: 512 }
+        Self { cpu_ratio: 16.0, ram_ratio: 1.0, disk_ratio: 1.0, reserved_memory_mib: 512 }
     }
 }
 

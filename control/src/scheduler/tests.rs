@@ -24,9 +24,9 @@ fn request(resources: Resources) -> Request {
 }
 
 #[test]
-fn default_ratios_keep_half_a_gibibyte_for_the_host_and_share_cpus_four_ways() {
+fn default_ratios_keep_half_a_gibibyte_for_the_host_and_share_cpus_sixteen_ways() {
     let capacity = Allocation::default().capacity(resources(8, 4096, 100));
-    assert_eq!(capacity, resources(32, 3584, 100));
+    assert_eq!(capacity, resources(128, 3584, 100));
     assert_eq!(Allocation::default().capacity(resources(1, 256, 1)).memory_mib, 0);
 }
 
