@@ -3,7 +3,7 @@
 mod measure;
 
 #[path = "../tests/it/harness/mod.rs"]
-#[allow(dead_code, reason = "the system tests use the rest")]
+#[allow(dead_code, unused_imports, reason = "the system tests use the rest")]
 mod harness;
 
 use std::net::Ipv4Addr;

@@ -2,16 +2,16 @@
 
 /// Numbers of one kind.
 #[derive(Debug, Clone, Default)]
-pub struct Samples(Vec<f64>);
+pub(crate) struct Samples(Vec<f64>);
 
 impl Samples {
     /// Adds one.
-    pub fn push(&mut self, value: f64) {
+    pub(crate) fn push(&mut self, value: f64) {
         self.0.push(value);
     }
 
     /// The value below which this share of the samples lies; 0 of none.
-    pub fn quantile(&self, share: f64) -> f64 {
+    pub(crate) fn quantile(&self, share: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let last = sorted.len().saturating_sub(1);
@@ -21,7 +21,7 @@ impl Samples {
 
 /// One line of a benchmark.
 #[derive(Debug, Clone, Copy)]
-pub struct Line<'a> {
+pub(crate) struct Line<'a> {
     /// What was measured.
     pub what: &'a str,
     /// In what.
@@ -36,7 +36,7 @@ pub struct Line<'a> {
 
 impl Line<'_> {
     /// Prints it.
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         let ratio = if self.baseline > 0.0 { self.value / self.baseline } else { f64::NAN };
         println!(
             "{:58} {:>10.2} {:5} baseline {:>9.2} ({}) ratio {ratio:.3}",

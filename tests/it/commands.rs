@@ -8,7 +8,7 @@ use libtest_mimic::Trial;
 use crate::harness::{Need, isolate, trial, wisp};
 
 /// The tests.
-pub fn trials() -> Vec<Trial> {
+pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial(
             "commands::demo_holds_every_step_and_leaves_nothing",

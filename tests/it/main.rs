@@ -6,6 +6,7 @@
 
 mod commands;
 mod faults;
+#[allow(dead_code, reason = "the benchmarks use the rest")]
 mod harness;
 mod openstack;
 mod processes;

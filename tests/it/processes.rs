@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use crate::harness::{Need, trial, wisp, within};
 
 /// The tests.
-pub fn trials() -> Vec<Trial> {
+pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("processes::up_says_one_line_and_ends_with_sigterm", &[], up_says_one_line),
         trial("processes::second_up_on_a_directory_is_refused", &[], second_up_is_refused),
@@ -207,7 +207,10 @@ fn down_ends_a_running_cloud() -> Result<()> {
     ensure!(down.status.success(), "{}", String::from_utf8_lossy(&down.stderr));
     let said = String::from_utf8_lossy(&down.stdout).into_owned();
     ensure!(said.contains(&format!("process {}", up.child.id())), "{said}");
-    within(20, || Ok(ensure!(up.child.try_wait()?.is_some(), "it runs on")))?;
+    within(20, || {
+        ensure!(up.child.try_wait()?.is_some(), "it runs on");
+        Ok(())
+    })?;
     let again =
         Command::new("timeout").arg("60").arg(wisp()).args(["down", "--state"]).arg(state.path()).output()?;
     ensure!(again.status.success(), "{}", String::from_utf8_lossy(&again.stderr));

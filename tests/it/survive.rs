@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use crate::harness::{Cloud, KVM_CLOUD, NewServer, Remains, isolate, processes, trial, within};
 
 /// The tests.
-pub fn trials() -> Vec<Trial> {
+pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("survive::instances_outlive_the_control_plane_and_are_adopted", KVM_CLOUD, instances_outlive),
         trial("survive::down_removes_everything_and_nothing_else", KVM_CLOUD, down_removes_everything),

@@ -7,7 +7,7 @@ use libtest_mimic::Trial;
 use crate::harness::{Cloud, KVM_CLOUD, NewServer, Remains, isolate, trial};
 
 /// The tests.
-pub fn trials() -> Vec<Trial> {
+pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("tenants::one_network_reaches_and_two_do_not", KVM_CLOUD, one_network_reaches_and_two_do_not),
         trial("tenants::disks_are_written_and_read", KVM_CLOUD, disks_are_written_and_read),
@@ -54,7 +54,7 @@ fn disks_are_written_and_read() -> Result<()> {
     let rest = cloud.rest()?;
     let network = cloud.network(&rest, "net", "10.2.0.0/24")?;
     let asks = "#wisp\ndisk-write 0 4000 kept across a stop\ndisk-read 0 4000\n";
-    let new = NewServer { name: "disk", image: "", flavor: "m1.nano", network: &network, user_data: asks };
+    let new = NewServer { name: "disk", image: "", flavor: "m1.tiny", network: &network, user_data: asks };
     let server = cloud.server(&rest, &new)?;
     cloud.wait_console(&rest, &server, "command: disk-read 0 4000 ok")?;
     let console = cloud.console(&rest, &server)?;

@@ -30,7 +30,7 @@ const HOMES: [(&str, &str); 6] = [
 ];
 
 /// The tests.
-pub fn trials() -> Vec<Trial> {
+pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("tidy::crates_use_only_what_they_may", &[], crates_use_only_what_they_may),
         trial("tidy::each_standard_has_one_home", &[], each_standard_has_one_home),

@@ -23,7 +23,7 @@ const READY_TIMEOUT: Duration = Duration::from_secs(60);
 const COMMAND_SECONDS_MAX: &str = "120";
 
 /// A running cloud; ended, with all that it made, when dropped.
-pub struct Cloud {
+pub(crate) struct Cloud {
     /// Where its API is.
     pub url: String,
     state: tempfile::TempDir,
@@ -33,12 +33,12 @@ pub struct Cloud {
 
 impl Cloud {
     /// A cloud on /dev/kvm.
-    pub fn start() -> Result<Self> {
+    pub(crate) fn start() -> Result<Self> {
         Self::start_with("kvm")
     }
 
     /// A cloud of fake hosts.
-    pub fn start_fake() -> Result<Self> {
+    pub(crate) fn start_fake() -> Result<Self> {
         Self::start_with("fake")
     }
 
@@ -51,12 +51,12 @@ impl Cloud {
     }
 
     /// Its state directory.
-    pub fn state(&self) -> &Path {
+    pub(crate) fn state(&self) -> &Path {
         self.state.path()
     }
 
     /// Starts `wisp up` on the same directory, for the first time or again, and waits until it is ready.
-    pub fn up(&mut self) -> Result<()> {
+    pub(crate) fn up(&mut self) -> Result<()> {
         let mut child = Command::new(wisp())
             .args(["up", "--listen", "127.0.0.1:0", "--driver", self.driver, "--state"])
             .arg(self.state())
@@ -81,12 +81,12 @@ impl Cloud {
     }
 
     /// The process that `wisp up` is.
-    pub fn pid(&self) -> Option<Pid> {
+    pub(crate) fn pid(&self) -> Option<Pid> {
         self.up.as_ref().and_then(|child| i32::try_from(child.id()).ok()).map(Pid::from_raw)
     }
 
     /// Forgets `wisp up` after it was killed.
-    pub fn reap(&mut self) -> Result<()> {
+    pub(crate) fn reap(&mut self) -> Result<()> {
         match self.up.take() {
             Some(mut child) => child.wait().map(drop).context("wait for `wisp up`"),
             None => Ok(()),
@@ -94,7 +94,7 @@ impl Cloud {
     }
 
     /// Runs `wisp down`.
-    pub fn down(&mut self) -> Result<Output> {
+    pub(crate) fn down(&mut self) -> Result<Output> {
         let output = Command::new(wisp())
             .args(["down", "--state"])
             .arg(self.state())
@@ -105,12 +105,12 @@ impl Cloud {
     }
 
     /// A REST client of the administrator.
-    pub fn rest(&self) -> Result<Rest> {
+    pub(crate) fn rest(&self) -> Result<Rest> {
         Rest::log_in(&self.url, PASSWORD)
     }
 
     /// Runs the real `openstack` command; its standard output.
-    pub fn openstack(&self, arguments: &[&str]) -> Result<String> {
+    pub(crate) fn openstack(&self, arguments: &[&str]) -> Result<String> {
         let output = self.openstack_output(arguments)?;
         ensure!(
             output.status.success(),
@@ -123,16 +123,10 @@ impl Cloud {
     }
 
     /// Runs the real `openstack` command, which shall fail; its standard error.
-    pub fn openstack_refused(&self, arguments: &[&str]) -> Result<String> {
+    pub(crate) fn openstack_refused(&self, arguments: &[&str]) -> Result<String> {
         let output = self.openstack_output(arguments)?;
         ensure!(!output.status.success(), "openstack {} succeeded", arguments.join(" "));
         String::from_utf8(output.stderr).context("read the command's errors")
-    }
-
-    /// Runs the real `openstack` command with `-f json`; what it shows.
-    pub fn openstack_json(&self, arguments: &[&str]) -> Result<Value> {
-        let arguments = [arguments, &["-f", "json"]].concat();
-        serde_json::from_str(&self.openstack(&arguments)?).context("read the command's JSON")
     }
 
     fn openstack_output(&self, arguments: &[&str]) -> Result<Output> {
@@ -148,7 +142,7 @@ impl Cloud {
     }
 
     /// Waits until a server has a status.
-    pub fn wait_status(&self, rest: &Rest, server: &str, wanted: &str) -> Result<Value> {
+    pub(crate) fn wait_status(&self, rest: &Rest, server: &str, wanted: &str) -> Result<Value> {
         within(60, || {
             let (code, body) = rest.get(&format!("/compute/v2.1/servers/{server}"))?;
             ensure!(code == 200, "GET server: {code} {body}");
@@ -163,7 +157,7 @@ impl Cloud {
     }
 
     /// Waits until a server is gone.
-    pub fn wait_gone(&self, rest: &Rest, server: &str) -> Result<()> {
+    pub(crate) fn wait_gone(&self, rest: &Rest, server: &str) -> Result<()> {
         within(60, || {
             let (code, body) = rest.get(&format!("/compute/v2.1/servers/{server}"))?;
             ensure!(code == 404, "the server is still there: {code} {body}");
@@ -178,7 +172,7 @@ impl Cloud {
 
 /// A server as a test asks for it.
 #[derive(Debug, Clone)]
-pub struct NewServer<'a> {
+pub(crate) struct NewServer<'a> {
     /// Its name.
     pub name: &'a str,
     /// The image's id; the public image `tiny` if empty.
@@ -193,12 +187,12 @@ pub struct NewServer<'a> {
 
 impl Cloud {
     /// The id of the network `public`.
-    pub fn public_network(&self, rest: &Rest) -> Result<String> {
+    pub(crate) fn public_network(&self, rest: &Rest) -> Result<String> {
         first_id(&rest.shown("/network/v2.0/networks?name=public")?["networks"])
     }
 
     /// A network with a subnet.
-    pub fn network(&self, rest: &Rest, name: &str, cidr: &str) -> Result<String> {
+    pub(crate) fn network(&self, rest: &Rest, name: &str, cidr: &str) -> Result<String> {
         let network = rest.made("/network/v2.0/networks", &json!({"network": {"name": name}}))?;
         let id = id_of(&network["network"])?;
         let subnet = json!({"subnet": {"network_id": id, "ip_version": 4, "cidr": cidr}});
@@ -207,7 +201,7 @@ impl Cloud {
     }
 
     /// An image of these bytes.
-    pub fn image(&self, rest: &Rest, name: &str, bytes: &[u8]) -> Result<String> {
+    pub(crate) fn image(&self, rest: &Rest, name: &str, bytes: &[u8]) -> Result<String> {
         let body = json!({"name": name, "disk_format": "raw", "container_format": "bare"});
         let id = id_of(&rest.made("/image/v2/images", &body)?)?;
         let status = rest.put_data(&format!("/image/v2/images/{id}/file"), bytes)?;
@@ -216,7 +210,7 @@ impl Cloud {
     }
 
     /// Lets ping and TCP in through the project's default group.
-    pub fn open_default_group(&self, rest: &Rest) -> Result<()> {
+    pub(crate) fn open_default_group(&self, rest: &Rest) -> Result<()> {
         let groups = rest.shown("/network/v2.0/security-groups?name=default")?;
         let group = first_id(&groups["security_groups"])?;
         for protocol in ["icmp", "tcp"] {
@@ -227,7 +221,7 @@ impl Cloud {
     }
 
     /// Asks for a server; its id.
-    pub fn server(&self, rest: &Rest, new: &NewServer<'_>) -> Result<String> {
+    pub(crate) fn server(&self, rest: &Rest, new: &NewServer<'_>) -> Result<String> {
         let image = match new.image {
             "" => first_id(&rest.shown("/image/v2/images?name=tiny")?["images"])?,
             id => id.to_owned(),
@@ -245,21 +239,21 @@ impl Cloud {
     }
 
     /// A server's first address.
-    pub fn address(&self, rest: &Rest, server: &str) -> Result<Ipv4Addr> {
+    pub(crate) fn address(&self, rest: &Rest, server: &str) -> Result<Ipv4Addr> {
         let ports = rest.shown(&format!("/network/v2.0/ports?device_id={server}"))?;
         let address = ports["ports"][0]["fixed_ips"][0]["ip_address"].as_str().context("no address")?;
         address.parse().context("read the address")
     }
 
     /// A server's console.
-    pub fn console(&self, rest: &Rest, server: &str) -> Result<String> {
+    pub(crate) fn console(&self, rest: &Rest, server: &str) -> Result<String> {
         let path = format!("/compute/v2.1/servers/{server}/action");
         let answer = rest.made(&path, &json!({"os-getConsoleOutput": {}}))?;
         Ok(answer["output"].as_str().context("no output")?.to_owned())
     }
 
     /// Waits until a server's console shows a text; the console.
-    pub fn wait_console(&self, rest: &Rest, server: &str, text: &str) -> Result<String> {
+    pub(crate) fn wait_console(&self, rest: &Rest, server: &str, text: &str) -> Result<String> {
         within(60, || {
             let console = self.console(rest, server)?;
             ensure!(console.contains(text), "the console does not show `{text}`:\n{console}");

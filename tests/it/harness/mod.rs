@@ -10,17 +10,17 @@ use std::path::Path;
 
 use libtest_mimic::{Completion, Failed, Trial};
 
-pub use self::cloud::{Cloud, NewServer};
-pub use self::netns::{isolate, links};
-pub use self::remains::{Remains, processes};
-pub use self::rest::Rest;
+pub(crate) use self::cloud::{Cloud, NewServer};
+pub(crate) use self::netns::{isolate, links};
+pub(crate) use self::remains::{Remains, processes};
+pub(crate) use self::rest::Rest;
 
 /// What every test of a real cloud needs.
-pub const KVM_CLOUD: &[Need] = &[Need::Root, Need::Kvm, Need::Tun];
+pub(crate) const KVM_CLOUD: &[Need] = &[Need::Root, Need::Kvm, Need::Tun];
 
 /// What a test cannot do without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Need {
+pub(crate) enum Need {
     /// The rights of root: namespaces, links, users.
     Root,
     /// /dev/kvm.
@@ -47,7 +47,7 @@ impl Need {
 }
 
 /// A test that runs where its needs are met, and is counted as skipped where they are not.
-pub fn trial(name: &str, needs: &'static [Need], run: fn() -> anyhow::Result<()>) -> Trial {
+pub(crate) fn trial(name: &str, needs: &'static [Need], run: fn() -> anyhow::Result<()>) -> Trial {
     Trial::ignorable_test(name, move || {
         if let Some(reason) = needs.iter().find_map(|need| need.unmet()) {
             if std::env::var_os("WISP_REQUIRE_ALL").is_some_and(|value| value == "1") {
@@ -57,17 +57,17 @@ pub fn trial(name: &str, needs: &'static [Need], run: fn() -> anyhow::Result<()>
             }
             return Ok(Completion::ignored_with(format!("skipped: {reason}")));
         }
-        run().map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:?}")))
+        run().map(|()| Completion::Completed).map_err(|error| Failed::from(format!("{error:#}")))
     })
 }
 
 /// The binary under test.
-pub fn wisp() -> &'static Path {
+pub(crate) fn wisp() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_wisp"))
 }
 
 /// Tries until it holds, at most this many seconds; then says why the last try did not.
-pub fn within<T>(seconds: u64, mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub(crate) fn within<T>(seconds: u64, mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
     loop {
         match attempt() {

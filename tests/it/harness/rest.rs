@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 /// A client with an administrator's token.
-pub struct Rest {
+pub(crate) struct Rest {
     agent: ureq::Agent,
     base: String,
     token: String,
@@ -14,12 +14,12 @@ pub struct Rest {
 
 impl Rest {
     /// Logs in as an administrator.
-    pub fn log_in(base: &str, password: &str) -> Result<Self> {
+    pub(crate) fn log_in(base: &str, password: &str) -> Result<Self> {
         Self::log_in_as(base, "admin", password, "admin")
     }
 
     /// Logs in as anyone of the default domain.
-    pub fn log_in_as(base: &str, user: &str, password: &str, project: &str) -> Result<Self> {
+    pub(crate) fn log_in_as(base: &str, user: &str, password: &str, project: &str) -> Result<Self> {
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(Duration::from_secs(30)))
@@ -40,42 +40,42 @@ impl Rest {
     }
 
     /// Reads: status and body.
-    pub fn get(&self, path: &str) -> Result<(u16, Value)> {
+    pub(crate) fn get(&self, path: &str) -> Result<(u16, Value)> {
         answer(self.with_headers(self.agent.get(self.url(path))).call()?)
     }
 
     /// Reads what must be there.
-    pub fn shown(&self, path: &str) -> Result<Value> {
+    pub(crate) fn shown(&self, path: &str) -> Result<Value> {
         let (status, body) = self.get(path)?;
         ensure!(status == 200, "GET {path}: {status} {body}");
         Ok(body)
     }
 
     /// Makes something, or asks for an action: status and body.
-    pub fn post(&self, path: &str, body: &Value) -> Result<(u16, Value)> {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> Result<(u16, Value)> {
         answer(self.with_headers(self.agent.post(self.url(path))).send_json(body)?)
     }
 
     /// As [`Rest::post`], which must succeed.
-    pub fn made(&self, path: &str, body: &Value) -> Result<Value> {
+    pub(crate) fn made(&self, path: &str, body: &Value) -> Result<Value> {
         let (status, answer) = self.post(path, body)?;
         ensure!((200..300).contains(&status), "POST {path}: {status} {answer}");
         Ok(answer)
     }
 
     /// Sends data.
-    pub fn put_data(&self, path: &str, data: &[u8]) -> Result<u16> {
+    pub(crate) fn put_data(&self, path: &str, data: &[u8]) -> Result<u16> {
         let request = self.with_headers(self.agent.put(self.url(path)));
         Ok(request.content_type("application/octet-stream").send(data)?.status().as_u16())
     }
 
     /// Changes: status.
-    pub fn put(&self, path: &str, body: &Value) -> Result<u16> {
+    pub(crate) fn put(&self, path: &str, body: &Value) -> Result<u16> {
         Ok(self.with_headers(self.agent.put(self.url(path))).send_json(body)?.status().as_u16())
     }
 
     /// Asks for another token by this one; its answer.
-    pub fn rescope(&self) -> Result<Value> {
+    pub(crate) fn rescope(&self) -> Result<Value> {
         let body = json!({"auth": {
             "identity": {"methods": ["token"], "token": {"id": self.token}},
             "scope": {"project": {"name": "admin", "domain": {"id": "default"}}}
@@ -84,12 +84,12 @@ impl Rest {
     }
 
     /// The token itself, for a request made by hand.
-    pub fn token(&self) -> &str {
+    pub(crate) fn token(&self) -> &str {
         &self.token
     }
 
     /// Deletes: status.
-    pub fn delete(&self, path: &str) -> Result<u16> {
+    pub(crate) fn delete(&self, path: &str) -> Result<u16> {
         Ok(self.with_headers(self.agent.delete(self.url(path))).call()?.status().as_u16())
     }
 

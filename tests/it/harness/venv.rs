@@ -13,7 +13,7 @@ const PACKAGES: [&str; 1] = ["python-openstackclient==10.5.0"];
 const STEP_SECONDS_MAX: &str = "600";
 
 /// The path of the command.
-pub fn openstack() -> Result<&'static Path> {
+pub(super) fn openstack() -> Result<&'static Path> {
     static MADE: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
     MADE.get_or_init(|| make().map_err(|error| format!("{error:#}")))
         .as_deref()

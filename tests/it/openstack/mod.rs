@@ -3,6 +3,7 @@
 //!
 //! `WISP_BLESS=1 cargo test --test it openstack` writes the transcript anew.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,7 +12,7 @@ use libtest_mimic::Trial;
 use crate::harness::{Cloud, Need, isolate, trial, wisp, within};
 
 /// The tests.
-pub fn trials() -> Vec<Trial> {
+pub(crate) fn trials() -> Vec<Trial> {
     vec![trial(
         "openstack::every_verb_answers_as_in_the_transcript",
         &[Need::Root, Need::Kvm, Need::Tun, Need::OpenStack],
@@ -22,8 +23,7 @@ pub fn trials() -> Vec<Trial> {
 /// One command and what it shows.
 #[derive(Debug, PartialEq, Eq)]
 struct Exchange {
-    /// The line after `$ `: `openstack …`; `! openstack …` if it is refused; `until WORD openstack …` if it is asked
-    /// again until it shows that word.
+    /// The line after `$ `; the transcript's title says what may stand before `openstack`.
     command: String,
     shows: String,
 }
@@ -40,10 +40,11 @@ fn every_verb_answers_as_in_the_transcript() -> Result<()> {
         std::process::Command::new(wisp()).args(["guest", "export", "tiny"]).arg(&guest).status()?;
     ensure!(exported.success(), "export the tiny guest: {exported}");
     std::fs::write(files.path().join("user-data"), "hello from the transcript\n")?;
+    let mut kept = BTreeMap::from([("FILES".to_owned(), files.path().to_string_lossy().into_owned())]);
     let mut seen = Vec::with_capacity(exchanges.len());
     let mut differences = Vec::new();
     for exchange in &exchanges {
-        let shows = normalise(&run(&cloud, &exchange.command, files.path())?);
+        let shows = normalise(&run(&cloud, &exchange.command, &mut kept)?);
         if shows != exchange.shows {
             differences
                 .push(format!("$ {}\n--- expected\n{}\n--- seen\n{shows}", exchange.command, exchange.shows));
@@ -63,13 +64,27 @@ fn every_verb_answers_as_in_the_transcript() -> Result<()> {
     Ok(())
 }
 
-fn run(cloud: &Cloud, command: &str, files: &Path) -> Result<String> {
-    let words: Vec<String> =
-        command.split_whitespace().map(|word| word.replace("FILES", &files.to_string_lossy())).collect();
+fn run(cloud: &Cloud, command: &str, kept: &mut BTreeMap<String, String>) -> Result<String> {
+    let words: Vec<String> = command
+        .split_whitespace()
+        .map(|word| {
+            kept.iter().fold(word.to_owned(), |word, (name, value)| word.replace(&format!("${name}"), value))
+        })
+        .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.as_slice() {
         ["openstack", words @ ..] => cloud.openstack(words),
         ["!", "openstack", words @ ..] => cloud.openstack_refused(words),
+        ["has", wanted, "openstack", words @ ..] => within(60, || {
+            let shows = cloud.openstack(words)?;
+            ensure!(shows.contains(wanted), "no {wanted} in {shows}");
+            Ok(String::new())
+        }),
+        ["let", name, "openstack", words @ ..] => {
+            let shows = cloud.openstack(words)?;
+            kept.insert((*name).to_owned(), shows.trim().to_owned());
+            Ok(String::new())
+        }
         ["until", wanted, "openstack", words @ ..] => within(60, || {
             let shows = cloud.openstack(words)?;
             ensure!(shows.trim() == *wanted, "still {}", shows.trim());
@@ -114,14 +129,17 @@ fn render(title: &str, exchanges: &[Exchange]) -> String {
     text
 }
 
-/// Replaces what differs from run to run by its kind, of the same width, so that tables keep their shape.
+/// How many bytes of a text's beginning are of a kind, if they are.
+type Matcher = fn(&[u8]) -> Option<usize>;
+
+/// Replaces what differs from run to run by its kind.
 fn normalise(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = String::with_capacity(text.len());
     let mut at = 0;
     while at < bytes.len() {
-        let kinds: [(&str, fn(&[u8]) -> Option<usize>); 4] =
-            [("uuid", uuid), ("time", time), ("mac", mac), ("hex", hex_id)];
+        let kinds: [(&str, Matcher); 5] =
+            [("uuid", uuid), ("time", time), ("mac", mac), ("hex", hex_id), ("address", api_address)];
         let boundary = at == 0 || !bytes[at - 1].is_ascii_alphanumeric();
         let found = kinds
             .iter()
@@ -129,7 +147,7 @@ fn normalise(text: &str) -> String {
             .find_map(|(kind, matches)| Some((kind, matches(&bytes[at..])?)));
         match found {
             Some((kind, length)) => {
-                out.push_str(&format!("{:length$}", format!("<{kind}>")));
+                out.push_str(&format!("<{kind}>"));
                 at += length;
             }
             None => {
@@ -165,6 +183,12 @@ fn time(bytes: &[u8]) -> Option<usize> {
         .or_else(|| pattern(bytes, "dddd-dd-ddTdd:dd:dd.dddddd"))
         .or_else(|| pattern(bytes, "dddd-dd-ddTdd:dd:dd+dddd"))
         .or_else(|| pattern(bytes, "dddd-dd-ddTdd:dd:ddZ"))
+}
+
+/// Where the API is.
+fn api_address(bytes: &[u8]) -> Option<usize> {
+    let port = bytes.strip_prefix(b"127.0.0.1:")?.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    (port > 0).then_some("127.0.0.1:".len() + port)
 }
 
 /// Ids of 32 hexadecimal digits, and longer digests.
