@@ -27,6 +27,13 @@ fn main() {
         survive::trials(),
         openstack::trials(),
     ];
-    let trials = trials.into_iter().flatten().collect();
+    let trials: Vec<_> = trials.into_iter().flatten().collect();
+    let selected = |name: &str| arguments.filter.as_deref().is_none_or(|filter| name.contains(filter));
+    if !arguments.list
+        && trials.iter().any(|trial| trial.name().starts_with("openstack::") && selected(trial.name()))
+    {
+        // Before any test has moved its thread into a network namespace, from which PyPI cannot be reached.
+        harness::prepare_openstack();
+    }
     libtest_mimic::run(&arguments, trials).exit();
 }

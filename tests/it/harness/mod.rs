@@ -61,6 +61,11 @@ pub(crate) fn trial(name: &str, needs: &'static [Need], run: fn() -> anyhow::Res
     })
 }
 
+/// Makes the `openstack` command ready; where that fails, the tests that need it say why.
+pub(crate) fn prepare_openstack() {
+    let _ = venv::openstack();
+}
+
 /// The binary under test.
 pub(crate) fn wisp() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_wisp"))
