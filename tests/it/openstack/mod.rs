@@ -157,7 +157,9 @@ fn normalise(text: &str) -> String {
             }
         }
     }
-    out.lines().map(str::trim_end).collect::<Vec<_>>().join("\n").trim_end().to_owned()
+    // A progress line is written over itself; what stands in the end counts.
+    let last = |line: &str| line.rsplit('\r').next().unwrap_or_default().trim_end().to_owned();
+    out.lines().map(last).collect::<Vec<_>>().join("\n").trim_end().to_owned()
 }
 
 /// Matches a pattern in which `h` is a hexadecimal digit, `d` a decimal one and all else itself.
