@@ -16,15 +16,21 @@ pub(crate) const TAG: OwnerTag = OwnerTag::new(0x7e57);
 /// How long a frame may take from one tap to another before it counts as dropped.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_millis(300);
 
+/// Says why a test cannot run here; with `WISP_REQUIRE_ALL=1` that is a failure.
+pub(crate) fn skipped(reason: &str) {
+    assert!(std::env::var_os("WISP_REQUIRE_ALL").is_none_or(|value| value != "1"), "skipped: {reason}");
+    println!("skipped: {reason}");
+}
+
 /// Runs a test on a thread in a network namespace of its own, where the host's links are out of reach.
 pub(crate) fn in_own_network(test: impl FnOnce() + Send + 'static) {
     if !std::path::Path::new("/dev/net/tun").exists() {
-        println!("skipped: no /dev/net/tun");
+        skipped("no /dev/net/tun");
         return;
     }
     let thread = std::thread::spawn(move || match unshare(CloneFlags::CLONE_NEWNET) {
         Ok(()) => test(),
-        Err(errno) => println!("skipped: no network namespace of our own: {errno}"),
+        Err(errno) => skipped(&format!("no network namespace of our own: {errno}")),
     });
     if let Err(panic) = thread.join() {
         resume_unwind(panic);

@@ -93,18 +93,24 @@ impl Instance {
     }
 }
 
+/// Says why a test cannot run here; with `WISP_REQUIRE_ALL=1` that is a failure.
+fn skipped(reason: &str) {
+    assert!(std::env::var_os("WISP_REQUIRE_ALL").is_none_or(|value| value != "1"), "skipped: {reason}");
+    println!("skipped: {reason}");
+}
+
 /// Enters a network namespace of this thread's own; false, with the reason, where that is not possible.
 fn host_is_able() -> bool {
     if let Err(error) = vmm::kvm::Kvm::open() {
-        println!("skipped: no KVM: {error}");
+        skipped(&format!("no KVM: {error}"));
         return false;
     }
     if let Err(error) = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET) {
-        println!("skipped: no network namespace: {error}");
+        skipped(&format!("no network namespace: {error}"));
         return false;
     }
     if let Err(error) = File::open("/dev/net/tun") {
-        println!("skipped: no taps: {error}");
+        skipped(&format!("no taps: {error}"));
         return false;
     }
     true
@@ -294,7 +300,7 @@ fn guests_on_a_bridge_where_the_host_has_no_address_reach_each_other() {
 #[test]
 fn guest_without_network_says_so_and_powers_off_by_the_button() {
     if let Err(error) = vmm::kvm::Kvm::open() {
-        println!("skipped: no KVM: {error}");
+        skipped(&format!("no KVM: {error}"));
         return;
     }
     let instance = Instance::start(Vec::new(), 4096);

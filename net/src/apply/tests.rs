@@ -319,7 +319,7 @@ fn vxlan_joins_its_bridge_and_floods_to_its_peers() {
         {
             wanted.bridges.get_mut(&TAG.bridge(1)).unwrap().vxlan = Some(vxlan);
             if !converge(&wanted) {
-                println!("skipped: no vxlan");
+                crate::testing::skipped("no vxlan");
                 return;
             }
         }

@@ -146,7 +146,7 @@ impl Instance {
 
     fn with(kernel: &[u8], vcpus: u8, change: impl FnOnce(&mut VmmConfig)) -> Option<Self> {
         if let Err(error) = Kvm::open() {
-            println!("skipped: {}", chain(&error));
+            skipped(&chain(&error));
             return None;
         }
         let directory = tempfile::tempdir().unwrap();
@@ -419,4 +419,10 @@ fn configurations_too_long_or_wrong_are_refused() {
     assert!(matches!(read_config(file(&long)), Err(Error::ReadConfig(_))));
     let config = br#"{"memory_mib":1,"vcpus":1,"boot":"disk","console_log":null,"control_socket":null,"exit_report":null}"#;
     assert_eq!(read_config(file(config)).unwrap().boot, Boot::Disk);
+}
+
+/// Says why a test cannot run here; with `WISP_REQUIRE_ALL=1` that is a failure.
+fn skipped(reason: &str) {
+    assert!(std::env::var_os("WISP_REQUIRE_ALL").is_none_or(|value| value != "1"), "skipped: {reason}");
+    println!("skipped: {reason}");
 }

@@ -27,7 +27,7 @@ fn passes(from: &Guest, to: &Guest, frame: &[u8]) -> bool {
 fn skips_without_bridge_netfilter() -> bool {
     let skips = !has_bridge_netfilter();
     if skips {
-        println!("skipped: no br_netfilter");
+        crate::testing::skipped("no br_netfilter");
     }
     skips
 }
