@@ -390,16 +390,7 @@ fn kind_key(kind: &NetworkKind) -> String {
 
 /// How the network's frames shall travel, with the key that must be free for it.
 fn choose_kind(cache: &Cache, request: &NetworkCreate) -> Result<(NetworkKind, String)> {
-    let taken = || {
-        let networks = cache.list::<Network>();
-        networks
-            .iter()
-            .filter_map(|network| match network.row.kind {
-                NetworkKind::Vxlan { vni } => Some(vni),
-                NetworkKind::Flat { .. } => None,
-            })
-            .collect::<BTreeSet<_>>()
-    };
+    let networks = cache.list::<Network>();
     let kind = match request.network_type.as_deref() {
         None | Some("vxlan") => {
             if request.physical_network.is_some() {
@@ -408,27 +399,7 @@ fn choose_kind(cache: &Cache, request: &NetworkCreate) -> Result<(NetworkKind, S
                     "Invalid input for operation: provider:physical_network specified for vxlan network.",
                 ));
             }
-            let vni = match request.segmentation_id {
-                Some(vni) if (1..=VNI_MAX).contains(&vni) => vni,
-                Some(vni) => {
-                    return Err(Error::invalid(
-                        "InvalidInput",
-                        format!(
-                            "Invalid input for operation: segmentation_id {vni} is not between 1 and {VNI_MAX}."
-                        ),
-                    ));
-                }
-                None => {
-                    let taken = taken();
-                    (1..=VNI_MAX).find(|vni| !taken.contains(vni)).ok_or_else(|| {
-                        Error::conflict(
-                            "NoNetworkAvailable",
-                            "Unable to create the network. No tenant network is available.",
-                        )
-                    })?
-                }
-            };
-            NetworkKind::Vxlan { vni }
+            NetworkKind::Vxlan { vni: choose_vni(&networks, request.segmentation_id)? }
         }
         Some("flat") => {
             let physical_network = request.physical_network.clone().ok_or_else(|| {
@@ -451,7 +422,7 @@ fn choose_kind(cache: &Cache, request: &NetworkCreate) -> Result<(NetworkKind, S
         }
     };
     let key = kind_key(&kind);
-    let in_use = cache.list::<Network>().iter().any(|network| network.row.kind == kind);
+    let in_use = networks.iter().any(|network| network.row.kind == kind);
     match (&kind, in_use) {
         (NetworkKind::Flat { physical_network }, true) => Err(Error::conflict(
             "FlatNetworkInUse",
@@ -462,6 +433,32 @@ fn choose_kind(cache: &Cache, request: &NetworkCreate) -> Result<(NetworkKind, S
             format!("Unable to create the network. The tunnel ID {vni} is in use."),
         )),
         (_, false) => Ok((kind, key)),
+    }
+}
+
+/// The wished VXLAN network identifier, or the lowest that no network has.
+fn choose_vni(networks: &[Arc<Stored<Network>>], wished: Option<u32>) -> Result<u32> {
+    match wished {
+        Some(vni) if (1..=VNI_MAX).contains(&vni) => Ok(vni),
+        Some(vni) => Err(Error::invalid(
+            "InvalidInput",
+            format!("Invalid input for operation: segmentation_id {vni} is not between 1 and {VNI_MAX}."),
+        )),
+        None => {
+            let taken: BTreeSet<u32> = networks
+                .iter()
+                .filter_map(|network| match network.row.kind {
+                    NetworkKind::Vxlan { vni } => Some(vni),
+                    NetworkKind::Flat { .. } => None,
+                })
+                .collect();
+            (1..=VNI_MAX).find(|vni| !taken.contains(vni)).ok_or_else(|| {
+                Error::conflict(
+                    "NoNetworkAvailable",
+                    "Unable to create the network. No tenant network is available.",
+                )
+            })
+        }
     }
 }
 
