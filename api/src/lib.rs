@@ -11,6 +11,7 @@ pub mod discovery;
 pub mod error;
 pub mod identity;
 pub mod image;
+pub mod lab;
 pub mod microversion;
 pub mod network;
 pub mod page;

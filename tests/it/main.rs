@@ -8,6 +8,7 @@ mod commands;
 mod faults;
 #[allow(dead_code, reason = "the benchmarks use the rest")]
 mod harness;
+mod lab;
 mod openstack;
 mod processes;
 mod survive;
@@ -26,6 +27,7 @@ fn main() {
         tenants::trials(),
         survive::trials(),
         openstack::trials(),
+        lab::trials(),
     ];
     let trials: Vec<_> = trials.into_iter().flatten().collect();
     let selected = |name: &str| arguments.filter.as_deref().is_none_or(|filter| name.contains(filter));
@@ -34,6 +36,12 @@ fn main() {
     {
         // Before any test has moved its thread into a network namespace, from which PyPI cannot be reached.
         harness::prepare_openstack();
+    }
+    if !arguments.list
+        && trials.iter().any(|trial| trial.name().starts_with("lab::") && selected(trial.name()))
+    {
+        // For the same reason: Debian's packages are downloaded.
+        harness::prepare_lab();
     }
     libtest_mimic::run(&arguments, trials).exit();
 }

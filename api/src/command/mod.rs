@@ -6,6 +6,7 @@ mod demo;
 mod doctor;
 mod down;
 mod guest;
+mod lab;
 mod up;
 mod vmm;
 
@@ -47,6 +48,10 @@ enum Command {
     Vmm(vmm::Command),
     #[command(subcommand)]
     Guest(guest::Command),
+    Lab(Box<lab::Arguments>),
+    /// The first process of a lab's host.
+    #[command(hide = true)]
+    LabInside,
     /// The control process that `up` starts.
     #[command(hide = true)]
     Control(Child),
@@ -94,6 +99,8 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Vmm(command) => vmm::dispatch(command),
         Command::Guest(command) => guest::dispatch(&command),
+        Command::Lab(arguments) => lab::run(*arguments),
+        Command::LabInside => crate::lab::inside::main().map(|()| ExitCode::SUCCESS),
         Command::Control(child) => control::main(child.handover).map(|()| ExitCode::SUCCESS),
         Command::Agent(child) => agent::main(child.handover).map(|()| ExitCode::SUCCESS),
     }

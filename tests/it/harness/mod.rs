@@ -1,6 +1,7 @@
 //! What the system tests share: needs and skips, a network namespace per test, a cloud of its own.
 
 mod cloud;
+mod lab;
 mod netns;
 mod remains;
 mod rest;
@@ -11,6 +12,7 @@ use std::path::Path;
 use libtest_mimic::{Completion, Failed, Trial};
 
 pub(crate) use self::cloud::{Cloud, NewServer};
+pub(crate) use self::lab::cache as lab_cache;
 pub(crate) use self::netns::{isolate, links};
 pub(crate) use self::remains::{Remains, processes};
 pub(crate) use self::rest::Rest;
@@ -29,6 +31,8 @@ pub(crate) enum Need {
     Tun,
     /// The `openstack` command, from PyPI.
     OpenStack,
+    /// The nested lab: QEMU, and Debian's kernel and busybox, installed or downloaded.
+    Lab,
 }
 
 impl Need {
@@ -42,6 +46,7 @@ impl Need {
             Self::OpenStack => {
                 venv::openstack().err().map(|error| format!("needs the openstack command: {error:#}"))
             }
+            Self::Lab => lab::ready().err().map(|error| format!("needs the nested lab: {error:#}")),
         }
     }
 }
@@ -64,6 +69,11 @@ pub(crate) fn trial(name: &str, needs: &'static [Need], run: fn() -> anyhow::Res
 /// Makes the `openstack` command ready; where that fails, the tests that need it say why.
 pub(crate) fn prepare_openstack() {
     let _ = venv::openstack();
+}
+
+/// Makes the nested lab ready; where that fails, the tests that need it say why.
+pub(crate) fn prepare_lab() {
+    let _ = lab::ready();
 }
 
 /// The binary under test.
