@@ -191,6 +191,7 @@ impl Host {
             nics: vec![self.nic("public", 10), self.nic("private", 11)],
             hostname: "first".into(),
             metadata: BTreeMap::new(),
+            config_drive: true,
         }
     }
 

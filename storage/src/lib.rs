@@ -2,6 +2,7 @@
 //!
 //! Must never know: tenants, what an id stands for, who asks.
 
+pub mod file_tree;
 pub mod format;
 pub mod image;
 pub mod root_disk;

@@ -8,6 +8,8 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::document::Document;
+
 /// A descriptor inherited from the parent, by number; whoever reads the configuration takes ownership once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -141,5 +143,5 @@ pub struct EndpointConfig {
     /// The metadata service at 169.254.169.254 port 80: path (with its leading slash, without a trailing one) to
     /// body; a path that is only a prefix of others answers their listing.
     #[serde(default)]
-    pub metadata: BTreeMap<String, String>,
+    pub metadata: BTreeMap<String, Document>,
 }

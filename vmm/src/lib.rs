@@ -4,6 +4,7 @@ pub mod acpi;
 pub mod boot;
 pub mod bus;
 pub mod config;
+pub mod document;
 pub mod ending;
 pub mod endpoint;
 pub mod events;

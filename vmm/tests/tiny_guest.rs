@@ -188,8 +188,8 @@ fn nic(tap: OwnedFd, address: Ipv4Addr, user_data: &str) -> NicConfig {
     let document = r#"{"uuid":"0b2f1f0e-1111-4222-8333-444455556666","hostname":"tiny.wisp",
         "public_keys":{"alice":"ssh-ed25519 AAAAC3 alice"},"meta":{"a":[1,null,true]}}"#;
     let metadata = BTreeMap::from([
-        ("/openstack/latest/meta_data.json".to_owned(), document.to_owned()),
-        ("/openstack/latest/user_data".to_owned(), user_data.to_owned()),
+        ("/openstack/latest/meta_data.json".to_owned(), document.into()),
+        ("/openstack/latest/user_data".to_owned(), user_data.into()),
     ]);
     NicConfig {
         tap: inherit(tap),

@@ -12,6 +12,7 @@ use control::service::server::NewServers;
 use control::service::server::create::USER_DATA_BASE64_BYTES_MAX;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use vmm::document::Document;
 
 use super::server::{access_ip, auto_disk_config, hostname};
 use super::server_view::disk_config;
@@ -174,6 +175,7 @@ impl CreateBody {
                 .filter(|text| !text.is_empty())
                 .map(|text| user_data(&text))
                 .transpose()?,
+            config_drive: fields.config_drive.unwrap_or(false),
             metadata: fields.metadata,
             tags: fields.tags,
             min_count,
@@ -197,7 +199,6 @@ impl Fields {
     /// What the protocol has and Wisp does not.
     fn refuse_what_is_absent(&self) -> Result<(), Fault> {
         let absent = [
-            (self.config_drive == Some(true), "a configuration drive"),
             (!self.personality.is_empty(), "injecting files (personality)"),
             (!self.block_device_mapping.is_empty(), "block devices besides the image's own"),
             (self.trusted_image_certificates.is_some(), "validating image certificates"),
@@ -297,7 +298,7 @@ fn zone_and_host(text: Option<String>) -> (Option<String>, Option<String>) {
     (zone, host.or(node))
 }
 
-fn user_data(text: &str) -> Result<String, Fault> {
+fn user_data(text: &str) -> Result<Document, Fault> {
     if text.len() > USER_DATA_BASE64_BYTES_MAX {
         return Err(Fault::malformed(format!(
             "Invalid input for field/attribute user_data. It is longer than {USER_DATA_BASE64_BYTES_MAX} bytes in base64."
@@ -305,10 +306,10 @@ fn user_data(text: &str) -> Result<String, Fault> {
     }
     // Python's encoders break lines.
     let joined: String = text.split_ascii_whitespace().collect();
-    let bytes = base64::engine::general_purpose::STANDARD
+    base64::engine::general_purpose::STANDARD
         .decode(joined)
-        .map_err(|_| Fault::malformed("Invalid input for field/attribute user_data. It is not base64."))?;
-    String::from_utf8(bytes).map_err(|_| Fault::not_implemented("user data that is not text in UTF-8"))
+        .map(Document::from)
+        .map_err(|_| Fault::malformed("Invalid input for field/attribute user_data. It is not base64."))
 }
 
 #[cfg(test)]
@@ -365,7 +366,7 @@ mod tests {
         let mut volume = plain();
         volume["imageRef"] = json!("");
         volume["block_device_mapping_v2"][0]["destination_type"] = json!("volume");
-        for server in [volume, with("config_drive", json!("True")), with("personality", json!([{}]))] {
+        for server in [volume, with("personality", json!([{}]))] {
             let refused = parsed(server, 100).unwrap_err();
             assert!(matches!(refused, Fault::Control(control::error::Error::NotImplemented(_))), "{refused}");
         }
@@ -389,11 +390,21 @@ mod tests {
     }
 
     #[test]
+    fn user_data_may_be_compressed_and_a_configuration_drive_asked_for() {
+        let mut server = with("user_data", json!("H4sIAAAA/w=="));
+        server["config_drive"] = json!("True");
+        let new = parsed(server, 100).unwrap();
+        assert_eq!(new.user_data.unwrap().as_bytes(), [0x1f, 0x8b, 8, 0, 0, 0, 0xff]);
+        assert!(new.config_drive);
+    }
+
+    #[test]
     fn user_data_is_decoded_and_zone_may_name_a_host() {
         let mut server = with("user_data", json!("I2Nsb3VkLWNvbmZpZwo="));
         server["availability_zone"] = json!("nova:h1");
         let new = parsed(server, 1).unwrap();
-        assert_eq!(new.user_data.as_deref(), Some("#cloud-config\n"));
+        assert_eq!(new.user_data, Some(Document::from("#cloud-config\n")));
+        assert!(!new.config_drive);
         assert_eq!((new.availability_zone.as_deref(), new.host.as_deref()), (Some("nova"), Some("h1")));
     }
 }

@@ -6,6 +6,7 @@ use control::model::compute::{Flavor, Server};
 use control::service::server::{Address, ServerView, status::status};
 use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
+use vmm::document::Document;
 
 use super::{bookmark, links, microseconds, seconds};
 use crate::context::AppState;
@@ -131,7 +132,7 @@ fn extended(view: &ServerView, put: &mut impl FnMut(&str, Value)) {
     put("OS-EXT-STS:power_state", json!(seen.power_state));
     put("OS-SRV-USG:launched_at", json!(server.launched_at.map(microseconds)));
     put("OS-SRV-USG:terminated_at", Value::Null);
-    put("config_drive", json!(""));
+    put("config_drive", json!(if server.config_drive { "True" } else { "" }));
     put("key_name", json!(server.key.as_ref().map(|(name, _)| name)));
     put("os-extended-volumes:volumes_attached", json!([]));
     // Nova leaves the groups out where a server has none, since it has no devices.
@@ -158,7 +159,7 @@ fn administrative(version: Microversion, view: &ServerView, put: &mut impl FnMut
             json!(kernel.and_then(|kernel| kernel.ramdisk_id.as_deref()).unwrap_or("")),
         );
         put("OS-EXT-SRV-ATTR:root_device_name", json!("/dev/vda"));
-        put("OS-EXT-SRV-ATTR:user_data", json!(server.user_data.as_ref().map(|text| encode(text))));
+        put("OS-EXT-SRV-ATTR:user_data", json!(server.user_data.as_ref().map(encode)));
     }
     if version.at_least(2, 16) {
         put("host_status", json!(host_status(view)));
@@ -174,9 +175,9 @@ fn host_status(view: &ServerView) -> &'static str {
     }
 }
 
-fn encode(text: &str) -> String {
+fn encode(data: &Document) -> String {
     use base64::Engine as _;
-    base64::engine::general_purpose::STANDARD.encode(text)
+    base64::engine::general_purpose::STANDARD.encode(data)
 }
 
 /// `AUTO` or `MANUAL`: what was asked for; no partition is resized from outside the guest either way.

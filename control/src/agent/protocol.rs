@@ -13,6 +13,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use vmm::document::Document;
 
 /// The longest frame in bytes: a few thousand instances' wanted state with room to spare.
 pub const FRAME_BYTES_MAX: u32 = 64 << 20;
@@ -144,7 +145,10 @@ pub struct InstanceWanted {
     /// The guest's host name.
     pub hostname: String,
     /// The metadata service's documents: path to body.
-    pub metadata: BTreeMap<String, String>,
+    pub metadata: BTreeMap<String, Document>,
+    /// Whether the same documents are on a configuration drive as well.
+    #[serde(default)]
+    pub config_drive: bool,
 }
 
 /// The root disk as it shall be made.

@@ -12,6 +12,8 @@ pub enum Step {
     Record,
     /// The root disk.
     RootDisk,
+    /// The configuration drive.
+    ConfigDrive,
     /// The kernel beside the disk.
     Kernel,
     /// Bridges, taps and rules.
@@ -30,10 +32,11 @@ pub enum Step {
 
 impl Step {
     /// All of them, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Directory,
         Self::Record,
         Self::RootDisk,
+        Self::ConfigDrive,
         Self::Kernel,
         Self::Network,
         Self::Files,

@@ -118,6 +118,7 @@ pub(crate) mod test {
             nics: Vec::new(),
             hostname: id.into(),
             metadata: BTreeMap::new(),
+            config_drive: false,
         }
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use vmm::document::Document;
 
 use crate::agent::protocol::{HostReport, InstanceState, Power};
 use crate::scheduler::Resources;
@@ -146,7 +147,10 @@ pub struct Server {
     /// Tags.
     pub tags: Vec<String>,
     /// User data, decoded.
-    pub user_data: Option<String>,
+    pub user_data: Option<Document>,
+    /// Whether the metadata is on a configuration drive as well.
+    #[serde(default)]
+    pub config_drive: bool,
     /// The key pair's name and its public key as it was at creation.
     pub key: Option<(String, String)>,
     /// The ports in the order the guest sees them.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
+use vmm::document::Document;
 
 use crate::agent::protocol::NicWanted;
 use crate::model::compute::Server;
@@ -17,39 +18,39 @@ const OPENSTACK_VERSION: &str = "2018-08-27";
 const EC2_VERSION: &str = "2009-04-04";
 
 /// All documents of one server.
-pub fn documents(server: &Server, zone: &str, nics: &[NicWanted]) -> BTreeMap<String, String> {
+pub(crate) fn documents(server: &Server, zone: &str, nics: &[NicWanted]) -> BTreeMap<String, Document> {
     let mut documents = BTreeMap::new();
-    let mut put = |path: String, body: String| {
+    let mut put = |path: String, body: Document| {
         documents.insert(path, body);
     };
-    put("/openstack".to_owned(), format!("{OPENSTACK_VERSION}\nlatest"));
+    put("/openstack".to_owned(), format!("{OPENSTACK_VERSION}\nlatest").into());
     for version in [OPENSTACK_VERSION, "latest"] {
         let base = format!("/openstack/{version}");
-        put(format!("{base}/meta_data.json"), meta_data(server, zone).to_string());
-        put(format!("{base}/network_data.json"), network_data(nics).to_string());
-        put(format!("{base}/vendor_data.json"), "{}".to_owned());
-        put(format!("{base}/vendor_data2.json"), "{}".to_owned());
+        put(format!("{base}/meta_data.json"), meta_data(server, zone).to_string().into());
+        put(format!("{base}/network_data.json"), network_data(nics).to_string().into());
+        put(format!("{base}/vendor_data.json"), "{}".into());
+        put(format!("{base}/vendor_data2.json"), "{}".into());
         let mut names = "meta_data.json\nnetwork_data.json\nvendor_data.json\nvendor_data2.json".to_owned();
         if let Some(user_data) = &server.user_data {
             put(format!("{base}/user_data"), user_data.clone());
             names.push_str("\nuser_data");
         }
-        put(base, names);
+        put(base, names.into());
     }
     let ec2 = ec2_meta_data(server, zone, nics);
     for version in [EC2_VERSION, "latest"] {
         put(
             format!("/{version}"),
-            if server.user_data.is_some() { "meta-data/\nuser-data" } else { "meta-data/" }.to_owned(),
+            if server.user_data.is_some() { "meta-data/\nuser-data" } else { "meta-data/" }.into(),
         );
-        put(format!("/{version}/meta-data"), ec2_listing(&ec2));
+        put(format!("/{version}/meta-data"), ec2_listing(&ec2).into());
         if let Some((name, _)) = &server.key {
-            put(format!("/{version}/meta-data/public-keys"), format!("0={name}"));
-            put(format!("/{version}/meta-data/public-keys/0"), "openssh-key".to_owned());
+            put(format!("/{version}/meta-data/public-keys"), format!("0={name}").into());
+            put(format!("/{version}/meta-data/public-keys/0"), "openssh-key".into());
         }
-        put(format!("/{version}/meta-data/placement"), "availability-zone".to_owned());
+        put(format!("/{version}/meta-data/placement"), "availability-zone".into());
         for (name, value) in &ec2 {
-            put(format!("/{version}/meta-data/{name}"), value.clone());
+            put(format!("/{version}/meta-data/{name}"), value.clone().into());
         }
         if let Some(user_data) = &server.user_data {
             put(format!("/{version}/user-data"), user_data.clone());
@@ -197,14 +198,19 @@ mod tests {
         let mut server = server();
         server.key = Some(("k".to_owned(), "ssh-ed25519 AAAA".to_owned()));
         let documents = documents(&server, "nova", &[nic()]);
-        let meta: Value = serde_json::from_str(&documents["/openstack/latest/meta_data.json"]).unwrap();
+        let meta: Value =
+            serde_json::from_slice(documents["/openstack/latest/meta_data.json"].as_bytes()).unwrap();
         assert_eq!(meta["uuid"], server.id);
         assert_eq!(meta["public_keys"]["k"], "ssh-ed25519 AAAA");
         assert_eq!(meta["keys"][0]["type"], "ssh");
-        assert_eq!(documents["/latest/meta-data/local-ipv4"], "10.0.0.5");
-        assert_eq!(documents["/latest/meta-data/public-keys/0/openssh-key"], "ssh-ed25519 AAAA");
-        assert_eq!(documents["/latest/meta-data/public-keys"], "0=k");
-        assert!(documents["/2009-04-04/meta-data"].contains("public-keys/\n"));
+        assert_eq!(documents["/latest/meta-data/local-ipv4"], Document::from("10.0.0.5"));
+        assert_eq!(
+            documents["/latest/meta-data/public-keys/0/openssh-key"],
+            Document::from("ssh-ed25519 AAAA")
+        );
+        assert_eq!(documents["/latest/meta-data/public-keys"], Document::from("0=k"));
+        let listing = String::from_utf8_lossy(documents["/2009-04-04/meta-data"].as_bytes());
+        assert!(listing.contains("public-keys/\n"), "{listing}");
         assert!(documents.keys().all(|path| path.starts_with('/') && !path.ends_with('/')));
     }
 
@@ -212,10 +218,10 @@ mod tests {
     fn user_data_is_there_only_if_it_was_given() {
         let mut server = server();
         assert!(!documents(&server, "nova", &[]).contains_key("/openstack/latest/user_data"));
-        server.user_data = Some("#cloud-config\n".to_owned());
+        server.user_data = Some("#cloud-config\n".into());
         let documents = documents(&server, "nova", &[]);
-        assert_eq!(documents["/openstack/2018-08-27/user_data"], "#cloud-config\n");
-        assert_eq!(documents["/latest/user-data"], "#cloud-config\n");
+        assert_eq!(documents["/openstack/2018-08-27/user_data"], Document::from("#cloud-config\n"));
+        assert_eq!(documents["/latest/user-data"], Document::from("#cloud-config\n"));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Two tasks: one follows the rows (places servers, tells agents what changed, takes away what is gone), one takes in
 //! what agents report. They meet only in the store.
 
-pub mod metadata;
+pub(crate) mod metadata;
 mod place;
 pub mod wanted;
 

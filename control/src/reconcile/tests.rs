@@ -120,6 +120,7 @@ impl Cloud {
             security_groups: Vec::new(),
             key_name: None,
             user_data: None,
+            config_drive: false,
             metadata: BTreeMap::new(),
             tags: Vec::new(),
             min_count: 1,

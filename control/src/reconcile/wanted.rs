@@ -78,6 +78,7 @@ fn instance_wanted(server: &Server, zone: &str, nics: Vec<NicWanted>) -> Instanc
         }),
         hostname: server.hostname.clone(),
         metadata: documents(server, zone, &nics),
+        config_drive: server.config_drive,
         nics,
     }
 }

@@ -29,8 +29,8 @@ pub(crate) fn config() -> EndpointConfig {
         lease_s: 3600,
         neighbours: BTreeMap::from([(GATEWAY, [2, 0, 0, 0, 0, 1])]),
         metadata: BTreeMap::from([
-            ("/latest/user-data".to_owned(), "x".repeat(20_000)),
-            ("/openstack/latest/meta_data.json".to_owned(), "{}".to_owned()),
+            ("/latest/user-data".to_owned(), "x".repeat(20_000).into()),
+            ("/openstack/latest/meta_data.json".to_owned(), "{}".into()),
         ]),
     }
 }

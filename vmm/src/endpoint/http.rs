@@ -58,7 +58,13 @@ pub(super) fn answer(received: &[u8], tree: &MetadataTree) -> Parsed {
 fn respond(path: &str, head: bool, close: bool, tree: &MetadataTree) -> Response {
     match tree.find(path) {
         Some(Node::Body(path, body)) => {
-            let kind = if path.ends_with(".json") { "application/json" } else { "text/plain; charset=utf-8" };
+            let kind = if path.ends_with(".json") {
+                "application/json"
+            } else if std::str::from_utf8(body).is_ok() {
+                "text/plain; charset=utf-8"
+            } else {
+                "application/octet-stream"
+            };
             Response {
                 bytes: response_head("200 OK", kind, "", body.len(), close),
                 body_of: (!head).then(|| path.to_owned()),
@@ -112,7 +118,7 @@ mod tests {
     use super::*;
 
     fn tree() -> MetadataTree {
-        MetadataTree::new([("/a/b.json".to_owned(), "{}".to_owned())].into())
+        MetadataTree::new([("/a/b.json".to_owned(), "{}".into())].into())
     }
 
     fn text(request: &str) -> (String, bool) {

@@ -2,21 +2,23 @@
 
 use std::collections::BTreeMap;
 
+use crate::document::Document;
+
 /// What lies at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Node<'a> {
     /// A body, under its normalised path.
-    Body(&'a str, &'a str),
+    Body(&'a str, &'a [u8]),
     /// A path that only leads to others.
     Directory,
 }
 
 /// Paths to bodies. Paths have a leading slash and none at their end.
 #[derive(Debug)]
-pub(super) struct MetadataTree(BTreeMap<String, String>);
+pub(super) struct MetadataTree(BTreeMap<String, Document>);
 
 impl MetadataTree {
-    pub(super) fn new(bodies: BTreeMap<String, String>) -> Self {
+    pub(super) fn new(bodies: BTreeMap<String, Document>) -> Self {
         Self(bodies.into_iter().map(|(path, body)| (normalise(&path), body)).collect())
     }
 
@@ -24,14 +26,14 @@ impl MetadataTree {
     pub(super) fn find(&self, path: &str) -> Option<Node<'_>> {
         let path = normalise(path);
         if let Some((path, body)) = self.0.get_key_value(&path) {
-            return Some(Node::Body(path, body));
+            return Some(Node::Body(path, body.as_bytes()));
         }
         self.below(&path).next().is_some().then_some(Node::Directory)
     }
 
     /// The body at a path that [`Self::find`] returned.
-    pub(super) fn body(&self, path: &str) -> Option<&str> {
-        self.0.get(path).map(String::as_str)
+    pub(super) fn body(&self, path: &str) -> Option<&[u8]> {
+        self.0.get(path).map(Document::as_bytes)
     }
 
     /// The names directly below `path`, one per line, sorted, without a line end after the last.
@@ -76,13 +78,13 @@ mod tests {
             ("/openstack/2018-08-27/meta_data.json", "{}"),
             ("/openstack/latest/meta_data.json", "{}"),
         ];
-        MetadataTree::new(paths.iter().map(|(path, body)| ((*path).to_owned(), (*body).to_owned())).collect())
+        MetadataTree::new(paths.iter().map(|(path, body)| ((*path).to_owned(), (*body).into())).collect())
     }
 
     #[test]
     fn body_is_found_whatever_the_slashes_and_the_query() {
         for path in ["/latest/user-data", "//latest//user-data/", "/latest/user-data?x=1"] {
-            assert_eq!(tree().find(path), Some(Node::Body("/latest/user-data", "#!/bin/sh")), "{path}");
+            assert_eq!(tree().find(path), Some(Node::Body("/latest/user-data", b"#!/bin/sh")), "{path}");
         }
     }
 
@@ -106,7 +108,7 @@ mod tests {
     fn path_that_has_a_body_and_more_below_answers_its_body() {
         assert_eq!(
             tree().find("/latest/meta-data/public-keys/"),
-            Some(Node::Body("/latest/meta-data/public-keys", "0=mykey"))
+            Some(Node::Body("/latest/meta-data/public-keys", b"0=mykey"))
         );
     }
 }

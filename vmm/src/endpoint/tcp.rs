@@ -232,9 +232,7 @@ impl Connection {
         let Some(sending) = &mut self.sending else { return false };
         let body = sending.response.body_of.as_deref().and_then(|path| tree.body(path)).unwrap_or_default();
         let mut moved = false;
-        for (start, part) in
-            [(0, &sending.response.bytes[..]), (sending.response.bytes.len(), body.as_bytes())]
-        {
+        for (start, part) in [(0, &sending.response.bytes[..]), (sending.response.bytes.len(), body)] {
             let done = sending.sent.saturating_sub(start);
             if let Some(rest) = part.get(done..).filter(|rest| !rest.is_empty())
                 && sending.sent >= start

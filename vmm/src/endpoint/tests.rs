@@ -16,8 +16,8 @@ const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 
 fn config() -> EndpointConfig {
     let metadata = [
-        ("/openstack/latest/meta_data.json".to_owned(), r#"{"uuid":"1"}"#.to_owned()),
-        ("/latest/user-data".to_owned(), "x".repeat(100_000)),
+        ("/openstack/latest/meta_data.json".to_owned(), r#"{"uuid":"1"}"#.into()),
+        ("/latest/user-data".to_owned(), "x".repeat(100_000).into()),
     ];
     EndpointConfig {
         address: GUEST,

@@ -4,6 +4,7 @@
 //! Must never know: control, other hosts.
 
 mod cgroup;
+mod config_drive;
 mod directory;
 mod disk;
 mod exits;

@@ -8,11 +8,11 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vmm::config::{Boot, DiskConfig, EndpointConfig, InheritedFd, NicConfig, VmmConfig};
+use vmm::config::{Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, NicConfig, VmmConfig};
 use vmm::rpc::Client;
 
 use super::directory::{Directory, Record};
-use super::{HostDriver, Process, disk, sentence, spawn};
+use super::{HostDriver, Process, config_drive, disk, sentence, spawn};
 use crate::agent::protocol::{InstanceWanted, NicWanted};
 use crate::driver::Surroundings;
 use crate::driver::fail_points::Step;
@@ -117,8 +117,13 @@ impl HostDriver {
         self.check(Step::Record)?;
 
         let mut files = Files { fds: Vec::new() };
-        let disks = self.root_disk(wanted, directory, &mut files)?;
+        let mut disks = vec![self.root_disk(wanted, directory, &mut files)?];
         self.check(Step::RootDisk)?;
+
+        if wanted.config_drive {
+            disks.push(drive(wanted, directory, &mut files)?);
+        }
+        self.check(Step::ConfigDrive)?;
 
         let boot = self.boot(wanted, &mut files)?;
         self.check(Step::Kernel)?;
@@ -191,7 +196,7 @@ impl HostDriver {
         wanted: &InstanceWanted,
         directory: &Directory,
         files: &mut Files,
-    ) -> Result<Vec<DiskConfig>, String> {
+    ) -> Result<DiskConfig, String> {
         let root = &wanted.root_disk;
         let format =
             disk::open_root(&directory.disks(), &self.images, &root.image_id, root.size_bytes, |file| {
@@ -199,7 +204,7 @@ impl HostDriver {
             });
         let format = format.map_err(failed("make the root disk"))?;
         let serial = wanted.id.chars().take(20).collect();
-        Ok(vec![DiskConfig { format, read_only: false, serial }])
+        Ok(DiskConfig { format, read_only: false, serial })
     }
 
     fn boot(&self, wanted: &InstanceWanted, files: &mut Files) -> Result<Boot, String> {
@@ -212,6 +217,14 @@ impl HostDriver {
         let initrd = kernel.ramdisk_image_id.as_ref().map(&mut open).transpose()?;
         Ok(Boot::Kernel { kernel: open(&kernel.kernel_image_id)?, initrd })
     }
+}
+
+/// The configuration drive, as the disk after the root disk.
+fn drive(wanted: &InstanceWanted, directory: &Directory, files: &mut Files) -> Result<DiskConfig, String> {
+    let file = config_drive::make(&directory.disks(), &wanted.metadata)
+        .map_err(failed("make the configuration drive"))?;
+    let format = DiskFormat::Raw { file: files.push(file) };
+    Ok(DiskConfig { format, read_only: true, serial: "config-drive".to_owned() })
 }
 
 /// Makes the files of one run and says what the process shall be.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use serde_json::Value;
+use vmm::document::Document;
 
 use super::lifecycle::record;
 use super::power::action_record;
@@ -60,7 +61,10 @@ pub struct NewServers {
     /// The caller's key pair, by name.
     pub key_name: Option<String>,
     /// User data, decoded.
-    pub user_data: Option<String>,
+    pub user_data: Option<Document>,
+    /// Put the metadata on a configuration drive as well; an image may ask for it too
+    /// (`img_config_drive=mandatory`).
+    pub config_drive: bool,
     /// Properties.
     pub metadata: BTreeMap<String, String>,
     /// Tags.
@@ -316,6 +320,7 @@ impl Template {
             metadata: new.metadata.clone(),
             tags,
             user_data: new.user_data.clone(),
+            config_drive: new.config_drive || asks_for_drive(&self.image),
             key: self.key.clone(),
             port_ids: Vec::new(),
             security_groups: if groups.is_empty() { vec!["default".to_owned()] } else { groups.clone() },
@@ -350,6 +355,11 @@ impl Template {
         record(&mut server, action_record(caller, "create"));
         server
     }
+}
+
+/// Whether the image's guests need a configuration drive (Glance: useful image properties).
+fn asks_for_drive(image: &Image) -> bool {
+    image.properties.get("img_config_drive").is_some_and(|wish| wish == "mandatory")
 }
 
 /// The image if the caller may boot from it now.

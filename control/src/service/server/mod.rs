@@ -88,6 +88,7 @@ pub(crate) mod test {
             metadata: BTreeMap::new(),
             tags: Vec::new(),
             user_data: None,
+            config_drive: false,
             key: None,
             port_ids: Vec::new(),
             security_groups: vec!["default".to_owned()],
