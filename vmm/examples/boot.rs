@@ -1,8 +1,8 @@
 //! The two ways to run a guest, without the binary around them.
 //!
 //! - `boot run FD [UID GID]` runs the configuration in the inherited descriptor FD, as an instance's process does.
-//! - `boot KERNEL [MEMORY_MIB [CPUS [DISK…]]]` boots a kernel on the terminal, with the ramdisk and the words that the
-//!   environment names as INITRD and CMDLINE; `tiny` is the built-in guest.
+//! - `boot KERNEL [MEMORY_MIB [CPUS [DISK…]]]` boots a kernel on the terminal, with the ramdisk, the words and the
+//!   transport that the environment names as INITRD, CMDLINE and TRANSPORT (pci or mmio); `tiny` is the built-in guest.
 #![expect(unsafe_code, reason = "an inherited descriptor is named by its number")]
 
 use std::fs::File;
@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use vmm::BootOptions;
+use vmm::config::Transport;
 use vmm::run::{exit_code, read_config, run_instance};
 use vmm::sandbox::Sandbox;
 
@@ -42,7 +43,13 @@ fn main() -> ExitCode {
     let initrd = std::env::var_os("INITRD").map(PathBuf::from);
     let cmdline = std::env::var("CMDLINE").unwrap_or_default();
     let taps = Vec::new();
-    let options = BootOptions { kernel: Some(kernel), initrd, cmdline, disks, taps, memory_mib, vcpus };
+    let transport = match std::env::var("TRANSPORT").as_deref() {
+        Ok("pci") => Transport::Pci,
+        Ok("mmio") => Transport::Mmio,
+        _ => Transport::Auto,
+    };
+    let options =
+        BootOptions { kernel: Some(kernel), initrd, cmdline, disks, taps, memory_mib, vcpus, transport };
     match vmm::boot_interactive(options) {
         Ok(ending) => {
             eprintln!("{:?}: {}", ending.reason, ending.message);

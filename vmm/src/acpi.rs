@@ -3,22 +3,26 @@
 //! ```text
 //! RSDP_START  RSDP (36 bytes)
 //! +64         FACS (64 bytes, aligned to 64)
-//! +128        DSDT, FADT, MADT, XSDT, each on a multiple of 16
+//! +128        DSDT, FADT, MADT, MCFG with PCI, XSDT, each on a multiple of 16
 //! ```
 //!
 //! Must never know: what a virtio device does.
 
+use acpi_tables::Aml;
 use acpi_tables::facs::FACS;
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
-use acpi_tables::{Aml, aml};
 use vm_memory::{Address, Bytes, GuestAddress};
 
+use crate::devices::Places;
 use crate::memory::{self, GuestMemory};
-use crate::{power, serial};
+use crate::power;
+
+mod dsdt;
 
 const OEM_ID: [u8; 6] = *b"WISP  ";
 const OEM_TABLE_ID: [u8; 8] = *b"WISPVM  ";
@@ -51,16 +55,19 @@ pub struct MmioDevice {
 ///
 /// # Errors
 /// They do not fit.
-pub fn write(guest: &GuestMemory, vcpus: u8, devices: &[MmioDevice]) -> Result<(), Error> {
+pub fn write(guest: &GuestMemory, vcpus: u8, places: &Places) -> Result<(), Error> {
     let facs = memory::RSDP_START.unchecked_add(FACS_OFFSET);
     guest.write_slice(&bytes(&FACS::new()), facs)?;
     let mut writer = Writer { guest, next: memory::RSDP_START.unchecked_add(TABLES_OFFSET) };
-    let dsdt = writer.write(dsdt(devices).as_slice())?;
+    let dsdt = writer.write(dsdt(places).as_slice())?;
     let fadt = writer.write(&bytes(&fadt(dsdt, facs)))?;
     let madt = writer.write(madt(vcpus).as_slice())?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt.raw_value());
     xsdt.add_entry(madt.raw_value());
+    if *places == Places::Pci {
+        xsdt.add_entry(writer.write(&bytes(&mcfg()))?.raw_value());
+    }
     let xsdt = writer.write(&bytes(&xsdt))?;
     guest.write_slice(&bytes(&Rsdp::new(OEM_ID, xsdt.raw_value())), memory::RSDP_START)?;
     Ok(())
@@ -165,47 +172,19 @@ fn madt(vcpus: u8) -> Sdt {
     table
 }
 
-/// The devices in AML: `\_S5`, the serial port, the virtio-mmio windows.
-fn dsdt(devices: &[MmioDevice]) -> Sdt {
+/// The devices in AML.
+fn dsdt(places: &Places) -> Sdt {
     const HEADER_BYTES: u32 = 36;
     const REVISION: u8 = 6;
-    let off = power::SLEEP_TYPE_OFF;
-    let mut body = bytes(&aml::Name::new("_S5_".into(), &aml::Package::new(vec![&off, &off, &0_u8, &0_u8])));
-    body.extend(bytes(&aml::Device::new(
-        "_SB_.COM1".into(),
-        vec![
-            &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0501")),
-            &aml::Name::new("_UID".into(), &1_u8),
-            &aml::Name::new(
-                "_CRS".into(),
-                &aml::ResourceTemplate::new(vec![
-                    &aml::Interrupt::new(true, true, false, false, serial::SERIAL_GSI),
-                    &aml::IO::new(serial::SERIAL_PORT, serial::SERIAL_PORT, 1, serial::SERIAL_BYTES),
-                ]),
-            ),
-        ],
-    )));
-    for (index, device) in (0_u32..).zip(devices) {
-        let start = u32::try_from(device.address.raw_value()).expect("invariant: windows lie below 4 GiB");
-        let bytes_long = u32::try_from(memory::MMIO_WINDOW_BYTES).expect("invariant: one page");
-        body.extend(bytes(&aml::Device::new(
-            format!("_SB_.V{index:03}").as_str().into(),
-            vec![
-                &aml::Name::new("_HID".into(), &"LNRO0005"),
-                &aml::Name::new("_UID".into(), &index),
-                &aml::Name::new("_CCA".into(), &aml::ONE),
-                &aml::Name::new(
-                    "_CRS".into(),
-                    &aml::ResourceTemplate::new(vec![
-                        &aml::Memory32Fixed::new(true, start, bytes_long),
-                        &aml::Interrupt::new(true, true, false, false, device.gsi),
-                    ]),
-                ),
-            ],
-        )));
-    }
     let mut table = Sdt::new(*b"DSDT", HEADER_BYTES, REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    table.append_slice(&body);
+    table.append_slice(&dsdt::body(places));
+    table
+}
+
+/// Where PCI's configuration space lies in memory (PCI Firmware 3.3 §4.1.2).
+fn mcfg() -> MCFG {
+    let mut table = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    table.add_ecam(memory::PCI_ECAM_START.raw_value(), 0, 0, 0);
     table
 }
 
@@ -233,7 +212,7 @@ mod tests {
     fn a_guest_that_follows_the_pointers_finds_power_registers_and_processors() {
         let guest = memory::allocate(8).unwrap();
         let devices = [MmioDevice { address: memory::MMIO_START, gsi: 16 }];
-        write(&guest, 2, &devices).unwrap();
+        write(&guest, 2, &Places::Mmio(devices.to_vec())).unwrap();
         let mut rsdp = [0; 36];
         guest.read_slice(&mut rsdp, memory::RSDP_START).unwrap();
         assert_eq!(&rsdp[..8], b"RSD PTR ");
@@ -251,11 +230,28 @@ mod tests {
     }
 
     #[test]
+    fn machine_with_pci_names_its_configuration_window_and_its_bridge() {
+        let guest = memory::allocate(8).unwrap();
+        write(&guest, 1, &Places::Pci).unwrap();
+        let mut rsdp = [0; 36];
+        guest.read_slice(&mut rsdp, memory::RSDP_START).unwrap();
+        let xsdt = table(&guest, u64_at(&rsdp, 24));
+        let mcfg = table(&guest, u64_at(&xsdt, 52));
+        assert_eq!((&mcfg[..4], mcfg.len()), (&b"MCFG"[..], 36 + 8 + 16));
+        assert_eq!(u64_at(&mcfg, 44), 0xe000_0000);
+        assert_eq!(mcfg[52..56], [0, 0, 0, 0], "segment and buses");
+        let dsdt = table(&guest, u64_at(&table(&guest, u64_at(&xsdt, 36)), 140));
+        assert!(dsdt.windows(4).any(|part| part == b"PCI0"));
+        assert!(!dsdt.windows(8).any(|part| part == b"LNRO0005"));
+    }
+
+    #[test]
     fn the_largest_machine_fits() {
         let guest = memory::allocate(8).unwrap();
         let devices: Vec<_> = (0..u64::from(crate::kvm::IOAPIC_PINS))
             .map(|index| MmioDevice { address: GuestAddress(0xd000_0000 + index * 0x1000), gsi: 16 })
             .collect();
-        write(&guest, crate::config::VCPUS_MAX, &devices).unwrap();
+        write(&guest, crate::config::VCPUS_MAX, &Places::Mmio(devices)).unwrap();
+        write(&guest, crate::config::VCPUS_MAX, &Places::Pci).unwrap();
     }
 }

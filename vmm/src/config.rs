@@ -25,6 +25,12 @@ pub struct VmmConfig {
     pub vcpus: u8,
     /// Where the kernel comes from.
     pub boot: Boot,
+    /// How the guest reaches its virtio devices.
+    #[serde(default)]
+    pub transport: Transport,
+    /// What the machine says of itself by SMBIOS; nothing if absent.
+    #[serde(default)]
+    pub system: Option<SystemIdentity>,
     /// Appended to the command line that the VMM makes for its own devices.
     #[serde(default)]
     pub cmdline: String,
@@ -64,6 +70,40 @@ pub enum Boot {
     /// The kernel is read at every boot from the first disk: one whose first bytes are an ELF image boots it.
     Disk,
 }
+
+/// How a guest reaches its virtio devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Transport {
+    /// By the kernel: an ELF image, which somebody built for microVMs, gets [`Self::Mmio`]; a bzImage and what lies on
+    /// a disk's partitions get [`Self::Pci`].
+    #[default]
+    Auto,
+    /// virtio-mmio windows, announced by ACPI and on the command line: at most 15 disks and network devices.
+    Mmio,
+    /// PCI functions with MSI-X: at most 30 disks and network devices.
+    Pci,
+}
+
+/// What a machine says of itself (SMBIOS 3.6 §7.2), each text at most [`SYSTEM_TEXT_BYTES_MAX`] bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SystemIdentity {
+    /// The maker, as cloud-init and others look for it.
+    pub manufacturer: String,
+    /// The product, likewise.
+    pub product: String,
+    /// Its version.
+    #[serde(default)]
+    pub version: String,
+    /// The serial number.
+    pub serial: String,
+    /// The UUID, its bytes in the order in which it is written.
+    pub uuid: [u8; 16],
+}
+
+/// The longest text of a [`SystemIdentity`] in bytes: what older readers of SMBIOS take.
+pub const SYSTEM_TEXT_BYTES_MAX: usize = 64;
 
 /// One block device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

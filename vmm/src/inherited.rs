@@ -94,6 +94,8 @@ mod tests {
             memory_mib: 1,
             vcpus: 1,
             boot: Boot::Kernel { kernel: InheritedFd(kernel), initrd: None },
+            transport: Default::default(),
+            system: None,
             cmdline: String::new(),
             disks: Vec::new(),
             nics: Vec::new(),

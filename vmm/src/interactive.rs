@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use storage::format::raw::RawFile;
 
 use crate::boot::image::Image;
-use crate::config::{DiskConfig, DiskFormat, InheritedFd, NicConfig};
+use crate::config::{DiskConfig, DiskFormat, InheritedFd, NicConfig, Transport};
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
 use crate::kvm::Kvm;
@@ -27,6 +27,8 @@ pub struct BootOptions {
     pub kernel: Option<PathBuf>,
     /// The initial ramdisk.
     pub initrd: Option<PathBuf>,
+    /// How the guest reaches its devices.
+    pub transport: Transport,
     /// Words added to the kernel's command line.
     pub cmdline: String,
     /// Raw disk files, each with whether it is read-only.
@@ -121,6 +123,8 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         memory_mib: options.memory_mib,
         vcpus: options.vcpus,
         boot,
+        transport: options.transport,
+        system: None,
         cmdline: options.cmdline,
         disks,
         nics,

@@ -6,7 +6,8 @@
 //! ```text
 //! 0x0000_0000            RAM below 1 MiB: boot structures (below), ACPI tables at RSDP_START
 //! 0x0010_0000            RAM: kernel, initial ramdisk
-//! 0xc000_0000            hole of 1 GiB: virtio-mmio windows at MMIO_START, IOAPIC, local APICs, KVM's own pages
+//! 0xc000_0000            hole of 1 GiB: registers of PCI functions at PCI_WINDOW_START, virtio-mmio windows at
+//!                        MMIO_START, PCI configuration space at PCI_ECAM_START, IOAPIC, local APICs, KVM's own pages
 //! 0x1_0000_0000          RAM, the rest
 //! ```
 
@@ -48,6 +49,14 @@ pub const HIGH_RAM_START: GuestAddress = GuestAddress(0x10_0000);
 pub const MMIO_HOLE_START: GuestAddress = GuestAddress(0xc000_0000);
 /// The end of that hole.
 pub const MMIO_HOLE_END: GuestAddress = GuestAddress(0x1_0000_0000);
+/// Where PCI functions' registers may lie.
+pub const PCI_WINDOW_START: GuestAddress = GuestAddress(0xc000_0000);
+/// The length of that window in bytes: room for a thousand times what 31 virtio functions need.
+pub const PCI_WINDOW_BYTES: u64 = 0x1000_0000;
+/// PCI configuration space as memory (ECAM), of one bus.
+pub const PCI_ECAM_START: GuestAddress = GuestAddress(0xe000_0000);
+/// Its length in bytes: 32 slots of 8 functions of 4 KiB.
+pub const PCI_ECAM_BYTES: u64 = 0x10_0000;
 /// The first virtio-mmio window.
 pub const MMIO_START: GuestAddress = GuestAddress(0xd000_0000);
 /// The size of one virtio-mmio window in bytes.

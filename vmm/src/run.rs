@@ -210,6 +210,8 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
         memory_mib: config.memory_mib,
         vcpus: config.vcpus,
         boot,
+        transport: config.transport,
+        system: config.system,
         cmdline: config.cmdline,
         disks,
         nics,

@@ -9,12 +9,12 @@ use std::time::SystemTime;
 
 use event_manager::MutEventSubscriber;
 use storage::format::Disk;
-use vm_memory::{Address, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::image::{DiskImage, Image, begins_with_elf};
 use crate::bus::{self, Bus};
-use crate::config::{DiskConfig, NicConfig};
+use crate::config::{DiskConfig, NicConfig, SystemIdentity, Transport};
+use crate::devices::{self, Places};
 use crate::ending::EndingSignal;
 use crate::kvm::{self, Kvm};
 use crate::lifecycle::{self, Effect, Event, Refused};
@@ -22,8 +22,7 @@ use crate::power::{self, KeyboardController, PowerManagement};
 use crate::rpc::VmState;
 use crate::serial::{self, Console, SerialPort};
 use crate::vcpu::{self, Buses, Vcpus};
-use crate::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
-use crate::virtio::{self, Shared, Transport as _};
+use crate::virtio::{self, Shared};
 use crate::{acpi, boot, memory};
 
 /// Why a machine cannot be put together.
@@ -47,12 +46,9 @@ pub enum Error {
     /// Two devices at one address.
     #[error(transparent)]
     Bus(#[from] bus::Error),
-    /// A virtio device.
+    /// The virtio devices' places.
     #[error(transparent)]
-    Virtio(#[from] virtio::Error),
-    /// More devices than interrupts.
-    #[error("a guest can have {max} disks and network devices beside its entropy source, not {0}", max = DEVICE_GSIS.len() - 1)]
-    Devices(usize),
+    Devices(#[from] devices::Error),
     /// An event descriptor.
     #[error("make an event descriptor")]
     Event(#[source] io::Error),
@@ -98,6 +94,10 @@ pub struct MachineSpec {
     pub vcpus: u8,
     /// The kernel.
     pub boot: BootSource,
+    /// How the guest reaches its devices.
+    pub transport: Transport,
+    /// What the machine says of itself.
+    pub system: Option<SystemIdentity>,
     /// Words added to the command line.
     pub cmdline: String,
     /// Disks in order.
@@ -111,10 +111,6 @@ pub struct MachineSpec {
 /// What the event loop has to serve besides the supervisor.
 pub type Subscriber = Box<dyn MutEventSubscriber>;
 
-/// The IOAPIC pins of virtio devices, in the order they are given out: first those that do not reach the PIC as well,
-/// then the free ones of a PC.
-const DEVICE_GSIS: [u32; 16] = [16, 17, 18, 19, 20, 21, 22, 5, 6, 7, 9, 10, 11, 12, 14, 15];
-
 /// One machine, built and held until it is started.
 pub struct Machine {
     state: VmState,
@@ -122,7 +118,7 @@ pub struct Machine {
     vcpus: Vcpus,
     power: Arc<Mutex<PowerManagement>>,
     serial: Arc<Mutex<SerialPort>>,
-    _vm: kvm::Vm,
+    _vm: Arc<kvm::Vm>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -148,22 +144,22 @@ impl Machine {
             return Err(Error::Vcpus(spec.vcpus));
         }
         let guest = memory::allocate(spec.memory_mib)?;
-        let vm = kvm.create_vm(&guest)?;
+        let vm = Arc::new(kvm.create_vm(&guest)?);
 
         let mut buses = Buses { ports: Bus::default(), registers: Bus::default() };
         let serial = add_serial(&vm, &mut buses.ports, spec.console)?;
         let power = add_power(&vm, &mut buses.ports, ending)?;
-        let devices = devices(spec.disks.len() + spec.nics.len())?;
-        let windows: Vec<_> = devices.iter().map(|device| (device.address, device.gsi)).collect();
+        let root = spec.disks.first().map(|disk| &*disk.disk);
+        let small = is_small(&spec.boot, root)?;
+        let places = Places::choose(spec.transport, small, spec.disks.len() + spec.nics.len())?;
+        let windows: Vec<_> = places.windows().iter().map(|place| (place.address, place.gsi)).collect();
         let cmdline = boot::cmdline(&windows, &spec.cmdline);
-        let entry = load(&guest, &spec.boot, spec.disks.first().map(|disk| &*disk.disk), &cmdline)?;
-        acpi::write(&guest, spec.vcpus, &devices)?;
+        let entry = load(&guest, &spec.boot, root, &cmdline)?;
+        acpi::write(&guest, spec.vcpus, &places)?;
 
-        let mut subscribers: Vec<Subscriber> = Vec::with_capacity(devices.len());
-        for (place, device) in devices.iter().zip(build_devices(spec.disks, spec.nics)?) {
-            add_device(&vm, &guest, &mut buses.registers, place, &device)?;
-            subscribers.push(Box::new(device));
-        }
+        let devices = build_devices(spec.disks, spec.nics)?;
+        places.fill(&vm, &guest, &mut buses, &devices)?;
+        let subscribers = devices.into_iter().map(|device| Box::new(device) as Subscriber).collect();
 
         let mut vcpus = Vec::with_capacity(usize::from(spec.vcpus));
         for id in 0..spec.vcpus {
@@ -248,18 +244,8 @@ fn add_power(
     Ok(device)
 }
 
-/// Where `count` disks and network devices, and the entropy source behind them, lie.
-fn devices(count: usize) -> Result<Vec<acpi::MmioDevice>, Error> {
-    let gsis = DEVICE_GSIS.get(..=count).ok_or(Error::Devices(count))?;
-    let place = |(index, &gsi): (u64, &u32)| {
-        let address = GuestAddress(memory::MMIO_START.raw_value() + index * memory::MMIO_WINDOW_BYTES);
-        acpi::MmioDevice { address, gsi }
-    };
-    Ok((0..).zip(gsis).map(place).collect())
-}
-
 /// The devices in the order of their places: disks, network devices, entropy source.
-fn build_devices(disks: Vec<DiskSpec>, nics: Vec<NicSpec>) -> Result<Vec<Shared>, Error> {
+fn build_devices(disks: Vec<DiskSpec>, nics: Vec<NicSpec>) -> Result<Vec<Shared>, devices::Error> {
     let mut devices = Vec::with_capacity(disks.len() + nics.len() + 1);
     for spec in disks {
         devices.push(virtio::build_block(&spec.config, spec.disk)?);
@@ -271,23 +257,14 @@ fn build_devices(disks: Vec<DiskSpec>, nics: Vec<NicSpec>) -> Result<Vec<Shared>
     Ok(devices)
 }
 
-/// Puts one device behind registers at its place.
-fn add_device(
-    vm: &kvm::Vm,
-    guest: &memory::GuestMemory,
-    registers: &mut Bus,
-    place: &acpi::MmioDevice,
-    device: &Shared,
-) -> Result<(), Error> {
-    let interrupt = event()?;
-    vm.connect_irq(&interrupt, place.gsi)?;
-    let transport = MmioTransport::new(guest.clone(), device.clone(), interrupt)?;
-    for (index, doorbell) in (0_u32..).zip(transport.queue_events()) {
-        vm.connect_doorbell(doorbell, place.address.unchecked_add(NOTIFY_OFFSET), index)?;
+/// Whether the kernel is an ELF image, as those that somebody built for microVMs are.
+fn is_small(source: &BootSource, disk: Option<&dyn Disk>) -> Result<bool, boot::Error> {
+    let begins =
+        |image: &dyn Image, what| begins_with_elf(image).map_err(|source| boot::Error::Read { what, source });
+    match source {
+        BootSource::Kernel { kernel, .. } => begins(&**kernel, "kernel"),
+        BootSource::Disk => disk.map_or(Ok(false), |disk| begins(&DiskImage(disk), "first disk")),
     }
-    let transport = Arc::new(Mutex::new(transport));
-    registers.insert(place.address.raw_value(), memory::MMIO_WINDOW_BYTES, transport)?;
-    Ok(())
 }
 
 /// Loads the kernel from where it is.

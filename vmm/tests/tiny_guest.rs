@@ -13,7 +13,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vmm::config::{Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, NicConfig, VmmConfig};
+use vmm::config::{
+    Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, NicConfig, Transport, VmmConfig,
+};
 use vmm::rpc::{Client, ExitReason, ExitReport};
 use vmm::run::run_instance;
 use vmm::sandbox::Sandbox;
@@ -36,6 +38,10 @@ struct Instance {
 
 impl Instance {
     fn start(nics: Vec<NicConfig>, disk_bytes: u64) -> Self {
+        Self::start_over(Transport::Auto, nics, disk_bytes)
+    }
+
+    fn start_over(transport: Transport, nics: Vec<NicConfig>, disk_bytes: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str| {
             File::options().read(true).write(true).create_new(true).open(directory.path().join(name)).unwrap()
@@ -49,6 +55,8 @@ impl Instance {
             memory_mib: 32,
             vcpus: 1,
             boot: Boot::Kernel { kernel: inherit(kernel), initrd: None },
+            transport,
+            system: None,
             cmdline: String::new(),
             disks: vec![DiskConfig { format, read_only: false, serial: "root".to_owned() }],
             nics,
@@ -232,6 +240,15 @@ fn http(method: &str, target: &str, body: &[u8]) -> (String, Vec<u8>) {
 
 #[test]
 fn guest_gets_address_and_metadata_serves_its_network_and_obeys_the_power_button() {
+    whole_guest(Transport::Auto);
+}
+
+#[test]
+fn guest_on_pci_does_the_same() {
+    whole_guest(Transport::Pci);
+}
+
+fn whole_guest(transport: Transport) {
     if !host_is_able() {
         return;
     }
@@ -239,7 +256,7 @@ fn guest_gets_address_and_metadata_serves_its_network_and_obeys_the_power_button
     give_address("t0", HOST);
     let script =
         format!("#wisp\nping {HOST}\ndisk-write 0 5 kept by the disk\ndisk-read 0 5\nno such thing\n");
-    let instance = Instance::start(vec![nic(tap, GUEST, &script)], 1 << 20);
+    let instance = Instance::start_over(transport, vec![nic(tap, GUEST, &script)], 1 << 20);
 
     assert!(instance.console().is_empty() || "WISP-GUEST".starts_with(&instance.console()[..1]));
     instance.line("ready");

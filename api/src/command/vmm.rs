@@ -39,6 +39,9 @@ pub(super) struct Boot {
     /// The initial ramdisk.
     #[arg(long, value_name = "I")]
     initrd: Option<PathBuf>,
+    /// How the guest reaches its devices; auto: mmio for an ELF image, pci for all others.
+    #[arg(long, value_name = "T", default_value = "auto")]
+    transport: Transport,
     /// Words added to the kernel's command line.
     #[arg(long, value_name = "C", default_value = "")]
     cmdline: String,
@@ -56,6 +59,24 @@ pub(super) struct Boot {
     cpus: u8,
 }
 
+/// The words of `--transport`.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Transport {
+    Auto,
+    Mmio,
+    Pci,
+}
+
+impl From<Transport> for vmm::config::Transport {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Auto => Self::Auto,
+            Transport::Mmio => Self::Mmio,
+            Transport::Pci => Self::Pci,
+        }
+    }
+}
+
 pub(super) fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Boot(arguments) => boot(arguments),
@@ -71,6 +92,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
     let ending = boot_interactive(BootOptions {
         kernel: Some(arguments.kernel),
         initrd: arguments.initrd,
+        transport: arguments.transport.into(),
         cmdline: arguments.cmdline,
         disks: arguments.disks.iter().map(|text| disk(text)).collect(),
         taps,

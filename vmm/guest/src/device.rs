@@ -1,4 +1,4 @@
-//! Finding the virtio devices that the command line names.
+//! Finding the virtio devices: those that the command line names, and those on the PCI bus.
 //!
 //! Must never know: what is done with them.
 
@@ -15,6 +15,7 @@ use crate::entry::VECTOR_DEVICE;
 use crate::interrupts::Pins;
 use crate::nic::{NICS_MAX, Nic};
 use crate::parse::cmdline::{MmioDevice, mmio_devices};
+use crate::pci;
 use crate::physical::MEMORY_END;
 use crate::println;
 use crate::transport::Transport;
@@ -22,7 +23,7 @@ use crate::transport::Transport;
 /// Devices looked at; a machine of this kind has a dozen interrupt pins for them.
 const DEVICES_MAX: usize = 32;
 
-/// The devices that the guest can use, in the order of the command line.
+/// The devices that the guest can use, in the order of the command line and of the bus.
 #[derive(Default)]
 pub struct Devices {
     /// Network devices.
@@ -32,33 +33,49 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// Sets up every device of `cmdline`; one that fails is named on the console and left out.
-    pub fn find(cmdline: &str, pins: &Pins) -> Self {
+    /// Sets up every device of `cmdline`, then those of the PCI bus whose configuration space is at `ecam`; one that
+    /// fails is named on the console and left out.
+    pub fn find(cmdline: &str, ecam: Option<u64>, pins: &Pins) -> Self {
         let mut devices = Devices::default();
         for device in mmio_devices(cmdline).take(DEVICES_MAX) {
             // An empty slot has no device type and is none of our business.
             let Some(transport) = transport(device) else { continue };
-            let wanted = match transport.device_type() {
-                DeviceType::Network => devices.nics.len() < NICS_MAX,
-                DeviceType::Block => devices.disks.len() < DISKS_MAX,
-                _ => false,
-            };
-            if !wanted {
+            if !devices.want(transport.device_type()) {
                 continue;
             }
             if !pins.route(device.gsi, VECTOR_DEVICE) {
                 println!("device {:#x}: no pin for interrupt {}", device.base, device.gsi);
                 continue;
             }
-            let result = match transport.device_type() {
-                DeviceType::Network => Nic::new(Transport::new(transport)).map(|nic| devices.nics.push(nic)),
-                _ => Disk::new(transport).map(|disk| devices.disks.push(disk)),
-            };
-            if let Err(error) = result {
+            if let Err(error) = devices.add(Transport::mmio(transport)) {
                 println!("device {:#x}: {error}", device.base);
             }
         }
+        for (index, function) in ecam.into_iter().flat_map(pci::functions).enumerate() {
+            let Some(transport) = Transport::pci(function) else { continue };
+            if !devices.want(transport.device_type()) {
+                continue;
+            }
+            if let Err(error) = devices.add(transport) {
+                println!("pci device {index}: {error}");
+            }
+        }
         devices
+    }
+
+    fn want(&self, device_type: DeviceType) -> bool {
+        match device_type {
+            DeviceType::Network => self.nics.len() < NICS_MAX,
+            DeviceType::Block => self.disks.len() < DISKS_MAX,
+            _ => false,
+        }
+    }
+
+    fn add(&mut self, transport: Transport) -> Result<(), virtio_drivers::Error> {
+        match transport.device_type() {
+            DeviceType::Network => Nic::new(transport).map(|nic| self.nics.push(nic)),
+            _ => Disk::new(transport).map(|disk| self.disks.push(disk)),
+        }
     }
 }
 

@@ -9,11 +9,11 @@ use core::cell::RefCell;
 use core::fmt;
 
 use virtio_drivers::device::blk::{BlkReq, BlkResp, VirtIOBlk};
-use virtio_drivers::transport::mmio::MmioTransport;
 
 use crate::clock::Clock;
 use crate::entry::interrupts_taken;
 use crate::memory::Identity;
+use crate::transport::Transport;
 
 pub use virtio_drivers::device::blk::SECTOR_SIZE;
 
@@ -48,7 +48,7 @@ impl fmt::Display for Error {
     }
 }
 
-type Block = VirtIOBlk<Identity, MmioTransport<'static>>;
+type Block = VirtIOBlk<Identity, Transport>;
 
 /// One disk.
 pub struct Disk {
@@ -58,7 +58,7 @@ pub struct Disk {
 
 impl Disk {
     /// Sets the device up and reads its serial.
-    pub fn new(transport: MmioTransport<'static>) -> Result<Self, virtio_drivers::Error> {
+    pub fn new(transport: Transport) -> Result<Self, virtio_drivers::Error> {
         let mut block = Block::new(transport)?;
         let mut id = [0; 20];
         // A device without an id is a disk all the same.

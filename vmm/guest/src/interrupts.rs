@@ -22,6 +22,12 @@ pub fn local_apic(offset: u64) -> Register {
     Register::at(LOCAL_APIC + offset).expect("invariant: offsets are aligned constants")
 }
 
+/// This processor's number, as messages name it.
+pub fn local_apic_id() -> u32 {
+    const LOCAL_APIC_ID: u64 = 0x020;
+    local_apic(LOCAL_APIC_ID).read() >> 24
+}
+
 /// Turns the local APIC on and shuts the 8259s up: their default vectors are those of exceptions.
 pub fn start() {
     const SPURIOUS: u64 = 0x0f0;
@@ -48,7 +54,6 @@ impl Pins {
 
     /// Sends the global system interrupt `gsi` to `vector` of this processor; false if no pin has it.
     pub fn route(&self, gsi: u32, vector: u8) -> bool {
-        const LOCAL_APIC_ID: u64 = 0x020;
         let nearest =
             self.0.iter().flatten().filter(|chip| chip.gsi_base <= gsi).max_by_key(|chip| chip.gsi_base);
         let Some((chip, select)) = nearest.and_then(|chip| Some((chip, Register::at(chip.address.into())?)))
@@ -63,7 +68,7 @@ impl Pins {
             return false;
         }
         select.write(0x11 + 2 * pin);
-        window.write(local_apic(LOCAL_APIC_ID).read() & 0xff00_0000);
+        window.write(local_apic_id() << 24);
         select.write(0x10 + 2 * pin);
         window.write(vector.into());
         true

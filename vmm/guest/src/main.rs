@@ -25,6 +25,7 @@ mod metadata;
 mod nic;
 mod panic;
 mod parse;
+mod pci;
 mod physical;
 mod ping;
 mod power;
@@ -62,7 +63,7 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     let acpi = rsdp.and_then(|rsdp| acpi::read(&Physical, rsdp)).unwrap_or_default();
     let pins = Pins::new(acpi.io_apics);
     let power = Power::start(&acpi, &pins);
-    let devices = Devices::find(handover.cmdline, &pins);
+    let devices = Devices::find(handover.cmdline, acpi.ecam, &pins);
     clock.calibrate();
     let nics = devices.nics.into_iter().enumerate();
     let stacks = nics.map(|(index, nic)| Stack::new(nic, index, &clock)).collect();

@@ -1,4 +1,4 @@
-//! The virtio-mmio transport with one thing added: notifications of a queue can be held back and given once for many
+//! Either transport of virtio with one thing added: notifications of a queue can be held back and given once for many
 //! buffers. Each is a write that the VMM must see.
 //!
 //! Must never know: which device it carries.
@@ -7,15 +7,31 @@ use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
 
 use virtio_drivers::transport::mmio::MmioTransport;
-use virtio_drivers::transport::{self, DeviceStatus, DeviceType, InterruptStatus};
+use virtio_drivers::transport::{self, DeviceStatus, DeviceType, InterruptStatus, SomeTransport};
 use virtio_drivers::{PhysAddr, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-type Shared = Rc<RefCell<MmioTransport<'static>>>;
+use crate::pci::Function;
+
+type Shared = Rc<RefCell<Registers>>;
+
+/// A device's registers, and for PCI what the driver's crate leaves to others.
+struct Registers {
+    transport: SomeTransport<'static>,
+    function: Option<Function>,
+}
+
+impl Registers {
+    fn notify(&mut self, queue: u16) {
+        if !self.function.as_ref().is_some_and(|function| function.notify(queue)) {
+            transport::Transport::notify(&mut self.transport, queue);
+        }
+    }
+}
 
 /// A transport whose notifications can be held back.
 pub struct Transport {
-    mmio: Shared,
+    registers: Shared,
     held: Rc<Held>,
 }
 
@@ -27,19 +43,29 @@ struct Held {
 
 /// Holds back and gives the notifications of one queue.
 pub struct Kicks {
-    mmio: Shared,
+    registers: Shared,
     held: Rc<Held>,
 }
 
 impl Transport {
     /// Takes over `mmio`; nothing is held back yet.
-    pub fn new(mmio: MmioTransport<'static>) -> Self {
-        Transport { mmio: Rc::new(RefCell::new(mmio)), held: Rc::default() }
+    pub fn mmio(mmio: MmioTransport<'static>) -> Self {
+        Self::new(Registers { transport: mmio.into(), function: None })
+    }
+
+    /// Takes over a PCI function; nothing is held back yet.
+    pub fn pci(function: Function) -> Option<Self> {
+        let transport = function.transport()?.into();
+        Some(Self::new(Registers { transport, function: Some(function) }))
+    }
+
+    fn new(registers: Registers) -> Self {
+        Transport { registers: Rc::new(RefCell::new(registers)), held: Rc::default() }
     }
 
     /// The handle that holds back.
     pub fn kicks(&self) -> Kicks {
-        Kicks { mmio: self.mmio.clone(), held: self.held.clone() }
+        Kicks { registers: self.registers.clone(), held: self.held.clone() }
     }
 }
 
@@ -54,7 +80,7 @@ impl Kicks {
         if self.held.pending.take()
             && let Some(queue) = self.held.queue.get()
         {
-            transport::Transport::notify(&mut *self.mmio.borrow_mut(), queue);
+            self.registers.borrow_mut().notify(queue);
         }
     }
 }
@@ -64,40 +90,40 @@ impl transport::Transport for Transport {
         if self.held.queue.get() == Some(queue) {
             self.held.pending.set(true);
         } else {
-            self.mmio.borrow_mut().notify(queue);
+            self.registers.borrow_mut().notify(queue);
         }
     }
 
     fn device_type(&self) -> DeviceType {
-        self.mmio.borrow().device_type()
+        self.registers.borrow().transport.device_type()
     }
 
     fn read_device_features(&mut self) -> u64 {
-        self.mmio.borrow_mut().read_device_features()
+        self.registers.borrow_mut().transport.read_device_features()
     }
 
     fn write_driver_features(&mut self, driver_features: u64) {
-        self.mmio.borrow_mut().write_driver_features(driver_features);
+        self.registers.borrow_mut().transport.write_driver_features(driver_features);
     }
 
     fn max_queue_size(&mut self, queue: u16) -> u32 {
-        self.mmio.borrow_mut().max_queue_size(queue)
+        self.registers.borrow_mut().transport.max_queue_size(queue)
     }
 
     fn get_status(&self) -> DeviceStatus {
-        self.mmio.borrow().get_status()
+        self.registers.borrow().transport.get_status()
     }
 
     fn set_status(&mut self, status: DeviceStatus) {
-        self.mmio.borrow_mut().set_status(status);
+        self.registers.borrow_mut().transport.set_status(status);
     }
 
     fn set_guest_page_size(&mut self, guest_page_size: u32) {
-        self.mmio.borrow_mut().set_guest_page_size(guest_page_size);
+        self.registers.borrow_mut().transport.set_guest_page_size(guest_page_size);
     }
 
     fn requires_legacy_layout(&self) -> bool {
-        self.mmio.borrow().requires_legacy_layout()
+        self.registers.borrow().transport.requires_legacy_layout()
     }
 
     fn queue_set(
@@ -108,30 +134,39 @@ impl transport::Transport for Transport {
         driver: PhysAddr,
         device: PhysAddr,
     ) {
-        self.mmio.borrow_mut().queue_set(queue, size, descriptors, driver, device);
+        let mut registers = self.registers.borrow_mut();
+        if let Some(function) = &registers.function {
+            function.prepare(queue);
+        }
+        registers.transport.queue_set(queue, size, descriptors, driver, device);
     }
 
     fn queue_unset(&mut self, queue: u16) {
-        self.mmio.borrow_mut().queue_unset(queue);
+        self.registers.borrow_mut().transport.queue_unset(queue);
     }
 
     fn queue_used(&mut self, queue: u16) -> bool {
-        self.mmio.borrow_mut().queue_used(queue)
+        self.registers.borrow_mut().transport.queue_used(queue)
     }
 
     fn ack_interrupt(&mut self) -> InterruptStatus {
-        self.mmio.borrow_mut().ack_interrupt()
+        let mut registers = self.registers.borrow_mut();
+        // A message needs no acknowledgement, and asking costs an exit.
+        if registers.function.is_some() {
+            return InterruptStatus::QUEUE_INTERRUPT;
+        }
+        registers.transport.ack_interrupt()
     }
 
     fn read_config_generation(&self) -> u32 {
-        self.mmio.borrow().read_config_generation()
+        self.registers.borrow().transport.read_config_generation()
     }
 
     fn read_config_space<T: FromBytes + IntoBytes>(&self, offset: usize) -> Result<T> {
-        self.mmio.borrow().read_config_space(offset)
+        self.registers.borrow().transport.read_config_space(offset)
     }
 
     fn write_config_space<T: IntoBytes + Immutable>(&mut self, offset: usize, value: T) -> Result<()> {
-        self.mmio.borrow_mut().write_config_space(offset, value)
+        self.registers.borrow_mut().transport.write_config_space(offset, value)
     }
 }

@@ -10,8 +10,8 @@ use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, IoEventAddress, VcpuExit, VcpuFd, VmFd};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_msi, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VcpuExit, VcpuFd, VmFd};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -174,6 +174,41 @@ impl Vm {
         self.fd
             .register_ioevent(event, &IoEventAddress::Mmio(address.raw_value()), value)
             .map_err(step("connect a doorbell"))
+    }
+
+    /// The guest's write of any width to the guest-physical `address` becomes a write of 1 to `event` and no exit.
+    ///
+    /// # Errors
+    /// The kernel's; one address can have one such doorbell.
+    pub fn connect_bare_doorbell(&self, event: &EventFd, address: GuestAddress) -> Result<(), Error> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Mmio(address.raw_value()), NoDatamatch)
+            .map_err(step("connect a doorbell"))
+    }
+
+    /// Undoes [`Self::connect_bare_doorbell`].
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn disconnect_bare_doorbell(&self, event: &EventFd, address: GuestAddress) -> Result<(), Error> {
+        self.fd
+            .unregister_ioevent(event, &IoEventAddress::Mmio(address.raw_value()), NoDatamatch)
+            .map_err(step("disconnect a doorbell"))
+    }
+
+    /// Interrupts the guest with the message `data` written to `address`, from any thread.
+    ///
+    /// # Errors
+    /// The kernel's: the message names no interrupt.
+    pub fn send_message(&self, address: u64, data: u32) -> Result<(), Error> {
+        // Truncation is the point: the two halves of the address.
+        let message = kvm_msi {
+            address_lo: address as u32,
+            address_hi: (address >> 32) as u32,
+            data,
+            ..Default::default()
+        };
+        self.fd.signal_msi(message).map(drop).map_err(step("deliver a message-signalled interrupt"))
     }
 
     /// Makes virtual CPU `id` of `count`, with its CPUID. `id` is its APIC id too.

@@ -159,6 +159,8 @@ impl Instance {
             memory_mib: 32,
             vcpus,
             boot: Boot::Kernel { kernel: inherit(kernel_file), initrd: None },
+            transport: Default::default(),
+            system: None,
             cmdline: String::new(),
             disks: Vec::new(),
             nics: Vec::new(),

@@ -1,11 +1,12 @@
 //! The driver's side of a device: a fake guest with its memory, registers and queues, for tests and fuzzers.
 //!
-//! It drives a device as a guest would: through the memory-mapped transport, with an event loop of its own. It is
-//! as free as a guest to do what is forbidden: descriptors, rings and registers take any value.
+//! It drives a device as a guest would: through either transport, with an event loop of its own. It is as free as a
+//! guest to do what is forbidden: descriptors, rings and registers take any value.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use event_manager::{EventManager, MutEventSubscriber};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -14,10 +15,14 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::link::Link;
 use super::mmio::MmioTransport;
-use super::spec::{feature, mmio, ring, status};
+use super::pci::{NOTIFY, NOTIFY_MULTIPLIER, PciTransport};
+use super::spec::{feature, mmio, pci, ring, status};
 use super::{Error, Shared};
 use crate::bus::BusDevice;
-use crate::memory::GuestMemory;
+use crate::memory::{self, GuestMemory};
+use crate::pci::PciFunction;
+use crate::pci::Wiring;
+use crate::pci::msix::Message;
 
 /// The fake guest's memory: two regions with a hole between them, in bytes.
 pub const MEMORY: [(GuestAddress, usize); 2] =
@@ -30,13 +35,56 @@ const QUEUE_STRIDE: u64 = 0x1_0000;
 /// Turns of the event loop in [`MockGuest::run`]: a device that needs more for one event spins.
 const TURNS_MAX: usize = 256;
 
+/// Where the function's registers begin: where the VMM would put the first one's.
+pub const PCI_START: GuestAddress = memory::PCI_WINDOW_START;
+/// Vectors that [`MockGuest::over_pci`] programs; a device's own are fewer.
+const VECTORS_MAX: u64 = 8;
+/// Where the MSI-X table lies in the BAR.
+const TABLE: u64 = 0x4000;
+
 /// A fake guest with one device.
 pub struct MockGuest {
     /// Its memory.
     pub memory: GuestMemory,
-    transport: MmioTransport,
+    registers: Registers,
     events: EventManager<Box<dyn MutEventSubscriber>>,
-    irq: EventFd,
+}
+
+enum Registers {
+    Mmio { transport: MmioTransport, irq: EventFd },
+    Pci { transport: Box<PciTransport>, wires: Arc<Wires> },
+}
+
+/// The machine around a function: counts messages, and keeps doorbells instead of ringing them.
+#[derive(Default)]
+pub struct Wires {
+    messages: AtomicU64,
+    doorbells: Mutex<Vec<GuestAddress>>,
+}
+
+impl Wires {
+    /// The doorbells connected now, in the order in which they were.
+    pub fn doorbells(&self) -> Vec<GuestAddress> {
+        self.doorbells.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Wiring for Wires {
+    fn send_message(&self, _message: Message) {
+        self.messages.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn connect_doorbell(&self, _event: &EventFd, address: GuestAddress) -> bool {
+        self.doorbells.lock().unwrap_or_else(PoisonError::into_inner).push(address);
+        true
+    }
+
+    fn disconnect_doorbell(&self, _event: &EventFd, address: GuestAddress) {
+        let mut doorbells = self.doorbells.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = doorbells.len();
+        doorbells.retain(|connected| *connected != address);
+        assert_eq!(doorbells.len() + 1, before, "{address:?} was connected once");
+    }
 }
 
 /// One queue as the driver lays it out.
@@ -83,63 +131,181 @@ impl MockDescriptor {
 }
 
 impl MockGuest {
-    /// Puts `device` into a fresh guest.
+    /// Puts `device` into a fresh guest, behind a virtio-mmio window.
     pub fn new(device: Shared) -> Result<Self, Error> {
-        let memory = GuestMemory::from_ranges(&MEMORY).expect("invariant: the mock's memory is small");
         let irq = EventFd::new(EFD_NONBLOCK).map_err(Error::EventFd)?;
         let irq_end = irq.try_clone().map_err(Error::EventFd)?;
-        let transport = MmioTransport::new(memory.clone(), device.clone(), irq_end)?;
+        Self::build(device, |memory, device| {
+            Ok(Registers::Mmio { transport: MmioTransport::new(memory, device, irq_end)?, irq })
+        })
+    }
+
+    /// Puts `device` into a fresh guest, behind a PCI function that the driver has switched on: it answers at
+    /// [`PCI_START`], and all vectors of MSI-X interrupt.
+    pub fn over_pci(device: Shared) -> Result<Self, Error> {
+        let wires = Arc::new(Wires::default());
+        let mut guest = Self::build(device, |memory, device| {
+            let transport = PciTransport::new(memory, device, wires.clone(), PCI_START)?;
+            Ok(Registers::Pci { transport: Box::new(transport), wires })
+        })?;
+        for vector in 0..VECTORS_MAX {
+            guest.bus().write(TABLE + 16 * vector + 12, &[0; 4]);
+        }
+        let msix = guest.capability(0x11, None).expect("invariant: every function has MSI-X");
+        guest.function().write_config(msix + 2, &0x8000_u16.to_le_bytes());
+        Ok(guest)
+    }
+
+    fn build(
+        device: Shared,
+        registers: impl FnOnce(GuestMemory, Shared) -> Result<Registers, Error>,
+    ) -> Result<Self, Error> {
+        let memory = GuestMemory::from_ranges(&MEMORY).expect("invariant: the mock's memory is small");
+        let registers = registers(memory.clone(), device.clone())?;
         let mut events: EventManager<Box<dyn MutEventSubscriber>> =
             EventManager::new().map_err(|error| Error::EventFd(io::Error::other(error)))?;
         event_manager::SubscriberOps::add_subscriber(&mut events, Box::new(device));
-        Ok(Self { memory, transport, events, irq })
+        Ok(Self { memory, registers, events })
     }
 
-    /// Reads a register.
+    /// Reads a register of 32 bits.
     pub fn read(&mut self, register: u32) -> u32 {
         let mut bytes = [0; 4];
-        self.transport.read(u64::from(register), &mut bytes);
+        self.bus().read(u64::from(register), &mut bytes);
         u32::from_le_bytes(bytes)
     }
 
-    /// Writes a register.
+    /// Writes a register of 32 bits.
     pub fn write(&mut self, register: u32, value: u32) {
-        self.transport.write(u64::from(register), &value.to_le_bytes());
+        self.bus().write(u64::from(register), &value.to_le_bytes());
     }
 
-    /// Reads configuration space.
+    /// Reads a register of 16 bits, as the PCI transport has them.
+    pub fn read_short(&mut self, register: u64) -> u16 {
+        let mut bytes = [0; 2];
+        self.bus().read(register, &mut bytes);
+        u16::from_le_bytes(bytes)
+    }
+
+    /// Writes a register of 16 bits.
+    pub fn write_short(&mut self, register: u64, value: u16) {
+        self.bus().write(register, &value.to_le_bytes());
+    }
+
+    /// Reads the device's configuration space.
     pub fn read_config<const N: usize>(&mut self, offset: u32) -> [u8; N] {
+        let start = match self.registers {
+            Registers::Mmio { .. } => mmio::CONFIG,
+            Registers::Pci { .. } => 0x2000,
+        };
         let mut bytes = [0; N];
-        self.transport.read(u64::from(mmio::CONFIG + offset), &mut bytes);
+        self.bus().read(u64::from(start + offset), &mut bytes);
         bytes
     }
 
     /// The registers, for accesses of odd widths and places.
     pub fn bus(&mut self) -> &mut dyn BusDevice {
-        &mut self.transport
+        match &mut self.registers {
+            Registers::Mmio { transport, .. } => transport,
+            Registers::Pci { transport, .. } => &mut **transport,
+        }
+    }
+
+    /// The PCI function.
+    ///
+    /// # Panics
+    /// The guest has a virtio-mmio window.
+    pub fn function(&mut self) -> &mut dyn PciFunction {
+        match &mut self.registers {
+            Registers::Mmio { .. } => panic!("the guest has no PCI"),
+            Registers::Pci { transport, .. } => &mut **transport,
+        }
+    }
+
+    /// The machine around the PCI function.
+    ///
+    /// # Panics
+    /// As [`Self::function`].
+    pub fn wires(&self) -> Arc<Wires> {
+        match &self.registers {
+            Registers::Mmio { .. } => panic!("the guest has no PCI"),
+            Registers::Pci { wires, .. } => wires.clone(),
+        }
+    }
+
+    /// Where in configuration space the capability `id` lies, of virtio's the one of `kind`.
+    pub fn capability(&mut self, id: u8, kind: Option<u8>) -> Option<usize> {
+        let function = self.function();
+        let mut byte = |at: usize| {
+            let mut bytes = [0];
+            function.read_config(at, &mut bytes);
+            bytes[0]
+        };
+        let mut at = usize::from(byte(0x34));
+        while at != 0 {
+            if byte(at) == id && kind.is_none_or(|kind| byte(at + 3) == kind) {
+                return Some(at);
+            }
+            at = usize::from(byte(at + 1));
+        }
+        None
+    }
+
+    fn is_pci(&self) -> bool {
+        matches!(self.registers, Registers::Pci { .. })
+    }
+
+    /// The status.
+    pub fn status(&mut self) -> u32 {
+        if !self.is_pci() {
+            return self.read(mmio::STATUS);
+        }
+        let mut byte = [0];
+        self.bus().read(pci::DEVICE_STATUS, &mut byte);
+        byte[0].into()
+    }
+
+    /// Writes the status.
+    pub fn set_status(&mut self, value: u32) {
+        if self.is_pci() {
+            // Its register has eight bits.
+            self.bus().write(pci::DEVICE_STATUS, &[value as u8]);
+        } else {
+            self.write(mmio::STATUS, value);
+        }
     }
 
     /// The features offered.
     pub fn offered(&mut self) -> u64 {
-        self.write(mmio::DEVICE_FEATURES_SEL, 0);
-        let low = self.read(mmio::DEVICE_FEATURES);
-        self.write(mmio::DEVICE_FEATURES_SEL, 1);
-        u64::from(low) | u64::from(self.read(mmio::DEVICE_FEATURES)) << 32
+        let (select, features) = if self.is_pci() {
+            (pci::DEVICE_FEATURE_SELECT as u32, pci::DEVICE_FEATURE as u32)
+        } else {
+            (mmio::DEVICE_FEATURES_SEL, mmio::DEVICE_FEATURES)
+        };
+        self.write(select, 0);
+        let low = self.read(features);
+        self.write(select, 1);
+        u64::from(low) | u64::from(self.read(features)) << 32
     }
 
     /// Goes up to `FEATURES_OK` with `features` and `VERSION_1`; the status that results.
     pub fn negotiate(&mut self, features: u64) -> u32 {
-        self.write(mmio::STATUS, 0);
-        self.write(mmio::STATUS, status::ACKNOWLEDGE);
-        self.write(mmio::STATUS, status::ACKNOWLEDGE | status::DRIVER);
+        let (select, accept) = if self.is_pci() {
+            (pci::DRIVER_FEATURE_SELECT as u32, pci::DRIVER_FEATURE as u32)
+        } else {
+            (mmio::DRIVER_FEATURES_SEL, mmio::DRIVER_FEATURES)
+        };
+        self.set_status(0);
+        self.set_status(status::ACKNOWLEDGE);
+        self.set_status(status::ACKNOWLEDGE | status::DRIVER);
         let features = features | feature::VERSION_1;
         for half in 0..2 {
-            self.write(mmio::DRIVER_FEATURES_SEL, half);
+            self.write(select, half);
             // Truncation is the point: one half at a time.
-            self.write(mmio::DRIVER_FEATURES, (features >> (32 * half)) as u32);
+            self.write(accept, (features >> (32 * half)) as u32);
         }
-        self.write(mmio::STATUS, status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK);
-        self.read(mmio::STATUS)
+        self.set_status(status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK);
+        self.status()
     }
 
     /// Lays out queue `index` with `size` descriptors and makes it ready.
@@ -167,8 +333,12 @@ impl MockGuest {
         queue
     }
 
-    /// Tells the device where `queue` lies and makes it ready.
+    /// Tells the device where `queue` lies and makes it ready; over PCI with a vector of its own behind the
+    /// configuration's.
     pub fn place_queue(&mut self, queue: &MockQueue) {
+        if self.is_pci() {
+            return self.place_queue_over_pci(queue);
+        }
         self.write(mmio::QUEUE_SEL, u32::from(queue.index));
         self.write(mmio::QUEUE_SIZE, u32::from(queue.size));
         let parts = [
@@ -183,11 +353,27 @@ impl MockGuest {
         self.write(mmio::QUEUE_READY, 1);
     }
 
+    fn place_queue_over_pci(&mut self, queue: &MockQueue) {
+        self.write_short(pci::CONFIG_MSIX_VECTOR, 0);
+        self.write_short(pci::QUEUE_SELECT, queue.index);
+        self.write_short(pci::QUEUE_SIZE, queue.size);
+        self.write_short(pci::QUEUE_MSIX_VECTOR, queue.index + 1);
+        let parts = [
+            (pci::QUEUE_DESC, queue.descriptors),
+            (pci::QUEUE_DRIVER, queue.available),
+            (pci::QUEUE_DEVICE, queue.used),
+        ];
+        for (register, address) in parts {
+            self.bus().write(register, &address.to_le_bytes());
+        }
+        self.write_short(pci::QUEUE_ENABLE, 1);
+    }
+
     /// Sets `DRIVER_OK`; the status that results.
     pub fn start(&mut self) -> u32 {
         let all = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK | status::DRIVER_OK;
-        self.write(mmio::STATUS, all);
-        self.read(mmio::STATUS)
+        self.set_status(all);
+        self.status()
     }
 
     /// All of the above: negotiates `features` and starts with one queue per entry of `sizes`.
@@ -202,12 +388,16 @@ impl MockGuest {
 
     /// Whether the device asks for a reset.
     pub fn needs_reset(&mut self) -> bool {
-        self.read(mmio::STATUS) & status::NEEDS_RESET != 0
+        self.status() & status::NEEDS_RESET != 0
     }
 
     /// Notifies queue `index` and lets the device work.
     pub fn kick(&mut self, index: u16) {
-        self.write(mmio::QUEUE_NOTIFY, u32::from(index));
+        if self.is_pci() {
+            self.write_short(u64::from(NOTIFY + u32::from(index) * NOTIFY_MULTIPLIER), index);
+        } else {
+            self.write(mmio::QUEUE_NOTIFY, u32::from(index));
+        }
         self.run();
     }
 
@@ -225,7 +415,10 @@ impl MockGuest {
 
     /// Interrupts raised since the last call.
     pub fn take_interrupts(&mut self) -> u64 {
-        self.irq.read().unwrap_or(0)
+        match &self.registers {
+            Registers::Mmio { irq, .. } => irq.read().unwrap_or(0),
+            Registers::Pci { wires, .. } => wires.messages.swap(0, Ordering::AcqRel),
+        }
     }
 
     /// Writes into guest memory.

@@ -6,8 +6,9 @@
 //! # Parts
 //! - [`spec`]: the constants.
 //! - [`VirtioDevice`]: what a device is; it knows no transport.
-//! - [`Transport`]: what a transport offers the VMM beside its registers. [`mmio::MmioTransport`] is the first;
-//!   [`negotiation`] holds what all transports share (status machine, features, queue set-up).
+//! - [`Transport`]: what a transport offers the VMM beside its registers: [`mmio::MmioTransport`] for small kernels,
+//!   [`pci::PciTransport`] for all others; [`negotiation`] holds what both share (status machine, features, queue
+//!   set-up).
 //! - [`queue`]: checked access to split virtqueues. Whatever the driver writes, guest memory is the only memory
 //!   touched, and nothing panics: a broken ring makes the device ask for a reset.
 //! - `mock`: the driver's side, for tests and fuzzers (feature `mock`).
@@ -40,6 +41,7 @@ pub mod mmio;
 pub mod mock;
 pub mod negotiation;
 pub mod net;
+pub mod pci;
 pub mod queue;
 pub mod rng;
 pub mod spec;
@@ -79,6 +81,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The device cannot be a PCI function.
+    #[error(transparent)]
+    Pci(#[from] crate::pci::Error),
     /// A configured value cannot be offered to a guest.
     #[error("{what} is {value}, allowed are {allowed}")]
     Config {

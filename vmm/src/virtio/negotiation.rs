@@ -113,6 +113,15 @@ impl Negotiation {
         }
     }
 
+    /// One half of the features accepted, likewise.
+    pub fn accepted_features(&self, half: u32) -> u32 {
+        match half {
+            0 => low(self.accepted),
+            1 => high(self.accepted),
+            _ => 0,
+        }
+    }
+
     /// The driver accepts one half of the features.
     pub fn accept_features(&mut self, half: u32, value: u32) {
         if self.status & status::FEATURES_OK != 0 {
@@ -170,6 +179,26 @@ impl Negotiation {
     /// The largest size of queue `index`; 0 if there is no such queue.
     pub fn queue_size_max(&self, index: u32) -> u16 {
         self.queue(index).map_or(0, |queue| queue.size_max)
+    }
+
+    /// The size of queue `index` as the driver chose it, the largest one before; 0 if there is no such queue.
+    pub fn queue_size(&self, index: u32) -> u16 {
+        self.queue(index).map_or(0, |queue| queue.layout.size)
+    }
+
+    /// Where one part of queue `index` lies, as the driver said.
+    pub fn queue_address(&self, index: u32, part: RingPart) -> u64 {
+        self.queue(index).map_or(0, |queue| match part {
+            RingPart::Descriptors => queue.layout.descriptors,
+            RingPart::Available => queue.layout.available,
+            RingPart::Used => queue.layout.used,
+        })
+    }
+
+    /// Whether the driver has started the device, and neither stopped nor broken it since.
+    pub fn is_running(&self) -> bool {
+        let stopped = status::FAILED | status::NEEDS_RESET;
+        self.status() & (status::DRIVER_OK | stopped) == status::DRIVER_OK
     }
 
     /// Whether queue `index` is in use.

@@ -8,7 +8,10 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use vmm::config::{Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, NicConfig, VmmConfig};
+use vmm::config::{
+    Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, NicConfig, SystemIdentity, Transport,
+    VmmConfig,
+};
 use vmm::rpc::Client;
 
 use super::directory::{Directory, Record};
@@ -250,12 +253,26 @@ fn configuration(
         memory_mib: wanted.memory_mib,
         vcpus: wanted.vcpus,
         boot,
+        transport: Transport::Auto,
+        system: system(wanted),
         cmdline: wanted.kernel.as_ref().map(|kernel| kernel.cmdline.clone()).unwrap_or_default(),
         disks,
         nics,
         console_log: Some(files.push(console)),
         control_socket: Some(files.push(listener)),
         exit_report: Some(files.push(exit)),
+    })
+}
+
+/// What the machine says of itself: by these names, cloud-init and others know that there is a metadata service.
+fn system(wanted: &InstanceWanted) -> Option<SystemIdentity> {
+    let uuid = uuid::Uuid::parse_str(&wanted.id).ok()?;
+    Some(SystemIdentity {
+        manufacturer: "OpenStack Foundation".to_owned(),
+        product: "OpenStack Nova".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        serial: wanted.id.clone(),
+        uuid: uuid.into_bytes(),
     })
 }
 

@@ -1,5 +1,5 @@
 //! The few ACPI tables that matter here (ACPI 6.5): where the power button reports, how to power off, where the
-//! I/O APICs are.
+//! I/O APICs are and where PCI's configuration space is.
 
 use core::ops::Range;
 
@@ -29,6 +29,8 @@ pub struct Acpi {
     pub sleep: Option<Sleep>,
     /// The I/O APICs of the MADT.
     pub io_apics: [Option<IoApic>; IO_APICS_MAX],
+    /// Physical address of the first PCI bus's configuration space.
+    pub ecam: Option<u64>,
 }
 
 /// The fixed power button (§4.8.3.1): bit 8 of both registers.
@@ -102,6 +104,7 @@ pub fn read(memory: &impl Memory, rsdp: u64) -> Option<Acpi> {
         match table.get(..4) {
             Some(b"FACP") => read_fadt(memory, table, &mut acpi),
             Some(b"APIC") => read_madt(table, &mut acpi),
+            Some(b"MCFG") => acpi.ecam = acpi.ecam.or_else(|| first_bus(table)),
             _ => {}
         }
     }
@@ -164,6 +167,12 @@ fn read_madt(madt: &[u8], acpi: &mut Acpi) {
         }
         records = rest;
     }
+}
+
+/// The MCFG (PCI Firmware 3.3 §4.1.2): records of 16 bytes from offset 44, of which the first bus's counts.
+fn first_bus(mcfg: &[u8]) -> Option<u64> {
+    let first = |record: &&[u8]| u16_at(record, 8) == Some(0) && record.get(10) == Some(&0);
+    u64_at(mcfg.get(44..)?.chunks_exact(16).find(first)?, 0)
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
@@ -243,6 +252,21 @@ mod tests {
         assert_eq!(acpi.sleep, Some(Sleep::Fixed { port: 0x604, value: 0x2000 | 3 << 10 }));
         assert_eq!(acpi.io_apics[0], Some(IoApic { address: 0xfec0_0000, gsi_base: 0 }));
         assert_eq!(acpi.io_apics[1], None);
+    }
+
+    #[test]
+    fn first_bus_of_the_first_segment_is_found_among_others() {
+        let record = |address: u64, segment: u16, bus: u8| {
+            let mut record = address.to_le_bytes().to_vec();
+            record.extend(segment.to_le_bytes());
+            record.extend([bus, 255, 0, 0, 0, 0]);
+            record
+        };
+        let table = |records: &[Vec<u8>]| [vec![0; 44], records.concat()].concat();
+        assert_eq!(first_bus(&table(&[record(1, 1, 0), record(2, 0, 1), record(3, 0, 0)])), Some(3));
+        assert_eq!(first_bus(&table(&[record(1, 1, 0)])), None);
+        assert_eq!(first_bus(&table(&[record(3, 0, 0)])[..59]), None);
+        assert_eq!(first_bus(&[0; 40]), None);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod block;
 mod net;
+mod pci;
 mod random;
 mod rng;
 mod transport;

@@ -1,0 +1,223 @@
+//! Where a machine's virtio devices are: which transport the guest gets, a place for each device, and the wires from
+//! there to KVM.
+//!
+//! Must never know: what a device does, boot protocols.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use vm_memory::{Address, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::acpi::MmioDevice;
+use crate::config::Transport;
+use crate::kvm::{self, Vm};
+use crate::memory::{self, GuestMemory};
+use crate::pci::host::{self, PciHost};
+use crate::pci::{Wiring, msix::Message};
+use crate::vcpu::Buses;
+use crate::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
+use crate::virtio::pci::{BAR_BYTES, PciTransport};
+use crate::virtio::{self, Shared, Transport as _};
+use crate::{bus, pci};
+
+/// The IOAPIC pins of virtio-mmio devices, in the order they are given out: first those that do not reach the PIC as
+/// well, then the free ones of a PC.
+const MMIO_GSIS: [u32; 16] = [16, 17, 18, 19, 20, 21, 22, 5, 6, 7, 9, 10, 11, 12, 14, 15];
+/// Slots for devices: all but the bridge's.
+const PCI_DEVICES_MAX: usize = host::SLOTS as usize - 1;
+
+/// Why devices cannot be placed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// More devices than interrupts.
+    #[error(
+        "a guest on virtio-mmio can have {max} disks and network devices beside its entropy source, not {count}; on \
+         PCI it can have {pci}", max = MMIO_GSIS.len() - 1, count = .0, pci = PCI_DEVICES_MAX - 1
+    )]
+    MmioDevices(usize),
+    /// More devices than slots.
+    #[error(
+        "a guest can have {max} disks and network devices beside its entropy source, not {0}",
+        max = PCI_DEVICES_MAX - 1
+    )]
+    PciDevices(usize),
+    /// An event descriptor.
+    #[error("make an event descriptor")]
+    Event(#[source] io::Error),
+    /// KVM's part.
+    #[error(transparent)]
+    Kvm(#[from] kvm::Error),
+    /// Two devices at one address.
+    #[error(transparent)]
+    Bus(#[from] bus::Error),
+    /// The PCI bus.
+    #[error(transparent)]
+    Pci(#[from] pci::Error),
+    /// A device or its transport.
+    #[error(transparent)]
+    Virtio(#[from] virtio::Error),
+}
+
+/// A place for each device, in their order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Places {
+    /// Register windows and interrupt pins.
+    Mmio(Vec<MmioDevice>),
+    /// Slots of the PCI bus from the first free one on.
+    Pci,
+}
+
+impl Places {
+    /// Places for `count` disks and network devices and the entropy source behind them. `small_kernel` says that the
+    /// kernel is an ELF image.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub fn choose(transport: Transport, small_kernel: bool, count: usize) -> Result<Self, Error> {
+        let mmio = match transport {
+            Transport::Auto => small_kernel,
+            Transport::Mmio => true,
+            Transport::Pci => false,
+        };
+        if !mmio {
+            return if count < PCI_DEVICES_MAX { Ok(Self::Pci) } else { Err(Error::PciDevices(count)) };
+        }
+        let gsis = MMIO_GSIS.get(..=count).ok_or(Error::MmioDevices(count))?;
+        let place = |(index, &gsi): (u64, &u32)| {
+            let address = memory::MMIO_START.unchecked_add(index * memory::MMIO_WINDOW_BYTES);
+            MmioDevice { address, gsi }
+        };
+        Ok(Self::Mmio((0..).zip(gsis).map(place).collect()))
+    }
+
+    /// The virtio-mmio windows; none with PCI.
+    #[must_use]
+    pub fn windows(&self) -> &[MmioDevice] {
+        match self {
+            Self::Mmio(windows) => windows,
+            Self::Pci => &[],
+        }
+    }
+
+    /// Puts `devices` behind registers at their places.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn fill(
+        &self,
+        vm: &Arc<Vm>,
+        guest: &GuestMemory,
+        buses: &mut Buses,
+        devices: &[Shared],
+    ) -> Result<(), Error> {
+        match self {
+            Self::Mmio(places) => {
+                for (place, device) in places.iter().zip(devices) {
+                    add_mmio(vm, guest, buses, place, device)?;
+                }
+            }
+            Self::Pci => {
+                let host = PciHost::default();
+                for (slot, device) in (1..).zip(devices) {
+                    add_pci(vm, guest, &host, slot, device)?;
+                }
+                connect_bus(buses, &host)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn add_mmio(
+    vm: &Vm,
+    guest: &GuestMemory,
+    buses: &mut Buses,
+    place: &MmioDevice,
+    device: &Shared,
+) -> Result<(), Error> {
+    let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::Event)?;
+    vm.connect_irq(&interrupt, place.gsi)?;
+    let transport = MmioTransport::new(guest.clone(), device.clone(), interrupt)?;
+    for (index, doorbell) in (0_u32..).zip(transport.queue_events()) {
+        vm.connect_doorbell(doorbell, place.address.unchecked_add(NOTIFY_OFFSET), index)?;
+    }
+    let transport = Arc::new(Mutex::new(transport));
+    buses.registers.insert(place.address.raw_value(), memory::MMIO_WINDOW_BYTES, transport)?;
+    Ok(())
+}
+
+/// Puts one device into `slot`, its registers where firmware would have put them.
+fn add_pci(
+    vm: &Arc<Vm>,
+    guest: &GuestMemory,
+    host: &PciHost,
+    slot: u8,
+    device: &Shared,
+) -> Result<(), Error> {
+    let start = memory::PCI_WINDOW_START.unchecked_add(u64::from(slot) * u64::from(BAR_BYTES));
+    let function = PciTransport::new(guest.clone(), device.clone(), vm.clone(), start)?;
+    host.insert(slot, Box::new(function))?;
+    Ok(())
+}
+
+fn connect_bus(buses: &mut Buses, host: &PciHost) -> Result<(), Error> {
+    let window = Arc::new(Mutex::new(host.window()));
+    buses.registers.insert(memory::PCI_WINDOW_START.raw_value(), memory::PCI_WINDOW_BYTES, window)?;
+    let ecam = Arc::new(Mutex::new(host.ecam()));
+    buses.registers.insert(memory::PCI_ECAM_START.raw_value(), memory::PCI_ECAM_BYTES, ecam)?;
+    let ports = Arc::new(Mutex::new(host.ports()));
+    buses.ports.insert(u64::from(host::CONFIG_PORT), u64::from(host::CONFIG_PORT_BYTES), ports)?;
+    Ok(())
+}
+
+impl Wiring for Vm {
+    fn send_message(&self, message: Message) {
+        if let Err(error) = Self::send_message(self, message.address, message.data) {
+            // The guest programmed it so.
+            tracing::debug!(%error, "a guest's interrupt message goes nowhere");
+        }
+    }
+
+    fn connect_doorbell(&self, event: &EventFd, address: GuestAddress) -> bool {
+        self.connect_bare_doorbell(event, address)
+            .inspect_err(|error| tracing::debug!(%error, "a doorbell stays an exit"))
+            .is_ok()
+    }
+
+    fn disconnect_doorbell(&self, event: &EventFd, address: GuestAddress) {
+        if let Err(error) = self.disconnect_bare_doorbell(event, address) {
+            tracing::error!(%error, "a doorbell cannot be disconnected");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_kernels_get_windows_and_all_others_slots() {
+        assert!(
+            matches!(Places::choose(Transport::Auto, true, 2), Ok(Places::Mmio(places)) if places.len() == 3)
+        );
+        assert!(matches!(Places::choose(Transport::Auto, false, 2), Ok(Places::Pci)));
+        assert!(
+            matches!(Places::choose(Transport::Mmio, false, 0), Ok(Places::Mmio(places)) if places.len() == 1)
+        );
+        assert!(matches!(Places::choose(Transport::Pci, true, 0), Ok(Places::Pci)));
+    }
+
+    #[test]
+    fn more_devices_than_places_are_refused_with_the_numbers() {
+        assert!(Places::choose(Transport::Mmio, true, 15).is_ok());
+        let error = Places::choose(Transport::Mmio, true, 16).unwrap_err().to_string();
+        assert!(
+            error.contains("15 disks") && error.contains("not 16") && error.contains("have 30"),
+            "{error}"
+        );
+        assert!(Places::choose(Transport::Pci, true, 30).is_ok());
+        let error = Places::choose(Transport::Pci, true, 31).unwrap_err().to_string();
+        assert!(error.contains("30 disks") && error.contains("not 31"), "{error}");
+    }
+}
