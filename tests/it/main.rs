@@ -6,6 +6,7 @@
 
 mod commands;
 mod faults;
+mod firmware;
 #[allow(dead_code, reason = "the benchmarks use the rest")]
 mod harness;
 mod lab;
@@ -24,6 +25,7 @@ fn main() {
         commands::trials(),
         processes::trials(),
         faults::trials(),
+        firmware::trials(),
         tenants::trials(),
         survive::trials(),
         openstack::trials(),

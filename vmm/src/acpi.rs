@@ -88,7 +88,7 @@ impl Writer<'_> {
     fn write(&mut self, table: &[u8]) -> Result<GuestAddress, Error> {
         let start = self.next;
         let end = start.unchecked_add(table.len() as u64);
-        if end > memory::FIRMWARE_END {
+        if end > memory::SMBIOS_START {
             return Err(Error::TooLarge);
         }
         self.guest.write_slice(table, start)?;

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use storage::format::raw::RawFile;
 
 use crate::boot::image::Image;
-use crate::config::{DiskConfig, DiskFormat, InheritedFd, NicConfig, Transport};
+use crate::config::{DiskConfig, DiskFormat, InheritedFd, NicConfig, SystemIdentity, Transport};
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
 use crate::kvm::Kvm;
@@ -124,12 +124,23 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         vcpus: options.vcpus,
         boot,
         transport: options.transport,
-        system: None,
+        system: Some(identity()),
         cmdline: options.cmdline,
         disks,
         nics,
         console: Console::Stream(Box::new(io::stdout())),
     })
+}
+
+/// A machine that is nobody's instance: its UUID says that there is none.
+fn identity() -> SystemIdentity {
+    SystemIdentity {
+        manufacturer: "Wisp".to_owned(),
+        product: "Wisp microVM".to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        serial: String::new(),
+        uuid: [0; 16],
+    }
 }
 
 /// A network device with a locally administered address and nothing answered in the network's place.

@@ -21,6 +21,7 @@ pub mod rpc;
 pub mod run;
 pub mod sandbox;
 pub mod serial;
+pub mod smbios;
 pub mod supervisor;
 pub mod terminal;
 pub mod vcpu;

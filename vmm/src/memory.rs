@@ -4,7 +4,8 @@
 //! Must never know: what a device or a kernel does with the bytes.
 //!
 //! ```text
-//! 0x0000_0000            RAM below 1 MiB: boot structures (below), ACPI tables at RSDP_START
+//! 0x0000_0000            RAM below 1 MiB: boot structures (below), ACPI tables at RSDP_START, SMBIOS tables at
+//!                        SMBIOS_START
 //! 0x0010_0000            RAM: kernel, initial ramdisk
 //! 0xc000_0000            hole of 1 GiB: registers of PCI functions at PCI_WINDOW_START, virtio-mmio windows at
 //!                        MMIO_START, PCI configuration space at PCI_ECAM_START, IOAPIC, local APICs, KVM's own pages
@@ -41,7 +42,9 @@ pub const CMDLINE_BYTES_MAX: usize = 2048;
 pub const LOW_RAM_END: GuestAddress = GuestAddress(0x9_fc00);
 /// The RSDP; the other ACPI tables follow it. Linux and others also find it here by scanning.
 pub const RSDP_START: GuestAddress = GuestAddress(0xe_0000);
-/// The end of the area that holds ACPI tables.
+/// The end of the area that holds ACPI tables, and the SMBIOS entry point: guests look for it from here on.
+pub const SMBIOS_START: GuestAddress = GuestAddress(0xf_0000);
+/// The end of the area that holds firmware's tables.
 pub const FIRMWARE_END: GuestAddress = GuestAddress(0x10_0000);
 /// Where kernels and everything else above the first MiB may be loaded.
 pub const HIGH_RAM_START: GuestAddress = GuestAddress(0x10_0000);

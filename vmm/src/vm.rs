@@ -23,7 +23,7 @@ use crate::rpc::VmState;
 use crate::serial::{self, Console, SerialPort};
 use crate::vcpu::{self, Buses, Vcpus};
 use crate::virtio::{self, Shared};
-use crate::{acpi, boot, memory};
+use crate::{acpi, boot, memory, smbios};
 
 /// Why a machine cannot be put together.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +40,9 @@ pub enum Error {
     /// The firmware tables.
     #[error(transparent)]
     Acpi(#[from] acpi::Error),
+    /// What the machine says of itself.
+    #[error(transparent)]
+    Smbios(#[from] smbios::Error),
     /// The vCPU threads.
     #[error(transparent)]
     Vcpu(#[from] vcpu::Error),
@@ -156,6 +159,9 @@ impl Machine {
         let cmdline = boot::cmdline(&windows, &spec.cmdline);
         let entry = load(&guest, &spec.boot, root, &cmdline)?;
         acpi::write(&guest, spec.vcpus, &places)?;
+        if let Some(system) = &spec.system {
+            smbios::write(&guest, system)?;
+        }
 
         let devices = build_devices(spec.disks, spec.nics)?;
         places.fill(&vm, &guest, &mut buses, &devices)?;

@@ -31,6 +31,8 @@ pub(crate) enum Need {
     Tun,
     /// The `openstack` command, from PyPI.
     OpenStack,
+    /// `iasl`, the ACPI compiler.
+    Iasl,
     /// The nested lab: QEMU, and Debian's kernel and busybox, installed or downloaded.
     Lab,
 }
@@ -45,6 +47,10 @@ impl Need {
             Self::Tun => usable("/dev/net/tun").map(|error| format!("needs /dev/net/tun: {error}")),
             Self::OpenStack => {
                 venv::openstack().err().map(|error| format!("needs the openstack command: {error:#}"))
+            }
+            Self::Iasl => {
+                let found = std::process::Command::new("iasl").arg("-v").output();
+                found.err().map(|error| format!("needs iasl of acpica-tools: {error}"))
             }
             Self::Lab => lab::ready().err().map(|error| format!("needs the nested lab: {error:#}")),
         }
