@@ -67,7 +67,8 @@ pub enum Boot {
         /// The initial ramdisk, as it is, compressed or not.
         initrd: Option<InheritedFd>,
     },
-    /// The kernel is read at every boot from the first disk: one whose first bytes are an ELF image boots it.
+    /// The kernel is read at every boot from the first disk: one whose first bytes are an ELF image boots it; from any
+    /// other, what its boot loader's configuration says (`crate::boot::disk`).
     Disk,
 }
 

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use storage::format::raw::RawFile;
 
@@ -116,7 +117,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         let format = DiskFormat::Raw { file: InheritedFd(file.as_raw_fd()) };
         let config = DiskConfig { format, read_only: *read_only, serial: format!("disk{index}") };
         let disk = RawFile::whole(file, *read_only).map_err(|source| RunError::Disk { index, source })?;
-        disks.push(DiskSpec { config, disk: Box::new(disk) });
+        disks.push(DiskSpec { config, disk: Arc::new(disk) });
     }
     let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap)).collect();
     Ok(MachineSpec {

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 
 use storage::format::Disk;
 use storage::format::overlay::{Overlay, OverlayError};
@@ -219,13 +220,13 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
     })
 }
 
-fn open_disk(index: usize, config: &DiskConfig, fds: &mut InheritedFds) -> Result<Box<dyn Disk>, Error> {
+fn open_disk(index: usize, config: &DiskConfig, fds: &mut InheritedFds) -> Result<Arc<dyn Disk>, Error> {
     Ok(match config.format {
-        DiskFormat::Raw { file } => Box::new(
+        DiskFormat::Raw { file } => Arc::new(
             RawFile::whole(File::from(fds.take(file)), config.read_only)
                 .map_err(|source| Error::Disk { index, source })?,
         ),
-        DiskFormat::Overlay { file, base } => Box::new(
+        DiskFormat::Overlay { file, base } => Arc::new(
             Overlay::open(File::from(fds.take(file)), File::from(fds.take(base)))
                 .map_err(|source| Error::Overlay { index, source })?,
         ),

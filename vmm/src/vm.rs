@@ -78,7 +78,7 @@ pub struct DiskSpec {
     /// How the guest sees it; the descriptors in it are taken already.
     pub config: DiskConfig,
     /// The bytes.
-    pub disk: Box<dyn Disk>,
+    pub disk: Arc<dyn Disk>,
 }
 
 /// A network device, ready to be served.
@@ -152,12 +152,10 @@ impl Machine {
         let mut buses = Buses { ports: Bus::default(), registers: Bus::default() };
         let serial = add_serial(&vm, &mut buses.ports, spec.console)?;
         let power = add_power(&vm, &mut buses.ports, ending)?;
-        let root = spec.disks.first().map(|disk| &*disk.disk);
-        let small = is_small(&spec.boot, root)?;
-        let places = Places::choose(spec.transport, small, spec.disks.len() + spec.nics.len())?;
+        let kernel = Bootable::find(spec.boot, spec.disks.first().map(|disk| &disk.disk))?;
+        let places = Places::choose(spec.transport, kernel.is_small()?, spec.disks.len() + spec.nics.len())?;
         let windows: Vec<_> = places.windows().iter().map(|place| (place.address, place.gsi)).collect();
-        let cmdline = boot::cmdline(&windows, &spec.cmdline);
-        let entry = load(&guest, &spec.boot, root, &cmdline)?;
+        let entry = kernel.load(&guest, &boot::cmdline(&windows, &kernel.cmdline, &spec.cmdline))?;
         acpi::write(&guest, spec.vcpus, &places)?;
         if let Some(system) = &spec.system {
             smbios::write(&guest, system)?;
@@ -254,7 +252,7 @@ fn add_power(
 fn build_devices(disks: Vec<DiskSpec>, nics: Vec<NicSpec>) -> Result<Vec<Shared>, devices::Error> {
     let mut devices = Vec::with_capacity(disks.len() + nics.len() + 1);
     for spec in disks {
-        devices.push(virtio::build_block(&spec.config, spec.disk)?);
+        devices.push(virtio::build_block(&spec.config, Box::new(spec.disk))?);
     }
     for spec in nics {
         devices.push(virtio::build_net(&spec.config, spec.tap)?);
@@ -263,35 +261,47 @@ fn build_devices(disks: Vec<DiskSpec>, nics: Vec<NicSpec>) -> Result<Vec<Shared>
     Ok(devices)
 }
 
-/// Whether the kernel is an ELF image, as those that somebody built for microVMs are.
-fn is_small(source: &BootSource, disk: Option<&dyn Disk>) -> Result<bool, boot::Error> {
-    let begins =
-        |image: &dyn Image, what| begins_with_elf(image).map_err(|source| boot::Error::Read { what, source });
-    match source {
-        BootSource::Kernel { kernel, .. } => begins(&**kernel, "kernel"),
-        BootSource::Disk => disk.map_or(Ok(false), |disk| begins(&DiskImage(disk), "first disk")),
-    }
+/// What is booted, wherever it comes from.
+struct Bootable {
+    kernel: Box<dyn Image>,
+    initrd: Option<Box<dyn Image>>,
+    /// The words that the disk has for it.
+    cmdline: String,
+    /// What it is, for people, if a disk's configuration chose it.
+    description: Option<String>,
 }
 
-/// Loads the kernel from where it is.
-fn load(
-    guest: &memory::GuestMemory,
-    source: &BootSource,
-    disk: Option<&dyn Disk>,
-    cmdline: &str,
-) -> Result<kvm::Entry, boot::Error> {
-    match source {
-        BootSource::Kernel { kernel, initrd } => {
-            boot::load(guest, &boot::Source { kernel: &**kernel, initrd: initrd.as_deref(), cmdline })
-        }
-        BootSource::Disk => {
-            let image = DiskImage(disk.ok_or(boot::Error::NoDisk)?);
-            let bootable =
-                begins_with_elf(&image).map_err(|source| boot::Error::Read { what: "first disk", source })?;
-            if !bootable {
-                return Err(boot::Error::NotBootable);
+impl Bootable {
+    fn find(source: BootSource, disk: Option<&Arc<dyn Disk>>) -> Result<Self, boot::Error> {
+        let disk = match source {
+            BootSource::Kernel { kernel, initrd } => {
+                return Ok(Self { kernel, initrd, cmdline: String::new(), description: None });
             }
-            boot::load(guest, &boot::Source { kernel: &image, initrd: None, cmdline })
+            BootSource::Disk => disk.ok_or(boot::Error::NoDisk)?.clone(),
+        };
+        let whole = DiskImage(disk.clone());
+        if begins_with_elf(&whole).map_err(|source| boot::Error::Read { what: "first disk", source })? {
+            let kernel = Box::new(whole);
+            return Ok(Self { kernel, initrd: None, cmdline: String::new(), description: None });
         }
+        let boot::disk::Plan { kernel, initrd, cmdline, description } = boot::disk::find(disk)?;
+        tracing::info!("booting {description}");
+        Ok(Self { kernel, initrd, cmdline, description: Some(description) })
+    }
+
+    /// Whether the kernel is an ELF image, as those that somebody built for microVMs are.
+    fn is_small(&self) -> Result<bool, boot::Error> {
+        begins_with_elf(&*self.kernel).map_err(|source| boot::Error::Read { what: "kernel", source })
+    }
+
+    /// Puts all of it into guest memory.
+    fn load(&self, guest: &memory::GuestMemory, cmdline: &str) -> Result<kvm::Entry, boot::Error> {
+        let source = boot::Source { kernel: &*self.kernel, initrd: self.initrd.as_deref(), cmdline };
+        boot::load(guest, &source).map_err(|source| match &self.description {
+            Some(description) => {
+                boot::Error::DiskKernel { description: description.clone(), source: Box::new(source) }
+            }
+            None => source,
+        })
     }
 }

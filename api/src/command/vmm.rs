@@ -31,13 +31,15 @@ pub(super) enum Command {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     wisp guest export tiny tiny.elf && sudo wisp vmm boot --kernel tiny.elf\n  \
+    sudo wisp vmm boot --disk debian-12-generic-amd64.raw --mem 512\n  \
     sudo wisp vmm boot --kernel vmlinux --cmdline 'root=/dev/vda' --disk root.img --mem 512 --cpus 2")]
 pub(super) struct Boot {
-    /// The kernel: an ELF image (vmlinux) or a bzImage.
-    #[arg(long, value_name = "K")]
-    kernel: PathBuf,
+    /// The kernel: an ELF image (vmlinux) or a bzImage. Without one, the first disk boots: an ELF kernel at its
+    /// beginning, or what its boot loader's configuration says (GRUB 2, systemd-boot, extlinux; ext4, XFS, Btrfs, FAT).
+    #[arg(long, value_name = "K", required_unless_present = "disks")]
+    kernel: Option<PathBuf>,
     /// The initial ramdisk.
-    #[arg(long, value_name = "I")]
+    #[arg(long, value_name = "I", requires = "kernel")]
     initrd: Option<PathBuf>,
     /// How the guest reaches its devices; auto: mmio for an ELF image, pci for all others.
     #[arg(long, value_name = "T", default_value = "auto")]
@@ -90,7 +92,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         taps.push(net::tap::open(name).with_context(|| format!("open the tap {name}"))?);
     }
     let ending = boot_interactive(BootOptions {
-        kernel: Some(arguments.kernel),
+        kernel: arguments.kernel,
         initrd: arguments.initrd,
         transport: arguments.transport.into(),
         cmdline: arguments.cmdline,

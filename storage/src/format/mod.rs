@@ -5,6 +5,7 @@ pub mod overlay;
 pub mod raw;
 
 use std::io;
+use std::sync::Arc;
 
 pub use self::overlay::Overlay;
 pub use self::raw::RawFile;
@@ -23,6 +24,25 @@ pub trait Disk: Send + Sync {
     fn flush(&self) -> io::Result<()>;
     /// The guest no longer needs these bytes; they read as zeros or as before.
     fn discard(&self, offset: u64, length: u64) -> io::Result<()>;
+}
+
+/// A disk that several hold.
+impl<T: Disk + ?Sized> Disk for Arc<T> {
+    fn size_bytes(&self) -> u64 {
+        (**self).size_bytes()
+    }
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        (**self).read_at(buffer, offset)
+    }
+    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+        (**self).write_at(buffer, offset)
+    }
+    fn flush(&self) -> io::Result<()> {
+        (**self).flush()
+    }
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        (**self).discard(offset, length)
+    }
 }
 
 /// `InvalidInput` unless `length` bytes at `offset` lie within a disk of `size_bytes`.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
 use linux_loader::loader::bootparam::setup_header;
@@ -54,9 +55,9 @@ impl Image for &[u8] {
 }
 
 /// A whole disk as an image.
-pub struct DiskImage<'a>(pub &'a dyn Disk);
+pub struct DiskImage(pub Arc<dyn Disk>);
 
-impl Image for DiskImage<'_> {
+impl Image for DiskImage {
     fn size_bytes(&self) -> io::Result<u64> {
         Ok(self.0.size_bytes())
     }
@@ -84,7 +85,7 @@ const PROGRAM_HEADERS_MAX: u16 = 64;
 /// The largest note segment in bytes: vmlinux's is under a page.
 const NOTE_BYTES_MAX: u64 = 64 << 10;
 /// How much is copied at once.
-const COPY_BYTES: usize = 64 << 10;
+const COPY_BYTES: usize = 1 << 20;
 
 /// A kernel in guest memory.
 #[derive(Debug)]
@@ -219,14 +220,14 @@ fn load_bzimage(guest: &GuestMemory, image: &dyn Image, size: u64) -> Result<Ker
     /// The protocol version that brought `xloadflags` and `init_size`.
     const VERSION_MIN: u16 = 0x020c;
     if size < HEADER_OFFSET + size_of::<setup_header>() as u64 {
-        return Err(Error::NotAKernel);
+        return Err(other_kernel(image));
     }
     if size > KERNEL_BYTES_MAX {
         return Err(Error::Broken("it is larger than any kernel"));
     }
     let header: setup_header = read_struct(image, HEADER_OFFSET)?;
     if { header.header } != HEADER_MAGIC {
-        return Err(Error::NotAKernel);
+        return Err(other_kernel(image));
     }
     if { header.version } < VERSION_MIN || { header.xloadflags } & XLF_KERNEL_64 == 0 {
         return Err(Error::Broken("it has no 64-bit entry point"));
@@ -250,6 +251,22 @@ fn load_bzimage(guest: &GuestMemory, image: &dyn Image, size: u64) -> Result<Ker
         initrd_end_max: u64::from(header.initrd_addr_max) + 1,
         header: Some(header),
     })
+}
+
+/// What an image is that is neither ELF nor bzImage.
+fn other_kernel(image: &dyn Image) -> Error {
+    let mut start = [0; 8];
+    if image.read_exact_at(&mut start, 0).is_err() {
+        return Error::NotAKernel;
+    }
+    match start {
+        [b'M', b'Z', _, _, b'z', b'i', b'm', b'g'] => Error::OtherKernel("a compressed EFI program (zboot)"),
+        [b'M', b'Z', ..] => Error::OtherKernel("an EFI program"),
+        [0x1f, 0x8b, ..] => Error::OtherKernel("compressed by gzip as a whole"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Error::OtherKernel("compressed by zstd as a whole"),
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => Error::OtherKernel("compressed by xz as a whole"),
+        _ => Error::NotAKernel,
+    }
 }
 
 /// An image with a position, as the loader wants it.

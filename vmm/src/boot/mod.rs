@@ -5,6 +5,7 @@
 //!
 //! Must never know: where images come from, KVM.
 
+pub mod disk;
 pub mod image;
 mod params;
 
@@ -36,12 +37,21 @@ pub enum Error {
     /// The file is neither ELF nor bzImage.
     #[error("the kernel is neither an ELF image for x86-64 nor a bzImage")]
     NotAKernel,
-    /// A disk without a kernel at its beginning.
-    #[error(
-        "the disk does not begin with an ELF kernel; booting a disk through its partitions and boot loader \
-         configuration is not supported yet"
-    )]
-    NotBootable,
+    /// It is something else that is known.
+    #[error("the kernel is {0}, which is not supported: it has to be a bzImage or an ELF image for x86-64")]
+    OtherKernel(&'static str),
+    /// The disk boots nothing.
+    #[error("boot from the first disk")]
+    Disk(#[from] disk::Error),
+    /// What the disk boots cannot be loaded.
+    #[error("boot {description}")]
+    DiskKernel {
+        /// The entry, the kernel and where it lies.
+        description: String,
+        /// Why.
+        #[source]
+        source: Box<Error>,
+    },
     /// The configuration names the disk as the kernel's source, and there is none.
     #[error("the guest shall boot from its first disk, and has none")]
     NoDisk,
@@ -158,18 +168,22 @@ fn write_page_tables(guest: &GuestMemory) -> Result<(), Error> {
 
 /// What a kernel needs to know of the machine, as command-line words.
 ///
-/// `devices` are the virtio-mmio windows: address and GSI. `extra` comes last, so that its words win.
+/// `devices` are the virtio-mmio windows: address and GSI. `own` are the words that the disk's boot loader would give;
+/// they come behind the machine's, so that they win; those of `extra`, which the machine's owner gave, come last. The
+/// serial console is the system's console unless `own` chooses consoles.
 #[must_use]
-pub fn cmdline(devices: &[(GuestAddress, u32)], extra: &str) -> String {
+pub fn cmdline(devices: &[(GuestAddress, u32)], own: &str, extra: &str) -> String {
     use std::fmt::Write as _;
-    let mut line = String::from("console=ttyS0 reboot=k panic=-1 tsc=reliable no_timer_check");
+    let chooses = own.split_whitespace().any(|word| word.starts_with("console="));
+    let mut line = String::from(if chooses { "" } else { "console=ttyS0 " });
+    line.push_str("reboot=k panic=-1 tsc=reliable no_timer_check");
     for (address, gsi) in devices {
         write!(line, " virtio_mmio.device=4K@{:#x}:{gsi}", address.raw_value())
             .expect("invariant: writing to a string never fails");
     }
-    if !extra.is_empty() {
+    for words in [own, extra].into_iter().filter(|words| !words.is_empty()) {
         line.push(' ');
-        line.push_str(extra);
+        line.push_str(words);
     }
     line
 }
