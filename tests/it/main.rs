@@ -5,6 +5,7 @@
 //! failure.
 
 mod commands;
+mod disk;
 mod faults;
 mod firmware;
 #[allow(dead_code, reason = "the benchmarks use the rest")]
@@ -23,6 +24,7 @@ fn main() {
     let trials = [
         tidy::trials(),
         commands::trials(),
+        disk::trials(),
         processes::trials(),
         faults::trials(),
         firmware::trials(),

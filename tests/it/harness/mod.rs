@@ -33,6 +33,8 @@ pub(crate) enum Need {
     OpenStack,
     /// `iasl`, the ACPI compiler.
     Iasl,
+    /// What makes disks: sfdisk and mkfs.ext4.
+    DiskTools,
     /// The nested lab: QEMU, and Debian's kernel and busybox, installed or downloaded.
     Lab,
 }
@@ -52,6 +54,10 @@ impl Need {
                 let found = std::process::Command::new("iasl").arg("-v").output();
                 found.err().map(|error| format!("needs iasl of acpica-tools: {error}"))
             }
+            Self::DiskTools => ["mkfs.ext4", "sfdisk"].into_iter().find_map(|tool| {
+                let found = std::process::Command::new(tool).arg("-V").output();
+                found.err().map(|error| format!("needs {tool}: {error}"))
+            }),
             Self::Lab => lab::ready().err().map(|error| format!("needs the nested lab: {error:#}")),
         }
     }

@@ -61,6 +61,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether there is no such thing, as opposed to none that can be read.
+    pub(super) fn is_absence(&self) -> bool {
+        matches!(self, Self::NotFound | Self::NotADirectory | Self::NotAFile)
+    }
+
     fn reader(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Reader(source.into())
     }

@@ -163,7 +163,13 @@ fn what_there_is(volumes: &Volumes) -> String {
             .iter()
             .any(|path| volumes.volume(volume).resolve(path).is_ok());
         let other = if is_windows { ", but Windows's boot loader" } else { "" };
-        parts.push(format!("{} has {tried}{other}", volumes.describe(volume)));
+        // A directory that cannot be read has nothing in it, unless somebody asks.
+        let broken = GRUB_PATHS.iter().find_map(|path| {
+            let error = volumes.volume(volume).resolve(path).err()?;
+            (!error.is_absence()).then(|| format!(", and {path}: {}", chain(&error)))
+        });
+        let broken = broken.unwrap_or_default();
+        parts.push(format!("{} has {tried}{other}{broken}", volumes.describe(volume)));
     }
     parts.extend(volumes.unreadable().iter().cloned());
     parts.join("; ")

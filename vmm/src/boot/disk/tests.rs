@@ -61,7 +61,7 @@ fn ext_filesystems_of_every_shape_are_read() {
         &["-O", "metadata_csum,metadata_csum_seed,64bit,quota,project"],
         &["-b", "65536"],
         &["-O", "bigalloc", "-C", "65536"],
-        &["-I", "128"],
+        &["-I", "128", "-O", "^metadata_csum"],
     ] {
         let workshop = Workshop::new();
         debian(&workshop);

@@ -169,7 +169,7 @@ impl Geometry {
         }
         let word = u32::from_le_bytes(self.source.array(self.fat + place)?);
         let (value, end) = match self.width {
-            Width::Twelve => (if cluster % 2 == 0 { word } else { word >> 4 } & 0xfff, 0xff8),
+            Width::Twelve => (word >> (4 * (cluster & 1)) & 0xfff, 0xff8),
             Width::Sixteen => (word & 0xffff, 0xfff8),
             Width::ThirtyTwo => (word & 0xfff_ffff, 0xfff_fff8),
         };

@@ -314,7 +314,7 @@ impl Interpreter<'_> {
 
     /// Fedora's command: an entry for each file of the Boot Loader Specification, the newest first.
     fn blscfg(&mut self) -> Result<Flow, Error> {
-        let Some(volume) = self.volumes.by_device(&self.get("root").to_owned()) else {
+        let Some(volume) = self.volumes.by_device(self.get("root")) else {
             return Ok(Flow::Next(false));
         };
         let own = self.get("blsdir").to_owned();
