@@ -11,6 +11,7 @@
 //! A fuzzing engine with instrumentation needs no more than to call [`Target::run`].
 
 mod boot;
+mod disk;
 mod endpoint;
 pub mod input;
 mod queue;
@@ -29,11 +30,15 @@ pub enum Target {
     Endpoint,
     /// Kernel images and initial ramdisks.
     Boot,
+    /// Partitions and filesystems on a disk.
+    Disk,
+    /// Boot loaders' configurations on one.
+    Script,
 }
 
 impl Target {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Queue, Self::Endpoint, Self::Boot];
+    pub const ALL: [Self; 5] = [Self::Queue, Self::Endpoint, Self::Boot, Self::Disk, Self::Script];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -41,6 +46,8 @@ impl Target {
             Self::Queue => "queue",
             Self::Endpoint => "endpoint",
             Self::Boot => "boot",
+            Self::Disk => "disk",
+            Self::Script => "script",
         }
     }
 
@@ -53,6 +60,8 @@ impl Target {
             Self::Queue => queue::run(input),
             Self::Endpoint => endpoint::run(input),
             Self::Boot => boot::run(input),
+            Self::Disk => disk::run(input),
+            Self::Script => disk::run_script(input),
         }
     }
 

@@ -27,3 +27,13 @@ fn hostile_frames_are_survived() {
 fn broken_kernel_images_are_survived() {
     survive(Target::Boot, 1500);
 }
+
+#[test]
+fn broken_disks_are_survived() {
+    survive(Target::Disk, 1500);
+}
+
+#[test]
+fn arbitrary_boot_loader_configurations_are_survived() {
+    survive(Target::Script, 1500);
+}

@@ -217,7 +217,7 @@ fn btrfs_is_read() {
     }
     let workshop = Workshop::new();
     debian(&workshop);
-    let plan = plan(&workshop.btrfs("disk", 256 * MIB)).unwrap();
+    let plan = plan(&workshop.btrfs("disk", 256 * MIB, UUID)).unwrap();
     check_debian(&plan);
 }
 
@@ -348,4 +348,102 @@ fn partitions_that_cannot_be_read_are_named() {
         ),
         "{error}"
     );
+}
+
+/// As Debian's and Ubuntu's installers lay it out (paths from the top level), and as SUSE's does (paths from the default
+/// subvolume), with every compression.
+#[test]
+fn btrfs_subvolumes_and_compression_are_read() {
+    if !have(&[BTRFS, ("btrfs", "btrfs-progs")]) {
+        return;
+    }
+    for (compression, is_default) in [("zstd", true), ("zlib", false), ("lzo", false), ("no", true)] {
+        let workshop = Workshop::new();
+        debian(&workshop);
+        // What compresses: long runs with a little between them.
+        let kernel: Vec<u8> =
+            (0..3_000_000_u32).map(|index| u8::try_from(index / 1000 % 250).unwrap()).collect();
+        workshop.file("boot/vmlinuz-6.1.0-18-amd64", &kernel);
+        let empty = Workshop::new();
+        // The kernel knows filesystems by their UUIDs.
+        let uuid = std::fs::read_to_string("/proc/sys/kernel/random/uuid").unwrap();
+        let image = empty.btrfs("disk", 256 * MIB, uuid.trim());
+        let Some(mount) = Mount::new(&image, &format!("loop,compress-force={compression}"), &workshop) else {
+            return;
+        };
+        let root = mount.path("@rootfs");
+        run("btrfs", &["subvolume", "create", &root]);
+        run("cp", &["-a", &workshop.path("tree/boot"), &root]);
+        if is_default {
+            run("btrfs", &["subvolume", "set-default", &root]);
+        } else {
+            let script = DEBIAN
+                .replace("/boot/vmlinuz", "/@rootfs/boot/vmlinuz")
+                .replace("/boot/init", "/@rootfs/boot/init");
+            std::fs::write(mount.path("@rootfs/boot/grub/grub.cfg"), script).unwrap();
+        }
+        drop(mount);
+        let plan = plan(&image).unwrap_or_else(|error| panic!("{compression}: {}", chain(&error)));
+        assert!(bytes(&*plan.kernel) == kernel, "{compression}");
+        assert!(bytes(&**plan.initrd.as_ref().unwrap()) == pattern(5_000_003, 2), "{compression}");
+    }
+}
+
+/// The image is copied while the filesystem is in use: what was written is in the journal alone, as after a crash.
+#[test]
+fn filesystem_that_was_not_unmounted_is_read_as_it_was() {
+    if !have(&[EXT4, XFS]) {
+        return;
+    }
+    for kind in ["ext4", "XFS"] {
+        let workshop = Workshop::new();
+        debian(&workshop);
+        let image = match kind {
+            "ext4" => workshop.ext4("disk", 64 * MIB, &[]),
+            _ => workshop.xfs("disk", 400 * MIB, &[]),
+        };
+        let Some(mount) = Mount::new(&image, "loop", &workshop) else { return };
+        let script = DEBIAN.replace("6.1.0-18", "6.1.0-19");
+        for (name, bytes) in [
+            ("boot/vmlinuz-6.1.0-19-amd64", pattern(400_000, 1)),
+            ("boot/initrd.img-6.1.0-19-amd64", pattern(500_000, 2)),
+            ("boot/grub/grub.cfg.new", script.into_bytes()),
+        ] {
+            std::fs::write(mount.path(name), bytes).unwrap();
+            std::fs::File::open(mount.path(name)).unwrap().sync_all().unwrap();
+        }
+        std::fs::rename(mount.path("boot/grub/grub.cfg.new"), mount.path("boot/grub/grub.cfg")).unwrap();
+        std::fs::File::open(mount.path("boot/grub")).unwrap().sync_all().unwrap();
+        let copy = workshop.path("crashed");
+        run("cp", &["--sparse=always", &image, &copy]);
+        drop(mount);
+        let plan = plan(&copy).unwrap_or_else(|error| panic!("{kind}: {}", chain(&error)));
+        assert!(bytes(&*plan.kernel) == pattern(400_000, 1), "{kind}");
+    }
+}
+
+/// How long a boot takes to have the kernel and a ramdisk of 60 MiB in hand; a figure, not a bound.
+#[test]
+fn large_ramdisk_is_read_in_large_pieces() {
+    if !have(&[EXT4, XFS, BTRFS]) {
+        return;
+    }
+    for kind in ["ext4", "XFS", "Btrfs"] {
+        let workshop = Workshop::new();
+        debian(&workshop);
+        workshop.file("boot/initrd.img-6.1.0-18-amd64", vec![7; 60 << 20]);
+        let image = match kind {
+            "ext4" => workshop.ext4("disk", 256 * MIB, &[]),
+            "XFS" => workshop.xfs("disk", 400 * MIB, &[]),
+            _ => workshop.btrfs("disk", 256 * MIB, UUID),
+        };
+        let begun = std::time::Instant::now();
+        let plan = plan(&image).unwrap();
+        let found = begun.elapsed();
+        let (initrd, mut buffer) = (plan.initrd.unwrap(), vec![0; 1 << 20]);
+        for piece in 0..60 {
+            initrd.read_exact_at(&mut buffer, piece << 20).unwrap();
+        }
+        println!("{kind}: found in {found:?}, 60 MiB read after {:?}", begun.elapsed());
+    }
 }

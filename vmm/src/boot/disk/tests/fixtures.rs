@@ -119,9 +119,9 @@ impl Workshop {
         image
     }
 
-    pub(super) fn btrfs(&self, name: &str, size: u64) -> String {
+    pub(super) fn btrfs(&self, name: &str, size: u64, uuid: &str) -> String {
         let (image, tree) = (self.blank(name, size), self.path("tree"));
-        run("mkfs.btrfs", &["-q", "-U", UUID, "-L", "system", "--rootdir", &tree, &image]);
+        run("mkfs.btrfs", &["-q", "-U", uuid, "-L", "system", "--rootdir", &tree, &image]);
         image
     }
 
@@ -163,6 +163,35 @@ fn prototype_of(directory: &Path, text: &mut String) {
         } else {
             writeln!(text, "{name} ---644 0 0 {}", path.display()).unwrap();
         }
+    }
+}
+
+/// A filesystem that the host's kernel has mounted, for what the tools cannot make; it goes with this.
+pub(super) struct Mount(PathBuf);
+
+impl Mount {
+    /// Mounts an image, where root may do so and the kernel has the filesystem; else says why not. Mounting is not
+    /// what a test is about, so that it may be missing anywhere.
+    pub(super) fn new(image: &str, options: &str, workshop: &Workshop) -> Option<Self> {
+        let place = PathBuf::from(workshop.path("mounted"));
+        std::fs::create_dir_all(&place).unwrap();
+        let output = Command::new("mount").args(["-o", options, image]).arg(&place).output().ok()?;
+        if output.status.success() {
+            return Some(Self(place));
+        }
+        println!("skipped: needs to mount: {}", String::from_utf8_lossy(&output.stderr));
+        None
+    }
+
+    pub(super) fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // A test that failed has said why already.
+        let _ = Command::new("umount").arg(&self.0).output();
     }
 }
 
