@@ -9,6 +9,7 @@ pub mod context;
 pub mod demo;
 pub mod discovery;
 pub mod error;
+pub mod guest;
 pub mod identity;
 pub mod image;
 pub mod lab;

@@ -1,11 +1,16 @@
-//! `wisp guest`: the guests that come with the program.
+//! `wisp guest`: the guests that come with the program, and Linux guests made from Debian's packages.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 
-/// The guests that come with Wisp.
+use crate::guest::cache::{self, Cache};
+use crate::guest::image::{self, Format, Kind, Request};
+use crate::guest::kernel::{self, Flavor};
+use crate::guest::progress::Progress;
+
+/// The guests that come with Wisp, and Linux guests made from Debian's packages.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     /// Write one out as an ELF file that any VMM can boot.
@@ -19,6 +24,8 @@ pub(super) enum Command {
         /// The file to write.
         file: PathBuf,
     },
+    Kernel(KernelArguments),
+    Image(ImageArguments),
 }
 
 /// A guest that comes with Wisp.
@@ -28,9 +35,120 @@ pub(super) enum Guest {
     Tiny,
 }
 
+/// Build a slim Linux kernel from Debian's source.
+///
+/// Minutes the first time; then it comes from the cache until its configuration or Debian's source changes. Nothing
+/// is installed; the compiler and its helpers must be there, and what is missing is named.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    wisp guest kernel --out vmlinux\n  \
+    wisp guest kernel --flavor small --out a --flavor smp --out b")]
+pub(super) struct KernelArguments {
+    /// Which kernel: `small` by default. May be repeated.
+    #[arg(long = "flavor", value_enum, value_name = "FLAVOR")]
+    flavors: Vec<Flavor>,
+    /// Where to write it; one for each flavour, in their order. Without one the path in the cache is printed.
+    #[arg(long = "out", value_name = "FILE")]
+    outs: Vec<PathBuf>,
+    #[command(flatten)]
+    cache: CacheArguments,
+}
+
+/// Build a disk image with a small Linux in it from Debian's packages.
+///
+/// Busybox and Debian images are one ext4 file system with the slim kernel in /boot. They take their addresses by DHCP,
+/// and name, ssh keys (for root) and user data from the metadata service. The same packages give the same bytes.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    wisp guest image busybox.img\n  \
+    wisp guest image --kind debian --size 2048 --format qcow2 debian.qcow2\n  \
+    sudo wisp vmm boot --kernel vmlinux --disk busybox.img --cmdline 'root=/dev/vda rw quiet'")]
+pub(super) struct ImageArguments {
+    /// What is in it.
+    #[arg(long, value_enum, default_value = "busybox")]
+    kind: Kind,
+    /// With an ssh server: the default.
+    #[arg(long, overrides_with = "no_ssh")]
+    ssh: bool,
+    /// Without one.
+    #[arg(long)]
+    no_ssh: bool,
+    /// How the file is written.
+    #[arg(long, value_enum, default_value = "raw")]
+    format: Format,
+    /// A kernel of your own instead of the slim one: an ELF image or a bzImage.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The disk's size in MiB; what is needed and some room by default.
+    #[arg(long, value_name = "MIB")]
+    size: Option<u64>,
+    /// Debian generic only: /boot on a partition of its own.
+    #[arg(long)]
+    boot_partition: bool,
+    /// Debian generic only: a second kernel lies in /var/lib/second-kernel, to be moved into /boot.
+    #[arg(long)]
+    second_kernel: bool,
+    #[command(flatten)]
+    cache: CacheArguments,
+    /// The file to write.
+    file: PathBuf,
+}
+
+/// Where downloads and results are kept.
+#[derive(Debug, clap::Args)]
+struct CacheArguments {
+    /// The directory for downloads and results, ~/.cache/wisp by default. It may be deleted at any time.
+    #[arg(long, value_name = "DIR", env = "WISP_CACHE_DIR")]
+    cache: Option<PathBuf>,
+}
+
 pub(super) fn dispatch(command: &Command) -> anyhow::Result<ExitCode> {
-    let Command::Export { guest: Guest::Tiny, file } = command;
-    std::fs::write(file, vmm::guest::TINY).with_context(|| format!("write {}", file.display()))?;
-    eprintln!("wrote {} ({} bytes)", file.display(), vmm::guest::TINY.len());
+    match command {
+        Command::Export { guest: Guest::Tiny, file } => {
+            std::fs::write(file, vmm::guest::TINY).with_context(|| format!("write {}", file.display()))?;
+            eprintln!("wrote {} ({} bytes)", file.display(), vmm::guest::TINY.len());
+        }
+        Command::Kernel(arguments) => build_kernels(arguments)?,
+        Command::Image(arguments) => build_image(arguments)?,
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+fn build_kernels(arguments: &KernelArguments) -> anyhow::Result<()> {
+    let flavors = if arguments.flavors.is_empty() { &[Flavor::Small][..] } else { &arguments.flavors };
+    if !arguments.outs.is_empty() && arguments.outs.len() != flavors.len() {
+        bail!("{} flavours and {} times --out: give one for each, or none", flavors.len(), arguments.outs.len());
+    }
+    let cache = Cache::open(arguments.cache.cache.as_deref())?;
+    let progress = Progress::default();
+    for (index, flavor) in flavors.iter().enumerate() {
+        let kernel = kernel::build(*flavor, &cache, &progress)?;
+        match arguments.outs.get(index) {
+            Some(out) => {
+                std::fs::copy(&kernel.path, out).with_context(|| format!("write {}", out.display()))?;
+                progress.say(&format!("wrote {}: Linux {}", out.display(), kernel.release));
+            }
+            None => println!("{}", kernel.path.display()),
+        }
+    }
+    Ok(())
+}
+
+fn build_image(arguments: &ImageArguments) -> anyhow::Result<()> {
+    let cache = Cache::open(arguments.cache.cache.as_deref())?;
+    let progress = Progress::default();
+    let request = Request {
+        kind: arguments.kind,
+        ssh: !arguments.no_ssh,
+        format: arguments.format,
+        kernel: arguments.kernel.clone(),
+        size_mib: arguments.size,
+        boot_partition: arguments.boot_partition,
+        second_kernel: arguments.second_kernel,
+    };
+    let image = image::build(&request, &cache, &progress)?;
+    cache::copy_sparse(&image.path, &arguments.file)?;
+    let from = if image.reused { " from the cache" } else { "" };
+    progress.say(&format!("wrote {}{from}", arguments.file.display()));
+    Ok(())
 }
