@@ -151,10 +151,12 @@ fn unpack_source(
     work: &Path,
     progress: &Progress,
 ) -> Result<PathBuf, Error> {
-    let file = package.fetch(cache, progress)?;
+    let files = packages::fetch(std::slice::from_ref(package), cache, progress)?;
     let stage = progress.stage("unpack the kernel's source", None);
     let outer = work.join("package");
-    packages::unpack(&file, &outer)?;
+    for file in files {
+        packages::unpack(&file, &outer)?;
+    }
     let archive = outer.join("usr/src").join(format!("{SOURCE_PACKAGE}.tar.xz"));
     let missing = |what: &Path| Error::Source {
         package: SOURCE_PACKAGE.to_owned(),

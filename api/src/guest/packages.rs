@@ -44,13 +44,29 @@ pub struct Package {
 /// # Errors
 /// apt knows none.
 pub fn candidate(name: &str) -> Result<Package, Error> {
-    let text = tools::output(tools::command("apt-cache").args(["policy", name]))?;
-    let version = parse_candidate(&text).ok_or_else(|| Error::Unknown(name.to_owned()))?;
-    Ok(Package { name: name.to_owned(), version: version.to_owned() })
+    candidates(&[name])?.pop().ok_or_else(|| Error::Unknown(name.to_owned()))
 }
 
-fn parse_candidate(policy: &str) -> Option<&str> {
-    let line = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate:"))?;
+/// The same for several, at once and in their order, since apt takes long to start.
+///
+/// # Errors
+/// apt knows none of one of them.
+pub fn candidates(names: &[&str]) -> Result<Vec<Package>, Error> {
+    let text = tools::output(tools::command("apt-cache").arg("policy").args(names))?;
+    let found = |name: &&str| {
+        let version = parse_candidate(&text, name).ok_or_else(|| Error::Unknown((*name).to_owned()))?;
+        Ok(Package { name: (*name).to_owned(), version: version.to_owned() })
+    };
+    names.iter().map(found).collect()
+}
+
+/// The candidate of `name` in the output of `apt-cache policy`, whose paragraphs begin with names at the margin.
+fn parse_candidate<'a>(policy: &'a str, name: &str) -> Option<&'a str> {
+    let mut lines = policy.lines().skip_while(|line| line.strip_suffix(':') != Some(name)).skip(1);
+    let line = lines
+        .by_ref()
+        .take_while(|line| line.starts_with(' '))
+        .find_map(|line| line.trim().strip_prefix("Candidate:"))?;
     Some(line.trim()).filter(|version| *version != "(none)")
 }
 
@@ -86,27 +102,34 @@ pub fn archive_state() -> Result<Vec<u8>, Error> {
     Ok(state)
 }
 
-impl Package {
-    /// The package's file in the cache, fetched if it is not there.
-    ///
-    /// # Errors
-    /// It cannot be fetched.
-    pub fn fetch(&self, cache: &Cache, progress: &Progress) -> Result<PathBuf, Error> {
-        let directory = cache.directory("packages")?;
-        if let Some(file) = self.fetched(&directory)? {
-            return Ok(file);
+/// The files of `packages` in the cache, in their order; those that are not there are fetched.
+///
+/// # Errors
+/// One cannot be fetched.
+pub fn fetch(packages: &[Package], cache: &Cache, progress: &Progress) -> Result<Vec<PathBuf>, Error> {
+    let directory = cache.directory("packages")?;
+    let mut missing = Vec::new();
+    for package in packages {
+        if package.fetched(&directory)?.is_none() {
+            missing.push(format!("{}={}", package.name, package.version));
         }
-        let stage = progress.stage(&format!("fetch {}", self.name), None);
+    }
+    if !missing.is_empty() {
+        let stage = progress.stage("fetch packages", None);
         let mut command = tools::command("apt-get");
         // apt's own unprivileged user cannot write into the cache.
-        command.args(["-q", "-o", "APT::Sandbox::User=root", "download"]);
-        command.arg(format!("{}={}", self.name, self.version)).current_dir(&directory);
-        tools::lines(&mut command, |line| stage.message(line))?;
-        let file = self.fetched(&directory)?.ok_or_else(|| Error::NotFetched(self.name.clone()))?;
-        stage.done(&self.version);
-        Ok(file)
+        command.args(["-q", "-o", "APT::Sandbox::User=root", "download"]).args(&missing);
+        tools::lines(command.current_dir(&directory), |line| stage.message(line))?;
+        stage.done(&missing.join(" "));
     }
+    let file = |package: &Package| {
+        package.fetched(&directory)?.ok_or_else(|| Error::NotFetched(package.name.clone()))
+    };
+    packages.iter().map(file).collect()
+}
 
+impl Package {
+    /// The package's file, if it was fetched.
     fn fetched(&self, directory: &Path) -> Result<Option<PathBuf>, Error> {
         let start = format!("{}_{}_", self.name, self.version.replace(':', "%3a"));
         let entries = fs::read_dir(directory).map_err(cache::Error::io("list", directory))?;
@@ -136,10 +159,13 @@ mod tests {
 
     #[test]
     fn candidate_is_read_from_apt_and_none_is_none() {
-        let known = "x:\n  Installed: (none)\n  Candidate: 1:2.3-4\n  Version table:\n";
-        assert_eq!(parse_candidate(known), Some("1:2.3-4"));
-        assert_eq!(parse_candidate("x:\n  Candidate: (none)\n"), None);
-        assert_eq!(parse_candidate(""), None);
+        let known = "w:\n  Candidate: 1\nx:\n  Installed: (none)\n  Candidate: 1:2.3-4\n  Version table:\n\
+            y:\n  Candidate: (none)\nz:\n";
+        assert_eq!(parse_candidate(known, "x"), Some("1:2.3-4"));
+        assert_eq!(parse_candidate(known, "w"), Some("1"));
+        for none in ["y", "z", "v"] {
+            assert_eq!(parse_candidate(known, none), None, "{none}");
+        }
     }
 
     #[test]

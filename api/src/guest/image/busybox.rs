@@ -27,8 +27,8 @@ const POWER: &str = include_str!("../../../../vmm/guest/images/busybox/power");
 pub(super) const INSTANCE: &str = include_str!("../../../../vmm/guest/images/shared/wisp-instance");
 
 fn wanted(ssh: bool) -> Result<Vec<Package>, packages::Error> {
-    let names = SHELL.iter().chain(SSH.iter().filter(|_| ssh));
-    names.map(|name| packages::candidate(name)).collect()
+    let names: Vec<_> = SHELL.into_iter().chain(SSH.into_iter().filter(|_| ssh)).collect();
+    packages::candidates(&names)
 }
 
 /// The inputs of such an image.
@@ -53,8 +53,8 @@ pub fn stamp(ssh: bool) -> Result<Stamp, Error> {
 pub fn tree(ssh: bool, cache: &Cache, work: &Path, progress: &Progress) -> Result<Tree, Error> {
     tools::require("building a busybox image", &packages::NEEDS)?;
     let unpacked = work.join("unpacked");
-    for package in wanted(ssh)? {
-        packages::unpack(&package.fetch(cache, progress)?, &unpacked)?;
+    for file in packages::fetch(&wanted(ssh)?, cache, progress)? {
+        packages::unpack(&file, &unpacked)?;
     }
     let mut tree = Tree::default();
     for path in ["boot", "dev", "mnt", "proc", "run", "sys", "var/lib", "var/log"] {

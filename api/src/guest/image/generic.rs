@@ -111,5 +111,6 @@ fn second_kernel(cache: &Cache, progress: &Progress) -> Result<PathBuf, Error> {
         .into_iter()
         .find(|name| name.starts_with("linux-image-"))
         .ok_or_else(|| packages::Error::Unknown(SECOND_KERNEL.to_owned()))?;
-    Ok(packages::candidate(&name)?.fetch(cache, progress)?)
+    let mut files = packages::fetch(&[packages::candidate(&name)?], cache, progress)?;
+    Ok(files.pop().expect("invariant: a file for each package"))
 }
