@@ -9,6 +9,7 @@ use crate::guest::cache::{self, Cache};
 use crate::guest::image::{self, Format, Kind, Request};
 use crate::guest::kernel::{self, Flavor};
 use crate::guest::progress::Progress;
+use crate::guest::upload;
 
 /// The guests that come with Wisp, and Linux guests made from Debian's packages.
 #[derive(Debug, clap::Subcommand)]
@@ -16,7 +17,8 @@ pub(super) enum Command {
     /// Write one out as an ELF file that any VMM can boot.
     #[command(after_help = "Example:\n  \
         wisp guest export tiny tiny.elf\n  \
-        sudo wisp vmm boot --kernel tiny.elf      its first words are WISP-GUEST")]
+        wisp guest image --kind debian --upload debian-slim\n  \
+    sudo wisp vmm boot --kernel tiny.elf      its first words are WISP-GUEST")]
     Export {
         /// Which one.
         #[arg(value_enum)]
@@ -62,6 +64,7 @@ pub(super) struct KernelArguments {
 #[command(after_help = "Examples:\n  \
     wisp guest image busybox.img\n  \
     wisp guest image --kind debian --size 2048 --format qcow2 debian.qcow2\n  \
+    wisp guest image --kind debian --upload debian-slim\n  \
     sudo wisp vmm boot --kernel vmlinux --disk busybox.img --cmdline 'root=/dev/vda rw quiet'")]
 pub(super) struct ImageArguments {
     /// What is in it.
@@ -88,10 +91,14 @@ pub(super) struct ImageArguments {
     /// Debian generic only: a second kernel lies in /var/lib/second-kernel, to be moved into /boot.
     #[arg(long)]
     second_kernel: bool,
+    /// Upload it as an image of this name, into the cloud of OS_CLOUD or of the other OS_ variables.
+    #[arg(long, value_name = "NAME")]
+    upload: Option<String>,
     #[command(flatten)]
     cache: CacheArguments,
-    /// The file to write.
-    file: PathBuf,
+    /// The file to write; may be left out with --upload.
+    #[arg(required_unless_present = "upload")]
+    file: Option<PathBuf>,
 }
 
 /// Where downloads and results are kept.
@@ -117,7 +124,11 @@ pub(super) fn dispatch(command: &Command) -> anyhow::Result<ExitCode> {
 fn build_kernels(arguments: &KernelArguments) -> anyhow::Result<()> {
     let flavors = if arguments.flavors.is_empty() { &[Flavor::Small][..] } else { &arguments.flavors };
     if !arguments.outs.is_empty() && arguments.outs.len() != flavors.len() {
-        bail!("{} flavours and {} times --out: give one for each, or none", flavors.len(), arguments.outs.len());
+        bail!(
+            "{} flavours and {} times --out: give one for each, or none",
+            flavors.len(),
+            arguments.outs.len()
+        );
     }
     let cache = Cache::open(arguments.cache.cache.as_deref())?;
     let progress = Progress::default();
@@ -147,8 +158,14 @@ fn build_image(arguments: &ImageArguments) -> anyhow::Result<()> {
         second_kernel: arguments.second_kernel,
     };
     let image = image::build(&request, &cache, &progress)?;
-    cache::copy_sparse(&image.path, &arguments.file)?;
-    let from = if image.reused { " from the cache" } else { "" };
-    progress.say(&format!("wrote {}{from}", arguments.file.display()));
+    if let Some(file) = &arguments.file {
+        cache::copy_sparse(&image.path, file)?;
+        let from = if image.reused { " from the cache" } else { "" };
+        progress.say(&format!("wrote {}{from}", file.display()));
+    }
+    if let Some(name) = &arguments.upload {
+        let id = upload::upload(&image.path, arguments.format.name(), name, &progress)?;
+        println!("{id}");
+    }
     Ok(())
 }

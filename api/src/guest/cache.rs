@@ -50,7 +50,9 @@ impl Cache {
     /// There is no such place, or it cannot be made.
     pub fn open(given: Option<&Path>) -> Result<Self, Error> {
         let from = |name: &str, below: &str| {
-            std::env::var_os(name).filter(|value| !value.is_empty()).map(|value| PathBuf::from(value).join(below))
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(|value| PathBuf::from(value).join(below))
         };
         let directory = given
             .map(Path::to_owned)

@@ -12,3 +12,4 @@ pub mod kernel;
 pub mod packages;
 pub mod progress;
 pub mod tools;
+pub mod upload;

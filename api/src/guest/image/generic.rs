@@ -76,8 +76,7 @@ pub fn build(
 
     tools::require("writing a file system", &ext4::NEEDS)?;
     let stage = progress.stage("write the file systems", None);
-    let mut partitions =
-        vec![Partition { number: 14, role: Role::BiosBoot, size_mib: 3, content: None }];
+    let mut partitions = vec![Partition { number: 14, role: Role::BiosBoot, size_mib: 3, content: None }];
     let file_system = |tree: &Tree, name: &str, uuid, size_mib: Option<u64>| {
         let work = work.join(format!("{name}.work"));
         std::fs::create_dir_all(&work).map_err(cache::Error::io("make the directory", &work))?;

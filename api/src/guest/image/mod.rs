@@ -155,8 +155,7 @@ pub fn build(request: &Request, cache: &Cache, progress: &Progress) -> Result<Im
     }
     stamp.add(&request.size_mib.unwrap_or(0).to_le_bytes());
     let directory = cache.directory("images")?;
-    let path =
-        directory.join(format!("{}-{}.{}", request.kind.name(), stamp.text(), request.format.name()));
+    let path = directory.join(format!("{}-{}.{}", request.kind.name(), stamp.text(), request.format.name()));
     if path.is_file() {
         return Ok(Image { path, reused: true });
     }
@@ -232,7 +231,7 @@ fn boot_entry(tree: &mut Tree, kernel: &Kernel) {
          linux /boot/vmlinux-{release}\n\
          options root=/dev/vda rootfstype=ext4 rw quiet\n"
     );
-    tree.text("boot/loader/entries/wisp.conf", 0o644, &entry);
+    tree.text("loader/entries/wisp.conf", 0o644, &entry);
 }
 
 fn write_file_system(
@@ -295,7 +294,7 @@ mod tests {
         let mut tree = Tree::default();
         boot_entry(&mut tree, &Kernel { path: "/k".into(), release: "6.12.1-x".into() });
         assert!(tree.get("boot/vmlinux-6.12.1-x").is_some());
-        assert!(tree.read("boot/loader/entries/wisp.conf").unwrap().contains("linux /boot/vmlinux-6.12.1-x\n"));
+        assert!(tree.read("loader/entries/wisp.conf").unwrap().contains("linux /boot/vmlinux-6.12.1-x\n"));
     }
 
     #[test]

@@ -175,7 +175,9 @@ impl Tree {
             let (start, rest) = (&path[..at], &path[at..]);
             let base = match target.strip_prefix('/') {
                 Some(absolute) => absolute.to_owned(),
-                None => start.rsplit_once('/').map_or(target.clone(), |(above, _)| format!("{above}/{target}")),
+                None => {
+                    start.rsplit_once('/').map_or(target.clone(), |(above, _)| format!("{above}/{target}"))
+                }
             };
             path = normalized(&format!("{base}{rest}"));
         }
@@ -264,7 +266,9 @@ impl Tree {
     pub fn read(&self, path: &str) -> Result<String, Error> {
         match self.entries.get(&self.resolve(path)).map(|entry| &entry.content) {
             Some(Content::Bytes(bytes)) => Ok(String::from_utf8_lossy(bytes).into_owned()),
-            Some(Content::File(file)) => Ok(fs::read_to_string(file).map_err(cache::Error::io("read", file))?),
+            Some(Content::File(file)) => {
+                Ok(fs::read_to_string(file).map_err(cache::Error::io("read", file))?)
+            }
             _ => Err(Error::Missing(path.to_owned())),
         }
     }
@@ -319,8 +323,17 @@ mod tests {
         tree.text("lib/b", 0o600, "2");
         tree.text("usr/lib64/c", 0o644, "3");
         let paths: Vec<_> = tree.entries().map(|(path, _)| path).collect();
-        let wanted =
-            ["lib", "lib64", "lib64/a", "usr", "usr/lib", "usr/lib/b", "usr/lib/x", "usr/lib/x/c", "usr/lib64"];
+        let wanted = [
+            "lib",
+            "lib64",
+            "lib64/a",
+            "usr",
+            "usr/lib",
+            "usr/lib/b",
+            "usr/lib/x",
+            "usr/lib/x/c",
+            "usr/lib64",
+        ];
         assert_eq!(paths, wanted);
         assert_eq!(tree.read("lib/b").unwrap(), "2");
         tree.remove("usr/lib");
