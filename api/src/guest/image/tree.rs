@@ -391,6 +391,9 @@ mod tests {
                 let mut header = tar::Header::new_gnu();
                 header.set_size(0);
                 header.set_mode(0o644);
+                header.set_uid(0);
+                header.set_gid(0);
+                header.set_mtime(0);
                 let name = &mut header.as_gnu_mut().unwrap().name;
                 name[..path.len()].copy_from_slice(path.as_bytes());
                 header.set_cksum();
