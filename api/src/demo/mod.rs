@@ -4,12 +4,14 @@
 //! Must never know: anything of the cloud but its command line, its files `clouds.yaml` and its REST API.
 
 mod cloud;
+mod guest;
 pub mod ping;
 mod remains;
 mod rest;
 mod screen;
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -18,21 +20,20 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use self::cloud::Cloud;
+pub use self::guest::Guest;
 use self::ping::Pinger;
 use self::remains::Host;
 use self::rest::Rest;
 use self::screen::{Screen, bytes_style, milliseconds};
 
-/// How long a state may take to be reached before the demo gives up: a hundred times what it takes.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at a server's state.
 const POLL: Duration = Duration::from_millis(2);
-/// What the demo's guest finds as its user data.
-const USER_DATA: &str = "hello from the wisp demo\n";
 
 /// What the demo made, for the steps after.
-#[derive(Default)]
 struct Made {
+    guest: Guest,
+    /// Where the private key is, for a guest that one can log in to.
+    key_file: PathBuf,
     image: String,
     flavor: String,
     key: String,
@@ -55,7 +56,7 @@ struct Times {
 ///
 /// # Errors
 /// The first step that does not hold; whatever was made until then is taken down, unless `keep`.
-pub fn run(keep: bool) -> Result<()> {
+pub fn run(guest: Guest, keep: bool) -> Result<()> {
     println!("wisp demo: a cloud from nothing, one server, and nothing left behind\n");
     let screen = Screen::new();
     let before = Host::look()?;
@@ -64,7 +65,7 @@ pub fn run(keep: bool) -> Result<()> {
         let detail = format!("{} in {}", cloud.url, cloud.state().display());
         Ok((cloud, detail))
     })?;
-    let mut made = Made::default();
+    let mut made = Made::new(guest, cloud.state().join("demo-key"));
     let outcome = drive(&screen, &cloud, &mut made);
     match outcome {
         Ok(times) if keep => {
@@ -109,46 +110,40 @@ fn drive(screen: &Screen, cloud: &Cloud, made: &mut Made) -> Result<Times> {
         Ok(((), format!("{services} services in the catalog")))
     })?;
     upload(screen, &rest, made)?;
-    small_things(screen, &rest, made)?;
+    flavor(screen, &rest, made)?;
+    made.key = made.guest.key(screen, &rest, &made.key_file)?;
     network(screen, &rest, made)?;
     let (sent, accepted) = create(screen, &rest, made)?;
     let answered = first_answer(screen, &rest, made, sent)?;
     let times =
         Times { accepted, first_instruction: first_instruction(&rest, made, sent)?, answers: answered };
-    look_inside(screen, &rest, made)?;
+    guest::look_inside(screen, &rest, made)?;
     stop_and_start(screen, &rest, made)?;
     Ok(times)
 }
 
 fn upload(screen: &Screen, rest: &Rest, made: &mut Made) -> Result<()> {
-    let image = vmm::guest::TINY;
+    let (mut image, length) = made.guest.image()?;
     made.image = screen.step("image upload", |bar| {
         let body = json!({"name": "demo", "disk_format": "raw", "container_format": "bare", "visibility": "private"});
         let id = id_of(&rest.post("/image/v2/images", &body)?)?;
         bar.set_style(bytes_style());
-        bar.set_length(image.len() as u64);
-        rest.put_data(&format!("/image/v2/images/{id}/file"), bar.wrap_read(image))?;
+        bar.set_length(length);
+        rest.put_data(&format!("/image/v2/images/{id}/file"), bar.wrap_read(&mut image))?;
         let shown = rest.get(&format!("/image/v2/images/{id}"))?;
         ensure!(shown["status"] == "active", "the image is {}, not active", shown["status"]);
-        ensure!(shown["size"] == image.len(), "the image has {} bytes, {} were sent", shown["size"], image.len());
-        Ok((id, format!("{} bytes, md5 {}", image.len(), text(&shown["checksum"]))))
+        ensure!(shown["size"] == length, "the image has {} bytes, {length} were sent", shown["size"]);
+        Ok((id, format!("{length} bytes, md5 {}", text(&shown["checksum"]))))
     })?;
     Ok(())
 }
 
-fn small_things(screen: &Screen, rest: &Rest, made: &mut Made) -> Result<()> {
+fn flavor(screen: &Screen, rest: &Rest, made: &mut Made) -> Result<()> {
     made.flavor = screen.step("flavor", |_| {
-        let body = json!({"flavor": {"name": "demo.nano", "vcpus": 1, "ram": 64, "disk": 1}});
-        Ok((
-            id_of(&rest.post("/compute/v2.1/flavors", &body)?["flavor"])?,
-            "1 vCPU, 64 MiB, 1 GiB".to_owned(),
-        ))
-    })?;
-    made.key = screen.step("key pair", |_| {
-        let body =
-            json!({"keypair": {"name": "demo", "type": "ssh", "public_key": cloud::ssh_public_key()?}});
-        let key = rest.post("/compute/v2.1/os-keypairs", &body)?;
-        Ok(("demo".to_owned(), text(&key["keypair"]["fingerprint"]).to_owned()))
+        let (ram_mib, disk_gib) = made.guest.size()?;
+        let body = json!({"flavor": {"name": "demo", "vcpus": 1, "ram": ram_mib, "disk": disk_gib}});
+        let flavor = rest.post("/compute/v2.1/flavors", &body)?;
+        Ok((id_of(&flavor["flavor"])?, format!("1 vCPU, {ram_mib} MiB, {disk_gib} GiB")))
     })?;
     Ok(())
 }
@@ -169,18 +164,19 @@ fn network(screen: &Screen, rest: &Rest, made: &mut Made) -> Result<()> {
         Ok((id_of(&subnet["subnet"])?, "10.20.30.0/24".to_owned()))
     })?;
     made.group = screen.step("security group", |_| {
-        let body = json!({"security_group": {"name": "demo", "description": "ping and web"}});
+        let port = made.guest.port();
+        let body = json!({"security_group": {"name": "demo", "description": "ping and one service"}});
         let id = id_of(&rest.post("/network/v2.0/security-groups", &body)?["security_group"])?;
         for rule in [
             json!({"protocol": "icmp"}),
-            json!({"protocol": "tcp", "port_range_min": 80, "port_range_max": 80}),
+            json!({"protocol": "tcp", "port_range_min": port, "port_range_max": port}),
         ] {
             let mut rule = rule;
             rule["security_group_id"] = json!(id);
             rule["direction"] = json!("ingress");
             rest.post("/network/v2.0/security-group-rules", &json!({"security_group_rule": rule}))?;
         }
-        Ok((id, "lets in ping and TCP port 80".to_owned()))
+        Ok((id, format!("lets in ping and TCP port {port}")))
     })?;
     let networks = rest.get("/network/v2.0/networks?name=public")?;
     made.public = id_of(&networks["networks"][0]).context("the network `public`")?;
@@ -192,7 +188,7 @@ fn create(screen: &Screen, rest: &Rest, made: &mut Made) -> Result<(SystemTime, 
     let body = json!({"server": {
         "name": "demo", "imageRef": made.image, "flavorRef": made.flavor, "key_name": made.key,
         "networks": [{"uuid": made.public}], "security_groups": [{"name": "demo"}],
-        "user_data": STANDARD.encode(USER_DATA), "metadata": {"made-by": "wisp demo"},
+        "user_data": STANDARD.encode(made.guest.user_data()), "metadata": {"made-by": "wisp demo"},
     }});
     let sent = SystemTime::now();
     let (id, accepted) = screen.step("server: request accepted", |_| {
@@ -212,12 +208,13 @@ fn create(screen: &Screen, rest: &Rest, made: &mut Made) -> Result<(SystemTime, 
 /// Waits until the guest itself answers: how long after the request was sent.
 fn first_answer(screen: &Screen, rest: &Rest, made: &Made, sent: SystemTime) -> Result<Duration> {
     let address = made.address()?;
-    wait_status(screen, rest, &made.server, "ACTIVE", "server: active")?;
+    let patience = made.guest.patience();
+    wait_status(screen, rest, made, "ACTIVE", "server: active")?;
     screen.step("guest answers a ping", |_| {
         let mut pinger = Pinger::open(address)?;
         pinger
-            .until_answer(PATIENCE)?
-            .ok_or_else(|| anyhow!("{address} did not answer within {PATIENCE:?}"))?;
+            .until_answer(patience)?
+            .ok_or_else(|| anyhow!("{address} did not answer within {patience:?}"))?;
         let since = sent.elapsed().unwrap_or_default();
         let round_trip = pinger.once(Duration::from_secs(1))?;
         let detail = round_trip
@@ -237,44 +234,14 @@ fn first_instruction(rest: &Rest, made: &Made, sent: SystemTime) -> Result<Optio
     Ok(u64::try_from(after_us).ok().map(Duration::from_micros))
 }
 
-fn look_inside(screen: &Screen, rest: &Rest, made: &Made) -> Result<()> {
-    let address = made.address()?;
-    screen.step("fetch a page from it", |_| {
-        let page = patiently(|| rest::page(&format!("http://{address}/")))?;
-        ensure!(page.contains(&made.server), "the page does not name the server {}: {page}", made.server);
-        Ok(((), format!("{} bytes, it knows its id", page.len())))
-    })?;
-    screen
-        .step("console", |_| {
-            let log = patiently(|| {
-                let log = console(rest, &made.server)?;
-                let complete = log.contains("WISP-GUEST")
-                    && log.contains(USER_DATA.trim())
-                    && log.contains("ssh-ed25519");
-                if complete {
-                    Ok(log)
-                } else {
-                    bail!("the console does not show key and user data yet:\n{log}")
-                }
-            })?;
-            Ok((log.clone(), format!("{} lines", log.lines().count())))
-        })
-        .map(|log| {
-            log.lines()
-                .filter(|line| !line.trim().is_empty())
-                .take(12)
-                .for_each(|line| println!("      | {line}"))
-        })
-}
-
 fn stop_and_start(screen: &Screen, rest: &Rest, made: &Made) -> Result<()> {
     let action = format!("/compute/v2.1/servers/{}/action", made.server);
     rest.post(&action, &json!({"os-stop": null}))?;
-    wait_status(screen, rest, &made.server, "SHUTOFF", "stop: the guest powers off")?;
+    wait_status(screen, rest, made, "SHUTOFF", "stop: the guest powers off")?;
     rest.post(&action, &json!({"os-start": null}))?;
-    wait_status(screen, rest, &made.server, "ACTIVE", "start")?;
+    wait_status(screen, rest, made, "ACTIVE", "start")?;
     screen.step("guest answers again", |_| {
-        let answered = Pinger::open(made.address()?)?.until_answer(PATIENCE)?;
+        let answered = Pinger::open(made.address()?)?.until_answer(made.guest.patience())?;
         answered.ok_or_else(|| anyhow!("the guest did not come back"))?;
         Ok(((), String::new()))
     })
@@ -290,7 +257,7 @@ fn clean_up(screen: &Screen, cloud: &Cloud, made: &Made) -> Result<()> {
     screen.step("delete the server", |_| {
         let path = format!("/compute/v2.1/servers/{}", made.server);
         rest.delete(&path)?;
-        patiently(|| match rest.try_get(&path)?.0 {
+        patiently(made.guest.patience(), || match rest.try_get(&path)?.0 {
             404 => Ok(()),
             status => bail!("the server is still there ({status})"),
         })?;
@@ -326,7 +293,8 @@ fn take_down(screen: &Screen, cloud: Cloud, before: &Host) -> Result<()> {
     })
 }
 
-fn wait_status(screen: &Screen, rest: &Rest, server: &str, wanted: &str, step: &str) -> Result<()> {
+fn wait_status(screen: &Screen, rest: &Rest, made: &Made, wanted: &str, step: &str) -> Result<()> {
+    let server = &made.server;
     screen.step(step, |bar| {
         let started = Instant::now();
         loop {
@@ -339,7 +307,7 @@ fn wait_status(screen: &Screen, rest: &Rest, server: &str, wanted: &str, step: &
             if status == "ERROR" {
                 bail!("the server is in ERROR: {}", text(&shown["fault"]["message"]));
             }
-            if started.elapsed() > PATIENCE {
+            if started.elapsed() > made.guest.patience() {
                 bail!("the server is still {status}");
             }
             bar.set_message(format!("{status} {}", text(&shown["OS-EXT-STS:task_state"])));
@@ -355,8 +323,8 @@ fn console(rest: &Rest, server: &str) -> Result<String> {
 }
 
 /// Tries until it holds, or says why the last try did not.
-fn patiently<T>(mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let deadline = Instant::now() + PATIENCE;
+fn patiently<T>(patience: Duration, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+    let deadline = Instant::now() + patience;
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
@@ -378,6 +346,23 @@ fn print_table(times: &Times, all: Duration) {
 }
 
 impl Made {
+    fn new(guest: Guest, key_file: PathBuf) -> Self {
+        let nothing = String::new;
+        Self {
+            guest,
+            key_file,
+            image: nothing(),
+            flavor: nothing(),
+            key: nothing(),
+            network: nothing(),
+            subnet: nothing(),
+            group: nothing(),
+            public: nothing(),
+            server: nothing(),
+            address: None,
+        }
+    }
+
     fn address(&self) -> Result<Ipv4Addr> {
         self.address.ok_or_else(|| anyhow!("the server has no address"))
     }

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 const ANSWER_BYTES_MAX: u64 = 16 << 20;
 /// How long one request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an upload may take: a disk on an emulated host takes minutes.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 /// The microversion the demo speaks to the compute service.
 const COMPUTE_VERSION: &str = "compute 2.100";
 
@@ -70,9 +72,13 @@ impl Rest {
 
     /// Makes something, or asks for an action.
     pub(super) fn post(&self, path: &str, body: &Value) -> Result<Value> {
+        self.post_as(COMPUTE_VERSION, path, body)
+    }
+
+    /// The same in another microversion.
+    pub(super) fn post_as(&self, version: &str, path: &str, body: &Value) -> Result<Value> {
         let request = self.agent.post(format!("{}{path}", self.base));
-        let request =
-            request.header("X-Auth-Token", &self.token).header("OpenStack-API-Version", COMPUTE_VERSION);
+        let request = request.header("X-Auth-Token", &self.token).header("OpenStack-API-Version", version);
         let mut response = request.send_json(body).with_context(|| format!("POST {path}"))?;
         let answer = read(&mut response)?;
         if !response.status().is_success() {
@@ -85,6 +91,7 @@ impl Rest {
     pub(super) fn put_data(&self, path: &str, mut data: impl Read) -> Result<()> {
         let request = self.agent.put(format!("{}{path}", self.base));
         let request = request.header("X-Auth-Token", &self.token).content_type("application/octet-stream");
+        let request = request.config().timeout_global(Some(UPLOAD_TIMEOUT)).build();
         let body = ureq::SendBody::from_reader(&mut data);
         let mut response = request.send(body).with_context(|| format!("PUT {path}"))?;
         let answer = read(&mut response)?;
