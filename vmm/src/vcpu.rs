@@ -187,11 +187,6 @@ fn run(mut vcpu: Vcpu, gate: &Gate, buses: &Buses, ending: &EndingSignal, exit: 
             match vcpu.run(&buses.ports, &buses.registers) {
                 Exit::Handled => {}
                 Exit::Interrupted => break,
-                Exit::Shutdown => {
-                    ending.say(ExitReason::Crashed, "the guest crashed: a triple fault");
-                    gate.stand_still();
-                    break;
-                }
                 Exit::Broken(message) => {
                     ending.say(ExitReason::Crashed, message);
                     gate.stand_still();

@@ -3,6 +3,7 @@
 //! Must never know: boot protocols, devices behind the buses, the life of the process.
 #![expect(unsafe_code, reason = "the KVM interface shares memory with the kernel")]
 
+mod fault;
 mod x86_64;
 
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -18,6 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::Bus;
 use crate::memory::{self, GuestMemory};
 
+pub use fault::LAB_COMMAND;
 pub use x86_64::Entry;
 pub(crate) use x86_64::descriptor_table;
 
@@ -137,7 +139,7 @@ impl Kvm {
         let cpuid =
             self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("tell the CPU's features"))?;
         let tsc_deadline = self.fd.check_extension(Cap::TscDeadlineTimer);
-        Ok(Vm { fd, kind: self.kind, cpuid, tsc_deadline, _memory: memory.clone() })
+        Ok(Vm { fd, kind: self.kind, cpuid, tsc_deadline, memory: memory.clone() })
     }
 }
 
@@ -148,7 +150,7 @@ pub struct Vm {
     cpuid: CpuId,
     tsc_deadline: bool,
     /// KVM reads and writes the mapping, so it must not go before the descriptor.
-    _memory: GuestMemory,
+    memory: GuestMemory,
 }
 
 impl Vm {
@@ -221,7 +223,7 @@ impl Vm {
         fd.set_cpuid2(&cpuid).map_err(step("set a vCPU's features"))?;
         x86_64::set_boot_msrs(&fd);
         x86_64::wire_local_apic(&fd)?;
-        Ok(Vcpu { fd, kind: self.kind })
+        Ok(Vcpu { fd, kind: self.kind, memory: self.memory.clone() })
     }
 }
 
@@ -232,9 +234,7 @@ pub enum Exit {
     Handled,
     /// A signal or [`ExitRequest`]; look at what is wanted.
     Interrupted,
-    /// A triple fault.
-    Shutdown,
-    /// KVM cannot go on; one sentence for a person.
+    /// The guest cannot go on; one sentence for a person.
     Broken(String),
 }
 
@@ -242,6 +242,8 @@ pub enum Exit {
 pub struct Vcpu {
     fd: VcpuFd,
     kind: HostKind,
+    /// For what is said of a guest that broke.
+    memory: GuestMemory,
 }
 
 impl Vcpu {
@@ -281,7 +283,7 @@ impl Vcpu {
             Ok(VcpuExit::MmioWrite(address, data)) => registers.write(address, data),
             Ok(VcpuExit::MmioRead(address, data)) => registers.read(address, data),
             Ok(VcpuExit::Intr) => return Exit::Interrupted,
-            Ok(VcpuExit::Shutdown) => return Exit::Shutdown,
+            Ok(VcpuExit::Shutdown) => return Exit::Broken(fault::triple_fault(&self.fd)),
             Ok(VcpuExit::InternalError) => return Exit::Broken(self.internal_error()),
             Ok(VcpuExit::FailEntry(reason, _)) => {
                 return Exit::Broken(format!(
@@ -302,22 +304,11 @@ impl Vcpu {
     }
 
     fn internal_error(&mut self) -> String {
-        /// `KVM_INTERNAL_ERROR_EMULATION` of the KVM API.
-        const EMULATION: u32 = 1;
-        let rip = self.fd.get_regs().map(|regs| regs.rip).unwrap_or_default();
         // SAFETY: the exit reason is KVM_EXIT_INTERNAL_ERROR, for which the kernel fills `internal`.
-        let suberror = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal.suberror };
-        match (suberror, self.kind) {
-            (EMULATION, HostKind::Software) => format!(
-                "the guest's kernel used an instruction (at {rip:#x}) that this host cannot run: its KVM is a \
-                 software one (module kvm_pvm), which cannot run an unmodified Linux; a host with hardware KVM \
-                 or the nested lab can"
-            ),
-            (EMULATION, HostKind::Hardware) => {
-                format!("the guest used an instruction (at {rip:#x}) that KVM cannot emulate")
-            }
-            _ => format!("KVM gave up on the guest at {rip:#x} (internal error {suberror})"),
-        }
+        let internal = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal };
+        let told = internal.data.len().min(usize::try_from(internal.ndata).unwrap_or(0));
+        let data = (internal.suberror, &internal.data[..told]);
+        fault::internal_error(&self.fd, &self.memory, self.kind, data)
     }
 }
 
