@@ -4,6 +4,7 @@
 //! Must never know: what a device does, boot protocols.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use vm_memory::{Address, GuestAddress};
@@ -100,7 +101,7 @@ impl Places {
         }
     }
 
-    /// Puts `devices` behind registers at their places.
+    /// Puts `devices` behind registers at their places; for each, whether a driver has started it.
     ///
     /// # Errors
     /// The step that failed.
@@ -110,24 +111,42 @@ impl Places {
         guest: &GuestMemory,
         buses: &mut Buses,
         devices: &[Shared],
-    ) -> Result<(), Error> {
+    ) -> Result<Vec<Driven>, Error> {
         match self {
             Self::Mmio(places) => {
-                for (place, device) in places.iter().zip(devices) {
-                    add_mmio(vm, guest, buses, place, device)?;
-                }
+                let devices = places.iter().zip(devices);
+                devices.map(|(place, device)| add_mmio(vm, guest, buses, place, device)).collect()
             }
             Self::Pci => {
                 let host = PciHost::default();
-                for (slot, device) in (1..).zip(devices) {
-                    add_pci(vm, guest, &host, slot, device)?;
-                }
                 connect_bus(buses, &host)?;
+                (1..).zip(devices).map(|(slot, device)| add_pci(vm, guest, &host, slot, device)).collect()
             }
         }
-        Ok(())
+    }
+
+    /// What is said of a guest that came to its end by itself: that it has no driver for its devices, if it never used
+    /// one of the `count` that are not there for everybody.
+    #[must_use]
+    pub fn missing_driver(&self, driven: &[Driven], count: usize) -> Option<String> {
+        let mut devices = driven.iter().take(count);
+        if count == 0 || devices.any(|device| device.load(Ordering::Acquire)) {
+            return None;
+        }
+        let (bus, module, other) = match self {
+            Self::Mmio(_) => ("virtio-mmio", "virtio_mmio", "pci"),
+            Self::Pci => ("PCI", "virtio_pci", "mmio"),
+        };
+        Some(format!(
+            "it had used none of its {count} disks and network devices: if they were wanted, its kernel has no driver \
+             for virtio on {bus} ({module}), neither built in nor in its initial ramdisk; the other way to them is the \
+             transport {other}"
+        ))
     }
 }
+
+/// Becomes true once a driver has started a device.
+pub type Driven = Arc<AtomicBool>;
 
 fn add_mmio(
     vm: &Vm,
@@ -135,16 +154,17 @@ fn add_mmio(
     buses: &mut Buses,
     place: &MmioDevice,
     device: &Shared,
-) -> Result<(), Error> {
+) -> Result<Driven, Error> {
     let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::Event)?;
     vm.connect_irq(&interrupt, place.gsi)?;
     let transport = MmioTransport::new(guest.clone(), device.clone(), interrupt)?;
     for (index, doorbell) in (0_u32..).zip(transport.queue_events()) {
         vm.connect_doorbell(doorbell, place.address.unchecked_add(NOTIFY_OFFSET), index)?;
     }
+    let driven = transport.driven();
     let transport = Arc::new(Mutex::new(transport));
     buses.registers.insert(place.address.raw_value(), memory::MMIO_WINDOW_BYTES, transport)?;
-    Ok(())
+    Ok(driven)
 }
 
 /// Puts one device into `slot`, its registers where firmware would have put them.
@@ -157,8 +177,9 @@ fn add_pci(
 ) -> Result<(), Error> {
     let start = memory::PCI_WINDOW_START.unchecked_add(u64::from(slot) * u64::from(BAR_BYTES));
     let function = PciTransport::new(guest.clone(), device.clone(), vm.clone(), start)?;
+    let driven = function.driven();
     host.insert(slot, Box::new(function))?;
-    Ok(())
+    Ok(driven)
 }
 
 fn connect_bus(buses: &mut Buses, host: &PciHost) -> Result<(), Error> {
@@ -206,6 +227,21 @@ mod tests {
             matches!(Places::choose(Transport::Mmio, false, 0), Ok(Places::Mmio(places)) if places.len() == 1)
         );
         assert!(matches!(Places::choose(Transport::Pci, true, 0), Ok(Places::Pci)));
+    }
+
+    #[test]
+    fn guest_that_used_no_device_lacks_a_driver_and_one_that_used_any_does_not() {
+        let driven: Vec<Driven> = vec![Arc::default(), Arc::default(), Arc::default()];
+        let sentence = Places::Pci.missing_driver(&driven, 2).unwrap();
+        assert!(sentence.contains("none of its 2 disks") && sentence.contains("virtio_pci"), "{sentence}");
+        assert_eq!(Places::Pci.missing_driver(&driven, 0), None, "there was nothing to use");
+        driven[2].store(true, Ordering::Release);
+        assert!(
+            Places::Mmio(Vec::new()).missing_driver(&driven, 2).is_some(),
+            "the entropy source does not count"
+        );
+        driven[1].store(true, Ordering::Release);
+        assert_eq!(Places::Pci.missing_driver(&driven, 2), None);
     }
 
     #[test]

@@ -88,6 +88,7 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     })
     .map_err(RunError::from)?;
     drop(terminal);
+    let said = machine.explained(said);
     // The process is about to end: the kernel takes the machine apart.
     std::mem::forget(machine);
     Ok(said)

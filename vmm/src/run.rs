@@ -168,6 +168,7 @@ fn run(
     let (machine, devices) = Machine::build(&kvm, spec, &ending)?;
     let (ending, machine) = supervise(machine, devices, &ending, listener)?;
     *first_run_us = machine.first_run_us();
+    let ending = machine.explained(ending);
     // The process is about to end: the kernel takes the machine apart.
     std::mem::forget(machine);
     Ok(ending)

@@ -14,12 +14,12 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::boot::image::{DiskImage, Image, begins_with_elf};
 use crate::bus::{self, Bus};
 use crate::config::{DiskConfig, NicConfig, SystemIdentity, Transport};
-use crate::devices::{self, Places};
-use crate::ending::EndingSignal;
+use crate::devices::{self, Driven, Places};
+use crate::ending::{Ending, EndingSignal};
 use crate::kvm::{self, Kvm};
 use crate::lifecycle::{self, Effect, Event, Refused};
 use crate::power::{self, KeyboardController, PowerManagement};
-use crate::rpc::VmState;
+use crate::rpc::{ExitReason, VmState};
 use crate::serial::{self, Console, SerialPort};
 use crate::vcpu::{self, Buses, Vcpus};
 use crate::virtio::{self, Shared};
@@ -121,6 +121,10 @@ pub struct Machine {
     vcpus: Vcpus,
     power: Arc<Mutex<PowerManagement>>,
     serial: Arc<Mutex<SerialPort>>,
+    places: Places,
+    driven: Vec<Driven>,
+    /// How many of the devices are not there for everybody: all but the entropy source behind them.
+    wanted: usize,
     _vm: Arc<kvm::Vm>,
 }
 
@@ -162,7 +166,8 @@ impl Machine {
         }
 
         let devices = build_devices(spec.disks, spec.nics)?;
-        places.fill(&vm, &guest, &mut buses, &devices)?;
+        let driven = places.fill(&vm, &guest, &mut buses, &devices)?;
+        let wanted = devices.len() - 1;
         let subscribers = devices.into_iter().map(|device| Box::new(device) as Subscriber).collect();
 
         let mut vcpus = Vec::with_capacity(usize::from(spec.vcpus));
@@ -174,8 +179,30 @@ impl Machine {
             vcpus.push(vcpu);
         }
         let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
-        let machine = Self { state: VmState::Created, first_run_us: None, vcpus, power, serial, _vm: vm };
+        let machine = Self {
+            state: VmState::Created,
+            first_run_us: None,
+            vcpus,
+            power,
+            serial,
+            places,
+            driven,
+            wanted,
+            _vm: vm,
+        };
         Ok((machine, subscribers))
+    }
+
+    /// `said` with what the machine knows of why: a guest that crashed or reset itself may lack a driver.
+    #[must_use]
+    pub fn explained(&self, mut said: Ending) -> Ending {
+        if matches!(said.reason, ExitReason::Crashed | ExitReason::Reset)
+            && let Some(more) = self.places.missing_driver(&self.driven, self.wanted)
+        {
+            said.message.push_str("; ");
+            said.message.push_str(&more);
+        }
+        said
     }
 
     /// The guest's state.

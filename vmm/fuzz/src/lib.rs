@@ -14,6 +14,7 @@ mod boot;
 mod disk;
 mod endpoint;
 pub mod input;
+mod pci;
 mod queue;
 
 use input::Random;
@@ -26,6 +27,8 @@ pub const INPUT_BYTES_MAX: usize = 2048;
 pub enum Target {
     /// A driver that does what it likes with registers, rings and memory of a block, network or entropy device.
     Queue,
+    /// A guest that does what it likes with configuration space, registers and interrupts of PCI functions.
+    Pci,
     /// Frames of a guest and of the link.
     Endpoint,
     /// Kernel images and initial ramdisks.
@@ -38,12 +41,14 @@ pub enum Target {
 
 impl Target {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Queue, Self::Endpoint, Self::Boot, Self::Disk, Self::Script];
+    pub const ALL: [Self; 6] =
+        [Self::Queue, Self::Pci, Self::Endpoint, Self::Boot, Self::Disk, Self::Script];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Queue => "queue",
+            Self::Pci => "pci",
             Self::Endpoint => "endpoint",
             Self::Boot => "boot",
             Self::Disk => "disk",
@@ -58,6 +63,7 @@ impl Target {
     pub fn run(self, input: &[u8]) {
         match self {
             Self::Queue => queue::run(input),
+            Self::Pci => pci::run(input),
             Self::Endpoint => endpoint::run(input),
             Self::Boot => boot::run(input),
             Self::Disk => disk::run(input),

@@ -20,7 +20,7 @@ const OPERATIONS_MAX: usize = 256;
 const QUEUE_SIZE: u16 = 16;
 
 /// Reads as zeros and forgets what is written; checks that nothing leaves its bounds.
-struct NullDisk;
+pub(crate) struct NullDisk;
 
 const DISK_BYTES: u64 = 1 << 20;
 

@@ -19,6 +19,11 @@ fn hostile_drivers_are_survived() {
 }
 
 #[test]
+fn hostile_pci_guests_are_survived() {
+    survive(Target::Pci, 3000);
+}
+
+#[test]
 fn hostile_frames_are_survived() {
     survive(Target::Endpoint, 5000);
 }

@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::boot::tests::elf;
-use crate::config::InheritedFd;
+use crate::config::{InheritedFd, Transport};
 use crate::rpc::{Client, ClientError, VmState};
 
 // Guests entered in 64-bit mode at ring 0; each is position-independent.
@@ -104,6 +104,13 @@ global_asm!(
     "jmp 3b",
     ".code64",
     "end wake",
+    // Asks for a reset, as a kernel does after a panic.
+    "guest reset",
+    "mov al, 0xfe",
+    "out 0x64, al",
+    "9: hlt",
+    "jmp 9b",
+    "end reset",
     // A kernel instruction that some software KVM cannot emulate.
     "guest exotic",
     "lock cmpxchg16b [rsp - 16]",
@@ -361,6 +368,26 @@ fn triple_fault_is_a_crash_that_says_where() {
     assert_eq!((report.reason, exit_code(&report)), (ExitReason::Crashed, 1));
     let places = ["the guest crashed: a triple fault at 0x100000 in 64-bit mode, its kernel", FORGETFUL];
     assert!(places.contains(&report.message.as_str()), "{}", report.message);
+}
+
+#[test]
+fn guest_that_resets_without_using_its_disk_is_told_which_driver_it_lacks() {
+    for (transport, module) in [(Transport::Pci, "virtio_pci"), (Transport::Mmio, "virtio_mmio")] {
+        let disk = tempfile::tempfile().unwrap();
+        disk.set_len(4096).unwrap();
+        let kernel = guest!(wisp_test_reset_start, wisp_test_reset_end);
+        let instance = Instance::with(&kernel, 1, |config| {
+            config.transport = transport;
+            let format = DiskFormat::Raw { file: inherit(disk) };
+            config.disks = vec![DiskConfig { format, read_only: false, serial: String::new() }];
+        });
+        let Some(instance) = instance else { return };
+        instance.client().start().unwrap();
+        let (report, _) = instance.end();
+        assert_eq!(report.reason, ExitReason::Reset);
+        let start = "the guest asked for a reset; it had used none of its 1 disks";
+        assert!(report.message.starts_with(start) && report.message.contains(module), "{}", report.message);
+    }
 }
 
 #[test]

@@ -124,6 +124,10 @@ impl Transport for MmioTransport {
     fn queue_events(&self) -> &[EventFd] {
         self.negotiation.queue_events()
     }
+
+    fn driven(&self) -> Arc<AtomicBool> {
+        self.negotiation.driven()
+    }
 }
 
 /// Interrupt status and line of one device.

@@ -50,6 +50,7 @@ mod tests;
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -158,6 +159,8 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
 pub trait Transport: crate::bus::BusDevice {
     /// One event per queue; a write of 1 works the queue off.
     fn queue_events(&self) -> &[EventFd];
+    /// Becomes true once a driver has started the device, and stays so.
+    fn driven(&self) -> Arc<AtomicBool>;
 }
 
 /// Copies the part of `space` at `offset` into `data`; bytes beyond the end are zero.

@@ -5,6 +5,7 @@
 //! or changes a live queue gets `DEVICE_NEEDS_RESET`; it stays there until it resets. Must never know register
 //! offsets.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -64,6 +65,7 @@ pub struct Negotiation {
     accepted: u64,
     status: u32,
     queues: Vec<QueueSetup>,
+    driven: Arc<AtomicBool>,
 }
 
 impl Negotiation {
@@ -86,6 +88,7 @@ impl Negotiation {
             accepted: 0,
             status: 0,
             queues,
+            driven: Arc::default(),
         })
     }
 
@@ -97,6 +100,11 @@ impl Negotiation {
     /// One event per queue.
     pub fn queue_events(&self) -> &[EventFd] {
         &self.queue_events
+    }
+
+    /// Becomes true once a driver has started the device, and stays so.
+    pub fn driven(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.driven)
     }
 
     /// The status field as the driver reads it.
@@ -306,6 +314,7 @@ impl Negotiation {
             return false;
         };
         self.status |= status::DRIVER_OK;
+        self.driven.store(true, Ordering::Release);
         lock(&self.device).activate(Activation {
             memory: self.memory.clone(),
             queues,

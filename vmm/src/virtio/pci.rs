@@ -356,6 +356,10 @@ impl Transport for PciTransport {
     fn queue_events(&self) -> &[EventFd] {
         self.negotiation.queue_events()
     }
+
+    fn driven(&self) -> Arc<AtomicBool> {
+        self.negotiation.driven()
+    }
 }
 
 /// Interrupts of one device: what happened, and which vector says so.
