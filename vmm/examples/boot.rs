@@ -48,8 +48,17 @@ fn main() -> ExitCode {
         Ok("mmio") => Transport::Mmio,
         _ => Transport::Auto,
     };
-    let options =
-        BootOptions { kernel: Some(kernel), initrd, cmdline, disks, taps, memory_mib, vcpus, transport };
+    let options = BootOptions {
+        kernel: Some(kernel),
+        initrd,
+        cmdline,
+        disks,
+        taps,
+        memory_mib,
+        vcpus,
+        transport,
+        anyway: true,
+    };
     match vmm::boot_interactive(options) {
         Ok(ending) => {
             eprintln!("{:?}: {}", ending.reason, ending.message);

@@ -174,7 +174,7 @@ fn add_pci(
     host: &PciHost,
     slot: u8,
     device: &Shared,
-) -> Result<(), Error> {
+) -> Result<Driven, Error> {
     let start = memory::PCI_WINDOW_START.unchecked_add(u64::from(slot) * u64::from(BAR_BYTES));
     let function = PciTransport::new(guest.clone(), device.clone(), vm.clone(), start)?;
     let driven = function.driven();

@@ -28,6 +28,8 @@ pub struct BootOptions {
     pub kernel: Option<PathBuf>,
     /// The initial ramdisk.
     pub initrd: Option<PathBuf>,
+    /// Boot even what is known not to run on this host: Linux on a software KVM.
+    pub anyway: bool,
     /// How the guest reaches its devices.
     pub transport: Transport,
     /// Words added to the kernel's command line.
@@ -127,6 +129,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         boot,
         transport: options.transport,
         system: Some(identity()),
+        anyway: options.anyway,
         cmdline: options.cmdline,
         disks,
         nics,

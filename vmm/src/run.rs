@@ -214,6 +214,7 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
         boot,
         transport: config.transport,
         system: config.system,
+        anyway: false,
         cmdline: config.cmdline,
         disks,
         nics,

@@ -16,7 +16,7 @@ use crate::bus::{self, Bus};
 use crate::config::{DiskConfig, NicConfig, SystemIdentity, Transport};
 use crate::devices::{self, Driven, Places};
 use crate::ending::{Ending, EndingSignal};
-use crate::kvm::{self, Kvm};
+use crate::kvm::{self, HostKind, Kvm};
 use crate::lifecycle::{self, Effect, Event, Refused};
 use crate::power::{self, KeyboardController, PowerManagement};
 use crate::rpc::{ExitReason, VmState};
@@ -55,6 +55,13 @@ pub enum Error {
     /// An event descriptor.
     #[error("make an event descriptor")]
     Event(#[source] io::Error),
+    /// The kernel is known not to come far on this host.
+    #[error(
+        "the kernel is Linux, and this host's KVM is a software one (module kvm_pvm), on which Linux cannot run user \
+         programs; a host with hardware KVM can, and so can the nested lab: {}",
+        kvm::LAB_COMMAND
+    )]
+    LinuxOnSoftwareKvm,
     /// The number of vCPUs is not within bounds.
     #[error("a guest needs from 1 to {max} vCPUs, not {0}", max = crate::config::VCPUS_MAX)]
     Vcpus(u8),
@@ -101,6 +108,8 @@ pub struct MachineSpec {
     pub transport: Transport,
     /// What the machine says of itself.
     pub system: Option<SystemIdentity>,
+    /// Build even what is known not to run here: Linux on a software KVM.
+    pub anyway: bool,
     /// Words added to the command line.
     pub cmdline: String,
     /// Disks in order.
@@ -157,6 +166,9 @@ impl Machine {
         let serial = add_serial(&vm, &mut buses.ports, spec.console)?;
         let power = add_power(&vm, &mut buses.ports, ending)?;
         let kernel = Bootable::find(spec.boot, spec.disks.first().map(|disk| &disk.disk))?;
+        if kvm.kind() == HostKind::Software && !spec.anyway && boot::identify::is_linux(&*kernel.kernel) {
+            return Err(Error::LinuxOnSoftwareKvm);
+        }
         let places = Places::choose(spec.transport, kernel.is_small()?, spec.disks.len() + spec.nics.len())?;
         let windows: Vec<_> = places.windows().iter().map(|place| (place.address, place.gsi)).collect();
         let entry = kernel.load(&guest, &boot::cmdline(&windows, &kernel.cmdline, &spec.cmdline))?;

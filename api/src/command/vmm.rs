@@ -59,6 +59,9 @@ pub(super) struct Boot {
     /// Virtual CPUs.
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
+    /// Boot even what is known not to come far on this host: Linux where KVM is a software one.
+    #[arg(long)]
+    anyway: bool,
 }
 
 /// The words of `--transport`.
@@ -95,6 +98,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         kernel: arguments.kernel,
         initrd: arguments.initrd,
         transport: arguments.transport.into(),
+        anyway: arguments.anyway,
         cmdline: arguments.cmdline,
         disks: arguments.disks.iter().map(|text| disk(text)).collect(),
         taps,

@@ -127,18 +127,20 @@ fn has_linux_note(image: &dyn Image) -> bool {
         let offset = header.e_phoff.checked_add(index * size_of::<Elf64_Phdr>() as u64)?;
         read_struct::<Elf64_Phdr>(image, offset).ok()
     });
-    segments.filter(|segment| segment.p_type == PT_NOTE && segment.p_filesz <= NOTE_BYTES_MAX).any(|segment| {
-        let mut notes = vec![0; usize::try_from(segment.p_filesz).unwrap_or(0)];
-        if image.read_exact_at(&mut notes, segment.p_offset).is_err() {
-            return false;
-        }
-        // Size of the owner's name, of the description, the type, then the name; notes are aligned to four bytes.
-        let mut words = notes.chunks_exact(4).enumerate();
-        words.any(|(index, word)| {
-            matches!(word, [0 | 1, 1, 0, 0])
-                && notes.get(4 * (index + 1)..).is_some_and(|name| name.starts_with(OWNER))
-        })
-    })
+    segments.filter(|segment| segment.p_type == PT_NOTE && segment.p_filesz <= NOTE_BYTES_MAX).any(
+        |segment| {
+            let mut notes = vec![0; usize::try_from(segment.p_filesz).unwrap_or(0)];
+            if image.read_exact_at(&mut notes, segment.p_offset).is_err() {
+                return false;
+            }
+            // Size of the owner's name, of the description, the type, then the name; notes are aligned to four bytes.
+            let mut words = notes.chunks_exact(4).enumerate();
+            words.any(|(index, word)| {
+                matches!(word, [0 | 1, 1, 0, 0])
+                    && notes.get(4 * (index + 1)..).is_some_and(|name| name.starts_with(OWNER))
+            })
+        },
+    )
 }
 
 #[cfg(test)]
@@ -188,9 +190,13 @@ mod tests {
             bytes[18] = machine;
             bytes
         };
-        for (class, machine, part) in
-            [(1, 3, "32-bit kernel"), (2, 0xb7, "ARM"), (2, 0xf3, "RISC-V"), (1, 62, "x32"), (2, 8, "another")]
-        {
+        for (class, machine, part) in [
+            (1, 3, "32-bit kernel"),
+            (2, 0xb7, "ARM"),
+            (2, 0xf3, "RISC-V"),
+            (1, 62, "x32"),
+            (2, 8, "another"),
+        ] {
             assert!(described(&elf(class, machine)).contains(part), "{part}");
         }
         assert!(described(b"\x7fELF").contains("cut off"));

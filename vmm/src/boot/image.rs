@@ -12,7 +12,7 @@ use storage::format::Disk;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{Address, ByteValued, Bytes, GuestAddress, ReadVolatile, VolatileMemoryError, VolatileSlice};
 
-use super::{Error, KERNEL_BYTES_MAX};
+use super::{Error, KERNEL_BYTES_MAX, identify};
 use crate::kvm::Entry;
 use crate::memory::{self, GuestMemory};
 
@@ -81,9 +81,9 @@ pub fn begins_with_elf(image: &dyn Image) -> io::Result<bool> {
 
 const ELF_MAGIC: [u8; 4] = *b"\x7fELF";
 /// The most program headers: vmlinux has five.
-const PROGRAM_HEADERS_MAX: u16 = 64;
+pub(super) const PROGRAM_HEADERS_MAX: u16 = 64;
 /// The largest note segment in bytes: vmlinux's is under a page.
-const NOTE_BYTES_MAX: u64 = 64 << 10;
+pub(super) const NOTE_BYTES_MAX: u64 = 64 << 10;
 /// How much is copied at once.
 const COPY_BYTES: usize = 1 << 20;
 
@@ -116,7 +116,10 @@ pub(super) fn copy_to_guest(
         image
             .read_exact_at(&mut buffer[..part], offset + done)
             .map_err(|source| Error::Read { what, source })?;
-        guest.write_slice(&buffer[..part], start.checked_add(done).ok_or(Error::NotAKernel)?)?;
+        guest.write_slice(
+            &buffer[..part],
+            start.checked_add(done).ok_or(Error::Broken("it wants to lie beyond all memory"))?,
+        )?;
         done += part as u64;
     }
     Ok(())
@@ -132,7 +135,7 @@ pub(super) fn load_kernel(guest: &GuestMemory, image: &dyn Image) -> Result<Kern
     }
 }
 
-fn read_struct<T: ByteValued + Default>(image: &dyn Image, offset: u64) -> Result<T, Error> {
+pub(super) fn read_struct<T: ByteValued + Default>(image: &dyn Image, offset: u64) -> Result<T, Error> {
     let mut value = T::default();
     image
         .read_exact_at(value.as_mut_slice(), offset)
@@ -158,7 +161,7 @@ fn check_elf(guest: &GuestMemory, image: &dyn Image, size: u64) -> Result<(), Er
     const X86_64: u16 = 62;
     let header: Elf64_Ehdr = read_struct(image, 0)?;
     if header.e_ident[4] != CLASS_64 || header.e_ident[5] != LITTLE_ENDIAN || header.e_machine != X86_64 {
-        return Err(Error::NotAKernel);
+        return Err(other_kernel(image));
     }
     if header.e_phnum == 0 || header.e_phnum > PROGRAM_HEADERS_MAX {
         return Err(Error::Broken("it has no program headers, or more than a kernel has"));
@@ -229,8 +232,11 @@ fn load_bzimage(guest: &GuestMemory, image: &dyn Image, size: u64) -> Result<Ker
     if { header.header } != HEADER_MAGIC {
         return Err(other_kernel(image));
     }
-    if { header.version } < VERSION_MIN || { header.xloadflags } & XLF_KERNEL_64 == 0 {
-        return Err(Error::Broken("it has no 64-bit entry point"));
+    if { header.version } < VERSION_MIN {
+        return Err(Error::NotAKernel("older than Linux 3.8 (its boot protocol is older than 2.12)"));
+    }
+    if { header.xloadflags } & XLF_KERNEL_64 == 0 {
+        return Err(Error::NotAKernel("a 32-bit kernel (its bzImage has no 64-bit entry point)"));
     }
     let ram_end = memory::low_ram_end(guest).raw_value();
     // The kernel unpacks itself to its preferred address, or to where it was loaded if that is higher.
@@ -253,20 +259,9 @@ fn load_bzimage(guest: &GuestMemory, image: &dyn Image, size: u64) -> Result<Ker
     })
 }
 
-/// What an image is that is neither ELF nor bzImage.
+/// What an image is that is no kernel for us.
 fn other_kernel(image: &dyn Image) -> Error {
-    let mut start = [0; 8];
-    if image.read_exact_at(&mut start, 0).is_err() {
-        return Error::NotAKernel;
-    }
-    match start {
-        [b'M', b'Z', _, _, b'z', b'i', b'm', b'g'] => Error::OtherKernel("a compressed EFI program (zboot)"),
-        [b'M', b'Z', ..] => Error::OtherKernel("an EFI program"),
-        [0x1f, 0x8b, ..] => Error::OtherKernel("compressed by gzip as a whole"),
-        [0x28, 0xb5, 0x2f, 0xfd, ..] => Error::OtherKernel("compressed by zstd as a whole"),
-        [0xfd, b'7', b'z', b'X', b'Z', ..] => Error::OtherKernel("compressed by xz as a whole"),
-        _ => Error::NotAKernel,
-    }
+    Error::NotAKernel(identify::describe(image))
 }
 
 /// An image with a position, as the loader wants it.

@@ -6,6 +6,7 @@
 //! Must never know: where images come from, KVM.
 
 pub mod disk;
+pub mod identify;
 pub mod image;
 mod params;
 
@@ -34,12 +35,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
-    /// The file is neither ELF nor bzImage.
-    #[error("the kernel is neither an ELF image for x86-64 nor a bzImage")]
-    NotAKernel,
-    /// It is something else that is known.
-    #[error("the kernel is {0}, which is not supported: it has to be a bzImage or an ELF image for x86-64")]
-    OtherKernel(&'static str),
+    /// The file is no kernel that can be booted here, but something else.
+    #[error("the kernel is {0}; needed is a bzImage or an ELF image for x86-64")]
+    NotAKernel(&'static str),
     /// The disk boots nothing.
     #[error("boot from the first disk")]
     Disk(#[from] disk::Error),

@@ -94,8 +94,28 @@ fn kernel_larger_than_one_copy_arrives_whole() {
 #[test]
 fn text_is_not_a_kernel() {
     for image in [&b""[..], b"\x7fEL", b"#!/bin/sh\n", &[0; 4096]] {
-        assert!(matches!(boot(image, None), Err(Error::NotAKernel)));
+        assert!(matches!(boot(image, None), Err(Error::NotAKernel(_))));
     }
+}
+
+#[test]
+fn kernels_for_32_bit_and_old_ones_are_refused_as_such() {
+    let said = |change: fn(&mut Vec<u8>)| {
+        let mut image = bzimage(b"payload");
+        change(&mut image);
+        boot(&image, None).unwrap_err().to_string()
+    };
+    let sentence = said(|image| image[0x236] = 0);
+    assert!(
+        sentence.starts_with("the kernel is a 32-bit kernel") && sentence.contains("ELF image"),
+        "{sentence}"
+    );
+    let sentence = said(|image| image[0x206] = 0x0b);
+    assert!(sentence.starts_with("the kernel is older than Linux 3.8"), "{sentence}");
+    let mut elf = elf(b"code", false);
+    elf[18] = 3;
+    let sentence = boot(&elf, None).unwrap_err().to_string();
+    assert!(sentence.contains("a 32-bit kernel (ELF for i386)"), "{sentence}");
 }
 
 #[test]
