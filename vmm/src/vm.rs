@@ -166,12 +166,12 @@ impl Machine {
         let serial = add_serial(&vm, &mut buses.ports, spec.console)?;
         let power = add_power(&vm, &mut buses.ports, ending)?;
         let kernel = Bootable::find(spec.boot, spec.disks.first().map(|disk| &disk.disk))?;
-        if kvm.kind() == HostKind::Software && !spec.anyway && boot::identify::is_linux(&*kernel.kernel) {
-            return Err(Error::LinuxOnSoftwareKvm);
-        }
         let places = Places::choose(spec.transport, kernel.is_small()?, spec.disks.len() + spec.nics.len())?;
         let windows: Vec<_> = places.windows().iter().map(|place| (place.address, place.gsi)).collect();
         let entry = kernel.load(&guest, &boot::cmdline(&windows, &kernel.cmdline, &spec.cmdline))?;
+        if kvm.kind() == HostKind::Software && !spec.anyway && boot::identify::is_linux(&*kernel.kernel) {
+            return Err(Error::LinuxOnSoftwareKvm);
+        }
         acpi::write(&guest, spec.vcpus, &places)?;
         if let Some(system) = &spec.system {
             smbios::write(&guest, system)?;

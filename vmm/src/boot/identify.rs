@@ -19,25 +19,25 @@ const BEGINNINGS: &[(&[u8], &str)] = &[
     (b"BZh", "a file compressed by bzip2; unpack it first"),
     (b"\x02\x21\x4c\x18", "a file compressed by lz4; unpack it first"),
     (b"\x04\x22\x4d\x18", "a file compressed by lz4; unpack it first"),
-    (b"QFI\xfb", "a qcow2 disk image, not a kernel"),
-    (b"KDMV", "a VMDK disk image, not a kernel"),
-    (b"vhdxfile", "a VHDX disk image, not a kernel"),
-    (b"conectix", "a VHD disk image, not a kernel"),
-    (b"hsqs", "a squashfs filesystem, not a kernel"),
-    (b"070701", "an initial ramdisk (cpio), not a kernel"),
-    (b"070702", "an initial ramdisk (cpio), not a kernel"),
-    (b"!<arch>\n", "an ar archive (as a Debian package is), not a kernel"),
-    (b"PK\x03\x04", "a zip archive, not a kernel"),
-    (b"#!", "a script, not a kernel"),
+    (b"QFI\xfb", "a qcow2 disk image"),
+    (b"KDMV", "a VMDK disk image"),
+    (b"vhdxfile", "a VHDX disk image"),
+    (b"conectix", "a VHD disk image"),
+    (b"hsqs", "a squashfs filesystem"),
+    (b"070701", "an initial ramdisk (cpio)"),
+    (b"070702", "an initial ramdisk (cpio)"),
+    (b"!<arch>\n", "an ar archive (as a Debian package is)"),
+    (b"PK\x03\x04", "a zip archive"),
+    (b"#!", "a script"),
     (b"<", "a page of HTML or XML, as failed downloads leave it"),
     (b"\x27\x05\x19\x56", "a U-Boot image, which this processor has no use for"),
     (b"\xd0\x0d\xfe\xed", "a device tree or FIT image, which this processor has no use for"),
 ];
 
-/// What `image`, which is no kernel that can be booted, is: "a …".
+/// What `image`, which is no kernel that can be booted, is: "a …", as the end of a sentence.
 #[must_use]
 pub fn describe(image: &dyn Image) -> &'static str {
-    const UNKNOWN: &str = "no format that is known here";
+    const UNKNOWN: &str = "of a format that is not known here";
     let Ok(size) = image.size_bytes() else { return UNKNOWN };
     if size == 0 {
         return "an empty file";
@@ -61,16 +61,18 @@ pub fn describe(image: &dyn Image) -> &'static str {
         "a Linux kernel for RISC-V, not for this processor"
     } else if has(0, b"MZ") && has(4, b"zimg") {
         "a compressed EFI kernel (zboot); unpack the kernel in it first"
+    } else if has(0x202, b"HdrS") {
+        "a broken bzImage: it is cut off"
     } else if has(0, b"MZ") {
         "an EFI program that is not a bzImage"
     } else if has(512, b"EFI PART") || has(510, b"\x55\xaa") {
-        "a disk image with partitions; give it as a disk, without a kernel"
+        "a disk image with partitions: give it as a disk, without a kernel"
     } else if image.read_exact_at(&mut iso, ISO_MARK_OFFSET).is_ok() && &iso == b"CD001" {
-        "an ISO 9660 image, not a kernel"
+        "an ISO 9660 image"
     } else if start.iter().all(|byte| *byte == 0) {
         "a file that begins with nothing but zeros"
     } else if start.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\n' | b'\r' | b'\t')) {
-        "a text, not a kernel"
+        "a text"
     } else {
         UNKNOWN
     }
@@ -80,10 +82,10 @@ pub fn describe(image: &dyn Image) -> &'static str {
 fn elf(start: &[u8]) -> &'static str {
     const CLASS_32: u8 = 1;
     match (start.get(4), start.get(18..20)) {
-        (_, Some([3, 0])) => "a 32-bit kernel (ELF for i386); only 64-bit ones are booted",
+        (_, Some([3, 0])) => "a 32-bit kernel (an ELF image for i386)",
         (_, Some([0xb7, 0])) => "an ELF image for 64-bit ARM, not for this processor",
         (_, Some([0xf3, 0])) => "an ELF image for RISC-V, not for this processor",
-        (Some(&CLASS_32), Some([62, 0])) => "an ELF image for x32; only 64-bit ones are booted",
+        (Some(&CLASS_32), Some([62, 0])) => "an ELF image for x32",
         (_, Some([62, 0])) => "an ELF image for x86-64 that is cut off or broken",
         (_, Some(_)) => "an ELF image for another processor",
         _ => "an ELF image that is cut off",
@@ -175,8 +177,9 @@ mod tests {
             (at(0x8001, b"CD001"), "ISO 9660"),
             ([&b"MZ\0\0zimg"[..], &[0xee; 100]].concat(), "zboot"),
             ([&b"MZ"[..], &[0xee; 100]].concat(), "EFI program"),
-            (at(100, b"?"), "no format that is known"),
-            (vec![0xee], "no format that is known"),
+            (at(0x202, b"HdrS")[..0x240].to_vec(), "cut off"),
+            (at(100, b"?"), "not known"),
+            (vec![0xee], "not known"),
         ] {
             assert!(described(&bytes).contains(part), "{part}: {}", described(&bytes));
         }

@@ -233,10 +233,10 @@ fn load_bzimage(guest: &GuestMemory, image: &dyn Image, size: u64) -> Result<Ker
         return Err(other_kernel(image));
     }
     if { header.version } < VERSION_MIN {
-        return Err(Error::NotAKernel("older than Linux 3.8 (its boot protocol is older than 2.12)"));
+        return Err(Error::OtherKernel("too old (its boot protocol is older than 2.12)"));
     }
     if { header.xloadflags } & XLF_KERNEL_64 == 0 {
-        return Err(Error::NotAKernel("a 32-bit kernel (its bzImage has no 64-bit entry point)"));
+        return Err(Error::OtherKernel("a 32-bit kernel (its bzImage has no 64-bit entry point)"));
     }
     let ram_end = memory::low_ram_end(guest).raw_value();
     // The kernel unpacks itself to its preferred address, or to where it was loaded if that is higher.

@@ -36,8 +36,11 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The file is no kernel that can be booted here, but something else.
-    #[error("the kernel is {0}; needed is a bzImage or an ELF image for x86-64")]
+    #[error("the kernel is neither an ELF image for x86-64 nor a bzImage but {0}")]
     NotAKernel(&'static str),
+    /// It is a kernel, but not one for this machine.
+    #[error("the kernel is {0}; only 64-bit kernels from Linux 3.8 on are booted")]
+    OtherKernel(&'static str),
     /// The disk boots nothing.
     #[error("boot from the first disk")]
     Disk(#[from] disk::Error),
