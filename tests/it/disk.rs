@@ -19,6 +19,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             &[Need::Kvm, Need::DiskTools],
             kernel_on_a_partition_boots,
         ),
+        trial("disk::firmware_is_entered_by_pvh_or_refused", &[Need::Kvm], firmware_is_entered),
         trial("disk::disk_that_boots_nothing_says_why", &[Need::Kvm], disk_that_boots_nothing),
         trial(
             "disk::image_with_partitions_boots_in_the_cloud",
@@ -86,6 +87,24 @@ fn kernel_on_a_partition_boots() -> Result<()> {
     ensure!(!output.status.success() && output.stdout.is_empty(), "it boots: {errors}");
     let says = "the kernel /boot/vmlinuz-2 is not on partition 1 (ext4)";
     ensure!(errors.contains(says) && errors.contains("`Two`"), "it does not say why: {errors}");
+    Ok(())
+}
+
+fn firmware_is_entered() -> Result<()> {
+    let files = tempfile::tempdir()?;
+    let (firmware, disk) = (files.path().join("firmware"), files.path().join("disk.img"));
+    run(Command::new(wisp()).args(["guest", "export", "tiny"]).arg(&firmware))?;
+    std::fs::write(&disk, vec![0; 1 << 20])?;
+    let boot = |firmware: &Path| {
+        let mut command = Command::new("timeout");
+        command.arg("5").arg(wisp()).args(["vmm", "boot", "--mem", "64", "--firmware"]).arg(firmware);
+        command.arg("--disk").arg(&disk).stdin(Stdio::null()).output().context("run wisp vmm boot")
+    };
+    let output = boot(&firmware)?;
+    ensure!(output.stdout.starts_with(b"WISP-GUEST"), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = boot(&disk)?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(!output.status.success() && errors.contains("the firmware has to be an ELF image"), "{errors}");
     Ok(())
 }
 

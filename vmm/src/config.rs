@@ -67,6 +67,11 @@ pub enum Boot {
         /// The initial ramdisk, as it is, compressed or not.
         initrd: Option<InheritedFd>,
     },
+    /// A firmware that is entered like a kernel, by PVH, and boots from the disks by itself.
+    Firmware {
+        /// The firmware: an ELF image with a PVH note.
+        firmware: InheritedFd,
+    },
     /// The kernel is read at every boot from the first disk: one whose first bytes are an ELF image boots it; from any
     /// other, what its boot loader's configuration says (`crate::boot::disk`).
     Disk,

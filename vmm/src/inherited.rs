@@ -69,9 +69,13 @@ impl InheritedFds {
 fn all(config: &VmmConfig) -> Vec<InheritedFd> {
     let mut fds: Vec<InheritedFd> =
         [config.console_log, config.control_socket, config.exit_report].into_iter().flatten().collect();
-    if let Boot::Kernel { kernel, initrd } = config.boot {
-        fds.push(kernel);
-        fds.extend(initrd);
+    match config.boot {
+        Boot::Kernel { kernel, initrd } => {
+            fds.push(kernel);
+            fds.extend(initrd);
+        }
+        Boot::Firmware { firmware } => fds.push(firmware),
+        Boot::Disk => {}
     }
     for disk in &config.disks {
         match disk.format {

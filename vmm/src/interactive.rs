@@ -26,6 +26,8 @@ use crate::vm::{BootSource, DiskSpec, Machine, MachineSpec, NicSpec};
 pub struct BootOptions {
     /// The kernel; absent: from the first disk.
     pub kernel: Option<PathBuf>,
+    /// A firmware in the kernel's place.
+    pub firmware: Option<PathBuf>,
     /// The initial ramdisk.
     pub initrd: Option<PathBuf>,
     /// Boot even what is known not to run on this host: Linux on a software KVM.
@@ -104,7 +106,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
             .open(path)
             .map_err(|source| Error::Open { path: path.clone(), source })
     };
-    let boot = match &options.kernel {
+    let boot = match options.kernel.as_ref().filter(|_| options.firmware.is_none()) {
         Some(kernel) => {
             let initrd = options.initrd.as_ref().map(|initrd| open(initrd, false)).transpose()?;
             BootSource::Kernel {
@@ -112,7 +114,10 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
                 initrd: initrd.map(|initrd| Box::new(initrd) as Box<dyn Image>),
             }
         }
-        None => BootSource::Disk,
+        None => match &options.firmware {
+            Some(firmware) => BootSource::Firmware(Box::new(open(firmware, false)?)),
+            None => BootSource::Disk,
+        },
     };
     let mut disks = Vec::with_capacity(options.disks.len());
     for (index, (path, read_only)) in options.disks.iter().enumerate() {

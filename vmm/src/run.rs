@@ -197,6 +197,7 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
         Boot::Kernel { kernel, initrd } => {
             BootSource::Kernel { kernel: image(kernel, fds), initrd: initrd.map(|initrd| image(initrd, fds)) }
         }
+        Boot::Firmware { firmware } => BootSource::Firmware(image(firmware, fds)),
         Boot::Disk => BootSource::Disk,
     };
     let mut disks = Vec::with_capacity(config.disks.len());

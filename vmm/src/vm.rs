@@ -76,6 +76,8 @@ pub enum BootSource {
         /// The initial ramdisk.
         initrd: Option<Box<dyn Image>>,
     },
+    /// A firmware, which boots from the disks by itself.
+    Firmware(Box<dyn Image>),
     /// The first disk.
     Disk,
 }
@@ -308,35 +310,46 @@ struct Bootable {
     cmdline: String,
     /// What it is, for people, if a disk's configuration chose it.
     description: Option<String>,
+    is_firmware: bool,
 }
 
 impl Bootable {
     fn find(source: BootSource, disk: Option<&Arc<dyn Disk>>) -> Result<Self, boot::Error> {
+        let given = |kernel, initrd, is_firmware| Self {
+            kernel,
+            initrd,
+            cmdline: String::new(),
+            description: None,
+            is_firmware,
+        };
         let disk = match source {
-            BootSource::Kernel { kernel, initrd } => {
-                return Ok(Self { kernel, initrd, cmdline: String::new(), description: None });
-            }
+            BootSource::Kernel { kernel, initrd } => return Ok(given(kernel, initrd, false)),
+            BootSource::Firmware(firmware) => return Ok(given(firmware, None, true)),
             BootSource::Disk => disk.ok_or(boot::Error::NoDisk)?.clone(),
         };
         let whole = DiskImage(disk.clone());
         if begins_with_elf(&whole).map_err(|source| boot::Error::Read { what: "first disk", source })? {
-            let kernel = Box::new(whole);
-            return Ok(Self { kernel, initrd: None, cmdline: String::new(), description: None });
+            return Ok(given(Box::new(whole), None, false));
         }
         let boot::disk::Plan { kernel, initrd, cmdline, description } = boot::disk::find(disk)?;
         tracing::info!("booting {description}");
-        Ok(Self { kernel, initrd, cmdline, description: Some(description) })
+        Ok(Self { kernel, initrd, cmdline, description: Some(description), is_firmware: false })
     }
 
-    /// Whether the kernel is an ELF image, as those that somebody built for microVMs are.
+    /// Whether the kernel is an ELF image, as those that somebody built for microVMs are. A firmware looks for PCI.
     fn is_small(&self) -> Result<bool, boot::Error> {
-        begins_with_elf(&*self.kernel).map_err(|source| boot::Error::Read { what: "kernel", source })
+        let is_elf = begins_with_elf(&*self.kernel);
+        Ok(!self.is_firmware && is_elf.map_err(|source| boot::Error::Read { what: "kernel", source })?)
     }
 
     /// Puts all of it into guest memory.
     fn load(&self, guest: &memory::GuestMemory, cmdline: &str) -> Result<kvm::Entry, boot::Error> {
         let source = boot::Source { kernel: &*self.kernel, initrd: self.initrd.as_deref(), cmdline };
-        boot::load(guest, &source).map_err(|source| match &self.description {
+        let loaded = boot::load(guest, &source);
+        if self.is_firmware && !matches!(loaded, Ok(kvm::Entry::Pvh { .. })) {
+            return Err(boot::Error::Firmware(loaded.err().map(Box::new)));
+        }
+        loaded.map_err(|source| match &self.description {
             Some(description) => {
                 boot::Error::DiskKernel { description: description.clone(), source: Box::new(source) }
             }

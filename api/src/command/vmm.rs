@@ -36,8 +36,12 @@ pub(super) enum Command {
 pub(super) struct Boot {
     /// The kernel: an ELF image (vmlinux) or a bzImage. Without one, the first disk boots: an ELF kernel at its
     /// beginning, or what its boot loader's configuration says (GRUB 2, systemd-boot, extlinux; ext4, XFS, Btrfs, FAT).
-    #[arg(long, value_name = "K", required_unless_present = "disks")]
+    #[arg(long, value_name = "K", required_unless_present_any = ["disks", "firmware"])]
     kernel: Option<PathBuf>,
+    /// A firmware that boots the disks by itself, in place of a kernel: an ELF image with a PVH entry (hypervisor-fw,
+    /// CLOUDHV.fd).
+    #[arg(long, value_name = "F", conflicts_with_all = ["kernel", "initrd"])]
+    firmware: Option<PathBuf>,
     /// The initial ramdisk.
     #[arg(long, value_name = "I", requires = "kernel")]
     initrd: Option<PathBuf>,
@@ -96,6 +100,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
     }
     let ending = boot_interactive(BootOptions {
         kernel: arguments.kernel,
+        firmware: arguments.firmware,
         initrd: arguments.initrd,
         transport: arguments.transport.into(),
         anyway: arguments.anyway,

@@ -56,6 +56,12 @@ pub enum Error {
     /// The configuration names the disk as the kernel's source, and there is none.
     #[error("the guest shall boot from its first disk, and has none")]
     NoDisk,
+    /// A firmware that is entered in another way, or none.
+    #[error(
+        "the firmware has to be an ELF image with a PVH entry, such as hypervisor-fw or CLOUDHV.fd; one for the reset \
+         vector (SeaBIOS, OVMF for QEMU) is not supported"
+    )]
+    Firmware(#[source] Option<Box<Error>>),
     /// A field of the kernel image cannot be right.
     #[error("the kernel image is broken: {0}")]
     Broken(&'static str),
