@@ -50,6 +50,7 @@ fn main() -> ExitCode {
     };
     let options = BootOptions {
         kernel: Some(kernel),
+        firmware: None,
         initrd,
         cmdline,
         disks,
