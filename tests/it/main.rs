@@ -8,6 +8,7 @@ mod commands;
 mod disk;
 mod faults;
 mod firmware;
+mod guests;
 #[allow(dead_code, reason = "the benchmarks use the rest")]
 mod harness;
 mod lab;
@@ -32,6 +33,7 @@ fn main() {
         survive::trials(),
         openstack::trials(),
         lab::trials(),
+        guests::trials(),
     ];
     let trials: Vec<_> = trials.into_iter().flatten().collect();
     let selected = |name: &str| arguments.filter.as_deref().is_none_or(|filter| name.contains(filter));
@@ -42,7 +44,10 @@ fn main() {
         harness::prepare_openstack();
     }
     if !arguments.list
-        && trials.iter().any(|trial| trial.name().starts_with("lab::") && selected(trial.name()))
+        && trials.iter().any(|trial| {
+            ["lab::", "guests::"].iter().any(|start| trial.name().starts_with(start))
+                && selected(trial.name())
+        })
     {
         // For the same reason: Debian's packages are downloaded.
         harness::prepare_lab();

@@ -5,6 +5,7 @@ mod lab;
 mod netns;
 mod remains;
 mod rest;
+mod slim;
 mod venv;
 
 use std::path::Path;
@@ -16,6 +17,7 @@ pub(crate) use self::lab::cache as lab_cache;
 pub(crate) use self::netns::{isolate, links};
 pub(crate) use self::remains::{Remains, processes};
 pub(crate) use self::rest::Rest;
+pub(crate) use self::slim::cache as guest_cache;
 
 /// What every test of a real cloud needs.
 pub(crate) const KVM_CLOUD: &[Need] = &[Need::Root, Need::Kvm, Need::Tun];
@@ -37,6 +39,8 @@ pub(crate) enum Need {
     DiskTools,
     /// The nested lab: QEMU, and Debian's kernel and busybox, installed or downloaded.
     Lab,
+    /// The slim kernel, built from Debian's source.
+    SlimKernel,
 }
 
 impl Need {
@@ -59,6 +63,7 @@ impl Need {
                 found.err().map(|error| format!("needs {tool}: {error}"))
             }),
             Self::Lab => lab::ready().err().map(|error| format!("needs the nested lab: {error:#}")),
+            Self::SlimKernel => slim::ready().err().map(|error| format!("needs the slim kernel: {error:#}")),
         }
     }
 }

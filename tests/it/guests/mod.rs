@@ -1,0 +1,76 @@
+//! Slim guests, in the nested lab: kernel and image built by `wisp guest`, booted by the VMM from the disk alone,
+//! reached over ssh with a key from the metadata service, powered off from inside.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+
+use crate::harness::{Need, guest_cache, lab_cache, trial, wisp};
+
+/// Boots a disk inside the lab.
+const HOST: &str = include_str!("host.sh");
+
+/// The tests.
+pub(crate) fn trials() -> Vec<Trial> {
+    let needs: &[Need] = &[Need::Lab, Need::SlimKernel];
+    vec![
+        trial("guests::busybox_is_reached_by_its_key_and_powers_off", needs, busybox),
+        trial("guests::debian_with_systemd_is_reached_by_its_key_and_powers_off", needs, debian),
+    ]
+}
+
+fn busybox() -> Result<()> {
+    let said = boot("busybox", "128", "hostname; cat /root/user-data; nproc; df -h / | tail -n 1")?;
+    ensure!(said.contains("wisp: userland") && said.contains("wisp: network eth0 10.0.9.2"), "{said}");
+    Ok(())
+}
+
+fn debian() -> Result<()> {
+    let command = "hostname; cat /root/user-data; systemctl --failed --no-legend --plain; \
+                   systemctl is-system-running --wait";
+    let said = boot("debian", "512", command)?;
+    ensure!(said.lines().any(|line| line == "running"), "{said}");
+    Ok(())
+}
+
+/// Builds an image, boots it, runs `command` in it, and checks what holds of every slim guest.
+fn boot(kind: &str, memory_mib: &str, command: &str) -> Result<String> {
+    let directory = tempfile::tempdir()?;
+    let path = |name: &str| directory.path().join(name);
+    let mut image = Command::new(wisp());
+    image.args(["guest", "image", "--kind", kind, "--cache"]).arg(guest_cache()).arg(path("disk.img"));
+    succeed(&mut image)?;
+    let mut keygen = Command::new("ssh-keygen");
+    succeed(keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"]).arg(path("key")))?;
+    std::fs::write(path("host.sh"), HOST)?;
+    let mut lab = Command::new(wisp());
+    lab.args(["lab", "--mem", "2048", "--module", "network", "--timeout", "600", "--cache"]).arg(lab_cache());
+    lab.args(["--program", &program("ssh")?.display().to_string()]);
+    for name in ["key", "key.pub", "host.sh", "disk.img"] {
+        lab.arg("--file").arg(path(name));
+    }
+    lab.args(["--", "sh", "host.sh", "disk.img", memory_mib, command]);
+    let output = succeed(&mut lab)?;
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    for line in ["slim", "user data ran", "vmm ended with 0"] {
+        ensure!(said.lines().any(|found| found == line), "no line {line:?} in:\n{said}");
+    }
+    Ok(said)
+}
+
+fn program(name: &str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found =
+        std::env::split_paths(&path).map(|directory| directory.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("{name} is not installed"))
+}
+
+fn succeed(command: &mut Command) -> Result<Output> {
+    let name = Path::new(command.get_program()).display().to_string();
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {name}"))?;
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name}: {}\n{text}", output.status);
+    Ok(output)
+}
