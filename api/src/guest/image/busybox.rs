@@ -13,10 +13,18 @@ use super::tree::{Content, Entry, Tree};
 const RECIPE: &str = "busybox image 1";
 const SHELL: [&str; 1] = ["busybox-static"];
 /// dropbear, and the packages of the libraries in [`LIBRARIES`].
-const SSH: [&str; 7] = ["dropbear-bin", "libc6", "libcrypt1", "libtomcrypt1", "libtommath1", "libgmp10", "zlib1g"];
+const SSH: [&str; 7] =
+    ["dropbear-bin", "libc6", "libcrypt1", "libtomcrypt1", "libtommath1", "libgmp10", "zlib1g"];
 /// What dropbear is linked with, and what the C library loads to look up users.
-const LIBRARIES: [&str; 7] =
-    ["libc.so.6", "libcrypt.so.1", "libtomcrypt.so.1", "libtommath.so.1", "libgmp.so.10", "libz.so.1", "libnss_files.so.2"];
+const LIBRARIES: [&str; 7] = [
+    "libc.so.6",
+    "libcrypt.so.1",
+    "libtomcrypt.so.1",
+    "libtommath.so.1",
+    "libgmp.so.10",
+    "libz.so.1",
+    "libnss_files.so.2",
+];
 const LOADER: &str = "ld-linux-x86-64.so.2";
 const LIBRARY_DIRECTORIES: [&str; 2] = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
 
