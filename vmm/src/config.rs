@@ -81,8 +81,8 @@ pub enum Boot {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
-    /// By the kernel: an ELF image, which somebody built for microVMs, gets [`Self::Mmio`]; a bzImage and what lies on
-    /// a disk's partitions get [`Self::Pci`].
+    /// By the kernel: an ELF image, which somebody built for microVMs, gets [`Self::Mmio`]; a bzImage, wherever it lies,
+    /// and a firmware get [`Self::Pci`].
     #[default]
     Auto,
     /// virtio-mmio windows, announced by ACPI and on the command line: at most 15 disks and network devices.
