@@ -135,7 +135,8 @@ fn fetch_page(screen: &Screen, made: &Made) -> Result<()> {
 fn log_in(screen: &Screen, made: &Made) -> Result<()> {
     screen.step("log in over ssh", |_| {
         let said = patiently(made.guest.patience(), || {
-            let said = ssh(made, "hostname; cat /root/hello; uname -r; . /etc/os-release; echo \"$PRETTY_NAME\"")?;
+            let said =
+                ssh(made, "hostname; cat /root/hello; uname -r; . /etc/os-release; echo \"$PRETTY_NAME\"")?;
             // The key is there before the user data has run.
             ensure!(said.lines().count() >= 4, "the guest is not ready yet: {said}");
             Ok(said)
@@ -177,9 +178,6 @@ fn show_console(screen: &Screen, rest: &Rest, made: &Made, words: &[&str]) -> Re
         })?;
         Ok((log.clone(), format!("{} lines", log.lines().count())))
     })?;
-    log.lines()
-        .filter(|line| !line.trim().is_empty())
-        .take(12)
-        .for_each(|line| println!("      | {line}"));
+    log.lines().filter(|line| !line.trim().is_empty()).take(12).for_each(|line| println!("      | {line}"));
     Ok(())
 }

@@ -41,8 +41,7 @@ pub enum Target {
 
 impl Target {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Queue, Self::Pci, Self::Endpoint, Self::Boot, Self::Disk, Self::Script];
+    pub const ALL: [Self; 6] = [Self::Queue, Self::Pci, Self::Endpoint, Self::Boot, Self::Disk, Self::Script];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
