@@ -28,7 +28,7 @@ const EXCLUDED: [&str; 6] = [
     "path-include=/usr/share/doc/*/copyright",
 ];
 /// Units that a guest made a moment ago, without devices to wait for, has no use for.
-const MASKED: [&str; 28] = [
+const MASKED: [&str; 29] = [
     "apt-daily-upgrade.timer",
     "apt-daily.timer",
     "dev-hugepages.mount",
@@ -56,6 +56,7 @@ const MASKED: [&str; 28] = [
     "systemd-pstore.service",
     "systemd-random-seed.service",
     "systemd-sysusers.service",
+    "systemd-update-utmp-runlevel.service",
     "systemd-update-utmp.service",
 ];
 /// The units of the image itself, with the target that wants them.
