@@ -20,6 +20,7 @@ pub struct Ending {
 #[derive(Clone)]
 pub struct EndingSignal {
     said: Arc<Mutex<Option<Ending>>>,
+    panic: Arc<Mutex<Option<String>>>,
     event: Arc<EventFd>,
 }
 
@@ -29,13 +30,24 @@ impl EndingSignal {
     /// # Errors
     /// No descriptor is left.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { said: Arc::default(), event: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?) })
+        let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        Ok(Self { said: Arc::default(), panic: Arc::default(), event })
+    }
+
+    /// Notes that the guest's kernel gave up, and how it said so: a reset that follows is a crash.
+    pub fn panicked(&self, message: String) {
+        self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
     }
 
     /// Announces the end.
     pub fn say(&self, reason: ExitReason, message: impl Into<String>) {
+        let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (reason, message) = match panic.filter(|_| reason == ExitReason::Reset) {
+            Some(panic) => (ExitReason::Crashed, panic),
+            None => (reason, message.into()),
+        };
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        said.get_or_insert_with(|| Ending { reason, message: message.into() });
+        said.get_or_insert_with(|| Ending { reason, message });
         if let Err(error) = self.event.write(1) {
             // The counter is full of announcements already; the loop will wake.
             tracing::debug!(%error, "an ending was announced more often than anyone can count");

@@ -15,6 +15,7 @@ pub mod interactive;
 pub mod kvm;
 pub mod lifecycle;
 pub mod memory;
+mod panic;
 pub mod pci;
 pub mod power;
 pub mod rpc;

@@ -16,6 +16,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
 use crate::config::CONSOLE_LOG_BYTES_MAX;
+use crate::ending::EndingSignal;
+use crate::panic::PanicWatch;
 
 /// The I/O port of the first serial port.
 pub const SERIAL_PORT: u16 = 0x3f8;
@@ -114,6 +116,7 @@ struct Output {
     pending: Vec<u8>,
     written: u64,
     failed: bool,
+    watch: Option<PanicWatch>,
 }
 
 impl Write for Output {
@@ -133,6 +136,9 @@ impl Output {
             return;
         }
         self.written += self.pending.len() as u64;
+        if let Some(watch) = &mut self.watch {
+            watch.hear(&self.pending);
+        }
         if let Err(error) = self.console.write(&self.pending)
             && !self.failed
         {
@@ -164,8 +170,13 @@ impl SerialPort {
     /// A port that pulses `interrupt` and writes to `console`.
     #[must_use]
     pub fn new(interrupt: EventFd, console: Console) -> Self {
-        let output = Output { console, pending: Vec::new(), written: 0, failed: false };
+        let output = Output { console, pending: Vec::new(), written: 0, failed: false, watch: None };
         Self { port: Serial::new(Interrupt(interrupt), output), waiting: VecDeque::new() }
+    }
+
+    /// Tells `ending` of a kernel that panics while it boots.
+    pub fn watch_for_panics(&mut self, ending: EndingSignal) {
+        self.port.writer_mut().watch = Some(PanicWatch::new(ending));
     }
 
     /// How many bytes the guest has written.

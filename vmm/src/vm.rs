@@ -166,6 +166,7 @@ impl Machine {
 
         let mut buses = Buses { ports: Bus::default(), registers: Bus::default() };
         let serial = add_serial(&vm, &mut buses.ports, spec.console)?;
+        lock(&serial).watch_for_panics(ending.clone());
         let power = add_power(&vm, &mut buses.ports, ending)?;
         let kernel = Bootable::find(spec.boot, spec.disks.first().map(|disk| &disk.disk))?;
         let places = Places::choose(spec.transport, kernel.is_small()?, spec.disks.len() + spec.nics.len())?;

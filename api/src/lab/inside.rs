@@ -36,6 +36,8 @@ const MOUNTS: [(&str, &str, &str); 8] = [
 ];
 /// How long the port of the line may take to appear after its driver was loaded.
 const PORT_PATIENCE: Duration = Duration::from_secs(20);
+/// How long output is collected.
+const OUTPUT_INTERVAL: Duration = Duration::from_millis(5);
 /// What a shell answers for a command that it cannot find.
 const NOT_FOUND: u8 = 127;
 
@@ -205,6 +207,8 @@ fn carry(mut from: impl Read + Send + 'static, line: &Line, frame: fn(Vec<u8>) -
             if send(&line, &frame(buffer[..length].to_vec())).is_err() {
                 return;
             }
+            // What a guest says byte by byte goes out in lines: each frame costs an emulated interrupt.
+            std::thread::sleep(OUTPUT_INTERVAL);
         }
     })
 }

@@ -1,6 +1,7 @@
 //! What the system tests share: needs and skips, a network namespace per test, a cloud of its own.
 
 mod cloud;
+mod debian;
 mod lab;
 mod netns;
 mod remains;
@@ -13,6 +14,7 @@ use std::path::Path;
 use libtest_mimic::{Completion, Failed, Trial};
 
 pub(crate) use self::cloud::{Cloud, NewServer};
+pub(crate) use self::debian::{Stock, stock};
 pub(crate) use self::lab::cache as lab_cache;
 pub(crate) use self::netns::{isolate, links};
 pub(crate) use self::remains::{Remains, processes};
@@ -41,6 +43,8 @@ pub(crate) enum Need {
     Lab,
     /// The slim kernel, built from Debian's source.
     SlimKernel,
+    /// Debian's kernel with its own ramdisk: mmdebstrap and Debian's packages.
+    Debian,
 }
 
 impl Need {
@@ -62,6 +66,7 @@ impl Need {
                 let found = std::process::Command::new(tool).arg("-V").output();
                 found.err().map(|error| format!("needs {tool}: {error}"))
             }),
+            Self::Debian => debian::stock().err().map(|error| format!("needs Debian's kernel: {error:#}")),
             Self::Lab => lab::ready().err().map(|error| format!("needs the nested lab: {error:#}")),
             Self::SlimKernel => slim::ready().err().map(|error| format!("needs the slim kernel: {error:#}")),
         }
@@ -91,6 +96,7 @@ pub(crate) fn prepare_openstack() {
 /// Makes the nested lab ready; where that fails, the tests that need it say why.
 pub(crate) fn prepare_lab() {
     let _ = lab::ready();
+    let _ = debian::stock();
 }
 
 /// The binary under test.

@@ -1,5 +1,7 @@
 //! The nested lab: commands in a host with hardware KVM that QEMU emulates, and guests that only such a host runs.
 
+mod linux;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -10,10 +12,12 @@ use crate::harness::{Need, lab_cache, trial, wisp};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![
+    let mut trials = linux::trials();
+    trials.extend([
         trial("lab::command_ends_as_it_would_outside", &[Need::Lab], command_ends_as_it_would_outside),
         trial("lab::failures_of_the_lab_are_told_apart", &[Need::Lab], failures_of_the_lab_are_told_apart),
-    ]
+    ]);
+    trials
 }
 
 /// Runs a lab.

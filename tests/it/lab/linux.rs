@@ -1,0 +1,152 @@
+//! Linux guests under our own VMM, in the lab: Debian's kernel as its package has it.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+
+use super::{lab, text};
+use crate::harness::{Need, Stock, stock, trial, wisp};
+
+/// The tests.
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![
+        trial(
+            "lab::linux::stock_kernel_boots_from_disk_reboots_and_powers_off",
+            &[Need::Lab, Need::Debian],
+            stock_kernel_boots_from_disk_reboots_and_powers_off,
+        ),
+        trial(
+            "lab::linux::kernels_that_cannot_boot_say_why",
+            &[Need::Lab, Need::Debian],
+            kernels_that_cannot_boot_say_why,
+        ),
+        trial(
+            "lab::linux::broken_kernel_files_are_refused",
+            &[Need::Debian],
+            broken_kernel_files_are_refused,
+        ),
+    ]
+}
+
+/// What the guest's first program does: say what it found, and end as the command line asks.
+const INIT: &str = "#!/bin/busybox sh\n\
+    /bin/busybox mount -t proc proc /proc 2>/dev/null\n\
+    echo \"userland: $(/bin/busybox nproc) processors, root $(/bin/busybox grep ' / ' /proc/mounts)\"\n\
+    /bin/busybox mount -o remount,rw / && echo written >/mark && /bin/busybox sync\n\
+    case \"$(/bin/busybox cat /proc/cmdline)\" in\n\
+        *end=reboot*) /bin/busybox reboot -f ;;\n\
+        *) /bin/busybox poweroff -f ;;\n\
+    esac\n";
+
+/// A disk with an ext4 file system that holds a first program and nothing else.
+fn root_disk(directory: &Path) -> Result<PathBuf> {
+    let tree = directory.join("tree");
+    for name in ["bin", "sbin", "proc", "sys", "dev", "run", "tmp", "etc"] {
+        std::fs::create_dir_all(tree.join(name))?;
+    }
+    std::fs::write(tree.join("sbin/init"), INIT)?;
+    for file in ["bin/busybox", "sbin/init"] {
+        let path = tree.join(file);
+        if file == "bin/busybox" {
+            std::fs::copy(busybox()?, &path).context("copy busybox")?;
+            std::os::unix::fs::symlink("busybox", tree.join("bin/sh"))?;
+        }
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    }
+    let disk = directory.join("root.img");
+    let made = Command::new("/usr/sbin/mke2fs")
+        .args(["-q", "-t", "ext4", "-d"])
+        .args([&tree, &disk])
+        .arg("16M")
+        .output()
+        .context("run mke2fs")?;
+    ensure!(made.status.success(), "mke2fs: {}", text(&made.stderr));
+    Ok(disk)
+}
+
+/// The busybox of the lab, which is linked statically.
+fn busybox() -> Result<PathBuf> {
+    let cache = crate::harness::lab_cache();
+    let entries = std::fs::read_dir(&cache).context("list the lab's packages")?;
+    let mut found =
+        entries.filter_map(|entry| Some(entry.ok()?.path().join("bin/busybox")).filter(|path| path.exists()));
+    found
+        .next()
+        .or_else(|| Some(PathBuf::from("/bin/busybox")).filter(|path| path.exists()))
+        .context("no busybox")
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a temporary path is text")
+}
+
+/// Two processors, the ramdisk as the package makes it, the root on virtio-blk; a reboot and a power off from inside.
+fn stock_kernel_boots_from_disk_reboots_and_powers_off() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let Stock { kernel, initrd } = stock()?;
+    let disk = root_disk(directory.path())?;
+    let boot = "wisp vmm boot --kernel vmlinuz --initrd initrd.img --disk /dev/vda --mem 384 --cpus 2 \
+                --cmdline \"root=/dev/vda quiet $end\"";
+    let script = format!(
+        "end=end=reboot; {boot} || exit 9; echo again; end=; {boot}; code=$?; head -c 4096 /dev/vda >/dev/null; exit $code"
+    );
+    let options = [
+        "--file",
+        path(&kernel),
+        "--file",
+        path(&initrd),
+        "--disk",
+        path(&disk),
+        "--cpus",
+        "2",
+        "--timeout",
+        "400",
+    ];
+    let ran = lab(&options, &["sh", "-c", &script])?;
+    let (said, errors) = (text(&ran.stdout), text(&ran.stderr));
+    ensure!(ran.status.success(), "{}\n{said}\n{errors}", ran.status);
+    ensure!(said.matches("userland: 2 processors, root /dev/vda / ext4").count() == 2, "{said}\n{errors}");
+    let again = said.find("again\n").context("no second boot")?;
+    ensure!(said[..again].contains("reboot: Restarting system"), "{said}");
+    ensure!(said[again..].contains("reboot: Power down"), "{said}");
+    let ends: Vec<_> = errors.lines().filter(|line| line.starts_with("wisp: ")).collect();
+    ensure!(ends == ["wisp: the guest asked for a reset", "wisp: the guest powered itself off"], "{errors}");
+    // What the guest wrote is on the disk.
+    let mark = Command::new("/usr/sbin/debugfs").args(["-R", "cat /mark", path(&disk)]).output()?;
+    ensure!(text(&mark.stdout) == "written\n", "{}{}", text(&mark.stdout), text(&mark.stderr));
+    Ok(())
+}
+
+fn kernels_that_cannot_boot_say_why() -> Result<()> {
+    let kernel = stock()?.kernel;
+    let script = "wisp vmm boot --kernel vmlinuz --mem 256 --cmdline quiet";
+    let ran = lab(&["--file", path(&kernel)], &["sh", "-c", script])?;
+    let (said, errors) = (text(&ran.stdout), text(&ran.stderr));
+    ensure!(ran.status.code() == Some(1), "{}\n{said}\n{errors}", ran.status);
+    ensure!(said.contains("Kernel panic"), "{said}\n{errors}");
+    let sentence = "wisp: the guest's kernel panicked while it booted: VFS: Unable to mount root fs";
+    ensure!(errors.contains(sentence), "{errors}");
+    Ok(())
+}
+
+/// No KVM is needed to see that a file is no whole kernel.
+fn broken_kernel_files_are_refused() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let whole = std::fs::read(stock()?.kernel)?;
+    let cases: [(&str, &[u8], &str); 4] = [
+        ("truncated", &whole[..whole.len() / 2], "broken"),
+        ("short", &whole[..600], "broken"),
+        ("empty", &[], "neither an ELF image"),
+        ("text", b"this is no kernel", "neither an ELF image"),
+    ];
+    for (name, bytes, wanted) in cases {
+        let file = directory.path().join(name);
+        std::fs::write(&file, bytes)?;
+        let ran = Command::new(wisp()).args(["vmm", "boot", "--kernel", path(&file)]).output()?;
+        let errors = text(&ran.stderr);
+        ensure!(ran.status.code() == Some(1) && errors.contains(wanted), "{name}: {}\n{errors}", ran.status);
+    }
+    Ok(())
+}
