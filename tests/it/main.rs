@@ -37,18 +37,15 @@ fn main() {
     ];
     let trials: Vec<_> = trials.into_iter().flatten().collect();
     let selected = |name: &str| arguments.filter.as_deref().is_none_or(|filter| name.contains(filter));
-    if !arguments.list
-        && trials.iter().any(|trial| trial.name().starts_with("openstack::") && selected(trial.name()))
-    {
+    let begins = |begin: &str| {
+        !arguments.list
+            && trials.iter().any(|trial| trial.name().starts_with(begin) && selected(trial.name()))
+    };
+    if begins("openstack::") || begins("lab::cloud::") {
         // Before any test has moved its thread into a network namespace, from which PyPI cannot be reached.
         harness::prepare_openstack();
     }
-    if !arguments.list
-        && trials.iter().any(|trial| {
-            ["lab::", "guests::"].iter().any(|start| trial.name().starts_with(start))
-                && selected(trial.name())
-        })
-    {
+    if begins("lab::") || begins("guests::") {
         // For the same reason: Debian's packages are downloaded.
         harness::prepare_lab();
     }

@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::io::IsTerminal;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -11,7 +10,7 @@ use anyhow::{Context, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::lab::error::Error;
-use crate::lab::run::{Disk, Lab, Stage};
+use crate::lab::run::{Disk, Lab, Stage, Tap};
 
 /// The port of the cloud's API inside, as `wisp up` chooses it by itself.
 const API_PORT: u16 = 5000;
@@ -57,7 +56,8 @@ pub(super) struct Arguments {
     /// A port of 127.0.0.1 that leads to a port inside.
     #[arg(long = "forward", value_name = "PORT:INSIDE")]
     forwards: Vec<String>,
-    /// A tap that exists, and the address that the host inside has on it.
+    /// A tap that is made with this address; the host inside has the next address and passes packets on, so that a
+    /// route through it reaches what is behind.
     #[arg(long, value_name = "NAME=ADDRESS/PREFIX")]
     tap: Option<String>,
     /// Memory of the host inside, in MiB.
@@ -175,12 +175,17 @@ fn disk(text: &str) -> Disk {
     }
 }
 
-fn tap(text: &str) -> anyhow::Result<(String, Ipv4Addr, u8)> {
+fn tap(text: &str) -> anyhow::Result<Tap> {
     let parsed = text.split_once('=').and_then(|(name, network)| {
         let (address, prefix) = network.split_once('/')?;
-        Some((name.to_owned(), address.parse().ok()?, prefix.parse().ok()?))
+        Some(Tap { name: name.to_owned(), address: address.parse().ok()?, prefix: prefix.parse().ok()? })
     });
-    parsed.with_context(|| format!("--tap {text} is not NAME=ADDRESS/PREFIX"))
+    let tap = parsed.with_context(|| format!("--tap {text} is not NAME=ADDRESS/PREFIX"))?;
+    let network = ipnet::Ipv4Net::new(tap.address, tap.prefix).with_context(|| format!("--tap {text}"))?;
+    if !network.contains(&tap.inside()) {
+        bail!("--tap {text}: the next address, which the host inside gets, is not in that network");
+    }
+    Ok(tap)
 }
 
 /// Where downloads are kept unless told otherwise (XDG Base Directory Specification).
@@ -263,16 +268,22 @@ mod tests {
         assert_eq!(lab.bring, [("/f/g".to_owned(), "g".into()), ("h".to_owned(), "i".into())]);
         assert_eq!(lab.disks, [Disk { path: "e".into(), read_only: true }]);
         assert_eq!(lab.forwards, [(5001, 5000), (22, 2222)]);
-        assert_eq!(lab.tap, Some(("t".to_owned(), Ipv4Addr::new(10, 9, 8, 7), 24)));
+        let tap = lab.tap.unwrap();
+        assert_eq!((tap.name.as_str(), tap.inside().to_string().as_str(), tap.prefix), ("t", "10.9.8.8", 24));
         assert_eq!(lab.environment, [("A".to_owned(), "b=c".to_owned())]);
         assert_eq!(lab.command, ["wisp", "vmm", "boot", "--kernel", "b"]);
     }
 
     #[test]
     fn what_is_not_understood_is_refused() {
-        for wrong in
-            ["", "--forward 1 -- x", "--tap t -- x", "--env A -- x", "--program no/such --api 99999 -- x"]
-        {
+        for wrong in [
+            "",
+            "--forward 1 -- x",
+            "--tap t -- x",
+            "--tap t=10.0.0.255/24 -- x",
+            "--env A -- x",
+            "--program no/such --api 99999 -- x",
+        ] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

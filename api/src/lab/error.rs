@@ -49,6 +49,17 @@ pub enum Error {
         /// The kernel's version.
         kernel: String,
     },
+    /// The tap to the host inside.
+    #[error("{action} the tap {name}")]
+    Tap {
+        /// What was tried.
+        action: &'static str,
+        /// Its name.
+        name: String,
+        /// Why it failed.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The emulator could not be started.
     #[error("start {program}")]
     Start {

@@ -34,6 +34,8 @@ const MOUNTS: [(&str, &str, &str); 8] = [
     ("tmpfs", "/run", ""),
     ("cgroup2", "/sys/fs/cgroup", ""),
 ];
+/// The size of the file systems in memory, as servers with disks of some GiB ask for.
+const DISK_SIZE: &str = "size=64g";
 /// How long the port of the line may take to appear after its driver was loaded.
 const PORT_PATIENCE: Duration = Duration::from_secs(20);
 /// How long output is collected.
@@ -67,6 +69,12 @@ fn run() -> Result<()> {
         mount(Some(kind), place, Some(kind), MsFlags::empty(), Some(options))
             .with_context(|| format!("mount {kind} on {place}"))?;
     }
+    // What is written to the host's disks is sparse, and its memory is the bound: half of it, the default, is not.
+    for place in ["/", "/tmp"] {
+        mount(None::<&str>, place, None::<&str>, MsFlags::MS_REMOUNT, Some(DISK_SIZE))
+            .with_context(|| format!("size {place}"))?;
+    }
+    fs::write("/proc/sys/kernel/hostname", "lab").context("name the host")?;
     let job: Job =
         serde_json::from_slice(&fs::read(job::PATH).context("read the job")?).context("read the job")?;
     for path in &job.modules {
@@ -122,6 +130,9 @@ fn configure(index: usize, link: &Link) -> Result<()> {
     ip(&["link", "set", "lo", "up"])?;
     ip(&["address", "add", &address, "dev", &name])?;
     ip(&["link", "set", &name, "up"])?;
+    if link.forwards {
+        fs::write("/proc/sys/net/ipv4/ip_forward", "1").context("allow forwarding")?;
+    }
     match link.gateway {
         Some(gateway) => ip(&["route", "add", "default", "via", &gateway.to_string()]),
         None => Ok(()),

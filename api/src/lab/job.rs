@@ -37,4 +37,6 @@ pub(super) struct Link {
     pub(super) prefix: u8,
     /// The default gateway behind it, if it is the way out.
     pub(super) gateway: Option<Ipv4Addr>,
+    /// The host passes packets on: what is behind it can be reached.
+    pub(super) forwards: bool,
 }

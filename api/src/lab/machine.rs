@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -39,12 +39,12 @@ pub struct Disk {
 }
 
 /// A network device of the host inside.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Nic {
     /// QEMU's own network, with ports of loopback forwarded: outside, inside.
     User(Vec<(u16, u16)>),
-    /// A tap that is there.
-    Tap(String),
+    /// An open tap.
+    Tap(OwnedFd),
 }
 
 /// What a machine is made of.
@@ -81,7 +81,11 @@ impl Machine {
         let mut command = Command::new(plan.qemu);
         command.args(arguments(&plan, inside.as_raw_fd()));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let kept = [inside.as_raw_fd(), plan.ramdisk.as_raw_fd()];
+        let mut kept = vec![inside.as_raw_fd(), plan.ramdisk.as_raw_fd()];
+        kept.extend(plan.nics.iter().filter_map(|nic| match nic {
+            Nic::Tap(tap) => Some(tap.as_raw_fd()),
+            Nic::User(_) => None,
+        }));
         let parent = nix::unistd::getpid();
         // SAFETY: the closure runs in the forked child and only makes system calls (prctl, getppid, fcntl); it
         // allocates nothing and takes no lock. The descriptors are owned by the caller and open until `spawn` returns.
@@ -189,9 +193,7 @@ fn arguments(plan: &Plan<'_>, line: RawFd) -> Vec<String> {
                     .map(|(outside, inside)| format!(",hostfwd=tcp:127.0.0.1:{outside}-:{inside}"));
                 add("-netdev", format!("user,id=net{index}{}", forwards.collect::<String>()));
             }
-            Nic::Tap(name) => {
-                add("-netdev", format!("tap,id=net{index},ifname={name},script=no,downscript=no"))
-            }
+            Nic::Tap(tap) => add("-netdev", format!("tap,id=net{index},fd={}", tap.as_raw_fd())),
         }
         add("-device", format!("virtio-net-pci,netdev=net{index},romfile="));
     }
@@ -217,7 +219,8 @@ mod tests {
             Disk { path: "/a,b.img".into(), read_only: true },
             Disk { path: "c.qcow2".into(), read_only: false },
         ];
-        let nics = [Nic::User(vec![(5001, 5000)]), Nic::Tap("lab0".into())];
+        let nics =
+            [Nic::User(vec![(5001, 5000)]), Nic::Tap(std::fs::File::open("/dev/null").unwrap().into())];
         let plan = Plan {
             qemu: Path::new("qemu"),
             kernel: Path::new("vmlinuz"),
@@ -234,7 +237,7 @@ mod tests {
             "-drive if=none,id=disk0,format=raw,readonly=on,file=/a,,b.img",
             "-drive if=none,id=disk1,format=qcow2,readonly=off,file=c.qcow2",
             "-netdev user,id=net0,hostfwd=tcp:127.0.0.1:5001-:5000",
-            "-netdev tap,id=net1,ifname=lab0,script=no,downscript=no",
+            "-netdev tap,id=net1,fd=",
             "-chardev socket,id=line,fd=7",
         ] {
             assert!(words.contains(wanted), "{wanted}: {words}");

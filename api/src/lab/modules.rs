@@ -18,6 +18,7 @@ const GROUPS: [(&str, &[&str]); 3] = [
         &[
             "tun",
             "bridge",
+            "br_netfilter",
             "8021q",
             "veth",
             "vxlan",

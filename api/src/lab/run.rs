@@ -5,10 +5,13 @@
 use std::fs::{self, File, Permissions};
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use ipnet::Ipv4Net;
 
 use super::content::{self, Content};
 use super::error::Error;
@@ -49,8 +52,8 @@ pub struct Lab {
     pub modules: Vec<String>,
     /// TCP ports of loopback that lead inside: outside, inside.
     pub forwards: Vec<(u16, u16)>,
-    /// A tap to the host inside, with the address that the host inside has on it.
-    pub tap: Option<(String, Ipv4Addr, u8)>,
+    /// A tap to the host inside.
+    pub tap: Option<Tap>,
     /// Memory of the host in MiB.
     pub memory_mib: u32,
     /// Its processors.
@@ -61,6 +64,44 @@ pub struct Lab {
     pub console: Option<PathBuf>,
     /// The time for everything.
     pub timeout: Duration,
+}
+
+/// A tap between the host and the host inside, which passes packets on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tap {
+    /// Its name; it is made, and gone with the lab.
+    pub name: String,
+    /// Our address on it; the host inside has the next.
+    pub address: Ipv4Addr,
+    /// The length of their network's prefix.
+    pub prefix: u8,
+}
+
+impl Tap {
+    /// The address of the host inside.
+    pub fn inside(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.address.to_bits().wrapping_add(1))
+    }
+
+    /// Makes the tap with our address on it.
+    fn make(&self) -> Result<OwnedFd, Error> {
+        let step = |action| {
+            let name = self.name.clone();
+            move |source: Box<dyn std::error::Error + Send + Sync>| Error::Tap { action, name, source }
+        };
+        let tap = net::tap::create(&self.name).map_err(|error| step("make")(error.into()))?;
+        let address = Ipv4Net::new(self.address, self.prefix)
+            .map_err(|error| step("give an address to")(error.into()))?;
+        let configured = net::netlink::Client::open().and_then(|mut client| {
+            let index = client.link(&self.name)?.map_or(0, |link| link.index);
+            client.execute(vec![
+                net::netlink::Request::add_address(&self.name, index, address.into()),
+                net::netlink::Request::set_up(&self.name, true),
+            ])
+        });
+        configured.map_err(|error| step("configure")(error.into()))?;
+        Ok(tap)
+    }
 }
 
 /// How far a lab is.
@@ -105,6 +146,7 @@ impl Lab {
             Some(path) => Some(File::create(path).map_err(Error::file("write", path))?),
             None => None,
         };
+        let tap = self.tap.as_ref().map(Tap::make).transpose()?;
         progress(Stage::Boot(length));
         let mut machine = Machine::start(Plan {
             qemu: &packages.qemu,
@@ -113,7 +155,7 @@ impl Lab {
             memory_mib: self.memory_mib,
             cpus: self.cpus,
             disks: &self.disks,
-            nics: &self.nics(),
+            nics: &self.nics(tap),
             cmdline: &self.cmdline,
             console,
         })?;
@@ -136,7 +178,7 @@ impl Lab {
         let modules = Modules::open(&packages.modules, &packages.version)?;
         let mut loaded: Vec<String> = ALWAYS.iter().map(|&name| name.to_owned()).collect();
         loaded.extend((!self.disks.is_empty()).then(|| "virtio_blk".to_owned()));
-        loaded.extend((!self.nics().is_empty()).then(|| "virtio_net".to_owned()));
+        loaded.extend((!self.links().is_empty()).then(|| "virtio_net".to_owned()));
         loaded.extend(self.modules.iter().cloned());
         let load = modules.in_order(&loaded)?;
         loaded.push(AT_HAND.to_owned());
@@ -169,9 +211,9 @@ impl Lab {
         Ok((memory.into_inner().map_err(|error| Error::Line(error.into_error()))?, length))
     }
 
-    fn nics(&self) -> Vec<Nic> {
+    fn nics(&self, tap: Option<OwnedFd>) -> Vec<Nic> {
         let user = (!self.forwards.is_empty()).then(|| Nic::User(self.forwards.clone()));
-        user.into_iter().chain(self.tap.clone().map(|(name, _, _)| Nic::Tap(name))).collect()
+        user.into_iter().chain(tap.map(Nic::Tap)).collect()
     }
 
     /// The addresses of [`Lab::nics`]; those of QEMU's own network are its documented defaults.
@@ -180,11 +222,13 @@ impl Lab {
             address: Ipv4Addr::new(10, 0, 2, 15),
             prefix: 24,
             gateway: Some(Ipv4Addr::new(10, 0, 2, 2)),
+            forwards: false,
         });
-        let tap = self.tap.as_ref().map(|(_, address, prefix)| Link {
-            address: *address,
-            prefix: *prefix,
-            gateway: None,
+        let tap = self.tap.as_ref().map(|tap| Link {
+            address: tap.inside(),
+            prefix: tap.prefix,
+            gateway: user.is_none().then_some(tap.address),
+            forwards: true,
         });
         user.into_iter().chain(tap).collect()
     }

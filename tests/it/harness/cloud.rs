@@ -21,6 +21,14 @@ const PASSWORD: &str = "correct horse battery staple";
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Seconds one `openstack` command may take.
 const COMMAND_SECONDS_MAX: &str = "120";
+/// The driver's name that stands for a cloud in a lab.
+const LAB: &str = "lab";
+/// The tap to a lab: from a range for documentation, which nothing else uses (RFC 5737).
+const LAB_TAP: &str = "lab0=192.0.2.1/24";
+/// The lab's own address on it.
+const LAB_INSIDE: &str = "192.0.2.2";
+/// The network `public` of a new cloud.
+const PUBLIC_NETWORK: &str = "172.24.4.0/24";
 
 /// A running cloud; ended, with all that it made, when dropped.
 pub(crate) struct Cloud {
@@ -42,6 +50,12 @@ impl Cloud {
         Self::start_with("fake")
     }
 
+    /// A cloud in a lab of its own, on hardware KVM. Its public network is routed to this network namespace, through a
+    /// tap that is gone with it.
+    pub(crate) fn start_in_lab() -> Result<Self> {
+        Self::start_with(LAB)
+    }
+
     fn start_with(driver: &'static str) -> Result<Self> {
         let state =
             tempfile::Builder::new().prefix("wisp-it-").tempdir().context("make a state directory")?;
@@ -57,14 +71,9 @@ impl Cloud {
 
     /// Starts `wisp up` on the same directory, for the first time or again, and waits until it is ready.
     pub(crate) fn up(&mut self) -> Result<()> {
-        let mut child = Command::new(wisp())
-            .args(["up", "--listen", "127.0.0.1:0", "--driver", self.driver, "--state"])
-            .arg(self.state())
-            .env("WISP_ADMIN_PASSWORD", PASSWORD)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start `wisp up`")?;
+        let mut command = if self.driver == LAB { self.in_lab()? } else { self.here() };
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("start `wisp up`")?;
         let stdout = child.stdout.take().context("read from `wisp up`")?;
         self.up = Some(child);
         let (sender, receiver) = mpsc::channel();
@@ -74,10 +83,52 @@ impl Cloud {
             let _ = sender.send(line);
         });
         let line = receiver.recv_timeout(READY_TIMEOUT).map_err(|_| anyhow!("`wisp up` is not ready"))?;
-        let wanted = format!("clouds.yaml={}\n", self.clouds_yaml().display());
-        ensure!(line.starts_with("ready http://") && line.ends_with(&wanted), "`wisp up` said {line:?}");
+        let wanted = "/clouds.yaml\n";
+        ensure!(line.starts_with("ready http://") && line.ends_with(wanted), "`wisp up` said {line:?}");
         self.url = line.split_whitespace().nth(1).context("no URL")?.to_owned();
+        if self.driver == LAB {
+            within(10, || {
+                succeed(Command::new("ip").args(["route", "replace", PUBLIC_NETWORK, "via", LAB_INSIDE]))
+            })?;
+        }
         Ok(())
+    }
+
+    fn here(&self) -> Command {
+        let mut command = Command::new(wisp());
+        command.args(["up", "--listen", "127.0.0.1:0", "--driver", self.driver, "--state"]).arg(self.state());
+        command.env("WISP_ADMIN_PASSWORD", PASSWORD);
+        command
+    }
+
+    /// The same in a lab, and the credentials outside.
+    fn in_lab(&self) -> Result<Command> {
+        let url = format!("http://{LAB_INSIDE}:5000");
+        let auth = json!({
+            "auth_url": format!("{url}/identity"), "username": "admin", "password": PASSWORD,
+            "project_name": "admin", "user_domain_name": "Default", "project_domain_name": "Default",
+        });
+        // JSON is YAML.
+        let clouds = json!({"clouds": {"wisp": {"auth": auth, "region_name": "RegionOne", "identity_api_version": 3}}});
+        std::fs::write(self.clouds_yaml(), clouds.to_string()).context("write clouds.yaml")?;
+        let mut command = Command::new(wisp());
+        command.args([
+            "lab",
+            "--quiet",
+            "--mem",
+            "2048",
+            "--cpus",
+            "2",
+            "--module",
+            "network",
+            "--timeout",
+            "1200",
+        ]);
+        command.args(["--tap", LAB_TAP, "--env", &format!("WISP_ADMIN_PASSWORD={PASSWORD}"), "--cache"]);
+        command.arg(super::lab_cache());
+        command.args(["--", "wisp", "up", "--state", "cloud", "--listen", "0.0.0.0:5000", "--insecure"]);
+        command.args(["--public-url", &url]);
+        Ok(command)
     }
 
     /// The process that `wisp up` is.
@@ -270,8 +321,20 @@ fn first_id(list: &Value) -> Result<String> {
     id_of(&list[0])
 }
 
+fn succeed(command: &mut Command) -> Result<()> {
+    let output = command.output().with_context(|| format!("run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
 impl Drop for Cloud {
     fn drop(&mut self) {
+        if let Some(mut lab) = self.up.take_if(|_| self.driver == LAB) {
+            // All of it is gone with its host.
+            let _ = lab.kill();
+            let _ = lab.wait();
+            return;
+        }
         if let Some(pid) = self.pid() {
             // It may have ended already; what it left is `wisp down`'s to find.
             let _ = kill(pid, Signal::SIGTERM);

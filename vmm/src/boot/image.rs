@@ -238,6 +238,11 @@ fn load_bzimage(guest: &GuestMemory, image: &dyn Image, size: u64) -> Result<Ker
     if { header.xloadflags } & XLF_KERNEL_64 == 0 {
         return Err(Error::OtherKernel("a 32-bit kernel (its bzImage has no 64-bit entry point)"));
     }
+    // What the header counts: sectors of set-up code, four where it says none, and the rest in units of 16 bytes.
+    let setup_sectors = if header.setup_sects == 0 { 4 } else { u64::from(header.setup_sects) };
+    if size < (setup_sectors + 1) * 512 + u64::from(header.syssize) * 16 {
+        return Err(Error::Broken("the file is shorter than its header says"));
+    }
     let ram_end = memory::low_ram_end(guest).raw_value();
     // The kernel unpacks itself to its preferred address, or to where it was loaded if that is higher.
     let preferred = u64::max(header.pref_address, memory::HIGH_RAM_START.raw_value());
