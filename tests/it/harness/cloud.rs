@@ -87,6 +87,7 @@ impl Cloud {
         ensure!(line.starts_with("ready http://") && line.ends_with(wanted), "`wisp up` said {line:?}");
         self.url = line.split_whitespace().nth(1).context("no URL")?.to_owned();
         if self.driver == LAB {
+            self.url = format!("http://{LAB_INSIDE}:5000");
             within(10, || {
                 succeed(Command::new("ip").args(["route", "replace", PUBLIC_NETWORK, "via", LAB_INSIDE]))
             })?;

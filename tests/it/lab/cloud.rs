@@ -8,7 +8,7 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 
 use super::text;
-use crate::harness::{Cloud, Need, Stock, guest_cache, isolate, stock, trial, wisp, within};
+use crate::harness::{Cloud, Need, Stock, isolate, stock, trial, wisp, within};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -25,13 +25,16 @@ const BOOT_SECONDS_MAX: u64 = 240;
 /// Debian's kernel and its own ramdisk as images, a root disk, a key pair: address by DHCP, key by metadata, a reboot
 /// from inside, a clean stop.
 fn debian_server_is_reached_by_its_key_reboots_and_stops() -> Result<()> {
-    isolate()?;
     let files = tempfile::tempdir()?;
     let root = files.path().join("root.img");
     let Stock { kernel, initrd } = stock()?;
     let mut image = Command::new(wisp());
-    image.args(["guest", "image", "--kind", "busybox", "--cache"]).arg(guest_cache());
+    image
+        .args(["guest", "image", "--kind", "busybox", "--cache"])
+        .arg(Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests"));
     succeed(image.arg("--kernel").arg(&kernel).arg(&root))?;
+    // From now on Debian's packages cannot be reached.
+    isolate()?;
     let key = files.path().join("key");
     succeed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key))?;
 
