@@ -100,7 +100,9 @@ fn ssh(key: &Path, address: &str, command: &str) -> Result<String> {
         ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "ConnectTimeout=20", "BatchMode=yes"];
     let mut ssh = Command::new("timeout");
     ssh.args(["60", "ssh", "-q", "-i"]).arg(key);
-    options.iter().for_each(|option| drop(ssh.args(["-o", option])));
+    for option in options {
+        ssh.args(["-o", option]);
+    }
     let output = succeed(ssh.arg(format!("root@{address}")).arg(command))?;
     Ok(text(&output.stdout).into_owned())
 }

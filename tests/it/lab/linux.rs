@@ -136,8 +136,8 @@ fn broken_kernel_files_are_refused() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let whole = std::fs::read(stock()?.kernel)?;
     let cases: [(&str, &[u8], &str); 4] = [
-        ("truncated", &whole[..whole.len() / 2], "broken"),
-        ("short", &whole[..600], "broken"),
+        ("truncated", &whole[..whole.len() / 2], "shorter than its header says"),
+        ("short", &whole[..600], "the kernel is "),
         ("empty", &[], "neither an ELF image"),
         ("text", b"this is no kernel", "neither an ELF image"),
     ];
