@@ -41,7 +41,7 @@ fn main() {
         !arguments.list
             && trials.iter().any(|trial| trial.name().starts_with(begin) && selected(trial.name()))
     };
-    if begins("openstack::") || begins("lab::cloud::") {
+    if begins("openstack::") {
         // Before any test has moved its thread into a network namespace, from which PyPI cannot be reached.
         harness::prepare_openstack();
     }
