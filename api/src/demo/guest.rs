@@ -61,10 +61,12 @@ impl Guest {
         }
     }
 
-    /// Memory in MiB and disk in GiB.
-    pub(super) fn size(&self) -> Result<(u32, u64)> {
-        let disk_gib = self.image()?.1.div_ceil(1 << 30).max(1);
-        Ok((if matches!(self, Self::Tiny) { 64 } else { 256 }, disk_gib))
+    /// Memory in MiB and disk in GiB; 0 is the image's size, which a small host has room for.
+    pub(super) fn size(&self) -> (u32, u32) {
+        match self {
+            Self::Tiny => (64, 1),
+            Self::Linux { .. } => (256, 0),
+        }
     }
 
     /// The TCP port on which it is asked how it is.

@@ -140,10 +140,11 @@ fn upload(screen: &Screen, rest: &Rest, made: &mut Made) -> Result<()> {
 
 fn flavor(screen: &Screen, rest: &Rest, made: &mut Made) -> Result<()> {
     made.flavor = screen.step("flavor", |_| {
-        let (ram_mib, disk_gib) = made.guest.size()?;
+        let (ram_mib, disk_gib) = made.guest.size();
         let body = json!({"flavor": {"name": "demo", "vcpus": 1, "ram": ram_mib, "disk": disk_gib}});
         let flavor = rest.post("/compute/v2.1/flavors", &body)?;
-        Ok((id_of(&flavor["flavor"])?, format!("1 vCPU, {ram_mib} MiB, {disk_gib} GiB")))
+        let disk = if disk_gib == 0 { "the image's disk".to_owned() } else { format!("{disk_gib} GiB") };
+        Ok((id_of(&flavor["flavor"])?, format!("1 vCPU, {ram_mib} MiB, {disk}")))
     })?;
     Ok(())
 }
