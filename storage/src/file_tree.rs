@@ -4,19 +4,21 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufWriter, Write as _};
+use std::io::{self, Cursor, Write as _};
+use std::os::unix::fs::FileExt;
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 
-/// The most bytes of all files together: far above what user data and metadata can be, far below what a host would
-/// notice.
-pub const CONTENT_BYTES_MAX: u64 = 16 << 20;
+/// The most bytes of all files together: what user data and metadata can be, several times.
+pub const CONTENT_BYTES_MAX: u64 = 2 << 20;
 /// The least size of a disk in bytes: a FAT16 file system with its tables. What is not written takes no room.
 const DISK_BYTES_MIN: u64 = 8 << 20;
 /// What a file takes beyond its content, in bytes: its last cluster and its directory entries.
 const FILE_BYTES_EXTRA: u64 = 16 << 10;
 /// The length of a label.
 const LABEL_BYTES: usize = 11;
+/// What a host's file system gives room in.
+const BLOCK_BYTES: usize = 4096;
 /// One sector: disks are multiples of it.
 const SECTOR_BYTES: u64 = 512;
 
@@ -44,13 +46,13 @@ fn step(step: &'static str) -> impl FnOnce(io::Error) -> FileTreeError {
     move |source| FileTreeError::Write { step, source }
 }
 
-/// Makes `file`, which must be empty and open for reading and writing, a disk with `files` on it: path without a
+/// Makes `file`, which must be empty and open for writing, a disk with `files` on it: path without a
 /// leading slash to content. Timestamps are those of the epoch, so that the same files make the same disk.
 ///
 /// # Errors
 /// Too much content, an impossible label or name, or a file that cannot be written; it is then to be thrown away.
 pub fn write(
-    file: &mut File,
+    file: &File,
     label: &str,
     files: &BTreeMap<String, impl AsRef<[u8]>>,
 ) -> Result<(), FileTreeError> {
@@ -60,22 +62,34 @@ pub fn write(
     }
     let extra = FILE_BYTES_EXTRA * files.len() as u64;
     let size = (DISK_BYTES_MIN + content + extra).next_multiple_of(SECTOR_BYTES);
-    file.set_len(size).map_err(step("size the disk"))?;
+    // In memory, since a file system is made in very many very small steps.
+    let mut disk = Cursor::new(vec![0; usize::try_from(size).expect("invariant: usize has 64 bits")]);
     let options = FormatVolumeOptions::new().volume_label(label_bytes(label)?);
-    fatfs::format_volume(&mut *file, options).map_err(step("format the disk"))?;
-    let system = FileSystem::new(&mut *file, FsOptions::new()).map_err(step("open the file system"))?;
+    fatfs::format_volume(&mut disk, options).map_err(step("format the disk"))?;
+    let system = FileSystem::new(&mut disk, FsOptions::new()).map_err(step("open the file system"))?;
     {
         let root = system.root_dir();
         for (path, content) in files {
             for (end, _) in path.match_indices('/') {
                 root.create_dir(&path[..end]).map_err(step("make a directory"))?;
             }
-            let target = root.create_file(path).map_err(step("make a file"))?;
-            let mut target = BufWriter::new(target);
-            target.write_all(content.as_ref()).and_then(|()| target.flush()).map_err(step("write a file"))?;
+            let mut target = root.create_file(path).map_err(step("make a file"))?;
+            target.write_all(content.as_ref()).map_err(step("write a file"))?;
         }
     }
-    system.unmount().map_err(step("close the file system"))
+    system.unmount().map_err(step("close the file system"))?;
+    store(file, disk.get_ref()).map_err(step("write the disk"))
+}
+
+/// Writes what is not zero; the rest takes no room.
+fn store(file: &File, disk: &[u8]) -> io::Result<()> {
+    file.set_len(disk.len() as u64)?;
+    for (index, block) in (0_u64..).zip(disk.chunks(BLOCK_BYTES)) {
+        if block.iter().any(|&byte| byte != 0) {
+            file.write_all_at(block, index * BLOCK_BYTES as u64)?;
+        }
+    }
+    Ok(())
 }
 
 /// A label as the file system keeps it: padded with blanks, and in the case it was given in, which is how a
@@ -97,10 +111,10 @@ mod tests {
     use super::*;
 
     fn tree(files: &[(&str, &[u8])]) -> Result<File, FileTreeError> {
-        let mut file = tempfile::tempfile().unwrap();
+        let file = tempfile::tempfile().unwrap();
         let files: BTreeMap<String, Vec<u8>> =
             files.iter().map(|(path, content)| ((*path).to_owned(), content.to_vec())).collect();
-        write(&mut file, "config-2", &files).map(|()| file)
+        write(&file, "config-2", &files).map(|()| file)
     }
 
     #[test]
@@ -143,16 +157,16 @@ mod tests {
         let limit = usize::try_from(CONTENT_BYTES_MAX).unwrap();
         assert!(tree(&[("a", &vec![1; limit])]).is_ok());
         assert!(matches!(tree(&[("a", &vec![1; limit + 1])]), Err(FileTreeError::TooLarge(_))));
-        let many: Vec<String> = (0..1000).map(|number| format!("directory/file-number-{number}")).collect();
+        let many: Vec<String> = (0..100).map(|number| format!("directory/file-number-{number}")).collect();
         let many: Vec<(&str, &[u8])> = many.iter().map(|path| (path.as_str(), &b"x"[..])).collect();
         assert!(tree(&many).is_ok());
     }
 
     #[test]
     fn labels_and_names_that_cannot_be_are_refused() {
-        let mut file = tempfile::tempfile().unwrap();
+        let file = tempfile::tempfile().unwrap();
         for label in ["", "twelve-bytes", "a b", "ä"] {
-            let written = write(&mut file, label, &BTreeMap::<String, Vec<u8>>::new());
+            let written = write(&file, label, &BTreeMap::<String, Vec<u8>>::new());
             assert!(matches!(written, Err(FileTreeError::Label)), "{label}");
         }
         assert!(matches!(tree(&[("a?", b"")]), Err(FileTreeError::Write { .. })));

@@ -38,9 +38,9 @@ pub(super) fn make(disks: &Path, metadata: &BTreeMap<String, Document>) -> Resul
         _ => {}
     }
     let mut options = OpenOptions::new();
-    let file = options.read(true).write(true).create_new(true).mode(0o600).open(&path);
-    let mut file = file.map_err(Error::File)?;
-    file_tree::write(&mut file, LABEL, &files(metadata))?;
+    let file = options.write(true).create_new(true).mode(0o600).open(&path);
+    let file = file.map_err(Error::File)?;
+    file_tree::write(&file, LABEL, &files(metadata))?;
     File::open(&path).map_err(Error::File)
 }
 
