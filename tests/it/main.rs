@@ -49,5 +49,8 @@ fn main() {
         // For the same reason: Debian's packages are downloaded.
         harness::prepare_lab();
     }
+    if begins("guests::") {
+        harness::prepare_guests(&guests::IMAGES);
+    }
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -7,10 +7,13 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use crate::harness::{Need, guest_cache, lab_cache, trial, wisp};
+use crate::harness::{Need, guest_image, lab_cache, trial, wisp};
 
 /// Boots a disk inside the lab.
 const HOST: &str = include_str!("host.sh");
+
+/// The images that are booted here, as options of `wisp guest image`.
+pub(crate) const IMAGES: [&[&str]; 2] = [&["--kind", "busybox"], &["--kind", "debian"]];
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -39,18 +42,17 @@ fn debian() -> Result<()> {
 fn boot(kind: &str, memory_mib: &str, command: &str) -> Result<String> {
     let directory = tempfile::tempdir()?;
     let path = |name: &str| directory.path().join(name);
-    let mut image = Command::new(wisp());
-    image.args(["guest", "image", "--kind", kind, "--cache"]).arg(guest_cache()).arg(path("disk.img"));
-    succeed(&mut image)?;
+    let image = guest_image(&["--kind", kind])?;
     let mut keygen = Command::new("ssh-keygen");
     succeed(keygen.args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"]).arg(path("key")))?;
     std::fs::write(path("host.sh"), HOST)?;
     let mut lab = Command::new(wisp());
     lab.args(["lab", "--mem", "2048", "--module", "network", "--timeout", "600", "--cache"]).arg(lab_cache());
     lab.args(["--program", &program("ssh")?.display().to_string()]);
-    for name in ["key", "key.pub", "host.sh", "disk.img"] {
+    for name in ["key", "key.pub", "host.sh"] {
         lab.arg("--file").arg(path(name));
     }
+    lab.arg("--file").arg(format!("{}:disk.img", image.display()));
     lab.args(["--", "sh", "host.sh", "disk.img", memory_mib, command]);
     let output = succeed(&mut lab)?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -19,7 +19,7 @@ pub(crate) use self::lab::cache as lab_cache;
 pub(crate) use self::netns::{isolate, links};
 pub(crate) use self::remains::{Remains, processes};
 pub(crate) use self::rest::Rest;
-pub(crate) use self::slim::cache as guest_cache;
+pub(crate) use self::slim::image as guest_image;
 
 /// What every test of a real cloud needs.
 pub(crate) const KVM_CLOUD: &[Need] = &[Need::Root, Need::Kvm, Need::Tun];
@@ -97,6 +97,15 @@ pub(crate) fn prepare_openstack() {
 pub(crate) fn prepare_lab() {
     let _ = lab::ready();
     let _ = debian::stock();
+}
+
+/// Makes the images of the tests that begin like this; where that fails, the tests say why.
+pub(crate) fn prepare_guests(images: &[&[&str]]) {
+    if slim::ready().is_ok() {
+        for options in images {
+            let _ = slim::image(options);
+        }
+    }
 }
 
 /// The binary under test.

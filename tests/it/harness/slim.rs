@@ -14,6 +14,17 @@ pub(crate) fn cache() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("guests")
 }
 
+/// Builds an image with these options of `wisp guest image`, or finds it where it was built before. The first time
+/// needs Debian's packages.
+pub(crate) fn image(options: &[&str]) -> Result<PathBuf> {
+    let path = cache().join(format!("{}.img", options.join("").replace(['/', '-'], "")));
+    let mut command = Command::new(wisp());
+    command.args(["guest", "image", "--cache"]).arg(cache()).args(options).arg(&path).stdin(Stdio::null());
+    let output = command.output().context("run `wisp guest image`")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(path)
+}
+
 /// Whether there is a kernel: built at the first question, which takes minutes.
 pub(super) fn ready() -> Result<()> {
     static READY: OnceLock<std::result::Result<(), String>> = OnceLock::new();
