@@ -32,7 +32,7 @@ fn servers_that_cannot_be() -> Result<()> {
     let broken = cloud.image(&rest, "broken", &b"this is no kernel and no disk ".repeat(1000))?;
     let dying = cloud.image(&rest, "dying", &elf_that_dies())?;
     let cases = [
-        ("broken-image", broken.as_str(), "m1.nano", "ELF"),
+        ("broken-image", broken.as_str(), "m1.nano", "no partition table"),
         ("vmm-dies", dying.as_str(), "m1.nano", "triple fault"),
         ("no-memory", "", "huge", "No valid host"),
     ];

@@ -52,5 +52,8 @@ fn main() {
     if begins("guests::") {
         harness::prepare_guests(&guests::IMAGES);
     }
+    if begins("lab::cloud::") {
+        lab::prepare();
+    }
     libtest_mimic::run(&arguments, trials).exit();
 }

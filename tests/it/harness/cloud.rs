@@ -26,9 +26,11 @@ const LAB: &str = "lab";
 /// The tap to a lab: from a range for documentation, which nothing else uses (RFC 5737).
 const LAB_TAP: &str = "lab0=192.0.2.1/24";
 /// The lab's own address on it.
-const LAB_INSIDE: &str = "192.0.2.2";
-/// The network `public` of a new cloud.
-const PUBLIC_NETWORK: &str = "172.24.4.0/24";
+pub(crate) const LAB_INSIDE: &str = "192.0.2.2";
+/// The lab's port that leads to the first server's ssh.
+pub(crate) const LAB_RELAY_PORT: &str = "2222";
+/// The address that the first server on the network `public` of a new cloud gets.
+const LAB_FIRST_SERVER: &str = "172.24.4.3";
 
 /// A running cloud; ended, with all that it made, when dropped.
 pub(crate) struct Cloud {
@@ -88,9 +90,6 @@ impl Cloud {
         self.url = line.split_whitespace().nth(1).context("no URL")?.to_owned();
         if self.driver == LAB {
             self.url = format!("http://{LAB_INSIDE}:5000");
-            within(10, || {
-                succeed(Command::new("ip").args(["route", "replace", PUBLIC_NETWORK, "via", LAB_INSIDE]))
-            })?;
         }
         Ok(())
     }
@@ -127,8 +126,11 @@ impl Cloud {
         ]);
         command.args(["--tap", LAB_TAP, "--env", &format!("WISP_ADMIN_PASSWORD={PASSWORD}"), "--cache"]);
         command.arg(super::lab_cache());
-        command.args(["--", "wisp", "up", "--state", "cloud", "--listen", "0.0.0.0:5000", "--insecure"]);
-        command.args(["--public-url", &url]);
+        // A host forwards nothing to the networks of its instances: the way to the first one is a relay.
+        command.args(["--", "sh", "-c"]).arg(format!(
+            "nc -ll -p {LAB_RELAY_PORT} -e nc {LAB_FIRST_SERVER} 22 & \
+             exec wisp up --state cloud --listen 0.0.0.0:5000 --insecure --public-url {url}"
+        ));
         Ok(command)
     }
 

@@ -13,7 +13,7 @@ use std::path::Path;
 
 use libtest_mimic::{Completion, Failed, Trial};
 
-pub(crate) use self::cloud::{Cloud, NewServer};
+pub(crate) use self::cloud::{Cloud, LAB_INSIDE, LAB_RELAY_PORT, NewServer};
 pub(crate) use self::debian::{Stock, stock};
 pub(crate) use self::lab::cache as lab_cache;
 pub(crate) use self::netns::{isolate, links};

@@ -1,5 +1,6 @@
 //! The nested lab: commands in a host with hardware KVM that QEMU emulates, and guests that only such a host runs.
 
+mod cloud;
 mod linux;
 
 use std::path::{Path, PathBuf};
@@ -8,16 +9,25 @@ use std::process::{Command, Output};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use crate::harness::{Need, lab_cache, trial, wisp};
+use crate::harness::{Need, lab_cache, stock, trial, wisp};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = linux::trials();
+    trials.extend(cloud::trials());
     trials.extend([
         trial("lab::command_ends_as_it_would_outside", &[Need::Lab], command_ends_as_it_would_outside),
         trial("lab::failures_of_the_lab_are_told_apart", &[Need::Lab], failures_of_the_lab_are_told_apart),
     ]);
     trials
+}
+
+/// Makes what the cloud in the lab needs of Debian's packages.
+pub(crate) fn prepare() {
+    if let Ok(stock) = stock() {
+        // A test that needs it says why it is not there.
+        let _ = cloud::root_image(&stock.kernel);
+    }
 }
 
 /// Runs a lab.

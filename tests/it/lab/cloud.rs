@@ -1,0 +1,122 @@
+//! A whole cloud in the lab, driven from outside by the real `openstack` command: a Linux server like any other.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use serde_json::Value;
+
+use super::text;
+use crate::harness::{
+    Cloud, LAB_INSIDE, LAB_RELAY_PORT, Need, Stock, guest_image, isolate, stock, trial, within,
+};
+
+/// The tests.
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![trial(
+        "lab::cloud::debian_server_is_reached_by_its_key_and_reboots",
+        &[Need::Root, Need::Tun, Need::Lab, Need::Debian, Need::OpenStack],
+        debian_server_is_reached_by_its_key_and_reboots,
+    )]
+}
+
+/// Seconds a guest may take from its start until it answers: the machine is emulated twice over.
+const BOOT_SECONDS_MAX: u64 = 240;
+
+/// A root file system for Debian's kernel.
+pub(super) fn root_image(kernel: &Path) -> Result<PathBuf> {
+    guest_image(&["--kind", "busybox", "--kernel", path(kernel)])
+}
+
+/// Debian's kernel and its own ramdisk as images, a root disk, a key pair: address by DHCP, key by metadata, a reboot
+/// from inside.
+fn debian_server_is_reached_by_its_key_and_reboots() -> Result<()> {
+    let files = tempfile::tempdir()?;
+    let Stock { kernel, initrd } = stock()?;
+    let root = root_image(&kernel)?;
+    // From now on Debian's packages cannot be reached.
+    isolate()?;
+    let key = files.path().join("key");
+    succeed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key))?;
+
+    let cloud = Cloud::start_in_lab()?;
+    let upload = |name: &str, format: &str, file: &Path, more: &[&str]| -> Result<String> {
+        let container = if format == "raw" { "bare" } else { format };
+        let head = ["image", "create", name, "--disk-format", format, "--container-format", container];
+        let tail = ["--file", path(file), "-f", "value", "-c", "id"];
+        Ok(cloud.openstack(&[&head[..], more, &tail].concat())?.trim().to_owned())
+    };
+    let kernel = format!("kernel_id={}", upload("kernel", "aki", &kernel, &[])?);
+    let ramdisk = format!("ramdisk_id={}", upload("ramdisk", "ari", &initrd, &[])?);
+    let command_line = "os_command_line=root=/dev/vda rw quiet";
+    let properties = ["--property", &kernel, "--property", &ramdisk, "--property", command_line];
+    upload("debian", "raw", &root, &properties)?;
+    cloud.openstack(&["flavor", "create", "debian", "--ram", "384", "--vcpus", "2", "--disk", "1"])?;
+    cloud.openstack(&["keypair", "create", "key", "--public-key", path(&key.with_extension("pub"))])?;
+    for protocol in [&["icmp"][..], &["tcp", "--dst-port", "22"]] {
+        cloud.openstack(
+            &[&["security", "group", "rule", "create", "default", "--protocol"], protocol].concat(),
+        )?;
+    }
+    let create = ["server", "create", "--image", "debian", "--flavor", "debian", "--key-name", "key"];
+    cloud.openstack(&[&create[..], &["--network", "public", "--wait", "first"]].concat())?;
+    let address = first_address(&cloud)?;
+    let ssh = |command: &str| ssh(&key, command);
+
+    let first = within(BOOT_SECONDS_MAX, || ssh("cat /proc/sys/kernel/random/boot_id"))
+        .with_context(|| console(&cloud))?;
+    let said = ssh("hostname; nproc; uname -v; cat /sys/class/dmi/id/product_name; ip -4 -o address")?;
+    for wanted in ["first\n2\n", "Debian", &address] {
+        ensure!(said.contains(wanted), "no `{wanted}` in:\n{said}");
+    }
+    // The connection may break before the command has ended.
+    let _ = ssh("reboot");
+    let second = within(BOOT_SECONDS_MAX, || {
+        let boot = ssh("cat /proc/sys/kernel/random/boot_id")?;
+        ensure!(boot != first, "it has not rebooted yet");
+        Ok(boot)
+    })
+    .with_context(|| console(&cloud))?;
+    ensure!(second != first);
+
+    cloud.openstack(&["server", "delete", "--wait", "first"])?;
+    Ok(())
+}
+
+fn first_address(cloud: &Cloud) -> Result<String> {
+    let shown: Value = serde_json::from_str(&cloud.openstack(&["server", "show", "first", "-f", "json"])?)?;
+    let address = shown["addresses"]["public"][0].as_str().context("the server has no address")?;
+    Ok(address.to_owned())
+}
+
+fn console(cloud: &Cloud) -> String {
+    cloud.openstack(&["console", "log", "show", "first"]).unwrap_or_else(|error| format!("{error:#}"))
+}
+
+fn ssh(key: &Path, command: &str) -> Result<String> {
+    let options = [
+        "StrictHostKeyChecking=no",
+        "UserKnownHostsFile=/dev/null",
+        "ConnectTimeout=20",
+        "BatchMode=yes",
+        "KexAlgorithms=curve25519-sha256",
+    ];
+    let mut ssh = Command::new("timeout");
+    ssh.args(["60", "ssh", "-q", "-p", LAB_RELAY_PORT, "-i"]).arg(key);
+    for option in options {
+        ssh.args(["-o", option]);
+    }
+    let output = succeed(ssh.arg(format!("root@{LAB_INSIDE}")).arg(command))?;
+    Ok(text(&output.stdout).into_owned())
+}
+
+fn succeed(command: &mut Command) -> Result<Output> {
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}\n{}", output.status, text(&output.stderr));
+    Ok(output)
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a temporary path is text")
+}
