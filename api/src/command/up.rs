@@ -1,5 +1,6 @@
 //! `wisp up`: checks that the host can do it, then supervises.
 
+use std::io::Read;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -37,6 +38,9 @@ pub(super) struct Arguments {
     /// Serve passwords and tokens unencrypted to other machines.
     #[arg(long)]
     insecure: bool,
+    /// Who may do what, over the defaults: rules in oslo.policy's YAML form, by the services' own names.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
     /// How many hosts the fake driver simulates.
     #[arg(long, hide = true, default_value_t = 1, value_name = "N")]
     fake_hosts: u32,
@@ -59,6 +63,7 @@ pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode>
         public_url,
         driver: arguments.driver,
         fake_hosts: arguments.fake_hosts,
+        policy: arguments.policy.as_deref().map(policy).transpose()?.unwrap_or_default(),
         log,
     })?;
     Ok(ExitCode::SUCCESS)
@@ -75,6 +80,16 @@ fn listen_address(text: &str, insecure: bool) -> anyhow::Result<SocketAddr> {
         );
     }
     Ok(address)
+}
+
+/// The text of a policy file, which holds rules that can be read: whoever starts the cloud is told, not its log.
+fn policy(path: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
+    let longest = control::policy::FILE_BYTES_MAX as u64 + 1;
+    file.take(longest).read_to_string(&mut text).with_context(|| format!("read {}", path.display()))?;
+    control::policy::Policy::parse(&text).with_context(|| format!("--policy {}", path.display()))?;
+    Ok(text)
 }
 
 fn public_url(text: &str) -> anyhow::Result<String> {
@@ -141,6 +156,17 @@ mod tests {
         assert_eq!(public_url("https://cloud.example/").unwrap(), "https://cloud.example");
         assert!(public_url("cloud.example").is_err());
         assert!(public_url("http://a\nb").is_err());
+    }
+
+    #[test]
+    fn policy_that_cannot_be_read_says_file_and_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("policy.yaml");
+        std::fs::write(&file, "create_network: 'role:admin or'\n").unwrap();
+        let error = format!("{:#}", policy(&file).unwrap_err());
+        assert!(error.contains("policy.yaml: line 1: rule create_network: a check is missing"), "{error}");
+        std::fs::write(&file, "create_network: 'role:admin'\n").unwrap();
+        assert!(policy(&file).is_ok());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::control::agent::link::{Agents, LinkError};
+use ::control::policy::Policy;
 use ::control::store::RedbStore;
 use ::control::{Control, Settings};
 use anyhow::Context;
@@ -53,6 +54,8 @@ pub struct Handover {
     pub public_url: String,
     /// The administrator's password at the first start.
     pub admin_password: String,
+    /// The text of the policy file, or nothing.
+    pub policy: String,
 }
 
 /// Everything taken over, owned.
@@ -80,6 +83,7 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
         admin_password: handover.admin_password,
     };
     terminal::log(&handover.log)?;
+    ::control::policy::install(Policy::parse(&handover.policy).context("read the policy")?);
     nix::sys::signal::SigSet::empty().thread_set_mask().context("let signals through")?;
     privileges::become_user(handover.user)?;
     privileges::die_with_parent(handover.parent)?;

@@ -55,6 +55,8 @@ pub struct Options {
     pub driver: DriverKind,
     /// How many hosts the fake driver simulates.
     pub fake_hosts: u32,
+    /// The text of the policy file, or nothing.
+    pub policy: String,
     /// What the children log.
     pub log: String,
 }
@@ -212,6 +214,7 @@ impl Cloud<'_> {
             ready: Inherited::of(&ready_writer),
             public_url: self.public_url.clone(),
             admin_password: self.password.clone(),
+            policy: self.options.policy.clone(),
         };
         let mut fds: Vec<&dyn AsFdDyn> = lines.iter().map(|(_, line, _)| line as &dyn AsFdDyn).collect();
         fds.push(&self.listener);

@@ -15,6 +15,7 @@ use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::compute::Keypair;
+use crate::policy::{Default, Target, require};
 use crate::store::{Cache, Stored, Txn};
 
 /// The longest public key or certificate in bytes: RSA with 16384 bits needs 2.8 KiB.
@@ -28,8 +29,10 @@ const ED25519: &str = "ssh-ed25519";
 /// Whose key pairs.
 fn owner<'a>(caller: &'a Caller, user_id: Option<&'a str>, action: &'static str) -> Result<&'a str> {
     match user_id {
-        Some(user) if user != caller.user_id && !caller.is_admin() => Err(Error::Forbidden { action }),
-        Some(user) => Ok(user),
+        Some(user) => {
+            require(action, Default::Owner, caller, &Target::of(&[("user_id", user)]))?;
+            Ok(user)
+        }
         None => Ok(&caller.user_id),
     }
 }

@@ -12,6 +12,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::{Network, NetworkKind, Port, Standard, Subnet};
 use crate::model::random_uuid;
+use crate::policy::{require_admin, require_member};
 use crate::service::quota::{self, Resource};
 use crate::service::subnet::SubnetCreate;
 use crate::store::{Cache, Stored, Txn};
@@ -98,14 +99,17 @@ impl Control {
         request: NetworkCreate,
     ) -> Result<Arc<Stored<Network>>> {
         let project_id = owner_project(caller, request.project_id.as_deref(), "create_network")?;
-        let privileged = request.shared
-            || request.external
-            || request.is_default
-            || request.network_type.is_some()
-            || request.physical_network.is_some()
-            || request.segmentation_id.is_some();
-        if privileged && !caller.is_admin() {
-            return Err(Error::Forbidden { action: "create_network:provider, shared or external" });
+        for (given, action) in [
+            (request.shared, "create_network:shared"),
+            (request.external, "create_network:router:external"),
+            (request.is_default, "create_network:is_default"),
+            (request.network_type.is_some(), "create_network:provider:network_type"),
+            (request.physical_network.is_some(), "create_network:provider:physical_network"),
+            (request.segmentation_id.is_some(), "create_network:provider:segmentation_id"),
+        ] {
+            if given {
+                require_admin(caller, action)?;
+            }
         }
         check_text("name", &request.name)?;
         check_text("description", &request.description)?;
@@ -157,10 +161,14 @@ impl Control {
         id: &str,
         update: NetworkUpdate,
     ) -> Result<Arc<Stored<Network>>> {
-        if (update.shared.is_some() || update.external.is_some() || update.is_default.is_some())
-            && !caller.is_admin()
-        {
-            return Err(Error::Forbidden { action: "update_network:shared or external" });
+        for (given, action) in [
+            (update.shared.is_some(), "update_network:shared"),
+            (update.external.is_some(), "update_network:router:external"),
+            (update.is_default.is_some(), "update_network:is_default"),
+        ] {
+            if given {
+                require_admin(caller, action)?;
+            }
         }
         self.db.caught_up().await?;
         self.db
@@ -295,9 +303,7 @@ pub(crate) fn owner_project(caller: &Caller, wished: Option<&str>, action: &'sta
     let project_id = wished.or(caller.project_id()).ok_or_else(|| {
         Error::invalid("MissingProject", "A token scoped to a project is needed, or project_id in the body.")
     })?;
-    if !caller.may_write(project_id) {
-        return Err(Error::Forbidden { action });
-    }
+    require_member(caller, project_id, action)?;
     Ok(project_id.to_owned())
 }
 
@@ -335,11 +341,8 @@ pub(crate) fn owned_network(
     action: &'static str,
 ) -> Result<Arc<Stored<Network>>> {
     let network = visible_network(cache, caller, id)?;
-    if caller.may_write(&network.row.standard.project_id) {
-        Ok(network)
-    } else {
-        Err(Error::Forbidden { action })
-    }
+    require_member(caller, &network.row.standard.project_id, action)?;
+    Ok(network)
 }
 
 fn apply_update(network: &mut Network, update: &NetworkUpdate) -> Result<()> {

@@ -13,6 +13,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::{FixedIp, Network, Port, Standard, Subnet};
 use crate::model::random_uuid;
+use crate::policy::{require_admin, require_member};
 use crate::service::quota::{self, Resource};
 use crate::store::{Cache, Stored, Txn};
 
@@ -251,7 +252,8 @@ pub(crate) fn owned_port(
     action: &'static str,
 ) -> Result<Arc<Stored<Port>>> {
     let port = visible_port(cache, caller, id)?;
-    if caller.may_write(&port.row.standard.project_id) { Ok(port) } else { Err(Error::Forbidden { action }) }
+    require_member(caller, &port.row.standard.project_id, action)?;
+    Ok(port)
 }
 
 fn sees_port(cache: &Cache, caller: &Caller, port: &Port) -> bool {
@@ -275,8 +277,12 @@ pub(crate) fn build_port(
     if !own && !network.row.shared {
         return Err(Error::Forbidden { action: "create_port on a network that is not shared" });
     }
-    if !own && (request.mac.is_some() || request.port_security_enabled == Some(false)) {
-        return Err(Error::Forbidden { action: "create_port:mac_address or port_security_enabled" });
+    let owner = &network.row.standard.project_id;
+    if request.mac.is_some() {
+        require_member(caller, owner, "create_port:mac_address")?;
+    }
+    if request.port_security_enabled == Some(false) {
+        require_member(caller, owner, "create_port:port_security_enabled")?;
     }
     let port_security_enabled = request.port_security_enabled.unwrap_or(network.row.port_security_enabled);
     let security_groups = match &request.security_groups {
@@ -457,9 +463,8 @@ fn apply_update(cache: &Cache, caller: &Caller, port: &mut Port, update: &PortUp
     }
     if let Some(enabled) = update.port_security_enabled {
         let network = cache.get::<Network>(&port.network_id);
-        if !network.is_some_and(|network| caller.may_write(&network.row.standard.project_id)) {
-            return Err(Error::Forbidden { action: "update_port:port_security_enabled" });
-        }
+        let owner = network.map(|network| network.row.standard.project_id.clone()).unwrap_or_default();
+        require_member(caller, &owner, "update_port:port_security_enabled")?;
         port.port_security_enabled = enabled;
     }
     check_security(port.port_security_enabled, &port.security_groups, &port.allowed_address_pairs)?;
@@ -479,8 +484,8 @@ fn apply_update(cache: &Cache, caller: &Caller, port: &mut Port, update: &PortUp
     }
     if let Some(owner) = &update.device_owner {
         check_text("device_owner", owner)?;
-        if owner.starts_with("network:") && !caller.is_admin() {
-            return Err(Error::Forbidden { action: "update_port:device_owner" });
+        if owner.starts_with("network:") {
+            require_admin(caller, "update_port:device_owner")?;
         }
         port.device_owner.clone_from(owner);
     }

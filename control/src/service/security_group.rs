@@ -17,6 +17,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::{Port, SecurityGroup, SecurityGroupRule, Standard};
 use crate::model::random_uuid;
+use crate::policy::require_member;
 use crate::service::quota::{self, Resource};
 use crate::store::{Cache, Stored, Txn};
 
@@ -244,9 +245,7 @@ impl Control {
     /// Deletes a rule.
     pub async fn security_group_rule_delete(&self, caller: &Caller, id: &str) -> Result<()> {
         let rule = self.security_group_rule_get(caller, id).await?;
-        if !caller.may_write(&rule.row.standard.project_id) {
-            return Err(Error::Forbidden { action: "delete_security_group_rule" });
-        }
+        require_member(caller, &rule.row.standard.project_id, "delete_security_group_rule")?;
         self.db
             .transact(|cache| {
                 let rule = cache
@@ -350,11 +349,8 @@ fn owned_group(
     action: &'static str,
 ) -> Result<Arc<Stored<SecurityGroup>>> {
     let group = visible_group(cache, caller, id)?;
-    if caller.may_write(&group.row.standard.project_id) {
-        Ok(group)
-    } else {
-        Err(Error::Forbidden { action })
-    }
+    require_member(caller, &group.row.standard.project_id, action)?;
+    Ok(group)
 }
 
 /// The groups with these ids as an agent enforces them: remote groups resolved to their members' addresses.

@@ -14,6 +14,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::{FixedIp, Network, Port, Standard, Subnet};
 use crate::model::random_uuid;
+use crate::policy::require_member;
 use crate::service::quota::{self, Resource};
 use crate::store::{Cache, Stored, Txn};
 
@@ -215,11 +216,8 @@ fn owned_subnet(
     action: &'static str,
 ) -> Result<Arc<Stored<Subnet>>> {
     let subnet = visible_subnet(cache, caller, id)?;
-    if caller.may_write(&subnet.row.standard.project_id) {
-        Ok(subnet)
-    } else {
-        Err(Error::Forbidden { action })
-    }
+    require_member(caller, &subnet.row.standard.project_id, action)?;
+    Ok(subnet)
 }
 
 /// Builds the rows of a subnet and of its DHCP port.

@@ -1,0 +1,367 @@
+//! Who may do what: one pure function, [`Policy::allows`], of a rule's name, the caller and what is acted on.
+//!
+//! The default of a rule is one of the few shapes below (`rule:admin_api`, …) and is chosen by the function that asks;
+//! a file in oslo.policy's YAML form may say another for any rule by its name in the service's own vocabulary
+//! (`os_compute_api:servers:create`, `identity:create_project`, `create_network`).
+//!
+//! Must never know: HTTP, a store.
+
+mod check;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, RwLock};
+
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+
+use self::check::Check;
+pub use self::check::{CHECK_BYTES_MAX, CheckError};
+use crate::caller::{Caller, Scope};
+use crate::error::{Error, Result};
+
+/// The longest policy file in bytes: all rules of all services are about 200 KiB.
+pub const FILE_BYTES_MAX: usize = 1 << 20;
+/// The most rules of one file: the services have some 1500.
+pub const RULES_MAX: usize = 5000;
+/// The most checks that one rule may come to, with the rules it names: evaluation is bounded by it.
+const CHECKS_MAX: usize = 1000;
+
+/// The rules that others build on, by the names that the services' own policies give them.
+const BASE: [(&str, &str); 19] = [
+    ("context_is_admin", "role:admin"),
+    ("admin_required", "role:admin"),
+    ("admin_api", "role:admin"),
+    ("admin_only", "rule:context_is_admin"),
+    ("context_is_advsvc", "role:service"),
+    ("service_role", "role:service"),
+    ("owner", "user_id:%(user_id)s"),
+    ("admin_or_owner", "rule:admin_required or rule:owner or project_id:%(project_id)s"),
+    ("regular_user", ""),
+    ("system_reader_api", "role:reader and system_scope:all"),
+    ("admin_or_system_reader", "rule:admin_required or rule:system_reader_api"),
+    ("project_reader_api", "role:reader and project_id:%(project_id)s"),
+    ("project_member_api", "role:member and project_id:%(project_id)s"),
+    ("project_manager_api", "role:manager and project_id:%(project_id)s"),
+    ("project_reader_or_admin", "rule:project_reader_api or rule:admin_api"),
+    ("project_member_or_admin", "rule:project_member_api or rule:admin_api"),
+    ("project_manager_or_admin", "rule:project_manager_api or rule:admin_api"),
+    ("domain_manager", "role:manager and domain_id:%(target.domain_id)s"),
+    ("shared", "field:networks:shared=True"),
+];
+
+/// What a rule says unless a file says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Default {
+    /// Administrators.
+    Admin,
+    /// Administrators, and members of the target's project.
+    Member,
+    /// Administrators, and readers of the target's project.
+    Reader,
+    /// Administrators, and the target's own user.
+    Owner,
+    /// Administrators, and readers of the whole deployment.
+    SystemReader,
+    /// Everyone with a token.
+    Anyone,
+}
+
+impl Default {
+    fn rule(self) -> &'static str {
+        match self {
+            Self::Admin => "admin_api",
+            Self::Member => "project_member_or_admin",
+            Self::Reader => "project_reader_or_admin",
+            Self::Owner => "admin_or_user",
+            Self::SystemReader => "admin_or_system_reader",
+            Self::Anyone => "regular_user",
+        }
+    }
+}
+
+/// What is acted on, by the keys that checks name; borrowed for one question.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Target<'a> {
+    keys: &'a [(&'a str, &'a str)],
+}
+
+impl<'a> Target<'a> {
+    /// Nothing that belongs to anyone.
+    pub const NONE: Self = Self { keys: &[] };
+
+    /// These keys. `project_id` answers for `tenant_id` and `target.project.id` too, and so on.
+    pub const fn of(keys: &'a [(&'a str, &'a str)]) -> Self {
+        Self { keys }
+    }
+
+    fn get(&self, key: &str) -> Option<&'a str> {
+        let key = key.strip_prefix("target.").unwrap_or(key);
+        let key = match key {
+            "tenant_id" | "project.id" => "project_id",
+            "user.id" => "user_id",
+            "domain.id" | "user.domain_id" | "project.domain_id" | "group.domain_id" => "domain_id",
+            key => key,
+        };
+        self.keys.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
+    }
+}
+
+/// All rules: the base, and what a file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    rules: HashMap<String, Check>,
+}
+
+/// Why a policy file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// It is longer than [`FILE_BYTES_MAX`].
+    #[error("a policy has at most {FILE_BYTES_MAX} bytes")]
+    Long,
+    /// It has more than [`RULES_MAX`] rules.
+    #[error("a policy has at most {RULES_MAX} rules")]
+    Many,
+    /// It is no YAML of names and checks.
+    #[error("the policy is no YAML of names and checks")]
+    Yaml(#[source] Box<serde_saphyr::Error>),
+    /// A rule cannot be read.
+    #[error("line {line}: rule {rule}")]
+    Rule {
+        /// Where it stands.
+        line: u64,
+        /// Its name.
+        rule: String,
+        /// What is wrong.
+        #[source]
+        source: CheckError,
+    },
+    /// A rule names one that is nowhere.
+    #[error("line {line}: rule {rule} names the rule {named}, which is nowhere")]
+    Unknown {
+        /// Where it stands.
+        line: u64,
+        /// Its name.
+        rule: String,
+        /// The other's.
+        named: String,
+    },
+    /// A rule comes to itself, or to too much.
+    #[error("line {line}: rule {rule} names itself, or comes to more than {CHECKS_MAX} checks")]
+    Endless {
+        /// Where it stands.
+        line: u64,
+        /// Its name.
+        rule: String,
+    },
+}
+
+/// A check as a file says it: a text, or oslo.policy's older form, a list of alternatives, each a list of checks that
+/// must all hold.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Text(String),
+    Alternatives(Vec<Alternative>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Alternative {
+    One(String),
+    All(Vec<String>),
+}
+
+impl Written {
+    fn parse(&self) -> std::result::Result<Check, CheckError> {
+        let alternatives = match self {
+            Self::Text(text) => return check::parse(text),
+            Self::Alternatives(alternatives) if alternatives.is_empty() => return Ok(Check::Always),
+            Self::Alternatives(alternatives) => alternatives,
+        };
+        let all = |texts: &[String]| {
+            let checks =
+                texts.iter().map(|text| check::parse(text)).collect::<std::result::Result<_, _>>()?;
+            Ok(Check::All(checks))
+        };
+        let checks = alternatives.iter().map(|alternative| match alternative {
+            Alternative::One(text) => check::parse(text),
+            Alternative::All(texts) => all(texts),
+        });
+        Ok(Check::Any(checks.collect::<std::result::Result<_, _>>()?))
+    }
+}
+
+impl std::default::Default for Policy {
+    fn default() -> Self {
+        let mut rules: HashMap<String, Check> = BASE
+            .iter()
+            .map(|(name, text)| {
+                let check = check::parse(text).expect("invariant: the base rules are checks");
+                ((*name).to_owned(), check)
+            })
+            .collect();
+        let user = check::parse("rule:admin_api or rule:owner").expect("invariant: a check");
+        rules.insert("admin_or_user".to_owned(), user);
+        Self { rules }
+    }
+}
+
+impl Policy {
+    /// The base with what a file in oslo.policy's YAML form says over it.
+    pub fn parse(text: &str) -> std::result::Result<Self, PolicyError> {
+        if text.len() > FILE_BYTES_MAX {
+            return Err(PolicyError::Long);
+        }
+        let mut policy = Self::default();
+        // A file of remarks only is a file.
+        let written: Option<BTreeMap<String, Spanned<Written>>> =
+            serde_saphyr::from_str(text).map_err(|error| PolicyError::Yaml(Box::new(error)))?;
+        let written = written.unwrap_or_default();
+        if written.len() > RULES_MAX {
+            return Err(PolicyError::Many);
+        }
+        for (rule, spanned) in &written {
+            let check = spanned.value.parse().map_err(|source| PolicyError::Rule {
+                line: line_of(spanned),
+                rule: rule.clone(),
+                source,
+            })?;
+            policy.rules.insert(rule.clone(), check);
+        }
+        let mut sizes = HashMap::new();
+        for (rule, spanned) in &written {
+            let line = line_of(spanned);
+            match policy.size(rule, &mut sizes, 0) {
+                Ok(size) if size <= CHECKS_MAX => {}
+                Ok(_) | Err(None) => return Err(PolicyError::Endless { line, rule: rule.clone() }),
+                Err(Some(named)) => return Err(PolicyError::Unknown { line, rule: rule.clone(), named }),
+            }
+        }
+        Ok(policy)
+    }
+
+    /// How many checks a rule comes to; the name of a rule that is nowhere, or nothing if it has no end.
+    fn size<'a>(
+        &'a self,
+        rule: &'a str,
+        sizes: &mut HashMap<&'a str, usize>,
+        depth: usize,
+    ) -> std::result::Result<usize, Option<String>> {
+        if let Some(size) = sizes.get(rule) {
+            return Ok(*size);
+        }
+        // A chain of so many rules comes to more checks than are allowed.
+        if depth > CHECKS_MAX / 10 {
+            return Err(None);
+        }
+        let check = self.rules.get(rule).ok_or_else(|| Some(rule.to_owned()))?;
+        let mut named = Vec::new();
+        let mut size = check.measure(&mut named);
+        for name in named {
+            size = size.saturating_add(self.size(name, sizes, depth + 1)?);
+        }
+        sizes.insert(rule, size);
+        Ok(size)
+    }
+
+    /// Whether `caller` may do what `rule` is about to `target`; `default` holds where no file says otherwise.
+    pub fn allows(&self, rule: &str, default: Default, caller: &Caller, target: &Target<'_>) -> bool {
+        let name = if self.rules.contains_key(rule) { rule } else { default.rule() };
+        self.holds(name, caller, target)
+    }
+
+    fn holds(&self, rule: &str, caller: &Caller, target: &Target<'_>) -> bool {
+        let check = self.rules.get(rule);
+        check.is_some_and(|check| check.holds(caller, target, &|name| self.holds(name, caller, target)))
+    }
+}
+
+fn line_of<T>(spanned: &Spanned<T>) -> u64 {
+    spanned.referenced.line()
+}
+
+/// The rules of this process. They are its own, as its log is: a cloud has one policy, told when it starts.
+static INSTALLED: RwLock<Option<Arc<Policy>>> = RwLock::new(None);
+
+/// Makes these the rules of this process.
+pub fn install(policy: Policy) {
+    *INSTALLED.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Arc::new(policy));
+}
+
+fn installed() -> Arc<Policy> {
+    if let Some(policy) = &*INSTALLED.read().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        return Arc::clone(policy);
+    }
+    let mut place = INSTALLED.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+    Arc::clone(place.get_or_insert_with(|| Arc::new(Policy::default())))
+}
+
+/// Whether this process's policy allows it; see [`Policy::allows`].
+pub fn allowed(rule: &str, default: Default, caller: &Caller, target: &Target<'_>) -> bool {
+    installed().allows(rule, default, caller, target)
+}
+
+/// As [`allowed`], or `Forbidden`, naming `rule`.
+///
+/// # Errors
+/// `Forbidden`.
+pub fn require(rule: &'static str, default: Default, caller: &Caller, target: &Target<'_>) -> Result<()> {
+    if allowed(rule, default, caller, target) { Ok(()) } else { Err(Error::Forbidden { action: rule }) }
+}
+
+/// Everything in every project, unless a file lets others.
+///
+/// # Errors
+/// `Forbidden`, naming `action`.
+pub fn require_admin(caller: &Caller, action: &'static str) -> Result<()> {
+    // What has no owner is, for a rule of one's own project, the caller's.
+    let keys =
+        [("project_id", caller.project_id().unwrap_or_default()), ("user_id", caller.user_id.as_str())];
+    require(action, Default::Admin, caller, &Target::of(&keys))
+}
+
+/// Changing what belongs to `project_id`. Who may not even see it is told that it is not there.
+///
+/// # Errors
+/// `NotFound` or `Forbidden`.
+pub fn require_write(
+    caller: &Caller,
+    project_id: &str,
+    action: &'static str,
+    kind: &'static str,
+    id: &str,
+) -> Result<()> {
+    if allowed(action, Default::Member, caller, &Target::of(&[("project_id", project_id)])) {
+        Ok(())
+    } else if caller.may_read(project_id) {
+        Err(Error::Forbidden { action })
+    } else {
+        Err(Error::not_found(kind, id))
+    }
+}
+
+/// Changing what belongs to `project_id`, by someone who may see it.
+///
+/// # Errors
+/// `Forbidden`, naming `action`.
+pub fn require_member(caller: &Caller, project_id: &str, action: &'static str) -> Result<()> {
+    require(action, Default::Member, caller, &Target::of(&[("project_id", project_id)]))
+}
+
+/// Making something in the caller's own project; returns that project.
+///
+/// # Errors
+/// `Forbidden` without a project or with less than the member role.
+pub fn require_own_project<'a>(caller: &'a Caller, action: &'static str) -> Result<&'a str> {
+    match &caller.scope {
+        Scope::Project(id)
+            if allowed(action, Default::Member, caller, &Target::of(&[("project_id", id)])) =>
+        {
+            Ok(id)
+        }
+        _ => Err(Error::Forbidden { action }),
+    }
+}
+
+#[cfg(test)]
+mod tests;
