@@ -29,6 +29,9 @@ pub enum Fault {
     /// The body is of a kind that is not taken here.
     #[error("Unsupported Content-Type")]
     UnsupportedMediaType,
+    /// A range of bytes that what is asked for does not have.
+    #[error("{0}")]
+    RangeNotSatisfiable(String),
     /// A microversion outside of what is offered.
     #[error("{0}")]
     NotAcceptable(String),
@@ -91,6 +94,7 @@ pub fn status_of(service: Service, fault: &Fault) -> StatusCode {
         Fault::NoRoute => StatusCode::NOT_FOUND,
         Fault::NoMethod => StatusCode::METHOD_NOT_ALLOWED,
         Fault::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        Fault::RangeNotSatisfiable(_) => StatusCode::RANGE_NOT_SATISFIABLE,
         Fault::NotAcceptable(_) => StatusCode::NOT_ACCEPTABLE,
         Fault::TimedOut => StatusCode::REQUEST_TIMEOUT,
         Fault::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
@@ -216,6 +220,7 @@ fn neutron(fault: &Fault, message: &str) -> Value {
         Fault::NoRoute => "HTTPNotFound".to_owned(),
         Fault::NoMethod => "HTTPMethodNotAllowed".to_owned(),
         Fault::UnsupportedMediaType => "HTTPUnsupportedMediaType".to_owned(),
+        Fault::RangeNotSatisfiable(_) => "HTTPRequestRangeNotSatisfiable".to_owned(),
         Fault::NotAcceptable(_) => "HTTPNotAcceptable".to_owned(),
         Fault::TimedOut => "HTTPRequestTimeout".to_owned(),
         Fault::Panicked => "HTTPInternalServerError".to_owned(),

@@ -11,7 +11,7 @@ use crate::Control;
 use crate::caller::{Caller, RoleLevel, Scope};
 use crate::error::{Error, Result};
 use crate::model::identity::{Assignment, AssignmentTarget, Domain, Project, Role, User};
-use crate::model::image::{Image, ImageStatus};
+use crate::model::image::Image;
 use crate::model::network::Network;
 use crate::model::{random_hex_id, random_uuid};
 use crate::service::identity::{DEFAULT_DOMAIN_ID, domain_name_key, project_name_key};
@@ -111,26 +111,13 @@ impl Control {
 }
 
 fn tiny_image(owner: String) -> Image {
-    let now = Timestamp::now();
     Image {
-        id: random_uuid(),
         name: Some(TINY.to_owned()),
-        owner: Some(owner),
-        status: ImageStatus::Queued,
         visibility: "public".to_owned(),
         disk_format: Some("raw".to_owned()),
         container_format: Some("bare".to_owned()),
-        size_bytes: None,
-        checksum: None,
-        sha512: None,
-        min_disk_gib: 0,
-        min_ram_mib: 0,
-        protected: false,
-        hidden: false,
-        tags: Vec::new(),
         properties: BTreeMap::from([("description".to_owned(), "Wisp's tiny guest".to_owned())]),
-        created_at: now,
-        updated_at: now,
+        ..Image::new(random_uuid(), owner)
     }
 }
 
@@ -182,6 +169,7 @@ fn first_rows(password_hash: &str) -> Txn {
 mod tests {
     use super::*;
     use crate::Settings;
+    use crate::model::image::ImageStatus;
     use crate::store::RedbStore;
 
     async fn open(directory: &std::path::Path) -> Arc<Control> {

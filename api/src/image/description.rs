@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use control::error::Error;
 use control::model::image::{Image, ImageStatus};
@@ -19,6 +19,8 @@ pub(super) fn status(status: ImageStatus) -> &'static str {
     match status {
         ImageStatus::Queued => "queued",
         ImageStatus::Saving => "saving",
+        ImageStatus::Uploading => "uploading",
+        ImageStatus::Importing => "importing",
         ImageStatus::Active => "active",
         ImageStatus::Deactivated => "deactivated",
     }
@@ -39,7 +41,7 @@ pub(super) fn show_image(image: &Image) -> Value {
         "disk_format": image.disk_format,
         "container_format": image.container_format,
         "size": image.size_bytes,
-        "virtual_size": null,
+        "virtual_size": image.virtual_size_bytes,
         "checksum": image.checksum,
         "os_hash_algo": image.sha512.as_ref().map(|_| "sha512"),
         "os_hash_value": image.sha512,
@@ -55,6 +57,9 @@ pub(super) fn show_image(image: &Image) -> Value {
     });
     if let Value::Object(fields) = fields {
         body.extend(fields);
+    }
+    if !image.stores.is_empty() {
+        body.insert("stores".into(), json!(image.stores.join(",")));
     }
     Value::Object(body)
 }
@@ -79,7 +84,11 @@ pub(super) async fn create(
     let changes = changes.collect::<Result<Vec<_>, _>>()?;
     let stored = state.control.image_create(&caller, id, changes).await?;
     let location = format!("{}/image/v2/images/{}", state.public_url(), stored.row.id);
-    Ok((StatusCode::CREATED, [(header::LOCATION, location)], Json(show_image(&stored.row))).into_response())
+    let headers = [
+        (header::LOCATION, location),
+        (HeaderName::from_static("openstack-image-store-ids"), state.control.image_store_ids().join(",")),
+    ];
+    Ok((StatusCode::CREATED, headers, Json(show_image(&stored.row))).into_response())
 }
 
 /// Image API v2: show image.
@@ -92,7 +101,7 @@ pub(super) async fn show(
     Ok(Json(show_image(&stored.row)))
 }
 
-/// Image API v2: update image, by a JSON patch of Glance's own kind.
+/// Image API v2: update image, by a JSON patch of Glance's own kinds.
 pub(super) async fn update(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
@@ -100,13 +109,16 @@ pub(super) async fn update(
     request: Request,
 ) -> Answer<Value> {
     let media_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    if media_type != Some(patch::MEDIA_TYPE) {
-        return Err(Fault::UnsupportedMediaType);
-    }
+    let essence = media_type.map(|value| value.split(';').next().unwrap_or_default().trim());
+    let draft = match essence {
+        Some(patch::MEDIA_TYPE) => patch::Draft::Ten,
+        Some(patch::MEDIA_TYPE_DRAFT) => patch::Draft::Four,
+        _ => return Err(Fault::UnsupportedMediaType),
+    };
     let bytes = body_bytes(request, JSON_BYTES_MAX).await?;
-    let operations: Vec<patch::Operation> =
+    let body: Value =
         serde_json::from_slice(&bytes).map_err(|error| Fault::malformed(json_message(&error)))?;
-    let stored = state.control.image_update(&caller, &id, patch::changes(operations)?).await?;
+    let stored = state.control.image_update(&caller, &id, patch::changes(draft, body)?).await?;
     Ok(Json(show_image(&stored.row)))
 }
 
@@ -164,4 +176,9 @@ pub(super) async fn untag(
 pub(super) fn read_only(name: &str) -> Fault {
     tracing::debug!(field = name, "a client tried to set a read-only attribute");
     Error::Forbidden { action: "change of a read-only attribute" }.into()
+}
+
+/// What Glance answers to a change of an image's locations, which it shows to nobody.
+pub(super) fn invisible_locations() -> Fault {
+    Error::Forbidden { action: "update of locations that are invisible" }.into()
 }

@@ -2,8 +2,11 @@
 
 mod data;
 mod description;
+mod info;
 mod list;
+mod location;
 mod member;
+mod metadef;
 mod patch;
 mod schema;
 
@@ -32,8 +35,17 @@ pub fn routes() -> Router<AppState> {
             "/v2/images/{id}/members/{project}",
             get(member::show).put(member::update).delete(member::remove),
         )
+        .route("/v2/images/{id}/locations", get(location::list).post(location::add))
         .route("/v2/schemas/{name}", get(schema::show))
-        .route("/v2/info/import", get(schema::import))
+        .route("/v2/schemas/metadefs/{name}", get(schema::show_metadef))
+        .route("/v2/info/import", get(info::import))
+        .route("/v2/info/stores", get(info::stores))
+        .route("/v2/info/stores/detail", get(info::stores_detail))
+        .route("/v2/info/usage", get(info::usage))
+        .route("/v2/cache", get(info::no_cache).delete(info::no_cache))
+        .route("/v2/cache/{id}", put(info::no_cache).delete(info::no_cache))
+        .route("/v2/cached_images", get(info::no_cache).delete(info::no_cache))
+        .nest("/v2/metadefs", metadef::routes())
 }
 
 /// No content.

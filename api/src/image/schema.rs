@@ -1,4 +1,4 @@
-//! JSON schemas of what the service answers, which some clients build their models of, and how images can be imported.
+//! JSON schemas of what the service answers, which some clients build their models of.
 
 use axum::Json;
 use control::service::image::{CONTAINER_FORMATS, DISK_FORMATS, MEMBER_STATUSES, VISIBILITIES};
@@ -9,33 +9,70 @@ use crate::error::Fault;
 
 /// Image API v2: show image schema and kin.
 pub(super) async fn show(_: Authenticated, Segments(name): Segments<String>) -> Answer<Value> {
-    let list = |name: &str, item: Value| {
-        json!({
-            "name": name,
-            "properties": {
-                name: {"type": "array", "items": item},
-                "first": {"type": "string"},
-                "next": {"type": "string"},
-                "schema": {"type": "string"},
-            },
-            "links": [{"rel": "first", "href": "{first}"}, {"rel": "next", "href": "{next}"},
-                      {"rel": "describedby", "href": "{schema}"}],
-        })
-    };
-    match name.as_str() {
-        "image" => Ok(Json(image())),
-        "images" => Ok(Json(list("images", image()))),
-        "member" => Ok(Json(member())),
-        "members" => Ok(Json(list("members", member()))),
-        _ => Err(Fault::NoRoute),
-    }
+    Ok(Json(match name.as_str() {
+        "image" => image(),
+        "images" => collection("images", image()),
+        "member" => member(),
+        "members" => collection("members", member()),
+        "task" => task(true),
+        "tasks" => collection("tasks", task(false)),
+        _ => return Err(Fault::NoRoute),
+    }))
 }
 
-/// Image API v2: import methods and values discovery. There are none.
-pub(super) async fn import(_: Authenticated) -> Answer<Value> {
-    let methods = json!({"description": "Import methods available.", "type": "array", "value": []});
-    Ok(Json(json!({"import-methods": methods})))
+/// Image API v2: show metadata definition schemas.
+pub(super) async fn show_metadef(_: Authenticated, Segments(name): Segments<String>) -> Answer<Value> {
+    super::metadef::schema::of(&name).map(Json).ok_or(Fault::NoRoute)
 }
+
+/// The schema of a page of what `item` describes.
+pub(super) fn collection(name: &str, item: Value) -> Value {
+    json!({
+        "name": name,
+        "properties": {
+            name: {"type": "array", "items": item},
+            "first": {"type": "string"},
+            "next": {"type": "string"},
+            "schema": {"type": "string"},
+        },
+        "links": [{"rel": "first", "href": "{first}"}, {"rel": "next", "href": "{next}"},
+                  {"rel": "describedby", "href": "{schema}"}],
+    })
+}
+
+fn task(whole: bool) -> Value {
+    let fixed = json!({"type": "string", "readOnly": true});
+    let mut schema = json!({
+        "name": "task",
+        "properties": {
+            "id": {"type": "string", "description": "An identifier for the task", "pattern": UUID},
+            "type": {"type": "string", "description": "What the task does",
+                     "enum": ["import", "api_image_import", "location_import"]},
+            "status": {"type": "string", "description": "How far it is",
+                       "enum": ["pending", "processing", "success", "failure"]},
+            "owner": {"type": "string", "description": "The project it belongs to"},
+            "image_id": {"type": "string", "description": "The image it is about"},
+            "request_id": {"type": "string", "description": "The request that asked for it"},
+            "user_id": {"type": "string", "description": "Who asked for it"},
+            "expires_at": {"type": ["null", "string"], "description": "When its record goes"},
+            "created_at": fixed,
+            "updated_at": fixed,
+            "self": fixed,
+            "schema": fixed,
+        },
+        "additionalProperties": false,
+    });
+    if whole {
+        let object = json!({"type": ["null", "object"]});
+        schema["properties"]["input"] = object.clone();
+        schema["properties"]["result"] = object;
+        schema["properties"]["message"] = json!({"type": "string", "description": "What went wrong"});
+    }
+    schema
+}
+
+/// What an id looks like.
+const UUID: &str = "^([0-9a-fA-F]){8}-([0-9a-fA-F]){4}-([0-9a-fA-F]){4}-([0-9a-fA-F]){4}-([0-9a-fA-F]){12}$";
 
 fn text(description: &str, characters_max: usize) -> Value {
     json!({"type": ["null", "string"], "description": description, "maxLength": characters_max})
@@ -47,10 +84,12 @@ fn image() -> Value {
     json!({
         "name": "image",
         "properties": {
-            "id": {"type": "string", "description": "An identifier for the image",
-                   "pattern": "^([0-9a-f]){8}-([0-9a-f]){4}-([0-9a-f]){4}-([0-9a-f]){4}-([0-9a-f]){12}$"},
+            "id": {"type": "string", "description": "An identifier for the image", "pattern": UUID},
             "name": text("Descriptive name for the image", 255),
-            "status": fixed("string"),
+            "status": {"type": "string", "readOnly": true, "enum": [
+                "queued", "saving", "active", "killed", "deleted", "uploading", "importing",
+                "pending_delete", "deactivated",
+            ]},
             "visibility": {"type": "string", "enum": VISIBILITIES},
             "os_hidden": {"type": "boolean"},
             "protected": {"type": "boolean"},
@@ -70,6 +109,7 @@ fn image() -> Value {
             "file": fixed("string"),
             "self": fixed("string"),
             "schema": fixed("string"),
+            "stores": fixed("string"),
             "kernel_id": {"type": ["null", "string"], "is_base": false},
             "ramdisk_id": {"type": ["null", "string"], "is_base": false},
         },

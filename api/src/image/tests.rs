@@ -176,3 +176,163 @@ async fn quota_bounds_number_and_bytes() {
     cloud.control.image_delete(&caller, &id).await.unwrap();
     assert_eq!(cloud.control.quotas(&caller, project).await.unwrap()[&ImageMib].used, 1, "tiny");
 }
+
+#[tokio::test]
+async fn patches_of_the_older_kind_add_only_what_is_not_there() {
+    let cloud = Harness::new().await;
+    let id = create(&cloud, described("p")).await;
+    let older = async |body: Value| {
+        let request = Request::patch(format!("/image/v2/images/{id}"))
+            .header("x-auth-token", cloud.admin_token().await)
+            .header("content-type", super::patch::MEDIA_TYPE_DRAFT);
+        cloud.send(request.body(body.to_string().into()).unwrap()).await
+    };
+    let changed = older(json!([{"replace": "/name", "value": "q"}, {"add": "/k", "value": "v"}])).await;
+    assert_eq!((changed.status.as_u16(), &changed.json()["name"]), (200, &json!("q")));
+    assert_eq!(older(json!([{"add": "/k", "value": "w"}])).await.status, 409);
+    assert_eq!(older(json!([{"add": "/name", "value": "w"}])).await.status, 409);
+    assert_eq!(older(json!([{"add": "/x", "remove": "/k", "value": "w"}])).await.status, 400);
+    assert_eq!(older(json!([{"remove": "/k"}])).await.status, 200);
+    for (status, operation) in [
+        (400, json!({"op": "add", "path": "name", "value": "x"})),
+        (400, json!({"op": "add", "path": "/", "value": "x"})),
+        (400, json!({"op": "add", "path": "/a~2", "value": "x"})),
+        (400, json!({"op": "add", "path": "/a//b", "value": "x"})),
+        (400, json!({"op": "move", "path": "/a", "value": "x"})),
+        (400, json!({"op": "add", "path": "/a"})),
+        (400, json!({"op": "add", "path": "/a", "value": 7})),
+        (400, json!("add")),
+        (403, json!({"op": "remove", "path": "/name"})),
+        (403, json!({"op": "add", "path": "/os_glance_x", "value": "x"})),
+        (403, json!({"op": "add", "path": "/locations/-", "value": {}})),
+        (403, json!({"op": "replace", "path": "/deleted", "value": "x"})),
+    ] {
+        assert_eq!(patch(&cloud, &id, json!([operation])).await.status, status, "{operation}");
+    }
+}
+
+#[tokio::test]
+async fn list_refuses_what_it_does_not_understand() {
+    let cloud = Harness::new().await;
+    let mut body = described("a, b");
+    body["tags"] = json!(["t1", "t2"]);
+    create(&cloud, body).await;
+    let get = async |query: &str| {
+        let reply = cloud.admin(Method::GET, &format!("/image/v2/images?{query}"), Value::Null).await;
+        let images = reply.json()["images"].as_array().map_or(0, Vec::len);
+        (reply.status.as_u16(), images)
+    };
+    assert_eq!(get("name=in:%22a,%20b%22,tiny").await, (200, 2));
+    assert_eq!(get("tag=t1&tag=t2").await, (200, 1));
+    assert_eq!(get("tag=t1&tag=t3").await, (200, 0));
+    assert_eq!(get("container_format=in:bare,ovf&status=active").await, (200, 1));
+    assert_eq!(get("size_min=1").await, (200, 1));
+    assert_eq!(get("created_at=gt:2020-01-01T00:00:00Z").await, (200, 2));
+    assert_eq!(get("updated_at=lt:2020-01-01T00:00:00").await, (200, 0));
+    assert_eq!(get("owner_specified.openstack.md5=").await, (200, 1));
+    for bad in [
+        "visibility=odd",
+        "member_status=odd",
+        "sort=odd",
+        "sort_key=name&sort_dir=up",
+        "sort=name&sort_key=name",
+        "sort_key=name&sort_key=size&sort_key=id&sort_dir=asc&sort_dir=asc",
+        "limit=-1",
+        "limit=x",
+        "size_min=-1",
+        "created_at=gt:yesterday",
+        "name=in:%22a",
+        "changes-since=2020-01-01T00:00:00",
+        "os_hidden=maybe",
+    ] {
+        assert_eq!(get(bad).await.0, 400, "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn range_of_an_image_is_served_alone() {
+    let cloud = Harness::new().await;
+    let id = create(&cloud, described("r")).await;
+    assert_eq!(put_file(&cloud, &id, Body::from("0123456789")).await.status, 204);
+    let token = cloud.admin_token().await;
+    let get = async |range: &str| {
+        let headers = [("x-auth-token", token.as_str()), ("range", range)];
+        cloud.get(&format!("/image/v2/images/{id}/file"), &headers).await
+    };
+    let part = get("bytes=2-4").await;
+    assert_eq!((part.status.as_u16(), &part.bytes[..]), (206, &b"234"[..]));
+    assert_eq!(part.header("content-range"), Some("bytes 2-4/10"));
+    assert_eq!(part.header("content-length"), Some("3"));
+    assert_eq!(get("bytes=-2").await.bytes, "89");
+    assert_eq!(get("bytes=10-").await.status, 416);
+}
+
+#[tokio::test]
+async fn metadata_definitions_are_made_changed_and_deleted_with_what_is_in_them() {
+    let cloud = Harness::new().await;
+    let root = "/image/v2/metadefs/namespaces";
+    let call = async |method: Method, path: &str, body: Value| {
+        let reply = cloud.admin(method, &format!("{root}{path}"), body).await;
+        (reply.status.as_u16(), reply.json())
+    };
+    let property = json!({"name": "cpu", "title": "CPU", "type": "integer", "minimum": 1});
+    let whole = json!({
+        "namespace": "N", "visibility": "public", "tags": [{"name": "t"}],
+        "objects": [{"name": "o", "properties": {"cpu": {"title": "CPU", "type": "integer"}}}],
+        "properties": {"p": {"title": "P", "type": "string", "enum": ["a"]}},
+        "resource_type_associations": [{"name": "OS::Glance::Image", "prefix": "hw_"}],
+    });
+    let (status, made) = call(Method::POST, "", whole.clone()).await;
+    assert_eq!((status, &made["self"]), (201, &json!("/v2/metadefs/namespaces/N")), "{made}");
+    assert_eq!(call(Method::POST, "", whole).await.0, 409);
+    let (_, shown) = call(Method::GET, "/N?resource_type=OS::Glance::Image", Value::Null).await;
+    assert_eq!(shown["properties"]["hw_p"]["type"], "string", "{shown}");
+    assert_eq!(call(Method::POST, "/N/properties", property.clone()).await.0, 201);
+    assert_eq!(call(Method::POST, "/N/properties", property).await.0, 409);
+    assert_eq!(call(Method::POST, "/N/properties", json!({"name": "x", "type": "string"})).await.0, 400);
+    let odd = json!({"name": "x", "title": "X", "type": "string", "odd": 1});
+    assert_eq!(call(Method::POST, "/N/properties", odd).await.0, 400);
+    assert_eq!(call(Method::PUT, "/N/objects/o", json!({"name": "o2"})).await.0, 200);
+    assert_eq!(call(Method::GET, "/N/objects/o", Value::Null).await.0, 404);
+    assert_eq!(call(Method::POST, "/N/tags", json!({"tags": [{"name": "a"}, {"name": "b"}]})).await.0, 201);
+    let (_, tags) = call(Method::GET, "/N/tags?sort_key=name&sort_dir=asc", Value::Null).await;
+    let names: Vec<_> = tags["tags"].as_array().unwrap().iter().map(|tag| tag["name"].clone()).collect();
+    assert_eq!(names, ["a", "b"]);
+    let renamed = json!({"namespace": "M", "protected": true});
+    assert_eq!(call(Method::PUT, "/N", renamed.clone()).await.0, 200);
+    assert_eq!(call(Method::DELETE, "/M/tags/a", Value::Null).await.0, 403);
+    assert_eq!(call(Method::DELETE, "/M", Value::Null).await.0, 403);
+    assert_eq!(call(Method::PUT, "/M", json!({"namespace": "M", "protected": false})).await.0, 200);
+    assert_eq!(call(Method::DELETE, "/M/tags/a", Value::Null).await.0, 204);
+    assert_eq!(call(Method::DELETE, "/M", Value::Null).await.0, 204);
+    assert_eq!(call(Method::GET, "/M", Value::Null).await.0, 404);
+    let (status, _) = call(Method::POST, "", json!({"namespace": "N"})).await;
+    assert_eq!(status, 201, "the name is free again");
+    let (_, empty) = call(Method::GET, "/N/objects", Value::Null).await;
+    assert_eq!(empty["objects"], json!([]));
+}
+
+#[tokio::test]
+async fn service_says_what_it_has() {
+    let cloud = Harness::new().await;
+    let get = async |path: &str| {
+        let reply = cloud.admin(Method::GET, &format!("/image/v2{path}"), Value::Null).await;
+        (reply.status.as_u16(), reply.json())
+    };
+    assert_eq!(get("/info/stores").await.1["stores"][0]["id"], "file");
+    assert_eq!(get("/info/stores/detail").await.1["stores"][0]["type"], "file");
+    let (_, usage) = get("/info/usage").await;
+    assert_eq!(usage["usage"]["image_count_total"], json!({"limit": 100, "usage": 1}));
+    assert_eq!(get("/cache").await.0, 404);
+    for name in ["image", "images", "member", "members", "task", "tasks"] {
+        assert_eq!(get(&format!("/schemas/{name}")).await.1["name"], name);
+    }
+    assert_eq!(get("/schemas/metadefs/resource_types").await.1["name"], "resource_type_associations");
+    assert_eq!(get("/schemas/odd").await.0, 404);
+    let id = create(&cloud, described("l")).await;
+    let location =
+        json!({"url": "http://h/x", "validation_data": {"os_hash_algo": "md5", "os_hash_value": "00"}});
+    let path = format!("/image/v2/images/{id}/locations");
+    assert_eq!(cloud.admin(Method::POST, &path, location).await.status, 400);
+    assert_eq!(get(&format!("/images/{id}/locations")).await, (200, json!([])));
+}

@@ -13,10 +13,26 @@ pub enum ImageStatus {
     Queued,
     /// Data is streaming in.
     Saving,
+    /// Data is streaming into the staging area, or is there.
+    Uploading,
+    /// A task brings the data.
+    Importing,
     /// Data is there and checked.
     Active,
     /// Data is there, downloads are refused.
     Deactivated,
+}
+
+impl ImageStatus {
+    /// Whether there is data to read.
+    pub fn has_data(self) -> bool {
+        matches!(self, Self::Active | Self::Deactivated)
+    }
+
+    /// Whether it waits for data that nobody brings yet.
+    pub fn is_queued(self) -> bool {
+        self == Self::Queued
+    }
 }
 
 /// An image.
@@ -38,6 +54,18 @@ pub struct Image {
     pub container_format: Option<String>,
     /// Bytes of the data.
     pub size_bytes: Option<u64>,
+    /// Bytes of the disk that a guest sees, where the format says.
+    #[serde(default)]
+    pub virtual_size_bytes: Option<u64>,
+    /// The stores that have the data, the first choice first.
+    #[serde(default)]
+    pub stores: Vec<String>,
+    /// The name of the data in those stores; absent in images of the first version, whose data has the image's id.
+    #[serde(default)]
+    pub data: Option<String>,
+    /// The task that brings data now; no second one may.
+    #[serde(default)]
+    pub import_task: Option<String>,
     /// MD5 of the data in hexadecimal.
     pub checksum: Option<String>,
     /// SHA-512 of the data in hexadecimal.
@@ -58,6 +86,37 @@ pub struct Image {
     pub created_at: Timestamp,
     /// When it last changed.
     pub updated_at: Timestamp,
+}
+
+impl Image {
+    /// A new image of `owner`'s, without data, shared with nobody yet.
+    pub fn new(id: String, owner: String) -> Self {
+        let now = Timestamp::now();
+        Self {
+            id,
+            name: None,
+            owner: Some(owner),
+            status: ImageStatus::Queued,
+            visibility: "shared".to_owned(),
+            disk_format: None,
+            container_format: None,
+            size_bytes: None,
+            virtual_size_bytes: None,
+            stores: Vec::new(),
+            data: None,
+            import_task: None,
+            checksum: None,
+            sha512: None,
+            min_disk_gib: 0,
+            min_ram_mib: 0,
+            protected: false,
+            hidden: false,
+            tags: Vec::new(),
+            properties: BTreeMap::new(),
+            created_at: now,
+            updated_at: now,
+        }
+    }
 }
 
 /// A project that an image of visibility `shared` is shared with.

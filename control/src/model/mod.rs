@@ -4,6 +4,7 @@
 pub mod compute;
 pub mod identity;
 pub mod image;
+pub mod metadef;
 pub mod network;
 pub mod quota;
 
@@ -38,6 +39,8 @@ rows! {
     identity::Revocation: "revocation", 1, |row| &row.id;
     image::Image: "image", 1, |row| &row.id;
     image::ImageMember: "image_member", 1, |row| &row.id;
+    metadef::MetadefNamespace: "metadef_namespace", 1, |row| &row.id;
+    metadef::MetadefEntry: "metadef_entry", 1, |row| &row.id;
     network::Network: "network", 1, |row| &row.standard.id;
     network::Subnet: "subnet", 1, |row| &row.standard.id;
     network::Port: "port", 1, |row| &row.standard.id;

@@ -53,9 +53,7 @@ impl Cloud {
         let store = RedbStore::open(&state.path().join("store.redb")).unwrap();
         let control = Control::open(Arc::new(store), Settings::new("http://h", state.path())).await.unwrap();
         control.bootstrap_flavors().await.unwrap();
-        let now = Timestamp::now();
         let image = Image {
-            id: IMAGE.to_owned(),
             name: Some("tiny".to_owned()),
             owner: None,
             status: ImageStatus::Active,
@@ -63,16 +61,7 @@ impl Cloud {
             disk_format: Some("raw".to_owned()),
             container_format: Some("bare".to_owned()),
             size_bytes: Some(1 << 20),
-            checksum: None,
-            sha512: None,
-            min_disk_gib: 0,
-            min_ram_mib: 0,
-            protected: false,
-            hidden: false,
-            tags: Vec::new(),
-            properties: BTreeMap::new(),
-            created_at: now,
-            updated_at: now,
+            ..Image::new(IMAGE.to_owned(), String::new())
         };
         control.db.transact(|_| Ok(Txn::new().create(&image))).await.unwrap();
         let admin = caller("p", RoleLevel::Admin);

@@ -1,6 +1,5 @@
 //! Images: describing, finding, changing, sharing. Their data is in [`super::image_data`].
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -54,6 +53,8 @@ pub enum ImageChange {
     Owner(String),
     /// All tags.
     Tags(Vec<String>),
+    /// A property that is not there gets a value.
+    NewProperty(String, String),
     /// A property gets a value, whether it was there or not.
     AddProperty(String, String),
     /// A property that is there gets another value.
@@ -74,7 +75,7 @@ impl Control {
         changes: Vec<ImageChange>,
     ) -> Result<Arc<Stored<Image>>> {
         let project_id = require_own_project(caller, "add_image")?;
-        let mut image = new_image(id.unwrap_or_else(random_uuid), project_id.to_owned());
+        let mut image = Image::new(id.unwrap_or_else(random_uuid), project_id.to_owned());
         for change in changes {
             apply(caller, &mut image, change)?;
         }
@@ -215,6 +216,7 @@ impl Control {
         self.db.caught_up().await?;
         let cache = self.db.cache();
         let image = visible_image(cache, caller, id)?;
+        require_shared(&image.row)?;
         let mut members = cache.list_under::<ImageMember>(&format!("{id}/"));
         let owner = image.row.owner.as_deref().is_some_and(|owner| caller.may_read(owner));
         members.retain(|stored| owner || Some(stored.row.project_id.as_str()) == caller.project_id());
@@ -232,6 +234,9 @@ impl Control {
         project_id: &str,
     ) -> Result<Arc<Stored<ImageMember>>> {
         check_text("member", project_id)?;
+        if project_id.is_empty() {
+            return Err(Error::invalid("Invalid", "Member can't be empty"));
+        }
         self.db.caught_up().await?;
         let now = Timestamp::now();
         let member = ImageMember {
@@ -245,11 +250,7 @@ impl Control {
         self.db
             .transact(|cache| {
                 let image = owned_image(cache, caller, id, "add_member")?;
-                if image.row.visibility != "shared" {
-                    return Err(Error::Forbidden {
-                        action: "sharing of an image whose visibility is not shared",
-                    });
-                }
+                require_shared(&image.row)?;
                 if cache.get::<ImageMember>(&member.id).is_some() {
                     let message = format!("Member {project_id} is duplicated for image {id}");
                     return Err(Error::conflict("Duplicate", message));
@@ -276,7 +277,11 @@ impl Control {
         let key = ImageMember::key(id, project_id);
         self.db
             .transact(|cache| {
-                visible_image(cache, caller, id)?;
+                let image = visible_image(cache, caller, id)?;
+                require_shared(&image.row)?;
+                if !caller.is_admin() && image.row.owner.as_deref() == caller.project_id() {
+                    return Err(Error::Forbidden { action: "modify_member" });
+                }
                 let stored =
                     cache.get::<ImageMember>(&key).ok_or_else(|| Error::not_found("Member", project_id))?;
                 if !caller.may_write(project_id) {
@@ -298,7 +303,7 @@ impl Control {
         self.db.caught_up().await?;
         self.db
             .transact(|cache| {
-                owned_image(cache, caller, id, "delete_member")?;
+                require_shared(&owned_image(cache, caller, id, "delete_member")?.row)?;
                 let key = ImageMember::key(id, project_id);
                 let stored =
                     cache.get::<ImageMember>(&key).ok_or_else(|| Error::not_found("Member", project_id))?;
@@ -310,6 +315,13 @@ impl Control {
     fn member_stored(&self, key: &str) -> Result<Arc<Stored<ImageMember>>> {
         self.db.get(key).ok_or_else(|| Error::not_found("Member", key))
     }
+}
+
+fn require_shared(image: &Image) -> Result<()> {
+    if image.visibility == "shared" {
+        return Ok(());
+    }
+    Err(Error::Forbidden { action: "anything with members of an image whose visibility is not shared" })
 }
 
 /// Whether the caller may see an image: its owner's project, everybody if it is public or community, and the projects
@@ -340,30 +352,6 @@ pub(super) fn owned_image(
     let stored = visible_image(cache, caller, id)?;
     let owned = stored.row.owner.as_deref().is_some_and(|owner| caller.may_write(owner));
     if owned || caller.is_admin() { Ok(stored) } else { Err(Error::Forbidden { action }) }
-}
-
-fn new_image(id: String, owner: String) -> Image {
-    let now = Timestamp::now();
-    Image {
-        id,
-        name: None,
-        owner: Some(owner),
-        status: ImageStatus::Queued,
-        visibility: "shared".to_owned(),
-        disk_format: None,
-        container_format: None,
-        size_bytes: None,
-        checksum: None,
-        sha512: None,
-        min_disk_gib: 0,
-        min_ram_mib: 0,
-        protected: false,
-        hidden: false,
-        tags: Vec::new(),
-        properties: BTreeMap::new(),
-        created_at: now,
-        updated_at: now,
-    }
 }
 
 fn apply(caller: &Caller, image: &mut Image, change: ImageChange) -> Result<()> {
@@ -403,6 +391,12 @@ fn apply(caller: &Caller, image: &mut Image, change: ImageChange) -> Result<()> 
             tags.dedup();
             check_count("tags", tags.len())?;
             image.tags = tags;
+        }
+        ImageChange::NewProperty(name, value) => {
+            if image.properties.contains_key(&name) {
+                return Err(Error::conflict("Conflict", format!("Property {name} already present.")));
+            }
+            return set_property(image, name, value);
         }
         ImageChange::AddProperty(name, value) => return set_property(image, name, value),
         ImageChange::ReplaceProperty(name, value) => {
@@ -468,11 +462,12 @@ fn check_text(field: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
-fn too_many(what: &str) -> Error {
-    Error::invalid("Invalid", format!("an image has at most {ENTRIES_MAX} {what}"))
+fn too_many(resource: &'static str) -> Error {
+    let limit = ENTRIES_MAX as u64;
+    Error::QuotaExceeded { resource, requested: 1, used: limit, limit }
 }
 
-fn check_count(what: &str, count: usize) -> Result<()> {
+fn check_count(what: &'static str, count: usize) -> Result<()> {
     if count > ENTRIES_MAX {
         return Err(too_many(what));
     }

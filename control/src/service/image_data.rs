@@ -2,13 +2,16 @@
 //! is gone, so what a row promises is always there; what a crash leaves in between is cleared at the next start.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::io::SeekFrom;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use storage::image::{ImageDigest, ImageError, Upload};
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::io::ReaderStream;
 
 use crate::Control;
 use crate::caller::Caller;
@@ -23,6 +26,35 @@ use crate::store::{Stored, Txn};
 pub const IMAGE_BYTES_MAX: u64 = 1 << 40;
 /// How many pieces of an upload may wait for the disk; a client that is faster waits.
 const PIECES_MAX: usize = 8;
+/// Bytes read from the disk at once for a download.
+const READ_BYTES: usize = 256 << 10;
+/// The store of files of this host.
+pub const FILE_STORE: &str = "file";
+
+/// An image's data as it is read.
+pub type ImageStream = ReaderStream<tokio::io::Take<tokio::fs::File>>;
+
+/// What there is to know of a store.
+#[derive(Debug, Clone)]
+pub struct StoreFacts {
+    /// Its name.
+    pub id: &'static str,
+    /// Of which kind it is.
+    pub kind: &'static str,
+    /// What people read.
+    pub description: &'static str,
+    /// What administrators read.
+    pub properties: Vec<(String, serde_json::Value)>,
+}
+
+/// What is on its way in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Staging {
+    /// How many images.
+    pub uploading: u64,
+    /// How many MiB of them are staged.
+    pub mib: u64,
+}
 
 /// An upload under way. Dropped before [`ImageUpload::finish`], the image has no data again.
 #[derive(Debug)]
@@ -163,22 +195,65 @@ impl Control {
         }
     }
 
-    /// An image's data with its row; none before it is uploaded.
+    /// An image whose data the caller may read; it may have none yet.
     ///
     /// # Errors
     /// `NotFound`; `Forbidden` while it is deactivated, except for administrators.
-    pub async fn image_data(&self, caller: &Caller, id: &str) -> Result<(Arc<Stored<Image>>, Option<File>)> {
+    pub async fn image_readable(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<Image>>> {
         let stored = self.image_get(caller, id).await?;
-        match stored.row.status {
-            ImageStatus::Queued | ImageStatus::Saving => Ok((stored, None)),
-            ImageStatus::Deactivated if !caller.is_admin() => {
-                Err(Error::Forbidden { action: "download of a deactivated image" })
-            }
-            ImageStatus::Active | ImageStatus::Deactivated => {
-                let file = self.images.open_read(id)?;
-                Ok((stored, Some(file)))
-            }
+        if stored.row.status == ImageStatus::Deactivated && !caller.is_admin() {
+            return Err(Error::Forbidden { action: "download of a deactivated image" });
         }
+        Ok(stored)
+    }
+
+    /// A range of an image's data, which must lie within it.
+    ///
+    /// # Errors
+    /// `NotFound` if the image was deleted meanwhile; `Io`.
+    pub async fn image_data(&self, image: &Image, range: Range<u64>) -> Result<ImageStream> {
+        let file = self.images.open_read(&image.id)?;
+        let mut file = tokio::fs::File::from_std(file);
+        let failed = |source| Error::Io { step: "find the place in an image", source };
+        file.seek(SeekFrom::Start(range.start)).await.map_err(failed)?;
+        let length = range.end.saturating_sub(range.start);
+        Ok(ReaderStream::with_capacity(file.take(length), READ_BYTES))
+    }
+
+    /// The stores that data can be in, the one that is used by default first.
+    pub fn image_store_facts(&self) -> Vec<StoreFacts> {
+        let chunk = ("chunk_size".to_owned(), READ_BYTES.into());
+        vec![StoreFacts {
+            id: FILE_STORE,
+            kind: "file",
+            description: "Files of this host",
+            properties: vec![("data_dir".to_owned(), "images".into()), chunk],
+        }]
+    }
+
+    /// Their names.
+    pub fn image_store_ids(&self) -> Vec<&'static str> {
+        self.image_store_facts().iter().map(|facts| facts.id).collect()
+    }
+
+    /// Where a store has an image's data.
+    pub fn image_location(&self, store: &str, image: &Image) -> String {
+        format!("{store}:///{}", image.data.as_deref().unwrap_or(&image.id))
+    }
+
+    /// How much of a project's images is on its way in.
+    pub async fn image_staging(&self, project: &str) -> Result<Staging> {
+        self.db.caught_up().await?;
+        let arriving = self.db.cache().filter::<Image>(|image| {
+            image.owner.as_deref() == Some(project)
+                && matches!(
+                    image.status,
+                    ImageStatus::Saving | ImageStatus::Uploading | ImageStatus::Importing
+                )
+        });
+        let bytes = arriving.iter().filter_map(|stored| stored.row.size_bytes);
+        let mib = bytes.map(|bytes| bytes.div_ceil(1 << 20)).sum();
+        Ok(Staging { uploading: arriving.len() as u64, mib })
     }
 
     /// Deletes an image. The file stays while a server's disk lies over it.
@@ -288,6 +363,7 @@ fn write_all(mut upload: Upload, mut incoming: mpsc::Receiver<Piece>) -> Result<
 fn activated(image: Image, digest: ImageDigest) -> Image {
     Image {
         status: ImageStatus::Active,
+        stores: vec![FILE_STORE.to_owned()],
         size_bytes: Some(digest.size_bytes),
         checksum: Some(digest.md5),
         sha512: Some(digest.sha512),

@@ -14,6 +14,7 @@ pub mod identity;
 pub mod image;
 pub mod image_data;
 pub mod keypair;
+pub mod metadef;
 pub mod network;
 pub mod nic;
 pub(crate) mod password;
