@@ -15,6 +15,7 @@ use control::caller::Caller;
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 
+use crate::audit::Seat;
 use crate::error::Fault;
 
 /// The longest JSON body in bytes: Nova's own limit is 112 KiB; user data and injected keys fit several times.
@@ -104,6 +105,9 @@ impl FromRequestParts<AppState> for Authenticated {
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Fault> {
         let token = token_of(&parts.headers)?;
         let caller = state.control.token_caller(token, request_id_of(parts)).await?;
+        if let Some(seat) = parts.extensions.get::<Seat>() {
+            seat.take(&caller);
+        }
         // Nova and Cinder take a project id in the path, and it must be the token's.
         if let Some(PathProject(id)) = parts.extensions.get::<PathProject>()
             && caller.project_id() != Some(id)

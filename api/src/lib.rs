@@ -3,6 +3,7 @@
 //! A request comes in at [`server`], is framed for its service by [`router`], and reaches a handler of a few lines
 //! that calls `control`. Handlers decide nothing: they parse, call, and write the service's own JSON.
 
+pub mod audit;
 pub mod command;
 pub mod compute;
 pub mod context;

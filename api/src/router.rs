@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use tower::ServiceExt;
 
+use crate::audit::Audit;
 use crate::context::{AppState, OriginalTarget, PathProject, RequestId, Service, new_request_id};
 use crate::error::{Fault, render};
 use crate::microversion;
@@ -60,6 +61,9 @@ async fn frame(
 ) -> Response {
     let request_id = new_request_id();
     request.extensions_mut().insert(RequestId(request_id.as_str().into()));
+    let path = request.extensions().get::<OriginalTarget>().map_or(request.uri(), |OriginalTarget(uri)| uri);
+    let path = path.path().to_owned();
+    let audit = Audit::of(&mut request, &path);
     let offer = microversion::offer(service);
     let asked = offer.map(|offer| offer.asked(request.headers())).transpose();
     let mut response = match &asked {
@@ -97,6 +101,9 @@ async fn frame(
             headers.insert(REQUEST_ID_COMPUTE, value.clone());
         }
         headers.insert(REQUEST_ID, value);
+    }
+    if let Some(audit) = audit {
+        audit.write(service, response.status(), &request_id);
     }
     response
 }

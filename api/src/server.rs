@@ -1,62 +1,89 @@
-//! Serving HTTP/1.1 on a listener: how many connections, how long each may dawdle, and how it ends.
+//! Serving HTTP/1.1 and HTTP/2 on a listener, plain or by TLS: how many connections, how long each may dawdle, and how
+//! it ends. HTTP/2 is spoken to who begins with it: by ALPN, or by prior knowledge without TLS.
 //!
 //! Must never know: what is served.
 
-use std::io;
-use std::pin::Pin;
+mod idle;
+pub mod tls;
+mod write_limit;
+
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use axum::extract::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, Sleep};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tower::ServiceExt;
 
-/// The most connections at once; more wait in the kernel's backlog. Below a process's usual 1024 descriptors would be
-/// too few for a cloud's clients, so the process raises its own limit where it can.
+use self::idle::{Idle, Seat};
+use self::tls::Tls;
+pub use self::write_limit::WRITE_TIMEOUT;
+use self::write_limit::WriteLimit;
+
+/// The most connections at once. Whoever comes when there are so many takes the place of the one that has been idle
+/// longest, so that connections that ask for nothing keep nobody out; the process raises its limit of open files.
 pub const CONNECTIONS_MAX: usize = 2048;
 /// How long a client may take to send a request's head, or leave a connection idle between two requests.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long a client may take nothing of an answer.
-pub const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client may take to agree on TLS.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest head of a request in bytes, the query with hundreds of ids included.
 pub const HEAD_BYTES_MAX: usize = 64 << 10;
+/// The most header lines of a request: clients send a dozen, proxies add some.
+pub const HEADERS_MAX: usize = 100;
+/// The most requests at once on one HTTP/2 connection: hyper's own bound.
+pub const STREAMS_MAX: u32 = 200;
+/// How often an HTTP/2 peer is asked whether it is still there.
+const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// How long requests under way may take to end after a shutdown was asked for.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait when no connection can be accepted (too many open files): asking again at once would only spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `shutdown` resolves, then lets the requests under way end.
-pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<Output = ()>) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<Tls>>,
+    router: Router,
+    shutdown: impl Future<Output = ()>,
+) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let idle = Idle::default();
     let (ending, _) = watch::channel(false);
     tokio::pin!(shutdown);
     loop {
-        let permit = tokio::select! {
-            () = &mut shutdown => break,
-            permit = Arc::clone(&permits).acquire_owned() => permit.expect("invariant: the semaphore is never closed"),
-        };
         let accepted = tokio::select! {
             () = &mut shutdown => break,
             accepted = listener.accept() => accepted,
         };
-        match accepted {
-            Ok((stream, _)) => {
-                let connection = connection(stream, router.clone(), ending.subscribe());
-                tokio::spawn(async move {
-                    connection.await;
-                    drop(permit);
-                });
-            }
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "a connection cannot be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
             }
-        }
+        };
+        let permit = tokio::select! {
+            () = &mut shutdown => break,
+            permit = permit(&permits, &idle) => permit,
+        };
+        let connection = Connection { router: router.clone(), ending: ending.subscribe(), seat: idle.seat() };
+        let tls = tls.clone();
+        tokio::spawn(async move {
+            // Small answers go out at once; a socket that refuses the option still works.
+            let _ = stream.set_nodelay(true);
+            match tls {
+                None => connection.serve(stream).await,
+                Some(tls) => connection.serve_by(&tls, stream).await,
+            }
+            drop(permit);
+        });
     }
     drop(listener);
     ending.send_replace(true);
@@ -65,141 +92,83 @@ pub async fn serve(listener: TcpListener, router: Router, shutdown: impl Future<
     let _ = tokio::time::timeout(DRAIN_TIMEOUT, permits.acquire_many(all)).await;
 }
 
-async fn connection(stream: TcpStream, router: Router, mut ending: watch::Receiver<bool>) {
-    // Small answers go out at once; a socket that refuses the option still works.
-    let _ = stream.set_nodelay(true);
-    let io = TokioIo::new(WriteLimit::new(stream));
-    let connection = hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(HEAD_BYTES_MAX)
-        .serve_connection(io, TowerToHyperService::new(router));
-    tokio::pin!(connection);
-    tokio::select! {
-        // A client that breaks off is no event of ours.
-        _ = &mut connection => return,
-        _ = ending.wait_for(|ending| *ending) => connection.as_mut().graceful_shutdown(),
+/// A place for one more connection, if need be that of the one that has been idle longest.
+async fn permit(permits: &Arc<Semaphore>, idle: &Idle) -> OwnedSemaphorePermit {
+    if let Ok(permit) = Arc::clone(permits).try_acquire_owned() {
+        return permit;
     }
-    let _ = connection.await;
+    idle.evict_one();
+    Arc::clone(permits).acquire_owned().await.expect("invariant: the semaphore is never closed")
 }
 
-/// A stream whose writes fail when the peer has taken nothing for [`WRITE_TIMEOUT`].
-struct WriteLimit {
-    stream: TcpStream,
-    deadline: Pin<Box<Sleep>>,
-    waiting: bool,
+struct Connection {
+    router: Router,
+    ending: watch::Receiver<bool>,
+    seat: Seat,
 }
 
-impl WriteLimit {
-    fn new(stream: TcpStream) -> Self {
-        Self { stream, deadline: Box::pin(tokio::time::sleep(WRITE_TIMEOUT)), waiting: false }
-    }
-
-    fn limited<T>(&mut self, context: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if poll.is_ready() {
-            self.waiting = false;
-            return poll;
+impl Connection {
+    async fn serve_by(self, tls: &Tls, stream: TcpStream) {
+        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream));
+        let stream = tokio::select! {
+            () = self.seat.evicted() => return,
+            stream = handshake => stream,
+        };
+        // Who speaks no TLS, or does not trust us, is no event of ours.
+        if let Ok(Ok(stream)) = stream {
+            self.serve(stream).await;
         }
-        if !self.waiting {
-            self.waiting = true;
-            self.deadline.as_mut().reset(Instant::now() + WRITE_TIMEOUT);
+    }
+
+    async fn serve(mut self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_headers(HEADERS_MAX)
+            .max_buf_size(HEAD_BYTES_MAX);
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(HEAD_BYTES_MAX as u32)
+            .keep_alive_interval(PING_INTERVAL)
+            .keep_alive_timeout(HANDSHAKE_TIMEOUT);
+        let (router, seat) = (self.router, self.seat.clone());
+        let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+            let (router, busy) = (router.clone(), seat.busy());
+            async move {
+                let response = router.oneshot(request).await;
+                drop(busy);
+                response
+            }
+        });
+        let connection = builder.serve_connection(TokioIo::new(WriteLimit::new(stream)), service);
+        tokio::pin!(connection);
+        let silent = tokio::time::sleep(HEAD_TIMEOUT);
+        tokio::pin!(silent);
+        let mut begins = true;
+        loop {
+            tokio::select! {
+                // A client that breaks off is no event of ours.
+                _ = &mut connection => return,
+                _ = self.ending.wait_for(|ending| *ending) => break,
+                () = self.seat.evicted() => break,
+                () = &mut silent, if begins => begins = false,
+            }
+            // It has said nothing, or not even whether it speaks HTTP/2: hyper's own limit is not on yet.
+            if !self.seat.has_asked() {
+                return;
+            }
         }
-        ready!(self.deadline.as_mut().poll(context));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
-impl AsyncRead for WriteLimit {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl AsyncWrite for WriteLimit {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.limited(context, poll)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.limited(context, poll)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let poll = Pin::new(&mut self.stream).poll_flush(context);
-        self.limited(context, poll)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let poll = Pin::new(&mut self.stream).poll_shutdown(context);
-        self.limited(context, poll)
+        // A connection without any request has nothing to end.
+        if self.seat.has_asked() {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-    #[tokio::test]
-    async fn shutdown_lets_the_request_under_way_end_and_takes_no_more() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let router = Router::new().route(
-            "/slow",
-            axum::routing::get(async || {
-                tokio::time::sleep(Duration::from_millis(300)).await;
-                "done"
-            }),
-        );
-        let (end, ended) = tokio::sync::oneshot::channel::<()>();
-        let server = tokio::spawn(serve(listener, router, async {
-            let _ = ended.await;
-        }));
-        let mut client = TcpStream::connect(address).await.unwrap();
-        client.write_all(b"GET /slow HTTP/1.1\r\nhost: h\r\n\r\n").await.unwrap();
-        // An idle connection and one that never ends its head do not hold the shutdown up either.
-        let _idle = TcpStream::connect(address).await.unwrap();
-        let mut loris = TcpStream::connect(address).await.unwrap();
-        loris.write_all(b"GET / HT").await.unwrap();
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        end.send(()).unwrap();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("done"), "{answer}");
-        tokio::time::timeout(DRAIN_TIMEOUT * 2, server).await.unwrap().unwrap();
-        assert!(TcpStream::connect(address).await.is_err());
-    }
-
-    #[tokio::test]
-    async fn head_that_is_too_long_is_refused() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(serve(listener, Router::new(), std::future::pending()));
-        let mut client = TcpStream::connect(address).await.unwrap();
-        let head = format!("GET /{} HTTP/1.1\r\nhost: h\r\n\r\n", "a".repeat(2 * HEAD_BYTES_MAX));
-        // The server may close before it has all of it.
-        let _ = client.write_all(head.as_bytes()).await;
-        let mut answer = Vec::new();
-        let _ = client.read_to_end(&mut answer).await;
-        let answer = String::from_utf8_lossy(&answer);
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
-    }
-}
+mod tests;

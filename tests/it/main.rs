@@ -14,6 +14,7 @@ mod harness;
 mod lab;
 mod openstack;
 mod processes;
+mod serving;
 mod survive;
 mod tenants;
 mod tidy;
@@ -32,6 +33,7 @@ fn main() {
         tenants::trials(),
         survive::trials(),
         openstack::trials(),
+        serving::trials(),
         lab::trials(),
         guests::trials(),
     ];
@@ -41,7 +43,7 @@ fn main() {
         !arguments.list
             && trials.iter().any(|trial| trial.name().starts_with(begin) && selected(trial.name()))
     };
-    if begins("openstack::") {
+    if begins("openstack::") || begins("serving::") {
         // Before any test has moved its thread into a network namespace, from which PyPI cannot be reached.
         harness::prepare_openstack();
     }

@@ -8,18 +8,21 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 
 use crate::process::agent::DriverKind;
+use crate::process::certificates::Source;
 use crate::process::state_directory::StateDirectory;
 use crate::process::supervisor::{self, Options};
 
 /// Start the cloud of this machine and serve until SIGTERM.
 ///
-/// When all is ready, one line says where: `ready http://ADDR:PORT clouds.yaml=DIR/clouds.yaml`. The first start makes
+/// When all is ready, one line says where: `ready http://ADDR:PORT clouds.yaml=DIR/clouds.yaml`. With TLS, SIGHUP has the
+/// certificate read or made anew while connections run. The first start makes
 /// the administrator, flavors, the network `public` and the image `tiny`. Instances outlive the command; the next
 /// `wisp up` on the same directory takes them over. `wisp down` removes them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     sudo wisp up\n  \
     sudo wisp up --state ./cloud --listen 127.0.0.1:0\n  \
+    sudo wisp up --listen 0.0.0.0:5000 --public-url https://cloud.example:5000 --tls generate\n  \
     wisp up --driver fake --state /tmp/cloud      the whole API without root, KVM or guests\n\n\
     The administrator's password is taken from WISP_ADMIN_PASSWORD, or generated once.")]
 pub(super) struct Arguments {
@@ -32,6 +35,18 @@ pub(super) struct Arguments {
     /// The URL that clients reach the API by, if it is another than the address.
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
+    /// Speak TLS, with a certificate by an authority of the cloud's own (DIR/ca.pem), made at the first start.
+    #[arg(long, value_enum, value_name = "HOW", conflicts_with = "tls_cert")]
+    tls: Option<TlsHow>,
+    /// Speak TLS with this certificate: a PEM file, the server's own first.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The certificate's private key: a PEM file.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// The authority that clouds.yaml tells clients to trust, if they do not anyway.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_ca: Option<PathBuf>,
     /// What runs the instances.
     #[arg(long, value_enum, default_value_t = DriverKind::Kvm)]
     driver: DriverKind,
@@ -46,8 +61,30 @@ pub(super) struct Arguments {
     fake_hosts: u32,
 }
 
+/// Where a certificate comes from, if not from files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum TlsHow {
+    /// From an authority of the cloud's own.
+    Generate,
+}
+
+impl Arguments {
+    fn tls(&self) -> Option<Source> {
+        match (&self.tls, &self.tls_cert, &self.tls_key) {
+            (Some(TlsHow::Generate), ..) => Some(Source::Generated),
+            (None, Some(certificate), Some(key)) => Some(Source::Files {
+                certificate: certificate.clone(),
+                key: key.clone(),
+                authority: self.tls_ca.clone(),
+            }),
+            _ => None,
+        }
+    }
+}
+
 pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode> {
-    let listen = listen_address(&arguments.listen, arguments.insecure)?;
+    let tls = arguments.tls();
+    let listen = listen_address(&arguments.listen, arguments.insecure || tls.is_some())?;
     let public_url = arguments.public_url.as_deref().map(public_url).transpose()?;
     match arguments.driver {
         DriverKind::Kvm if arguments.fake_hosts != 1 => bail!("--fake-hosts goes with --driver fake"),
@@ -61,6 +98,7 @@ pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode>
         directory: StateDirectory::at(&arguments.state)?,
         listen,
         public_url,
+        tls,
         driver: arguments.driver,
         fake_hosts: arguments.fake_hosts,
         policy: arguments.policy.as_deref().map(policy).transpose()?.unwrap_or_default(),
@@ -69,14 +107,14 @@ pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-fn listen_address(text: &str, insecure: bool) -> anyhow::Result<SocketAddr> {
+fn listen_address(text: &str, allowed: bool) -> anyhow::Result<SocketAddr> {
     let mut addresses =
         text.to_socket_addrs().with_context(|| format!("--listen {text} is not an address with a port"))?;
     let address = addresses.next().with_context(|| format!("--listen {text} names no address"))?;
-    if !address.ip().is_loopback() && !insecure {
+    if !address.ip().is_loopback() && !allowed {
         bail!(
-            "--listen {text} would serve passwords and tokens unencrypted to other machines, and there is no TLS \
-             yet: listen on 127.0.0.1, or say --insecure"
+            "--listen {text} would serve passwords and tokens unencrypted to other machines: say --tls generate, \
+             listen on 127.0.0.1, or say --insecure"
         );
     }
     Ok(address)

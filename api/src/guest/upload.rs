@@ -244,7 +244,7 @@ mod tests {
         assert!(matches!(environment(&variables[..3]), Err(Error::NoCredentials)));
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("clouds.yaml");
-        fs::write(&path, crate::process::credentials::clouds_yaml("http://h:1", "a \"b\"")).unwrap();
+        fs::write(&path, crate::process::credentials::clouds_yaml("http://h:1", "a \"b\"", None)).unwrap();
         let path = path.to_str().unwrap();
         let found = environment(&[("OS_CLOUD", "wisp"), ("OS_CLIENT_CONFIG_FILE", path)]).unwrap();
         assert_eq!((&*found.auth_url, &*found.password), ("http://h:1/identity", "a \"b\""));

@@ -20,12 +20,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinError, JoinSet};
 use zeroize::Zeroizing;
 
+use super::certificates;
 use super::handover::{self, Inherited};
 use super::privileges::{self, User};
 use super::terminal;
 use crate::context::AppState;
 use crate::router::router;
 use crate::server;
+use crate::server::tls::Tls;
 
 /// `public` is the first free /24 from 172.24.4.0 on, where people who know OpenStack expect it.
 const PUBLIC_THIRD_OCTET: u8 = 4;
@@ -52,6 +54,8 @@ pub struct Handover {
     pub ready: Inherited,
     /// The URL that clients reach the API by.
     pub public_url: String,
+    /// TLS is spoken, with the certificate that lies in the directory.
+    pub tls: bool,
     /// The administrator's password at the first start.
     pub admin_password: String,
     /// The text of the policy file, or nothing.
@@ -64,6 +68,7 @@ struct Parts {
     hosts: Vec<(String, std::os::unix::net::UnixStream)>,
     ready: File,
     public_url: String,
+    tls: bool,
     admin_password: String,
 }
 
@@ -80,6 +85,7 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
         hosts,
         ready: File::from(take(handover.ready)?),
         public_url: handover.public_url,
+        tls: handover.tls,
         admin_password: handover.admin_password,
     };
     terminal::log(&handover.log)?;
@@ -96,6 +102,9 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
 
 async fn serve(parts: Parts) -> anyhow::Result<()> {
     let mut terminated = signal(SignalKind::terminate()).context("wait for signals")?;
+    let mut hung_up = signal(SignalKind::hangup()).context("wait for signals")?;
+    let (certificate, key) = (Path::new(certificates::CERTIFICATE), Path::new(certificates::KEY));
+    let tls = parts.tls.then(|| Tls::open(certificate, key).map(Arc::new)).transpose()?;
     let store = RedbStore::open(Path::new("control/store.redb")).context("open the store")?;
     let settings = Settings::new(parts.public_url, "control");
     let control = Control::open(Arc::new(store), settings).await.context("open the cloud")?;
@@ -116,7 +125,7 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
     let listener = TcpListener::from_std(parts.listener).context("use the listener")?;
     let (end, ended) = tokio::sync::oneshot::channel::<()>();
     let router = router(AppState::new(control));
-    let mut server = tokio::spawn(server::serve(listener, router, async {
+    let mut server = tokio::spawn(server::serve(listener, tls.clone(), router, async {
         // Told to, or whoever would tell is gone: an end either way.
         let _ = ended.await;
     }));
@@ -125,10 +134,18 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
     ready.write_all(b"1").context("say that the cloud is ready")?;
     drop(ready);
 
-    let outcome = tokio::select! {
-        _ = terminated.recv() => Ok(()),
-        line = lines.join_next() => Err(line_ended(line)),
-        server = &mut server => server.context("serve the API"),
+    let outcome = loop {
+        tokio::select! {
+            _ = terminated.recv() => break Ok(()),
+            line = lines.join_next() => break Err(line_ended(line)),
+            server = &mut server => break server.context("serve the API"),
+            _ = hung_up.recv() => {
+                if let Some(Err(error)) = tls.as_ref().map(|tls| tls.reload(certificate, key)) {
+                    let error = anyhow::Error::new(error);
+                    tracing::error!("the certificate stays as it is: {error:#}");
+                }
+            }
+        }
     };
     drop(end);
     if !server.is_finished() {

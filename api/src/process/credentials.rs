@@ -25,9 +25,12 @@ fn password_in(text: &str) -> Option<String> {
 }
 
 /// `clouds.yaml` with one cloud, `wisp`.
-pub fn clouds_yaml(public_url: &str, password: &str) -> String {
+pub fn clouds_yaml(public_url: &str, password: &str, authority: Option<&Path>) -> String {
     // JSON's strings are YAML's double-quoted ones.
     let quoted = serde_json::Value::from(password);
+    let authority = authority.map_or_else(String::new, |path| {
+        format!("\x20   cacert: {}\n", serde_json::Value::from(path.to_string_lossy()))
+    });
     format!(
         "clouds:\n\
          \x20 wisp:\n\
@@ -40,13 +43,16 @@ pub fn clouds_yaml(public_url: &str, password: &str) -> String {
          \x20     project_domain_name: Default\n\
          \x20   region_name: RegionOne\n\
          \x20   identity_api_version: 3\n\
-         \x20   interface: public\n"
+         \x20   interface: public\n{authority}"
     )
 }
 
 /// The same as variables for a shell.
-pub fn openrc(public_url: &str, password: &str) -> String {
+pub fn openrc(public_url: &str, password: &str, authority: Option<&Path>) -> String {
     let quoted = password.replace('\'', r"'\''");
+    let authority = authority.map_or_else(String::new, |path| {
+        format!("export OS_CACERT='{}'\n", path.to_string_lossy().replace('\'', r"'\''"))
+    });
     format!(
         "export OS_AUTH_URL='{public_url}/identity'\n\
          export OS_USERNAME=admin\n\
@@ -56,7 +62,7 @@ pub fn openrc(public_url: &str, password: &str) -> String {
          export OS_PROJECT_DOMAIN_NAME=Default\n\
          export OS_REGION_NAME=RegionOne\n\
          export OS_IDENTITY_API_VERSION=3\n\
-         export OS_INTERFACE=public\n"
+         export OS_INTERFACE=public\n{authority}"
     )
 }
 
@@ -67,14 +73,15 @@ mod tests {
     #[test]
     fn password_is_found_again_in_the_file_whatever_it_holds() {
         for password in ["simple", "with \"quotes\" and \\", "ü: # ' {", "line\nbreak"] {
-            let text = clouds_yaml("http://127.0.0.1:5000", password);
+            let text = clouds_yaml("http://127.0.0.1:5000", password, None);
             assert_eq!(password_in(&text).as_deref(), Some(password));
         }
     }
 
     #[test]
     fn quote_in_a_password_does_not_leave_the_shell_string() {
-        let text = openrc("http://127.0.0.1:5000", "a'b;c");
+        let text = openrc("http://127.0.0.1:5000", "a'b;c", Some(Path::new("/c/ca.pem")));
+        assert!(text.ends_with("export OS_CACERT='/c/ca.pem'\n"), "{text}");
         assert!(text.contains(r"export OS_PASSWORD='a'\''b;c'"), "{text}");
     }
 }

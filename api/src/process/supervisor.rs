@@ -12,6 +12,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
@@ -22,12 +23,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags};
 
 use super::agent::DriverKind;
+use super::certificates::Source;
 use super::handover::{self, AsFdDyn, Inherited};
 use super::privileges::User;
 use super::state_directory::StateDirectory;
 use ::control::driver::process_id;
 
-use super::{agent, control, credentials, privileges};
+use super::{agent, certificates, control, credentials, privileges};
 
 /// How long a child may take to end when asked.
 const END_PATIENCE: Duration = Duration::from_secs(15);
@@ -51,6 +53,8 @@ pub struct Options {
     pub listen: SocketAddr,
     /// The URL that clients reach the API by, if it differs from the address.
     pub public_url: Option<String>,
+    /// Whose certificate is shown, if TLS is spoken.
+    pub tls: Option<Source>,
     /// What drives the host.
     pub driver: DriverKind,
     /// How many hosts the fake driver simulates.
@@ -77,19 +81,24 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let user = directory.control_user()?;
     directory.create_parts(user)?;
     privileges::raise_open_files();
-    let signals = signals()?;
+    let signals = signals(options.tls.is_some())?;
     let listener =
         TcpListener::bind(options.listen).with_context(|| format!("listen on {}", options.listen))?;
     let address = listener.local_addr().context("read the listener's address")?;
-    let public_url = options.public_url.clone().unwrap_or_else(|| format!("http://{}", reachable(address)));
-    let cloud = Cloud {
+    let scheme = if options.tls.is_some() { "https" } else { "http" };
+    let public_url =
+        options.public_url.clone().unwrap_or_else(|| format!("{scheme}://{}", reachable(address)));
+    let mut cloud = Cloud {
         options,
         user,
         listener,
         password: credentials::password(&directory.clouds_yaml()),
         public_url,
+        scheme,
         address,
+        authority: None,
     };
+    cloud.authority = cloud.provide_certificate()?;
     cloud.supervise(&signals)
 }
 
@@ -105,10 +114,14 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-fn signals() -> anyhow::Result<SignalFd> {
+/// The signals that mean something. SIGHUP is another word for ending, unless there is a certificate to renew.
+fn signals(renews: bool) -> anyhow::Result<SignalFd> {
     let mut set = SigSet::empty();
     set.add(Signal::SIGTERM);
     set.add(Signal::SIGINT);
+    if renews {
+        set.add(Signal::SIGHUP);
+    }
     set.thread_block().context("block signals")?;
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("wait for signals")
 }
@@ -119,6 +132,9 @@ struct Cloud<'a> {
     listener: TcpListener,
     address: SocketAddr,
     public_url: String,
+    scheme: &'static str,
+    /// Whom clients trust the certificate by, if they do not anyway.
+    authority: Option<PathBuf>,
     password: String,
 }
 
@@ -140,6 +156,7 @@ struct Process {
 #[derive(PartialEq, Eq)]
 enum Woken {
     Told,
+    Renew,
     Ready,
     Ended,
     Timeout,
@@ -156,6 +173,7 @@ impl Cloud<'_> {
                 match pair.wait(signals, waits_for_ready)? {
                     Woken::Told => break true,
                     Woken::Ended => break false,
+                    Woken::Renew => self.renew_certificate(&pair),
                     Woken::Ready if !pair.is_ready()? => waits_for_ready = false,
                     Woken::Ready => {
                         waits_for_ready = false;
@@ -187,6 +205,28 @@ impl Cloud<'_> {
         }
     }
 
+    fn provide_certificate(&self) -> anyhow::Result<Option<PathBuf>> {
+        match &self.options.tls {
+            None => Ok(None),
+            Some(source) => {
+                let names = certificates::names(self.address, &self.public_url);
+                source.provide(&self.options.directory, self.user, &names).context("provide a certificate")
+            }
+        }
+    }
+
+    /// Has control show the certificate that is there now; if it cannot be used, the one before stays.
+    fn renew_certificate(&self, pair: &Pair) {
+        let told = self.provide_certificate().and_then(|_| {
+            rustix::process::pidfd_send_signal(&pair.control.pidfd, rustix::process::Signal::HUP)
+                .context("tell the control process")
+        });
+        match told {
+            Ok(()) => tracing::info!("the certificate is renewed"),
+            Err(error) => tracing::error!("the certificate stays as it is: {error:#}"),
+        }
+    }
+
     fn start(&self) -> anyhow::Result<Pair> {
         let parent = rustix::process::getpid().as_raw_pid();
         let mut lines = Vec::new();
@@ -213,6 +253,7 @@ impl Cloud<'_> {
             hosts: lines.iter().map(|(name, line, _)| (name.clone(), Inherited::of(line))).collect(),
             ready: Inherited::of(&ready_writer),
             public_url: self.public_url.clone(),
+            tls: self.options.tls.is_some(),
             admin_password: self.password.clone(),
             policy: self.options.policy.clone(),
         };
@@ -264,12 +305,14 @@ impl Cloud<'_> {
         let directory = &self.options.directory;
         let owner = directory.credentials_user();
         let clouds_yaml = directory.clouds_yaml();
-        let text = credentials::clouds_yaml(&self.public_url, &self.password);
+        let authority = self.authority.as_deref();
+        let text = credentials::clouds_yaml(&self.public_url, &self.password, authority);
         directory.write_secret(&clouds_yaml, owner, &text)?;
-        let text = credentials::openrc(&self.public_url, &self.password);
+        let text = credentials::openrc(&self.public_url, &self.password, authority);
         directory.write_secret(&directory.openrc(), owner, &text)?;
         let mut stdout = io::stdout().lock();
-        let written = writeln!(stdout, "ready http://{} clouds.yaml={}", self.address, clouds_yaml.display())
+        let (scheme, address) = (self.scheme, self.address);
+        let written = writeln!(stdout, "ready {scheme}://{address} clouds.yaml={}", clouds_yaml.display())
             .and_then(|()| stdout.flush());
         if let Err(error) = written {
             tracing::warn!(%error, "nobody reads that the cloud is ready");
@@ -295,7 +338,7 @@ impl Pair {
         }
         let woken = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
         Ok(if woken(0) {
-            Woken::Told
+            told(signals)?
         } else if woken(3) {
             Woken::Ready
         } else if woken(1) || woken(2) {
@@ -337,13 +380,24 @@ impl Pair {
     }
 }
 
-/// Waits for a signal at most so long.
+/// What a signal that is there tells.
+fn told(signals: &SignalFd) -> anyhow::Result<Woken> {
+    let signal = signals.read_signal().context("read a signal")?.map(|signal| signal.ssi_signo);
+    Ok(match signal {
+        None => Woken::Timeout,
+        Some(number) if number == Signal::SIGHUP as u32 => Woken::Renew,
+        Some(_) => Woken::Told,
+    })
+}
+
+/// Waits at most so long; whether it was told to end.
 fn wait_for_signal(signals: &SignalFd, timeout: Duration) -> anyhow::Result<bool> {
     let timeout = Timespec::try_from(timeout).context("wait")?;
     let fd = signals.as_fd();
     let mut fds = [PollFd::new(&fd, PollFlags::IN)];
     match rustix::event::poll(&mut fds, Some(&timeout)) {
-        Ok(woken) => Ok(woken > 0),
+        // Whatever starts next reads the certificate anyway.
+        Ok(woken) => Ok(woken > 0 && told(signals)? == Woken::Told),
         Err(rustix::io::Errno::INTR) => Ok(false),
         Err(error) => Err(error).context("wait for signals"),
     }

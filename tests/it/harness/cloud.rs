@@ -38,6 +38,7 @@ pub(crate) struct Cloud {
     pub url: String,
     state: tempfile::TempDir,
     driver: &'static str,
+    options: Vec<String>,
     up: Option<Child>,
 }
 
@@ -52,6 +53,11 @@ impl Cloud {
         Self::start_with("fake")
     }
 
+    /// A cloud of fake hosts, with further options of `wisp up`.
+    pub(crate) fn start_fake_with(options: &[&str]) -> Result<Self> {
+        Self::start_of("fake", options)
+    }
+
     /// A cloud in a lab of its own, on hardware KVM. Its public network is routed to this network namespace, through a
     /// tap that is gone with it.
     pub(crate) fn start_in_lab() -> Result<Self> {
@@ -59,9 +65,14 @@ impl Cloud {
     }
 
     fn start_with(driver: &'static str) -> Result<Self> {
+        Self::start_of(driver, &[])
+    }
+
+    fn start_of(driver: &'static str, options: &[&str]) -> Result<Self> {
         let state =
             tempfile::Builder::new().prefix("wisp-it-").tempdir().context("make a state directory")?;
-        let mut cloud = Self { url: String::new(), state, driver, up: None };
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        let mut cloud = Self { url: String::new(), state, driver, options, up: None };
         cloud.up()?;
         Ok(cloud)
     }
@@ -86,7 +97,7 @@ impl Cloud {
         });
         let line = receiver.recv_timeout(READY_TIMEOUT).map_err(|_| anyhow!("`wisp up` is not ready"))?;
         let wanted = "/clouds.yaml\n";
-        ensure!(line.starts_with("ready http://") && line.ends_with(wanted), "`wisp up` said {line:?}");
+        ensure!(line.starts_with("ready http") && line.ends_with(wanted), "`wisp up` said {line:?}");
         self.url = line.split_whitespace().nth(1).context("no URL")?.to_owned();
         if self.driver == LAB {
             self.url = format!("http://{LAB_INSIDE}:5000");
@@ -97,7 +108,7 @@ impl Cloud {
     fn here(&self) -> Command {
         let mut command = Command::new(wisp());
         command.args(["up", "--listen", "127.0.0.1:0", "--driver", self.driver, "--state"]).arg(self.state());
-        command.env("WISP_ADMIN_PASSWORD", PASSWORD);
+        command.args(&self.options).env("WISP_ADMIN_PASSWORD", PASSWORD);
         command
     }
 
@@ -165,25 +176,11 @@ impl Cloud {
 
     /// Runs the real `openstack` command; its standard output.
     pub(crate) fn openstack(&self, arguments: &[&str]) -> Result<String> {
-        let output = self.openstack_output(arguments)?;
-        ensure!(
-            output.status.success(),
-            "openstack {}: {}\n{}",
-            arguments.join(" "),
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).context("read the command's output")
+        shown(arguments, self.openstack_output(arguments)?)
     }
 
-    /// Runs the real `openstack` command, which shall fail; its standard error.
-    pub(crate) fn openstack_refused(&self, arguments: &[&str]) -> Result<String> {
-        let output = self.openstack_output(arguments)?;
-        ensure!(!output.status.success(), "openstack {} succeeded", arguments.join(" "));
-        String::from_utf8(output.stderr).context("read the command's errors")
-    }
-
-    fn openstack_output(&self, arguments: &[&str]) -> Result<Output> {
+    /// Runs the real `openstack` command; all it says.
+    pub(crate) fn openstack_output(&self, arguments: &[&str]) -> Result<Output> {
         Command::new("timeout")
             .arg(COMMAND_SECONDS_MAX)
             .arg(venv::openstack()?)
@@ -219,7 +216,8 @@ impl Cloud {
         })
     }
 
-    fn clouds_yaml(&self) -> PathBuf {
+    /// The credentials.
+    pub(crate) fn clouds_yaml(&self) -> PathBuf {
         self.state().join("clouds.yaml")
     }
 }
@@ -314,6 +312,18 @@ impl Cloud {
             Ok(console)
         })
     }
+}
+
+/// What a command showed that succeeded.
+pub(crate) fn shown(arguments: &[&str], output: Output) -> Result<String> {
+    ensure!(
+        output.status.success(),
+        "openstack {}: {}\n{}",
+        arguments.join(" "),
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).context("read the command's output")
 }
 
 fn id_of(value: &Value) -> Result<String> {

@@ -6,6 +6,7 @@ mod lab;
 mod netns;
 mod remains;
 mod rest;
+mod shell;
 mod slim;
 mod venv;
 
@@ -13,12 +14,13 @@ use std::path::Path;
 
 use libtest_mimic::{Completion, Failed, Trial};
 
-pub(crate) use self::cloud::{Cloud, LAB_INSIDE, LAB_RELAY_PORT, NewServer};
+pub(crate) use self::cloud::{Cloud, LAB_INSIDE, LAB_RELAY_PORT, NewServer, shown};
 pub(crate) use self::debian::{Stock, stock};
 pub(crate) use self::lab::cache as lab_cache;
 pub(crate) use self::netns::{isolate, links};
 pub(crate) use self::remains::{Remains, processes};
 pub(crate) use self::rest::Rest;
+pub(crate) use self::shell::Shell;
 pub(crate) use self::slim::image as guest_image;
 
 /// What every test of a real cloud needs.

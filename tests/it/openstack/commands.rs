@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::run;
-use crate::harness::Cloud;
+use crate::harness::{Cloud, Shell};
 
 /// How many bytes the disk image has that the commands upload.
 const IMAGE_BYTES: usize = 1 << 20;
@@ -46,7 +46,11 @@ pub(super) fn every_command_does_what_its_user_expects() -> Result<()> {
     let cloud = Cloud::start_fake()?;
     let files = tempfile::tempdir()?;
     make_files(files.path())?;
-    let mut kept = BTreeMap::from([("FILES".to_owned(), files.path().to_string_lossy().into_owned())]);
+    let mut shell = Shell::start(&cloud.clouds_yaml())?;
+    let mut kept = BTreeMap::from([
+        ("FILES".to_owned(), files.path().to_string_lossy().into_owned()),
+        ("URL".to_owned(), cloud.url.clone()),
+    ]);
     let (mut list, mut broken, mut works, mut gaps) = (String::new(), Vec::new(), 0, 0);
     for line in lines {
         let (expected, command) = match line {
@@ -61,7 +65,7 @@ pub(super) fn every_command_does_what_its_user_expects() -> Result<()> {
             Outcome::Works => PATIENCE_SECONDS,
             Outcome::Gap => PATIENCE_OF_A_GAP_SECONDS,
         };
-        let seen = match run(&cloud, command, &mut kept, patience) {
+        let seen = match run(&mut |words| shell.run(words), command, &mut kept, patience) {
             Ok(_) => Outcome::Works,
             Err(error) => {
                 let error = format!("{error:#}");

@@ -1,24 +1,37 @@
 //! The unmodified `openstack` command against `wisp up`, verb by verb: `transcript.txt` is what a person types and
 //! sees, and the test. Ids, times and addresses that differ from run to run stand there as `<uuid>` and the like.
 //!
-//! `WISP_BLESS=1 cargo test --test it openstack` writes the transcript anew.
+//! `WISP_BLESS=1 cargo test --test it openstack` writes the transcript anew. [`commands`] is the list of all commands.
+
+mod commands;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Output;
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 
-use crate::harness::{Cloud, Need, isolate, trial, wisp, within};
+use crate::harness::{Cloud, Need, isolate, shown, trial, wisp, within};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![trial(
-        "openstack::every_verb_answers_as_in_the_transcript",
-        &[Need::Root, Need::Kvm, Need::Tun, Need::OpenStack],
-        every_verb_answers_as_in_the_transcript,
-    )]
+    vec![
+        trial(
+            "openstack::every_verb_answers_as_in_the_transcript",
+            &[Need::Root, Need::Kvm, Need::Tun, Need::OpenStack],
+            every_verb_answers_as_in_the_transcript,
+        ),
+        trial(
+            "openstack::every_command_does_what_its_user_expects",
+            &[Need::OpenStack],
+            commands::every_command_does_what_its_user_expects,
+        ),
+    ]
 }
+
+/// Seconds that a status is waited for.
+const PATIENCE_SECONDS: u64 = 60;
 
 /// One command and what it shows.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,7 +57,12 @@ fn every_verb_answers_as_in_the_transcript() -> Result<()> {
     let mut seen = Vec::with_capacity(exchanges.len());
     let mut differences = Vec::new();
     for exchange in &exchanges {
-        let shows = normalise(&run(&cloud, &exchange.command, &mut kept)?);
+        let shows = normalise(&run(
+            &mut |words| cloud.openstack_output(words),
+            &exchange.command,
+            &mut kept,
+            PATIENCE_SECONDS,
+        )?);
         if shows != exchange.shows {
             differences
                 .push(format!("$ {}\n--- expected\n{}\n--- seen\n{shows}", exchange.command, exchange.shows));
@@ -64,7 +82,13 @@ fn every_verb_answers_as_in_the_transcript() -> Result<()> {
     Ok(())
 }
 
-fn run(cloud: &Cloud, command: &str, kept: &mut BTreeMap<String, String>) -> Result<String> {
+/// Runs a line of a transcript by `openstack`; what it shows. `patience` are the seconds that a status is waited for.
+fn run(
+    openstack: &mut dyn FnMut(&[&str]) -> Result<Output>,
+    command: &str,
+    kept: &mut BTreeMap<String, String>,
+    patience: u64,
+) -> Result<String> {
     let words: Vec<String> = command
         .split_whitespace()
         .map(|word| {
@@ -72,21 +96,26 @@ fn run(cloud: &Cloud, command: &str, kept: &mut BTreeMap<String, String>) -> Res
         })
         .collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut shows = |words: &[&str]| shown(words, openstack(words)?);
     match words.as_slice() {
-        ["openstack", words @ ..] => cloud.openstack(words),
-        ["!", "openstack", words @ ..] => cloud.openstack_refused(words),
-        ["has", wanted, "openstack", words @ ..] => within(60, || {
-            let shows = cloud.openstack(words)?;
+        ["openstack", words @ ..] => shows(words),
+        ["!", "openstack", words @ ..] => {
+            let output = openstack(words)?;
+            ensure!(!output.status.success(), "openstack {} succeeded", words.join(" "));
+            String::from_utf8(output.stderr).context("read the command's errors")
+        }
+        ["has", wanted, "openstack", words @ ..] => within(patience, || {
+            let shows = shows(words)?;
             ensure!(shows.contains(wanted), "no {wanted} in {shows}");
             Ok(String::new())
         }),
         ["let", name, "openstack", words @ ..] => {
-            let shows = cloud.openstack(words)?;
+            let shows = shows(words)?;
             kept.insert((*name).to_owned(), shows.trim().to_owned());
             Ok(String::new())
         }
-        ["until", wanted, "openstack", words @ ..] => within(60, || {
-            let shows = cloud.openstack(words)?;
+        ["until", wanted, "openstack", words @ ..] => within(patience, || {
+            let shows = shows(words)?;
             ensure!(shows.trim() == *wanted, "still {}", shows.trim());
             Ok(shows)
         }),
