@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 use crate::audit::Seat;
 use crate::error::Fault;
+use crate::wording;
 
 /// The longest JSON body in bytes: Nova's own limit is 112 KiB; user data and injected keys fit several times.
 pub const JSON_BYTES_MAX: usize = 512 << 10;
@@ -134,7 +135,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             return Err(Fault::UnsupportedMediaType);
         }
         let bytes = body_bytes(request, JSON_BYTES_MAX).await?;
-        serde_json::from_slice(&bytes).map(Body).map_err(|error| Fault::malformed(json_message(&error)))
+        wording::read(&bytes).map(Body)
     }
 }
 

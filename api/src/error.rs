@@ -10,6 +10,7 @@ use control::error::Error;
 use serde_json::{Value, json};
 
 use crate::context::Service;
+use crate::wording;
 
 /// Why a request was refused. Handlers return it with `?`; the frame around each service writes it.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +21,14 @@ pub enum Fault {
     /// The request itself cannot be understood.
     #[error("{0}")]
     Malformed(String),
+    /// A field of the body does not fit; `reason` is in the words of JSON schema.
+    #[error("{field}: {reason}")]
+    Field {
+        /// Where, with dots between names.
+        field: String,
+        /// Why not.
+        reason: String,
+    },
     /// Nothing is at this path.
     #[error("The resource could not be found.")]
     NoRoute,
@@ -90,7 +99,7 @@ pub fn status_of(service: Service, fault: &Fault) -> StatusCode {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
         },
-        Fault::Malformed(_) => StatusCode::BAD_REQUEST,
+        Fault::Malformed(_) | Fault::Field { .. } => StatusCode::BAD_REQUEST,
         Fault::NoRoute => StatusCode::NOT_FOUND,
         Fault::NoMethod => StatusCode::METHOD_NOT_ALLOWED,
         Fault::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -111,7 +120,7 @@ pub fn render(service: Service, fault: &Fault, request_id: &str, public_url: &st
     let message = if status == StatusCode::INTERNAL_SERVER_ERROR {
         format!("The request failed inside the cloud; its id is {request_id}.")
     } else {
-        sentence(fault)
+        sentence(service, fault)
     };
     let body = match service {
         Service::Identity => keystone(status, &message),
@@ -146,12 +155,13 @@ fn chain(fault: &Fault) -> String {
 }
 
 /// The fault's message, as a sentence: the services' own messages begin with a capital and end with a stop.
-fn sentence(fault: &Fault) -> String {
+fn sentence(service: Service, fault: &Fault) -> String {
     let text = match fault {
         Fault::Control(Error::NotFound { kind, id }) => format!("{kind} {id} could not be found."),
         Fault::Control(Error::Forbidden { action }) => {
             format!("Policy doesn't allow {action} to be performed.")
         }
+        Fault::Field { field, reason } => wording::sentence(service, field, reason),
         other => other.to_string(),
     };
     let mut chars = text.chars();
@@ -216,7 +226,7 @@ fn neutron(fault: &Fault, message: &str) -> Value {
                 "HTTPInternalServerError".to_owned()
             }
         },
-        Fault::Malformed(_) => "HTTPBadRequest".to_owned(),
+        Fault::Malformed(_) | Fault::Field { .. } => "HTTPBadRequest".to_owned(),
         Fault::NoRoute => "HTTPNotFound".to_owned(),
         Fault::NoMethod => "HTTPMethodNotAllowed".to_owned(),
         Fault::UnsupportedMediaType => "HTTPUnsupportedMediaType".to_owned(),

@@ -16,12 +16,14 @@ pub mod image;
 pub mod lab;
 pub mod microversion;
 pub mod network;
+pub mod openapi;
 pub mod page;
 pub mod placement;
 pub mod process;
 pub mod router;
 pub mod server;
 pub mod volume;
+mod wording;
 
 #[cfg(test)]
 pub(crate) mod harness;

@@ -9,6 +9,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use tower::ServiceExt;
 
@@ -16,6 +17,7 @@ use crate::audit::Audit;
 use crate::context::{AppState, OriginalTarget, PathProject, RequestId, Service, new_request_id};
 use crate::error::{Fault, render};
 use crate::microversion;
+use crate::openapi::Routes;
 use crate::{compute, discovery, identity, image, network, placement, volume};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id");
@@ -23,14 +25,27 @@ const REQUEST_ID_COMPUTE: HeaderName = HeaderName::from_static("x-compute-reques
 
 /// The whole API.
 pub fn router(state: AppState) -> Router {
-    let service = |service: Service, routes: Router<AppState>| framed(service, routes, &state);
+    let service =
+        |service: Service, routes: Routes| framed(service, described(service, routes, &state), &state);
     let services = Router::new()
-        .nest("/identity", service(Service::Identity, discovery::identity().merge(identity::routes())))
-        .nest("/compute", service(Service::Compute, discovery::compute().merge(compute::routes())))
-        .nest("/network", service(Service::Network, discovery::network().merge(network::routes())))
-        .nest("/volume", service(Service::Volume, discovery::volume().merge(volume::routes())))
-        .nest("/image", service(Service::Image, discovery::image().merge(image::routes())))
-        .nest("/placement", service(Service::Placement, discovery::placement().merge(placement::routes())))
+        .nest(
+            "/identity",
+            service(Service::Identity, Routes::from(discovery::identity()).merge(identity::routes())),
+        )
+        .nest(
+            "/compute",
+            service(Service::Compute, Routes::from(discovery::compute()).merge(compute::routes())),
+        )
+        .nest(
+            "/network",
+            service(Service::Network, Routes::from(discovery::network()).merge(network::routes())),
+        )
+        .nest("/volume", service(Service::Volume, Routes::from(discovery::volume()).merge(volume::routes())))
+        .nest("/image", service(Service::Image, Routes::from(discovery::image()).merge(image::routes())))
+        .nest(
+            "/placement",
+            service(Service::Placement, Routes::from(discovery::placement()).merge(placement::routes())),
+        )
         // What is below no service answers as Keystone, where every client begins.
         .merge(framed(Service::Identity, Router::new(), &state))
         .with_state(state);
@@ -44,6 +59,17 @@ pub fn router(state: AppState) -> Router {
             }
         }
     })
+}
+
+/// The routes, and beside them the description of them all.
+fn described(service: Service, routes: Routes, state: &AppState) -> Router<AppState> {
+    let (router, description) = routes.into_parts();
+    let url = format!("{}/{}", state.public_url(), format!("{service:?}").to_ascii_lowercase());
+    let document = Bytes::from(description.document(service, &url).to_string());
+    router.route(
+        "/openapi.json",
+        axum::routing::get(async move || ([(header::CONTENT_TYPE, "application/json")], document)),
+    )
 }
 
 fn framed(service: Service, routes: Router<AppState>, state: &AppState) -> Router<AppState> {

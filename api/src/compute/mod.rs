@@ -19,8 +19,6 @@ mod service;
 mod tag;
 mod zone;
 
-use axum::Router;
-use axum::routing::{get, post, put};
 use jiff::Timestamp;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Deserializer};
@@ -29,14 +27,15 @@ use serde_json::{Value, json};
 use crate::context::AppState;
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::{Routes, get, post, put};
 
 /// The routes below `/compute`. A project id after the version is taken out before routing.
-pub fn routes() -> Router<AppState> {
-    Router::new().merge(server_routes()).merge(flavor_routes()).merge(host_routes()).merge(project_routes())
+pub fn routes() -> Routes {
+    Routes::new().merge(server_routes()).merge(flavor_routes()).merge(host_routes()).merge(project_routes())
 }
 
-fn server_routes() -> Router<AppState> {
-    Router::new()
+fn server_routes() -> Routes {
+    Routes::new()
         .route("/v2.1/servers", get(server::list).post(server_create::create))
         .route("/v2.1/servers/detail", get(server::detail))
         .route("/v2.1/servers/{id}", get(server::show).put(server::update).delete(server::delete))
@@ -72,8 +71,8 @@ fn server_routes() -> Router<AppState> {
         .route("/v2.1/servers/{id}/topology", get(absent::topology))
 }
 
-fn flavor_routes() -> Router<AppState> {
-    Router::new()
+fn flavor_routes() -> Routes {
+    Routes::new()
         .route("/v2.1/flavors", get(flavor::list).post(flavor::create))
         .route("/v2.1/flavors/detail", get(flavor::detail))
         .route("/v2.1/flavors/{id}", get(flavor::show).put(flavor::update).delete(flavor::delete))
@@ -86,8 +85,8 @@ fn flavor_routes() -> Router<AppState> {
         )
 }
 
-fn host_routes() -> Router<AppState> {
-    Router::new()
+fn host_routes() -> Routes {
+    Routes::new()
         .route("/v2.1/os-hypervisors", get(hypervisor::list))
         .route("/v2.1/os-hypervisors/detail", get(hypervisor::detail))
         .route("/v2.1/os-hypervisors/statistics", get(hypervisor::statistics))
@@ -104,8 +103,8 @@ fn host_routes() -> Router<AppState> {
         .route("/v2.1/os-agents", get(absent::agents))
 }
 
-fn project_routes() -> Router<AppState> {
-    Router::new()
+fn project_routes() -> Routes {
+    Routes::new()
         .route("/v2.1/os-keypairs", get(keypair::list).post(keypair::create))
         .route("/v2.1/os-keypairs/{name}", get(keypair::show).delete(keypair::delete))
         .route("/v2.1/os-server-groups", get(absent::server_groups).post(absent::server_group_create))

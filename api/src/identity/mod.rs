@@ -6,21 +6,19 @@ mod role;
 mod token;
 mod user;
 
-use axum::Router;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
-use crate::context::AppState;
 use crate::error::Fault;
+use crate::openapi::{Routes, get, post, put};
 
 /// The routes below `/identity`.
-pub fn routes() -> Router<AppState> {
+pub fn routes() -> Routes {
     let grant = put(role::grant).get(role::check).delete(role::revoke);
-    Router::new()
+    Routes::new()
         .route("/v3/auth/tokens", post(token::issue).get(token::show).delete(token::revoke))
         .route("/v3/auth/catalog", get(token::catalog))
         .route("/v3/auth/projects", get(token::projects))

@@ -10,17 +10,15 @@ mod metadef;
 mod patch;
 mod schema;
 
-use axum::Router;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
 use jiff::Timestamp;
 
-use crate::context::AppState;
+use crate::openapi::{Routes, get, post, put};
 
 /// The routes below `/image`.
-pub fn routes() -> Router<AppState> {
-    Router::new()
+pub fn routes() -> Routes {
+    Routes::new()
         .route("/v2/images", get(list::list).post(description::create))
         .route(
             "/v2/images/{id}",

@@ -10,14 +10,13 @@ mod security_group;
 mod subnet;
 
 use axum::Json;
-use axum::Router;
 use axum::http::StatusCode;
-use axum::routing::get;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
-use crate::context::{AppState, Filters, RequestUrl};
+use crate::context::{Filters, RequestUrl};
 use crate::error::Fault;
+use crate::openapi::{Routes, get};
 use crate::page::{Direction, Page, SortValue};
 
 /// What a handler that makes something answers.
@@ -28,8 +27,8 @@ const LIST_PARAMETERS: [&str; 7] =
     ["fields", "limit", "marker", "sort_key", "sort_dir", "page_reverse", "project_domain_id"];
 
 /// The routes below `/network`.
-pub fn routes() -> Router<AppState> {
-    Router::new()
+pub fn routes() -> Routes {
+    Routes::new()
         .route("/v2.0", get(extension::resources))
         .route("/v2.0/extensions", get(extension::list))
         .route("/v2.0/extensions/{alias}", get(extension::show))

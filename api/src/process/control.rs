@@ -70,6 +70,7 @@ struct Parts {
     public_url: String,
     tls: bool,
     admin_password: String,
+    policy: Policy,
 }
 
 /// Runs until SIGTERM, or until a line to an agent ends.
@@ -87,9 +88,9 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
         public_url: handover.public_url,
         tls: handover.tls,
         admin_password: handover.admin_password,
+        policy: Policy::parse(&handover.policy).context("read the policy")?,
     };
     terminal::log(&handover.log)?;
-    ::control::policy::install(Policy::parse(&handover.policy).context("read the policy")?);
     nix::sys::signal::SigSet::empty().thread_set_mask().context("let signals through")?;
     privileges::become_user(handover.user)?;
     privileges::die_with_parent(handover.parent)?;
@@ -110,6 +111,8 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
     let control = Control::open(Arc::new(store), settings).await.context("open the cloud")?;
 
     first_start(&control, parts.admin_password).await.context("make what a new cloud begins with")?;
+    // What a cloud begins with is nobody's request: a policy that refuses all still lets it start.
+    ::control::policy::install(parts.policy);
     let agents = control.agents().clone();
     let hosts = parts.hosts.len();
     let mut lines = JoinSet::new();

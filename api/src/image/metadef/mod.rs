@@ -6,16 +6,14 @@ mod namespace;
 mod resource_type;
 pub(super) mod schema;
 
-use axum::Router;
-use axum::routing::{get, post};
 use serde_json::{Map, Value};
 
-use crate::context::AppState;
 use crate::error::Fault;
+use crate::openapi::{Routes, get, post};
 
 /// The routes below `/image/v2/metadefs`.
-pub(super) fn routes() -> Router<AppState> {
-    Router::new()
+pub(super) fn routes() -> Routes {
+    Routes::new()
         .route("/namespaces", get(namespace::list).post(namespace::create))
         .route(
             "/namespaces/{namespace}",

@@ -1,0 +1,342 @@
+//! An OpenAPI description of each service, made of what serves it: the routes as they are added, and the types that the
+//! handlers read. A module that adds its routes by [`Routes`] is described; nothing else is to be done.
+//!
+//! Must never know: any one resource.
+
+mod probe;
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+
+use axum::extract::{Request, State};
+use axum::handler::Handler;
+use axum::http::HeaderMap;
+use axum::routing::{MethodFilter, MethodRouter, Route};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+use tower::Layer;
+
+use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments, Service};
+use crate::microversion::{self, Microversion};
+
+/// The parameters that lists of all services take.
+const LIST_PARAMETERS: [(&str, &str); 4] =
+    [("limit", "integer"), ("marker", "string"), ("sort_key", "string"), ("sort_dir", "string")];
+
+/// Routes with their descriptions.
+#[derive(Debug, Clone, Default)]
+pub struct Routes {
+    router: axum::Router<AppState>,
+    paths: BTreeMap<String, Methods>,
+}
+
+impl Routes {
+    /// None.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds what is at a path.
+    #[must_use]
+    pub fn route(mut self, path: &str, at: At) -> Self {
+        self.router = self.router.route(path, at.router);
+        self.paths.entry(path.to_owned()).or_default().extend(at.methods);
+        self
+    }
+
+    /// Adds all of these.
+    #[must_use]
+    pub fn merge(mut self, other: impl Into<Self>) -> Self {
+        let other = other.into();
+        self.router = self.router.merge(other.router);
+        for (path, methods) in other.paths {
+            self.paths.entry(path).or_default().extend(methods);
+        }
+        self
+    }
+
+    /// Adds all of these below a path.
+    #[must_use]
+    pub fn nest(mut self, below: &str, other: impl Into<Self>) -> Self {
+        let other = other.into();
+        self.router = self.router.nest(below, other.router);
+        for (path, methods) in other.paths {
+            let path = format!("{below}{}", path.trim_end_matches('/'));
+            self.paths.entry(path).or_default().extend(methods);
+        }
+        self
+    }
+
+    /// The routes and what is known of them.
+    pub(crate) fn into_parts(self) -> (axum::Router<AppState>, Description) {
+        (self.router, Description { paths: self.paths })
+    }
+}
+
+/// Routes of which nothing is known.
+impl From<axum::Router<AppState>> for Routes {
+    fn from(router: axum::Router<AppState>) -> Self {
+        Self { router, paths: BTreeMap::new() }
+    }
+}
+
+type Methods = BTreeMap<&'static str, Operation>;
+
+/// What is at a path, by method.
+#[derive(Debug, Clone, Default)]
+pub struct At {
+    router: MethodRouter<AppState>,
+    methods: Methods,
+}
+
+macro_rules! methods {
+    ($($name:ident $filter:ident),* $(,)?) => {
+        $(
+            #[doc = concat!("`", stringify!($filter), "` of a path.")]
+            pub fn $name<H: Described<M>, M: 'static>(handler: H) -> At {
+                At::default().$name(handler)
+            }
+        )*
+
+        impl At {
+            $(
+                #[doc = concat!("`", stringify!($filter), "` of the path, too.")]
+                #[must_use]
+                pub fn $name<H: Described<M>, M: 'static>(self, handler: H) -> Self {
+                    self.on(stringify!($name), MethodFilter::$filter, handler)
+                }
+            )*
+        }
+    };
+}
+
+/// Every method of a path, in words of the handler's own: nothing is said of it.
+pub fn any<H: Handler<M, AppState>, M: 'static>(handler: H) -> At {
+    At { router: axum::routing::any(handler), methods: Methods::new() }
+}
+
+methods! { get GET, post POST, put PUT, patch PATCH, delete DELETE, head HEAD }
+
+impl At {
+    fn on<H: Described<M>, M: 'static>(
+        mut self,
+        name: &'static str,
+        filter: MethodFilter,
+        handler: H,
+    ) -> Self {
+        let mut operation = Operation::default();
+        H::describe(&mut operation);
+        self.methods.insert(name, operation);
+        self.router = self.router.on(filter, handler);
+        self
+    }
+
+    /// Wraps what is at the path.
+    #[must_use]
+    pub fn layer<L>(mut self, layer: L) -> Self
+    where
+        L: Layer<Route> + Clone + Send + Sync + 'static,
+        L::Service: tower::Service<Request, Error = Infallible> + Clone + Send + Sync + 'static,
+        <L::Service as tower::Service<Request>>::Response: axum::response::IntoResponse + 'static,
+        <L::Service as tower::Service<Request>>::Future: Send + 'static,
+    {
+        self.router = self.router.layer(layer);
+        self
+    }
+}
+
+/// What a handler takes.
+#[derive(Debug, Clone, Default)]
+pub struct Operation {
+    body: Option<Value>,
+    raw: bool,
+    token: bool,
+    listed: bool,
+}
+
+/// A handler that can say what it takes: every one whose arguments are [`Extracted`].
+pub trait Described<M>: Handler<M, AppState> {
+    /// Says it.
+    fn describe(operation: &mut Operation);
+}
+
+/// An argument of a handler.
+pub trait Extracted {
+    /// What it adds to the description.
+    fn describe(_: &mut Operation) {}
+}
+
+impl Extracted for State<AppState> {}
+impl Extracted for Microversion {}
+impl Extracted for RequestUrl {}
+impl Extracted for HeaderMap {}
+impl Extracted for axum::http::Method {}
+impl Extracted for crate::audit::Seat {}
+impl<T> Extracted for Segments<T> {}
+impl<T> Extracted for axum::Extension<T> {}
+
+impl Extracted for Authenticated {
+    fn describe(operation: &mut Operation) {
+        operation.token = true;
+    }
+}
+
+impl Extracted for Filters {
+    fn describe(operation: &mut Operation) {
+        operation.listed = true;
+    }
+}
+
+impl Extracted for Request {
+    fn describe(operation: &mut Operation) {
+        operation.raw = true;
+    }
+}
+
+impl<T: DeserializeOwned> Extracted for Body<T> {
+    fn describe(operation: &mut Operation) {
+        operation.body = Some(probe::schema::<T>());
+    }
+}
+
+impl<T: Extracted> Extracted for Option<T> {
+    fn describe(operation: &mut Operation) {
+        T::describe(operation);
+    }
+}
+
+impl<H: Handler<((),), AppState>> Described<((),)> for H {
+    fn describe(_: &mut Operation) {}
+}
+
+macro_rules! described {
+    ($($argument:ident)*) => {
+        impl<H, M, $($argument: Extracted),*> Described<(M, $($argument,)*)> for H
+        where
+            H: Handler<(M, $($argument,)*), AppState>,
+        {
+            fn describe(operation: &mut Operation) {
+                $($argument::describe(operation);)*
+            }
+        }
+    };
+}
+
+described! { A }
+described! { A B }
+described! { A B C }
+described! { A B C D }
+described! { A B C D E }
+described! { A B C D E F }
+described! { A B C D E F G }
+described! { A B C D E F G I }
+
+/// What is known of a service's routes.
+#[derive(Debug, Clone)]
+pub(crate) struct Description {
+    paths: BTreeMap<String, Methods>,
+}
+
+impl Description {
+    /// The OpenAPI document (OpenAPI 3.1).
+    pub(crate) fn document(&self, service: Service, url: &str) -> Value {
+        let paths: Map<String, Value> = self
+            .paths
+            .iter()
+            .map(|(path, methods)| (path.replace("{*", "{"), path_item(service, path, methods)))
+            .collect();
+        json!({
+            "openapi": "3.1.0",
+            "info": {
+                "title": format!("Wisp: {service:?}"),
+                "version": env!("CARGO_PKG_VERSION"),
+                "description": "What is served, as the routes and the types that read it say.",
+            },
+            "servers": [{"url": url}],
+            "paths": paths,
+            "components": {"securitySchemes": {
+                "token": {"type": "apiKey", "in": "header", "name": "X-Auth-Token"}
+            }},
+        })
+    }
+}
+
+fn path_item(service: Service, path: &str, methods: &Methods) -> Value {
+    let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    let mut parameters: Vec<Value> = names
+        .map(|name| {
+            let name = name.trim_start_matches('*');
+            json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}})
+        })
+        .collect();
+    if let Some(offer) = microversion::offer(service) {
+        let example = format!("{} {}", offer.name, offer.maximum);
+        parameters.push(json!({
+            "name": "OpenStack-API-Version", "in": "header", "schema": {"type": "string"}, "example": example,
+        }));
+    }
+    let mut item: Map<String, Value> = methods
+        .iter()
+        .map(|(name, operation)| ((*name).to_owned(), operation_item(name, path, operation)))
+        .collect();
+    if !parameters.is_empty() {
+        item.insert("parameters".into(), json!(parameters));
+    }
+    Value::Object(item)
+}
+
+fn operation_item(method: &str, path: &str, operation: &Operation) -> Value {
+    let mut item = json!({
+        "operationId": format!("{method} {path}"),
+        "responses": {
+            "2XX": {"description": "It is done, or will be."},
+            "default": {"description": "It is not: a fault in the service's own form."},
+        },
+    });
+    if operation.token {
+        item["security"] = json!([{"token": []}]);
+    }
+    let body = match (&operation.body, operation.raw, method) {
+        (Some(schema), ..) => Some(json!({"application/json": {"schema": schema}})),
+        (None, true, "post" | "put" | "patch") => {
+            Some(json!({"application/octet-stream": {"schema": {}}, "application/json": {"schema": {}}}))
+        }
+        _ => None,
+    };
+    if let Some(content) = body {
+        item["requestBody"] = json!({"content": content});
+    }
+    if operation.listed && method == "get" && !path.ends_with('}') {
+        let parameter =
+            |(name, kind): (&str, &str)| json!({"name": name, "in": "query", "schema": {"type": kind}});
+        item["parameters"] = LIST_PARAMETERS.into_iter().map(parameter).collect();
+    }
+    item
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::harness::Harness;
+
+    #[tokio::test]
+    async fn every_service_describes_its_own_routes_and_bodies() {
+        let cloud = Harness::new().await;
+        for service in ["identity", "compute", "network", "image"] {
+            let reply = cloud.get(&format!("/{service}/openapi.json"), &[]).await;
+            assert_eq!(reply.status, 200, "{service}");
+            let document = reply.json();
+            assert_eq!(document["openapi"], "3.1.0");
+            let server = document["servers"][0]["url"].as_str().unwrap_or_default();
+            assert_eq!(server, format!("http://cloud.test/{service}"));
+            assert!(document["paths"].as_object().is_some_and(|paths| !paths.is_empty()), "{service}");
+        }
+        let document = cloud.get("/network/openapi.json", &[]).await.json();
+        let create = &document["paths"]["/v2.0/networks"]["post"];
+        let schema = &create["requestBody"]["content"]["application/json"]["schema"];
+        assert_eq!(schema["properties"]["network"]["properties"]["mtu"]["type"][0], "integer");
+        assert_eq!(schema["properties"]["network"]["additionalProperties"], false);
+        assert_eq!(create["security"][0]["token"], serde_json::json!([]));
+        let show = &document["paths"]["/v2.0/networks/{id}"];
+        assert_eq!(show["parameters"][0]["name"], "id");
+    }
+}

@@ -1,0 +1,87 @@
+"""A cloud for tests that are programs of others': `wisp up` on a directory of its own, and virtual environments for them."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+import venv
+
+BUILD = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).resolve().parent.parent / "target")).resolve()
+PASSWORD = "correct horse battery staple"
+# Seconds for the cloud to answer, in a debug build on a busy machine.
+READY_SECONDS_MAX = 120
+
+
+def enter_environment(package):
+    """Makes the virtual environment of a package where it is not there, and becomes its Python; its path."""
+    environment = BUILD / "tmp" / package.replace("==", "-")
+    python = environment / "bin/python"
+    if not (environment / "complete").exists():
+        print(f"installing {package} from PyPI (once) …", file=sys.stderr)
+        shutil.rmtree(environment, ignore_errors=True)
+        venv.create(environment, with_pip=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-input", package], check=True, timeout=600)
+        (environment / "complete").touch()
+    if pathlib.Path(sys.prefix) != environment:
+        os.execv(python, [python, *sys.argv])
+    return environment
+
+
+def add_arguments(parser, output):
+    parser.add_argument("--driver", choices=["fake", "kvm"], default="fake", help="what runs the instances")
+    parser.add_argument("--wisp", type=pathlib.Path, default=BUILD / "debug/wisp", help="the program under test")
+    parser.add_argument("--up", action="append", default=[], metavar="OPTION", help="a further option of `wisp up`")
+    parser.add_argument("--output", type=pathlib.Path, default=BUILD / output, help="where the results go")
+
+
+class Cloud:
+    """`wisp up`; gone, with all it made, at the end."""
+
+    def __init__(self, options, work):
+        self.options, self.state = options, work / "state"
+        command = [options.wisp, "up", "--listen", "127.0.0.1:0", "--driver", options.driver, "--state", self.state]
+        log = open(options.output / "wisp.log", "wb")
+        environment = os.environ | {"WISP_ADMIN_PASSWORD": PASSWORD}
+        self.up = subprocess.Popen(
+            [*command, *options.up], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, env=environment
+        )
+        timer = threading.Timer(READY_SECONDS_MAX, self.up.kill)
+        timer.start()
+        words = self.up.stdout.readline().decode().split()
+        timer.cancel()
+        if words[:1] != ["ready"]:
+            raise SystemExit(f"`wisp up` did not start; see {options.output}/wisp.log")
+        self.url = words[1]
+        self.token = None
+        self.token = self.log_in()
+
+    def call(self, path, body=None):
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode() if body else None)
+        request.add_header("Content-Type", "application/json")
+        if self.token:
+            request.add_header("X-Auth-Token", self.token)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return response.headers, json.load(response)
+
+    def log_in(self):
+        domain = {"id": "default"}
+        user = {"name": "admin", "domain": domain, "password": PASSWORD}
+        auth = {
+            "identity": {"methods": ["password"], "password": {"user": user}},
+            "scope": {"project": {"name": "admin", "domain": domain}},
+        }
+        return self.call("/identity/v3/auth/tokens", {"auth": auth})[0]["X-Subject-Token"]
+
+    def end(self):
+        self.up.send_signal(signal.SIGTERM)
+        try:
+            self.up.wait(30)
+        except subprocess.TimeoutExpired:
+            self.up.kill()
+        if self.options.driver == "kvm":
+            subprocess.run([self.options.wisp, "down", "--state", self.state], stdout=subprocess.DEVNULL)
