@@ -45,6 +45,8 @@ class Cloud:
     def __init__(self, options, work):
         self.options, self.state = options, work / "state"
         command = [options.wisp, "up", "--listen", "127.0.0.1:0", "--driver", options.driver, "--state", self.state]
+        # Where tempest's images to import are served.
+        command += ["--image-source", "127.0.0.1"]
         log = open(options.output / "wisp.log", "wb")
         environment = os.environ | {"WISP_ADMIN_PASSWORD": PASSWORD}
         self.up = subprocess.Popen(

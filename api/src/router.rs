@@ -161,7 +161,9 @@ fn rewritten(mut request: Request) -> Request {
 }
 
 fn canonical(path: &str) -> (String, Option<String>) {
-    let trimmed = path.trim_end_matches('/');
+    // Glance takes a slash after a collection for the start of an id.
+    let whole = path.strip_prefix("/image/v2/").is_some_and(|below| !below.is_empty());
+    let trimmed = if whole { path } else { path.trim_end_matches('/') };
     let trimmed = if trimmed.is_empty() { "/" } else { trimmed };
     for prefix in ["/compute/v2.1/", "/volume/v3/"] {
         if let Some(rest) = trimmed.strip_prefix(prefix) {

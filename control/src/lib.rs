@@ -20,10 +20,13 @@ pub mod token;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use storage::image::ImageStore;
+use storage::download::Sources;
+use storage::store::S3Settings;
 
 use crate::error::Result;
+use crate::reconcile::image_task::ImageTasks;
 use crate::service::db::Db;
+use crate::service::image_store::Images;
 use crate::service::password::Passwords;
 use crate::store::Store;
 use crate::token::Tokens;
@@ -39,6 +42,10 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// How long a token holds, in seconds.
     pub token_lifetime_s: u32,
+    /// Hosts, or `host:port`, that images may be fetched from though their addresses are not public.
+    pub image_sources: Vec<String>,
+    /// A bucket that images can be kept in.
+    pub image_bucket: Option<S3Settings>,
 }
 
 impl Settings {
@@ -53,6 +60,8 @@ impl Settings {
             region: "RegionOne".to_owned(),
             state_dir: state_dir.into(),
             token_lifetime_s: Self::TOKEN_LIFETIME_S,
+            image_sources: Vec::new(),
+            image_bucket: None,
         }
     }
 }
@@ -63,7 +72,8 @@ pub struct Control {
     pub(crate) db: Db,
     pub(crate) settings: Settings,
     pub(crate) compute: reconcile::Compute,
-    pub(crate) images: ImageStore,
+    pub(crate) images: Images,
+    pub(crate) image_tasks: ImageTasks,
     pub(crate) tokens: Tokens,
     pub(crate) passwords: Passwords,
 }
@@ -74,8 +84,18 @@ impl Control {
         let db = Db::open(store).await?;
         let compute = reconcile::Compute::open(&db).await?;
         let tokens = Tokens::open(&settings.state_dir.join("fernet-keys"))?;
-        let images = ImageStore::open(&settings.state_dir.join("images"))?;
-        let control = Self { db, settings, compute, images, tokens, passwords: Passwords::new() };
+        let sources = Sources::with_allowed(settings.image_sources.clone());
+        let directory = settings.state_dir.join("images");
+        let images = Images::open(&directory, settings.image_bucket.as_ref(), sources)?;
+        let control = Self {
+            db,
+            settings,
+            compute,
+            images,
+            image_tasks: ImageTasks::default(),
+            tokens,
+            passwords: Passwords::new(),
+        };
         control.image_recover().await?;
         Ok(Arc::new(control))
     }

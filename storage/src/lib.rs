@@ -1,8 +1,10 @@
-//! Image files and disks: streamed in with checksums, cloned in constant time.
+//! Image files and disks: streamed in with checksums, kept by digest in a store, cloned in constant time.
 //!
 //! Must never know: tenants, what an id stands for, who asks.
 
+pub mod download;
 pub mod file_tree;
 pub mod format;
 pub mod image;
 pub mod root_disk;
+pub mod store;

@@ -11,6 +11,7 @@ mod firmware;
 mod guests;
 #[allow(dead_code, reason = "the benchmarks use the rest")]
 mod harness;
+mod images;
 mod lab;
 mod openstack;
 mod processes;
@@ -34,6 +35,7 @@ fn main() {
         survive::trials(),
         openstack::trials(),
         serving::trials(),
+        images::trials(),
         lab::trials(),
         guests::trials(),
     ];

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 
 use crate::process::agent::DriverKind;
 use crate::process::certificates::Source;
+use crate::process::control::{Bucket, ImageOptions};
 use crate::process::state_directory::StateDirectory;
 use crate::process::supervisor::{self, Options};
 
@@ -56,6 +57,13 @@ pub(super) struct Arguments {
     /// Who may do what, over the defaults: rules in oslo.policy's YAML form, by the services' own names.
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// A host that images may be fetched from though its address is not public; may be given several times.
+    #[arg(long, value_name = "HOST[:PORT]")]
+    image_source: Vec<String>,
+    /// A bucket of an S3-compatible service as a second image store, `s3`. Its keys are taken from WISP_S3_ACCESS_KEY and
+    /// WISP_S3_SECRET_KEY, its region from WISP_S3_REGION.
+    #[arg(long, value_name = "URL/BUCKET[/PREFIX]")]
+    image_bucket: Option<String>,
     /// How many hosts the fake driver simulates.
     #[arg(long, hide = true, default_value_t = 1, value_name = "N")]
     fake_hosts: u32,
@@ -101,6 +109,10 @@ pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode>
         tls,
         driver: arguments.driver,
         fake_hosts: arguments.fake_hosts,
+        images: ImageOptions {
+            sources: arguments.image_source,
+            bucket: arguments.image_bucket.as_deref().map(bucket).transpose()?,
+        },
         policy: arguments.policy.as_deref().map(policy).transpose()?.unwrap_or_default(),
         log,
     })?;
@@ -118,6 +130,28 @@ fn listen_address(text: &str, allowed: bool) -> anyhow::Result<SocketAddr> {
         );
     }
     Ok(address)
+}
+
+/// A bucket as `--image-bucket` says it, with its keys from the environment.
+fn bucket(text: &str) -> anyhow::Result<Bucket> {
+    let form = || format!("--image-bucket {text} is not http(s)://HOST[:PORT]/BUCKET[/PREFIX]");
+    let (scheme, rest) = text.split_once("://").with_context(form)?;
+    let (host, path) = rest.split_once('/').with_context(form)?;
+    let (name, prefix) = path.split_once('/').unwrap_or((path, ""));
+    if !["http", "https"].contains(&scheme) || host.is_empty() || host.contains('@') || name.is_empty() {
+        bail!(form());
+    }
+    let key = |name: &str| {
+        std::env::var(name).with_context(|| format!("--image-bucket needs {name} in the environment"))
+    };
+    Ok(Bucket {
+        endpoint: format!("{scheme}://{host}"),
+        name: name.to_owned(),
+        prefix: prefix.trim_matches('/').to_owned(),
+        region: key("WISP_S3_REGION").unwrap_or_else(|_| "us-east-1".to_owned()),
+        access_key: key("WISP_S3_ACCESS_KEY")?,
+        secret_key: key("WISP_S3_SECRET_KEY")?,
+    })
 }
 
 /// The text of a policy file, which holds rules that can be read: whoever starts the cloud is told, not its log.

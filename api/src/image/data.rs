@@ -7,8 +7,9 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use control::caller::Caller;
 use control::error::Error;
-use control::service::image_data::IMAGE_BYTES_MAX;
+use control::service::image_data::{IMAGE_BYTES_MAX, UploadTo};
 use http_body_util::BodyExt;
 
 use super::done;
@@ -25,6 +26,33 @@ pub(super) async fn upload(
     Segments(id): Segments<String>,
     request: Request,
 ) -> Result<Response, Fault> {
+    let store = wished_store(request.headers())?.map(str::to_owned);
+    take(&state, &caller, &id, request, UploadTo::Store(store)).await
+}
+
+/// Image API v2: upload binary image data to a staging area.
+pub(super) async fn stage(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    request: Request,
+) -> Result<Response, Fault> {
+    take(&state, &caller, &id, request, UploadTo::Staging).await
+}
+
+/// The store that a request wants data to be in.
+pub(super) fn wished_store(headers: &HeaderMap) -> Result<Option<&str>, Fault> {
+    let value = headers.get("x-image-meta-store").map(|value| value.to_str());
+    value.transpose().map_err(|_| Fault::malformed("x-image-meta-store is no store's name"))
+}
+
+async fn take(
+    state: &AppState,
+    caller: &Caller,
+    id: &str,
+    request: Request,
+    to: UploadTo,
+) -> Result<Response, Fault> {
     let media_type = request.headers().get(header::CONTENT_TYPE);
     if media_type.is_some_and(|media_type| media_type != "application/octet-stream") {
         return Err(Fault::UnsupportedMediaType);
@@ -34,7 +62,7 @@ pub(super) async fn upload(
         return Err(Error::TooLarge { what: "the image", limit_bytes: IMAGE_BYTES_MAX }.into());
     }
     // Dropped on every way out but the last, which takes back what came so far.
-    let upload = state.control.image_upload(&caller, &id).await?;
+    let upload = state.control.image_upload(caller, id, to).await?;
     let mut body = request.into_body();
     loop {
         let frame = tokio::time::timeout(IDLE_TIMEOUT, body.frame()).await.map_err(|_| Fault::TimedOut)?;

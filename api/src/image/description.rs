@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use control::error::Error;
 use control::model::image::{Image, ImageStatus};
 use control::service::image::ImageChange;
+use control::service::image_import::IMPORT_METHODS;
 use serde_json::{Map, Value, json};
 
 use super::{done, patch, time};
@@ -61,6 +62,13 @@ pub(super) fn show_image(image: &Image) -> Value {
     if !image.stores.is_empty() {
         body.insert("stores".into(), json!(image.stores.join(",")));
     }
+    if let Some(task) = &image.import_task {
+        body.insert("os_glance_import_task".into(), json!(task));
+    }
+    if image.imported {
+        body.insert("os_glance_importing_to_stores".into(), json!(image.importing_to.join(",")));
+        body.insert("os_glance_failed_import".into(), json!(image.failed_import.join(",")));
+    }
     Value::Object(body)
 }
 
@@ -86,6 +94,7 @@ pub(super) async fn create(
     let location = format!("{}/image/v2/images/{}", state.public_url(), stored.row.id);
     let headers = [
         (header::LOCATION, location),
+        (HeaderName::from_static("openstack-image-import-methods"), IMPORT_METHODS.join(",")),
         (HeaderName::from_static("openstack-image-store-ids"), state.control.image_store_ids().join(",")),
     ];
     Ok((StatusCode::CREATED, headers, Json(show_image(&stored.row))).into_response())

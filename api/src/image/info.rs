@@ -10,12 +10,6 @@ use serde_json::{Map, Value, json};
 use crate::context::{Answer, AppState, Authenticated};
 use crate::error::Fault;
 
-/// Image API v2: import methods and values discovery.
-pub(super) async fn import(_: Authenticated) -> Answer<Value> {
-    let methods = json!({"description": "Import methods available.", "type": "array", "value": []});
-    Ok(Json(json!({"import-methods": methods})))
-}
-
 /// The stores as everybody sees them.
 fn shown(state: &AppState) -> Vec<Value> {
     let stores = state.control.image_store_facts();

@@ -2,6 +2,7 @@
 
 mod data;
 mod description;
+mod import;
 mod info;
 mod list;
 mod location;
@@ -14,7 +15,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 
-use crate::openapi::{Routes, get, post, put};
+use crate::openapi::{Routes, delete, get, post, put};
 
 /// The routes below `/image`.
 pub fn routes() -> Routes {
@@ -36,7 +37,13 @@ pub fn routes() -> Routes {
         .route("/v2/images/{id}/locations", get(location::list).post(location::add))
         .route("/v2/schemas/{name}", get(schema::show))
         .route("/v2/schemas/metadefs/{name}", get(schema::show_metadef))
-        .route("/v2/info/import", get(info::import))
+        .route("/v2/images/{id}/stage", put(data::stage))
+        .route("/v2/images/{id}/import", post(import::import))
+        .route("/v2/images/{id}/tasks", get(import::tasks_of))
+        .route("/v2/tasks", get(import::list_tasks).post(import::create))
+        .route("/v2/tasks/{id}", get(import::show).delete(import::delete))
+        .route("/v2/stores/{store}/{id}", delete(import::delete_from_store))
+        .route("/v2/info/import", get(import::methods))
         .route("/v2/info/stores", get(info::stores))
         .route("/v2/info/stores/detail", get(info::stores_detail))
         .route("/v2/info/usage", get(info::usage))

@@ -312,6 +312,102 @@ async fn metadata_definitions_are_made_changed_and_deleted_with_what_is_in_them(
     assert_eq!(empty["objects"], json!([]));
 }
 
+/// Waits until an image is in this state; the image.
+async fn until(cloud: &Harness, id: &str, done: impl Fn(&Value) -> bool) -> Value {
+    let path = format!("/image/v2/images/{id}");
+    for _ in 0..500 {
+        let image = cloud.admin(Method::GET, &path, Value::Null).await.json();
+        if done(&image) {
+            return image;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    panic!("{}", cloud.admin(Method::GET, &path, Value::Null).await.json());
+}
+
+#[tokio::test]
+async fn staged_data_is_imported_by_a_task() {
+    let cloud = Harness::new().await;
+    let _running = cloud.control.start_reconcilers();
+    let id = create(&cloud, described("staged")).await;
+    let import = json!({"method": {"name": "glance-direct"}});
+    let path = format!("/image/v2/images/{id}");
+    let ask =
+        async |body: Value| cloud.admin(Method::POST, &format!("{path}/import"), body).await.status.as_u16();
+    assert_eq!(ask(import.clone()).await, 409, "nothing is staged");
+    let request = Request::put(format!("{path}/stage"))
+        .header("x-auth-token", cloud.admin_token().await)
+        .header("content-type", "application/octet-stream");
+    assert_eq!(cloud.send(request.body(Body::from("hello")).unwrap()).await.status, 204);
+    let staged = until(&cloud, &id, |image| image["status"] == "uploading").await;
+    assert_eq!((&staged["size"], &staged["checksum"]), (&json!(5), &Value::Null));
+    for bad in [
+        json!({}),
+        json!({"method": {}}),
+        json!({"method": {"name": "odd"}}),
+        json!({"method": {"name": "glance-direct"}, "all_stores": "yes"}),
+        json!({"method": {"name": "glance-direct"}, "all_stores": true, "stores": ["file"]}),
+        json!({"method": {"name": "web-download"}}),
+    ] {
+        assert_eq!(ask(bad.clone()).await, 400, "{bad}");
+    }
+    let unknown = json!({"method": {"name": "glance-direct"}, "stores": ["odd"]});
+    assert_eq!(ask(unknown).await, 409);
+    assert_eq!(ask(import.clone()).await, 202);
+    let active = until(&cloud, &id, |image| image["status"] == "active").await;
+    assert_eq!(active["checksum"], "5d41402abc4b2a76b9719d911017c592");
+    assert_eq!((&active["stores"], active.get("os_glance_import_task")), (&json!("file"), None));
+    let tasks = cloud.admin(Method::GET, &format!("{path}/tasks"), Value::Null).await.json();
+    assert_eq!(tasks["tasks"][0]["status"], "success");
+    assert_eq!(tasks["tasks"][0]["input"]["import_req"], import);
+    assert_eq!(ask(import).await, 409, "it is active");
+    let copy = json!({"method": {"name": "copy-image"}, "stores": ["file"]});
+    assert_eq!(ask(copy).await, 400, "it is there");
+    let from_store = cloud.admin(Method::DELETE, &format!("/image/v2/stores/file/{id}"), Value::Null).await;
+    assert_eq!(from_store.status, 403, "the only store");
+}
+
+#[tokio::test]
+async fn web_download_is_refused_or_fails_without_a_trace() {
+    let cloud = Harness::new().await;
+    let _running = cloud.control.start_reconcilers();
+    let id = create(&cloud, described("web")).await;
+    let path = format!("/image/v2/images/{id}/import");
+    let ask = async |url: &str| {
+        let body = json!({"method": {"name": "web-download", "uri": url}});
+        cloud.admin(Method::POST, &path, body).await.status.as_u16()
+    };
+    for refused in
+        ["http://127.0.0.1/x", "http://169.254.169.254/latest", "file:///etc/passwd", "http://h:22/x"]
+    {
+        assert_eq!(ask(refused).await, 400, "{refused}");
+    }
+    assert_eq!(ask("http://localhost/x").await, 202, "only its address tells");
+    let failed = until(&cloud, &id, |image| image["os_glance_failed_import"] == "file").await;
+    assert_eq!(failed["status"], "queued");
+    let tasks = cloud.admin(Method::GET, "/image/v2/tasks?status=failure", Value::Null).await.json();
+    let task = tasks["tasks"][0]["id"].as_str().unwrap().to_owned();
+    let task = cloud.admin(Method::GET, &format!("/image/v2/tasks/{task}"), Value::Null).await.json();
+    assert!(task["message"].as_str().unwrap().contains("not public"), "{task}");
+    let input = json!({
+        "import_from": "http://localhost/x", "import_from_format": "raw",
+        "image_properties": {"name": "t", "disk_format": "raw", "container_format": "bare"},
+    });
+    let made = cloud.admin(Method::POST, "/image/v2/tasks", json!({"type": "import", "input": input})).await;
+    assert_eq!(made.status, 201);
+    let image = made.json()["image_id"].as_str().unwrap().to_owned();
+    let gone = async || {
+        cloud.admin(Method::GET, &format!("/image/v2/images/{image}"), Value::Null).await.status == 404
+    };
+    for _ in 0..500 {
+        if gone().await {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert!(gone().await, "what a failed task made is gone");
+}
+
 #[tokio::test]
 async fn service_says_what_it_has() {
     let cloud = Harness::new().await;
@@ -329,6 +425,7 @@ async fn service_says_what_it_has() {
     }
     assert_eq!(get("/schemas/metadefs/resource_types").await.1["name"], "resource_type_associations");
     assert_eq!(get("/schemas/odd").await.0, 404);
+    assert_eq!(get("/images/").await.0, 404, "an image without an id");
     let id = create(&cloud, described("l")).await;
     let location =
         json!({"url": "http://h/x", "validation_data": {"os_hash_algo": "md5", "os_hash_value": "00"}});

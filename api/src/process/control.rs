@@ -15,6 +15,7 @@ use anyhow::Context;
 use ipnet::Ipv4Net;
 use net::names::OwnerTag;
 use serde::{Deserialize, Serialize};
+use storage::store::S3Settings;
 use tokio::net::{TcpListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinError, JoinSet};
@@ -60,6 +61,56 @@ pub struct Handover {
     pub admin_password: String,
     /// The text of the policy file, or nothing.
     pub policy: String,
+    /// From where images come and where they are kept, besides the defaults.
+    pub images: ImageOptions,
+}
+
+/// From where images may come, and where they are kept besides this host's files.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ImageOptions {
+    /// Hosts, or `host:port`, that images may be fetched from though their addresses are not public.
+    pub sources: Vec<String>,
+    /// A bucket of an S3-compatible service.
+    pub bucket: Option<Bucket>,
+}
+
+/// How to reach a bucket.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Bucket {
+    /// The service's URL.
+    pub endpoint: String,
+    /// The bucket's name.
+    pub name: String,
+    /// What objects' names begin with.
+    pub prefix: String,
+    /// The region.
+    pub region: String,
+    /// The access key's id.
+    pub access_key: String,
+    /// The access key.
+    pub secret_key: String,
+}
+
+impl std::fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bucket")
+            .field("endpoint", &self.endpoint)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl From<Bucket> for S3Settings {
+    fn from(bucket: Bucket) -> Self {
+        Self {
+            endpoint: bucket.endpoint,
+            bucket: bucket.name,
+            prefix: bucket.prefix,
+            region: bucket.region,
+            access_key: bucket.access_key,
+            secret_key: Zeroizing::new(bucket.secret_key),
+        }
+    }
 }
 
 /// Everything taken over, owned.
@@ -71,6 +122,7 @@ struct Parts {
     tls: bool,
     admin_password: String,
     policy: Policy,
+    images: ImageOptions,
 }
 
 /// Runs until SIGTERM, or until a line to an agent ends.
@@ -89,6 +141,7 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
         tls: handover.tls,
         admin_password: handover.admin_password,
         policy: Policy::parse(&handover.policy).context("read the policy")?,
+        images: handover.images,
     };
     terminal::log(&handover.log)?;
     nix::sys::signal::SigSet::empty().thread_set_mask().context("let signals through")?;
@@ -107,7 +160,11 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
     let (certificate, key) = (Path::new(certificates::CERTIFICATE), Path::new(certificates::KEY));
     let tls = parts.tls.then(|| Tls::open(certificate, key).map(Arc::new)).transpose()?;
     let store = RedbStore::open(Path::new("control/store.redb")).context("open the store")?;
-    let settings = Settings::new(parts.public_url, "control");
+    let settings = Settings {
+        image_sources: parts.images.sources,
+        image_bucket: parts.images.bucket.map(Into::into),
+        ..Settings::new(parts.public_url, "control")
+    };
     let control = Control::open(Arc::new(store), settings).await.context("open the cloud")?;
 
     first_start(&control, parts.admin_password).await.context("make what a new cloud begins with")?;

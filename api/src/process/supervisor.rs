@@ -24,6 +24,7 @@ use rustix::process::{Pid, PidfdFlags};
 
 use super::agent::DriverKind;
 use super::certificates::Source;
+use super::control::ImageOptions;
 use super::handover::{self, AsFdDyn, Inherited};
 use super::privileges::User;
 use super::state_directory::StateDirectory;
@@ -61,6 +62,8 @@ pub struct Options {
     pub fake_hosts: u32,
     /// The text of the policy file, or nothing.
     pub policy: String,
+    /// From where images come and where they are kept, besides the defaults.
+    pub images: ImageOptions,
     /// What the children log.
     pub log: String,
 }
@@ -256,6 +259,7 @@ impl Cloud<'_> {
             tls: self.options.tls.is_some(),
             admin_password: self.password.clone(),
             policy: self.options.policy.clone(),
+            images: self.options.images.clone(),
         };
         let mut fds: Vec<&dyn AsFdDyn> = lines.iter().map(|(_, line, _)| line as &dyn AsFdDyn).collect();
         fds.push(&self.listener);

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use vmm::document::Document;
 
 use crate::agent::protocol::{HostReport, InstanceState, Power};
+use crate::model::image::LocalFile;
 use crate::scheduler::Resources;
 
 /// The sizes a server can have.
@@ -140,6 +141,10 @@ pub struct Server {
     pub image_properties: BTreeMap<String, String>,
     /// A kernel beside the disk, from the image's properties.
     pub kernel: Option<ServerKernel>,
+    /// The files that it is made of: the root disk's, then the kernel's and the ramdisk's. Empty in servers of the first
+    /// version, whose files have their images' ids.
+    #[serde(default)]
+    pub files: Vec<LocalFile>,
     /// The root disk's size in bytes; 0 means the image's.
     pub root_disk_bytes: u64,
     /// Properties, as the owner gave them.

@@ -39,6 +39,8 @@ rows! {
     identity::Revocation: "revocation", 1, |row| &row.id;
     image::Image: "image", 1, |row| &row.id;
     image::ImageMember: "image_member", 1, |row| &row.id;
+    image::ImageBlob: "image_blob", 1, |row| &row.id;
+    image::ImageTask: "image_task", 1, |row| &row.id;
     metadef::MetadefNamespace: "metadef_namespace", 1, |row| &row.id;
     metadef::MetadefEntry: "metadef_entry", 1, |row| &row.id;
     network::Network: "network", 1, |row| &row.standard.id;

@@ -4,6 +4,7 @@
 //! Two tasks: one follows the rows (places servers, tells agents what changed, takes away what is gone), one takes in
 //! what agents report. They meet only in the store.
 
+pub(crate) mod image_task;
 pub(crate) mod metadata;
 mod place;
 pub mod wanted;
@@ -88,7 +89,11 @@ impl Control {
     pub fn start_reconcilers(self: &Arc<Self>) -> Vec<JoinHandle<()>> {
         let events = self.compute.events.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(events) = events else { return Vec::new() };
-        vec![tokio::spawn(follow_rows(self.clone())), tokio::spawn(take_reports(self.clone(), events))]
+        vec![
+            tokio::spawn(follow_rows(self.clone())),
+            tokio::spawn(take_reports(self.clone(), events)),
+            tokio::spawn(image_task::follow_tasks(self.clone())),
+        ]
     }
 
     /// The lines to the hosts' agents, to be served by whoever accepts them.

@@ -85,6 +85,10 @@ impl<'a> Round<'a> {
             else {
                 continue;
             };
+            if !self.control.images.has_all(&stored.row) {
+                // Its files are being made; whoever makes them asks again.
+                continue;
+            }
             match self.control.compute.scheduler.place(&self.hosts, &request_of(&stored.row)) {
                 Ok(index) => self.claim(&stored, index),
                 Err(_) if patient => {}

@@ -62,6 +62,7 @@ fn present_ports(cache: &Cache, server: &Server) -> Vec<String> {
 }
 
 fn instance_wanted(server: &Server, zone: &str, nics: Vec<NicWanted>) -> InstanceWanted {
+    let file = |index: usize, id: &str| server.files.get(index).map_or(id, |file| &file.name).to_owned();
     InstanceWanted {
         id: server.id.clone(),
         generation: server.generation,
@@ -70,10 +71,10 @@ fn instance_wanted(server: &Server, zone: &str, nics: Vec<NicWanted>) -> Instanc
         shutdown_timeout_ms: server.shutdown_timeout_ms,
         vcpus: u8::try_from(server.flavor.vcpus).expect("invariant: creation refuses more than VCPUS_MAX"),
         memory_mib: server.flavor.ram_mib,
-        root_disk: RootDiskWanted { image_id: server.image_id.clone(), size_bytes: server.root_disk_bytes },
+        root_disk: RootDiskWanted { image_id: file(0, &server.image_id), size_bytes: server.root_disk_bytes },
         kernel: server.kernel.as_ref().map(|kernel| KernelWanted {
-            kernel_image_id: kernel.kernel_id.clone(),
-            ramdisk_image_id: kernel.ramdisk_id.clone(),
+            kernel_image_id: file(1, &kernel.kernel_id),
+            ramdisk_image_id: kernel.ramdisk_id.as_ref().map(|id| file(2, id)),
             cmdline: kernel.cmdline.clone(),
         }),
         hostname: server.hostname.clone(),

@@ -7,9 +7,10 @@ use jiff::Timestamp;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::model::image::{Image, ImageMember, ImageStatus};
+use crate::model::image::{Image, ImageMember, ImageStatus, LocalFile};
 use crate::model::random_uuid;
 use crate::policy::require_own_project;
+use crate::service::image_data::charged_mib;
 use crate::service::quota::{self, Resource};
 use crate::store::{Cache, Stored, Txn};
 
@@ -74,11 +75,7 @@ impl Control {
         id: Option<String>,
         changes: Vec<ImageChange>,
     ) -> Result<Arc<Stored<Image>>> {
-        let project_id = require_own_project(caller, "add_image")?;
-        let mut image = Image::new(id.unwrap_or_else(random_uuid), project_id.to_owned());
-        for change in changes {
-            apply(caller, &mut image, change)?;
-        }
+        let image = described_image(caller, id.unwrap_or_else(random_uuid), changes)?;
         let owner = image.owner.clone().unwrap_or_default();
         self.db
             .transact(|cache| {
@@ -190,8 +187,7 @@ impl Control {
                     return Ok(txn);
                 }
                 // A new owner takes over what the old one is charged.
-                let mib =
-                    i64::try_from(stored.row.size_bytes.unwrap_or(0).div_ceil(1 << 20)).unwrap_or(i64::MAX);
+                let mib = charged_mib(&stored.row);
                 let owner = |image: &Image| image.owner.clone().unwrap_or_default();
                 let txn = quota::charge(
                     txn,
@@ -316,6 +312,31 @@ impl Control {
         self.db.get(key).ok_or_else(|| Error::not_found("Member", key))
     }
 }
+
+/// A new image of the caller's project, as it was described.
+pub(crate) fn described_image(caller: &Caller, id: String, changes: Vec<ImageChange>) -> Result<Image> {
+    let project_id = require_own_project(caller, "add_image")?;
+    let mut image = Image::new(id, project_id.to_owned());
+    for change in changes {
+        apply(caller, &mut image, change)?;
+    }
+    Ok(image)
+}
+
+/// The file that a host needs of an image: its data, or the raw disk that is made of its qcow2 data.
+pub(crate) fn local_file(image: &Image, qcow2: bool) -> LocalFile {
+    let data = image.data.clone().unwrap_or_else(|| image.id.clone());
+    LocalFile {
+        name: if qcow2 { format!("{data}{RAW_SUFFIX}") } else { data.clone() },
+        data,
+        stores: image.stores.clone(),
+        data_bytes: image.size_bytes.unwrap_or(0),
+        qcow2,
+    }
+}
+
+/// What the name of a raw disk has after the name of the qcow2 data it is made of.
+const RAW_SUFFIX: &str = "-raw";
 
 fn require_shared(image: &Image) -> Result<()> {
     if image.visibility == "shared" {

@@ -1,50 +1,37 @@
-//! The data of images: streamed in, read back, deleted. A file is there before its row says so and goes after its row
-//! is gone, so what a row promises is always there; what a crash leaves in between is cleared at the next start.
+//! The data of images: streamed in, read back, deleted. Data is in its store before a row says so and goes after the last
+//! row is gone, so what a row promises is always there; what a crash leaves in between is cleared at the next start.
 
-use std::collections::BTreeSet;
-use std::io::SeekFrom;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use storage::image::{ImageDigest, ImageError, Upload};
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
+use storage::format::inspect::{InspectError, inspect};
+use storage::image::{ImageDigest, Sealed, Upload};
+use storage::store::DataStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio_util::io::ReaderStream;
 
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::model::compute::Server;
-use crate::model::image::{Image, ImageMember, ImageStatus};
+use crate::model::image::{Image, ImageBlob, ImageMember, ImageStatus};
 use crate::service::image::owned_image;
+use crate::service::image_store::{FILE_STORE, Images, blocking};
 use crate::service::quota::{self, Resource};
-use crate::store::{Stored, Txn};
+use crate::store::{Cache, Stored, Txn};
 
 /// The largest image in bytes (Glance's `image_size_cap`).
 pub const IMAGE_BYTES_MAX: u64 = 1 << 40;
 /// How many pieces of an upload may wait for the disk; a client that is faster waits.
 const PIECES_MAX: usize = 8;
-/// Bytes read from the disk at once for a download.
-const READ_BYTES: usize = 256 << 10;
-/// The store of files of this host.
-pub const FILE_STORE: &str = "file";
 
-/// An image's data as it is read.
-pub type ImageStream = ReaderStream<tokio::io::Take<tokio::fs::File>>;
-
-/// What there is to know of a store.
-#[derive(Debug, Clone)]
-pub struct StoreFacts {
-    /// Its name.
-    pub id: &'static str,
-    /// Of which kind it is.
-    pub kind: &'static str,
-    /// What people read.
-    pub description: &'static str,
-    /// What administrators read.
-    pub properties: Vec<(String, serde_json::Value)>,
+/// Where an upload goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UploadTo {
+    /// Into a store; the image is active then.
+    Store(Option<String>),
+    /// Into the staging area, for a later import.
+    Staging,
 }
 
 /// What is on its way in.
@@ -75,7 +62,7 @@ impl ImageUpload {
         self.pieces.send(Piece::Bytes(bytes)).await.is_ok()
     }
 
-    /// Ends the upload: the image is active now.
+    /// Ends the upload: the image is active now, or its data staged.
     ///
     /// # Errors
     /// Why it failed; the image is queued again then, and nothing of the data is left.
@@ -86,46 +73,38 @@ impl ImageUpload {
     }
 }
 
-impl From<ImageError> for Error {
-    fn from(error: ImageError) -> Self {
-        match error {
-            ImageError::Missing { id } => Self::not_found("Image data", id),
-            ImageError::Id { id } => Self::not_found("Image", id),
-            ImageError::Exists { id } | ImageError::Uploading { id } => {
-                Self::conflict("Duplicate", format!("Image {id} has data already or is being uploaded."))
-            }
-            ImageError::TooLarge { bytes_max, .. } => {
-                Self::TooLarge { what: "the image", limit_bytes: bytes_max }
-            }
-            ImageError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-                Self::Unavailable("There is not enough disk space for the image.".to_owned())
-            }
-            ImageError::Io { step, source, .. } => Self::Io { step, source },
-        }
-    }
-}
-
 impl Control {
     /// Begins to take an image's data.
     ///
     /// # Errors
-    /// `Conflict` unless the image is queued; `Invalid` without disk and container format.
-    pub async fn image_upload(self: &Arc<Self>, caller: &Caller, id: &str) -> Result<ImageUpload> {
+    /// `Conflict` unless the image is queued; `Invalid` without disk and container format, or for an unknown store.
+    pub async fn image_upload(
+        self: &Arc<Self>,
+        caller: &Caller,
+        id: &str,
+        to: UploadTo,
+    ) -> Result<ImageUpload> {
         self.db.caught_up().await?;
+        if let UploadTo::Store(Some(store)) = &to {
+            self.images.store(store).map_err(|_| {
+                Error::invalid("Invalid", format!("Store identifier '{store}' is not known here."))
+            })?;
+        }
+        let during = if to == UploadTo::Staging { ImageStatus::Uploading } else { ImageStatus::Saving };
         let image = self
             .db
             .transact_with(|cache| {
                 let stored = owned_image(cache, caller, id, "upload_image")?;
                 if stored.row.status != ImageStatus::Queued {
-                    let message =
-                        "Image status transition to saving is not allowed: its data is there already";
+                    let message = "Image status transition is not allowed: its data is there, or on its way";
                     return Err(Error::conflict("InvalidImageStatusTransition", message));
                 }
-                if stored.row.disk_format.is_none() || stored.row.container_format.is_none() {
+                let known = stored.row.disk_format.is_some() && stored.row.container_format.is_some();
+                if !known && to != UploadTo::Staging {
                     let message = "disk_format and container_format must be set before the data is uploaded";
                     return Err(Error::invalid("Invalid", message));
                 }
-                let image = Image { status: ImageStatus::Saving, ..stored.row.clone() };
+                let image = Image { status: during, failed_import: Vec::new(), ..stored.row.clone() };
                 Ok((Txn::new().update(&stored, &image), image))
             })
             .await?;
@@ -133,11 +112,11 @@ impl Control {
         let (pieces, incoming) = mpsc::channel(PIECES_MAX);
         let (done, outcome) = oneshot::channel();
         // A task of its own: it tidies up even if whoever uploads is gone.
-        let (control, id) = (self.clone(), id.to_owned());
+        let control = self.clone();
         tokio::spawn(async move {
-            let outcome = control.take_upload(&id, left, incoming).await;
+            let outcome = control.take_upload(&image, left, incoming, &to).await;
             if outcome.is_err() {
-                control.back_to_queued(&id).await;
+                control.image_back_to_queued(&image.id, during).await;
             }
             // Nobody waiting any more is no error.
             let _ = done.send(outcome);
@@ -146,51 +125,131 @@ impl Control {
     }
 
     /// How many bytes of images a project may still bring.
-    fn image_bytes_left(&self, owner: &str) -> u64 {
+    pub(crate) fn image_bytes_left(&self, owner: &str) -> u64 {
         let quota = self.quota(owner, Resource::ImageMib);
         let left_mib = quota.limit.map_or(u64::MAX, |limit| limit.saturating_sub(quota.used));
         left_mib.saturating_mul(1 << 20).min(IMAGE_BYTES_MAX)
     }
 
-    async fn take_upload(&self, id: &str, bytes_max: u64, incoming: mpsc::Receiver<Piece>) -> Result<()> {
-        let upload = self.images.begin(id, bytes_max)?;
-        let written = tokio::task::spawn_blocking(move || write_all(upload, incoming)).await;
-        let digest =
-            written.map_err(|_| Error::Unavailable("the upload could not be written".to_owned()))??;
-        let active = self.db.transact(|cache| {
-            let stored = cache.get::<Image>(id).ok_or_else(|| Error::not_found("Image", id))?;
-            if stored.row.status != ImageStatus::Saving {
-                return Err(Error::conflict(
-                    "InvalidImageStatusTransition",
-                    "the image is not being uploaded",
-                ));
+    async fn take_upload(
+        &self,
+        image: &Image,
+        bytes_max: u64,
+        incoming: mpsc::Receiver<Piece>,
+        to: &UploadTo,
+    ) -> Result<()> {
+        let upload = self.images.files.begin(&image.id, bytes_max)?;
+        let sealed = blocking(move || write_all(upload, incoming)).await?;
+        match to {
+            UploadTo::Store(store) => {
+                let virtual_bytes = self.image_inspect(image, &sealed).await?;
+                let store = store.clone().unwrap_or_else(|| FILE_STORE.to_owned());
+                self.image_activate(image, &sealed, &[store], virtual_bytes, ImageStatus::Saving, Ok).await
             }
-            let image = activated(stored.row.clone(), digest.clone());
-            let owner = image.owner.clone().unwrap_or_default();
-            let txn = Txn::new().update(&stored, &image);
-            Ok(quota::charge(txn, &owner, &[(Resource::ImageMib, mib(digest.size_bytes))]))
-        });
+            UploadTo::Staging => self.image_stage(image, &sealed).await,
+        }
+    }
+
+    /// Checks data against the format that its image says, and how large a disk it is.
+    pub(crate) async fn image_inspect(&self, image: &Image, sealed: &Sealed) -> Result<Option<u64>> {
+        let format = image.disk_format.clone().unwrap_or_default();
+        // In any other container is no disk.
+        if image.container_format.as_deref() != Some("bare") || sealed.digest().size_bytes == 0 {
+            return Ok(None);
+        }
+        let sealed = sealed.clone();
+        blocking(move || {
+            inspect(sealed.file(), &format).map_err(|error| match error {
+                InspectError::Read(source) => Error::Io { step: "inspect an image", source },
+                refused => Error::invalid("Invalid", refused.to_string()),
+            })
+        })
+        .await
+    }
+
+    /// Puts sealed data into stores and makes its image active; `finish` adds what else the transaction does.
+    ///
+    /// # Errors
+    /// Why it is not active; then the data is in no store because of it.
+    pub(crate) async fn image_activate(
+        &self,
+        image: &Image,
+        sealed: &Sealed,
+        stores: &[String],
+        virtual_bytes: Option<u64>,
+        from: ImageStatus,
+        finish: impl Fn(Txn) -> Result<Txn>,
+    ) -> Result<()> {
+        let digest = sealed.digest();
+        let name = digest.name();
+        let held = self.images.hold(name).await;
+        let id = &image.id;
+        let active = async {
+            for store in stores {
+                self.images.store(store)?.put(name, sealed).await?;
+            }
+            self.db
+                .transact(|cache| {
+                    let stored = cache.get::<Image>(id).ok_or_else(|| Error::not_found("Image", id))?;
+                    if stored.row.status != from {
+                        let message = "the image's data is not on its way in any more";
+                        return Err(Error::conflict("InvalidImageStatusTransition", message));
+                    }
+                    let image = activated(stored.row.clone(), digest, stores, virtual_bytes);
+                    let owner = image.owner.clone().unwrap_or_default();
+                    let txn = refer(cache, Txn::new().update(&stored, &image), stores, digest);
+                    finish(quota::charge(txn, &owner, &[(Resource::ImageMib, mib(digest.size_bytes))]))
+                })
+                .await
+        };
         let active = active.await;
         if active.is_err() {
-            self.images.delete(id)?;
+            drop(held);
+            for store in stores {
+                self.image_release(store, name).await;
+            }
+            self.image_collect().await?;
         }
         active
     }
 
+    /// Keeps sealed data for a later import.
+    async fn image_stage(&self, image: &Image, sealed: &Sealed) -> Result<()> {
+        let (kept, name) = (sealed.clone(), Images::staged(&image.id));
+        let _held = self.images.hold(&name).await;
+        blocking(move || Ok(kept.keep(&name)?)).await?;
+        let id = &image.id;
+        self.db
+            .transact(|cache| {
+                let stored = cache.get::<Image>(id).ok_or_else(|| Error::not_found("Image", id))?;
+                let image = Image {
+                    size_bytes: Some(sealed.digest().size_bytes),
+                    updated_at: Timestamp::now(),
+                    ..stored.row.clone()
+                };
+                Ok(Txn::new().update(&stored, &image))
+            })
+            .await
+    }
+
     /// A failed upload leaves the image as it was before.
-    async fn back_to_queued(&self, id: &str) {
+    pub(crate) async fn image_back_to_queued(&self, id: &str, during: ImageStatus) {
         let reset = self.db.transact(|cache| match cache.get::<Image>(id) {
-            Some(stored) if stored.row.status == ImageStatus::Saving => {
-                let image = Image { status: ImageStatus::Queued, ..stored.row.clone() };
+            Some(stored) if stored.row.status == during => {
+                let image = Image { status: ImageStatus::Queued, size_bytes: None, ..stored.row.clone() };
                 Ok(Txn::new().update(&stored, &image))
             }
             _ => Ok(Txn::new()),
         });
-        if let Err(error) = reset.await {
+        let reset = match reset.await {
+            Ok(()) => self.image_collect().await,
+            failed => failed,
+        };
+        if let Err(error) = reset {
             tracing::error!(
                 image.id = id,
                 error = &error as &dyn std::error::Error,
-                "a failed upload leaves its image saving until the next start"
+                "a failed upload leaves its image or its data until the next start"
             );
         }
     }
@@ -207,38 +266,22 @@ impl Control {
         Ok(stored)
     }
 
-    /// A range of an image's data, which must lie within it.
+    /// A range of an image's data, which must lie within it, from the first store that has it.
     ///
     /// # Errors
     /// `NotFound` if the image was deleted meanwhile; `Io`.
-    pub async fn image_data(&self, image: &Image, range: Range<u64>) -> Result<ImageStream> {
-        let file = self.images.open_read(&image.id)?;
-        let mut file = tokio::fs::File::from_std(file);
-        let failed = |source| Error::Io { step: "find the place in an image", source };
-        file.seek(SeekFrom::Start(range.start)).await.map_err(failed)?;
-        let length = range.end.saturating_sub(range.start);
-        Ok(ReaderStream::with_capacity(file.take(length), READ_BYTES))
-    }
-
-    /// The stores that data can be in, the one that is used by default first.
-    pub fn image_store_facts(&self) -> Vec<StoreFacts> {
-        let chunk = ("chunk_size".to_owned(), READ_BYTES.into());
-        vec![StoreFacts {
-            id: FILE_STORE,
-            kind: "file",
-            description: "Files of this host",
-            properties: vec![("data_dir".to_owned(), "images".into()), chunk],
-        }]
-    }
-
-    /// Their names.
-    pub fn image_store_ids(&self) -> Vec<&'static str> {
-        self.image_store_facts().iter().map(|facts| facts.id).collect()
-    }
-
-    /// Where a store has an image's data.
-    pub fn image_location(&self, store: &str, image: &Image) -> String {
-        format!("{store}:///{}", image.data.as_deref().unwrap_or(&image.id))
+    pub async fn image_data(&self, image: &Image, range: Range<u64>) -> Result<DataStream> {
+        let name = image.data.as_deref().unwrap_or(&image.id);
+        let mut failed = None;
+        for store in
+            image.stores.iter().map(String::as_str).chain(image.stores.is_empty().then_some(FILE_STORE))
+        {
+            match self.images.store(store)?.read(name, range.clone()).await {
+                Ok(data) => return Ok(data),
+                Err(error) => failed = Some(error),
+            }
+        }
+        Err(failed.map_or_else(|| Error::not_found("Image data", name), Into::into))
     }
 
     /// How much of a project's images is on its way in.
@@ -256,63 +299,89 @@ impl Control {
         Ok(Staging { uploading: arriving.len() as u64, mib })
     }
 
-    /// Deletes an image. The file stays while a server's disk lies over it.
+    /// Deletes an image. Its data stays while another image has it or a server's disk lies over it.
     ///
     /// # Errors
     /// `Forbidden` if it is protected.
     pub async fn image_delete(&self, caller: &Caller, id: &str) -> Result<()> {
         self.db.caught_up().await?;
-        self.db
-            .transact(|cache| {
+        let gone = self
+            .db
+            .transact_with(|cache| {
                 let stored = owned_image(cache, caller, id, "delete_image")?;
                 if stored.row.protected {
                     return Err(Error::Forbidden { action: "deletion of a protected image" });
                 }
-                let owner = stored.row.owner.clone().unwrap_or_default();
-                let members = cache.list_under::<ImageMember>(&format!("{id}/"));
-                let txn = members.iter().take(crate::store::TXN_OPERATIONS_MAX - 8);
-                let txn = txn.fold(Txn::new().delete(&stored), |txn, member| txn.delete(member));
-                let mib = stored.row.size_bytes.map_or(0, mib);
-                Ok(quota::charge(txn, &owner, &[(Resource::Images, -1), (Resource::ImageMib, -mib)]))
+                Ok((deletion(cache, &stored), stored.row.clone()))
             })
             .await?;
+        self.image_cleared(&gone).await
+    }
+
+    /// Takes an image's data out of one of its stores.
+    ///
+    /// # Errors
+    /// `NotFound` if it is not there, `Forbidden` if it is nowhere else.
+    pub async fn image_delete_from_store(&self, caller: &Caller, store: &str, id: &str) -> Result<()> {
+        self.db.caught_up().await?;
+        let gone = self
+            .db
+            .transact_with(|cache| {
+                let stored = owned_image(cache, caller, id, "delete_image_location")?;
+                let image = &stored.row;
+                if !image.stores.iter().any(|have| have == store) || image.data.is_none() {
+                    return Err(Error::not_found("Image in store", format!("{id} in {store}")));
+                }
+                if image.stores.len() == 1 {
+                    return Err(Error::Forbidden {
+                        action: "deletion from the only store that has an image",
+                    });
+                }
+                if image.import_task.is_some() {
+                    let message = "A task works on the image.";
+                    return Err(Error::conflict("Conflict", message));
+                }
+                let mut left = image.clone();
+                left.stores.retain(|have| have != store);
+                left.updated_at = Timestamp::now();
+                let gone = Image { stores: vec![store.to_owned()], ..image.clone() };
+                Ok((unrefer(cache, Txn::new().update(&stored, &left), &gone), gone))
+            })
+            .await?;
+        self.image_cleared(&gone).await
+    }
+
+    /// Clears data that an image had.
+    pub(crate) async fn image_cleared(&self, gone: &Image) -> Result<()> {
+        self.db.caught_up().await?;
+        if let Some(name) = &gone.data {
+            for store in &gone.stores {
+                self.image_release(store, name).await;
+            }
+        }
         self.image_collect().await
     }
 
-    /// Deletes the files of images that are gone and that no server's disk lies over. Servers that go later leave
-    /// theirs to the next call; one is made at each start.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub async fn image_collect(&self) -> Result<()> {
-        self.db.caught_up().await?;
-        let cache = self.db.cache();
-        let mut wanted: BTreeSet<String> =
-            cache.list::<Image>().iter().map(|stored| stored.row.id.clone()).collect();
-        for server in cache.list::<Server>() {
-            wanted.insert(server.row.image_id.clone());
-            if let Some(kernel) = &server.row.kernel {
-                wanted.insert(kernel.kernel_id.clone());
-                wanted.extend(kernel.ramdisk_id.clone());
-            }
-        }
-        let images = self.images.clone();
-        let collected = tokio::task::spawn_blocking(move || {
-            let unwanted = images.list()?.into_iter().filter(|id| !wanted.contains(id));
-            unwanted.into_iter().try_for_each(|id| images.delete(&id))
-        });
-        Ok(collected
-            .await
-            .map_err(|_| Error::Unavailable("image files could not be cleared".to_owned()))??)
-    }
-
-    /// At start: what a crash cut off is cleared, and its images are queued again.
+    /// At start: what a crash cut off is cleared, and its images are queued again. Imports go on: see the tasks.
     pub(crate) async fn image_recover(&self) -> Result<()> {
-        self.images.sweep()?;
-        for stored in self.db.cache().filter::<Image>(|image| image.status == ImageStatus::Saving) {
-            // The file may be whole though its row never said so.
-            self.images.delete(&stored.row.id)?;
-            self.back_to_queued(&stored.row.id).await;
+        self.images.files.sweep()?;
+        for stored in self.db.cache().list::<Image>() {
+            let image = &stored.row;
+            let cut_off = match image.status {
+                ImageStatus::Saving => true,
+                ImageStatus::Uploading => {
+                    image.size_bytes.is_none() || !self.images.files.has(&Images::staged(&image.id))
+                }
+                ImageStatus::Importing => image.import_task.is_none(),
+                _ => false,
+            };
+            if cut_off {
+                if image.data.is_none() {
+                    // The file may be whole though its row never said so.
+                    self.images.files.delete(&image.id)?;
+                }
+                self.image_back_to_queued(&image.id, image.status).await;
+            }
         }
         self.image_collect().await
     }
@@ -325,51 +394,106 @@ impl Control {
         data: &'static [u8],
         marker: &str,
     ) -> Result<()> {
-        let (_, taken) = {
-            let (entries, revision) = self.db.store().range(marker).await?;
-            (revision, !entries.is_empty())
-        };
-        if taken {
+        if !self.db.store().range(marker).await?.0.is_empty() {
             return Ok(());
         }
-        let (images, id) = (self.images.clone(), described.id.clone());
-        let written = tokio::task::spawn_blocking(move || {
-            let mut upload = images.begin(&id, data.len() as u64)?;
-            upload.write(data)?;
-            upload.finish()
-        });
-        let written =
-            written.await.map_err(|_| Error::Unavailable("an image could not be written".to_owned()))?;
-        let image = activated(described, written?);
+        let (files, id) = (self.images.files.clone(), described.id.clone());
+        let sealed = blocking(move || {
+            let mut upload = files.begin(&id, data.len() as u64)?;
+            upload.write(Bytes::from_static(data))?;
+            Ok(upload.seal()?)
+        })
+        .await?;
+        let digest = sealed.digest();
+        let _held = self.images.hold(digest.name()).await;
+        let stores = [FILE_STORE.to_owned()];
+        self.images.store(FILE_STORE)?.put(digest.name(), &sealed).await?;
+        let image = activated(described, digest, &stores, Some(digest.size_bytes));
         let owner = image.owner.clone().unwrap_or_default();
-        let charges = [(Resource::Images, 1), (Resource::ImageMib, image.size_bytes.map_or(0, mib))];
+        let charges = [(Resource::Images, 1), (Resource::ImageMib, mib(digest.size_bytes))];
         self.db
-            .transact(|_| Ok(quota::charge(Txn::new().create(&image).unique(marker), &owner, &charges)))
+            .transact(|cache| {
+                let txn = refer(cache, Txn::new().create(&image).unique(marker), &stores, digest);
+                Ok(quota::charge(txn, &owner, &charges))
+            })
             .await
     }
 }
 
 /// Writes what comes until its end; an end that does not come takes it all back.
-fn write_all(mut upload: Upload, mut incoming: mpsc::Receiver<Piece>) -> Result<ImageDigest> {
+fn write_all(mut upload: Upload, mut incoming: mpsc::Receiver<Piece>) -> Result<Sealed> {
     loop {
         match incoming.blocking_recv() {
-            Some(Piece::Bytes(bytes)) => upload.write(&bytes)?,
-            Some(Piece::End) => return Ok(upload.finish()?),
+            Some(Piece::Bytes(bytes)) => upload.write(bytes)?,
+            Some(Piece::End) => return Ok(upload.seal()?),
             None => return Err(Error::Unavailable("the upload was cut off".to_owned())),
         }
     }
 }
 
-fn activated(image: Image, digest: ImageDigest) -> Image {
+fn activated(image: Image, digest: &ImageDigest, stores: &[String], virtual_bytes: Option<u64>) -> Image {
     Image {
         status: ImageStatus::Active,
-        stores: vec![FILE_STORE.to_owned()],
+        stores: stores.to_vec(),
+        data: Some(digest.name().to_owned()),
         size_bytes: Some(digest.size_bytes),
-        checksum: Some(digest.md5),
-        sha512: Some(digest.sha512),
+        virtual_size_bytes: virtual_bytes,
+        checksum: Some(digest.md5.clone()),
+        sha512: Some(digest.sha512.clone()),
+        import_task: None,
+        importing_to: Vec::new(),
         updated_at: Timestamp::now(),
         ..image
     }
+}
+
+/// Counts one more image that has data in these stores.
+pub(crate) fn refer(cache: &Cache, txn: Txn, stores: &[String], digest: &ImageDigest) -> Txn {
+    refer_by(cache, txn, stores, digest.name(), digest.size_bytes)
+}
+
+pub(crate) fn refer_by(cache: &Cache, txn: Txn, stores: &[String], name: &str, size_bytes: u64) -> Txn {
+    stores.iter().fold(txn, |txn, store| {
+        let id = ImageBlob::key(store, name);
+        match cache.get::<ImageBlob>(&id) {
+            Some(stored) => {
+                let row = ImageBlob { references: stored.row.references + 1, ..stored.row.clone() };
+                txn.update(&stored, &row)
+            }
+            None => txn.create(&ImageBlob { id, size_bytes, references: 1 }),
+        }
+    })
+}
+
+/// Counts one image less that has data in its stores.
+pub(crate) fn unrefer(cache: &Cache, txn: Txn, image: &Image) -> Txn {
+    let Some(name) = &image.data else { return txn };
+    image.stores.iter().fold(txn, |txn, store| match cache.get::<ImageBlob>(&ImageBlob::key(store, name)) {
+        Some(stored) if stored.row.references > 1 => {
+            let row = ImageBlob { references: stored.row.references - 1, ..stored.row.clone() };
+            txn.update(&stored, &row)
+        }
+        Some(stored) => txn.delete(&stored),
+        None => txn,
+    })
+}
+
+/// All that deletes an image's rows: its own, its members', its data's counts, its quota.
+pub(crate) fn deletion(cache: &Cache, stored: &Stored<Image>) -> Txn {
+    /// Room for the other changes of the transaction; an image has fewer members than this.
+    const MEMBERS_MAX: usize = crate::store::TXN_OPERATIONS_MAX - 16;
+    let image = &stored.row;
+    let owner = image.owner.clone().unwrap_or_default();
+    let members = cache.list_under::<ImageMember>(&format!("{}/", image.id));
+    let txn = Txn::new().delete(stored);
+    let txn = members.iter().take(MEMBERS_MAX).fold(txn, |txn, member| txn.delete(member));
+    let txn = unrefer(cache, txn, image);
+    quota::charge(txn, &owner, &[(Resource::Images, -1), (Resource::ImageMib, -charged_mib(image))])
+}
+
+/// How many MiB an image's owner is charged for it: for data that is there, not for what is on its way.
+pub(crate) fn charged_mib(image: &Image) -> i64 {
+    if image.status.has_data() { image.size_bytes.map_or(0, mib) } else { 0 }
 }
 
 fn mib(bytes: u64) -> i64 {
@@ -398,26 +522,37 @@ mod tests {
         }
     }
 
-    async fn described(control: &Control) -> String {
-        let raw = vec![
-            ImageChange::DiskFormat(Some("raw".into())),
+    async fn described(control: &Control, format: &str) -> String {
+        let changes = vec![
+            ImageChange::DiskFormat(Some(format.into())),
             ImageChange::ContainerFormat(Some("bare".into())),
         ];
-        control.image_create(&caller(), None, raw).await.unwrap().row.id.clone()
+        control.image_create(&caller(), None, changes).await.unwrap().row.id.clone()
+    }
+
+    async fn upload(control: &Arc<Control>, id: &str, content: &'static [u8], to: UploadTo) -> Result<()> {
+        let upload = control.image_upload(&caller(), id, to).await?;
+        upload.write(Bytes::from_static(content)).await;
+        upload.finish().await
+    }
+
+    fn files(directory: &std::path::Path) -> usize {
+        std::fs::read_dir(directory.join("images")).unwrap().count()
     }
 
     #[tokio::test]
-    async fn crash_between_the_file_and_its_row_leaves_no_file_and_the_image_queued() {
+    async fn crash_between_the_data_and_its_row_leaves_no_data_and_the_image_queued() {
         let directory = tempfile::tempdir().unwrap();
         let id = {
             let control = open(directory.path()).await;
-            let id = described(&control).await;
+            let id = described(&control, "raw").await;
             let stored = control.image_stored(&id).unwrap();
             let saving = Image { status: ImageStatus::Saving, ..stored.row.clone() };
             control.db.transact(|_| Ok(Txn::new().update(&stored, &saving))).await.unwrap();
-            let mut upload = control.images.begin(&id, 10).unwrap();
-            upload.write(b"whole").unwrap();
-            upload.finish().unwrap();
+            let mut upload = control.images.files.begin(&id, 10).unwrap();
+            upload.write(Bytes::from_static(b"whole")).unwrap();
+            let sealed = upload.seal().unwrap();
+            sealed.keep(sealed.digest().name()).unwrap();
             id
         };
         let images = directory.path().join("images");
@@ -425,7 +560,7 @@ mod tests {
         std::fs::write(images.join("nobodys"), "orphan").unwrap();
         let control = open(directory.path()).await;
         assert_eq!(control.image_stored(&id).unwrap().row.status, ImageStatus::Queued);
-        assert_eq!(std::fs::read_dir(&images).unwrap().count(), 0);
+        assert_eq!(files(directory.path()), 0);
         assert_eq!(control.quota("p", Resource::ImageMib).used, 0);
     }
 
@@ -433,13 +568,103 @@ mod tests {
     async fn image_deleted_while_it_is_uploaded_leaves_no_file() {
         let directory = tempfile::tempdir().unwrap();
         let control = open(directory.path()).await;
-        let id = described(&control).await;
-        let upload = control.image_upload(&caller(), &id).await.unwrap();
-        assert!(upload.write(Bytes::from_static(b"half")).await);
-        assert!(control.image_upload(&caller(), &id).await.is_err(), "one upload at a time");
+        let id = described(&control, "raw").await;
+        let running = control.image_upload(&caller(), &id, UploadTo::Store(None)).await.unwrap();
+        assert!(running.write(Bytes::from_static(b"half")).await);
+        let second = control.image_upload(&caller(), &id, UploadTo::Store(None)).await;
+        assert!(second.is_err(), "one upload at a time");
         control.image_delete(&caller(), &id).await.unwrap();
-        assert!(matches!(upload.finish().await, Err(Error::NotFound { .. })));
-        assert_eq!(std::fs::read_dir(directory.path().join("images")).unwrap().count(), 0);
+        assert!(matches!(running.finish().await, Err(Error::NotFound { .. })));
+        assert_eq!(files(directory.path()), 0);
         assert_eq!(control.quota("p", Resource::Images).used, 0);
+    }
+
+    #[tokio::test]
+    async fn same_bytes_are_stored_once_and_go_with_the_last_image() {
+        let directory = tempfile::tempdir().unwrap();
+        let control = open(directory.path()).await;
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            let id = described(&control, "raw").await;
+            upload(&control, &id, b"the same", UploadTo::Store(None)).await.unwrap();
+            ids.push(id);
+        }
+        assert_eq!(files(directory.path()), 1);
+        let name = control.image_stored(&ids[0]).unwrap().row.data.clone().unwrap();
+        let references = || control.db.get::<ImageBlob>(&ImageBlob::key(FILE_STORE, &name));
+        assert_eq!(references().unwrap().row.references, 3);
+        control.image_delete(&caller(), &ids[0]).await.unwrap();
+        control.image_delete(&caller(), &ids[1]).await.unwrap();
+        assert_eq!((files(directory.path()), references().unwrap().row.references), (1, 1));
+        control.image_delete(&caller(), &ids[2]).await.unwrap();
+        assert_eq!((files(directory.path()), references()), (0, None));
+    }
+
+    #[tokio::test]
+    async fn data_of_another_format_than_declared_is_refused_and_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let control = open(directory.path()).await;
+        for (format, content) in [("qcow2", &b"no qcow2"[..]), ("raw", b"QFI\xfb\0\0\0\x03"), ("vmdk", b"x")]
+        {
+            let id = described(&control, format).await;
+            let refused = upload(&control, &id, content, UploadTo::Store(None)).await;
+            assert!(matches!(refused, Err(Error::Invalid { .. })), "{format}: {refused:?}");
+            assert_eq!(control.image_stored(&id).unwrap().row.status, ImageStatus::Queued);
+        }
+        assert_eq!(files(directory.path()), 0);
+        assert_eq!(control.quota("p", Resource::ImageMib).used, 0);
+    }
+
+    #[tokio::test]
+    async fn import_that_a_crash_cut_off_is_done_after_it() {
+        use crate::model::image::{ImageSource, ImageTask, ImageTaskStatus};
+        use crate::service::image_import::{ImportWish, Stores};
+        let directory = tempfile::tempdir().unwrap();
+        let wish = ImportWish {
+            source: ImageSource::Staged,
+            stores: Stores::These(Vec::new()),
+            all_must_succeed: true,
+            request: serde_json::json!({"method": {"name": "glance-direct"}}),
+        };
+        let (id, cut) = {
+            let control = open(directory.path()).await;
+            let id = described(&control, "raw").await;
+            let early = control.image_import(&caller(), &id, wish.clone()).await;
+            assert!(matches!(early, Err(Error::Conflict { .. })), "nothing is staged");
+            upload(&control, &id, b"staged", UploadTo::Staging).await.unwrap();
+            // No reconciler runs: the process dies right after its answer. Another image's staging is half done.
+            control.image_import(&caller(), &id, wish.clone()).await.unwrap();
+            let again = control.image_import(&caller(), &id, wish).await;
+            assert!(matches!(again, Err(Error::Conflict { .. })), "one task at a time");
+            let cut = described(&control, "raw").await;
+            let stored = control.image_stored(&cut).unwrap();
+            let row = Image { status: ImageStatus::Uploading, ..stored.row.clone() };
+            control.db.transact(|_| Ok(Txn::new().update(&stored, &row))).await.unwrap();
+            (id, cut)
+        };
+        std::fs::write(directory.path().join("images/.task-x.partial"), "half").unwrap();
+        let control = open(directory.path()).await;
+        assert_eq!(control.image_stored(&cut).unwrap().row.status, ImageStatus::Queued);
+        assert_eq!(control.image_stored(&id).unwrap().row.status, ImageStatus::Importing);
+        let running = control.start_reconcilers();
+        for _ in 0..500 {
+            if control.image_stored(&id).unwrap().row.status == ImageStatus::Active {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        let image = control.image_stored(&id).unwrap().row.clone();
+        assert_eq!((image.status, image.size_bytes), (ImageStatus::Active, Some(6)));
+        let tasks = control.image_tasks_of(&caller(), &id).await.unwrap();
+        let states: Vec<_> = tasks.iter().map(|task: &Arc<Stored<ImageTask>>| task.row.status).collect();
+        assert_eq!(states, [ImageTaskStatus::Success]);
+        for _ in 0..500 {
+            if files(directory.path()) == 1 {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        assert_eq!(files(directory.path()), 1, "the data alone");
+        running.iter().for_each(tokio::task::JoinHandle::abort);
     }
 }

@@ -13,6 +13,8 @@ pub mod host;
 pub mod identity;
 pub mod image;
 pub mod image_data;
+pub mod image_import;
+pub mod image_store;
 pub mod keypair;
 pub mod metadef;
 pub mod network;

@@ -1,7 +1,9 @@
 //! Disk formats as bytes: no paths, no clouds. The VMM imports this module and nothing else of the crate, since
 //! it serves what storage creates.
 
+pub mod inspect;
 pub mod overlay;
+pub mod qcow2;
 pub mod raw;
 
 use std::io;

@@ -23,6 +23,11 @@ pub(crate) use self::rest::Rest;
 pub(crate) use self::shell::Shell;
 pub(crate) use self::slim::image as guest_image;
 
+/// The command that serves S3.
+pub(crate) fn moto() -> anyhow::Result<&'static Path> {
+    venv::moto()
+}
+
 /// What every test of a real cloud needs.
 pub(crate) const KVM_CLOUD: &[Need] = &[Need::Root, Need::Kvm, Need::Tun];
 
@@ -37,6 +42,10 @@ pub(crate) enum Need {
     Tun,
     /// The `openstack` command, from PyPI.
     OpenStack,
+    /// A server of Amazon's S3, from PyPI.
+    Moto,
+    /// `qemu-img`.
+    QemuImg,
     /// `iasl`, the ACPI compiler.
     Iasl,
     /// What makes disks: sfdisk and mkfs.ext4.
@@ -59,6 +68,11 @@ impl Need {
             Self::Tun => usable("/dev/net/tun").map(|error| format!("needs /dev/net/tun: {error}")),
             Self::OpenStack => {
                 venv::openstack().err().map(|error| format!("needs the openstack command: {error:#}"))
+            }
+            Self::Moto => venv::moto().err().map(|error| format!("needs a server of S3: {error:#}")),
+            Self::QemuImg => {
+                let found = std::process::Command::new("qemu-img").arg("--version").output();
+                found.err().map(|error| format!("needs qemu-img: {error}"))
             }
             Self::Iasl => {
                 let found = std::process::Command::new("iasl").arg("-v").output();

@@ -1,5 +1,5 @@
-//! The real `openstack` command, from PyPI, in a virtual environment below the build directory. Made once; a second
-//! run finds it.
+//! Programs from PyPI, each in a virtual environment below the build directory: the real `openstack` command, and a
+//! server of Amazon's S3. Made once; a second run finds them.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,33 +7,59 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-/// What is installed: the newest that the tests were written against.
-const PACKAGES: [&str; 1] = ["python-openstackclient==10.5.0"];
 /// Seconds one step may take.
 const STEP_SECONDS_MAX: &str = "600";
 
-/// The path of the command.
+/// A program with what is installed for it: the newest that the tests were written against.
+struct Program {
+    directory: &'static str,
+    packages: &'static [&'static str],
+    command: &'static str,
+}
+
+/// The path of the `openstack` command.
 pub(super) fn openstack() -> Result<&'static Path> {
     static MADE: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
-    MADE.get_or_init(|| make().map_err(|error| format!("{error:#}")))
+    let program = Program {
+        directory: "openstack-10.5.0",
+        packages: &["python-openstackclient==10.5.0"],
+        command: "openstack",
+    };
+    once(&MADE, &program)
+}
+
+/// The path of a server of Amazon's S3, with all in memory.
+pub(super) fn moto() -> Result<&'static Path> {
+    static MADE: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
+    let program = Program { directory: "moto-5", packages: &["moto[server]>=5,<6"], command: "moto_server" };
+    once(&MADE, &program)
+}
+
+fn once(
+    made: &'static OnceLock<std::result::Result<PathBuf, String>>,
+    program: &Program,
+) -> Result<&'static Path> {
+    made.get_or_init(|| make(program).map_err(|error| format!("{error:#}")))
         .as_deref()
         .map_err(|error| anyhow!("{error}"))
 }
 
-fn make() -> Result<PathBuf> {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openstack-10.5.0");
-    let command = directory.join("bin/openstack");
+fn make(program: &Program) -> Result<PathBuf> {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(program.directory);
+    let command = directory.join("bin").join(program.command);
     let complete = directory.join("complete");
     if complete.exists() {
         return Ok(command);
     }
-    eprintln!("installing the openstack command from PyPI (once) …");
+    eprintln!("installing {} from PyPI (once) …", program.command);
     if directory.exists() {
         std::fs::remove_dir_all(&directory).context("remove a half-made environment")?;
     }
     run(Command::new("python3").args(["-m", "venv"]).arg(&directory), "make a virtual environment")?;
     run(
-        Command::new(directory.join("bin/pip")).args(["install", "--quiet", "--no-input"]).args(PACKAGES),
+        Command::new(directory.join("bin/pip"))
+            .args(["install", "--quiet", "--no-input"])
+            .args(program.packages),
         "install the packages",
     )?;
     std::fs::write(&complete, "").context("mark the environment as complete")?;

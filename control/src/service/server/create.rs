@@ -16,7 +16,7 @@ use crate::agent::protocol::Power;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::compute::{Flavor, Host, Server, ServerKernel, VmState};
-use crate::model::image::{Image, ImageStatus};
+use crate::model::image::{Image, ImageStatus, LocalFile};
 use crate::model::random_uuid;
 use crate::policy::{require_admin, require_own_project};
 use crate::service::host::DEFAULT_ZONE;
@@ -237,6 +237,7 @@ struct Template {
     flavor: Flavor,
     image: Image,
     kernel: Option<ServerKernel>,
+    files: Vec<LocalFile>,
     key: Option<(String, String)>,
     availability_zone: Option<String>,
     reservation_id: String,
@@ -256,7 +257,7 @@ impl Template {
         }
         let image = usable_image(cache, caller, &new.image_id)?;
         check_size(&flavor, &image)?;
-        let kernel = kernel_of(cache, caller, &image)?;
+        let (kernel, files) = files_of(cache, caller, &image)?;
         let key = match &new.key_name {
             Some(name) => {
                 let stored = keypair::find(cache, &caller.user_id, name)
@@ -286,6 +287,7 @@ impl Template {
             flavor,
             image,
             kernel,
+            files,
             key,
             availability_zone: new.availability_zone.clone(),
             reservation_id: format!("r-{}", &crate::model::random_hex_id()[..8]),
@@ -316,6 +318,7 @@ impl Template {
             image_id: self.image.id.clone(),
             image_properties: self.image.properties.clone(),
             kernel: self.kernel.clone(),
+            files: self.files.clone(),
             root_disk_bytes: u64::from(self.flavor.disk_gib) << 30,
             metadata: new.metadata.clone(),
             tags,
@@ -385,7 +388,8 @@ fn check_size(flavor: &Flavor, image: &Image) -> Result<()> {
         ));
     }
     let disk_bytes = u64::from(flavor.disk_gib) << 30;
-    let least = (u64::from(image.min_disk_gib) << 30).max(image.size_bytes.unwrap_or(0));
+    let least =
+        (u64::from(image.min_disk_gib) << 30).max(image.virtual_size_bytes.or(image.size_bytes).unwrap_or(0));
     if flavor.disk_gib > 0 && disk_bytes < least {
         let message = format!(
             "Flavor's disk is too small for requested image. Flavor disk is {disk_bytes} bytes, image is {least} bytes."
@@ -395,20 +399,38 @@ fn check_size(flavor: &Flavor, image: &Image) -> Result<()> {
     Ok(())
 }
 
-/// The kernel that the image's properties name (Image API: `kernel_id`, `ramdisk_id`, `os_command_line`).
-fn kernel_of(cache: &Cache, caller: &Caller, image: &Image) -> Result<Option<ServerKernel>> {
+/// The kernel that the image's properties name (Image API: `kernel_id`, `ramdisk_id`, `os_command_line`), and the files
+/// that a server of the image is made of.
+fn files_of(cache: &Cache, caller: &Caller, image: &Image) -> Result<(Option<ServerKernel>, Vec<LocalFile>)> {
     let property = |name: &str| image.properties.get(name).filter(|value| !value.is_empty());
-    let Some(kernel_id) = property("kernel_id") else { return Ok(None) };
-    usable_image(cache, caller, kernel_id)?;
+    let mut files = vec![bootable_file(image)?];
+    let Some(kernel_id) = property("kernel_id") else { return Ok((None, files)) };
+    files.push(bootable_file(&usable_image(cache, caller, kernel_id)?)?);
     let ramdisk_id = property("ramdisk_id");
     if let Some(ramdisk_id) = ramdisk_id {
-        usable_image(cache, caller, ramdisk_id)?;
+        files.push(bootable_file(&usable_image(cache, caller, ramdisk_id)?)?);
     }
-    Ok(Some(ServerKernel {
+    let kernel = ServerKernel {
         kernel_id: kernel_id.clone(),
         ramdisk_id: ramdisk_id.cloned(),
         cmdline: property("os_command_line").cloned().unwrap_or_default(),
-    }))
+    };
+    Ok((Some(kernel), files))
+}
+
+/// The file that a host needs of an image; refused by name where no disk can be made of its format.
+fn bootable_file(image: &Image) -> Result<LocalFile> {
+    let format = image.disk_format.as_deref().unwrap_or("raw");
+    let container = image.container_format.as_deref().unwrap_or("bare");
+    let disk = ["raw", "qcow2", "ami", "aki", "ari", "iso"].contains(&format);
+    if !disk || !["bare", "ami", "aki", "ari"].contains(&container) {
+        let message = format!(
+            "Image {} is unacceptable: a server cannot be made of disk_format {format} in container_format {container}.",
+            image.id
+        );
+        return Err(Error::invalid("ImageUnacceptable", message));
+    }
+    Ok(image::local_file(image, format == "qcow2"))
 }
 
 fn check_form(new: &NewServers) -> Result<()> {

@@ -82,6 +82,7 @@ pub(crate) mod test {
             hostname: "s1".to_owned(),
             flavor: flavor(),
             image_id: "image".to_owned(),
+            files: Vec::new(),
             image_properties: BTreeMap::new(),
             kernel: None,
             root_disk_bytes: 0,
