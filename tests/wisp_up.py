@@ -44,6 +44,8 @@ class Cloud:
 
     def __init__(self, options, work):
         self.options, self.state = options, work / "state"
+        # Told to end, the program ends its cloud first.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         command = [options.wisp, "up", "--listen", "127.0.0.1:0", "--driver", options.driver, "--state", self.state]
         # Where tempest's images to import are served.
         command += ["--image-source", "127.0.0.1"]
