@@ -141,6 +141,11 @@ pub enum DiskFormat {
         /// The base, opened read-only.
         base: InheritedFd,
     },
+    /// Layers (`storage::format::layers`): a raw file and overlays over it, of which only the last is written.
+    Layers {
+        /// The files, the lowest first.
+        files: Vec<InheritedFd>,
+    },
 }
 
 /// One network device.

@@ -78,9 +78,10 @@ fn all(config: &VmmConfig) -> Vec<InheritedFd> {
         Boot::Disk => {}
     }
     for disk in &config.disks {
-        match disk.format {
-            DiskFormat::Raw { file } => fds.push(file),
-            DiskFormat::Overlay { file, base } => fds.extend([file, base]),
+        match &disk.format {
+            DiskFormat::Raw { file } => fds.push(*file),
+            DiskFormat::Overlay { file, base } => fds.extend([*file, *base]),
+            DiskFormat::Layers { files } => fds.extend(files),
         }
     }
     fds.extend(config.nics.iter().map(|nic| nic.tap));

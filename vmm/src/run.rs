@@ -8,6 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
 use storage::format::Disk;
+use storage::format::open_layers;
 use storage::format::overlay::{Overlay, OverlayError};
 use storage::format::raw::RawFile;
 
@@ -224,15 +225,19 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
 }
 
 fn open_disk(index: usize, config: &DiskConfig, fds: &mut InheritedFds) -> Result<Arc<dyn Disk>, Error> {
-    Ok(match config.format {
+    Ok(match &config.format {
         DiskFormat::Raw { file } => Arc::new(
-            RawFile::whole(File::from(fds.take(file)), config.read_only)
+            RawFile::whole(File::from(fds.take(*file)), config.read_only)
                 .map_err(|source| Error::Disk { index, source })?,
         ),
         DiskFormat::Overlay { file, base } => Arc::new(
-            Overlay::open(File::from(fds.take(file)), File::from(fds.take(base)))
+            Overlay::open(File::from(fds.take(*file)), File::from(fds.take(*base)))
                 .map_err(|source| Error::Overlay { index, source })?,
         ),
+        DiskFormat::Layers { files } => {
+            let files = files.iter().map(|file| File::from(fds.take(*file))).collect();
+            Arc::new(open_layers(files, config.read_only).map_err(|source| Error::Overlay { index, source })?)
+        }
     })
 }
 

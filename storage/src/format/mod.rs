@@ -2,6 +2,7 @@
 //! it serves what storage creates.
 
 pub mod inspect;
+pub mod layers;
 pub mod overlay;
 pub mod qcow2;
 pub mod raw;
@@ -9,6 +10,7 @@ pub mod raw;
 use std::io;
 use std::sync::Arc;
 
+pub use self::layers::open_layers;
 pub use self::overlay::Overlay;
 pub use self::raw::RawFile;
 
@@ -26,6 +28,25 @@ pub trait Disk: Send + Sync {
     fn flush(&self) -> io::Result<()>;
     /// The guest no longer needs these bytes; they read as zeros or as before.
     fn discard(&self, offset: u64, length: u64) -> io::Result<()>;
+}
+
+/// A disk of whichever format.
+impl<T: Disk + ?Sized> Disk for Box<T> {
+    fn size_bytes(&self) -> u64 {
+        (**self).size_bytes()
+    }
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        (**self).read_at(buffer, offset)
+    }
+    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+        (**self).write_at(buffer, offset)
+    }
+    fn flush(&self) -> io::Result<()> {
+        (**self).flush()
+    }
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        (**self).discard(offset, length)
+    }
 }
 
 /// A disk that several hold.

@@ -1,0 +1,96 @@
+//! What a volume of 100 GiB costs: made, snapshot, cloned; each beside what the filesystem takes for an empty file, and
+//! beside a volume of 1 GiB, since none of it may depend on the size.
+//!
+//! Runs in the directory that `TMPDIR` names, so give it one on the disk in question: XFS and Btrfs share blocks between
+//! files, ext4 does not.
+
+use std::fs::File;
+use std::path::Path;
+use std::time::Instant;
+
+use measure::{Line, Samples};
+use storage::backend::{Backend, Source};
+use storage::file::FileBackend;
+
+mod measure;
+
+/// Volumes per measurement.
+const COUNT: usize = 50;
+const GIB: u64 = 1 << 30;
+
+fn main() -> anyhow::Result<()> {
+    // Only `cargo bench` says so; `cargo test --all-targets` is not after numbers.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        println!("skipped: run by cargo bench");
+        return Ok(());
+    }
+    let directory = tempfile::tempdir()?;
+    let backend = FileBackend::open(&directory.path().join("volumes"))?;
+    let kind = if backend.capabilities().copies_in_use { "shared blocks" } else { "overlays" };
+    println!("{COUNT} volumes each, by {kind}");
+    let file = files(directory.path())?;
+    let small = of_size(&backend, GIB)?;
+    let large = of_size(&backend, 100 * GIB)?;
+    let names = ["create", "snapshot", "clone", "delete"];
+    for ((name, large), small) in names.iter().zip(&large).zip(&small) {
+        for (value, what) in [(0.5, "p50"), (0.99, "p99")] {
+            let line = format!("volume of 100 GiB: {name}, {what}");
+            let of = "the same of 1 GiB";
+            Line {
+                what: &line,
+                unit: "ms",
+                value: large.quantile(value),
+                baseline: small.quantile(value),
+                of,
+            }
+            .print();
+        }
+        let line = format!("volume of 100 GiB: {name}, p50");
+        let of = "a durable empty file";
+        Line { what: &line, unit: "ms", value: large.quantile(0.5), baseline: file.quantile(0.5), of }
+            .print();
+        let line = format!("volume of 100 GiB: {name}, p99");
+        Line { what: &line, unit: "ms", value: large.quantile(0.99), baseline: 20.0, of: "the aim" }.print();
+    }
+    Ok(())
+}
+
+fn timed(samples: &mut Samples, run: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let start = Instant::now();
+    run()?;
+    samples.push(start.elapsed().as_secs_f64() * 1e3);
+    Ok(())
+}
+
+/// Files that are made, synced, and whose names are.
+fn files(directory: &Path) -> anyhow::Result<Samples> {
+    let mut samples = Samples::default();
+    for number in 0..COUNT {
+        timed(&mut samples, || {
+            File::create(directory.join(format!("file-{number}")))?.sync_all()?;
+            Ok(File::open(directory)?.sync_all()?)
+        })?;
+    }
+    Ok(samples)
+}
+
+fn of_size(backend: &dyn Backend, size_bytes: u64) -> anyhow::Result<[Samples; 4]> {
+    let [mut create, mut snapshot, mut clone, mut delete] = <[Samples; 4]>::default();
+    for number in 0..COUNT {
+        let ids = ["v", "s", "c"].map(|kind| format!("{kind}{number}"));
+        let [volume, copy, cloned] = &ids;
+        timed(&mut create, || Ok(backend.create(volume, size_bytes, Source::Nothing)?))?;
+        let disk = backend.export(volume, false)?.open(false)?;
+        for at in 0..16 {
+            disk.write_at(&[7; 4096], at * (size_bytes / 16))?;
+        }
+        disk.flush()?;
+        timed(&mut snapshot, || Ok(backend.snapshot(copy, volume, false)?))?;
+        let source = Source::Disk { id: copy, in_use: false };
+        timed(&mut clone, || Ok(backend.create(cloned, size_bytes, source)?))?;
+        for id in &ids {
+            timed(&mut delete, || Ok(backend.delete(id)?))?;
+        }
+    }
+    Ok([create, snapshot, clone, delete])
+}

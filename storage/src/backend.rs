@@ -1,0 +1,181 @@
+//! What keeps volumes and snapshots: one trait, which every backend implements and whose conformance tests every backend
+//! passes.
+//!
+//! A disk is named by an id that is safe in a path. Every call may be repeated: what is done already is done, so a crash
+//! is healed by doing the same again. Nothing half made has a disk's name.
+//!
+//! Must never know: tenants, who uses a disk, which of the disks are volumes and which snapshots.
+
+#[cfg(test)]
+pub(crate) mod conformance;
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use crate::format::overlay::OverlayError;
+use crate::format::{Disk, open_layers};
+
+/// The unit of disks' sizes (VIRTIO 1.3 §5.2.4).
+pub const SECTOR_BYTES: u64 = 512;
+
+/// Why a backend did not do as asked; nothing has changed then, but for what the next call clears.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// No disk by that id.
+    #[error("there is no disk {id}")]
+    Missing {
+        /// Which.
+        id: String,
+    },
+    /// An id that cannot be one.
+    #[error("{id} is no disk's id")]
+    Id {
+        /// What was given, cut.
+        id: String,
+    },
+    /// The disk would be smaller than what it begins as.
+    #[error("a disk of {size_bytes} bytes cannot hold {source_bytes} bytes")]
+    TooSmall {
+        /// The wanted size.
+        size_bytes: u64,
+        /// What it begins as has so many.
+        source_bytes: u64,
+    },
+    /// A guest writes to the disk, and this backend needs it to stand still.
+    #[error(
+        "disk {id} is in use by a running server, and the file system below it does not share blocks between files"
+    )]
+    InUse {
+        /// Which.
+        id: String,
+    },
+    /// The layers of a disk do not fit together.
+    #[error("open the layers of disk {id}")]
+    Layers {
+        /// Which.
+        id: String,
+        /// Why.
+        #[source]
+        source: OverlayError,
+    },
+    /// The file system refused.
+    #[error("{step} {}", path.display())]
+    Io {
+        /// What.
+        step: &'static str,
+        /// Of which file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What a new disk begins as.
+#[derive(Debug, Clone, Copy)]
+pub enum Source<'a> {
+    /// Zeros.
+    Nothing,
+    /// A file of raw bytes that never changes.
+    Image(&'a File),
+    /// Another disk as it is now.
+    Disk {
+        /// Its id.
+        id: &'a str,
+        /// A guest may be writing to it.
+        in_use: bool,
+    },
+}
+
+/// What a backend can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// Its name in `volume_backend_name` and in `storage_protocol`.
+    pub name: &'static str,
+    /// A disk in use can be copied, as after a power loss.
+    pub copies_in_use: bool,
+    /// Disks take no more space than what was written.
+    pub thin: bool,
+}
+
+/// How much space there is, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capacity {
+    /// In all.
+    pub total_bytes: u64,
+    /// Free.
+    pub free_bytes: u64,
+}
+
+/// A disk as open descriptors, for whoever serves it to a guest or reads it: layers, the lowest first.
+#[derive(Debug)]
+pub struct Export {
+    /// See [`crate::format::layers`].
+    pub layers: Vec<File>,
+}
+
+impl Export {
+    /// The disk.
+    ///
+    /// # Errors
+    /// See [`open_layers`].
+    pub fn open(self, read_only: bool) -> Result<Box<dyn Disk>, OverlayError> {
+        open_layers(self.layers, read_only)
+    }
+}
+
+/// A place for disks.
+pub trait Backend: Send + Sync {
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// How much space there is.
+    fn capacity(&self) -> Result<Capacity, BackendError>;
+
+    /// Makes a disk that can be written. One by that id that is there already stays as it is.
+    fn create(&self, id: &str, size_bytes: u64, source: Source<'_>) -> Result<(), BackendError>;
+
+    /// Makes a disk that is `of` as it is now and never changes.
+    fn snapshot(&self, id: &str, of: &str, in_use: bool) -> Result<(), BackendError>;
+
+    /// Makes a disk, which nobody has open, what a snapshot is, at the disk's own size. `mark` names this reverting, so
+    /// that repeating it does not undo what was written after it.
+    fn revert(&self, id: &str, snapshot: &str, mark: u64) -> Result<(), BackendError>;
+
+    /// Makes a disk larger; one in use shows it from its next export on.
+    fn extend(&self, id: &str, size_bytes: u64) -> Result<(), BackendError>;
+
+    /// Deletes a disk; no error if there is none. What was made of it stays.
+    fn delete(&self, id: &str) -> Result<(), BackendError>;
+
+    /// The size of a disk; none if there is no such disk.
+    fn size_bytes(&self, id: &str) -> Result<Option<u64>, BackendError>;
+
+    /// Opens a disk for a VMM or a reader.
+    fn export(&self, id: &str, read_only: bool) -> Result<Export, BackendError>;
+
+    /// The ids of all disks, in order.
+    fn list(&self) -> Result<Vec<String>, BackendError>;
+}
+
+/// Copies `from`, whose zeros stay holes, to the beginning of `to`.
+///
+/// # Errors
+/// What either says.
+pub fn copy_sparse(from: &dyn Disk, to: &dyn Disk) -> io::Result<()> {
+    /// Large enough to keep a disk busy, small enough to leave a hole where there was one.
+    const PIECE_BYTES: usize = 256 << 10;
+    let mut piece = vec![0; PIECE_BYTES];
+    let zeros = vec![0; PIECE_BYTES];
+    let mut at = 0;
+    while at < from.size_bytes() {
+        let length = usize::try_from(from.size_bytes() - at).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
+        from.read_at(&mut piece[..length], at)?;
+        if piece[..length] != zeros[..length] {
+            to.write_at(&piece[..length], at)?;
+        }
+        at += length as u64;
+    }
+    to.flush()
+}
