@@ -40,6 +40,8 @@ pub struct Settings {
     pub region: String,
     /// Where keys and image files are.
     pub state_dir: PathBuf,
+    /// Where agents put files made of volumes: `{host}/outgoing/{image}`.
+    pub volumes_dir: PathBuf,
     /// How long a token holds, in seconds.
     pub token_lifetime_s: u32,
     /// Hosts, or `host:port`, that images may be fetched from though their addresses are not public.
@@ -55,10 +57,12 @@ impl Settings {
     /// The defaults, for a cloud with its files in `state_dir`.
     pub fn new(public_url: impl Into<String>, state_dir: impl Into<PathBuf>) -> Self {
         let public_url: String = public_url.into();
+        let state_dir: PathBuf = state_dir.into();
         Self {
             public_url: public_url.trim_end_matches('/').to_owned(),
             region: "RegionOne".to_owned(),
-            state_dir: state_dir.into(),
+            volumes_dir: state_dir.parent().map(|above| above.join("volumes")).unwrap_or_default(),
+            state_dir,
             token_lifetime_s: Self::TOKEN_LIFETIME_S,
             image_sources: Vec::new(),
             image_bucket: None,
@@ -96,6 +100,7 @@ impl Control {
             tokens,
             passwords: Passwords::new(),
         };
+        control.volume_type_bootstrap().await?;
         control.image_recover().await?;
         Ok(Arc::new(control))
     }

@@ -18,6 +18,7 @@ use control::agent::protocol::{
 };
 use control::driver::fail_points::{FailPoints, Step};
 use control::driver::host::{HostDriver, HostOptions, remove_all};
+use control::driver::volumes::VolumePaths;
 use control::driver::{Driver, Surroundings};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tempfile::TempDir;
@@ -145,6 +146,10 @@ impl Host {
             run: self.run(),
             images: self.directory.path().join("images"),
             program: "/proc/self/exe".into(),
+            volumes: VolumePaths {
+                root: self.directory.path().join("volumes"),
+                images: self.directory.path().join("images"),
+            },
             fail: self.fail.clone(),
         });
         let driver = driver.unwrap();
@@ -186,7 +191,8 @@ impl Host {
             shutdown_timeout_ms: 0,
             vcpus: 1,
             memory_mib: 64,
-            root_disk: RootDiskWanted { image_id: "tiny".into(), size_bytes: 1 << 20 },
+            root_disk: RootDiskWanted { image_id: "tiny".into(), size_bytes: 1 << 20, volume: None },
+            volumes: Vec::new(),
             kernel: None,
             nics: vec![self.nic("public", 10), self.nic("private", 11)],
             hostname: "first".into(),

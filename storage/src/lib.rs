@@ -2,9 +2,9 @@
 //!
 //! Must never know: tenants, what an id stands for, who asks.
 
-pub mod download;
 pub mod backend;
 pub mod backup;
+pub mod download;
 pub mod file;
 pub mod file_tree;
 pub mod format;

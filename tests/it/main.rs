@@ -19,6 +19,7 @@ mod serving;
 mod survive;
 mod tenants;
 mod tidy;
+mod volumes;
 
 use libtest_mimic::Arguments;
 
@@ -33,6 +34,7 @@ fn main() {
         firmware::trials(),
         tenants::trials(),
         survive::trials(),
+        volumes::trials(),
         openstack::trials(),
         serving::trials(),
         images::trials(),

@@ -29,25 +29,6 @@ pub(super) async fn interface_detach(
     of_server(state, caller, Segments(id), "detaching interfaces from a server").await
 }
 
-/// `GET /servers/{id}/os-volume_attachments`.
-pub(super) async fn volume_attachments(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-) -> Answer<Value> {
-    state.control.server(&caller, &id).await?;
-    Ok(Json(json!({"volumeAttachments": []})))
-}
-
-/// `POST /servers/{id}/os-volume_attachments`.
-pub(super) async fn volume_attach(
-    state: State<AppState>,
-    caller: Authenticated,
-    id: Segments<String>,
-) -> Answer<Value> {
-    of_server(state, caller, id, "attaching volumes").await
-}
-
 /// `GET /servers/{id}/os-server-password`: none was ever set.
 pub(super) async fn server_password(
     State(state): State<AppState>,

@@ -5,6 +5,7 @@
 mod absent;
 mod action;
 mod action_record;
+mod block_device;
 mod flavor;
 mod hypervisor;
 mod interface;
@@ -17,6 +18,7 @@ mod server_create;
 mod server_view;
 mod service;
 mod tag;
+mod volume_attachment;
 mod zone;
 
 use jiff::Timestamp;
@@ -57,7 +59,11 @@ fn server_routes() -> Routes {
         .route("/v2.1/servers/{id}/os-security-groups", get(interface::security_groups))
         .route(
             "/v2.1/servers/{id}/os-volume_attachments",
-            get(absent::volume_attachments).post(absent::volume_attach),
+            get(volume_attachment::list).post(volume_attachment::attach),
+        )
+        .route(
+            "/v2.1/servers/{id}/os-volume_attachments/{volume}",
+            get(volume_attachment::show).put(volume_attachment::update).delete(volume_attachment::detach),
         )
         .route("/v2.1/servers/{id}/os-instance-actions", get(action_record::list))
         .route("/v2.1/servers/{id}/os-instance-actions/{request}", get(action_record::show))
@@ -140,7 +146,7 @@ fn seconds(time: Timestamp) -> String {
 }
 
 /// A time to the microsecond, without a zone, as Nova's database writes it: `2026-01-02T03:04:05.000006`.
-fn microseconds(time: Timestamp) -> String {
+pub(crate) fn microseconds(time: Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%S.%6f").to_string()
 }
 

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use vmm::document::Document;
 
+use super::block_device::{BlockDevice, devices};
 use super::server::{access_ip, auto_disk_config, hostname};
 use super::server_view::disk_config;
 use super::{flag, links, number};
@@ -111,17 +112,6 @@ struct GroupName {
     name: String,
 }
 
-/// Of block devices only the one that says what `imageRef` says is understood: boot from a copy of the image.
-#[derive(Debug, Deserialize)]
-struct BlockDevice {
-    uuid: Option<String>,
-    source_type: Option<String>,
-    destination_type: Option<String>,
-    #[serde(default)]
-    boot_index: Value,
-    delete_on_termination: Option<bool>,
-}
-
 /// `POST /servers`.
 pub(super) async fn create(
     State(state): State<AppState>,
@@ -154,7 +144,7 @@ impl CreateBody {
         fields.refuse_what_is_absent()?;
         fields.refuse_what_is_newer(version)?;
         let hints = self.hints.or(self.hints_extension).or(fields.hints).unwrap_or_default();
-        let image_id = boot_image(fields.image, &fields.block_device_mapping_v2)?;
+        let (image_id, devices) = devices(fields.image, fields.block_device_mapping_v2, version)?;
         let (zone, zone_host) = zone_and_host(fields.availability_zone);
         let count = |count: Option<u32>, otherwise| count.unwrap_or(otherwise);
         let min_count = count(fields.min_count, 1);
@@ -167,6 +157,7 @@ impl CreateBody {
                 FlavorRef::Number(number) => number.to_string(),
             },
             image_id,
+            devices,
             nics: nics(fields.networks, version)?,
             security_groups: fields.security_groups.into_iter().flatten().map(|group| group.name).collect(),
             key_name: fields.key_name,
@@ -224,32 +215,6 @@ impl Fields {
             ))),
             None => Ok(()),
         }
-    }
-}
-
-/// The image to boot from: `imageRef`, and a block device may say the same.
-fn boot_image(image_ref: String, devices: &[BlockDevice]) -> Result<String, Fault> {
-    let image = image_ref.rsplit('/').next().unwrap_or_default().to_owned();
-    match devices {
-        [] if image.is_empty() => Err(Fault::malformed(
-            "Invalid image identifier or unable to access: neither image nor block device is given.",
-        )),
-        [] => Ok(image),
-        [device] if device.is_the_image_itself() => match &device.uuid {
-            Some(uuid) if image.is_empty() || *uuid == image => Ok(uuid.clone()),
-            _ => Err(Fault::malformed("Block Device Mapping is Invalid: its image is not imageRef.")),
-        },
-        _ => Err(Fault::not_implemented("booting from a volume, or block devices besides the image's own")),
-    }
-}
-
-impl BlockDevice {
-    fn is_the_image_itself(&self) -> bool {
-        let first = self.boot_index.as_i64() == Some(0) || self.boot_index.as_str() == Some("0");
-        self.source_type.as_deref() == Some("image")
-            && self.destination_type.as_deref() == Some("local")
-            && self.delete_on_termination != Some(false)
-            && first
     }
 }
 
@@ -362,11 +327,13 @@ mod tests {
     }
 
     #[test]
-    fn volumes_and_other_absent_things_are_not_implemented() {
-        let mut volume = plain();
-        volume["imageRef"] = json!("");
-        volume["block_device_mapping_v2"][0]["destination_type"] = json!("volume");
-        for server in [volume, with("personality", json!([{}]))] {
+    fn local_disks_and_other_absent_things_are_not_implemented() {
+        let mut swap = plain();
+        let blank = json!({
+            "source_type": "blank", "destination_type": "local", "boot_index": -1, "guest_format": "swap",
+        });
+        swap["block_device_mapping_v2"].as_array_mut().unwrap().push(blank);
+        for server in [swap, with("personality", json!([{}]))] {
             let refused = parsed(server, 100).unwrap_err();
             assert!(matches!(refused, Fault::Control(control::error::Error::NotImplemented(_))), "{refused}");
         }

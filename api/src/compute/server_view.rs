@@ -2,7 +2,7 @@
 
 use control::agent::protocol::Power;
 use control::caller::Caller;
-use control::model::compute::{Flavor, Server};
+use control::model::compute::{Flavor, Server, ServerVolume};
 use control::service::server::{Address, ServerView, status::status};
 use ring::digest::{SHA256, digest};
 use serde_json::{Map, Value, json};
@@ -45,7 +45,7 @@ pub(super) fn full(
     base(state, version, view, whole, &mut put);
     since_versions(version, server, shape, &mut put);
     if whole {
-        extended(view, &mut put);
+        extended(version, view, &mut put);
         if caller.is_admin() {
             administrative(version, view, &mut put);
         } else if version.at_least(2, 90) {
@@ -123,7 +123,7 @@ fn since_versions(version: Microversion, server: &Server, shape: Shape, put: &mu
 }
 
 /// What extensions of old added, for everybody.
-fn extended(view: &ServerView, put: &mut impl FnMut(&str, Value)) {
+fn extended(version: Microversion, view: &ServerView, put: &mut impl FnMut(&str, Value)) {
     let server = &view.server.row;
     let seen = status(server);
     put("OS-EXT-AZ:availability_zone", json!(view.zone.as_deref().unwrap_or_default()));
@@ -134,7 +134,14 @@ fn extended(view: &ServerView, put: &mut impl FnMut(&str, Value)) {
     put("OS-SRV-USG:terminated_at", Value::Null);
     put("config_drive", json!(if server.config_drive { "True" } else { "" }));
     put("key_name", json!(server.key.as_ref().map(|(name, _)| name)));
-    put("os-extended-volumes:volumes_attached", json!([]));
+    let volume = |attached: &ServerVolume| {
+        let mut shown = json!({"id": attached.volume_id});
+        if version.at_least(2, 3) {
+            shown["delete_on_termination"] = json!(attached.delete_on_termination);
+        }
+        shown
+    };
+    put("os-extended-volumes:volumes_attached", server.volumes.iter().map(volume).collect());
     // Nova leaves the groups out where a server has none, since it has no devices.
     if !view.security_groups.is_empty() {
         let names: Vec<Value> = view.security_groups.iter().map(|name| json!({"name": name})).collect();
@@ -197,6 +204,10 @@ fn host_id(server: &Server) -> String {
 }
 
 fn image(state: &AppState, version: Microversion, server: &Server) -> Value {
+    if server.image_id.is_empty() {
+        // It boots from a volume.
+        return json!("");
+    }
     let mut image = json!({"id": server.image_id, "links": bookmark(state, "images", &server.image_id)});
     if version.at_least(2, 98) {
         image["properties"] = json!(server.image_properties);

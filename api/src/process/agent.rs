@@ -9,6 +9,7 @@ use control::driver::Driver;
 use control::driver::fail_points::FailPoints;
 use control::driver::fake::FakeDriver;
 use control::driver::host::{HostDriver, HostOptions};
+use control::driver::volumes::{VolumePaths, Volumes};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
@@ -85,11 +86,13 @@ async fn serve(kind: DriverKind, lines: Vec<(String, OwnedFd)>) -> anyhow::Resul
 }
 
 fn driver(kind: DriverKind, name: &str) -> anyhow::Result<Arc<dyn Driver>> {
+    let root = std::path::Path::new("volumes").join(name);
     match kind {
         DriverKind::Fake => {
             let directory = std::path::Path::new("run").join("fake").join(name);
             let driver = FakeDriver::new(name, Some(directory)).context("start the fake driver")?;
-            Ok(Arc::new(driver))
+            let volumes = Volumes::open(VolumePaths { root, images: "control/images".into() });
+            Ok(Arc::new(driver.with_volumes(volumes.context("open the volumes")?)))
         }
         DriverKind::Kvm => {
             let driver = HostDriver::new(HostOptions {
@@ -97,6 +100,7 @@ fn driver(kind: DriverKind, name: &str) -> anyhow::Result<Arc<dyn Driver>> {
                 run: "run".into(),
                 images: "control/images".into(),
                 program: "/proc/self/exe".into(),
+                volumes: VolumePaths { root, images: "control/images".into() },
                 fail: FailPoints::default(),
             });
             Ok(Arc::new(driver.context("start the kvm driver")?))

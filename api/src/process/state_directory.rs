@@ -6,6 +6,7 @@
 //! DIR/openrc       the same for a shell, 0600
 //! DIR/control/     the control process's: store.redb, images/, keys
 //! DIR/run/         the agent's: one directory per instance
+//! DIR/volumes/     the agent's: below each host's name one directory per volume and per snapshot
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -79,10 +80,14 @@ impl StateDirectory {
 
     /// Makes the parts that belong to the control process and to the agent, with their owners.
     pub fn create_parts(&self, control: User) -> anyhow::Result<()> {
-        for (name, owner) in [("control", control), ("run", User::current())] {
+        let agent = User::current();
+        // Below `volumes`, single files are control's to read.
+        for (name, owner, mode) in
+            [("control", control, 0o700), ("run", agent, 0o700), ("volumes", agent, 0o711)]
+        {
             let path = self.path.join(name);
             let step = || format!("make the directory {}", path.display());
-            match DirBuilder::new().mode(0o700).create(&path) {
+            match DirBuilder::new().mode(mode).create(&path) {
                 Ok(()) if owner != User::current() => give(&path, owner).with_context(step)?,
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(error).with_context(step);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use control::service::quota::{Quota, Resource};
+use control::service::quota::{DEFAULT_CLASS, Quota, Resource};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -12,11 +12,15 @@ use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
 
 /// The quotas that this service counts.
-const RESOURCES: [Resource; 5] =
-    [Resource::Volumes, Resource::Snapshots, Resource::VolumeGib, Resource::Backups, Resource::BackupGib];
-
-/// Quotas of Cinder's that nothing here is counted against; they are shown as without limit and taken in silence.
-const UNCOUNTED: [&str; 2] = ["groups", "per_volume_gigabytes"];
+const RESOURCES: [Resource; 7] = [
+    Resource::Volumes,
+    Resource::Snapshots,
+    Resource::VolumeGib,
+    Resource::Backups,
+    Resource::BackupGib,
+    Resource::VolumeGroups,
+    Resource::PerVolumeGib,
+];
 
 #[derive(Deserialize)]
 pub(super) struct UpdateBody {
@@ -25,7 +29,7 @@ pub(super) struct UpdateBody {
 
 type Quotas = BTreeMap<Resource, Quota>;
 
-fn set(project: &str, quotas: &Quotas, usage: bool) -> Value {
+fn set(project: &str, quotas: &Quotas, types: &BTreeMap<String, Quota>, usage: bool) -> Value {
     let show = |limit: i64, used: u64| {
         if usage { json!({"limit": limit, "in_use": used, "reserved": 0}) } else { json!(limit) }
     };
@@ -33,7 +37,9 @@ fn set(project: &str, quotas: &Quotas, usage: bool) -> Value {
     let mut body: Map<String, Value> = counted
         .map(|(name, quota)| (name.to_owned(), show(quota.limit_or_minus_one(), quota.used)))
         .collect();
-    body.extend(UNCOUNTED.map(|name| (name.to_owned(), show(-1, 0))));
+    body.extend(
+        types.iter().map(|(name, quota)| (name.clone(), show(quota.limit_or_minus_one(), quota.used))),
+    );
     body.insert("id".to_owned(), json!(project));
     json!({ "quota_set": body })
 }
@@ -46,13 +52,81 @@ pub(super) async fn show(
     filters: Filters,
 ) -> Answer<Value> {
     let quotas = state.control.quotas(&caller, &project).await?;
-    Ok(Json(set(&project, &quotas, filters.flag("usage")?.unwrap_or(false))))
+    let types = state.control.quotas_of_types(&caller, &project).await?;
+    Ok(Json(set(&project, &quotas, &types, filters.flag("usage")?.unwrap_or(false))))
 }
 
 /// Block Storage API v3: get default quotas for a project.
-pub(super) async fn defaults(_: Authenticated, Segments(project): Segments<String>) -> Answer<Value> {
-    let default = |resource: Resource| (resource, Quota { limit: Some(resource.default_limit()), used: 0 });
-    Ok(Json(set(&project, &RESOURCES.into_iter().map(default).collect(), false)))
+pub(super) async fn defaults(
+    State(state): State<AppState>,
+    _: Authenticated,
+    Segments(project): Segments<String>,
+) -> Answer<Value> {
+    let quotas = state.control.quota_defaults().await?;
+    Ok(Json(set(&project, &quotas, &BTreeMap::new(), false)))
+}
+
+/// Block Storage API v3: show quota classes. There is one class, `default`.
+pub(super) async fn class(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(name): Segments<String>,
+) -> Answer<Value> {
+    control::policy::require_admin(&caller, "volume_extension:quota_classes:get")?;
+    let quotas = state.control.quota_defaults().await?;
+    let types = state.control.quotas_of_types(&caller, DEFAULT_CLASS).await?;
+    let shown = set(&name, &quotas, &types, false)["quota_set"].take();
+    Ok(Json(json!({"quota_class_set": shown})))
+}
+
+#[derive(Deserialize)]
+pub(super) struct ClassBody {
+    quota_class_set: Map<String, Value>,
+}
+
+/// Block Storage API v3: update quota classes.
+pub(super) async fn class_update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(name): Segments<String>,
+    Body(body): Body<ClassBody>,
+) -> Answer<Value> {
+    if name != "default" {
+        return Err(Fault::not_implemented("a quota class besides the default one"));
+    }
+    let (limits, of_types) = limits_of(&body.quota_class_set)?;
+    if !of_types.is_empty() {
+        state.control.quota_set_of_types(&caller, DEFAULT_CLASS, &of_types).await?;
+    }
+    state.control.quota_set(&caller, DEFAULT_CLASS, &limits).await?;
+    let quotas = state.control.quota_defaults().await?;
+    let types = state.control.quotas_of_types(&caller, DEFAULT_CLASS).await?;
+    let mut shown = set(&name, &quotas, &types, false)["quota_set"].take();
+    if let Some(shown) = shown.as_object_mut() {
+        shown.remove("id");
+    }
+    Ok(Json(json!({"quota_class_set": shown})))
+}
+
+/// Limits by name, and those of types of volumes.
+type Limits = (Vec<(Resource, i64)>, Vec<(String, i64)>);
+
+fn limits_of(body: &Map<String, Value>) -> Result<Limits, Fault> {
+    let mut limits = Vec::new();
+    let mut of_types = Vec::new();
+    for (name, value) in body {
+        let resource = RESOURCES.into_iter().find(|resource| resource.name() == name);
+        match (resource, value.as_i64()) {
+            (Some(resource), Some(limit)) => limits.push((resource, limit)),
+            (None, _) if name == "tenant_id" => {}
+            (None, Some(limit)) => of_types.push((name.clone(), limit)),
+            (None, _) => return Err(Fault::malformed(format!("Bad key(s) in quota set: {name}"))),
+            (Some(_), None) => {
+                return Err(Fault::malformed(format!("the limit of {name} is not an integer")));
+            }
+        }
+    }
+    Ok((limits, of_types))
 }
 
 /// Block Storage API v3: update quotas for a project.
@@ -62,21 +136,14 @@ pub(super) async fn update(
     Segments(project): Segments<String>,
     Body(body): Body<UpdateBody>,
 ) -> Answer<Value> {
-    let mut limits = Vec::new();
-    for (name, value) in &body.quota_set {
-        let resource = RESOURCES.into_iter().find(|resource| resource.name() == name);
-        match (resource, value.as_i64()) {
-            (Some(resource), Some(limit)) => limits.push((resource, limit)),
-            (None, _) if UNCOUNTED.contains(&name.as_str()) || name == "tenant_id" => {}
-            (None, _) => return Err(Fault::malformed(format!("Bad key(s) in quota set: {name}"))),
-            (Some(_), None) => {
-                return Err(Fault::malformed(format!("the limit of {name} is not an integer")));
-            }
-        }
+    let (limits, of_types) = limits_of(&body.quota_set)?;
+    if !of_types.is_empty() {
+        state.control.quota_set_of_types(&caller, &project, &of_types).await?;
     }
     state.control.quota_set(&caller, &project, &limits).await?;
     let quotas = state.control.quotas(&caller, &project).await?;
-    Ok(Json(set(&project, &quotas, false)))
+    let types = state.control.quotas_of_types(&caller, &project).await?;
+    Ok(Json(set(&project, &quotas, &types, false)))
 }
 
 /// Block Storage API v3: delete quotas for a project.

@@ -3,6 +3,8 @@
 //!
 //! Must never know: how a driver does it, or who owns an instance.
 
+mod disks;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, Semaphore};
 
+use self::disks::Disks;
 use super::frame::{self, FrameError};
 use super::protocol::{
     Answer, InstanceObserved, InstanceState, InstanceWanted, PROTOCOL_VERSION, Power, Query, ToAgent,
@@ -48,6 +51,7 @@ pub async fn serve(
         state: Mutex::default(),
         outgoing: Notify::new(),
         apply_permits: Arc::new(Semaphore::new(APPLY_MAX)),
+        disks: Disks::default(),
         runtime: tokio::runtime::Handle::current(),
     });
     let wake = {
@@ -87,6 +91,7 @@ struct Host {
     state: Mutex<State>,
     outgoing: Notify,
     apply_permits: Arc<Semaphore>,
+    disks: Disks,
     runtime: tokio::runtime::Handle,
 }
 
@@ -120,7 +125,8 @@ impl Host {
         match message {
             ToAgent::Wanted(wanted) => self.want(wanted, true).await,
             ToAgent::Change(wanted) => self.want(wanted, false).await,
-            ToAgent::Forget { networks, groups } => {
+            ToAgent::Forget { networks, groups, disks } => {
+                self.disks.forget(&disks);
                 let surroundings = {
                     let mut state = self.state();
                     let mut surroundings = (*state.surroundings).clone();
@@ -159,6 +165,10 @@ impl Host {
         };
         if changed {
             self.surround(surroundings).await;
+        }
+        // Before the instances, which may need them.
+        for disk in wanted.disks {
+            self.want_disk(disk)?;
         }
         for instance in wanted.instances {
             self.want_instance(instance)?;
@@ -335,7 +345,10 @@ impl Host {
                     let mut state = self.state();
                     match state.answers.pop_front() {
                         Some(answer) => Some(answer),
-                        None => state.observed.pop_first().map(|(_, seen)| ToControl::Observed(seen)),
+                        None => match self.disks.next_report() {
+                            Some(report) => Some(ToControl::Disk(report)),
+                            None => state.observed.pop_first().map(|(_, seen)| ToControl::Observed(seen)),
+                        },
                     }
                 };
                 let Some(message) = next else { break };

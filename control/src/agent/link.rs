@@ -14,8 +14,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::frame::{self, FrameError};
 use super::protocol::{
-    Answer, GroupWanted, HostReport, InstanceObserved, InstanceWanted, NetworkWanted, PROTOCOL_VERSION,
-    Query, ToAgent, ToControl, Wanted,
+    Answer, DiskObserved, DiskWanted, GroupWanted, HostReport, InstanceObserved, InstanceWanted,
+    NetworkWanted, PROTOCOL_VERSION, Query, ToAgent, ToControl, Wanted,
 };
 
 /// A line on which nothing is heard for so long is cut: four heartbeats.
@@ -49,6 +49,13 @@ pub enum AgentEvent {
         host: String,
         /// The instance.
         instance: InstanceObserved,
+    },
+    /// What became of a disk that was wanted of this host.
+    Disk {
+        /// The host's name.
+        host: String,
+        /// The disk.
+        disk: DiskObserved,
     },
     /// The line to the host has ended.
     Gone {
@@ -297,6 +304,10 @@ impl Agents {
                     return Err(LinkError::OtherHost { expected: line.host.clone(), actual: host.name });
                 }
                 Some(ToControl::Observed(instance)) => self.observed(line, instance).await?,
+                Some(ToControl::Disk(disk)) => {
+                    // What is wanted of a disk is kept by host: a report about another's finds nothing.
+                    self.event(AgentEvent::Disk { host: line.host.clone(), disk }).await?;
+                }
                 Some(ToControl::Answer { number, answer }) => {
                     if let Some(asker) = lock(&line.queries).waiting.remove(&number) {
                         // Whoever asked may have stopped waiting.
@@ -327,6 +338,7 @@ struct Told {
     networks: BTreeMap<String, NetworkWanted>,
     groups: BTreeMap<String, GroupWanted>,
     instances: BTreeMap<String, InstanceWanted>,
+    disks: BTreeMap<String, DiskWanted>,
 }
 
 impl Told {
@@ -337,13 +349,18 @@ impl Told {
         let networks: BTreeMap<_, _> = wanted.networks.into_iter().map(|n| (n.id.clone(), n)).collect();
         let groups: BTreeMap<_, _> = wanted.groups.into_iter().map(|g| (g.id.clone(), g)).collect();
         let instances: BTreeMap<_, _> = wanted.instances.into_iter().map(|i| (i.id.clone(), i)).collect();
+        let disks: BTreeMap<_, _> = wanted.disks.into_iter().map(|d| (d.id.clone(), d)).collect();
         let change = Wanted {
             cloud_tag: wanted.cloud_tag.clone(),
             networks: differing(&self.networks, &networks),
             groups: differing(&self.groups, &groups),
             instances: differing(&self.instances, &instances),
+            disks: differing(&self.disks, &disks),
         };
-        let empty = change.networks.is_empty() && change.groups.is_empty() && change.instances.is_empty();
+        let empty = change.networks.is_empty()
+            && change.groups.is_empty()
+            && change.instances.is_empty()
+            && change.disks.is_empty();
         if whole {
             messages.push(ToAgent::Wanted(change));
         } else if !empty || tag_changed {
@@ -351,10 +368,12 @@ impl Told {
         }
         let gone_networks = gone(&self.networks, &networks);
         let gone_groups = gone(&self.groups, &groups);
-        if !gone_networks.is_empty() || !gone_groups.is_empty() {
-            messages.push(ToAgent::Forget { networks: gone_networks, groups: gone_groups });
+        let gone_disks = gone(&self.disks, &disks);
+        if !gone_networks.is_empty() || !gone_groups.is_empty() || !gone_disks.is_empty() {
+            let (networks, groups, disks) = (gone_networks, gone_groups, gone_disks);
+            messages.push(ToAgent::Forget { networks, groups, disks });
         }
-        *self = Self { cloud_tag: wanted.cloud_tag, networks, groups, instances };
+        *self = Self { cloud_tag: wanted.cloud_tag, networks, groups, instances, disks };
         messages
     }
 }

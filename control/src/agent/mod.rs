@@ -1,5 +1,6 @@
 //! One host's agent and control's end of the line to it.
 
+pub mod disk;
 pub mod frame;
 pub mod host;
 pub mod link;

@@ -15,6 +15,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use vmm::document::Document;
 
+pub use super::disk::{DiskObserved, DiskShape, DiskSource, DiskWanted, PoolReport, VolumeWanted};
+
 /// The longest frame in bytes: a few thousand instances' wanted state with room to spare.
 pub const FRAME_BYTES_MAX: u32 = 64 << 20;
 /// The protocol's version; two ends that differ part with a clear error.
@@ -34,6 +36,9 @@ pub enum ToAgent {
         networks: Vec<String>,
         /// Security group ids.
         groups: Vec<String>,
+        /// Disks of which nothing is wanted any more; they stay as they are.
+        #[serde(default)]
+        disks: Vec<String>,
     },
     /// A question; answered by [`ToControl::Answer`] with the same number.
     Query {
@@ -61,6 +66,8 @@ pub enum ToControl {
     Host(HostReport),
     /// An instance is not what was last said of it.
     Observed(InstanceObserved),
+    /// A disk is what it shall be, or cannot be made so.
+    Disk(DiskObserved),
     /// The answer to a query.
     Answer {
         /// The question's number.
@@ -81,6 +88,9 @@ pub struct Wanted {
     pub groups: Vec<GroupWanted>,
     /// The instances.
     pub instances: Vec<InstanceWanted>,
+    /// The disks of the volume backend that are not yet as they shall be.
+    #[serde(default)]
+    pub disks: Vec<DiskWanted>,
 }
 
 /// One network on one host.
@@ -138,6 +148,9 @@ pub struct InstanceWanted {
     pub memory_mib: u32,
     /// The root disk.
     pub root_disk: RootDiskWanted,
+    /// Volumes, in the order the guest sees them after the root disk.
+    #[serde(default)]
+    pub volumes: Vec<VolumeWanted>,
     /// A kernel given beside the disk; without one the kernel is read from the disk.
     pub kernel: Option<KernelWanted>,
     /// Network devices in order.
@@ -158,6 +171,9 @@ pub struct RootDiskWanted {
     pub image_id: String,
     /// Its size in bytes, at least the image's; 0 means the image's.
     pub size_bytes: u64,
+    /// The volume that is the root disk in the place of a copy of an image.
+    #[serde(default)]
+    pub volume: Option<VolumeWanted>,
 }
 
 /// A kernel beside the disk.
@@ -225,6 +241,12 @@ pub struct HostReport {
     pub address: String,
     /// Seconds since the host's boot.
     pub uptime_s: u64,
+    /// Disks come to a running instance and go from it without a restart.
+    #[serde(default)]
+    pub hot_plug: bool,
+    /// Where volumes can be.
+    #[serde(default)]
+    pub pool: Option<PoolReport>,
 }
 
 /// What an instance is seen doing.

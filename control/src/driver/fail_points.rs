@@ -12,6 +12,8 @@ pub enum Step {
     Record,
     /// The root disk.
     RootDisk,
+    /// The volumes.
+    Volumes,
     /// The configuration drive.
     ConfigDrive,
     /// The kernel beside the disk.
@@ -32,10 +34,11 @@ pub enum Step {
 
 impl Step {
     /// All of them, in order.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Directory,
         Self::Record,
         Self::RootDisk,
+        Self::Volumes,
         Self::ConfigDrive,
         Self::Kernel,
         Self::Network,

@@ -12,8 +12,11 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use super::volumes::Volumes;
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake, instance_id_is_safe};
-use crate::agent::protocol::{HostReport, InstanceObserved, InstanceState, InstanceWanted, Power};
+use crate::agent::protocol::{
+    DiskObserved, DiskWanted, HostReport, InstanceObserved, InstanceState, InstanceWanted, Power,
+};
 
 /// What a fake host claims to have, unless told otherwise: a common server's size.
 const VCPUS: u32 = 64;
@@ -28,6 +31,8 @@ pub struct FakeDriver {
     directory: Option<PathBuf>,
     started: Instant,
     instances: Mutex<HashMap<String, FakeInstance>>,
+    /// Volumes are as real as on any host.
+    volumes: Option<Volumes>,
 }
 
 /// One fake instance, as it is remembered.
@@ -51,7 +56,13 @@ impl FakeDriver {
             directory,
             started: Instant::now(),
             instances: Mutex::new(HashMap::new()),
+            volumes: None,
         })
+    }
+
+    /// The same with a place for volumes.
+    pub fn with_volumes(self, volumes: Volumes) -> Self {
+        Self { volumes: Some(volumes), ..self }
     }
 
     fn instances(&self) -> MutexGuard<'_, HashMap<String, FakeInstance>> {
@@ -113,6 +124,8 @@ impl Driver for FakeDriver {
             cpu_model: "none (fake driver)".into(),
             address: "127.0.0.1".into(),
             uptime_s: self.started.elapsed().as_secs(),
+            hot_plug: true,
+            pool: self.volumes.as_ref().and_then(Volumes::report),
         }
     }
 
@@ -187,6 +200,18 @@ impl Driver for FakeDriver {
             observed.fault = Some(format!("the fake driver could not keep the instance's file: {error}"));
         }
         Applied { observed, again_after: None }
+    }
+
+    fn apply_disk(&self, wanted: &DiskWanted) -> DiskObserved {
+        match &self.volumes {
+            Some(volumes) => volumes.apply(wanted),
+            None => DiskObserved {
+                id: wanted.id.clone(),
+                generation: wanted.generation,
+                bytes: None,
+                fault: Some("this host has no place for volumes".to_owned()),
+            },
+        }
     }
 
     fn console(&self, instance: &str, bytes_max: u32) -> Result<String, DriverError> {

@@ -7,12 +7,15 @@ pub mod fail_points;
 pub mod fake;
 pub mod host;
 pub mod process_id;
+pub mod volumes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::agent::protocol::{GroupWanted, HostReport, InstanceObserved, InstanceWanted, NetworkWanted};
+use crate::agent::protocol::{
+    DiskObserved, DiskWanted, GroupWanted, HostReport, InstanceObserved, InstanceWanted, NetworkWanted,
+};
 
 /// The most console text one question is answered with, in bytes: all that a VMM keeps.
 pub const CONSOLE_BYTES_MAX: u32 = 1 << 20;
@@ -82,6 +85,10 @@ pub trait Driver: Send + Sync + 'static {
         report: &dyn Fn(InstanceObserved),
     ) -> Applied;
 
+    /// Brings one disk of the volume backend to what is wanted, and says what became of it. Repeating a wish changes
+    /// nothing; a crash at any point is healed by the next call.
+    fn apply_disk(&self, wanted: &DiskWanted) -> DiskObserved;
+
     /// The end of an instance's console, at most `bytes_max` and [`CONSOLE_BYTES_MAX`] bytes of it.
     fn console(&self, instance: &str, bytes_max: u32) -> Result<String, DriverError>;
 }
@@ -113,7 +120,8 @@ pub(crate) mod test {
             shutdown_timeout_ms: 0,
             vcpus: 1,
             memory_mib: 64,
-            root_disk: RootDiskWanted { image_id: "image".into(), size_bytes: 0 },
+            root_disk: RootDiskWanted { image_id: "image".into(), size_bytes: 0, volume: None },
+            volumes: Vec::new(),
             kernel: None,
             nics: Vec::new(),
             hostname: id.into(),

@@ -160,6 +160,9 @@ pub struct Server {
     pub key: Option<(String, String)>,
     /// The ports in the order the guest sees them.
     pub port_ids: Vec<String>,
+    /// The volumes, in the order the guest sees them.
+    #[serde(default)]
+    pub volumes: Vec<ServerVolume>,
     /// Names of the security groups asked for at creation.
     pub security_groups: Vec<String>,
     /// Which of a batch (`min_count`, `max_count`) it is.
@@ -216,6 +219,25 @@ pub struct Server {
     pub request_id: String,
     /// What was asked of it, oldest first; at most [`ACTIONS_MAX`].
     pub actions: Vec<ActionRecord>,
+}
+
+/// A volume that a server has, or shall have once it is made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerVolume {
+    /// The volume.
+    pub volume_id: String,
+    /// The attachment's id.
+    pub attachment_id: String,
+    /// The device's name as its owner expects it, `/dev/vdb`.
+    pub device: String,
+    /// The server boots from it.
+    pub boot: bool,
+    /// The guest cannot write to it.
+    pub read_only: bool,
+    /// It is deleted with the server.
+    pub delete_on_termination: bool,
+    /// The device's tag.
+    pub tag: Option<String>,
 }
 
 /// A kernel beside the disk.

@@ -7,6 +7,7 @@ pub mod image;
 pub mod metadef;
 pub mod network;
 pub mod quota;
+pub mod volume;
 
 use crate::store::{Kinds, Row};
 
@@ -54,6 +55,20 @@ rows! {
     compute::Host: "host", 1, |row| &row.name;
     compute::HostClaims: "host_claims", 1, |row| &row.host;
     compute::Cloud: "cloud", 1, |row| &row.id;
+    volume::Volume: "volume", 1, |row| &row.id;
+    volume::Snapshot: "volume_snapshot", 1, |row| &row.id;
+    volume::VolumeAttachment: "volume_attachment", 1, |row| &row.id;
+    volume::DiskWork: "disk_work", 1, |row| &row.id;
+    volume::VolumeType: "volume_type", 1, |row| &row.id;
+    volume::QosSpec: "qos_spec", 1, |row| &row.id;
+    volume::VolumeDefault: "volume_default", 1, |row| &row.id;
+    volume::VolumeService: "volume_service", 1, |row| &row.id;
+    volume::VolumeMessage: "volume_message", 1, |row| &row.id;
+    volume::Transfer: "volume_transfer", 1, |row| &row.id;
+    volume::Backup: "volume_backup", 1, |row| &row.id;
+    volume::Group: "volume_group", 1, |row| &row.id;
+    volume::GroupType: "volume_group_type", 1, |row| &row.id;
+    volume::GroupSnapshot: "volume_group_snapshot", 1, |row| &row.id;
     quota::Usage: "usage", 1, |row| &row.id;
     quota::QuotaLimits: "quota_limits", 1, |row| &row.id;
 }

@@ -20,9 +20,10 @@ use tokio::task::JoinHandle;
 
 use crate::Control;
 use crate::agent::link::{AgentEvent, Agents, SILENCE_MAX, WantedSource};
-use crate::agent::protocol::{HostReport, InstanceObserved, InstanceState, Power};
+use crate::agent::protocol::{DiskObserved, HostReport, InstanceObserved, InstanceState, Power};
 use crate::error::{Error, Result};
 use crate::model::compute::{Cloud, Fault, Host, Server, VmState};
+use crate::model::volume::{DiskWork, Status, Volume, VolumeAttachment};
 use crate::model::{network, random_hex_id};
 use crate::scheduler::{Allocation, Scheduler};
 use crate::service::db::Db;
@@ -222,6 +223,19 @@ async fn follow(control: &Control, rows: &[(&'static str, String)], patient: boo
                 incomplete.push(id.clone());
             }
             hosts.extend(server.host.clone());
+        } else if *kind == DiskWork::KIND {
+            hosts.extend(id.split_once('/').map(|(host, _)| host.to_owned()));
+        } else if *kind == Volume::KIND {
+            // A server may have waited for it.
+            let Some(volume) = cache.get::<Volume>(id).filter(|v| !v.row.attachments.is_empty()) else {
+                continue;
+            };
+            hosts.extend(volume.row.host.clone());
+            if volume.row.status == Status::Error {
+                let attachments = volume.row.attachments.iter();
+                let attachments = attachments.filter_map(|id| cache.get::<VolumeAttachment>(id));
+                incomplete.extend(attachments.filter_map(|attachment| attachment.row.server_id.clone()));
+            }
         } else if *kind == network::Port::KIND {
             // A port that is its server's alone concerns that host; one that is gone may concern any, as may its
             // addresses in others' security groups.
@@ -258,6 +272,7 @@ async fn take_reports(control: Arc<Control>, mut events: mpsc::Receiver<AgentEve
     while events.recv_many(&mut batch, EVENTS_MAX).await > 0 {
         let mut hosts: HashMap<String, HostReport> = HashMap::new();
         let mut instances: HashMap<(String, String), InstanceObserved> = HashMap::new();
+        let mut disks: HashMap<(String, String), DiskObserved> = HashMap::new();
         let mut connected = false;
         for event in batch.drain(..) {
             match event {
@@ -271,6 +286,9 @@ async fn take_reports(control: Arc<Control>, mut events: mpsc::Receiver<AgentEve
                 AgentEvent::Observed { host, instance } => {
                     instances.insert((host, instance.id.clone()), instance);
                 }
+                AgentEvent::Disk { host, disk } => {
+                    disks.insert((host, disk.id.clone()), disk);
+                }
                 AgentEvent::Gone { host } => {
                     tracing::warn!(host, "a host's agent is gone; its instances run on")
                 }
@@ -278,6 +296,8 @@ async fn take_reports(control: Arc<Control>, mut events: mpsc::Receiver<AgentEve
         }
         let control = &control;
         each(hosts.into_values().collect(), |host| async move { control.host_reported(&host).await }).await;
+        let disks: Vec<_> = disks.into_iter().collect();
+        each(disks, |((host, _), disk)| async move { control.disk_observed(&host, &disk).await }).await;
         let instances: Vec<_> = instances.into_iter().collect();
         each(
             instances,

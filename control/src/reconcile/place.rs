@@ -14,6 +14,7 @@ use crate::scheduler::{HostState, NoValidHost, Request};
 use crate::service::host::{Hosts, host_states};
 use crate::service::server::lifecycle::fail_building;
 use crate::service::server::remove::abandonment;
+use crate::service::server::volume::host_of_volumes;
 use crate::store::{Cache, Stored, Txn};
 
 /// The most changes after which no further server joins a transaction: with the last one's ports it still fits into
@@ -89,7 +90,7 @@ impl<'a> Round<'a> {
                 // Its files are being made; whoever makes them asks again.
                 continue;
             }
-            match self.control.compute.scheduler.place(&self.hosts, &request_of(&stored.row)) {
+            match self.control.compute.scheduler.place(&self.hosts, &request_of(self.cache, &stored.row)) {
                 Ok(index) => self.claim(&stored, index),
                 Err(_) if patient => {}
                 Err(error) => self.refuse(&stored, &error),
@@ -139,11 +140,12 @@ impl<'a> Round<'a> {
     }
 }
 
-fn request_of(server: &Server) -> Request {
+/// A server with volumes goes where they are.
+fn request_of(cache: &Cache, server: &Server) -> Request {
     Request {
         resources: server.flavor.resources(),
         zone: server.availability_zone.clone(),
-        host: server.wished_host.clone(),
+        host: host_of_volumes(cache, server).or_else(|| server.wished_host.clone()),
         image_properties: server.image_properties.clone(),
     }
 }

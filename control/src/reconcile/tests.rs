@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+mod volumes;
+
 use super::*;
 use crate::Settings;
 use crate::agent::host;
-use crate::agent::protocol::InstanceWanted;
+use crate::agent::protocol::{DiskObserved, DiskWanted, InstanceWanted};
 use crate::caller::{Caller, RoleLevel, Scope};
 use crate::driver::fake::FakeDriver;
 use crate::driver::{Applied, Driver, DriverError, Surroundings, Wake};
@@ -105,6 +107,7 @@ impl Cloud {
             hostname: None,
             flavor_id: "42".to_owned(),
             image_id: IMAGE.to_owned(),
+            devices: Vec::new(),
             nics: NicRequests::Listed(vec![NicRequest::Network { id: self.network.clone(), fixed_ip: None }]),
             security_groups: Vec::new(),
             key_name: None,
@@ -195,6 +198,9 @@ impl Driver for BrokenDriver {
             applied.observed.fault = Some("The kernel image is not one.".to_owned());
         }
         applied
+    }
+    fn apply_disk(&self, wanted: &DiskWanted) -> DiskObserved {
+        self.fake.apply_disk(wanted)
     }
     fn console(&self, instance: &str, bytes_max: u32) -> std::result::Result<String, DriverError> {
         self.fake.console(instance, bytes_max)

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 
 use super::metadata::documents;
-use crate::agent::protocol::{InstanceWanted, KernelWanted, NicWanted, Power, RootDiskWanted, Wanted};
-use crate::model::compute::{Host, HostClaims, Server};
+use crate::agent::protocol::{
+    DiskWanted, InstanceWanted, KernelWanted, NicWanted, Power, RootDiskWanted, VolumeWanted, Wanted,
+};
+use crate::model::compute::{Host, HostClaims, Server, ServerVolume, VmState};
 use crate::model::network::{Network, Port};
+use crate::model::volume::{DiskWork, Status, Volume};
 use crate::service::host::DEFAULT_ZONE;
 use crate::service::nic::nics_wanted;
 use crate::store::Cache;
@@ -14,12 +17,15 @@ use crate::store::Cache;
 /// nothing on the host; the reconciler sees to them.
 pub fn host_wanted(cache: &Cache, cloud_tag: &str, host: &str) -> Wanted {
     let mut wanted = Wanted { cloud_tag: cloud_tag.to_owned(), ..Wanted::default() };
+    let works = cache.list_under::<DiskWork>(&format!("{host}/"));
+    wanted.disks.extend(works.iter().map(|work| disk_wanted(&work.row)));
     let Some(claims) = cache.get::<HostClaims>(host) else { return wanted };
     let zone = cache.get::<Host>(host).map_or_else(|| DEFAULT_ZONE.to_owned(), |host| host.row.zone.clone());
     let servers = claims.row.servers.keys().filter_map(|id| cache.get::<Server>(id));
     let servers: Vec<_> = servers
         .filter(|server| server.row.host.as_deref() == Some(host))
         .filter(|server| leaves(&server.row) || missing_part(cache, &server.row).is_none())
+        .filter(|server| leaves(&server.row) || !waits_for_volumes(cache, &server.row))
         .collect();
     // All devices at once, so that each group is resolved once and not once for each server.
     let port_ids: Vec<String> = servers.iter().flat_map(|server| present_ports(cache, &server.row)).collect();
@@ -33,13 +39,49 @@ pub fn host_wanted(cache: &Cache, cloud_tag: &str, host: &str) -> Wanted {
         resolved.nics.iter().map(|nic| (nic.port_id.as_str(), nic)).collect();
     for server in &servers {
         let own = server.row.port_ids.iter().filter_map(|id| nics.get(id.as_str()).map(|nic| (*nic).clone()));
-        wanted.instances.push(instance_wanted(&server.row, &zone, own.collect()));
+        let volume = |attached: &ServerVolume| {
+            let volume = cache.get::<Volume>(&attached.volume_id)?;
+            Some(VolumeWanted { id: volume.row.disk().to_owned(), read_only: attached.read_only })
+        };
+        let mut instance = instance_wanted(&server.row, &zone, own.collect());
+        let (boot, others): (Vec<_>, Vec<_>) = server.row.volumes.iter().partition(|attached| attached.boot);
+        instance.root_disk.volume = boot.into_iter().find_map(volume);
+        instance.volumes = others.into_iter().filter_map(volume).collect();
+        wanted.instances.push(instance);
     }
     wanted
 }
 
 /// What of a server's surroundings is gone, in one sentence for its owner.
 pub fn missing_part(cache: &Cache, server: &Server) -> Option<String> {
+    missing_volume(cache, server).or_else(|| missing_port(cache, server))
+}
+
+fn missing_volume(cache: &Cache, server: &Server) -> Option<String> {
+    server.volumes.iter().find_map(|attached| match cache.get::<Volume>(&attached.volume_id) {
+        None => Some(format!("Volume {} could not be found.", attached.volume_id)),
+        Some(volume) if server.vm_state == VmState::Building && volume.row.status == Status::Error => {
+            Some(format!(
+                "Build of instance {} aborted: Volume {} did not finish being created: its status is error.",
+                server.id, attached.volume_id
+            ))
+        }
+        Some(_) => None,
+    })
+}
+
+/// Whether a volume of a server is still being made.
+fn waits_for_volumes(cache: &Cache, server: &Server) -> bool {
+    let volumes = server.volumes.iter().filter_map(|attached| cache.get::<Volume>(&attached.volume_id));
+    volumes.into_iter().any(|volume| matches!(volume.row.status, Status::Creating | Status::Downloading))
+}
+
+fn disk_wanted(work: &DiskWork) -> DiskWanted {
+    let id = work.id.split_once('/').map_or(work.id.as_str(), |(_, disk)| disk).to_owned();
+    DiskWanted { id, generation: work.generation, shape: work.shape.clone() }
+}
+
+fn missing_port(cache: &Cache, server: &Server) -> Option<String> {
     server.port_ids.iter().find_map(|id| match cache.get::<Port>(id) {
         None => Some(format!("Port {id} could not be found.")),
         Some(port) if cache.get::<Network>(&port.row.network_id).is_none() => {
@@ -71,7 +113,12 @@ fn instance_wanted(server: &Server, zone: &str, nics: Vec<NicWanted>) -> Instanc
         shutdown_timeout_ms: server.shutdown_timeout_ms,
         vcpus: u8::try_from(server.flavor.vcpus).expect("invariant: creation refuses more than VCPUS_MAX"),
         memory_mib: server.flavor.ram_mib,
-        root_disk: RootDiskWanted { image_id: file(0, &server.image_id), size_bytes: server.root_disk_bytes },
+        root_disk: RootDiskWanted {
+            image_id: file(0, &server.image_id),
+            size_bytes: server.root_disk_bytes,
+            volume: None,
+        },
+        volumes: Vec::new(),
         kernel: server.kernel.as_ref().map(|kernel| KernelWanted {
             kernel_image_id: file(1, &kernel.kernel_id),
             ramdisk_image_id: kernel.ramdisk_id.as_ref().map(|id| file(2, id)),

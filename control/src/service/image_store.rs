@@ -16,9 +16,11 @@ use storage::store::{DataStream, ImageStore, S3Settings, S3Store};
 use tokio::sync::Semaphore;
 
 use crate::Control;
+use crate::agent::protocol::{DiskShape, DiskSource};
 use crate::error::{Error, Result};
 use crate::model::compute::Server;
 use crate::model::image::{Image, ImageBlob, ImageStatus, LocalFile};
+use crate::model::volume::DiskWork;
 use crate::service::image_data::IMAGE_BYTES_MAX;
 
 /// The store of files of this host.
@@ -348,6 +350,11 @@ impl Control {
             for blob in cache.list::<ImageBlob>() {
                 if let Some(name) = blob.row.id.strip_prefix("file/") {
                     wanted.insert(name.to_owned());
+                }
+            }
+            for work in cache.list::<DiskWork>() {
+                if let DiskShape::Volume { source: DiskSource::Image { image_id }, .. } = &work.row.shape {
+                    wanted.insert(image_id.clone());
                 }
             }
             for server in cache.list::<Server>() {

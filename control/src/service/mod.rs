@@ -27,3 +27,4 @@ pub mod security_group;
 pub mod server;
 pub mod subnet;
 pub mod user;
+pub mod volume;

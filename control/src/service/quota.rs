@@ -8,6 +8,7 @@ use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::quota::{QuotaLimits, Usage};
+use crate::model::volume::VolumeType;
 use crate::store::{Cache, Txn};
 
 /// What is counted. The defaults are those of the OpenStack services.
@@ -55,11 +56,15 @@ pub enum Resource {
     Backups,
     /// Size of all backups in GiB.
     BackupGib,
+    /// Groups of volumes.
+    VolumeGroups,
+    /// Size of one volume in GiB: a limit only.
+    PerVolumeGib,
 }
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Instances,
         Self::Cores,
         Self::RamMib,
@@ -81,6 +86,8 @@ impl Resource {
         Self::VolumeGib,
         Self::Backups,
         Self::BackupGib,
+        Self::VolumeGroups,
+        Self::PerVolumeGib,
     ];
 
     /// The name that its service gives the quota, which is also its name in the store.
@@ -116,9 +123,17 @@ impl Resource {
             Self::VolumeGib => ("gigabytes", 1000),
             Self::Backups => ("backups", 10),
             Self::BackupGib => ("backup_gigabytes", 1000),
+            Self::VolumeGroups => ("groups", 10),
+            Self::PerVolumeGib => ("per_volume_gigabytes", UNLIMITED),
         }
     }
 }
+
+/// A default that is no limit.
+const UNLIMITED: u64 = u64::MAX;
+
+/// The id of the limits that hold for whoever has none of its own.
+pub const DEFAULT_CLASS: &str = "class/default";
 
 /// One quota of a project.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,6 +156,18 @@ impl Quota {
 /// limits, and counts them in the same transaction.
 pub(crate) fn charge(txn: Txn, owner: &str, changes: &[(Resource, i64)]) -> Txn {
     changes.iter().fold(txn, |txn, (resource, by)| txn.tally(Usage::key(owner, resource.name()), *by))
+}
+
+/// As [`charge`], for a quota that a project has of volumes of one type beside the whole one; without limit unless said.
+pub(crate) fn charge_of_type(txn: Txn, owner: &str, type_id: &str, changes: &[(Resource, i64)]) -> Txn {
+    changes.iter().fold(charge(txn, owner, changes), |txn, (resource, by)| {
+        txn.tally(Usage::key(owner, &of_type(*resource, type_id)), *by)
+    })
+}
+
+/// The name of a resource's quota for one type of volumes.
+pub(crate) fn of_type(resource: Resource, type_id: &str) -> String {
+    format!("{}_{type_id}", resource.name())
 }
 
 /// Which queue the writers of this usage row wait in.
@@ -175,9 +202,16 @@ pub(crate) fn settle(cache: &Cache, mut txn: Txn) -> Result<Txn> {
 fn check(cache: &Cache, key: &str, used: u64, more: u64) -> Result<u64> {
     let then = used.saturating_add(more);
     let (owner, name) = key.rsplit_once('/').expect("invariant: a usage key is {owner}/{resource}");
-    let resource = Resource::ALL.into_iter().find(|resource| resource.name() == name);
+    let resource = Resource::ALL.into_iter().find(|resource| {
+        name.strip_prefix(resource.name()).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+    });
     let resource = resource.expect("invariant: charges are made of resources");
-    match limit(cache, owner, resource) {
+    let limit = if name == resource.name() {
+        limit(cache, owner, resource)
+    } else {
+        limit_of_type(cache, owner, name)
+    };
+    match limit {
         Some(limit) if then > limit => {
             Err(Error::QuotaExceeded { resource: resource.name(), requested: more, used, limit })
         }
@@ -187,14 +221,80 @@ fn check(cache: &Cache, key: &str, used: u64, more: u64) -> Result<u64> {
 
 /// How many of a resource `owner` may have; `None` is without limit.
 pub(crate) fn limit(cache: &Cache, owner: &str, resource: Resource) -> Option<u64> {
-    let limits = cache.get::<QuotaLimits>(owner);
-    match limits.and_then(|stored| stored.row.limits.get(resource.name()).copied()) {
+    let said = |id: &str| cache.get::<QuotaLimits>(id)?.row.limits.get(resource.name()).copied();
+    match said(owner).or_else(|| said(DEFAULT_CLASS)) {
         Some(limit) => u64::try_from(limit).ok(),
-        None => Some(resource.default_limit()),
+        None => Some(resource.default_limit()).filter(|limit| *limit != UNLIMITED),
     }
 }
 
+/// How much `owner` may have of volumes of one type; `None` is without limit.
+fn limit_of_type(cache: &Cache, owner: &str, name: &str) -> Option<u64> {
+    let said = |id: &str| cache.get::<QuotaLimits>(id)?.row.limits.get(name).copied();
+    said(owner).or_else(|| said(DEFAULT_CLASS)).and_then(|limit| u64::try_from(limit).ok())
+}
+
 impl Control {
+    /// The quotas that a project has of volumes of each type: by the protocol's name (`volumes_TYPE`).
+    ///
+    /// # Errors
+    /// `Forbidden` for another project unless the caller is an administrator.
+    pub async fn quotas_of_types(
+        &self,
+        caller: &Caller,
+        project_id: &str,
+    ) -> Result<BTreeMap<String, Quota>> {
+        if !caller.may_read(project_id) {
+            return Err(Error::Forbidden { action: "quotas:show" });
+        }
+        self.db.caught_up().await?;
+        let cache = self.db.cache();
+        let mut quotas = BTreeMap::new();
+        for stored in cache.list::<VolumeType>() {
+            for resource in [Resource::Volumes, Resource::VolumeGib, Resource::Snapshots] {
+                let key = of_type(resource, &stored.row.id);
+                let usage = cache.get::<Usage>(&Usage::key(project_id, &key));
+                let used = usage.map_or(0, |usage| usage.row.used);
+                let quota = Quota { limit: limit_of_type(cache, project_id, &key), used };
+                quotas.insert(of_type(resource, &stored.row.name), quota);
+            }
+        }
+        Ok(quotas)
+    }
+
+    /// Changes limits that a project has of volumes of a type, by the protocol's names.
+    ///
+    /// # Errors
+    /// `Forbidden` unless the caller is an administrator; `Invalid` below −1 or for a type that is not there.
+    pub async fn quota_set_of_types(
+        &self,
+        caller: &Caller,
+        project_id: &str,
+        limits: &[(String, i64)],
+    ) -> Result<()> {
+        crate::policy::require_admin(caller, "quotas:update")?;
+        self.db.caught_up().await?;
+        let types = self.db.list::<VolumeType>();
+        let mut keys = Vec::new();
+        for (name, limit) in limits {
+            let key = types.iter().find_map(|stored| {
+                [Resource::Volumes, Resource::VolumeGib, Resource::Snapshots]
+                    .into_iter()
+                    .find(|resource| of_type(*resource, &stored.row.name) == *name)
+                    .map(|resource| of_type(resource, &stored.row.id))
+            });
+            match key {
+                Some(key) if *limit >= -1 => keys.push((key, *limit)),
+                Some(_) => {
+                    let message = format!("Quota limit {limit} for {name} must be -1 or greater.");
+                    return Err(Error::invalid("InvalidQuotaValue", message));
+                }
+                None => return Err(Error::invalid("BadKey", format!("Bad key(s) in quota set: {name}"))),
+            }
+        }
+        self.change_limits(project_id, |row| row.extend(keys.iter().cloned())).await
+    }
+
     /// The quotas of a project: all of them, each with what is used.
     ///
     /// # Errors
@@ -212,6 +312,17 @@ impl Control {
         let cache = self.db.cache();
         let usage = cache.get::<Usage>(&Usage::key(owner, resource.name()));
         Quota { limit: limit(cache, owner, resource), used: usage.map_or(0, |stored| stored.row.used) }
+    }
+
+    /// The limits that hold for whoever has none of its own.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn quota_defaults(&self) -> Result<BTreeMap<Resource, Quota>> {
+        self.db.caught_up().await?;
+        let cache = self.db.cache();
+        let of = |resource| (resource, Quota { limit: limit(cache, DEFAULT_CLASS, resource), used: 0 });
+        Ok(Resource::ALL.into_iter().map(of).collect())
     }
 
     /// Changes limits of a project; −1 is without limit. Less than what is used is allowed: nothing new fits then.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::agent::host;
+use crate::agent::protocol::DiskShape;
 use crate::agent::protocol::{InstanceState, Power};
 use crate::driver::fake::FakeDriver;
 use crate::driver::test::instance_wanted;
@@ -154,18 +155,21 @@ async fn end_of_a_line_is_an_event() {
 #[test]
 fn only_what_differs_is_told_and_what_is_gone_is_forgotten() {
     let network = |id: &str, mtu| NetworkWanted { id: id.into(), mtu, host_addresses: Vec::new(), vni: None };
+    let disk = DiskWanted { id: "d".into(), generation: 1, shape: DiskShape::Deleted };
     let mut told = Told::default();
     let mut wanted = Wanted {
         cloud_tag: "0abc".into(),
         networks: vec![network("n1", 1500), network("n2", 1500)],
         groups: Vec::new(),
         instances: vec![instance_wanted("a")],
+        disks: vec![disk.clone()],
     };
     assert_eq!(told.advance(wanted.clone(), true), vec![ToAgent::Wanted(wanted.clone())]);
     assert_eq!(told.advance(wanted.clone(), false), Vec::new());
     wanted.networks = vec![network("n1", 1450)];
+    wanted.disks.clear();
     let change =
         Wanted { cloud_tag: "0abc".into(), networks: vec![network("n1", 1450)], ..Wanted::default() };
-    let forget = ToAgent::Forget { networks: vec!["n2".into()], groups: Vec::new() };
+    let forget = ToAgent::Forget { networks: vec!["n2".into()], groups: Vec::new(), disks: vec!["d".into()] };
     assert_eq!(told.advance(wanted, false), vec![ToAgent::Change(change), forget]);
 }

@@ -30,10 +30,18 @@ use self::exits::Exits;
 use self::network::Network;
 use super::fail_points::FailPoints;
 use super::process_id::{ProcessId, has_ended_within};
+use super::volumes::{VolumePaths, Volumes};
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake};
-use crate::agent::protocol::{HostReport, InstanceObserved, InstanceState, InstanceWanted, NicWanted, Power};
+use crate::agent::protocol::{
+    DiskObserved, DiskWanted, HostReport, InstanceObserved, InstanceState, InstanceWanted, NicWanted, Power,
+};
 
 pub use self::removal::{Removed, remove_all};
+
+/// Opens an image's file for reading; the error is one sentence.
+pub(super) fn open_image(images: &std::path::Path, id: &str) -> Result<std::fs::File, String> {
+    disk::open_image(images, id).map_err(|error| sentence(&error))
+}
 
 /// After this time something that could not be taken away is tried again.
 const RETRY: Duration = Duration::from_secs(5);
@@ -49,6 +57,8 @@ pub struct HostOptions {
     pub images: PathBuf,
     /// The program that runs `vmm run`: this one.
     pub program: String,
+    /// Where volumes are.
+    pub volumes: VolumePaths,
     /// Steps that a test has fail.
     pub fail: FailPoints,
 }
@@ -60,6 +70,7 @@ pub struct HostDriver {
     images: PathBuf,
     program: String,
     fail: FailPoints,
+    volumes: Volumes,
     network: Network,
     cgroups: Cgroups,
     exits: Exits,
@@ -95,7 +106,7 @@ impl Process {
 }
 
 /// An error with its causes as one sentence.
-fn sentence(error: &dyn std::error::Error) -> String {
+pub(super) fn sentence(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
@@ -107,6 +118,7 @@ impl HostDriver {
             network: Network::new(&options.run),
             cgroups: Cgroups::find(),
             exits: Exits::start()?,
+            volumes: Volumes::open(options.volumes).map_err(|error| io::Error::other(sentence(&error)))?,
             name: options.name,
             run: options.run,
             images: options.images,
@@ -137,6 +149,9 @@ impl HostDriver {
             return None;
         };
         let process = directory.process().and_then(|process| adopt_process(id, process));
+        if process.is_some() {
+            self.volumes.claim(&record.wanted);
+        }
         if let Some(process) = &process
             && let Err(error) = self.exits.watch(id, process.pidfd.clone())
         {
@@ -214,6 +229,7 @@ impl HostDriver {
                 tracing::warn!(instance.id = wanted.id, error = sentence(&error), "cannot remove taps");
             }
             self.cgroups.remove(&wanted.id);
+            self.volumes.release(&wanted.id);
             if let Err(error) = directory.remove_run() {
                 tracing::warn!(instance.id = wanted.id, %error, "cannot remove the control socket");
             }
@@ -265,7 +281,7 @@ fn adopt_process(id: &str, process: ProcessId) -> Option<Process> {
 
 impl Driver for HostDriver {
     fn host_report(&self) -> HostReport {
-        figures::host_report(&self.name, &self.run)
+        HostReport { pool: self.volumes.report(), ..figures::host_report(&self.name, &self.run) }
     }
 
     fn adopt(&self, wake: Wake) -> Vec<InstanceObserved> {
@@ -304,6 +320,10 @@ impl Driver for HostDriver {
             Power::Stopped => self.stop(wanted, surroundings, &mut slot, &directory),
             Power::Running | Power::Paused => self.run(wanted, surroundings, &mut slot, &directory, report),
         }
+    }
+
+    fn apply_disk(&self, wanted: &DiskWanted) -> DiskObserved {
+        self.volumes.apply(wanted)
     }
 
     fn console(&self, instance: &str, bytes_max: u32) -> Result<String, DriverError> {

@@ -16,7 +16,7 @@ use vmm::rpc::Client;
 
 use super::directory::{Directory, Record};
 use super::{HostDriver, Process, config_drive, disk, sentence, spawn};
-use crate::agent::protocol::{InstanceWanted, NicWanted};
+use crate::agent::protocol::{InstanceWanted, NicWanted, VolumeWanted};
 use crate::driver::Surroundings;
 use crate::driver::fail_points::Step;
 use crate::driver::process_id::has_ended_within;
@@ -119,9 +119,16 @@ impl HostDriver {
         directory.write_record(&record).map_err(failed("write the instance down"))?;
         self.check(Step::Record)?;
 
+        self.volumes.claim(wanted);
+        undo.push(move || self.volumes.release(id));
         let mut files = Files { fds: Vec::new() };
         let mut disks = vec![self.root_disk(wanted, directory, &mut files)?];
         self.check(Step::RootDisk)?;
+
+        for volume in &wanted.volumes {
+            disks.push(self.volume(volume, &mut files)?);
+        }
+        self.check(Step::Volumes)?;
 
         if wanted.config_drive {
             disks.push(drive(wanted, directory, &mut files)?);
@@ -201,6 +208,9 @@ impl HostDriver {
         files: &mut Files,
     ) -> Result<DiskConfig, String> {
         let root = &wanted.root_disk;
+        if let Some(volume) = &root.volume {
+            return self.volume(volume, files);
+        }
         let format =
             disk::open_root(&directory.disks(), &self.images, &root.image_id, root.size_bytes, |file| {
                 files.push(file)
@@ -208,6 +218,11 @@ impl HostDriver {
         let format = format.map_err(failed("make the root disk"))?;
         let serial = wanted.id.chars().take(20).collect();
         Ok(DiskConfig { format, read_only: false, serial })
+    }
+
+    fn volume(&self, wanted: &VolumeWanted, files: &mut Files) -> Result<DiskConfig, String> {
+        let opened = self.volumes.export(wanted, |file| files.push(file));
+        opened.map_err(|error| format!("open volume {}: {error}", wanted.id))
     }
 
     fn boot(&self, wanted: &InstanceWanted, files: &mut Files) -> Result<Boot, String> {

@@ -11,6 +11,7 @@ use vmm::document::Document;
 
 use super::lifecycle::record;
 use super::power::action_record;
+use super::volume::{NewDevice, boot_source, is_one_thing, new_ids};
 use crate::Control;
 use crate::agent::protocol::Power;
 use crate::caller::Caller;
@@ -52,8 +53,10 @@ pub struct NewServers {
     pub hostname: Option<String>,
     /// The flavor's id.
     pub flavor_id: String,
-    /// The image's id.
+    /// The image's id; empty if it boots from a volume.
     pub image_id: String,
+    /// The volumes that it begins with.
+    pub devices: Vec<NewDevice>,
     /// The networks.
     pub nics: NicRequests,
     /// Names or ids of security groups for new ports; the project's default one if none are said.
@@ -120,18 +123,28 @@ impl Control {
         self.check_property_count(&project_id, new.metadata.len())?;
         let cache = self.db.cache();
         let template = Template::prepare(cache, caller, &project_id, &new)?;
+        self.make_device_files(cache, caller, &new.devices).await?;
         let nics = self.resolve_nics(caller, &project_id, &new.nics)?;
         let group_ids = self.resolve_groups(&project_id, &new.security_groups).await?;
         let count = self.count_within_quota(&project_id, &template.flavor, new.min_count, new.max_count)?;
+        if count > 1 && new.devices.iter().any(is_one_thing) {
+            let message = "Cannot attach one or more volumes to multiple instances";
+            return Err(Error::invalid("MultipleVolumes", message));
+        }
         if count > 1 && nics.iter().any(names_one_thing) {
             let message = "Unable to launch multiple instances with a single configured port ID or fixed IP address. \
                            Please launch your instances one by one with different ports.";
             return Err(Error::invalid("MultiplePortsNotApplicable", message));
         }
-        let request = Creating { control: self, caller, nics: &nics, group_ids: &group_ids };
+        let devices = new.devices.as_slice();
+        let request = Creating { control: self, caller, nics: &nics, group_ids: &group_ids, devices };
         let numbered = new.max_count > 1;
         let makes: Vec<Make<'_>> = (0..count)
-            .map(|index| Make { request: &request, server: template.server(caller, &new, index, numbered) })
+            .map(|index| Make {
+                request: &request,
+                server: template.server(caller, &new, index, numbered),
+                volume_ids: new_ids(devices),
+            })
             .collect();
         let steps: Vec<&dyn Step<Vec<Server>>> =
             makes.iter().map(|make| make as &dyn Step<Vec<Server>>).collect();
@@ -184,12 +197,15 @@ struct Creating<'a> {
     caller: &'a Caller,
     nics: &'a [NicRequest],
     group_ids: &'a [String],
+    devices: &'a [NewDevice],
 }
 
 /// One server of a request: its row, its ports and its quota, and their undoing.
 struct Make<'a> {
     request: &'a Creating<'a>,
     server: Server,
+    /// The ids of the volumes that come into being with it.
+    volume_ids: Vec<String>,
 }
 
 #[async_trait]
@@ -199,7 +215,7 @@ impl Step<Vec<Server>> for Make<'_> {
     }
 
     async fn act(&self, made: &mut Vec<Server>) -> Result<()> {
-        let Creating { control, caller, nics, group_ids } = *self.request;
+        let Creating { control, caller, nics, group_ids, devices } = *self.request;
         let ports_of = ServerOfPorts {
             id: &self.server.id,
             project_id: &self.server.project_id,
@@ -210,7 +226,9 @@ impl Step<Vec<Server>> for Make<'_> {
             .db
             .transact_with(|cache| {
                 let (txn, port_ids) = Control::add_server_ports(cache, Txn::new(), caller, &ports_of, nics)?;
-                let server = Server { port_ids, ..self.server.clone() };
+                let mut server = Server { port_ids, ..self.server.clone() };
+                let volumes = (&mut server, devices, self.volume_ids.as_slice());
+                let txn = control.add_server_volumes(cache, txn, caller, volumes)?;
                 Ok((charge_server(txn.create(&server), &server, 1), server))
             })
             .await?;
@@ -220,7 +238,9 @@ impl Step<Vec<Server>> for Make<'_> {
 
     async fn undo(&self, made: &mut Vec<Server>) -> Result<()> {
         made.retain(|server| server.id != self.server.id);
-        self.request.control.server_want_deleted(&self.server.id, None).await
+        let control = self.request.control;
+        control.server_want_deleted(&self.server.id, None).await?;
+        control.volumes_want_gone(self.request.caller, &self.volume_ids).await
     }
 }
 
@@ -235,7 +255,8 @@ fn names_one_thing(nic: &NicRequest) -> bool {
 struct Template {
     project_id: String,
     flavor: Flavor,
-    image: Image,
+    image_id: String,
+    image_properties: BTreeMap<String, String>,
     kernel: Option<ServerKernel>,
     files: Vec<LocalFile>,
     key: Option<(String, String)>,
@@ -255,9 +276,9 @@ impl Template {
         if flavor.vcpus > VCPUS_MAX {
             return Err(invalid(format!("A server has at most {VCPUS_MAX} virtual CPUs.")));
         }
-        let image = usable_image(cache, caller, &new.image_id)?;
-        check_size(&flavor, &image)?;
-        let (kernel, files) = files_of(cache, caller, &image)?;
+        let (image, image_properties) = boot_source(cache, caller, new, &flavor)?;
+        let (kernel, files) = files_of(cache, caller, image.as_ref(), &image_properties)?;
+        let image_id = image.map(|image| image.id).unwrap_or_default();
         let key = match &new.key_name {
             Some(name) => {
                 let stored = keypair::find(cache, &caller.user_id, name)
@@ -285,7 +306,8 @@ impl Template {
         Ok(Self {
             project_id: project_id.to_owned(),
             flavor,
-            image,
+            image_id,
+            image_properties,
             kernel,
             files,
             key,
@@ -315,17 +337,18 @@ impl Template {
             description: new.description.clone(),
             hostname,
             flavor: self.flavor.clone(),
-            image_id: self.image.id.clone(),
-            image_properties: self.image.properties.clone(),
+            image_id: self.image_id.clone(),
+            image_properties: self.image_properties.clone(),
             kernel: self.kernel.clone(),
             files: self.files.clone(),
             root_disk_bytes: u64::from(self.flavor.disk_gib) << 30,
             metadata: new.metadata.clone(),
             tags,
             user_data: new.user_data.clone(),
-            config_drive: new.config_drive || asks_for_drive(&self.image),
+            config_drive: new.config_drive || asks_for_drive(&self.image_properties),
             key: self.key.clone(),
             port_ids: Vec::new(),
+            volumes: Vec::new(),
             security_groups: if groups.is_empty() { vec!["default".to_owned()] } else { groups.clone() },
             launch_index: index,
             reservation_id: self.reservation_id.clone(),
@@ -361,12 +384,12 @@ impl Template {
 }
 
 /// Whether the image's guests need a configuration drive (Glance: useful image properties).
-fn asks_for_drive(image: &Image) -> bool {
-    image.properties.get("img_config_drive").is_some_and(|wish| wish == "mandatory")
+fn asks_for_drive(properties: &BTreeMap<String, String>) -> bool {
+    properties.get("img_config_drive").is_some_and(|wish| wish == "mandatory")
 }
 
 /// The image if the caller may boot from it now.
-fn usable_image(cache: &Cache, caller: &Caller, id: &str) -> Result<Image> {
+pub(super) fn usable_image(cache: &Cache, caller: &Caller, id: &str) -> Result<Image> {
     let stored = cache.get::<Image>(id).filter(|stored| image::may_see(cache, caller, &stored.row));
     let Some(stored) = stored else {
         return Err(Error::invalid(
@@ -380,7 +403,7 @@ fn usable_image(cache: &Cache, caller: &Caller, id: &str) -> Result<Image> {
     Ok(stored.row.clone())
 }
 
-fn check_size(flavor: &Flavor, image: &Image) -> Result<()> {
+pub(super) fn check_size(flavor: &Flavor, image: &Image) -> Result<()> {
     if flavor.ram_mib < image.min_ram_mib {
         return Err(Error::invalid(
             "FlavorMemoryTooSmall",
@@ -400,12 +423,22 @@ fn check_size(flavor: &Flavor, image: &Image) -> Result<()> {
 }
 
 /// The kernel that the image's properties name (Image API: `kernel_id`, `ramdisk_id`, `os_command_line`), and the files
-/// that a server of the image is made of.
-fn files_of(cache: &Cache, caller: &Caller, image: &Image) -> Result<(Option<ServerKernel>, Vec<LocalFile>)> {
-    let property = |name: &str| image.properties.get(name).filter(|value| !value.is_empty());
-    let mut files = vec![bootable_file(image)?];
+/// that a server is made of: its image's, if it does not boot from a volume, its kernel's, its ramdisk's.
+fn files_of(
+    cache: &Cache,
+    caller: &Caller,
+    image: Option<&Image>,
+    properties: &BTreeMap<String, String>,
+) -> Result<(Option<ServerKernel>, Vec<LocalFile>)> {
+    let property = |name: &str| properties.get(name).filter(|value| !value.is_empty());
+    let mut files: Vec<LocalFile> = image.map(bootable_file).transpose()?.into_iter().collect();
     let Some(kernel_id) = property("kernel_id") else { return Ok((None, files)) };
-    files.push(bootable_file(&usable_image(cache, caller, kernel_id)?)?);
+    let kernel_file = bootable_file(&usable_image(cache, caller, kernel_id)?)?;
+    if image.is_none() {
+        // Each has its place.
+        files.push(kernel_file.clone());
+    }
+    files.push(kernel_file);
     let ramdisk_id = property("ramdisk_id");
     if let Some(ramdisk_id) = ramdisk_id {
         files.push(bootable_file(&usable_image(cache, caller, ramdisk_id)?)?);
@@ -419,7 +452,7 @@ fn files_of(cache: &Cache, caller: &Caller, image: &Image) -> Result<(Option<Ser
 }
 
 /// The file that a host needs of an image; refused by name where no disk can be made of its format.
-fn bootable_file(image: &Image) -> Result<LocalFile> {
+pub(crate) fn bootable_file(image: &Image) -> Result<LocalFile> {
     let format = image.disk_format.as_deref().unwrap_or("raw");
     let container = image.container_format.as_deref().unwrap_or("bare");
     let disk = ["raw", "qcow2", "ami", "aki", "ari", "iso"].contains(&format);

@@ -8,6 +8,7 @@ pub mod read;
 pub mod remove;
 pub mod status;
 pub mod update;
+pub mod volume;
 
 use std::sync::Arc;
 
@@ -92,6 +93,7 @@ pub(crate) mod test {
             config_drive: false,
             key: None,
             port_ids: Vec::new(),
+            volumes: Vec::new(),
             security_groups: vec!["default".to_owned()],
             launch_index: 0,
             reservation_id: "r-1".to_owned(),

@@ -7,6 +7,7 @@ use super::create::charge_server;
 use super::find_for_change;
 use super::lifecycle::{ask_deletion, record};
 use super::power::action_record;
+use super::volume::release_volumes;
 use crate::Control;
 use crate::agent::protocol::{InstanceState, Power};
 use crate::caller::Caller;
@@ -70,6 +71,7 @@ impl Control {
 /// The removal of the row with all that belongs to it.
 fn removal(cache: &Cache, stored: &Stored<Server>) -> Txn {
     let txn = release(cache, Txn::new().delete(stored), &stored.row);
+    let txn = release_volumes(cache, txn, &stored.row);
     charge_server(txn, &stored.row, -1)
 }
 

@@ -1,0 +1,188 @@
+//! Volumes of servers (Compute API: servers with volume attachments).
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::error::Error;
+use control::model::compute::{Server, ServerVolume};
+use control::service::server::volume::NewServerVolume;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::error::Fault;
+use crate::microversion::Microversion;
+use crate::page::{Direction, Page};
+
+/// Before 2.89 a volume's id is the attachment's too.
+fn shown(version: Microversion, server_id: &str, attached: &ServerVolume, made: bool) -> Value {
+    let mut body = json!({
+        "serverId": server_id,
+        "volumeId": attached.volume_id,
+        "device": attached.device,
+    });
+    if version.at_least(2, 89) && !made {
+        body["attachment_id"] = json!(attached.attachment_id);
+        body["bdm_uuid"] = json!(attached.attachment_id);
+    } else {
+        body["id"] = json!(attached.volume_id);
+    }
+    if version.at_least(2, 70) {
+        body["tag"] = json!(attached.tag);
+    }
+    if version.at_least(2, 79) {
+        body["delete_on_termination"] = json!(attached.delete_on_termination);
+    }
+    body
+}
+
+/// `GET /servers/{id}/os-volume_attachments`.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+    filters: Filters,
+    url: RequestUrl,
+) -> Answer<Value> {
+    let view = state.control.server(&caller, &id).await?;
+    let rows = view.row.volumes.clone();
+    let page = Page::of(&filters, &[("device", Direction::Ascending)])?;
+    let slice = page.cut(
+        rows,
+        |one| &one.volume_id,
+        |one, key| (key == "device").then(|| one.device.as_str().into()),
+    )?;
+    let mut body = slice.nova("volumeAttachments", &url, |one| shown(version, &id, &one, false));
+    if let Some(body) = body.as_object_mut() {
+        // This list has no links.
+        body.retain(|key, _| key == "volumeAttachments");
+    }
+    Ok(Json(body))
+}
+
+fn find<'s>(server: &'s Server, volume_id: &str) -> Result<&'s ServerVolume, Fault> {
+    let found = server.volumes.iter().find(|one| one.volume_id == volume_id);
+    let missing = || Error::NotFound { kind: "Volume attachment", id: format!("of volume {volume_id}") };
+    found.ok_or_else(|| missing().into())
+}
+
+/// `GET /servers/{id}/os-volume_attachments/{volume}`.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments((id, volume)): Segments<(String, String)>,
+) -> Answer<Value> {
+    let view = state.control.server(&caller, &id).await?;
+    let attached = find(&view.row, &volume)?;
+    Ok(Json(json!({"volumeAttachment": shown(version, &id, attached, false)})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AttachBody {
+    #[serde(rename = "volumeAttachment")]
+    attachment: AttachFields,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AttachFields {
+    #[serde(rename = "volumeId")]
+    volume_id: String,
+    device: Option<String>,
+    tag: Option<String>,
+    #[serde(default, deserialize_with = "super::flag")]
+    delete_on_termination: Option<bool>,
+}
+
+/// `POST /servers/{id}/os-volume_attachments`.
+pub(super) async fn attach(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+    Body(body): Body<AttachBody>,
+) -> Answer<Value> {
+    let fields = body.attachment;
+    newer(version, fields.tag.is_some(), 49, "tag")?;
+    newer(version, fields.delete_on_termination.is_some(), 79, "delete_on_termination")?;
+    let new = NewServerVolume {
+        volume_id: fields.volume_id,
+        device: fields.device,
+        tag: fields.tag,
+        delete_on_termination: fields.delete_on_termination.unwrap_or(false),
+    };
+    let attached = state.control.server_volume_attach(&caller, &id, &new).await?;
+    Ok(Json(json!({"volumeAttachment": shown(version, &id, &attached, true)})))
+}
+
+fn newer(version: Microversion, there: bool, minor: u16, name: &str) -> Result<(), Fault> {
+    if there && !version.at_least(2, minor) {
+        return Err(Fault::malformed(format!(
+            "Additional properties are not allowed ('{name}' was unexpected); it came with microversion 2.{minor}."
+        )));
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UpdateBody {
+    #[serde(rename = "volumeAttachment")]
+    attachment: UpdateFields,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateFields {
+    #[serde(rename = "volumeId")]
+    volume_id: String,
+    #[serde(default, deserialize_with = "super::flag")]
+    delete_on_termination: Option<bool>,
+    device: Option<String>,
+    tag: Option<String>,
+    id: Option<String>,
+    #[serde(rename = "serverId")]
+    server_id: Option<String>,
+}
+
+/// `PUT /servers/{id}/os-volume_attachments/{volume}`: from 2.85 on more than which volume.
+pub(super) async fn update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments((id, volume)): Segments<(String, String)>,
+    Body(body): Body<UpdateBody>,
+) -> Result<StatusCode, Fault> {
+    let fields = body.attachment;
+    newer(version, fields.delete_on_termination.is_some(), 85, "delete_on_termination")?;
+    let view = state.control.server(&caller, &id).await?;
+    let attached = find(&view.row, &volume)?;
+    if fields.volume_id != volume {
+        return Err(Fault::not_implemented("swapping the volume of a server for another"));
+    }
+    let same = |said: &Option<String>, is: &str| said.as_ref().is_none_or(|said| said == is);
+    let unchanged = same(&fields.device, &attached.device)
+        && same(&fields.id, &volume)
+        && same(&fields.server_id, &id)
+        && fields.tag.as_ref().is_none_or(|tag| Some(tag) == attached.tag.as_ref());
+    if !unchanged {
+        return Err(Fault::malformed("Only delete_on_termination of a volume attachment can be changed."));
+    }
+    if let Some(delete) = fields.delete_on_termination {
+        state.control.server_volume_keep(&caller, &id, &volume, delete).await?;
+    }
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// `DELETE /servers/{id}/os-volume_attachments/{volume}`.
+pub(super) async fn detach(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, volume)): Segments<(String, String)>,
+) -> Result<StatusCode, Fault> {
+    state.control.server_volume_detach(&caller, &id, &volume).await?;
+    Ok(StatusCode::ACCEPTED)
+}

@@ -1,0 +1,232 @@
+//! Attachments (Block Storage API: attachments, microversion 3.27 and later).
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::model::volume::VolumeAttachment;
+use control::service::volume::attachment::NewAttachment;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::filter::{self, Tests};
+use super::{list_body, paged, since, time};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::error::Fault;
+use crate::microversion::Microversion;
+use crate::page::SortValue;
+
+/// What the list is sorted by.
+const SORT_KEYS: [&str; 7] =
+    ["id", "volume_id", "status", "attach_status", "instance_id", "project_id", "created_at"];
+
+fn brief(attachment: &VolumeAttachment) -> Value {
+    json!({
+        "id": attachment.id,
+        "status": attachment.status.name(),
+        "instance": attachment.server_id,
+        "volume_id": attachment.volume_id,
+    })
+}
+
+fn full(attachment: &VolumeAttachment) -> Value {
+    let mut body = brief(attachment);
+    body["attach_mode"] = json!(attachment.mode);
+    body["attached_at"] = json!(attachment.attached_at.map(time).unwrap_or_default());
+    body["detached_at"] = json!("");
+    let connected = !attachment.connector.is_empty();
+    let read_only = attachment.mode == "ro";
+    body["connection_info"] = if connected {
+        connection_data(&attachment.volume_id, attachment.host.as_deref(), read_only, &attachment.id)
+    } else {
+        json!({})
+    };
+    body
+}
+
+/// What whoever connects needs to know: the host has the volume as a file, and nothing leads to it from outside.
+pub(super) fn connection_info(volume_id: &str, host: Option<&str>, read_only: bool) -> Value {
+    json!({"driver_volume_type": "local", "data": {
+        "volume_id": volume_id,
+        "host": host,
+        "access_mode": if read_only { "ro" } else { "rw" },
+        "encrypted": false,
+        "qos_specs": null,
+    }})
+}
+
+fn connection_data(volume_id: &str, host: Option<&str>, read_only: bool, attachment_id: &str) -> Value {
+    let mut info = connection_info(volume_id, host, read_only)["data"].take();
+    info["attachment_id"] = json!(attachment_id);
+    info["driver_volume_type"] = json!("local");
+    info
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateBody {
+    attachment: CreateFields,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateFields {
+    volume_uuid: String,
+    instance_uuid: Option<String>,
+    connector: Option<BTreeMap<String, Value>>,
+    mode: Option<String>,
+}
+
+/// `POST /attachments`.
+pub(super) async fn create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Body(body): Body<CreateBody>,
+) -> Answer<Value> {
+    since(version, 27)?;
+    let fields = body.attachment;
+    let mode = fields.mode.filter(|_| version.at_least(3, 54));
+    if mode.as_ref().is_some_and(|mode| mode != "rw" && mode != "ro") {
+        return Err(Fault::malformed("Invalid input for field/attribute mode: it is rw or ro."));
+    }
+    let new = NewAttachment {
+        volume_id: fields.volume_uuid,
+        server_id: fields.instance_uuid,
+        connector: fields.connector,
+        mode,
+    };
+    let made = state.control.volume_attachment_create(&caller, new).await?;
+    Ok(Json(json!({"attachment": full(&made.row)})))
+}
+
+/// `GET /attachments`.
+pub(super) async fn list(
+    state: State<AppState>,
+    caller: Authenticated,
+    version: Microversion,
+    filters: Filters,
+    url: RequestUrl,
+) -> Answer<Value> {
+    list_with(state, caller, version, filters, url, brief).await
+}
+
+/// `GET /attachments/detail`.
+pub(super) async fn detail(
+    state: State<AppState>,
+    caller: Authenticated,
+    version: Microversion,
+    filters: Filters,
+    url: RequestUrl,
+) -> Answer<Value> {
+    list_with(state, caller, version, filters, url, full).await
+}
+
+async fn list_with(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    filters: Filters,
+    url: RequestUrl,
+    show: fn(&VolumeAttachment) -> Value,
+) -> Answer<Value> {
+    since(version, 27)?;
+    let all = filters.flag("all_tenants")?.unwrap_or(false);
+    let tests = Tests::of(&filters, version, &filter::ATTACHMENTS)?;
+    let mut rows = state.control.volume_attachments(&caller, all).await?;
+    rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[]));
+    let count = rows.len();
+    let slice = paged(
+        &filters,
+        rows,
+        |stored| &stored.row.id,
+        &SORT_KEYS,
+        |stored, key| match key {
+            "created_at" => Some(SortValue::from(stored.row.created_at)),
+            other => column(&stored.row, other).map(|text| text.as_str().into()),
+        },
+    )?;
+    list_body(slice.nova("attachments", &url, |stored| show(&stored.row)), count, version, &filters)
+}
+
+fn column(attachment: &VolumeAttachment, key: &str) -> Option<String> {
+    Some(match key {
+        "id" => attachment.id.clone(),
+        "volume_id" => attachment.volume_id.clone(),
+        "status" | "attach_status" => attachment.status.name().to_owned(),
+        "instance_id" => attachment.server_id.clone()?,
+        "project_id" => attachment.project_id.clone(),
+        _ => return None,
+    })
+}
+
+/// `GET /attachments/{id}`.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    since(version, 27)?;
+    let stored = state.control.volume_attachment(&caller, &id).await?;
+    Ok(Json(json!({"attachment": full(&stored.row)})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UpdateBody {
+    attachment: UpdateFields,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateFields {
+    connector: BTreeMap<String, Value>,
+}
+
+/// `PUT /attachments/{id}`.
+pub(super) async fn update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+    Body(body): Body<UpdateBody>,
+) -> Answer<Value> {
+    since(version, 27)?;
+    let stored = state.control.volume_attachment_update(&caller, &id, body.attachment.connector).await?;
+    Ok(Json(json!({"attachment": full(&stored.row)})))
+}
+
+/// `DELETE /attachments/{id}`: answers with what is left of the volume's.
+pub(super) async fn delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    since(version, 27)?;
+    let volume_id = state.control.volume_attachment(&caller, &id).await?.row.volume_id.clone();
+    state.control.volume_attachment_delete(&caller, &id).await?;
+    let left = match state.control.volume(&caller, &volume_id).await {
+        Ok(view) => view.attachments.iter().map(|stored| full(&stored.row)).collect(),
+        Err(_) => Vec::new(),
+    };
+    Ok(Json(json!({"attachments": left})))
+}
+
+/// `POST /attachments/{id}/action`: `os-complete` (microversion 3.44).
+pub(super) async fn act(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+    Body(body): Body<BTreeMap<String, Value>>,
+) -> Result<StatusCode, Fault> {
+    since(version, 44)?;
+    if !body.contains_key("os-complete") || body.len() != 1 {
+        return Err(Fault::malformed("There is no such action: os-complete is the one."));
+    }
+    state.control.volume_attachment_complete(&caller, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

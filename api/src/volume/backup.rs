@@ -1,0 +1,333 @@
+//! Backups (Block Storage API: backups).
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::model::volume::{Backup, Status};
+use control::service::volume::backup::{NewBackup, SERVICE};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::filter::{self, Tests};
+use super::{lenient_flag, links, list_body, paged, properties, text_or_null, time};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::error::Fault;
+use crate::microversion::Microversion;
+use crate::page::SortValue;
+
+/// What the list is sorted by.
+const SORT_KEYS: [&str; 7] = ["id", "name", "status", "volume_id", "size", "created_at", "updated_at"];
+
+fn brief(state: &AppState, backup: &Backup) -> Value {
+    json!({"id": backup.id, "name": backup.name, "links": links(state, "backups", &backup.id)})
+}
+
+/// What a creation and a change answer.
+fn short(state: &AppState, version: Microversion, backup: &Backup) -> Value {
+    let mut body = brief(state, backup);
+    if version.at_least(3, 43) {
+        body["metadata"] = json!(backup.metadata);
+    }
+    body
+}
+
+fn full(state: &AppState, version: Microversion, backup: &Backup) -> Value {
+    let mut body = short(state, version, backup);
+    let more = json!({
+        "description": backup.description,
+        "status": backup.status.name(),
+        "volume_id": backup.volume_id,
+        "snapshot_id": backup.snapshot_id,
+        "size": backup.size_gib,
+        "object_count": 1,
+        "container": backup.container,
+        "availability_zone": backup.zone,
+        "fail_reason": backup.fail_reason,
+        "is_incremental": backup.parent_id.is_some(),
+        "has_dependent_backups": backup.dependents > 0,
+        "data_timestamp": time(backup.data_at),
+        "created_at": time(backup.created_at),
+        "updated_at": backup.updated_at.map(time),
+    });
+    if let (Some(body), Value::Object(more)) = (body.as_object_mut(), more) {
+        body.extend(more);
+    }
+    if version.at_least(3, 18) {
+        body["os-backup-project-attr:project_id"] = json!(backup.project_id);
+    }
+    if version.at_least(3, 56) {
+        body["user_id"] = json!(backup.user_id);
+    }
+    if version.at_least(3, 64) {
+        body["encryption_key_id"] = Value::Null;
+    }
+    body
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateBody {
+    backup: CreateFields,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateFields {
+    volume_id: String,
+    snapshot_id: Option<String>,
+    name: Option<String>,
+    description: Option<String>,
+    container: Option<String>,
+    #[serde(default)]
+    incremental: Value,
+    #[serde(default)]
+    force: Value,
+    metadata: Option<BTreeMap<String, String>>,
+    availability_zone: Option<String>,
+}
+
+/// `POST /backups`.
+pub(super) async fn create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Body(body): Body<CreateBody>,
+) -> Result<(StatusCode, Json<Value>), Fault> {
+    let fields = body.backup;
+    if fields.metadata.is_some() && !version.at_least(3, 43) {
+        return Err(Fault::malformed("Additional properties are not allowed ('metadata' was unexpected)"));
+    }
+    let new = NewBackup {
+        volume_id: fields.volume_id,
+        snapshot_id: fields.snapshot_id.filter(|id| !id.is_empty()),
+        name: fields.name.map(|name| name.trim().to_owned()),
+        description: fields.description,
+        container: fields.container.filter(|container| !container.is_empty()),
+        incremental: lenient_flag("incremental", &fields.incremental)?.unwrap_or(false),
+        force: lenient_flag("force", &fields.force)?.unwrap_or(false),
+        metadata: fields.metadata.unwrap_or_default(),
+        zone: fields.availability_zone.filter(|_| version.at_least(3, 51)),
+    };
+    let made = state.control.volume_backup_create(&caller, new).await?;
+    Ok((StatusCode::ACCEPTED, Json(json!({"backup": short(&state, version, &made.row)}))))
+}
+
+/// `GET /backups`.
+pub(super) async fn list(
+    state: State<AppState>,
+    caller: Authenticated,
+    version: Microversion,
+    filters: Filters,
+    url: RequestUrl,
+) -> Answer<Value> {
+    list_with(state, caller, version, filters, url, |state, _, backup| brief(state, backup)).await
+}
+
+/// `GET /backups/detail`.
+pub(super) async fn detail(
+    state: State<AppState>,
+    caller: Authenticated,
+    version: Microversion,
+    filters: Filters,
+    url: RequestUrl,
+) -> Answer<Value> {
+    list_with(state, caller, version, filters, url, full).await
+}
+
+async fn list_with(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    filters: Filters,
+    url: RequestUrl,
+    show: impl Fn(&AppState, Microversion, &Backup) -> Value,
+) -> Answer<Value> {
+    let all = filters.flag("all_tenants")?.unwrap_or(false);
+    let tests = Tests::of(&filters, version, &filter::BACKUPS)?;
+    let mut rows = state.control.volume_backups(&caller, all).await?;
+    rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[&stored.row.metadata]));
+    let count = rows.len();
+    let slice = paged(
+        &filters,
+        rows,
+        |stored| &stored.row.id,
+        &SORT_KEYS,
+        |stored, key| match key {
+            "created_at" => Some(SortValue::from(stored.row.created_at)),
+            "updated_at" => Some(stored.row.updated_at.into()),
+            "size" => Some(stored.row.size_gib.into()),
+            other => column(&stored.row, other).map(|text| text.as_str().into()),
+        },
+    )?;
+    list_body(
+        slice.nova("backups", &url, |stored| show(&state, version, &stored.row)),
+        count,
+        version,
+        &filters,
+    )
+}
+
+fn column(backup: &Backup, key: &str) -> Option<String> {
+    Some(match key {
+        "id" => backup.id.clone(),
+        "name" => backup.name.clone().unwrap_or_default(),
+        "status" => backup.status.name().to_owned(),
+        "volume_id" => backup.volume_id.clone(),
+        "snapshot_id" => backup.snapshot_id.clone()?,
+        "project_id" => backup.project_id.clone(),
+        "created_at" => backup.created_at.to_string(),
+        "updated_at" => backup.updated_at?.to_string(),
+        _ => return None,
+    })
+}
+
+/// `GET /backups/{id}`.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    let stored = state.control.volume_backup(&caller, &id).await?;
+    Ok(Json(json!({"backup": full(&state, version, &stored.row)})))
+}
+
+#[derive(Deserialize)]
+pub(super) struct UpdateBody {
+    backup: Map<String, Value>,
+}
+
+/// `PUT /backups/{id}` (microversion 3.9).
+pub(super) async fn update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+    Body(body): Body<UpdateBody>,
+) -> Answer<Value> {
+    super::since(version, 9)?;
+    if body.backup.is_empty() {
+        return Err(Fault::malformed("Missing updated parameters in request body."));
+    }
+    let (mut name, mut description, mut metadata) = (None, None, None);
+    for (key, value) in &body.backup {
+        match key.as_str() {
+            "name" => name = Some(text_or_null(key, value)?),
+            "description" => description = Some(text_or_null(key, value)?),
+            "metadata" if version.at_least(3, 43) => metadata = Some(properties(value)?),
+            other => {
+                return Err(Fault::malformed(format!(
+                    "Additional properties are not allowed ('{other}' was unexpected)"
+                )));
+            }
+        }
+    }
+    let change = |backup: &mut Backup| {
+        if let Some(name) = &name {
+            backup.name.clone_from(name);
+        }
+        if let Some(description) = &description {
+            backup.description.clone_from(description);
+        }
+        if let Some(metadata) = &metadata {
+            backup.metadata.clone_from(metadata);
+        }
+    };
+    let stored = state.control.volume_backup_update(&caller, &id, change).await?;
+    Ok(Json(json!({"backup": short(&state, version, &stored.row)})))
+}
+
+/// `DELETE /backups/{id}`.
+pub(super) async fn delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    state.control.volume_backup_delete(&caller, &id, false).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// `POST /backups/{id}/action`.
+pub(super) async fn act(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<Map<String, Value>>,
+) -> Result<StatusCode, Fault> {
+    match body.iter().next().filter(|_| body.len() == 1).map(|(name, value)| (name.as_str(), value)) {
+        Some(("os-reset_status", value)) => {
+            let status = value["status"].as_str().and_then(Status::of_name);
+            let status = status.filter(|status| matches!(status, Status::Available | Status::Error));
+            let status =
+                status.ok_or_else(|| Fault::malformed("Invalid input for field/attribute status."))?;
+            state.control.volume_backup_reset(&caller, &id, status).await?;
+        }
+        Some(("os-force_delete", _)) => state.control.volume_backup_delete(&caller, &id, true).await?,
+        _ => return Err(Fault::malformed("There is no such action.")),
+    }
+    Ok(StatusCode::ACCEPTED)
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RestoreBody {
+    restore: Option<RestoreFields>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RestoreFields {
+    volume_id: Option<String>,
+    name: Option<String>,
+}
+
+/// `POST /backups/{id}/restore`.
+pub(super) async fn restore(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<RestoreBody>,
+) -> Result<(StatusCode, Json<Value>), Fault> {
+    let fields = body.restore.unwrap_or_default();
+    let (volume_id, volume_name) =
+        state.control.volume_backup_restore(&caller, &id, fields.volume_id.as_deref(), fields.name).await?;
+    let body = json!({"restore": {"backup_id": id, "volume_id": volume_id, "volume_name": volume_name}});
+    Ok((StatusCode::ACCEPTED, Json(body)))
+}
+
+/// `GET /backups/{id}/export_record`.
+pub(super) async fn export_record(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    let record = state.control.volume_backup_export(&caller, &id).await?;
+    Ok(Json(json!({"backup-record": {"backup_service": SERVICE, "backup_url": record}})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ImportBody {
+    #[serde(rename = "backup-record")]
+    record: ImportFields,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ImportFields {
+    backup_service: String,
+    backup_url: String,
+}
+
+/// `POST /backups/import_record`.
+pub(super) async fn import_record(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Body(body): Body<ImportBody>,
+) -> Result<(StatusCode, Json<Value>), Fault> {
+    let ImportFields { backup_service, backup_url } = body.record;
+    let made = state.control.volume_backup_import(&caller, &backup_service, &backup_url).await?;
+    Ok((StatusCode::CREATED, Json(json!({"backup": brief(&state, &made.row)}))))
+}

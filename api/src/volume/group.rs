@@ -1,0 +1,399 @@
+//! Groups and their snapshots (Block Storage API: generic volume groups, microversions 3.11 to 3.20).
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::model::volume::{Group, GroupSnapshot, Status};
+use control::service::volume::group::{GroupUpdate, NewGroup};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{lenient_flag, list_body, paged, since, time};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::error::Fault;
+use crate::microversion::Microversion;
+use crate::page::SortValue;
+
+/// What the lists are sorted by.
+const SORT_KEYS: [&str; 3] = ["id", "name", "created_at"];
+
+fn full(state: &AppState, version: Microversion, group: &Group, volumes: bool) -> Value {
+    let mut body = json!({
+        "id": group.id,
+        "name": group.name.clone().unwrap_or_default(),
+        "description": group.description,
+        "status": state.control.volume_group_status(group).name(),
+        "availability_zone": group.zone,
+        "created_at": time(group.created_at),
+        "group_type": group.group_type_id,
+        "volume_types": group.volume_type_ids,
+    });
+    if version.at_least(3, 14) {
+        body["group_snapshot_id"] = json!(group.group_snapshot_id);
+        body["source_group_id"] = json!(group.source_group_id);
+    }
+    if version.at_least(3, 25) && volumes {
+        body["volumes"] = json!(group.volume_ids);
+    }
+    if version.at_least(3, 38) {
+        body["replication_status"] = json!("disabled");
+    }
+    if version.at_least(3, 58) {
+        body["project_id"] = json!(group.project_id);
+    }
+    body
+}
+
+fn brief(id: &str, name: Option<&String>) -> Value {
+    json!({"id": id, "name": name.cloned().unwrap_or_default()})
+}
+
+/// `GET /groups`.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    filters: Filters,
+    url: RequestUrl,
+) -> Answer<Value> {
+    listed(&state, &caller, version, &filters, &url, false).await
+}
+
+/// `GET /groups/detail`.
+pub(super) async fn detail(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    filters: Filters,
+    url: RequestUrl,
+) -> Answer<Value> {
+    listed(&state, &caller, version, &filters, &url, true).await
+}
+
+async fn listed(
+    state: &AppState,
+    caller: &control::caller::Caller,
+    version: Microversion,
+    filters: &Filters,
+    url: &RequestUrl,
+    detail: bool,
+) -> Answer<Value> {
+    since(version, 13)?;
+    let all = filters.flag("all_tenants")?.unwrap_or(false);
+    let volumes = filters.flag("list_volume")?.unwrap_or(false);
+    let mut rows = state.control.volume_groups(caller, all).await?;
+    rows.retain(|stored| filters.allow("name", stored.row.name.as_deref().unwrap_or_default()));
+    let count = rows.len();
+    let slice = paged(
+        filters,
+        rows,
+        |stored| &stored.row.id,
+        &SORT_KEYS,
+        |stored, key| match key {
+            "created_at" => Some(SortValue::from(stored.row.created_at)),
+            "name" => Some(stored.row.name.as_deref().into()),
+            _ => Some(stored.row.id.as_str().into()),
+        },
+    )?;
+    let body = slice.nova("groups", url, |stored| match detail {
+        true => full(state, version, &stored.row, volumes),
+        false => brief(&stored.row.id, stored.row.name.as_ref()),
+    });
+    list_body(body, count, version, filters)
+}
+
+/// `GET /groups/{id}`.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+    filters: Filters,
+) -> Answer<Value> {
+    since(version, 13)?;
+    let volumes = filters.flag("list_volume")?.unwrap_or(false);
+    let stored = state.control.volume_group(&caller, &id).await?;
+    Ok(Json(json!({"group": full(&state, version, &stored.row, volumes)})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateBody {
+    group: CreateFields,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateFields {
+    name: Option<String>,
+    description: Option<String>,
+    group_type: String,
+    volume_types: Vec<String>,
+    availability_zone: Option<String>,
+}
+
+/// `POST /groups`.
+pub(super) async fn create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Body(body): Body<CreateBody>,
+) -> Result<(StatusCode, Json<Value>), Fault> {
+    since(version, 13)?;
+    let CreateFields { name, description, group_type, volume_types, availability_zone } = body.group;
+    let new = NewGroup { name, description, group_type, volume_types, zone: availability_zone };
+    let made = state.control.volume_group_create(&caller, new).await?;
+    Ok((StatusCode::ACCEPTED, Json(json!({"group": brief(&made.row.id, made.row.name.as_ref())}))))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CopyBody {
+    #[serde(rename = "create-from-src")]
+    source: CopyFields,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CopyFields {
+    name: Option<String>,
+    description: Option<String>,
+    group_snapshot_id: Option<String>,
+    source_group_id: Option<String>,
+}
+
+/// `POST /groups/action`: a group of what another has.
+pub(super) async fn copy(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Body(body): Body<CopyBody>,
+) -> Result<(StatusCode, Json<Value>), Fault> {
+    since(version, 14)?;
+    let CopyFields { name, description, group_snapshot_id, source_group_id } = body.source;
+    let of = (group_snapshot_id.as_deref(), source_group_id.as_deref());
+    let made = state.control.volume_group_copy(&caller, (name, description), of.0, of.1).await?;
+    Ok((StatusCode::ACCEPTED, Json(json!({"group": brief(&made.row.id, made.row.name.as_ref())}))))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UpdateBody {
+    group: UpdateFields,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateFields {
+    name: Option<String>,
+    description: Option<String>,
+    add_volumes: Option<String>,
+    remove_volumes: Option<String>,
+}
+
+/// `PUT /groups/{id}`.
+pub(super) async fn update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+    Body(body): Body<UpdateBody>,
+) -> Result<StatusCode, Fault> {
+    since(version, 13)?;
+    let UpdateFields { name, description, add_volumes, remove_volumes } = body.group;
+    if name.is_none() && description.is_none() && add_volumes.is_none() && remove_volumes.is_none() {
+        return Err(Fault::malformed(
+            "Name, description, add_volumes, and remove_volumes can not be all empty in the request body.",
+        ));
+    }
+    let ids = |text: Option<String>| -> Vec<String> {
+        text.iter()
+            .flat_map(|text| text.split(','))
+            .map(str::trim)
+            .filter(|id| !id.is_empty())
+            .map(str::to_owned)
+            .collect()
+    };
+    let update = GroupUpdate { name, description, add: ids(add_volumes), remove: ids(remove_volumes) };
+    state.control.volume_group_update(&caller, &id, &update).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// The one action of a body.
+fn action(body: &Map<String, Value>) -> Result<(&str, &Value), Fault> {
+    let one = body.iter().next().filter(|_| body.len() == 1);
+    let one =
+        one.ok_or_else(|| Fault::malformed("There is no such action: exactly one is named in a body."))?;
+    Ok((one.0.as_str(), one.1))
+}
+
+fn status_of(value: &Value) -> Result<Status, Fault> {
+    let status = value["status"].as_str().and_then(Status::of_name);
+    status.ok_or_else(|| Fault::malformed("Invalid input for field/attribute status."))
+}
+
+/// `POST /groups/{id}/action`.
+pub(super) async fn act(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+    Body(body): Body<Map<String, Value>>,
+) -> Result<StatusCode, Fault> {
+    since(version, 13)?;
+    match action(&body)? {
+        ("delete", value) => {
+            let volumes = lenient_flag("delete-volumes", &value["delete-volumes"])?.unwrap_or(false);
+            state.control.volume_group_delete(&caller, &id, volumes).await?;
+        }
+        ("reset_status", value) if version.at_least(3, 20) => {
+            state.control.volume_group_reset(&caller, &id, status_of(value)?).await?;
+        }
+        (
+            "enable_replication"
+            | "disable_replication"
+            | "failover_replication"
+            | "list_replication_targets",
+            _,
+        ) => {
+            return Err(Fault::not_implemented("replication"));
+        }
+        (other, _) => return Err(Fault::malformed(format!("There is no such action: {other}"))),
+    }
+    Ok(StatusCode::ACCEPTED)
+}
+
+fn snapshot_full(state: &AppState, version: Microversion, snapshot: &GroupSnapshot) -> Value {
+    let mut body = json!({
+        "id": snapshot.id,
+        "name": snapshot.name.clone().unwrap_or_default(),
+        "description": snapshot.description,
+        "status": state.control.volume_group_snapshot_status(snapshot).name(),
+        "group_id": snapshot.group_id,
+        "group_type_id": snapshot.group_type_id,
+        "created_at": time(snapshot.created_at),
+    });
+    if version.at_least(3, 58) {
+        body["project_id"] = json!(snapshot.project_id);
+    }
+    body
+}
+
+/// `GET /group_snapshots`.
+pub(super) async fn snapshots(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    filters: Filters,
+    url: RequestUrl,
+) -> Answer<Value> {
+    snapshots_listed(&state, &caller, version, &filters, &url, false).await
+}
+
+/// `GET /group_snapshots/detail`.
+pub(super) async fn snapshots_detail(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    filters: Filters,
+    url: RequestUrl,
+) -> Answer<Value> {
+    snapshots_listed(&state, &caller, version, &filters, &url, true).await
+}
+
+async fn snapshots_listed(
+    state: &AppState,
+    caller: &control::caller::Caller,
+    version: Microversion,
+    filters: &Filters,
+    url: &RequestUrl,
+    detail: bool,
+) -> Answer<Value> {
+    since(version, 14)?;
+    let all = filters.flag("all_tenants")?.unwrap_or(false);
+    let rows = state.control.volume_group_snapshots(caller, all).await?;
+    let slice = paged(
+        filters,
+        rows,
+        |stored| &stored.row.id,
+        &SORT_KEYS,
+        |stored, key| match key {
+            "created_at" => Some(SortValue::from(stored.row.created_at)),
+            "name" => Some(stored.row.name.as_deref().into()),
+            _ => Some(stored.row.id.as_str().into()),
+        },
+    )?;
+    Ok(Json(slice.nova("group_snapshots", url, |stored| match detail {
+        true => snapshot_full(state, version, &stored.row),
+        false => brief(&stored.row.id, stored.row.name.as_ref()),
+    })))
+}
+
+/// `GET /group_snapshots/{id}`.
+pub(super) async fn snapshot(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    since(version, 14)?;
+    let stored = state.control.volume_group_snapshot(&caller, &id).await?;
+    Ok(Json(json!({"group_snapshot": snapshot_full(&state, version, &stored.row)})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SnapshotBody {
+    group_snapshot: SnapshotFields,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SnapshotFields {
+    group_id: String,
+    name: Option<String>,
+    description: Option<String>,
+}
+
+/// `POST /group_snapshots`.
+pub(super) async fn snapshot_create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Body(body): Body<SnapshotBody>,
+) -> Result<(StatusCode, Json<Value>), Fault> {
+    since(version, 14)?;
+    let SnapshotFields { group_id, name, description } = body.group_snapshot;
+    let made = state.control.volume_group_snapshot_create(&caller, &group_id, name, description).await?;
+    let mut shown = brief(&made.row.id, made.row.name.as_ref());
+    shown["group_type_id"] = json!(made.row.group_type_id);
+    Ok((StatusCode::ACCEPTED, Json(json!({"group_snapshot": shown}))))
+}
+
+/// `DELETE /group_snapshots/{id}`.
+pub(super) async fn snapshot_delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    since(version, 14)?;
+    state.control.volume_group_snapshot_delete(&caller, &id).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// `POST /group_snapshots/{id}/action`.
+pub(super) async fn snapshot_act(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+    Body(body): Body<Map<String, Value>>,
+) -> Result<StatusCode, Fault> {
+    since(version, 19)?;
+    let ("reset_status", value) = action(&body)? else {
+        return Err(Fault::malformed("There is no such action: reset_status is the one."));
+    };
+    state.control.volume_group_snapshot_reset(&caller, &id, status_of(value)?).await?;
+    Ok(StatusCode::ACCEPTED)
+}

@@ -1,0 +1,223 @@
+//! Types of groups and their specs (Block Storage API: group types, microversion 3.11).
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::error::Error;
+use control::model::volume::GroupType;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{lenient_flag, paged, properties, since, text_or_null};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::error::Fault;
+use crate::microversion::Microversion;
+use crate::page::SortValue;
+
+/// What the list is sorted by.
+const SORT_KEYS: [&str; 3] = ["id", "name", "created_at"];
+
+fn type_full(caller: &control::caller::Caller, kind: &GroupType) -> Value {
+    let mut body = json!({"id": kind.id, "name": kind.name, "description": kind.description, "is_public": kind.is_public});
+    if caller.is_admin() {
+        body["group_specs"] = json!(kind.specs);
+    }
+    body
+}
+
+/// `GET /group_types`.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    filters: Filters,
+    url: RequestUrl,
+) -> Answer<Value> {
+    since(version, 11)?;
+    let mut rows = state.control.volume_group_types(&caller).await?;
+    match filters.get("is_public").map(str::to_ascii_lowercase).as_deref() {
+        Some("none") => {}
+        None => rows.retain(|stored| stored.row.is_public),
+        Some(_) => {
+            let wanted = filters.flag("is_public")?.unwrap_or(true);
+            rows.retain(|stored| stored.row.is_public == wanted);
+        }
+    }
+    let slice = paged(
+        &filters,
+        rows,
+        |stored| &stored.row.id,
+        &SORT_KEYS,
+        |stored, key| match key {
+            "created_at" => Some(SortValue::from(stored.row.created_at)),
+            "name" => Some(stored.row.name.as_str().into()),
+            _ => Some(stored.row.id.as_str().into()),
+        },
+    )?;
+    let mut body = slice.nova("group_types", &url, |stored| type_full(&caller, &stored.row));
+    if let Some(body) = body.as_object_mut() {
+        body.retain(|key, _| key == "group_types");
+    }
+    Ok(Json(body))
+}
+
+/// `GET /group_types/{id}`, of which `default` is none.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    since(version, 11)?;
+    let stored = state.control.volume_group_type(&caller, &id).await?;
+    Ok(Json(json!({"group_type": type_full(&caller, &stored.row)})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TypeBody {
+    group_type: TypeFields,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TypeFields {
+    name: Option<String>,
+    #[serde(default)]
+    description: Value,
+    #[serde(default)]
+    is_public: Value,
+    group_specs: Option<BTreeMap<String, String>>,
+}
+
+/// `POST /group_types`.
+pub(super) async fn create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Body(body): Body<TypeBody>,
+) -> Result<(StatusCode, Json<Value>), Fault> {
+    since(version, 11)?;
+    let fields = body.group_type;
+    let public = lenient_flag("is_public", &fields.is_public)?.unwrap_or(true);
+    let described =
+        (fields.name.unwrap_or_default(), text_or_null("description", &fields.description)?, public);
+    let specs = fields.group_specs.unwrap_or_default();
+    let made = state.control.volume_group_type_create(&caller, described, specs).await?;
+    Ok((StatusCode::ACCEPTED, Json(json!({"group_type": type_full(&caller, &made.row)}))))
+}
+
+/// `PUT /group_types/{id}`.
+pub(super) async fn update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+    Body(body): Body<TypeBody>,
+) -> Answer<Value> {
+    since(version, 11)?;
+    let fields = body.group_type;
+    let public = lenient_flag("is_public", &fields.is_public)?;
+    let description = text_or_null("description", &fields.description)?;
+    if fields.name.is_none() && description.is_none() && public.is_none() {
+        return Err(Fault::malformed(
+            "Specify group type name, description, is_public or a combination thereof.",
+        ));
+    }
+    let change = |kind: &mut GroupType| {
+        kind.name = fields.name.as_deref().map_or_else(|| kind.name.clone(), |name| name.trim().to_owned());
+        kind.description = description.clone().or(kind.description.take());
+        kind.is_public = public.unwrap_or(kind.is_public);
+        Ok(())
+    };
+    let stored = state.control.volume_group_type_change(&caller, &id, change).await?;
+    Ok(Json(json!({"group_type": type_full(&caller, &stored.row)})))
+}
+
+/// `DELETE /group_types/{id}`.
+pub(super) async fn delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    since(version, 11)?;
+    state.control.volume_group_type_delete(&caller, &id).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// `GET /group_types/{id}/group_specs`.
+pub(super) async fn specs(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    control::policy::require_admin(&caller, "group:group_types_specs:get_all")?;
+    let stored = state.control.volume_group_type(&caller, &id).await?;
+    Ok(Json(json!({"group_specs": stored.row.specs})))
+}
+
+/// `POST /group_types/{id}/group_specs`.
+pub(super) async fn set_specs(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<Map<String, Value>>,
+) -> Result<(StatusCode, Json<Value>), Fault> {
+    let set = properties(body.get("group_specs").unwrap_or(&Value::Null))?;
+    let change = |kind: &mut GroupType| {
+        kind.specs.extend(set.clone());
+        Ok(())
+    };
+    state.control.volume_group_type_change(&caller, &id, change).await?;
+    Ok((StatusCode::ACCEPTED, Json(json!({"group_specs": set}))))
+}
+
+fn spec_missing(id: &str, key: &str) -> Error {
+    Error::NotFound { kind: "Group Type spec", id: format!("{id} with key {key}") }
+}
+
+/// `GET /group_types/{id}/group_specs/{key}`.
+pub(super) async fn spec(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, key)): Segments<(String, String)>,
+) -> Answer<Value> {
+    control::policy::require_admin(&caller, "group:group_types_specs:get")?;
+    let stored = state.control.volume_group_type(&caller, &id).await?;
+    let value = stored.row.specs.get(&key).cloned().ok_or_else(|| spec_missing(&id, &key))?;
+    Ok(Json(json!({ key: value })))
+}
+
+/// `PUT /group_types/{id}/group_specs/{key}`.
+pub(super) async fn set_spec(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, key)): Segments<(String, String)>,
+    Body(body): Body<Value>,
+) -> Answer<Value> {
+    let set = properties(&body)?;
+    if set.len() != 1 || !set.contains_key(&key) {
+        return Err(Fault::malformed("Request body and URI mismatch"));
+    }
+    let change = |kind: &mut GroupType| {
+        kind.specs.extend(set.clone());
+        Ok(())
+    };
+    state.control.volume_group_type_change(&caller, &id, change).await?;
+    Ok(Json(json!(set)))
+}
+
+/// `DELETE /group_types/{id}/group_specs/{key}`.
+pub(super) async fn unset_spec(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, key)): Segments<(String, String)>,
+) -> Result<StatusCode, Fault> {
+    let change =
+        |kind: &mut GroupType| kind.specs.remove(&key).map(drop).ok_or_else(|| spec_missing(&id, &key));
+    state.control.volume_group_type_change(&caller, &id, change).await?;
+    Ok(StatusCode::ACCEPTED)
+}

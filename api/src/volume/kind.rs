@@ -1,0 +1,578 @@
+//! Volume types (Block Storage API: volume types, their extra specs, access, encryption; default types, 3.62).
+
+use std::collections::BTreeMap;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::caller::Caller;
+use control::error::Error;
+use control::model::volume::{Encryption, VolumeType};
+use control::service::volume::kind::TypeChange;
+use control::store::Txn;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::{lenient_flag, paged, properties, since, text_or_null, time};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::error::Fault;
+use crate::microversion::Microversion;
+use crate::page::SortValue;
+
+/// What the list is sorted by.
+const SORT_KEYS: [&str; 4] = ["id", "name", "is_public", "created_at"];
+
+const ACCESS: &str = "os-volume-type-access:is_public";
+
+fn full(caller: &Caller, kind: &VolumeType) -> Value {
+    let mut body = made(caller, kind);
+    if caller.is_admin() {
+        body["qos_specs_id"] = json!(kind.qos_id);
+    }
+    body
+}
+
+/// What a creation and a change answer.
+fn made(caller: &Caller, kind: &VolumeType) -> Value {
+    json!({
+        "id": kind.id,
+        "name": kind.name,
+        "description": kind.description,
+        "is_public": kind.is_public,
+        ACCESS: kind.is_public,
+        "extra_specs": specs(caller, kind),
+    })
+}
+
+/// What is not an administrator's to see is left out: how a backend is chosen.
+fn specs(caller: &Caller, kind: &VolumeType) -> BTreeMap<String, String> {
+    const VISIBLE: [&str; 3] = ["multiattach", "RESKEY:availability_zones", "replication_enabled"];
+    let mut specs = kind.extra_specs.clone();
+    if !caller.is_admin() {
+        specs.retain(|key, _| VISIBLE.contains(&key.as_str()));
+    }
+    specs
+}
+
+/// A type inside of the answer about an image of a volume.
+pub(super) fn inside(kind: &VolumeType) -> Value {
+    json!({
+        "id": kind.id,
+        "name": kind.name,
+        "description": kind.description,
+        "is_public": kind.is_public,
+        "extra_specs": kind.extra_specs,
+        "qos_specs_id": kind.qos_id,
+        "created_at": time(kind.created_at),
+        "updated_at": kind.updated_at.map(time),
+        "deleted": false,
+        "deleted_at": null,
+    })
+}
+
+/// `GET /types`.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    filters: Filters,
+    url: RequestUrl,
+) -> Answer<Value> {
+    let mut rows = state.control.volume_types(&caller).await?;
+    let is_public = filters.get("is_public").map(str::to_ascii_lowercase);
+    match is_public.as_deref() {
+        Some("none") if caller.is_admin() => {}
+        _ if !caller.is_admin() => {}
+        None => rows.retain(|stored| stored.row.is_public),
+        Some(_) => {
+            let wanted = filters.flag("is_public")?.unwrap_or(true);
+            rows.retain(|stored| stored.row.is_public == wanted);
+        }
+    }
+    if let Some(name) = filters.get("name").filter(|_| version.at_least(3, 0)) {
+        rows.retain(|stored| stored.row.name == name);
+    }
+    if let Some(text) = filters.get("extra_specs").filter(|_| version.at_least(3, 52)) {
+        let wanted: BTreeMap<String, String> = serde_json::from_str(&text.replace('\'', "\""))
+            .map_err(|_| Fault::malformed("Invalid filter extra_specs: it is no dictionary of texts."))?;
+        rows.retain(|stored| {
+            wanted.iter().all(|(key, value)| stored.row.extra_specs.get(key) == Some(value))
+        });
+    }
+    let slice = paged(
+        &filters,
+        rows,
+        |stored| &stored.row.id,
+        &SORT_KEYS,
+        |stored, key| {
+            Some(match key {
+                "id" => SortValue::from(stored.row.id.as_str()),
+                "name" => stored.row.name.as_str().into(),
+                "is_public" => stored.row.is_public.into(),
+                "created_at" => stored.row.created_at.into(),
+                _ => return None,
+            })
+        },
+    )?;
+    let mut body = slice.nova("volume_types", &url, |stored| full(&caller, &stored.row));
+    if let Some(links) = body.as_object_mut().and_then(|body| body.remove("volume_types_links")) {
+        // The one collection whose links have a shorter name.
+        body["volume_type_links"] = links;
+    }
+    Ok(Json(body))
+}
+
+/// `GET /types/{id}`, of which `default` is one.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    let stored = if id == "default" {
+        state.control.volume_type_default(&caller).await?
+    } else {
+        state.control.volume_type(&caller, &id).await?
+    };
+    Ok(Json(json!({"volume_type": full(&caller, &stored.row)})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TypeBody {
+    volume_type: TypeFields,
+}
+
+#[derive(Deserialize)]
+struct TypeFields {
+    name: Option<String>,
+    #[serde(default)]
+    description: Value,
+    extra_specs: Option<Value>,
+    #[serde(rename = "os-volume-type-access:is_public", default)]
+    access: Value,
+    #[serde(default)]
+    is_public: Value,
+}
+
+impl TypeFields {
+    fn public(&self) -> Result<Option<bool>, Fault> {
+        Ok(lenient_flag(ACCESS, &self.access)?.or(lenient_flag("is_public", &self.is_public)?))
+    }
+}
+
+/// `POST /types`.
+pub(super) async fn create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Body(body): Body<TypeBody>,
+) -> Answer<Value> {
+    let fields = body.volume_type;
+    let name = fields.name.as_deref().unwrap_or_default();
+    let description = text_or_null("description", &fields.description)?;
+    let specs = fields.extra_specs.as_ref().map(properties).transpose()?.unwrap_or_default();
+    let public = fields.public()?.unwrap_or(true);
+    let new = state.control.volume_type_create(&caller, (name, description, public), specs).await?;
+    Ok(Json(json!({"volume_type": made(&caller, &new.row)})))
+}
+
+/// `PUT /types/{id}`.
+pub(super) async fn update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<TypeBody>,
+) -> Answer<Value> {
+    let fields = body.volume_type;
+    let is_public = fields.public()?;
+    let description = match &fields.description {
+        Value::Null => None,
+        other => Some(text_or_null("description", other)?),
+    };
+    if fields.name.is_none() && description.is_none() && is_public.is_none() {
+        return Err(Fault::malformed(
+            "Specify volume type name, description, is_public or a combination thereof.",
+        ));
+    }
+    let change = TypeChange { name: fields.name, description, is_public };
+    let stored = state.control.volume_type_update(&caller, &id, change).await?;
+    let mut shown = made(&caller, &stored.row);
+    if let Some(shown) = shown.as_object_mut() {
+        shown.remove(ACCESS);
+    }
+    Ok(Json(json!({ "volume_type": shown })))
+}
+
+/// `DELETE /types/{id}`.
+pub(super) async fn delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    state.control.volume_type_delete(&caller, &id).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// `GET /types/{id}/extra_specs`.
+pub(super) async fn extra_specs(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    let stored = state.control.volume_type(&caller, &id).await?;
+    Ok(Json(json!({"extra_specs": specs(&caller, &stored.row)})))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SpecsBody {
+    extra_specs: Value,
+}
+
+const SPECS: &str = "volume_extension:types_extra_specs:create";
+
+/// `POST /types/{id}/extra_specs`.
+pub(super) async fn set_extra_specs(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<SpecsBody>,
+) -> Answer<Value> {
+    let set = properties(&body.extra_specs)?;
+    add_specs(&state, &caller, &id, &set).await?;
+    Ok(Json(json!({"extra_specs": set})))
+}
+
+async fn add_specs(
+    state: &AppState,
+    caller: &Caller,
+    id: &str,
+    set: &BTreeMap<String, String>,
+) -> Result<(), Fault> {
+    let good = |key: &String| {
+        !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "-_.: ".contains(c))
+    };
+    if set.is_empty() || !set.keys().all(good) {
+        return Err(Fault::malformed(
+            "Key Names can only contain alphanumeric characters, underscores, periods, colons, and hyphens.",
+        ));
+    }
+    let change = |_: &control::store::Cache, kind: &mut VolumeType| {
+        kind.extra_specs.extend(set.clone());
+        Ok(Txn::new())
+    };
+    state.control.volume_type_change(caller, id, SPECS, change).await?;
+    Ok(())
+}
+
+/// `GET /types/{id}/extra_specs/{key}`.
+pub(super) async fn extra_spec(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, key)): Segments<(String, String)>,
+) -> Answer<Value> {
+    let stored = state.control.volume_type(&caller, &id).await?;
+    match specs(&caller, &stored.row).remove(&key) {
+        Some(value) => Ok(Json(json!({ key: value }))),
+        None => {
+            Err(Error::NotFound { kind: "Volume Type extra spec", id: format!("{id} with key {key}") }.into())
+        }
+    }
+}
+
+/// `PUT /types/{id}/extra_specs/{key}`.
+pub(super) async fn set_extra_spec(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, key)): Segments<(String, String)>,
+    Body(body): Body<Value>,
+) -> Answer<Value> {
+    let set = properties(&body)?;
+    if set.len() != 1 {
+        return Err(Fault::malformed("Request body contains too many items"));
+    }
+    if !set.contains_key(&key) {
+        return Err(Fault::malformed("Request body and URI mismatch"));
+    }
+    add_specs(&state, &caller, &id, &set).await?;
+    Ok(Json(json!(set)))
+}
+
+/// `DELETE /types/{id}/extra_specs/{key}`.
+pub(super) async fn unset_extra_spec(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, key)): Segments<(String, String)>,
+) -> Result<StatusCode, Fault> {
+    let change = |_: &control::store::Cache, kind: &mut VolumeType| match kind.extra_specs.remove(&key) {
+        Some(_) => Ok(Txn::new()),
+        None => Err(Error::NotFound { kind: "Volume Type extra spec", id: format!("{id} with key {key}") }),
+    };
+    state.control.volume_type_change(&caller, &id, SPECS, change).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// `GET /types/{id}/os-volume-type-access`.
+pub(super) async fn access(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    control::policy::require_admin(&caller, "volume_extension:volume_type_access")?;
+    let stored = state.control.volume_type(&caller, &id).await?;
+    if stored.row.is_public {
+        return Err(
+            Error::not_found("Access list not available for public volume types: volume type", id).into()
+        );
+    }
+    let list: Vec<Value> = stored
+        .row
+        .access
+        .iter()
+        .map(|project| json!({"volume_type_id": stored.row.id, "project_id": project}))
+        .collect();
+    Ok(Json(json!({"volume_type_access": list})))
+}
+
+/// `POST /types/{id}/action`: opens a type to a project, or closes it.
+pub(super) async fn act(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<Map<String, Value>>,
+) -> Result<StatusCode, Fault> {
+    let (name, value) = match body.iter().next() {
+        Some(action) if body.len() == 1 => action,
+        _ => return Err(Fault::malformed("There is no such action: exactly one is named in a body.")),
+    };
+    let open = match name.as_str() {
+        "addProjectAccess" => true,
+        "removeProjectAccess" => false,
+        other => return Err(Fault::malformed(format!("There is no such action: {other}"))),
+    };
+    let project = value["project"].as_str().filter(|project| (1..=36).contains(&project.len()));
+    let project = project.ok_or_else(|| Fault::malformed("Invalid input for field/attribute project."))?;
+    state.control.volume_type_access(&caller, &id, project, open).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+fn encryption_body(kind: &VolumeType, encryption: &Encryption) -> Value {
+    json!({
+        "volume_type_id": kind.id,
+        "encryption_id": encryption.id,
+        "provider": encryption.provider,
+        "cipher": encryption.cipher,
+        "key_size": encryption.key_size,
+        "control_location": encryption.control_location,
+        "created_at": time(encryption.created_at),
+        "updated_at": encryption.updated_at.map(time),
+        "deleted": false,
+        "deleted_at": null,
+    })
+}
+
+/// `GET /types/{id}/encryption`: an empty object where there is none.
+pub(super) async fn encryption(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    control::policy::require_admin(&caller, "volume_extension:volume_type_encryption:get")?;
+    let stored = state.control.volume_type(&caller, &id).await?;
+    let kind = &stored.row;
+    Ok(Json(
+        kind.encryption.as_ref().map_or_else(|| json!({}), |encryption| encryption_body(kind, encryption)),
+    ))
+}
+
+/// `GET /types/{id}/encryption/{key}`.
+pub(super) async fn encryption_item(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, key)): Segments<(String, String)>,
+) -> Answer<Value> {
+    control::policy::require_admin(&caller, "volume_extension:volume_type_encryption:get")?;
+    let stored = state.control.volume_type(&caller, &id).await?;
+    let kind = &stored.row;
+    let all = kind.encryption.as_ref().map(|encryption| encryption_body(kind, encryption));
+    match all.as_ref().and_then(|all| all.get(&key)) {
+        Some(value) => Ok(Json(json!({ key: value }))),
+        None => Err(Fault::NoRoute),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EncryptionBody {
+    encryption: EncryptionFields,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EncryptionFields {
+    provider: Option<String>,
+    cipher: Option<String>,
+    #[serde(default)]
+    key_size: Value,
+    control_location: Option<String>,
+}
+
+impl EncryptionFields {
+    fn answer(&self) -> Result<Value, Fault> {
+        let key_size = super::size(&self.key_size)?;
+        Ok(json!({"provider": self.provider, "cipher": self.cipher, "key_size": key_size,
+            "control_location": self.control_location}))
+    }
+
+    fn over(self, before: Option<&Encryption>) -> Result<Encryption, Fault> {
+        let key_size = super::size(&self.key_size)?.map(|size| u32::try_from(size).unwrap_or(u32::MAX));
+        let control_location = self.control_location.or(before.map(|before| before.control_location.clone()));
+        let control_location = control_location.unwrap_or_else(|| "front-end".to_owned());
+        if !matches!(control_location.as_str(), "front-end" | "back-end") {
+            return Err(Fault::malformed("Valid control location are: ['front-end', 'back-end']"));
+        }
+        let provider = self.provider.or(before.map(|before| before.provider.clone()));
+        let provider = provider.filter(|provider| !provider.is_empty() && provider.len() <= 255);
+        Ok(Encryption {
+            id: before.map_or_else(control::model::random_uuid, |before| before.id.clone()),
+            provider: provider.ok_or_else(|| Fault::malformed("provider must be defined"))?,
+            cipher: self.cipher.or(before.and_then(|before| before.cipher.clone())),
+            key_size: key_size.or(before.and_then(|before| before.key_size)),
+            control_location,
+            created_at: before.map_or_else(Timestamp::now, |before| before.created_at),
+            updated_at: before.map(|_| Timestamp::now()),
+        })
+    }
+}
+
+/// `POST /types/{id}/encryption`.
+pub(super) async fn encrypt(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<EncryptionBody>,
+) -> Answer<Value> {
+    let stored = state.control.volume_type(&caller, &id).await?;
+    if stored.row.encryption.is_some() {
+        let message = format!("Volume type encryption for type {id} already exists.");
+        return Err(Error::invalid("VolumeTypeEncryptionExists", message).into());
+    }
+    let encryption = body.encryption.over(None)?;
+    let answer = json!({"encryption": {
+        "volume_type_id": id,
+        "encryption_id": encryption.id,
+        "provider": encryption.provider,
+        "cipher": encryption.cipher,
+        "key_size": encryption.key_size,
+        "control_location": encryption.control_location,
+    }});
+    state.control.volume_type_encrypt(&caller, &id, Some(encryption)).await?;
+    Ok(Json(answer))
+}
+
+/// `PUT /types/{id}/encryption/{encryption}`.
+pub(super) async fn encryption_update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, encryption)): Segments<(String, String)>,
+    Body(body): Body<EncryptionBody>,
+) -> Answer<Value> {
+    let before = found_encryption(&state, &caller, &id, &encryption).await?;
+    let mut answer = body.encryption.answer()?;
+    if let Some(answer) = answer.as_object_mut() {
+        answer.retain(|_, value| !value.is_null());
+    }
+    let after = body.encryption.over(Some(&before))?;
+    state.control.volume_type_encrypt(&caller, &id, Some(after)).await?;
+    Ok(Json(json!({"encryption": answer})))
+}
+
+/// `DELETE /types/{id}/encryption/{encryption}`.
+pub(super) async fn encryption_delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, encryption)): Segments<(String, String)>,
+) -> Result<StatusCode, Fault> {
+    found_encryption(&state, &caller, &id, &encryption).await?;
+    state.control.volume_type_encrypt(&caller, &id, None).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+/// By its id; clients also say `provider` where the id belongs.
+async fn found_encryption(
+    state: &AppState,
+    caller: &Caller,
+    id: &str,
+    encryption: &str,
+) -> Result<Encryption, Fault> {
+    control::policy::require_admin(caller, "volume_extension:volume_type_encryption")?;
+    let stored = state.control.volume_type(caller, id).await?;
+    let found =
+        stored.row.encryption.clone().filter(|found| found.id == encryption || encryption == "provider");
+    found.ok_or_else(|| Error::not_found("Volume type encryption for type", id).into())
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DefaultBody {
+    default_type: DefaultFields,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DefaultFields {
+    volume_type: String,
+}
+
+/// `GET /default-types` (microversion 3.62).
+pub(super) async fn defaults(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+) -> Answer<Value> {
+    since(version, 62)?;
+    let rows = state.control.volume_type_defaults(&caller, None).await?;
+    let shown: Vec<Value> =
+        rows.iter().map(|row| json!({"project_id": row.id, "volume_type_id": row.type_id})).collect();
+    Ok(Json(json!({"default_types": shown})))
+}
+
+/// `GET /default-types/{project}`.
+pub(super) async fn default(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(project): Segments<String>,
+) -> Answer<Value> {
+    since(version, 62)?;
+    let rows = state.control.volume_type_defaults(&caller, Some(&project)).await?;
+    let row = rows.first().ok_or(Fault::NoRoute)?;
+    Ok(Json(json!({"default_type": {"project_id": row.id, "volume_type_id": row.type_id}})))
+}
+
+/// `PUT /default-types/{project}`.
+pub(super) async fn default_set(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(project): Segments<String>,
+    Body(body): Body<DefaultBody>,
+) -> Answer<Value> {
+    since(version, 62)?;
+    let wished = body.default_type.volume_type;
+    let row = state.control.volume_type_default_set(&caller, &project, Some(&wished)).await?;
+    let type_id = row.map(|row| row.type_id);
+    Ok(Json(json!({"default_type": {"project_id": project, "volume_type_id": type_id}})))
+}
+
+/// `DELETE /default-types/{project}`.
+pub(super) async fn default_unset(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(project): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    since(version, 62)?;
+    state.control.volume_type_default_set(&caller, &project, None).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,97 @@
+//! Messages (Block Storage API: messages, microversion 3.3).
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::model::volume::VolumeMessage;
+use control::service::volume::message::DAYS_KEPT;
+use jiff::SignedDuration;
+use serde_json::{Value, json};
+
+use super::filter::{self, Tests};
+use super::{links, paged, since, time};
+use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl, Segments};
+use crate::error::Fault;
+use crate::microversion::Microversion;
+use crate::page::SortValue;
+
+/// What the list is sorted by.
+const SORT_KEYS: [&str; 7] =
+    ["id", "resource_uuid", "resource_type", "event_id", "request_id", "message_level", "created_at"];
+
+fn full(state: &AppState, message: &VolumeMessage) -> Value {
+    let until = message.created_at.checked_add(SignedDuration::from_hours(24 * DAYS_KEPT));
+    json!({
+        "id": message.id,
+        "request_id": message.request_id,
+        "resource_type": message.resource_type,
+        "resource_uuid": message.resource_id,
+        "event_id": message.event_id,
+        "message_level": "ERROR",
+        "user_message": message.text,
+        "created_at": time(message.created_at),
+        "guaranteed_until": time(until.unwrap_or(message.created_at)),
+        "links": links(state, "messages", &message.id),
+    })
+}
+
+/// `GET /messages`.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    filters: Filters,
+    url: RequestUrl,
+) -> Answer<Value> {
+    since(version, 3)?;
+    let tests = Tests::of(&filters, version, &filter::MESSAGES)?;
+    let mut rows = state.control.volume_messages(&caller).await?;
+    rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[]));
+    let slice = paged(
+        &filters,
+        rows,
+        |stored| &stored.row.id,
+        &SORT_KEYS,
+        |stored, key| match key {
+            "created_at" => Some(SortValue::from(stored.row.created_at)),
+            other => column(&stored.row, other).map(|text| text.as_str().into()),
+        },
+    )?;
+    Ok(Json(slice.nova("messages", &url, |stored| full(&state, &stored.row))))
+}
+
+fn column(message: &VolumeMessage, key: &str) -> Option<String> {
+    Some(match key {
+        "id" => message.id.clone(),
+        "resource_uuid" => message.resource_id.clone(),
+        "resource_type" => message.resource_type.clone(),
+        "event_id" => message.event_id.clone(),
+        "request_id" => message.request_id.clone(),
+        "message_level" => "ERROR".to_owned(),
+        _ => return None,
+    })
+}
+
+/// `GET /messages/{id}`.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    since(version, 3)?;
+    let stored = state.control.volume_message(&caller, &id).await?;
+    Ok(Json(json!({"message": full(&state, &stored.row)})))
+}
+
+/// `DELETE /messages/{id}`.
+pub(super) async fn delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    since(version, 3)?;
+    state.control.volume_message_delete(&caller, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,130 @@
+//! What control and a host's agent say of the disks of the host's volume backend: volumes, snapshots, backups, and files
+//! made of them.
+//!
+//! Only what is not yet as it shall be is spoken of. A generation names one wish; the agent's answer names it too, and
+//! repeating a wish that came true changes nothing.
+
+use serde::{Deserialize, Serialize};
+
+/// One disk as it shall be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskWanted {
+    /// Its id: the volume's, the snapshot's, the backup's or the image's.
+    pub id: String,
+    /// Grows with each wish.
+    pub generation: u64,
+    /// What it shall be.
+    pub shape: DiskShape,
+}
+
+/// What a disk shall be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskShape {
+    /// A volume.
+    Volume {
+        /// Its size in bytes.
+        size_bytes: u64,
+        /// What it begins as.
+        source: DiskSource,
+    },
+    /// A volume that is there, at least so large.
+    Extended {
+        /// Its size in bytes.
+        size_bytes: u64,
+    },
+    /// What another disk is now, for ever.
+    Snapshot {
+        /// That disk.
+        of: String,
+    },
+    /// A volume that is again what a snapshot of it is.
+    Reverted {
+        /// The snapshot.
+        snapshot: String,
+    },
+    /// A file of raw bytes in the outgoing directory, for control to take.
+    Outgoing {
+        /// The disk whose bytes they are.
+        of: String,
+    },
+    /// The file for control is no longer there.
+    OutgoingDeleted,
+    /// A backup.
+    Backup {
+        /// The disk whose content it keeps.
+        of: String,
+        /// The backup that it keeps the differences to.
+        parent: Option<String>,
+    },
+    /// A volume with the content of a backup.
+    Restored {
+        /// The backup.
+        backup: String,
+        /// The volume's size in bytes.
+        size_bytes: u64,
+    },
+    /// Not there.
+    Deleted,
+    /// A backup that is not there.
+    BackupDeleted,
+}
+
+/// What a new volume begins as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskSource {
+    /// Zeros.
+    Nothing,
+    /// An image's bytes.
+    Image {
+        /// The image.
+        image_id: String,
+    },
+    /// A backup's content.
+    Backup {
+        /// The backup.
+        id: String,
+    },
+    /// Another volume, or a snapshot.
+    Disk {
+        /// Its id.
+        id: String,
+    },
+}
+
+/// What became of a wish.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskObserved {
+    /// The disk.
+    pub id: String,
+    /// Which wish.
+    pub generation: u64,
+    /// How many bytes a backup takes.
+    #[serde(default)]
+    pub bytes: Option<u64>,
+    /// Why it did not come true: one sentence for the owner.
+    pub fault: Option<String>,
+}
+
+/// A volume as a disk of an instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeWanted {
+    /// The volume's id.
+    pub id: String,
+    /// Refuse the guest's writes.
+    pub read_only: bool,
+}
+
+/// A host's place for volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolReport {
+    /// The backend's name.
+    pub backend: String,
+    /// Its size in GiB.
+    pub total_gib: u64,
+    /// Free space in GiB.
+    pub free_gib: u64,
+    /// A disk in use can be copied.
+    pub copies_in_use: bool,
+}

@@ -1,0 +1,278 @@
+//! The host's place for volumes: a storage backend, and what wishes about disks mean to it. Every driver has the same.
+//!
+//! Must never know: who owns a volume, which instance has it.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use storage::backend::{Backend, BackendError, Source, copy_sparse};
+use storage::backup::{self, BackupError};
+use storage::file::FileBackend;
+use storage::format::RawFile;
+use vmm::config::{DiskConfig, DiskFormat, InheritedFd};
+
+use super::host::open_image;
+use super::instance_id_is_safe;
+use crate::agent::protocol::{
+    DiskObserved, DiskShape, DiskSource, DiskWanted, InstanceWanted, PoolReport, VolumeWanted,
+};
+
+/// Bytes of a serial number (VIRTIO 1.3 §5.2.6.4): the guest finds a volume by the beginning of its id, as with Nova.
+const SERIAL_BYTES_MAX: usize = 20;
+
+/// Below the root, the disks of this host.
+const DISKS: &str = "disks";
+/// Below the root, files of raw bytes for control to take: whoever knows a name may reach it, only its owner reads it.
+pub const OUTGOING: &str = "outgoing";
+
+/// Below the root, the backups.
+const BACKUPS: &str = "backups";
+
+/// Where a host keeps what has to do with volumes.
+#[derive(Debug, Clone)]
+pub struct VolumePaths {
+    /// The agent's own directory for them.
+    pub root: PathBuf,
+    /// The images, by their ids.
+    pub images: PathBuf,
+}
+
+/// See the module.
+pub struct Volumes {
+    backend: Box<dyn Backend>,
+    paths: VolumePaths,
+    /// By instance: the disks that its VMM may be writing to.
+    users: Mutex<HashMap<String, Vec<String>>>,
+}
+
+/// Why a wish does not come true.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error("{0}")]
+    Image(String),
+    #[error("{step}")]
+    Io {
+        step: &'static str,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("open the layers")]
+    Layers(#[source] storage::format::overlay::OverlayError),
+    #[error(transparent)]
+    Backup(#[from] BackupError),
+}
+
+fn io_error<E: Into<std::io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error {
+    move |error| Error::Io { step, source: error.into() }
+}
+
+impl Volumes {
+    /// Opens the directories, which are made if they are missing.
+    ///
+    /// # Errors
+    /// What the backend says.
+    pub fn open(paths: VolumePaths) -> Result<Self, BackendError> {
+        for (name, mode) in
+            [(None, 0o711), (Some(DISKS), 0o700), (Some(BACKUPS), 0o700), (Some(OUTGOING), 0o711)]
+        {
+            let path = name.map_or_else(|| paths.root.clone(), |name| paths.root.join(name));
+            let made = fs::create_dir_all(&path)
+                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)));
+            made.map_err(|source| BackendError::Io { step: "make", path, source })?;
+        }
+        let backend = Box::new(FileBackend::open(&paths.root.join(DISKS))?);
+        Ok(Self { backend, paths, users: Mutex::default() })
+    }
+
+    /// How much space there is, and of which kind; none if it cannot be found out.
+    pub fn report(&self) -> Option<PoolReport> {
+        let capacity = self
+            .backend
+            .capacity()
+            .inspect_err(|error| tracing::warn!(error = super::host::sentence(error), "no capacity"))
+            .ok()?;
+        let can = self.backend.capabilities();
+        Some(PoolReport {
+            backend: can.name.to_owned(),
+            total_gib: capacity.total_bytes >> 30,
+            free_gib: capacity.free_bytes >> 30,
+            copies_in_use: can.copies_in_use,
+        })
+    }
+
+    fn users(&self) -> MutexGuard<'_, HashMap<String, Vec<String>>> {
+        // Entries are inserted and removed whole.
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that an instance's VMM may be writing to its volumes from now on.
+    pub(super) fn claim(&self, instance: &InstanceWanted) {
+        let root = instance.root_disk.volume.iter();
+        let disks: Vec<String> = root.chain(&instance.volumes).map(|volume| volume.id.clone()).collect();
+        if !disks.is_empty() {
+            self.users().insert(instance.id.clone(), disks);
+        }
+    }
+
+    /// Notes that an instance has no VMM any more.
+    pub(super) fn release(&self, instance: &str) {
+        self.users().remove(instance);
+    }
+
+    /// See [`super::Driver::apply_disk`].
+    pub fn apply(&self, wanted: &DiskWanted) -> DiskObserved {
+        let applied = self.bring(&wanted.id, wanted.generation, &wanted.shape);
+        DiskObserved {
+            id: wanted.id.clone(),
+            generation: wanted.generation,
+            bytes: applied.as_ref().ok().copied().flatten(),
+            fault: applied.err().map(|error| super::host::sentence(&error)),
+        }
+    }
+
+    fn bring(&self, id: &str, generation: u64, shape: &DiskShape) -> Result<Option<u64>, Error> {
+        let backend = &*self.backend;
+        // Held while disks are copied: no instance begins to write to one meanwhile.
+        let users = self.users();
+        let in_use = |disk: &str| users.values().any(|disks| disks.iter().any(|used| used == disk));
+        match shape {
+            DiskShape::Volume { size_bytes, source } => {
+                let image;
+                let source = match source {
+                    DiskSource::Backup { id: backup } => {
+                        drop(users);
+                        self.restore(id, backup, *size_bytes)?;
+                        return Ok(None);
+                    }
+                    DiskSource::Nothing => Source::Nothing,
+                    DiskSource::Disk { id } => Source::Disk { id, in_use: in_use(id) },
+                    DiskSource::Image { image_id } => {
+                        image = open_image(&self.paths.images, image_id).map_err(Error::Image)?;
+                        Source::Image(&image)
+                    }
+                };
+                // Only a copy of a disk needs others to stand still; an image may take its time.
+                let _users = matches!(source, Source::Disk { .. }).then_some(users);
+                backend.create(id, *size_bytes, source)?;
+            }
+            DiskShape::Extended { size_bytes } => backend.extend(id, *size_bytes)?,
+            DiskShape::Snapshot { of } => backend.snapshot(id, of, in_use(of))?,
+            DiskShape::Reverted { .. } if in_use(id) => {
+                return Err(BackendError::InUse { id: id.to_owned() }.into());
+            }
+            DiskShape::Reverted { snapshot } => backend.revert(id, snapshot, generation)?,
+            DiskShape::Outgoing { of } => {
+                drop(users);
+                self.bring_out(id, of)?;
+            }
+            DiskShape::OutgoingDeleted => self.take_back(id)?,
+            DiskShape::Deleted => backend.delete(id)?,
+            DiskShape::Backup { of, parent } => {
+                let busy = in_use(of);
+                drop(users);
+                return self.back_up(id, of, parent.as_deref(), busy).map(Some);
+            }
+            DiskShape::Restored { .. } if in_use(id) => {
+                return Err(BackendError::InUse { id: id.to_owned() }.into());
+            }
+            DiskShape::Restored { backup, size_bytes } => {
+                drop(users);
+                self.restore(id, backup, *size_bytes)?;
+            }
+            DiskShape::BackupDeleted => {
+                drop(users);
+                backup::delete(&self.safe(BACKUPS, id)?, id)?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes a disk's bytes to a file that the images' owner can read.
+    fn bring_out(&self, id: &str, of: &str) -> Result<(), Error> {
+        let path = self.outgoing(id)?;
+        if path.try_exists().map_err(io_error("look for the outgoing file"))? {
+            return Ok(());
+        }
+        let from = self.backend.export(of, true)?.open(true).map_err(Error::Layers)?;
+        let partial = path.with_extension("new");
+        let file = File::create(&partial).map_err(io_error("make the outgoing file"))?;
+        let copied = file.try_clone().map_err(io_error("open the outgoing file"))?;
+        copy_sparse(&*from, &RawFile::new(copied, from.size_bytes())).map_err(io_error("copy the volume"))?;
+        file.set_len(from.size_bytes()).map_err(io_error("size the outgoing file"))?;
+        let owner = fs::symlink_metadata(&self.paths.images).map_err(io_error("look at the images"))?;
+        std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))
+            .map_err(io_error("give the outgoing file away"))?;
+        fs::rename(&partial, &path).map_err(io_error("name the outgoing file"))
+    }
+
+    fn take_back(&self, id: &str) -> Result<(), Error> {
+        match fs::remove_file(self.outgoing(id)?) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(io_error("remove the outgoing file")(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn outgoing(&self, id: &str) -> Result<PathBuf, Error> {
+        Ok(self.safe(OUTGOING, id)?.join(id))
+    }
+
+    /// One of our directories, for something by an id that cannot be a path.
+    fn safe(&self, directory: &str, id: &str) -> Result<PathBuf, Error> {
+        if instance_id_is_safe(id) {
+            Ok(self.paths.root.join(directory))
+        } else {
+            Err(Error::Image("the id is not one".to_owned()))
+        }
+    }
+
+    /// Backs a disk up; one that a guest writes to by way of a copy.
+    fn back_up(&self, id: &str, of: &str, parent: Option<&str>, in_use: bool) -> Result<u64, Error> {
+        let root = self.safe(BACKUPS, id)?;
+        if let Some(parent) = parent {
+            self.safe(BACKUPS, parent)?;
+        }
+        let copy = format!("{id}-source");
+        if in_use {
+            self.backend.snapshot(&copy, of, true)?;
+        }
+        let from = self.backend.export(if in_use { &copy } else { of }, true)?.open(true);
+        let made =
+            from.map_err(Error::Layers).and_then(|from| Ok(backup::create(&root, id, &*from, parent)?));
+        if in_use {
+            self.backend.delete(&copy)?;
+        }
+        made
+    }
+
+    /// Makes a volume, new or there already, what a backup is.
+    fn restore(&self, id: &str, backup: &str, size_bytes: u64) -> Result<(), Error> {
+        let root = self.safe(BACKUPS, backup)?;
+        self.backend.create(id, size_bytes, Source::Nothing)?;
+        let to = self.backend.export(id, false)?.open(false).map_err(Error::Layers)?;
+        Ok(backup::restore(&root, backup, &*to)?)
+    }
+
+    /// Opens a volume as a disk of a VMM; `inherit` says under which number the process finds a file.
+    ///
+    /// # Errors
+    /// One sentence for the server's owner.
+    pub(super) fn export(
+        &self,
+        wanted: &VolumeWanted,
+        inherit: impl FnMut(File) -> InheritedFd,
+    ) -> Result<DiskConfig, String> {
+        let exported = self.backend.export(&wanted.id, wanted.read_only);
+        let exported = exported.map_err(|error| super::host::sentence(&error))?;
+        let files = exported.layers.into_iter().map(inherit).collect();
+        let serial = wanted.id.chars().take(SERIAL_BYTES_MAX).collect();
+        Ok(DiskConfig { format: DiskFormat::Layers { files }, read_only: wanted.read_only, serial })
+    }
+}

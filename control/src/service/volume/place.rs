@@ -1,0 +1,172 @@
+//! Where a new volume goes: filters, then the pool with the most free space. Pure, but for who is connected.
+
+use std::collections::BTreeMap;
+
+use crate::Control;
+use crate::model::compute::Host;
+use crate::model::volume::VolumeService;
+use crate::store::Cache;
+
+/// The part of the service that has volumes.
+pub const BINARY_VOLUME: &str = "cinder-volume";
+/// How much more may be promised than there is, since disks take only what was written (Cinder's
+/// `max_over_subscription_ratio`).
+pub const OVER_SUBSCRIPTION: u64 = 20;
+
+/// One pool, as the choice sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// The host.
+    pub host: String,
+    /// Its zone.
+    pub zone: String,
+    /// The backend's name.
+    pub backend: String,
+    /// Its agent is connected.
+    pub alive: bool,
+    /// It takes new volumes.
+    pub enabled: bool,
+    /// Its size in GiB.
+    pub total_gib: u64,
+    /// Free space in GiB.
+    pub free_gib: u64,
+    /// Disks in use can be copied.
+    pub copies_in_use: bool,
+}
+
+impl Pool {
+    /// The name in the protocol: `host@backend#pool`.
+    pub fn name(&self) -> String {
+        pool_name(&self.host, &self.backend)
+    }
+}
+
+/// `host@backend#pool`.
+pub fn pool_name(host: &str, backend: &str) -> String {
+    format!("{host}@{backend}#{backend}")
+}
+
+/// What a volume needs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Need<'a> {
+    /// Its size in GiB.
+    pub size_gib: u64,
+    /// This zone only.
+    pub zone: Option<&'a str>,
+    /// This host only.
+    pub host: Option<&'a str>,
+    /// What its type asks of a backend.
+    pub specs: Option<&'a BTreeMap<String, String>>,
+}
+
+impl Pool {
+    /// What a type's extra specs are compared with (Cinder: capabilities filter).
+    fn capability(&self, key: &str) -> Option<String> {
+        Some(match key {
+            "volume_backend_name" | "storage_protocol" => self.backend.clone(),
+            "vendor_name" => "Wisp".to_owned(),
+            "multiattach" | "thin_provisioning_support" => "True".to_owned(),
+            "thick_provisioning_support" | "QoS_support" | "replication_enabled" | "compression" => {
+                "False".to_owned()
+            }
+            "pool_name" => self.backend.clone(),
+            _ => return None,
+        })
+    }
+
+    /// Whether the pool has what a type's extra specs ask of it: those without a scope, or with that of capabilities.
+    pub fn has(&self, specs: &BTreeMap<String, String>) -> bool {
+        specs.iter().all(|(key, wanted)| {
+            let key = match key.split_once(':') {
+                None => key.as_str(),
+                Some(("capabilities", key)) => key,
+                Some(_) => return true,
+            };
+            let wanted = wanted.strip_prefix("<is>").or(wanted.strip_prefix("s==")).unwrap_or(wanted).trim();
+            self.capability(key).is_some_and(|has| has.eq_ignore_ascii_case(wanted))
+        })
+    }
+}
+
+/// The best of the pools that fit; those whose agents are away only if there is no other.
+pub fn choose<'p>(pools: &'p [Pool], need: &Need<'_>) -> Option<&'p Pool> {
+    let fits = |pool: &&Pool| {
+        (pool.enabled || need.host.is_some())
+            && need.zone.is_none_or(|zone| zone == pool.zone)
+            && need.host.is_none_or(|host| host == pool.host)
+            && need.specs.is_none_or(|specs| pool.has(specs))
+            && need.size_gib <= pool.total_gib.saturating_mul(OVER_SUBSCRIPTION)
+            && pool.free_gib > 0
+    };
+    pools.iter().filter(fits).max_by_key(|pool| (pool.alive, pool.free_gib))
+}
+
+/// Whether an administrator has closed a part of the service on a host; why.
+pub(crate) fn disabled(cache: &Cache, binary: &str, host: &str) -> Option<String> {
+    cache.get::<VolumeService>(&format!("{binary}/{host}")).and_then(|stored| stored.row.disabled.clone())
+}
+
+impl Control {
+    /// All pools, in the order of their hosts' names.
+    pub fn volume_pools(&self, cache: &Cache) -> Vec<Pool> {
+        let hosts = cache.list::<Host>();
+        let pools = hosts.iter().filter_map(|stored| {
+            let host = &stored.row;
+            let pool = host.report.pool.as_ref()?;
+            Some(Pool {
+                host: host.name.clone(),
+                zone: host.zone.clone(),
+                backend: pool.backend.clone(),
+                alive: self.host_is_alive(&host.name),
+                enabled: disabled(cache, BINARY_VOLUME, &format!("{}@{}", host.name, pool.backend)).is_none(),
+                total_gib: pool.total_gib,
+                free_gib: pool.free_gib,
+                copies_in_use: pool.copies_in_use,
+            })
+        });
+        pools.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool(host: &str, free_gib: u64) -> Pool {
+        Pool {
+            host: host.to_owned(),
+            zone: "nova".to_owned(),
+            backend: "file".to_owned(),
+            alive: true,
+            enabled: true,
+            total_gib: 100,
+            free_gib,
+            copies_in_use: false,
+        }
+    }
+
+    #[test]
+    fn most_free_space_wins_among_what_fits() {
+        let closed = Pool { enabled: false, ..pool("c", 90) };
+        let away = Pool { alive: false, ..pool("d", 95) };
+        let full = pool("e", 0);
+        let pools = [pool("a", 10), pool("b", 20), closed, away, full];
+        let chosen = |need: Need<'_>| choose(&pools, &need).map(|pool| pool.host.as_str());
+        assert_eq!(chosen(Need { size_gib: 1, ..Need::default() }), Some("b"));
+        assert_eq!(chosen(Need { size_gib: 1, host: Some("a"), ..Need::default() }), Some("a"));
+        assert_eq!(chosen(Need { size_gib: 1, host: Some("c"), ..Need::default() }), Some("c"));
+        assert_eq!(chosen(Need { size_gib: 1, zone: Some("other"), ..Need::default() }), None);
+        let specs = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        for (key, value, fits) in [
+            ("volume_backend_name", "file", true),
+            ("volume_backend_name", "lvm", false),
+            ("capabilities:multiattach", "<is> True", true),
+            ("unknown", "1", false),
+            ("other:scope", "1", true),
+        ] {
+            let specs = specs(key, value);
+            assert_eq!(chosen(Need { specs: Some(&specs), ..Need::default() }).is_some(), fits, "{key}");
+        }
+        assert_eq!(chosen(Need { size_gib: 2001, ..Need::default() }), None, "thin has its limit");
+    }
+}

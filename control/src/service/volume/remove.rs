@@ -1,0 +1,132 @@
+//! The end of a volume: first it is wanted gone, then, once its host has nothing of it, its row and its quota go.
+
+use super::work::want;
+use super::{find_for_change, group, invalid_volume, snapshot};
+use crate::Control;
+use crate::agent::protocol::DiskShape;
+use crate::caller::Caller;
+use crate::error::Result;
+use crate::model::volume::{DiskTask, DiskWork, Snapshot, Status, Volume};
+use crate::policy::require_admin;
+use crate::service::quota::{Resource, charge_of_type};
+use crate::store::{Cache, Stored, Txn};
+
+/// In which states a volume may be deleted without force.
+const DELETABLE: [Status; 6] = [
+    Status::Available,
+    Status::Error,
+    Status::ErrorRestoring,
+    Status::ErrorExtending,
+    Status::ErrorManaging,
+    Status::ErrorDeleting,
+];
+
+impl Control {
+    /// Deletes a volume; with `cascade` its snapshots too; with `force`, an administrator's privilege, in whatever state.
+    ///
+    /// # Errors
+    /// `NotFound`, `Forbidden`; `Invalid` for one that is in use, in a group, offered or has snapshots.
+    pub async fn volume_delete(&self, caller: &Caller, id: &str, cascade: bool, force: bool) -> Result<()> {
+        if force {
+            require_admin(caller, "volume_extension:volume_admin_actions:force_delete")?;
+        }
+        self.db.caught_up().await?;
+        if cascade {
+            let stored = find_for_change(self.db.cache(), caller, id, "volume:delete")?;
+            check(&stored.row, force, true)?;
+            for snapshot in self.db.cache().filter::<Snapshot>(|snapshot| snapshot.volume_id == id) {
+                self.db
+                    .transact(|cache| match cache.get::<Snapshot>(&snapshot.row.id) {
+                        Some(stored) => snapshot::want_gone(cache, Txn::new(), &stored, &caller.request_id),
+                        None => Ok(Txn::new()),
+                    })
+                    .await?;
+            }
+        }
+        self.db
+            .transact(|cache| {
+                let stored = find_for_change(cache, caller, id, "volume:delete")?;
+                check(&stored.row, force, cascade)?;
+                Ok(want_gone(cache, Txn::new(), &stored, &caller.request_id))
+            })
+            .await
+    }
+}
+
+impl Control {
+    /// Deletes those of these volumes that are there and that nobody has: what came into being with a server that could
+    /// not be made.
+    pub(crate) async fn volumes_want_gone(&self, caller: &Caller, ids: &[String]) -> Result<()> {
+        for id in ids {
+            self.db
+                .transact(|cache| match cache.get::<Volume>(id) {
+                    Some(stored)
+                        if stored.row.attachments.is_empty() && stored.row.status != Status::Deleting =>
+                    {
+                        Ok(want_gone(cache, Txn::new(), &stored, &caller.request_id))
+                    }
+                    _ => Ok(Txn::new()),
+                })
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+fn check(volume: &Volume, force: bool, cascade: bool) -> Result<()> {
+    let deletable = force || DELETABLE.contains(&volume.status);
+    let free = volume.attachments.is_empty() && volume.group_id.is_none();
+    if deletable && free && (cascade || volume.snapshots == 0) {
+        return Ok(());
+    }
+    Err(invalid_volume(
+        "Volume status must be available or error or error_restoring or error_extending or error_managing and must \
+         not be migrating, attached, belong to a group, have snapshots, awaiting a transfer, or be disassociated from \
+         snapshots after volume transfer.",
+    ))
+}
+
+/// Has the volume's host delete its disk; one that no host has is gone at once.
+pub(crate) fn want_gone(cache: &Cache, txn: Txn, stored: &Stored<Volume>, request_id: &str) -> Txn {
+    let Some(host) = stored.row.host.clone() else { return removal(cache, txn, stored) };
+    let volume = Volume { status: Status::Deleting, ..stored.row.clone() };
+    let txn = txn.update(stored, &volume);
+    let task = DiskTask::DeleteVolume { volume: volume.id.clone() };
+    want(cache, txn, request_id, (&host, volume.disk()), DiskShape::Deleted, task)
+}
+
+/// The row goes with all that belongs to it.
+pub(crate) fn removal(cache: &Cache, txn: Txn, stored: &Stored<Volume>) -> Txn {
+    let volume = &stored.row;
+    let mut txn = txn.delete(stored);
+    if let Some(group_id) = &volume.group_id {
+        txn = group::left(cache, txn, group_id, &volume.id);
+    }
+    let gib = i64::try_from(volume.size_gib).unwrap_or(i64::MAX);
+    let charges = [(Resource::Volumes, -1), (Resource::VolumeGib, -gib)];
+    charge_of_type(txn, &volume.project_id, &volume.type_id, &charges)
+}
+
+impl Control {
+    /// Gives a volume up without deleting its disk (Block Storage API: unmanage).
+    ///
+    /// # Errors
+    /// `Forbidden` unless the caller is an administrator; `Invalid` for one that is in use or has snapshots.
+    pub async fn volume_unmanage(&self, caller: &Caller, id: &str) -> Result<()> {
+        require_admin(caller, "volume_extension:volume_unmanage")?;
+        self.db.caught_up().await?;
+        self.db
+            .transact(|cache| {
+                let stored = find_for_change(cache, caller, id, "volume_extension:volume_unmanage")?;
+                check(&stored.row, false, false)?;
+                let mut txn = Txn::new();
+                if let Some(host) = &stored.row.host
+                    && let Some(work) = cache.get::<DiskWork>(&format!("{host}/{}", stored.row.disk()))
+                {
+                    txn = txn.delete(&work);
+                }
+                Ok(removal(cache, txn, &stored))
+            })
+            .await
+    }
+}

@@ -1,0 +1,267 @@
+//! What hosts have to do about disks: a wish is a row, and the host's report about it changes what it was for in the
+//! transaction that takes the wish away. So a crash between the two repeats the report, and nothing is done twice.
+
+use jiff::Timestamp;
+
+use super::message::tell;
+use super::{remove, snapshot};
+use crate::Control;
+use crate::agent::protocol::{DiskObserved, DiskShape};
+use crate::error::Result;
+use crate::model::volume::{
+    AttachStatus, Backup, DiskTask, DiskWork, Snapshot, Status, Volume, VolumeAttachment,
+};
+use crate::service::quota::{Resource, charge_of_type};
+use crate::store::{Cache, Stored, Txn};
+
+/// Wants `shape` of a host's disk; an older wish about the same disk is over.
+pub(crate) fn want(
+    cache: &Cache,
+    txn: Txn,
+    request_id: &str,
+    (host, disk): (&str, &str),
+    shape: DiskShape,
+    task: DiskTask,
+) -> Txn {
+    let id = format!("{host}/{disk}");
+    let now = u64::try_from(Timestamp::now().as_microsecond()).unwrap_or_default();
+    let older = cache.get::<DiskWork>(&id);
+    let generation = older.as_ref().map_or(now, |older| now.max(older.row.generation + 1));
+    let work = DiskWork { id, generation, shape, task, request_id: request_id.to_owned() };
+    match older {
+        Some(older) => txn.update(&older, &work),
+        None => txn.create(&work),
+    }
+}
+
+/// What is still to be done after a report, outside of its transaction.
+enum Next {
+    Nothing,
+    TakeImage { host: String, work: DiskWork },
+}
+
+impl Control {
+    /// Takes in what a host says of a disk.
+    pub(crate) async fn disk_observed(
+        self: &std::sync::Arc<Self>,
+        host: &str,
+        report: &DiskObserved,
+    ) -> Result<()> {
+        let next = self
+            .db
+            .transact_with(|cache| {
+                let work = cache.get::<DiskWork>(&format!("{host}/{}", report.id));
+                let Some(work) = work.filter(|work| work.row.generation == report.generation) else {
+                    return Ok((Txn::new(), Next::Nothing));
+                };
+                if let (DiskTask::Upload { .. }, None) = (&work.row.task, &report.fault) {
+                    let next = Next::TakeImage { host: host.to_owned(), work: work.row.clone() };
+                    return Ok((Txn::new(), next));
+                }
+                let txn = Txn::new().delete(&work);
+                Ok((finish(cache, txn, &work, report), Next::Nothing))
+            })
+            .await?;
+        if let Next::TakeImage { host, work } = next {
+            // A task of its own: an image takes its time, and reports do not wait for it.
+            let control = self.clone();
+            tokio::spawn(async move { control.volume_image_take(&host, &work).await });
+        }
+        Ok(())
+    }
+}
+
+/// What becomes of the rows that a wish was about.
+fn finish(cache: &Cache, txn: Txn, work: &Stored<DiskWork>, report: &DiskObserved) -> Txn {
+    if let Some(fault) = &report.fault {
+        tracing::warn!(disk.id = report.id, fault, "a host could not do what is wanted of a disk");
+    }
+    let done = Done { cache, request_id: &work.row.request_id, fault: report.fault.as_deref() };
+    match &work.row.task {
+        DiskTask::CreateVolume { volume } => done.created(txn, volume),
+        DiskTask::Extend { volume, size_gib } => done.extended(txn, volume, *size_gib),
+        DiskTask::DeleteVolume { volume } => done.deleted(txn, volume),
+        DiskTask::Revert { volume, snapshot } => done.reverted(txn, volume, snapshot),
+        DiskTask::CreateSnapshot { snapshot } => done.snapshot_made(txn, snapshot),
+        DiskTask::DeleteSnapshot { snapshot } => done.snapshot_gone(txn, snapshot),
+        DiskTask::Upload { volume, .. } => done.upload_failed(txn, volume),
+        DiskTask::Clear => txn,
+        DiskTask::CreateBackup { backup } => done.backup_made(txn, backup, report.bytes),
+        DiskTask::Restore { backup, volume } => done.restored(txn, backup, volume),
+        DiskTask::DeleteBackup { backup } => done.backup_gone(txn, backup),
+    }
+}
+
+struct Done<'a> {
+    cache: &'a Cache,
+    request_id: &'a str,
+    fault: Option<&'a str>,
+}
+
+impl Done<'_> {
+    fn volume(&self, txn: Txn, id: &str, change: impl FnOnce(&mut Volume)) -> Txn {
+        let Some(stored) = self.cache.get::<Volume>(id) else { return txn };
+        let mut volume = stored.row.clone();
+        change(&mut volume);
+        volume.updated_at = Some(Timestamp::now());
+        txn.update(&stored, &volume)
+    }
+
+    fn tell(&self, txn: Txn, kind: &str, id: &str, project_id: &str, event: &str) -> Txn {
+        match self.fault {
+            Some(fault) => tell(txn, project_id, self.request_id, (kind, id), event, fault),
+            None => txn,
+        }
+    }
+
+    fn tell_of_volume(&self, txn: Txn, id: &str, event: &str) -> Txn {
+        match self.cache.get::<Volume>(id) {
+            Some(volume) => self.tell(txn, "VOLUME", id, &volume.row.project_id, event),
+            None => txn,
+        }
+    }
+
+    /// A volume is there: free, or whoever waited for it has it.
+    fn created(&self, mut txn: Txn, id: &str) -> Txn {
+        let Some(stored) = self.cache.get::<Volume>(id) else { return txn };
+        let made = self.fault.is_none();
+        if made {
+            for attachment in
+                stored.row.attachments.iter().filter_map(|id| self.cache.get::<VolumeAttachment>(id))
+            {
+                let row = VolumeAttachment {
+                    status: AttachStatus::Attached,
+                    attached_at: Some(Timestamp::now()),
+                    ..attachment.row.clone()
+                };
+                txn = txn.update(&attachment, &row);
+            }
+        }
+        let status = match made {
+            false => Status::Error,
+            true if stored.row.attachments.is_empty() => Status::Available,
+            true => Status::InUse,
+        };
+        if let Some(backup) = &stored.row.backup_id {
+            txn = self.backup_free(txn, backup);
+        }
+        let txn = self.volume(txn, id, |volume| volume.status = status);
+        self.tell_of_volume(txn, id, "VOLUME_VOLUME_001_002")
+    }
+
+    fn extended(&self, txn: Txn, id: &str, size_gib: u64) -> Txn {
+        let Some(stored) = self.cache.get::<Volume>(id) else { return txn };
+        let before = stored.row.size_gib;
+        if self.fault.is_none() {
+            return self.volume(txn, id, |volume| {
+                volume.size_gib = size_gib;
+                volume.status = volume.previous_status.take().unwrap_or(Status::Available);
+            });
+        }
+        let back = i64::try_from(size_gib.saturating_sub(before)).unwrap_or(i64::MAX);
+        let row = &stored.row;
+        let txn = charge_of_type(txn, &row.project_id, &row.type_id, &[(Resource::VolumeGib, -back)]);
+        let txn = self.volume(txn, id, |volume| volume.status = Status::ErrorExtending);
+        self.tell_of_volume(txn, id, "VOLUME_VOLUME_006_002")
+    }
+
+    fn deleted(&self, txn: Txn, id: &str) -> Txn {
+        let Some(stored) = self.cache.get::<Volume>(id) else { return txn };
+        if self.fault.is_none() {
+            return remove::removal(self.cache, txn, &stored);
+        }
+        let txn = self.volume(txn, id, |volume| volume.status = Status::ErrorDeleting);
+        self.tell_of_volume(txn, id, "VOLUME_VOLUME_004_003")
+    }
+
+    fn reverted(&self, txn: Txn, id: &str, snapshot_id: &str) -> Txn {
+        let status = if self.fault.is_none() { Status::Available } else { Status::Error };
+        let mut txn = self.volume(txn, id, |volume| {
+            volume.previous_status = None;
+            volume.status = status;
+        });
+        if let Some(snapshot) = self.cache.get::<Snapshot>(snapshot_id) {
+            let row = Snapshot { status: Status::Available, ..snapshot.row.clone() };
+            txn = txn.update(&snapshot, &row);
+        }
+        self.tell_of_volume(txn, id, "VOLUME_VOLUME_017_002")
+    }
+
+    fn snapshot_made(&self, txn: Txn, id: &str) -> Txn {
+        let Some(stored) = self.cache.get::<Snapshot>(id) else { return txn };
+        let status = if self.fault.is_none() { Status::Available } else { Status::Error };
+        let row = Snapshot { status, updated_at: Some(Timestamp::now()), ..stored.row.clone() };
+        let txn = txn.update(&stored, &row);
+        self.tell(txn, "VOLUME_SNAPSHOT", id, &row.project_id, "VOLUME_VOLUME_SNAPSHOT_015_001")
+    }
+
+    fn snapshot_gone(&self, txn: Txn, id: &str) -> Txn {
+        let Some(stored) = self.cache.get::<Snapshot>(id) else { return txn };
+        if self.fault.is_none() {
+            return snapshot::removal(self.cache, txn, &stored);
+        }
+        let row = Snapshot { status: Status::ErrorDeleting, ..stored.row.clone() };
+        let txn = txn.update(&stored, &row);
+        self.tell(txn, "VOLUME_SNAPSHOT", id, &row.project_id, "VOLUME_VOLUME_SNAPSHOT_010_003")
+    }
+
+    fn backup(&self, txn: Txn, id: &str, change: impl FnOnce(&mut Backup)) -> Txn {
+        let Some(stored) = self.cache.get::<Backup>(id) else { return txn };
+        let mut backup = stored.row.clone();
+        change(&mut backup);
+        backup.updated_at = Some(Timestamp::now());
+        txn.update(&stored, &backup)
+    }
+
+    /// A backup that a volume was made of is free again.
+    fn backup_free(&self, txn: Txn, id: &str) -> Txn {
+        match self.cache.get::<Backup>(id) {
+            Some(stored) if stored.row.status == Status::Restoring => {
+                self.backup(txn, id, |backup| backup.status = Status::Available)
+            }
+            _ => txn,
+        }
+    }
+
+    fn backup_made(&self, txn: Txn, id: &str, bytes: Option<u64>) -> Txn {
+        let Some(stored) = self.cache.get::<Backup>(id) else { return txn };
+        let fault = self.fault.map(|fault| fault.chars().take(super::TEXT_CHARS_MAX).collect());
+        let txn = self.backup(txn, id, |backup| {
+            backup.status = if fault.is_some() { Status::Error } else { Status::Available };
+            backup.fail_reason = fault;
+            backup.bytes = bytes.unwrap_or(0);
+        });
+        let txn = self.tell(txn, "VOLUME_BACKUP", id, &stored.row.project_id, "VOLUME_VOLUME_BACKUP_013_001");
+        if let Some(snapshot) = stored.row.snapshot_id.as_ref().and_then(|id| self.cache.get::<Snapshot>(id))
+        {
+            return txn.update(&snapshot, &Snapshot { status: Status::Available, ..snapshot.row.clone() });
+        }
+        self.volume(txn, &stored.row.volume_id, |volume| {
+            if volume.status == Status::BackingUp {
+                volume.status = volume.previous_status.take().unwrap_or(Status::Available);
+            }
+        })
+    }
+
+    fn restored(&self, txn: Txn, backup: &str, volume: &str) -> Txn {
+        let status = if self.fault.is_none() { Status::Available } else { Status::ErrorRestoring };
+        let txn = self.volume(txn, volume, |volume| volume.status = status);
+        let txn = self.backup_free(txn, backup);
+        self.tell_of_volume(txn, volume, "VOLUME_VOLUME_BACKUP_014_001")
+    }
+
+    fn backup_gone(&self, txn: Txn, id: &str) -> Txn {
+        let Some(stored) = self.cache.get::<Backup>(id) else { return txn };
+        if self.fault.is_none() {
+            return super::backup::removal(self.cache, txn, &stored);
+        }
+        self.backup(txn, id, |backup| backup.status = Status::ErrorDeleting)
+    }
+
+    fn upload_failed(&self, txn: Txn, id: &str) -> Txn {
+        let txn = self.volume(txn, id, |volume| {
+            volume.status = volume.previous_status.take().unwrap_or(Status::Available);
+        });
+        self.tell_of_volume(txn, id, "VOLUME_VOLUME_003_002")
+    }
+}
