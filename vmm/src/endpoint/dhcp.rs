@@ -3,6 +3,7 @@
 //! There is nothing to remember: the lease is what the configuration says, whatever the client declines or
 //! releases. Messages of other hardware addresses, of relays and BOOTP are ignored.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode, OptionCode, borrowed};
@@ -179,12 +180,15 @@ fn options(config: &EndpointConfig, mtu: u16) -> Vec<DhcpOption> {
 }
 
 /// All routes in one option, since clients that read it ignore the router option (RFC 3442): metadata by way of
-/// the DHCP server's address, which answers ARP here; the default route; what the configuration adds.
+/// the DHCP server's address, which answers ARP here; the default route; what the configuration adds. Each destination
+/// once: a client that adds them one by one fails at the second (cloud-init does, and then finds no data source).
 fn routes(config: &EndpointConfig) -> Vec<(Ipv4Net, Ipv4Addr)> {
     let metadata = (Ipv4Net::from(super::METADATA_ADDRESS), config.dhcp_server);
     let default = config.gateway.map(|gateway| (Ipv4Net::default(), gateway));
     let further = config.routes.iter().filter_map(|&(destination, prefix_len, next_hop)| {
         Some((Ipv4Net::new(destination, prefix_len).ok()?.trunc(), next_hop))
     });
-    std::iter::once(metadata).chain(default).chain(further).take(ROUTES_MAX).collect()
+    let mut seen = BTreeSet::new();
+    let routes = std::iter::once(metadata).chain(default).chain(further);
+    routes.filter(|(destination, _)| seen.insert(*destination)).take(ROUTES_MAX).collect()
 }

@@ -142,6 +142,27 @@ fn discover_is_offered_the_address_with_all_options() {
 }
 
 #[test]
+fn each_destination_is_routed_once() {
+    let mut config = config();
+    config.routes = vec![
+        (super::METADATA_ADDRESS, 32, GATEWAY),
+        (Ipv4Addr::UNSPECIFIED, 0, GUEST),
+        (Ipv4Addr::new(10, 1, 0, 0), 16, GATEWAY),
+        (Ipv4Addr::new(10, 1, 2, 3), 16, GUEST),
+    ];
+    let frame = dhcp_frame(|message| {
+        message.opts_mut().insert(DhcpOption::MessageType(MessageType::Discover));
+    });
+    let (offer, _) = ask(&mut Endpoint::new(config, GUEST_MAC, 1442), &frame).unwrap();
+    let routes = DhcpOption::ClasslessStaticRoute(vec![
+        ("169.254.169.254/32".parse().unwrap(), SERVER),
+        ("0.0.0.0/0".parse().unwrap(), GATEWAY),
+        ("10.1.0.0/16".parse().unwrap(), GATEWAY),
+    ]);
+    assert_eq!(offer.opts().get(OptionCode::ClasslessStaticRoute), Some(&routes));
+}
+
+#[test]
 fn request_is_acknowledged_or_refused_by_what_it_asks_for() {
     let request = |wanted: Option<Ipv4Addr>, server: Option<Ipv4Addr>, current: Ipv4Addr| {
         let frame = dhcp_frame(|message| {

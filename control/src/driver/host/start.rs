@@ -12,6 +12,7 @@ use vmm::config::{
     Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, NicConfig, SystemIdentity, Transport,
     VmmConfig,
 };
+use vmm::endpoint::METADATA_ADDRESS;
 use vmm::rpc::Client;
 
 use super::directory::{Directory, Record};
@@ -29,8 +30,6 @@ pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 const LEASE_S: u32 = 86_400;
 /// The MAC that answers for what the VMM answers itself: locally administered.
 const ENDPOINT_MAC: [u8; 6] = [0x02, b'w', b'i', b's', b'p', 0x01];
-/// The metadata service's address (EC2, OpenStack and others).
-const METADATA_ADDRESS: std::net::Ipv4Addr = std::net::Ipv4Addr::new(169, 254, 169, 254);
 /// The first of the users that VMM processes become, one each: above the ranges that distributions and containers
 /// give away.
 const USER_BASE: u32 = 1_900_000_000;
@@ -337,16 +336,13 @@ pub(super) fn died(directory: &Directory) -> String {
 fn endpoint(nic: &NicWanted, wanted: &InstanceWanted) -> Option<EndpointConfig> {
     let (address, prefix_len) = nic.address?;
     let dhcp_server = nic.dhcp_server.filter(|_| nic.dhcp)?;
-    let mut routes = nic.routes.clone();
-    // Reached without the gateway, which may be nobody.
-    routes.push((METADATA_ADDRESS, 32, dhcp_server));
     Some(EndpointConfig {
         address,
         prefix_len,
         gateway: nic.gateway,
         dhcp_server,
         dns: nic.dns.clone(),
-        routes,
+        routes: nic.routes.clone(),
         hostname: wanted.hostname.clone(),
         domain: nic.domain.clone(),
         lease_s: LEASE_S,
