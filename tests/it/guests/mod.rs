@@ -21,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial("guests::busybox_is_reached_by_its_key_and_powers_off", needs, busybox),
         trial("guests::debian_with_systemd_is_reached_by_its_key_and_powers_off", needs, debian),
+        trial("guests::demo_logs_in_to_a_slim_debian_and_leaves_nothing", needs, demo),
     ]
 }
 
@@ -35,6 +36,22 @@ fn debian() -> Result<()> {
                    systemctl is-system-running --wait";
     let said = boot("debian", "512", command)?;
     ensure!(said.lines().any(|line| line == "running"), "{said}");
+    Ok(())
+}
+
+/// The demo as its own sentence on a host with a software KVM gives it.
+fn demo() -> Result<()> {
+    let image = guest_image(&["--kind", "debian"])?;
+    let mut lab = Command::new(wisp());
+    lab.args(["lab", "--mem", "2048", "--timeout", "1800", "--cache"]).arg(lab_cache());
+    lab.arg("--program").arg(program("ssh")?).arg("--disk").arg(format!("{},ro", image.display()));
+    let output = succeed(lab.args(["--", "wisp", "demo", "--linux", "--image", "/dev/vda"]))?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    for step in ["log in over ssh", "guest answers again", "take the cloud down"] {
+        ensure!(said.lines().any(|line| line.starts_with("  ok") && line.contains(step)), "{step}:\n{said}");
+    }
+    ensure!(said.contains("Debian GNU/Linux 12 (bookworm), Linux 6."), "{said}");
+    ensure!(said.contains("no link, no rule, no process, no file is left"), "{said}");
     Ok(())
 }
 

@@ -19,8 +19,8 @@ use super::{Rest, venv, wisp, within};
 const PASSWORD: &str = "correct horse battery staple";
 /// How long `wisp up` may take to be ready, in a debug build on a busy machine.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
-/// Seconds one `openstack` command may take.
-const COMMAND_SECONDS_MAX: &str = "120";
+/// Seconds one `openstack` command may take: an upload into an emulated host takes minutes where it is busy.
+const COMMAND_SECONDS_MAX: &str = "900";
 /// The driver's name that stands for a cloud in a lab.
 const LAB: &str = "lab";
 /// The tap to a lab: from a range for documentation, which nothing else uses (RFC 5737).
@@ -133,13 +133,13 @@ impl Cloud {
             "--module",
             "network",
             "--timeout",
-            "1200",
+            "2700",
         ]);
         command.args(["--tap", LAB_TAP, "--env", &format!("WISP_ADMIN_PASSWORD={PASSWORD}"), "--cache"]);
         command.arg(super::lab_cache());
         // A host forwards nothing to the networks of its instances: the way to the first one is a relay.
         command.args(["--", "sh", "-c"]).arg(format!(
-            "nc -ll -p {LAB_RELAY_PORT} -e nc {LAB_FIRST_SERVER} 22 & \
+            "nc -ll -p {LAB_RELAY_PORT} -e nc {LAB_FIRST_SERVER} 22 2>/dev/null & \
              exec wisp up --state cloud --listen 0.0.0.0:5000 --insecure --public-url {url}"
         ));
         Ok(command)

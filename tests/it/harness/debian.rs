@@ -1,5 +1,5 @@
-//! Debian's kernel for virtual machines with the initial ramdisk that its package makes: built once below the build
-//! directory, by installing the package into a directory.
+//! Debian as it is published for clouds, built once below the build directory: its disk, with a second kernel laid
+//! aside, and from it the kernel and the initial ramdisk that its packages made.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -7,17 +7,19 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-/// What is installed: the ramdisk's maker takes in what it finds.
-const PACKAGES: &str = "linux-image-cloud-amd64,initramfs-tools,busybox,zstd,e2fsprogs";
-/// Seconds that downloading and installing may take.
-const SECONDS_MAX: &str = "900";
+use super::slim;
+
+/// Where the root file system begins on the disk: after the first MiB and GRUB's three.
+const ROOT_OFFSET_BYTES: u32 = 4 << 20;
 
 /// The files.
 #[derive(Debug, Clone)]
 pub(crate) struct Stock {
-    /// The bzImage.
+    /// The whole disk.
+    pub disk: PathBuf,
+    /// The bzImage that it boots.
     pub kernel: PathBuf,
-    /// Its ramdisk.
+    /// That one's ramdisk.
     pub initrd: PathBuf,
 }
 
@@ -28,29 +30,31 @@ pub(crate) fn stock() -> Result<Stock> {
 }
 
 fn make() -> Result<Stock> {
+    let disk = slim::image(&["--kind", "debian-generic", "--second-kernel"])?;
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("debian-boot");
-    let stock = Stock { kernel: directory.join("vmlinuz"), initrd: directory.join("initrd.img") };
-    if stock.initrd.exists() {
-        return Ok(stock);
-    }
-    eprintln!("installing Debian's kernel into a directory (once) …");
     std::fs::create_dir_all(&directory).context("make the directory")?;
-    let out = directory.display();
-    let hook = format!("copy-out /boot {out}");
-    let output = Command::new("timeout")
-        .args([SECONDS_MAX, "mmdebstrap", "--quiet", "--variant=essential", "--include", PACKAGES])
-        .args(["--customize-hook", &hook, "bookworm", "/dev/null"])
+    let names = debugfs(&disk, "ls -p /boot")?;
+    let file = |begin: &str| {
+        // `/inode/mode/uid/gid/name/size/`
+        let mut names = names.lines().filter_map(|line| line.split('/').nth(5));
+        let name = names.find(|name| name.starts_with(begin)).with_context(|| format!("no {begin}"))?;
+        let place = directory.join(begin.trim_end_matches('-'));
+        debugfs(&disk, &format!("dump /boot/{name} {}", place.display()))?;
+        Ok::<_, anyhow::Error>(place)
+    };
+    Ok(Stock { kernel: file("vmlinuz-")?, initrd: file("initrd.img-")?, disk })
+}
+
+/// A command on the root file system.
+fn debugfs(disk: &Path, command: &str) -> Result<String> {
+    let output = Command::new("/usr/sbin/debugfs")
+        .args(["-R", command])
+        .arg(format!("{}?offset={ROOT_OFFSET_BYTES}", disk.display()))
         .stdin(Stdio::null())
         .output()
-        .context("run mmdebstrap")?;
-    ensure!(output.status.success(), "mmdebstrap: {}", String::from_utf8_lossy(&output.stderr).trim());
-    for (begin, place) in [("vmlinuz-", &stock.kernel), ("initrd.img-", &stock.initrd)] {
-        let entries = std::fs::read_dir(directory.join("boot")).context("list what was installed")?;
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let name =
-            names.filter(|name| name.starts_with(begin)).max().with_context(|| format!("no {begin}"))?;
-        std::fs::rename(directory.join("boot").join(name), place).context("put a file in its place")?;
-    }
-    std::fs::remove_dir_all(directory.join("boot")).context("remove the rest")?;
-    Ok(stock)
+        .context("run debugfs")?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    // It ends successfully whatever happened; its first line is its version.
+    ensure!(errors.lines().count() <= 1, "debugfs: {errors}");
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

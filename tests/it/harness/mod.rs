@@ -11,6 +11,7 @@ mod slim;
 mod venv;
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use libtest_mimic::{Completion, Failed, Trial};
 
@@ -129,14 +130,16 @@ pub(crate) fn wisp() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_wisp"))
 }
 
-/// Tries until it holds, at most this many seconds; then says why the last try did not.
+/// Tries until it holds, at most this many seconds; then says why the last try did not. The longer it takes, the rarer
+/// are the tries: what is waited for needs the processors.
 pub(crate) fn within<T>(seconds: u64, mut attempt: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(seconds);
+    let (shortest, longest) = (Duration::from_millis(20), Duration::from_secs(4));
+    let started = Instant::now();
     loop {
         match attempt() {
             Ok(value) => return Ok(value),
-            Err(error) if std::time::Instant::now() > deadline => return Err(error),
-            Err(_) => std::thread::sleep(std::time::Duration::from_millis(20)),
+            Err(error) if started.elapsed().as_secs() > seconds => return Err(error),
+            Err(_) => std::thread::sleep((started.elapsed() / 20).clamp(shortest, longest)),
         }
     }
 }

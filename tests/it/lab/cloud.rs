@@ -22,7 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 /// Seconds a guest may take from its start until it answers: the machine is emulated twice over.
-const BOOT_SECONDS_MAX: u64 = 240;
+pub(super) const BOOT_SECONDS_MAX: u64 = 900;
 
 /// A root file system for Debian's kernel.
 pub(super) fn root_image(kernel: &Path) -> Result<PathBuf> {
@@ -33,14 +33,12 @@ pub(super) fn root_image(kernel: &Path) -> Result<PathBuf> {
 /// from inside.
 fn debian_server_is_reached_by_its_key_and_reboots() -> Result<()> {
     let files = tempfile::tempdir()?;
-    let Stock { kernel, initrd } = stock()?;
+    let Stock { kernel, initrd, .. } = stock()?;
     let root = root_image(&kernel)?;
     // From now on Debian's packages cannot be reached.
     isolate()?;
-    let key = files.path().join("key");
-    succeed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key))?;
-
     let cloud = Cloud::start_in_lab()?;
+    let key = prepare(&cloud, files.path())?;
     let upload = |name: &str, format: &str, file: &Path, more: &[&str]| -> Result<String> {
         let container = if format == "raw" { "bare" } else { format };
         let head = ["image", "create", name, "--disk-format", format, "--container-format", container];
@@ -53,19 +51,13 @@ fn debian_server_is_reached_by_its_key_and_reboots() -> Result<()> {
     let properties = ["--property", &kernel, "--property", &ramdisk, "--property", command_line];
     upload("debian", "raw", &root, &properties)?;
     cloud.openstack(&["flavor", "create", "debian", "--ram", "384", "--vcpus", "2", "--disk", "1"])?;
-    cloud.openstack(&["keypair", "create", "key", "--public-key", path(&key.with_extension("pub"))])?;
-    for protocol in [&["icmp"][..], &["tcp", "--dst-port", "22"]] {
-        cloud.openstack(
-            &[&["security", "group", "rule", "create", "default", "--protocol"], protocol].concat(),
-        )?;
-    }
     let create = ["server", "create", "--image", "debian", "--flavor", "debian", "--key-name", "key"];
     cloud.openstack(&[&create[..], &["--network", "public", "--wait", "first"]].concat())?;
     let address = first_address(&cloud)?;
-    let ssh = |command: &str| ssh(&key, command);
+    let ssh = |command: &str| ssh(&key, "root", command);
 
     let first = within(BOOT_SECONDS_MAX, || ssh("cat /proc/sys/kernel/random/boot_id"))
-        .with_context(|| console(&cloud))?;
+        .with_context(|| console(&cloud, "first"))?;
     let said = ssh("hostname; nproc; uname -v; cat /sys/class/dmi/id/product_name; ip -4 -o address")?;
     for wanted in ["first\n2\n", "Debian", &address] {
         ensure!(said.contains(wanted), "no `{wanted}` in:\n{said}");
@@ -77,7 +69,7 @@ fn debian_server_is_reached_by_its_key_and_reboots() -> Result<()> {
         ensure!(boot != first, "it has not rebooted yet");
         Ok(boot)
     })
-    .with_context(|| console(&cloud))?;
+    .with_context(|| console(&cloud, "first"))?;
     ensure!(second != first);
 
     cloud.openstack(&["server", "delete", "--wait", "first"])?;
@@ -90,11 +82,26 @@ fn first_address(cloud: &Cloud) -> Result<String> {
     Ok(address.to_owned())
 }
 
-fn console(cloud: &Cloud) -> String {
-    cloud.openstack(&["console", "log", "show", "first"]).unwrap_or_else(|error| format!("{error:#}"))
+/// A key pair of the cloud, the private half in a file; the default group lets ping and ssh in.
+pub(super) fn prepare(cloud: &Cloud, files: &Path) -> Result<PathBuf> {
+    let key = files.join("key");
+    succeed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key))?;
+    cloud.openstack(&["keypair", "create", "key", "--public-key", path(&key.with_extension("pub"))])?;
+    for protocol in [&["icmp"][..], &["tcp", "--dst-port", "22"]] {
+        cloud.openstack(
+            &[&["security", "group", "rule", "create", "default", "--protocol"], protocol].concat(),
+        )?;
+    }
+    Ok(key)
 }
 
-fn ssh(key: &Path, command: &str) -> Result<String> {
+/// A server's console, or why it cannot be had.
+pub(super) fn console(cloud: &Cloud, server: &str) -> String {
+    cloud.openstack(&["console", "log", "show", server]).unwrap_or_else(|error| format!("{error:#}"))
+}
+
+/// Runs a command in the cloud's first server.
+pub(super) fn ssh(key: &Path, user: &str, command: &str) -> Result<String> {
     let options = [
         "StrictHostKeyChecking=no",
         "UserKnownHostsFile=/dev/null",
@@ -107,7 +114,7 @@ fn ssh(key: &Path, command: &str) -> Result<String> {
     for option in options {
         ssh.args(["-o", option]);
     }
-    let output = succeed(ssh.arg(format!("root@{LAB_INSIDE}")).arg(command))?;
+    let output = succeed(ssh.arg(format!("{user}@{LAB_INSIDE}")).arg(command))?;
     Ok(text(&output.stdout).into_owned())
 }
 
@@ -117,6 +124,6 @@ fn succeed(command: &mut Command) -> Result<Output> {
     Ok(output)
 }
 
-fn path(path: &Path) -> &str {
+pub(super) fn path(path: &Path) -> &str {
     path.to_str().expect("a temporary path is text")
 }

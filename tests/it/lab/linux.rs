@@ -85,7 +85,7 @@ fn path(path: &Path) -> &str {
 /// Two processors, the ramdisk as the package makes it, the root on virtio-blk; a reboot and a power off from inside.
 fn stock_kernel_boots_from_disk_reboots_and_powers_off() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let Stock { kernel, initrd } = stock()?;
+    let Stock { kernel, initrd, .. } = stock()?;
     let disk = root_disk(directory.path())?;
     let boot = "wisp vmm boot --kernel vmlinuz --initrd initrd.img --disk /dev/vda --mem 384 --cpus 2 \
                 --cmdline \"root=/dev/vda quiet $end\"";

@@ -1,6 +1,7 @@
 //! The nested lab: commands in a host with hardware KVM that QEMU emulates, and guests that only such a host runs.
 
 mod cloud;
+mod generic;
 mod linux;
 
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use crate::harness::{Need, lab_cache, stock, trial, wisp};
 pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = linux::trials();
     trials.extend(cloud::trials());
+    trials.extend(generic::trials());
     trials.extend([
         trial("lab::command_ends_as_it_would_outside", &[Need::Lab], command_ends_as_it_would_outside),
         trial("lab::failures_of_the_lab_are_told_apart", &[Need::Lab], failures_of_the_lab_are_told_apart),

@@ -15,7 +15,7 @@ use super::tree::Tree;
 use super::{Error, Request, TIME_SECONDS, ext4};
 
 /// Changes when the same inputs shall give another image.
-const RECIPE: &str = "debian generic image 1";
+const RECIPE: &str = "debian generic image 2";
 const PACKAGES: &str = "systemd-sysv,systemd-resolved,udev,dbus,libpam-systemd,linux-image-cloud-amd64,initramfs-tools,\
     grub-pc-bin,grub2-common,cloud-init,cloud-guest-utils,netplan.io,openssh-server,sudo,iproute2,iputils-ping,netbase,\
     ca-certificates,e2fsprogs,kmod,lsb-release";
@@ -24,8 +24,8 @@ const SECOND_KERNEL: &str = "linux-image-6.12-cloud-amd64";
 const CUSTOMIZE: &str = include_str!("../../../../vmm/guest/images/generic/customize");
 /// The size of a `/boot` of its own: two kernels with their ramdisks and room.
 const BOOT_MIB: u64 = 512;
-/// What is free on the root file system at least.
-const ROOT_ROOM_MIB: u64 = 512;
+/// What is free on the root file system at least; it grows to its disk at the first boot.
+const ROOT_ROOM_MIB: u64 = 128;
 
 /// The inputs of such an image.
 ///

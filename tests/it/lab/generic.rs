@@ -1,0 +1,143 @@
+//! Debian as it is published for clouds, in a cloud in the lab: the VMM reads the disk's GRUB configuration at every
+//! boot, and cloud-init makes the rest of what the cloud says.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+
+use super::cloud::{BOOT_SECONDS_MAX, console, path, prepare, ssh};
+use super::write;
+use crate::harness::{Cloud, Need, isolate, stock, trial, within};
+
+/// The tests.
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![trial(
+        "lab::generic::debian_with_cloud_init_changes_its_kernel_and_is_stopped",
+        &[Need::Root, Need::Tun, Need::Lab, Need::Debian, Need::OpenStack],
+        debian_with_cloud_init_changes_its_kernel_and_is_stopped,
+    )]
+}
+
+/// The user of Debian's cloud-init that the key is for.
+const USER: &str = "debian";
+/// For the server that one can log in to.
+const FIRST: &str = "#cloud-config\n\
+    write_files:\n  - path: /etc/hello\n    content: hello from user data\n";
+/// For the server that says on its console what it found on its configuration drive, and powers itself off.
+const SECOND: &str = "#cloud-config\n\
+    runcmd:\n  - [sh, -c, '{ echo \"found $(hostname)\"; ip -4 -o address show scope global; ip route; \
+    cat /home/debian/.ssh/authorized_keys; grep -o DataSource.* /run/cloud-init/status.json | head -n 1; } >/dev/console']\n\
+    power_state: {mode: poweroff}\n";
+/// The second server's network, where nobody answers DHCP.
+const STATIC_NETWORK: &str = "10.7.0.0/24";
+
+/// Two servers of one image: one with what the metadata service says, one with what a configuration drive says. The
+/// first gets another kernel, reboots into it, and shuts itself down when it is stopped.
+fn debian_with_cloud_init_changes_its_kernel_and_is_stopped() -> Result<()> {
+    let files = tempfile::tempdir()?;
+    let disk = stock()?.disk;
+    // From now on Debian's packages cannot be reached.
+    isolate()?;
+    let cloud = Cloud::start_in_lab()?;
+    let key = prepare(&cloud, files.path())?;
+    make(&cloud, &disk, files.path())?;
+    let ssh = |command: &str| ssh(&key, USER, command);
+
+    let booted = || ssh("cat /proc/sys/kernel/random/boot_id");
+    let first = within(BOOT_SECONDS_MAX, booted).with_context(|| console(&cloud, "first"))?;
+    initialised(&ssh)?;
+    let kernel = ssh("uname -r")?;
+    let change = "sudo mv /var/lib/second-kernel/* /boot && sudo update-grub && ls /boot/vmlinuz-*";
+    let kernels = ssh(change)?;
+    ensure!(kernels.lines().filter(|line| line.starts_with("/boot/vmlinuz-")).count() == 2, "{kernels}");
+    // The connection may break before the command has ended.
+    let _ = ssh("sudo reboot");
+    within(BOOT_SECONDS_MAX, || {
+        ensure!(booted()? != first, "it has not rebooted yet");
+        Ok(())
+    })
+    .with_context(|| console(&cloud, "first"))?;
+    let other = ssh("uname -r; cat /etc/hello; hostname")?;
+    ensure!(
+        !other.starts_with(&kernel) && kernels.contains(other.lines().next().unwrap_or_default()),
+        "{other}"
+    );
+    ensure!(other.ends_with("hello from user datafirst\n"), "{other}");
+
+    cloud.openstack(&["server", "stop", "first"])?;
+    shut_off(&cloud, "first")?;
+    let said = console(&cloud, "first");
+    ensure!(said.contains("reboot: Power down"), "it was stopped, and did not shut itself down:\n{said}");
+
+    shut_off(&cloud, "second")?;
+    let said = console(&cloud, "second");
+    let public = std::fs::read_to_string(key.with_extension("pub"))?;
+    let address = "inet 10.7.0.";
+    for wanted in ["found second", address, "default via 10.7.0.1 ", public.trim(), "DataSourceConfigDrive"] {
+        ensure!(said.contains(wanted), "no `{wanted}` in:\n{said}");
+    }
+    for server in ["first", "second"] {
+        cloud.openstack(&["server", "delete", "--wait", server])?;
+    }
+    Ok(())
+}
+
+/// The image, a network without DHCP, and the servers, which need not be there yet.
+fn make(cloud: &Cloud, disk: &Path, files: &Path) -> Result<()> {
+    let raw = ["--disk-format", "raw", "--container-format", "bare", "--file", path(disk)];
+    cloud.openstack(&[&["image", "create", "debian"][..], &raw].concat())?;
+    cloud.openstack(&["flavor", "create", "debian", "--ram", "640", "--vcpus", "2", "--disk", "2"])?;
+    cloud.openstack(&["network", "create", "static"])?;
+    let subnet = ["--network", "static", "--no-dhcp", "--subnet-range", STATIC_NETWORK, "static"];
+    cloud.openstack(&[&["subnet", "create"][..], &subnet].concat())?;
+    let create = |name: &str, network: &str, user_data: &str, more: &[&str]| {
+        let user_data = write(files, name, user_data)?;
+        let head = ["server", "create", "--image", "debian", "--flavor", "debian", "--key-name", "key"];
+        let tail = ["--network", network, "--user-data", path(&user_data), name];
+        cloud.openstack(&[&head[..], more, &tail].concat())
+    };
+    create("first", "public", FIRST, &[])?;
+    create("second", "static", SECOND, &["--use-config-drive"])?;
+    Ok(())
+}
+
+/// cloud-init has done all it was told, from the one source of data that it looked for.
+fn initialised(ssh: &impl Fn(&str) -> Result<String>) -> Result<()> {
+    let said = ssh(
+        "cloud-init status --wait --long; cat /etc/hello; echo; hostname; nproc; df --output=size -m / | tail -n 1; \
+         cat /run/cloud-init/result.json; sudo grep -h datasource: /run/cloud-init/ds-identify.log; \
+         sudo grep -h 'Found single' /run/cloud-init/ds-identify.log; cat /sys/class/dmi/id/product_name; \
+         sudo grep -E 'get any data from|WARNING|Giving up|Traceback' /var/log/cloud-init.log",
+    )?;
+    let all = [
+        "status: done",
+        "hello from user data",
+        "first\n2\n",
+        "OpenStack Nova",
+        "Found single datasource: OpenStack",
+        "\"datasource\": \"DataSourceOpenStackLocal [net,ver=2]\"",
+    ];
+    for wanted in all {
+        ensure!(said.contains(wanted), "no `{wanted}` in:\n{said}");
+    }
+    // It has not waited for another.
+    ensure!(said.matches("get any data from").count() == 1, "{said}");
+    for complaint in ["WARNING", "Giving up", "Traceback"] {
+        ensure!(!said.contains(complaint), "`{complaint}` in:\n{said}");
+    }
+    // The root has grown from the image's size to the disk's.
+    let size = said.lines().find_map(|line| line.trim().parse::<u32>().ok().filter(|size| *size > 2));
+    ensure!(size.is_some_and(|size| size > 1700), "the root has {size:?} MiB:\n{said}");
+    Ok(())
+}
+
+/// Waits until a server is off.
+fn shut_off(cloud: &Cloud, server: &str) -> Result<()> {
+    within(BOOT_SECONDS_MAX, || {
+        let status = cloud.openstack(&["server", "show", server, "-f", "value", "-c", "status"])?;
+        ensure!(status.trim() == "SHUTOFF", "{server} is {status}");
+        Ok(())
+    })
+    .with_context(|| console(cloud, server))
+}
