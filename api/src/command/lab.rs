@@ -66,6 +66,10 @@ pub(super) struct Arguments {
     /// Processors of the host inside.
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
+    /// The clock inside counts instructions, one a nanosecond, and nothing else passes: what is timed there hardly
+    /// depends on this machine or on what else it does.
+    #[arg(long)]
+    count_instructions: bool,
     /// Seconds for everything.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
@@ -150,6 +154,7 @@ fn lab(arguments: Arguments) -> anyhow::Result<Lab> {
         tap: arguments.tap.map(|text| tap(&text)).transpose()?,
         memory_mib: arguments.mem,
         cpus: arguments.cpus,
+        count_instructions: arguments.count_instructions,
         cmdline: arguments.cmdline,
         console: arguments.console,
         timeout: Duration::from_secs(arguments.timeout),

@@ -58,6 +58,9 @@ pub struct Lab {
     pub memory_mib: u32,
     /// Its processors.
     pub cpus: u8,
+    /// Its clock counts instructions, one a nanosecond, on one thread: what is timed inside does not depend on the
+    /// machine outside.
+    pub count_instructions: bool,
     /// Words added to its kernel's command line.
     pub cmdline: String,
     /// Where its whole console goes.
@@ -154,6 +157,7 @@ impl Lab {
             ramdisk: &ramdisk,
             memory_mib: self.memory_mib,
             cpus: self.cpus,
+            count_instructions: self.count_instructions,
             disks: &self.disks,
             nics: &self.nics(tap),
             cmdline: &self.cmdline,
