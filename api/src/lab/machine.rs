@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
@@ -26,6 +27,8 @@ use super::job;
 
 /// The last lines of the console that are kept for an error's sake.
 const CONSOLE_LINES_MAX: usize = 40;
+/// How long QEMU may take to be gone after it closed the line.
+const END_PATIENCE: Duration = Duration::from_millis(500);
 /// Bytes of one line of it: what a guest prints without a line's end shall not grow.
 const LINE_BYTES_MAX: u64 = 4096;
 
@@ -106,15 +109,23 @@ impl Machine {
         Ok(Self { qemu, line, console, reader })
     }
 
-    /// The end of the host's console, and what QEMU itself complained of.
+    /// The end of the host's console, what QEMU itself complained of, and how it ended if it did by itself.
     pub(super) fn last_words(&mut self) -> String {
+        // One whose line was closed is about to be gone.
+        let deadline = Instant::now() + END_PATIENCE;
+        let mut ended = self.qemu.try_wait();
+        while matches!(ended, Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+            ended = self.qemu.try_wait();
+        }
+        let ended = ended.ok().flatten().map_or_else(String::new, |status| format!("  QEMU: {status}\n"));
         self.end();
         if let Some(reader) = self.reader.take() {
             // A panicked reader has kept what it had.
             let _ = reader.join();
         }
         let lines = self.console.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        lines.iter().map(|line| format!("  | {line}\n")).collect()
+        lines.iter().map(|line| format!("  | {line}\n")).chain([ended]).collect()
     }
 
     fn end(&mut self) {

@@ -106,11 +106,12 @@ pub(super) fn ssh(key: &Path, user: &str, command: &str) -> Result<String> {
         "StrictHostKeyChecking=no",
         "UserKnownHostsFile=/dev/null",
         "ConnectTimeout=20",
+        "ServerAliveInterval=30",
         "BatchMode=yes",
         "KexAlgorithms=curve25519-sha256",
     ];
     let mut ssh = Command::new("timeout");
-    ssh.args(["60", "ssh", "-q", "-p", LAB_RELAY_PORT, "-i"]).arg(key);
+    ssh.args(["900", "ssh", "-q", "-p", LAB_RELAY_PORT, "-i"]).arg(key);
     for option in options {
         ssh.args(["-o", option]);
     }
