@@ -25,6 +25,10 @@ pub enum Entry {
     },
 }
 
+/// CPUID.1:ECX.5, Intel's VMX.
+const VMX: u32 = 1 << 5;
+/// CPUID.80000001:ECX.2, AMD's SVM.
+const SVM: u32 = 1 << 2;
 /// CPUID.1:ECX.13, `CMPXCHG16B`.
 const CX16: u32 = 1 << 13;
 /// CPUID.1:ECX.24, the local APIC's TSC-deadline timer.
@@ -35,8 +39,9 @@ const HYPERVISOR: u32 = 1 << 31;
 const HTT: u32 = 1 << 28;
 
 /// What vCPU `id` of `count` shall see: what KVM supports, with its own place in the topology (one package, a core
-/// per vCPU) and without what the host's kind of KVM cannot run. Intel SDM volume 2, CPUID; AMD APM volume 3,
-/// appendix E.
+/// per vCPU), without what the host's kind of KVM cannot run, and without virtualisation: a guest that is hostile shall
+/// not reach the host's code for guests of guests, and stock systems load their hypervisor wherever they see that they
+/// could. Intel SDM volume 2, CPUID; AMD APM volume 3, appendix E.
 pub(super) fn guest_cpuid(supported: &CpuId, id: u8, count: u8, kind: HostKind, tsc_deadline: bool) -> CpuId {
     let (id, count) = (u32::from(id), u32::from(count));
     let core_bits = count.next_power_of_two().trailing_zeros();
@@ -47,7 +52,7 @@ pub(super) fn guest_cpuid(supported: &CpuId, id: u8, count: u8, kind: HostKind, 
         match entry.function {
             0x1 => {
                 entry.ebx = (entry.ebx & 0x0000_ffff) | (id << 24) | (count << 16);
-                entry.ecx |= HYPERVISOR;
+                entry.ecx = (entry.ecx | HYPERVISOR) & !VMX;
                 if tsc_deadline {
                     entry.ecx |= TSC_DEADLINE;
                 }
@@ -67,6 +72,9 @@ pub(super) fn guest_cpuid(supported: &CpuId, id: u8, count: u8, kind: HostKind, 
                 extended_topology.get_or_insert(entry.function);
                 continue;
             }
+            0x8000_0001 => entry.ecx &= !SVM,
+            // What SVM offers.
+            0x8000_000a => continue,
             0x8000_0008 => entry.ecx = (entry.ecx & !0xf0ff) | (core_bits << 12) | (count - 1).min(0xff),
             0x8000_001e => {
                 entry.eax = id;
@@ -265,6 +273,16 @@ mod tests {
         assert_eq!(find(&software, 1, 0).ecx, HYPERVISOR);
         let hardware = guest_cpuid(&supported, 0, 1, HostKind::Hardware, true);
         assert_eq!(find(&hardware, 1, 0).ecx, HYPERVISOR | TSC_DEADLINE | CX16);
+    }
+
+    #[test]
+    fn no_guest_is_offered_virtualisation() {
+        let (intel, amd) = (entry(1, 0, VMX | CX16), entry(0x8000_0001, 0, SVM | 1));
+        let supported = CpuId::from_entries(&[intel, amd, entry(0x8000_000a, 1, 0)]).unwrap();
+        let cpuid = guest_cpuid(&supported, 0, 1, HostKind::Hardware, false);
+        assert_eq!(find(&cpuid, 1, 0).ecx, HYPERVISOR | CX16);
+        assert_eq!(find(&cpuid, 0x8000_0001, 0).ecx, 1);
+        assert!(cpuid.as_slice().iter().all(|entry| entry.function != 0x8000_000a));
     }
 
     #[test]
