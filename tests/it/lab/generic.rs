@@ -10,8 +10,12 @@ use super::cloud::{BOOT_SECONDS_MAX, console, path, prepare, ssh};
 use super::write;
 use crate::harness::{Cloud, Need, isolate, stock, trial, within};
 
-/// The tests.
+/// The tests: only where they are asked for, since they take a quarter of an hour, and QEMU's emulation of a host in
+/// which several processors run guests of several processors fails now and then.
 pub(crate) fn trials() -> Vec<Trial> {
+    if std::env::var_os("WISP_LAB_LONG").is_none_or(|value| value != "1") {
+        return Vec::new();
+    }
     vec![trial(
         "lab::generic::debian_with_cloud_init_changes_its_kernel_and_is_stopped",
         &[Need::Root, Need::Tun, Need::Lab, Need::Debian, Need::OpenStack],
@@ -87,7 +91,7 @@ fn debian_with_cloud_init_changes_its_kernel_and_is_stopped() -> Result<()> {
 fn make(cloud: &Cloud, disk: &Path, files: &Path) -> Result<()> {
     let raw = ["--disk-format", "raw", "--container-format", "bare", "--file", path(disk)];
     cloud.openstack(&[&["image", "create", "debian"][..], &raw].concat())?;
-    cloud.openstack(&["flavor", "create", "debian", "--ram", "640", "--vcpus", "2", "--disk", "2"])?;
+    cloud.openstack(&["flavor", "create", "debian", "--ram", "640", "--vcpus", "1", "--disk", "2"])?;
     cloud.openstack(&["network", "create", "static"])?;
     let subnet = ["--network", "static", "--no-dhcp", "--subnet-range", STATIC_NETWORK, "static"];
     cloud.openstack(&[&["subnet", "create"][..], &subnet].concat())?;
@@ -113,7 +117,7 @@ fn initialised(ssh: &impl Fn(&str) -> Result<String>) -> Result<()> {
     let all = [
         "status: done",
         "hello from user data",
-        "first\n2\n",
+        "first\n1\n",
         "OpenStack Nova",
         "Found single datasource: OpenStack",
         "\"datasource\": \"DataSourceOpenStackLocal [net,ver=2]\"",
