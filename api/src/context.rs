@@ -109,6 +109,11 @@ impl FromRequestParts<AppState> for Authenticated {
         if let Some(seat) = parts.extensions.get::<Seat>() {
             seat.take(&caller);
         }
+        let path =
+            parts.extensions.get::<OriginalTarget>().map_or(&parts.uri, |OriginalTarget(uri)| uri).path();
+        if !may_request(&caller, parts.method.as_str(), path) {
+            return Err(Fault::unauthorized("The token's access rules do not allow this request."));
+        }
         // Nova and Cinder take a project id in the path, and it must be the token's.
         if let Some(PathProject(id)) = parts.extensions.get::<PathProject>()
             && caller.project_id() != Some(id)
@@ -121,6 +126,21 @@ impl FromRequestParts<AppState> for Authenticated {
         }
         Ok(Self(caller))
     }
+}
+
+/// Whether a token is good for a request: one of an application credential may be bounded to some. The rules name paths
+/// as the service has them, without the prefix that it has on the one port.
+fn may_request(caller: &Caller, method: &str, path: &str) -> bool {
+    let (prefix, below) = path.trim_start_matches('/').split_once('/').unwrap_or((path, ""));
+    let service = match prefix {
+        "volume" => "block-storage",
+        other => other,
+    };
+    let below = format!("/{below}");
+    caller.may_request(service, method, &below)
+        // Cinder's older types, which rules of other clouds name.
+        || service == "block-storage"
+            && ["volumev3", "volume"].iter().any(|service| caller.may_request(service, method, &below))
 }
 
 /// A JSON body, bounded in size and in time. Its form is `T`'s; what does not fit answers 400 in the service's form.

@@ -6,6 +6,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use control::service::auth::{Credential, DomainRef, NamedRef, ScopeWanted};
+use control::settings::IdentitySettings;
 use control::{Control, Settings};
 use http_body_util::BodyExt;
 use serde_json::Value;
@@ -23,7 +24,7 @@ pub(crate) struct Harness {
     pub(crate) control: Arc<Control>,
     router: Router,
     admin_token: OnceCell<String>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 /// An answer.
@@ -49,13 +50,23 @@ impl Reply {
 impl Harness {
     /// A cloud after its bootstrap.
     pub(crate) async fn new() -> Self {
+        Self::with(IdentitySettings::default()).await
+    }
+
+    /// A cloud with rules of its own.
+    pub(crate) async fn with(identity: IdentitySettings) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let store = control::store::RedbStore::open(&directory.path().join("store.redb")).unwrap();
-        let settings = Settings::new("http://cloud.test", directory.path());
+        let settings = Settings { identity, ..Settings::new("http://cloud.test", directory.path()) };
         let control = Control::open(Arc::new(store), settings).await.unwrap();
         control.bootstrap(ADMIN_PASSWORD.to_owned().into()).await.unwrap();
         let router = router(AppState::new(control.clone()));
-        Self { control, router, admin_token: OnceCell::new(), _directory: directory }
+        Self { control, router, admin_token: OnceCell::new(), directory: directory }
+    }
+
+    /// Where the cloud keeps its files.
+    pub(crate) fn directory(&self) -> &std::path::Path {
+        self.directory.path()
     }
 
     /// Sends a request.

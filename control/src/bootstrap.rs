@@ -10,14 +10,14 @@ use zeroize::Zeroizing;
 use crate::Control;
 use crate::caller::{Caller, RoleLevel, Scope};
 use crate::error::{Error, Result};
-use crate::model::identity::{Assignment, AssignmentTarget, Domain, Project, Role, User};
+use crate::model::identity::{Assignment, AssignmentTarget, Domain, ImpliedRole, Project, Role, User};
 use crate::model::image::Image;
 use crate::model::network::Network;
 use crate::model::{random_hex_id, random_uuid};
-use crate::service::identity::{DEFAULT_DOMAIN_ID, domain_name_key, project_name_key};
+use crate::service::identity::catalog::first_catalog;
+use crate::service::identity::role::ROLE_CHAIN;
+use crate::service::identity::{DEFAULT_DOMAIN_ID, Entity};
 use crate::service::network::PUBLIC_NAME;
-use crate::service::role::{ROLE_CHAIN, role_name_key};
-use crate::service::user::user_name_key;
 use crate::store::{Stored, Txn};
 
 /// The name of the administrator and of its project.
@@ -74,6 +74,7 @@ impl Control {
             scope: Scope::Project(project.row.id.clone()),
             role: Some(RoleLevel::Admin),
             request_id: format!("req-{}", random_uuid()),
+            ..Caller::default()
         })
     }
 
@@ -85,7 +86,7 @@ impl Control {
                 if cache.get::<Domain>(DEFAULT_DOMAIN_ID).is_some() {
                     return Ok(Txn::new());
                 }
-                Ok(first_rows(&hash))
+                Ok(first_rows(&hash).and(first_catalog(self.region())))
             })
             .await
     }
@@ -101,6 +102,7 @@ impl Control {
                 let Some(stored) = cache.get::<User>(&user.row.id) else { return Ok(Txn::new()) };
                 let row = User {
                     password_hash: Some(hash.clone()),
+                    password_at: Some(Timestamp::now()),
                     tokens_from: Some(Timestamp::now()),
                     ..stored.row.clone()
                 };
@@ -121,21 +123,28 @@ fn tiny_image(owner: String) -> Image {
     }
 }
 
+/// A row with what makes it unique.
+fn create<T: Entity>(txn: Txn, row: &T) -> Txn {
+    row.unique().into_iter().fold(txn.create(row), Txn::unique)
+}
+
 fn first_rows(password_hash: &str) -> Txn {
     let domain = Domain {
         id: DEFAULT_DOMAIN_ID.to_owned(),
         name: "Default".to_owned(),
         description: "The default domain".to_owned(),
         enabled: true,
+        ..Domain::default()
     };
-    let mut txn = Txn::new().create(&domain).unique(domain_name_key(&domain.name));
-    let mut admin_role = String::new();
+    let mut txn = create(Txn::new(), &domain);
+    let mut chain: Vec<Role> = Vec::new();
     for name in ROLE_CHAIN.into_iter().chain([SERVICE]) {
-        let role = Role { id: random_hex_id(), name: name.to_owned(), description: String::new() };
-        txn = txn.create(&role).unique(role_name_key(name));
-        if name == ADMIN {
-            admin_role = role.id;
-        }
+        let role = Role { id: random_hex_id(), name: name.to_owned(), ..Role::default() };
+        txn = create(txn, &role);
+        chain.push(role);
+    }
+    for pair in chain[..ROLE_CHAIN.len()].windows(2) {
+        txn = txn.create(&ImpliedRole::new(&pair[0].id, &pair[1].id));
     }
     let project = |name: &str, description: &str| Project {
         id: random_hex_id(),
@@ -143,10 +152,11 @@ fn first_rows(password_hash: &str) -> Txn {
         name: name.to_owned(),
         description: description.to_owned(),
         enabled: true,
+        ..Project::default()
     };
     let admin_project = project(ADMIN, "The administrator's project");
     for project in [&admin_project, &project(SERVICE, "The services' project")] {
-        txn = txn.create(project).unique(project_name_key(&domain.id, &project.name));
+        txn = create(txn, project);
     }
     let user = User {
         id: random_hex_id(),
@@ -155,12 +165,12 @@ fn first_rows(password_hash: &str) -> Txn {
         enabled: true,
         default_project_id: Some(admin_project.id.clone()),
         password_hash: Some(password_hash.to_owned()),
-        tokens_from: None,
-        extra: BTreeMap::new(),
+        password_at: Some(Timestamp::now()),
+        ..User::default()
     };
-    txn = txn.create(&user).unique(user_name_key(&domain.id, &user.name));
+    txn = create(txn, &user);
     for target in [AssignmentTarget::Project(admin_project.id), AssignmentTarget::System] {
-        txn = txn.create(&Assignment::new(&user.id, &admin_role, target));
+        txn = txn.create(&Assignment::new(&user.id, &chain[0].id, target));
     }
     txn
 }

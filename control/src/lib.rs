@@ -13,6 +13,7 @@ pub mod policy;
 pub mod reconcile;
 pub mod scheduler;
 pub mod service;
+pub mod settings;
 pub mod steps;
 pub mod store;
 pub mod token;
@@ -28,6 +29,7 @@ use crate::reconcile::image_task::ImageTasks;
 use crate::service::db::Db;
 use crate::service::image_store::Images;
 use crate::service::password::Passwords;
+use crate::settings::IdentitySettings;
 use crate::store::Store;
 use crate::token::Tokens;
 
@@ -48,6 +50,8 @@ pub struct Settings {
     pub image_sources: Vec<String>,
     /// A bucket that images can be kept in.
     pub image_bucket: Option<S3Settings>,
+    /// How the identity service behaves where clouds differ.
+    pub identity: IdentitySettings,
 }
 
 impl Settings {
@@ -66,6 +70,7 @@ impl Settings {
             token_lifetime_s: Self::TOKEN_LIFETIME_S,
             image_sources: Vec::new(),
             image_bucket: None,
+            identity: IdentitySettings::default(),
         }
     }
 }
@@ -87,7 +92,8 @@ impl Control {
     pub async fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Arc<Self>> {
         let db = Db::open(store).await?;
         let compute = reconcile::Compute::open(&db).await?;
-        let tokens = Tokens::open(&settings.state_dir.join("fernet-keys"))?;
+        let provider = settings.identity.token_provider;
+        let tokens = service::auth::open_tokens(&db, &settings.state_dir, provider).await?;
         let sources = Sources::with_allowed(settings.image_sources.clone());
         let directory = settings.state_dir.join("images");
         let images = Images::open(&directory, settings.image_bucket.as_ref(), sources)?;
@@ -98,7 +104,7 @@ impl Control {
             images,
             image_tasks: ImageTasks::default(),
             tokens,
-            passwords: Passwords::new(),
+            passwords: Passwords::new()?,
         };
         control.volume_type_bootstrap().await?;
         control.image_recover().await?;

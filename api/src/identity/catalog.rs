@@ -1,127 +1,216 @@
-//! Services, endpoints and the region: the catalog's parts one by one.
+//! Services, endpoints, regions, and the documents of rules that some services keep here.
 
+use super::fields::Result;
 use axum::Json;
 use axum::extract::State;
-use control::error::Error;
-use control::service::catalog::{CatalogEndpoint, CatalogService};
-use serde_json::{Value, json};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use control::caller::Caller;
+use control::model::catalog::{Endpoint, PolicyDocument, Region, Service};
+use control::model::random_hex_id;
+use control::service::identity::catalog::CatalogService;
+use serde_json::{Map, Value, json};
 
-use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl, Segments};
+use super::fields::Fields;
+use super::resource::{Object, Resource, extra, fits, new_row, one, with};
+use crate::context::{AppState, Authenticated, Body, Filters, Segments};
+use crate::error::Fault;
 
-fn collection(name: &str, rows: Vec<Value>, url: &RequestUrl) -> Json<Value> {
-    Json(json!({ name: rows, "links": {"self": url.itself(), "next": null, "previous": null} }))
+/// Services as clients see them.
+pub(super) struct Services;
+
+impl Resource for Services {
+    type Row = Service;
+    const ONE: &'static str = "service";
+    const MANY: &'static str = "services";
+    const PATH: &'static str = "services";
+
+    fn show(_: &AppState, row: &Service) -> Map<String, Value> {
+        let mut own = json!({"id": row.id, "type": row.kind, "enabled": row.enabled});
+        own["name"] = json!(row.name.as_deref().unwrap_or_default());
+        if let Some(description) = &row.description {
+            own["description"] = json!(description);
+        }
+        with(extra(&row.extra), own)
+    }
+
+    fn wanted(filters: &Filters, row: &Service) -> Result<bool, Fault> {
+        Ok(fits(filters, "name", row.name.as_deref().unwrap_or_default()) && filters.allow("type", &row.kind))
+    }
+
+    fn blank(_: &AppState, _: &Caller, _: &mut Fields) -> Result<Service> {
+        Ok(Service { id: random_hex_id(), enabled: true, ..Service::default() })
+    }
+
+    fn apply(row: &mut Service, mut fields: Fields) -> Result<()> {
+        fields.name("type", &mut row.kind)?;
+        fields.optional("name", &mut row.name)?;
+        fields.optional("description", &mut row.description)?;
+        fields.flag("enabled", &mut row.enabled)?;
+        fields.rest(&mut row.extra);
+        Ok(())
+    }
 }
 
-fn show(state: &AppState, service: &CatalogService) -> Value {
-    json!({
-        "id": service.id,
-        "type": service.kind,
-        "name": service.name,
-        "description": "",
-        "enabled": true,
-        "links": {"self": format!("{}/identity/v3/services/{}", state.public_url(), service.id)},
-    })
-}
+/// Endpoints as clients see them.
+pub(super) struct Endpoints;
 
-fn show_one_endpoint(state: &AppState, service: &CatalogService, endpoint: &CatalogEndpoint) -> Value {
-    json!({
-        "id": endpoint.id,
-        "service_id": service.id,
-        "interface": endpoint.interface,
-        "region": state.control.region(),
-        "region_id": state.control.region(),
-        "url": service.url,
-        "enabled": true,
-        "links": {"self": format!("{}/identity/v3/endpoints/{}", state.public_url(), endpoint.id)},
-    })
-}
+impl Resource for Endpoints {
+    type Row = Endpoint;
+    const ONE: &'static str = "endpoint";
+    const MANY: &'static str = "endpoints";
+    const PATH: &'static str = "endpoints";
 
-fn region(state: &AppState) -> Value {
-    let id = state.control.region();
-    json!({
-        "id": id,
-        "description": "",
-        "parent_region_id": null,
-        "links": {"self": format!("{}/identity/v3/regions/{id}", state.public_url())},
-    })
-}
-
-/// Identity API v3: list services.
-pub(super) async fn list_services(
-    State(state): State<AppState>,
-    _: Authenticated,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    let services = state.control.catalog();
-    let wanted = services.iter().filter(|s| filters.allow("name", s.name) && filters.allow("type", s.kind));
-    Ok(collection("services", wanted.map(|service| show(&state, service)).collect(), &url))
-}
-
-/// Identity API v3: show service details.
-pub(super) async fn show_service(
-    State(state): State<AppState>,
-    _: Authenticated,
-    Segments(id): Segments<String>,
-) -> Answer<Value> {
-    let services = state.control.catalog();
-    let service = services.iter().find(|service| service.id == id);
-    let service = service.ok_or_else(|| Error::not_found("Service", id))?;
-    Ok(Json(json!({"service": show(&state, service)})))
-}
-
-/// Identity API v3: list endpoints.
-pub(super) async fn list_endpoints(
-    State(state): State<AppState>,
-    _: Authenticated,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    let region = state.control.region();
-    let mut rows = Vec::new();
-    for service in &state.control.catalog() {
-        let wanted = service.endpoints.iter().filter(|endpoint| {
-            filters.allow("service_id", &service.id)
-                && filters.allow("interface", endpoint.interface)
-                && filters.allow("region_id", region)
-                && filters.allow("region", region)
+    fn show(state: &AppState, row: &Endpoint) -> Map<String, Value> {
+        let own = json!({
+            "id": row.id,
+            "service_id": row.service_id,
+            "interface": row.interface,
+            "region": row.region_id,
+            "region_id": row.region_id,
+            "url": state.control.endpoint_url(row),
+            "enabled": row.enabled,
         });
-        rows.extend(wanted.map(|endpoint| show_one_endpoint(&state, service, endpoint)));
+        with(extra(&row.extra), own)
     }
-    Ok(collection("endpoints", rows, &url))
-}
 
-/// Identity API v3: show endpoint details.
-pub(super) async fn show_endpoint(
-    State(state): State<AppState>,
-    _: Authenticated,
-    Segments(id): Segments<String>,
-) -> Answer<Value> {
-    let services = state.control.catalog();
-    let found = services.iter().find_map(|service| {
-        let endpoint = service.endpoints.iter().find(|endpoint| endpoint.id == id)?;
-        Some(show_one_endpoint(&state, service, endpoint))
-    });
-    Ok(Json(json!({"endpoint": found.ok_or_else(|| Error::not_found("Endpoint", id))?})))
-}
-
-/// Identity API v3: list regions.
-pub(super) async fn list_regions(
-    State(state): State<AppState>,
-    _: Authenticated,
-    url: RequestUrl,
-) -> Answer<Value> {
-    Ok(collection("regions", vec![region(&state)], &url))
-}
-
-/// Identity API v3: show region details.
-pub(super) async fn show_region(
-    State(state): State<AppState>,
-    _: Authenticated,
-    Segments(id): Segments<String>,
-) -> Answer<Value> {
-    if id != state.control.region() {
-        return Err(Error::not_found("Region", id).into());
+    fn wanted(filters: &Filters, row: &Endpoint) -> Result<bool, Fault> {
+        let region = row.region_id.as_deref().unwrap_or_default();
+        Ok(filters.allow("service_id", &row.service_id)
+            && filters.allow("interface", &row.interface)
+            && filters.allow("region_id", region)
+            && filters.allow("region", region)
+            && filters.allow_flag("enabled", row.enabled)?)
     }
-    Ok(Json(json!({"region": region(&state)})))
+
+    fn blank(_: &AppState, _: &Caller, _: &mut Fields) -> Result<Endpoint> {
+        Ok(Endpoint { id: random_hex_id(), enabled: true, ..Endpoint::default() })
+    }
+
+    fn apply(row: &mut Endpoint, mut fields: Fields) -> Result<()> {
+        fields.name("service_id", &mut row.service_id)?;
+        fields.name("interface", &mut row.interface)?;
+        fields.name("url", &mut row.url)?;
+        // Keystone's older name of the field; the newer one counts.
+        fields.optional("region", &mut row.region_id)?;
+        fields.optional("region_id", &mut row.region_id)?;
+        fields.flag("enabled", &mut row.enabled)?;
+        fields.rest(&mut row.extra);
+        Ok(())
+    }
+}
+
+/// Regions as clients see them.
+pub(super) struct Regions;
+
+impl Resource for Regions {
+    type Row = Region;
+    const ONE: &'static str = "region";
+    const MANY: &'static str = "regions";
+    const PATH: &'static str = "regions";
+
+    fn show(_: &AppState, row: &Region) -> Map<String, Value> {
+        let own = json!({
+            "id": row.id, "description": row.description, "parent_region_id": row.parent_region_id,
+        });
+        with(extra(&row.extra), own)
+    }
+
+    fn wanted(filters: &Filters, row: &Region) -> Result<bool, Fault> {
+        Ok(filters.allow("parent_region_id", row.parent_region_id.as_deref().unwrap_or_default()))
+    }
+
+    fn blank(_: &AppState, _: &Caller, fields: &mut Fields) -> Result<Region> {
+        let id = fields.nullable("id")?.flatten().filter(|id| !id.is_empty());
+        Ok(Region { id: id.unwrap_or_else(random_hex_id), ..Region::default() })
+    }
+
+    fn apply(row: &mut Region, mut fields: Fields) -> Result<()> {
+        fields.text("description", &mut row.description)?;
+        fields.optional("parent_region_id", &mut row.parent_region_id)?;
+        fields.rest(&mut row.extra);
+        Ok(())
+    }
+}
+
+/// Identity API v3: create a region of an id that the client chooses.
+pub(super) async fn put_region(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<Object>,
+) -> Result<Response, Fault> {
+    let mut fields = Fields::of(body, "region", true)?;
+    if fields.nullable("id")?.flatten().is_some_and(|own| own != id) {
+        return Err(Fault::malformed("Conflicting region IDs specified in the path and the body"));
+    }
+    let mut row = new_row::<Regions>(&state, &caller, fields)?;
+    row.id = id;
+    let stored = state.control.entity_create(&caller, row).await?;
+    Ok((StatusCode::CREATED, one::<Regions>(&state, &stored)).into_response())
+}
+
+/// Documents of rules as clients see them.
+pub(super) struct Policies;
+
+impl Resource for Policies {
+    type Row = PolicyDocument;
+    const ONE: &'static str = "policy";
+    const MANY: &'static str = "policies";
+    const PATH: &'static str = "policies";
+
+    fn show(_: &AppState, row: &PolicyDocument) -> Map<String, Value> {
+        with(extra(&row.extra), json!({"id": row.id, "type": row.kind, "blob": row.blob}))
+    }
+
+    fn wanted(filters: &Filters, row: &PolicyDocument) -> Result<bool, Fault> {
+        Ok(filters.allow("type", &row.kind))
+    }
+
+    fn blank(_: &AppState, _: &Caller, _: &mut Fields) -> Result<PolicyDocument> {
+        Ok(PolicyDocument { id: random_hex_id(), ..PolicyDocument::default() })
+    }
+
+    fn apply(row: &mut PolicyDocument, mut fields: Fields) -> Result<()> {
+        fields.name("type", &mut row.kind)?;
+        fields.name("blob", &mut row.blob)?;
+        fields.rest(&mut row.extra);
+        Ok(())
+    }
+}
+
+/// A token's catalog.
+pub(super) fn shown(state: &AppState, user_id: &str, project_id: Option<&str>) -> Value {
+    let service = |entry: &CatalogService| {
+        let endpoints = entry.endpoints.iter().map(|(endpoint, url)| {
+            let row = &endpoint.row;
+            json!({
+                "id": row.id,
+                "interface": row.interface,
+                "region": row.region_id,
+                "region_id": row.region_id,
+                "url": url,
+            })
+        });
+        json!({
+            "id": entry.service.row.id,
+            "type": entry.service.row.kind,
+            "name": entry.service.row.name.as_deref().unwrap_or_default(),
+            "endpoints": endpoints.collect::<Vec<_>>(),
+        })
+    };
+    state.control.catalog(user_id, project_id).iter().map(service).collect()
+}
+
+/// Identity API v3: get service catalog.
+pub(super) async fn of_token(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    url: crate::context::RequestUrl,
+) -> Result<Json<Value>, Fault> {
+    if caller.scope == control::caller::Scope::Unscoped {
+        return Err(control::error::Error::Forbidden { action: "identity:get_auth_catalog" }.into());
+    }
+    let catalog = shown(&state, &caller.user_id, caller.project_id());
+    Ok(Json(json!({"catalog": catalog, "links": {"self": url.itself(), "next": null, "previous": null}})))
 }

@@ -1,5 +1,9 @@
 //! Keystone as clients see it.
 
+mod access;
+mod assignments;
+mod rules;
+
 use axum::http::Method;
 use serde_json::{Value, json};
 

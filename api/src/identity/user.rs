@@ -1,139 +1,132 @@
 //! Users.
 
-use std::collections::BTreeMap;
-
-use axum::Json;
+use super::fields::Result;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use control::caller::Caller;
 use control::model::identity::User;
-use control::service::user::UserChange;
-use serde::Deserialize;
+use control::model::random_hex_id;
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
-use zeroize::Zeroizing;
 
-use super::{done, given, project, secret};
+use super::fields::Fields;
+use super::project::Projects;
+use super::resource::{Object, Resource, extra, fits, new_row, one, page, with};
+use super::{done, time};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
-use crate::page::{Direction, Page, SortValue};
 
-#[derive(Deserialize)]
-pub(super) struct UserBody {
-    user: Wanted,
-}
+/// Users as clients see them.
+pub(super) struct Users;
 
-#[derive(Deserialize)]
-struct Wanted {
-    name: Option<String>,
-    domain_id: Option<String>,
-    enabled: Option<bool>,
-    #[serde(default, deserialize_with = "given")]
-    default_project_id: Option<Option<String>>,
-    #[serde(default, deserialize_with = "secret")]
-    password: Option<Zeroizing<String>>,
-    #[serde(flatten)]
-    extra: Map<String, Value>,
-}
+impl Resource for Users {
+    type Row = User;
+    const ONE: &'static str = "user";
+    const MANY: &'static str = "users";
+    const PATH: &'static str = "users";
 
-impl Wanted {
-    fn change(self) -> Result<UserChange, Fault> {
-        let mut extra = BTreeMap::new();
-        for (key, value) in self.extra {
-            match value {
-                Value::String(text) => extra.insert(key, Some(text)),
-                Value::Null => extra.insert(key, None),
-                // Keystone's own switches of password rules, none of which is there to be switched.
-                Value::Object(options) if key == "options" && options.is_empty() => None,
-                _ => return Err(Fault::malformed(format!("the value of {key} is not a string"))),
-            };
+    fn show(state: &AppState, row: &User) -> Map<String, Value> {
+        let mut own = json!({
+            "id": row.id,
+            "name": row.name,
+            "domain_id": row.domain_id,
+            "enabled": row.enabled,
+            "password_expires_at": state.control.password_expires_at(row).map(time),
+            "options": row.options,
+        });
+        if let Some(project) = &row.default_project_id {
+            own["default_project_id"] = json!(project);
         }
-        Ok(UserChange {
-            name: self.name,
-            domain_id: self.domain_id,
-            enabled: self.enabled,
-            default_project_id: self.default_project_id,
-            password: self.password,
-            extra,
-        })
+        with(extra(&row.extra), own)
+    }
+
+    fn wanted(filters: &Filters, row: &User) -> Result<bool, Fault> {
+        Ok(fits(filters, "name", &row.name)
+            && filters.allow("domain_id", &row.domain_id)
+            && filters.allow_flag("enabled", row.enabled)?)
+    }
+
+    fn blank(state: &AppState, caller: &Caller, fields: &mut Fields) -> Result<User> {
+        let domain = fields.nullable("domain_id")?.flatten();
+        let domain_id = domain.unwrap_or_else(|| state.control.domain_of(caller));
+        Ok(User { id: random_hex_id(), domain_id, enabled: true, ..User::default() })
+    }
+
+    fn apply(row: &mut User, mut fields: Fields) -> Result<()> {
+        fields.name_if_given("domain_id", &mut row.domain_id)?;
+        fields.name("name", &mut row.name)?;
+        fields.flag("enabled", &mut row.enabled)?;
+        fields.optional("default_project_id", &mut row.default_project_id)?;
+        fields.options(&mut row.options)?;
+        for text in ["description", "email"] {
+            if let Some(Some(value)) = fields.nullable(text)? {
+                row.extra.insert(text.to_owned(), value.into());
+            }
+        }
+        fields.take("password_expires_at");
+        fields.rest(&mut row.extra);
+        Ok(())
     }
 }
 
-#[derive(Deserialize)]
-pub(super) struct PasswordBody {
-    user: PasswordChange,
-}
-
-#[derive(Deserialize)]
-struct PasswordChange {
-    #[serde(default, deserialize_with = "secret")]
-    password: Option<Zeroizing<String>>,
-    #[serde(default, deserialize_with = "secret")]
-    original_password: Option<Zeroizing<String>>,
-}
-
-fn show_user(state: &AppState, user: &User) -> Value {
-    let mut body: Map<String, Value> =
-        user.extra.iter().map(|(key, value)| (key.clone(), Value::from(value.as_str()))).collect();
-    body.insert("id".into(), json!(user.id));
-    body.insert("name".into(), json!(user.name));
-    body.insert("domain_id".into(), json!(user.domain_id));
-    body.insert("enabled".into(), json!(user.enabled));
-    body.insert("password_expires_at".into(), Value::Null);
-    body.insert("options".into(), json!({}));
-    if let Some(project) = &user.default_project_id {
-        body.insert("default_project_id".into(), json!(project));
-    }
-    let own = format!("{}/identity/v3/users/{}", state.public_url(), user.id);
-    body.insert("links".into(), json!({"self": own}));
-    Value::Object(body)
-}
-
-/// Identity API v3: list users.
+/// Identity API v3: list users; `password_expires_at` may be compared with a time.
 pub(super) async fn list(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
 ) -> Answer<Value> {
-    let page = Page::of(&filters, &[("name", Direction::Ascending)])?;
-    let enabled = filters.flag("enabled")?;
-    let mut rows = state.control.user_list(&caller).await?;
-    rows.retain(|stored| {
-        let row = &stored.row;
-        filters.allow("name", &row.name)
-            && filters.allow("domain_id", &row.domain_id)
-            && enabled.is_none_or(|enabled| enabled == row.enabled)
-    });
-    let slice = page.cut(
-        rows,
-        |stored| &stored.row.id,
-        |stored, key| match key {
-            "name" => Some(SortValue::from(stored.row.name.as_str())),
-            "id" => Some(SortValue::from(stored.row.id.as_str())),
-            _ => None,
-        },
-    )?;
-    Ok(Json(slice.keystone("users", &url, |stored| show_user(&state, &stored.row))))
+    let expiry = filters.get("password_expires_at").map(Comparison::of).transpose()?;
+    let mut rows = Vec::new();
+    for stored in state.control.entity_list::<User>(&caller).await? {
+        let expires_at = state.control.password_expires_at(&stored.row);
+        let fits = expiry.as_ref().is_none_or(|expiry| expires_at.is_some_and(|at| expiry.holds(at)));
+        if fits && Users::wanted(&filters, &stored.row)? {
+            rows.push(stored);
+        }
+    }
+    page::<Users>(&state, &filters, &url, rows)
 }
 
-/// Identity API v3: show user details.
-pub(super) async fn show(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-) -> Answer<Value> {
-    let stored = state.control.user_get(&caller, &id).await?;
-    Ok(Json(json!({"user": show_user(&state, &stored.row)})))
+/// `lt:2030-01-01T00:00:00Z` and the like.
+struct Comparison<'a>(&'a str, Timestamp);
+
+impl<'a> Comparison<'a> {
+    fn of(text: &'a str) -> Result<Self, Fault> {
+        let (operator, at) = match text.split_once(':') {
+            Some((operator, at)) if ["lt", "lte", "gt", "gte", "eq", "neq"].contains(&operator) => {
+                (operator, at)
+            }
+            _ => ("eq", text),
+        };
+        let at = at.parse().map_err(|_| Fault::malformed(format!("{at} is no time of ISO 8601")))?;
+        Ok(Self(operator, at))
+    }
+
+    fn holds(&self, at: Timestamp) -> bool {
+        match self.0 {
+            "lt" => at < self.1,
+            "lte" => at <= self.1,
+            "gt" => at > self.1,
+            "gte" => at >= self.1,
+            "neq" => at != self.1,
+            _ => at == self.1,
+        }
+    }
 }
 
 /// Identity API v3: create user.
 pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
-    Body(body): Body<UserBody>,
+    Body(body): Body<Object>,
 ) -> Result<Response, Fault> {
-    let stored = state.control.user_create(&caller, body.user.change()?).await?;
-    Ok((StatusCode::CREATED, Json(json!({"user": show_user(&state, &stored.row)}))).into_response())
+    let mut fields = Fields::of(body, "user", true)?;
+    let password = fields.secret("password")?;
+    let row = new_row::<Users>(&state, &caller, fields)?;
+    let stored = state.control.user_create(&caller, row, password).await?;
+    Ok((StatusCode::CREATED, one::<Users>(&state, &stored)).into_response())
 }
 
 /// Identity API v3: update user.
@@ -141,33 +134,26 @@ pub(super) async fn update(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-    Body(body): Body<UserBody>,
+    Body(body): Body<Object>,
 ) -> Answer<Value> {
-    let stored = state.control.user_update(&caller, &id, body.user.change()?).await?;
-    Ok(Json(json!({"user": show_user(&state, &stored.row)})))
+    let mut fields = Fields::of(body, "user", false)?;
+    let password = fields.secret("password")?;
+    let change = |row: &mut User| Users::apply(row, fields.clone());
+    let stored = state.control.user_update(&caller, &id, change, password).await?;
+    Ok(one::<Users>(&state, &stored))
 }
 
-/// Identity API v3: delete user.
-pub(super) async fn delete(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-) -> Result<Response, Fault> {
-    state.control.user_delete(&caller, &id).await?;
-    Ok(done())
-}
-
-/// Identity API v3: change password for user. Keystone asks for no token here; the token's user must be the same.
+/// Identity API v3: change password for user. As in Keystone no token is asked for: the old password is the proof.
 pub(super) async fn password(
     State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-    Body(body): Body<PasswordBody>,
+    Body(body): Body<Object>,
 ) -> Result<Response, Fault> {
+    let mut fields = Fields::of(body, "user", true)?;
     let missing = |what: &str| Fault::malformed(format!("'{what}' is a required property"));
-    let original = body.user.original_password.ok_or_else(|| missing("original_password"))?;
-    let password = body.user.password.ok_or_else(|| missing("password"))?;
-    state.control.user_password(&caller, &id, original, password).await?;
+    let original = fields.secret("original_password")?.ok_or_else(|| missing("original_password"))?;
+    let password = fields.secret("password")?.ok_or_else(|| missing("password"))?;
+    state.control.user_password(&id, original, password).await?;
     Ok(done())
 }
 
@@ -179,17 +165,13 @@ pub(super) async fn projects(
     filters: Filters,
     url: RequestUrl,
 ) -> Answer<Value> {
-    let page = Page::of(&filters, &[("name", Direction::Ascending)])?;
-    state.control.user_get(&caller, &id).await?;
-    let of = control::caller::Caller { user_id: id, ..caller };
-    let rows = state.control.projects_of(&of).await?;
-    let slice = page.cut(
-        rows,
-        |stored| &stored.row.id,
-        |stored, key| match key {
-            "name" => Some(SortValue::from(stored.row.name.as_str())),
-            _ => None,
-        },
-    )?;
-    Ok(Json(slice.keystone("projects", &url, |stored| project::show_project(&state, &stored.row))))
+    state.control.entity_get::<User>(&caller, &id).await?;
+    let of = Caller { user_id: id, ..Caller::default() };
+    let mut rows = Vec::new();
+    for stored in state.control.projects_of(&of).await? {
+        if Projects::wanted(&filters, &stored.row)? {
+            rows.push(stored);
+        }
+    }
+    page::<Projects>(&state, &filters, &url, rows)
 }

@@ -142,6 +142,7 @@ async fn images_are_seen_by_their_project_and_by_those_they_are_shared_with() {
         scope: Scope::Project("other".into()),
         role: Some(RoleLevel::Member),
         request_id: String::new(),
+        ..Caller::default()
     };
     let control = &cloud.control;
     assert!(control.image_get(&stranger, &id).await.is_err());

@@ -1,7 +1,9 @@
 //! The rows of the store, one file per resource: wanted and observed, never a wire format. Each row has a schema
 //! version beside it in the store; times are RFC 3339 in UTC.
 
+pub mod catalog;
 pub mod compute;
+pub mod delegation;
 pub mod identity;
 pub mod image;
 pub mod metadef;
@@ -35,9 +37,26 @@ rows! {
     identity::Domain: "domain", 1, |row| &row.id;
     identity::Project: "project", 1, |row| &row.id;
     identity::User: "user", 1, |row| &row.id;
+    identity::Group: "group", 1, |row| &row.id;
+    identity::GroupMember: "group_member", 1, |row| &row.id;
     identity::Role: "role", 1, |row| &row.id;
+    identity::ImpliedRole: "implied_role", 1, |row| &row.id;
     identity::Assignment: "assignment", 1, |row| &row.id;
     identity::Revocation: "revocation", 1, |row| &row.id;
+    catalog::Service: "service", 1, |row| &row.id;
+    catalog::Endpoint: "endpoint", 1, |row| &row.id;
+    catalog::Region: "region", 1, |row| &row.id;
+    catalog::EndpointGroup: "endpoint_group", 1, |row| &row.id;
+    catalog::EndpointFilter: "endpoint_filter", 1, |row| &row.id;
+    catalog::PolicyDocument: "policy_document", 1, |row| &row.id;
+    catalog::RegisteredLimit: "registered_limit", 1, |row| &row.id;
+    catalog::Limit: "limit", 1, |row| &row.id;
+    delegation::StoredCredential: "credential", 1, |row| &row.id;
+    delegation::ApplicationCredential: "application_credential", 1, |row| &row.id;
+    delegation::AccessRule: "access_rule", 1, |row| &row.id;
+    delegation::Trust: "trust", 1, |row| &row.id;
+    delegation::TokenKey: "token_key", 1, |row| &row.id;
+    delegation::StoredToken: "stored_token", 1, |row| &row.id;
     image::Image: "image", 1, |row| &row.id;
     image::ImageMember: "image_member", 1, |row| &row.id;
     image::ImageBlob: "image_blob", 1, |row| &row.id;

@@ -277,6 +277,7 @@ fn attribute<'a>(caller: &'a Caller, name: &str) -> Option<&'a str> {
             Scope::Domain(id) => Some(id),
             _ => None,
         },
+        "user_domain_id" => Some(&caller.user_domain_id),
         "system_scope" => (caller.scope == Scope::System).then_some("all"),
         "is_admin" => flag(caller.is_admin()),
         // The mark of an administrator's project is not made: every project counts, as in Keystone without one.
@@ -291,7 +292,8 @@ fn has_role(caller: &Caller, name: &str) -> bool {
         "manager" => RoleLevel::Manager,
         "member" => RoleLevel::Member,
         "reader" => RoleLevel::Reader,
-        _ => return false,
+        // A role of another name says something to such rules alone.
+        _ => return caller.roles.iter().any(|role| role.eq_ignore_ascii_case(name)),
     };
     caller.role >= Some(level)
 }

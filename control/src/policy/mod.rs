@@ -301,6 +301,12 @@ pub fn allowed(rule: &str, default: Default, caller: &Caller, target: &Target<'_
     installed().allows(rule, default, caller, target)
 }
 
+/// What a file says of a rule, if one says anything: for rules whose default is no single shape of [`Default`].
+pub fn said(rule: &str, caller: &Caller, target: &Target<'_>) -> Option<bool> {
+    let policy = installed();
+    policy.rules.contains_key(rule).then(|| policy.holds(rule, caller, target))
+}
+
 /// As [`allowed`], or `Forbidden`, naming `rule`.
 ///
 /// # Errors

@@ -4,7 +4,7 @@ use super::*;
 use crate::caller::RoleLevel;
 
 fn caller(scope: Scope, role: RoleLevel) -> Caller {
-    Caller { user_id: "u".into(), scope, role: Some(role), request_id: String::new() }
+    Caller { user_id: "u".into(), scope, role: Some(role), ..Caller::default() }
 }
 
 fn of(project: &str, role: RoleLevel) -> Caller {

@@ -519,6 +519,7 @@ mod tests {
             scope: Scope::Project("p".into()),
             role: Some(RoleLevel::Member),
             request_id: String::new(),
+            ..Caller::default()
         }
     }
 

@@ -6,7 +6,6 @@
 
 pub mod addressing;
 pub mod auth;
-pub mod catalog;
 pub(crate) mod db;
 pub mod flavor;
 pub mod host;
@@ -22,9 +21,7 @@ pub mod nic;
 pub(crate) mod password;
 pub mod port;
 pub mod quota;
-pub mod role;
 pub mod security_group;
 pub mod server;
 pub mod subnet;
-pub mod user;
 pub mod volume;

@@ -1,9 +1,15 @@
 //! Password hashes: argon2id, away from the threads that serve requests, and only so many at once that a flood of
-//! logins neither takes the machine nor its memory.
+//! logins neither takes the machine nor its memory. Hashes of bcrypt, which other clouds made, are understood too.
+//!
+//! What was verified once is remembered: not the password, but a code of it and its hash under a key that this process
+//! made and nobody else has. The next login with it costs microseconds; any other password costs what it always does.
 
-use std::sync::LazyLock;
+use std::collections::{HashSet, VecDeque};
+use std::sync::{LazyLock, Mutex};
 
 use argon2::{Argon2, PasswordHasher, PasswordVerifier};
+use ring::hmac;
+use ring::rand::SystemRandom;
 use tokio::sync::Semaphore;
 use zeroize::Zeroizing;
 
@@ -13,19 +19,43 @@ use crate::error::{Error, Result};
 pub(crate) const PASSWORD_BYTES_MAX: usize = 4096;
 /// How many logins may wait for their turn: some seconds' worth. More are told to come back.
 const WAITING_MAX: usize = 128;
+/// How many verified passwords are remembered: half a mebibyte of codes; the oldest goes first.
+const REMEMBERED_MAX: usize = 8192;
+/// bcrypt looks at so many bytes; Keystone cut passwords there.
+const BCRYPT_BYTES_MAX: usize = 72;
+
+type Code = [u8; 32];
 
 /// Checks and makes hashes with argon2's own defaults (19 MiB, two passes), which are what OWASP recommends.
 #[derive(Debug)]
 pub(crate) struct Passwords {
     running: Semaphore,
     waiting: Semaphore,
+    key: hmac::Key,
+    remembered: Mutex<Remembered>,
+}
+
+#[derive(Debug, Default)]
+struct Remembered {
+    codes: HashSet<Code>,
+    order: VecDeque<Code>,
 }
 
 impl Passwords {
     /// Leaves at least every second core to other work.
-    pub(crate) fn new() -> Self {
+    ///
+    /// # Errors
+    /// `Unavailable` if the system has no randomness.
+    pub(crate) fn new() -> Result<Self> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { running: Semaphore::new((cores / 2).max(1)), waiting: Semaphore::new(WAITING_MAX) }
+        let key = hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
+            .map_err(|_| Error::Unavailable("no random bytes".to_owned()))?;
+        Ok(Self {
+            running: Semaphore::new((cores / 2).max(1)),
+            waiting: Semaphore::new(WAITING_MAX),
+            key,
+            remembered: Mutex::default(),
+        })
     }
 
     /// The hash of a password in PHC form.
@@ -42,17 +72,42 @@ impl Passwords {
     /// Whether the password is the one of `hash`. Without a hash (nobody by that name) the answer is no, and takes as
     /// long.
     pub(crate) async fn verify(&self, password: Zeroizing<String>, hash: Option<String>) -> Result<bool> {
-        if password.len() > PASSWORD_BYTES_MAX {
-            return Ok(false);
+        let code = hash.as_ref().filter(|_| password.len() <= PASSWORD_BYTES_MAX).map(|hash| {
+            let mut context = hmac::Context::with_key(&self.key);
+            context.update(&(hash.len() as u64).to_be_bytes());
+            context.update(hash.as_bytes());
+            context.update(password.as_bytes());
+            let mut code = Code::default();
+            code.copy_from_slice(context.sign().as_ref());
+            code
+        });
+        // Who could make a code that is looked up here would have the key: the time a look-up takes tells nothing.
+        if let Some(code) = &code
+            && self.lock().codes.contains(code)
+        {
+            return Ok(true);
         }
-        self.run(move || match hash {
-            Some(hash) => Argon2::default().verify_password(password.as_bytes(), hash.as_str()).is_ok(),
-            None => {
-                let _ = Argon2::default().verify_password(password.as_bytes(), NOBODY.as_str());
-                false
-            }
-        })
-        .await
+        let holds = self.run(move || is_of(&password, hash.as_deref())).await?;
+        if let (true, Some(code)) = (holds, code) {
+            self.remember(code);
+        }
+        Ok(holds)
+    }
+
+    fn remember(&self, code: Code) {
+        let mut remembered = self.lock();
+        if remembered.codes.insert(code) {
+            remembered.order.push_back(code);
+        }
+        if remembered.order.len() > REMEMBERED_MAX
+            && let Some(oldest) = remembered.order.pop_front()
+        {
+            remembered.codes.remove(&oldest);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Remembered> {
+        self.remembered.lock().expect("invariant: no holder of the codes panics")
     }
 
     async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
@@ -64,6 +119,26 @@ impl Passwords {
         let _running = self.running.acquire().await.expect(closed);
         let done = tokio::task::spawn_blocking(work).await;
         done.map_err(|_| Error::Unavailable("the password could not be checked".to_owned()))
+    }
+}
+
+fn is_of(password: &str, hash: Option<&str>) -> bool {
+    let argon2 = |hash: &str| Argon2::default().verify_password(password.as_bytes(), hash).is_ok();
+    match hash {
+        Some(hash) if hash.starts_with("$2") => {
+            let cut = &password.as_bytes()[..password.len().min(BCRYPT_BYTES_MAX)];
+            let holds = bcrypt::verify(cut, hash).unwrap_or(false);
+            // A failure must not tell whose hash was imported by taking less time than others.
+            if !holds {
+                argon2(NOBODY.as_str());
+            }
+            holds
+        }
+        Some(hash) if password.len() <= PASSWORD_BYTES_MAX => argon2(hash),
+        _ => {
+            argon2(NOBODY.as_str());
+            false
+        }
     }
 }
 
@@ -85,15 +160,50 @@ fn check_length(password: &str) -> Result<()> {
 mod tests {
     use super::*;
 
+    fn password(text: &str) -> Zeroizing<String> {
+        Zeroizing::new(text.to_owned())
+    }
+
     #[tokio::test]
     async fn only_the_right_password_of_somebody_holds() {
-        let passwords = Passwords::new();
-        let password = |text: &str| Zeroizing::new(text.to_owned());
+        let passwords = Passwords::new().unwrap();
         let hash = passwords.hash(password("geheim")).await.unwrap();
         assert!(hash.starts_with("$argon2id$"));
         assert!(passwords.verify(password("geheim"), Some(hash.clone())).await.unwrap());
         assert!(!passwords.verify(password("Geheim"), Some(hash)).await.unwrap());
         assert!(!passwords.verify(password("nobody"), None).await.unwrap());
         assert!(passwords.hash(password("")).await.is_err());
+        assert!(!passwords.verify(password(&"x".repeat(PASSWORD_BYTES_MAX + 1)), None).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn verified_password_is_remembered_for_its_own_hash_alone() {
+        let passwords = Passwords::new().unwrap();
+        let hash = passwords.hash(password("geheim")).await.unwrap();
+        let other = passwords.hash(password("other")).await.unwrap();
+        assert!(passwords.verify(password("geheim"), Some(hash.clone())).await.unwrap());
+        assert_eq!(passwords.lock().codes.len(), 1);
+        let started = std::time::Instant::now();
+        assert!(passwords.verify(password("geheim"), Some(hash.clone())).await.unwrap());
+        assert!(started.elapsed() < std::time::Duration::from_millis(5));
+        assert!(!passwords.verify(password("geheim"), Some(other)).await.unwrap());
+        assert!(!passwords.verify(password("wrong"), Some(hash)).await.unwrap());
+        assert_eq!(passwords.lock().codes.len(), 1);
+        for number in 0..=REMEMBERED_MAX {
+            let mut code = Code::default();
+            code[..8].copy_from_slice(&number.to_be_bytes());
+            passwords.remember(code);
+        }
+        assert_eq!(passwords.lock().codes.len(), REMEMBERED_MAX);
+    }
+
+    #[tokio::test]
+    async fn bcrypt_hash_of_another_cloud_holds() {
+        let passwords = Passwords::new().unwrap();
+        // `bcrypt.hashpw(b"geheim", bcrypt.gensalt(4))` of Python's bcrypt makes such.
+        let hash = bcrypt::hash_with_salt("geheim", 4, [7; 16]).unwrap().to_string();
+        assert!(hash.starts_with("$2"));
+        assert!(passwords.verify(password("geheim"), Some(hash.clone())).await.unwrap());
+        assert!(!passwords.verify(password("falsch"), Some(hash)).await.unwrap());
     }
 }

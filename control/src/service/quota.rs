@@ -400,6 +400,7 @@ mod tests {
             scope: Scope::Project("p".into()),
             role: Some(RoleLevel::Admin),
             request_id: String::new(),
+            ..Caller::default()
         };
         control.quota_set(&admin, "p", &[(Resource::Images, 10)]).await.unwrap();
         let creates = (0..40).map(|_| {

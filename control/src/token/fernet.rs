@@ -91,7 +91,12 @@ fn seal_with(key: &Key, issued_at_s: u64, vector: [u8; BLOCK_BYTES], message: &[
 /// Opens a token of this key: its message, and when it was sealed. The signature is compared in constant time and
 /// before anything else is looked at.
 pub(super) fn open(key: &Key, token: &str) -> Option<(Zeroizing<Vec<u8>>, u64)> {
-    if token.len() > TOKEN_CHARACTERS_MAX {
+    open_of(key, token, TOKEN_CHARACTERS_MAX)
+}
+
+/// As [`open`], of what is at most so many characters long.
+pub(super) fn open_of(key: &Key, token: &str, characters_max: usize) -> Option<(Zeroizing<Vec<u8>>, u64)> {
+    if token.len() > characters_max {
         return None;
     }
     let bytes = BASE64.decode(token.trim_end_matches('=')).ok()?;

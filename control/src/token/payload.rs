@@ -5,7 +5,11 @@
 //! | 0 unscoped | user, methods, expiry, audit ids |
 //! | 1 domain | user, methods, domain, expiry, audit ids |
 //! | 2 project | user, methods, project, expiry, audit ids |
+//! | 3 trust | user, methods, project, expiry, audit ids, trust |
 //! | 8 system | user, methods, `"all"`, expiry, audit ids |
+//! | 9 application credential | user, methods, project, expiry, audit ids, application credential |
+//!
+//! Versions 4 to 7 and 10 are of federation and OAuth, whose users are not here: they are not understood.
 //!
 //! User and project are `[true, 16 bytes]` where the id is a UUID's 32 digits and `[false, text]` otherwise; a domain
 //! is the 16 bytes or the text alone. Methods are a bitmask, the expiry is a float of seconds since the epoch, an
@@ -14,30 +18,72 @@
 use rmpv::Value;
 
 /// The most audit ids of a token: its own and its first ancestor's.
-const AUDIT_IDS_MAX: usize = 2;
+pub(super) const AUDIT_IDS_MAX: usize = 2;
 /// The longest id in a token, in bytes.
 const ID_BYTES_MAX: usize = 64;
 /// How deep arrays may nest: a payload has two levels, of which the reader counts each twice.
 const DEPTH_MAX: usize = 8;
 
 /// How the user proved to be the user. The discriminants are Keystone's bits, from the order of its default list of
-/// methods: external, password, token, oauth1, mapped, application_credential.
+/// methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Method {
+    /// By a web server before the service.
+    External = 1,
     /// By password.
     Password = 2,
     /// By an earlier token.
     Token = 4,
+    /// By OAuth 1.0a.
+    Oauth1 = 8,
+    /// By federation.
+    Mapped = 16,
+    /// By an application credential.
+    ApplicationCredential = 32,
+    /// By a request that an EC2 secret signed.
+    Ec2Credential = 64,
 }
 
 impl Method {
+    const ALL: [Self; 7] = [
+        Self::External,
+        Self::Password,
+        Self::Token,
+        Self::Oauth1,
+        Self::Mapped,
+        Self::ApplicationCredential,
+        Self::Ec2Credential,
+    ];
+
     /// The method's name in a request and in a token's body.
     pub fn name(self) -> &'static str {
         match self {
+            Self::External => "external",
             Self::Password => "password",
             Self::Token => "token",
+            Self::Oauth1 => "oauth1",
+            Self::Mapped => "mapped",
+            Self::ApplicationCredential => "application_credential",
+            Self::Ec2Credential => "ec2credential",
         }
     }
+
+    /// The method of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|method| method.name() == name)
+    }
+}
+
+/// Under what somebody else's right a token was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Via {
+    /// None.
+    #[default]
+    Own,
+    /// A trust's id.
+    Trust(String),
+    /// An application credential's id.
+    ApplicationCredential(String),
 }
 
 /// What a token is good for.
@@ -66,6 +112,8 @@ pub struct Payload {
     pub expires_at_s: f64,
     /// Its own id for revocation and audit, then the one it came from.
     pub audit_ids: Vec<[u8; 16]>,
+    /// Under what right; only with a project.
+    pub via: Via,
 }
 
 /// Why a payload was not understood.
@@ -95,13 +143,29 @@ impl Payload {
                         .map_or_else(|| Value::from(id.as_str()), |bytes| Value::Binary(bytes.into())),
                 ),
             ),
-            TokenScope::Project(id) => (2, Some(pack_id(id))),
+            TokenScope::Project(id) => {
+                let version = match &self.via {
+                    Via::Own => 2,
+                    Via::Trust(_) => 3,
+                    Via::ApplicationCredential(_) => 9,
+                };
+                (version, Some(pack_id(id)))
+            }
             TokenScope::System => (8, Some(Value::from("all"))),
         };
         let audit_ids = self.audit_ids.iter().map(|id| Value::Binary(id.to_vec())).collect();
         let mut fields = vec![Value::from(scope.0), pack_id(&self.user_id), Value::from(methods)];
         fields.extend(scope.1);
         fields.extend([Value::F64(self.expires_at_s), Value::Array(audit_ids)]);
+        if let (Via::Trust(id) | Via::ApplicationCredential(id), TokenScope::Project(_)) =
+            (&self.via, &self.scope)
+        {
+            fields.push(match (&self.via, uuid_bytes(id)) {
+                // Keystone packs a trust's bytes alone.
+                (Via::Trust(_), Some(bytes)) => Value::Binary(bytes.into()),
+                _ => pack_id(id),
+            });
+        }
         let mut bytes = Vec::with_capacity(128);
         rmpv::encode::write_value(&mut bytes, &Value::Array(fields))
             .expect("invariant: writing to a vector does not fail");
@@ -120,12 +184,13 @@ impl Payload {
         let version = next("version")?.as_u64().ok_or(PayloadError::Field("version"))?;
         let user_id = unpack_id(&next("user")?).ok_or(PayloadError::Field("user"))?;
         let bits = next("methods")?.as_u64().ok_or(PayloadError::Field("methods"))?;
-        let methods =
-            [Method::Password, Method::Token].into_iter().filter(|m| bits & (*m as u64) != 0).collect();
+        let methods = Method::ALL.into_iter().filter(|method| bits & (*method as u64) != 0).collect();
         let scope = match version {
             0 => TokenScope::Unscoped,
             1 => TokenScope::Domain(unpack_id(&next("domain")?).ok_or(PayloadError::Field("domain"))?),
-            2 => TokenScope::Project(unpack_id(&next("project")?).ok_or(PayloadError::Field("project"))?),
+            2 | 3 | 9 => {
+                TokenScope::Project(unpack_id(&next("project")?).ok_or(PayloadError::Field("project"))?)
+            }
             8 if next("system")?.as_str() == Some("all") => TokenScope::System,
             8 => return Err(PayloadError::Field("system")),
             other => return Err(PayloadError::Version(other)),
@@ -140,7 +205,13 @@ impl Payload {
                 .ok_or(PayloadError::Field("audit ids"))?,
             _ => return Err(PayloadError::Field("audit ids")),
         };
-        Ok(Self { user_id, methods, scope, expires_at_s, audit_ids })
+        let mut last = |name| unpack_id(&next(name)?).ok_or(PayloadError::Field(name));
+        let via = match version {
+            3 => Via::Trust(last("trust")?),
+            9 => Via::ApplicationCredential(last("application credential")?),
+            _ => Via::Own,
+        };
+        Ok(Self { user_id, methods, scope, expires_at_s, audit_ids, via })
     }
 }
 
@@ -185,6 +256,7 @@ mod tests {
             scope,
             expires_at_s: 1_700_000_000.25,
             audit_ids: vec![[1; 16], [2; 16]],
+            via: Via::Own,
         }
     }
 
@@ -204,6 +276,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_handed_on_reads_back() {
+        let hex = "ee".repeat(16);
+        for via in [Via::Trust(hex.clone()), Via::ApplicationCredential(hex), Via::Trust("short".into())] {
+            let payload = Payload { via, ..payload(TokenScope::Project("ff".repeat(16))) };
+            assert_eq!(Payload::unpack(&payload.pack()).unwrap(), payload);
+        }
+    }
+
     /// `msgpack.packb((2, (True, b'\x01\x23…'), 2, (True, b'\xff…'), 1.5, [b'\x07' * 16]))` of Python's msgpack.
     #[test]
     fn project_payload_is_byte_for_byte_keystones() {
@@ -213,6 +294,7 @@ mod tests {
             scope: TokenScope::Project("ff".repeat(16)),
             expires_at_s: 1.5,
             audit_ids: vec![[7; 16]],
+            via: Via::Own,
         };
         let mut wanted = vec![0x96, 0x02, 0x92, 0xc3, 0xc4, 0x10];
         wanted.extend([

@@ -45,6 +45,7 @@ fn caller(project: &str, role: RoleLevel) -> Caller {
         scope: Scope::Project(project.into()),
         role: Some(role),
         request_id: "req-1".into(),
+        ..Caller::default()
     }
 }
 
