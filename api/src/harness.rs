@@ -61,7 +61,7 @@ impl Harness {
         let control = Control::open(Arc::new(store), settings).await.unwrap();
         control.bootstrap(ADMIN_PASSWORD.to_owned().into()).await.unwrap();
         let router = router(AppState::new(control.clone()));
-        Self { control, router, admin_token: OnceCell::new(), directory: directory }
+        Self { control, router, admin_token: OnceCell::new(), directory }
     }
 
     /// Where the cloud keeps its files.

@@ -200,7 +200,7 @@ async fn endpoints_of_project(
     let all = state.control.entity_list::<Endpoint>(&caller).await?;
     let own = all.iter().filter(|stored| {
         let endpoint = &stored.row;
-        ids.iter().any(|id| *id == endpoint.id) || groups.iter().any(|group| group.row.holds(endpoint))
+        ids.contains(&endpoint.id) || groups.iter().any(|group| group.row.holds(endpoint))
     });
     Ok(whole("endpoints", own.map(|row| body::<Endpoints>(&state, &row.row)).collect(), &url))
 }

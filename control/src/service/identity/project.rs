@@ -21,6 +21,9 @@ pub const TAGS_MAX: usize = 80;
 /// The longest tag in characters, as in Keystone.
 const TAG_CHARACTERS_MAX: usize = 255;
 
+/// Rows of projects.
+pub type Projects = Vec<Arc<Stored<Project>>>;
+
 impl Entity for Project {
     const NOUN: &'static str = "Project";
     const RULES: Rules = rules!("project", "projects");
@@ -114,10 +117,7 @@ impl Entity for Project {
 
 impl Control {
     /// The projects above a project, the nearest first, and those below it, as its tree has them.
-    pub fn project_family(
-        &self,
-        project: &Project,
-    ) -> (Vec<Arc<Stored<Project>>>, Vec<Arc<Stored<Project>>>) {
+    pub fn project_family(&self, project: &Project) -> (Projects, Projects) {
         let cache = self.db.cache();
         (ancestors(cache, project), descendants(cache, &project.id))
     }
@@ -150,7 +150,7 @@ impl Control {
 }
 
 /// The projects above one, the nearest first.
-pub(crate) fn ancestors(cache: &Cache, project: &Project) -> Vec<Arc<Stored<Project>>> {
+pub(crate) fn ancestors(cache: &Cache, project: &Project) -> Projects {
     let mut above = Vec::new();
     let mut next = project.parent_id.clone();
     // A tree is never deeper; a row that says otherwise ends the walk.
@@ -164,9 +164,9 @@ pub(crate) fn ancestors(cache: &Cache, project: &Project) -> Vec<Arc<Stored<Proj
 }
 
 /// The projects below one, those nearer first.
-pub(crate) fn descendants(cache: &Cache, id: &str) -> Vec<Arc<Stored<Project>>> {
+pub(crate) fn descendants(cache: &Cache, id: &str) -> Projects {
     let all = cache.filter::<Project>(|row| row.parent_id.is_some());
-    let mut below: Vec<Arc<Stored<Project>>> = Vec::new();
+    let mut below: Projects = Vec::new();
     let mut parents = vec![id.to_owned()];
     for _ in 0..TREE_DEPTH_MAX {
         let children =

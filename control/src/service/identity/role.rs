@@ -28,6 +28,9 @@ pub fn role_level(name: &str) -> Option<RoleLevel> {
     }
 }
 
+/// A role and one that it brings with it.
+pub type RolePair = (Arc<Stored<Role>>, Arc<Stored<Role>>);
+
 impl Entity for Role {
     const NOUN: &'static str = "Role";
     const RULES: Rules = rules!("role", "roles");
@@ -104,7 +107,7 @@ impl Control {
         caller: &Caller,
         prior_id: &str,
         implied_id: &str,
-    ) -> Result<(Arc<Stored<Role>>, Arc<Stored<Role>>)> {
+    ) -> Result<RolePair> {
         require_admin(caller, "identity:create_implied_role")?;
         self.db
             .transact(|cache| {
@@ -131,12 +134,7 @@ impl Control {
     ///
     /// # Errors
     /// `NotFound` if there is no such rule.
-    pub async fn implied_get(
-        &self,
-        caller: &Caller,
-        prior_id: &str,
-        implied_id: &str,
-    ) -> Result<(Arc<Stored<Role>>, Arc<Stored<Role>>)> {
+    pub async fn implied_get(&self, caller: &Caller, prior_id: &str, implied_id: &str) -> Result<RolePair> {
         readable(caller)?;
         self.db.caught_up().await?;
         self.implied_pair(prior_id, implied_id)
@@ -155,11 +153,7 @@ impl Control {
             .await
     }
 
-    fn implied_pair(
-        &self,
-        prior_id: &str,
-        implied_id: &str,
-    ) -> Result<(Arc<Stored<Role>>, Arc<Stored<Role>>)> {
+    fn implied_pair(&self, prior_id: &str, implied_id: &str) -> Result<RolePair> {
         let rule = ImpliedRole::new(prior_id, implied_id);
         self.stored::<ImpliedRole>(&rule.id, "Implied role")?;
         Ok((self.stored(prior_id, "Role")?, self.stored(implied_id, "Role")?))
