@@ -214,7 +214,11 @@ impl Control {
         let endpoints = cache.filter::<Endpoint>(|row| {
             row.enabled && (own.is_empty() || own.iter().any(|filter| filter(row)))
         });
-        let services = cache.filter::<Service>(|row| row.enabled);
+        let mut services = cache.filter::<Service>(|row| row.enabled);
+        services.sort_by_key(|service| {
+            let known = SERVICES.iter().position(|(kind, _, _)| *kind == service.row.kind);
+            (known.unwrap_or(SERVICES.len()), service.create_revision)
+        });
         let with = |service: Arc<Stored<Service>>| {
             let of = endpoints.iter().filter(|endpoint| endpoint.row.service_id == service.row.id);
             let filled = of.filter_map(|endpoint| {
