@@ -1,5 +1,6 @@
 //! Tokens: getting, checking and revoking them, and what the caller's token shows.
 
+use axum::Extension;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
@@ -18,6 +19,7 @@ use super::domain::Domains;
 use super::project::Projects;
 use super::resource::{page, whole};
 use super::{catalog, done, secret, time};
+use crate::audit::Seat;
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl};
 use crate::error::Fault;
 
@@ -210,11 +212,15 @@ fn scope_wanted(scope: Option<ScopeBody>) -> Result<ScopeWanted, Fault> {
 /// Identity API v3: password and token authentication.
 pub(super) async fn issue(
     State(state): State<AppState>,
+    seat: Option<Extension<Seat>>,
     filters: Filters,
     Body(body): Body<AuthBody>,
 ) -> Result<Response, Fault> {
     let wanted = scope_wanted(body.auth.scope)?;
     let (token, facts) = state.control.token_issue(credentials(body.auth.identity)?, wanted).await?;
+    if let Some(Extension(seat)) = seat {
+        seat.take_user(&facts.user.row.id);
+    }
     let body = token_body(&state, &facts, !filters.has("nocatalog"));
     Ok((StatusCode::CREATED, [("x-subject-token", subject(&token)?)], Json(body)).into_response())
 }
