@@ -7,6 +7,7 @@ mod doctor;
 mod down;
 mod guest;
 mod lab;
+mod token;
 mod up;
 mod vmm;
 
@@ -48,6 +49,8 @@ enum Command {
     Vmm(vmm::Command),
     #[command(subcommand)]
     Guest(guest::Command),
+    #[command(subcommand)]
+    Token(token::Command),
     Lab(Box<lab::Arguments>),
     /// The first process of a lab's host.
     #[command(hide = true)]
@@ -99,6 +102,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Vmm(command) => vmm::dispatch(command),
         Command::Guest(command) => guest::dispatch(&command),
+        Command::Token(command) => token::dispatch(&command),
         Command::Lab(arguments) => lab::run(*arguments),
         Command::LabInside => crate::lab::inside::main().map(|()| ExitCode::SUCCESS),
         Command::Control(child) => control::main(child.handover).map(|()| ExitCode::SUCCESS),

@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use crate::process::agent::DriverKind;
 use crate::process::certificates::Source;
 use crate::process::control::{Bucket, ImageOptions};
+use crate::process::keystone_conf::{self, KeystoneConf};
 use crate::process::state_directory::StateDirectory;
 use crate::process::supervisor::{self, Options};
 
@@ -64,6 +65,9 @@ pub(super) struct Arguments {
     /// WISP_S3_SECRET_KEY, its region from WISP_S3_REGION.
     #[arg(long, value_name = "URL/BUCKET[/PREFIX]")]
     image_bucket: Option<String>,
+    /// Kinds and lives of tokens and rules of passwords: the sections [token] and [security_compliance] of a keystone.conf.
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
     /// How many hosts the fake driver simulates.
     #[arg(long, hide = true, default_value_t = 1, value_name = "N")]
     fake_hosts: u32,
@@ -113,6 +117,7 @@ pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode>
             sources: arguments.image_source,
             bucket: arguments.image_bucket.as_deref().map(bucket).transpose()?,
         },
+        identity: arguments.identity.as_deref().map(identity).transpose()?.unwrap_or_default(),
         policy: arguments.policy.as_deref().map(policy).transpose()?.unwrap_or_default(),
         log,
     })?;
@@ -154,12 +159,27 @@ fn bucket(text: &str) -> anyhow::Result<Bucket> {
     })
 }
 
-/// The text of a policy file, which holds rules that can be read: whoever starts the cloud is told, not its log.
-fn policy(path: &Path) -> anyhow::Result<String> {
+/// The text of a file, and a byte more than it may have if it is longer.
+fn read(path: &Path, bytes_max: u64) -> anyhow::Result<String> {
     let mut text = String::new();
     let file = std::fs::File::open(path).with_context(|| format!("open {}", path.display()))?;
-    let longest = control::policy::FILE_BYTES_MAX as u64 + 1;
-    file.take(longest).read_to_string(&mut text).with_context(|| format!("read {}", path.display()))?;
+    file.take(bytes_max + 1).read_to_string(&mut text).with_context(|| format!("read {}", path.display()))?;
+    Ok(text)
+}
+
+/// The text of a keystone.conf whose rules can be kept.
+fn identity(path: &Path) -> anyhow::Result<String> {
+    let text = read(path, keystone_conf::FILE_BYTES_MAX)?;
+    if text.len() as u64 > keystone_conf::FILE_BYTES_MAX {
+        bail!("{} has more than {} bytes", path.display(), keystone_conf::FILE_BYTES_MAX);
+    }
+    KeystoneConf::parse(&text).with_context(|| format!("--identity {}", path.display()))?;
+    Ok(text)
+}
+
+/// The text of a policy file, which holds rules that can be read: whoever starts the cloud is told, not its log.
+fn policy(path: &Path) -> anyhow::Result<String> {
+    let text = read(path, control::policy::FILE_BYTES_MAX as u64)?;
     control::policy::Policy::parse(&text).with_context(|| format!("--policy {}", path.display()))?;
     Ok(text)
 }

@@ -113,13 +113,9 @@ struct Cloud {
 pub fn upload(file: &Path, format: &str, name: &str, progress: &Progress) -> Result<String, Error> {
     let credentials = credentials(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))?;
     let stage = progress.stage("upload", None);
-    let config = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .timeout_connect(Some(TIMEOUT))
-        .timeout_recv_response(Some(TIMEOUT))
-        .build();
-    let agent = config.new_agent();
-    let (token, endpoint) = log_in(&agent, &credentials)?;
+    let agent = agent();
+    let (token, catalog) = log_in(&agent, &credentials)?;
+    let endpoint = image_endpoint(&catalog).ok_or(Error::NoService)?;
     let body = json!({"name": name, "disk_format": format, "container_format": "bare"});
     let request = agent.post(format!("{endpoint}/v2/images")).header("X-Auth-Token", &token);
     let image = answer("create the image", request.send_json(&body))?.1;
@@ -139,10 +135,37 @@ pub fn upload(file: &Path, format: &str, name: &str, progress: &Progress) -> Res
     Ok(id)
 }
 
-/// A token, and where the image service is.
-fn log_in(agent: &ureq::Agent, credentials: &Credentials) -> Result<(String, String), Error> {
+/// Asks the identity service of a cloud of `clouds.yaml` for something of its administrator's, which `path` names; its
+/// answer.
+///
+/// # Errors
+/// No such cloud, or it refuses.
+pub(crate) fn administer(clouds: &Path, cloud: &str, path: &str) -> Result<Value, Error> {
+    let credentials = cloud_in(clouds, cloud)?;
+    let agent = agent();
+    let (token, _) = log_in(&agent, &credentials)?;
+    let request = agent.post(format!("{}/{path}", identity_url(&credentials))).header("X-Auth-Token", &token);
+    Ok(answer("ask the identity service", request.send_empty())?.1)
+}
+
+fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_connect(Some(TIMEOUT))
+        .timeout_recv_response(Some(TIMEOUT))
+        .build();
+    config.new_agent()
+}
+
+/// The identity service's version 3.
+fn identity_url(credentials: &Credentials) -> String {
     let base = credentials.auth_url.trim_end_matches('/');
-    let base = if base.ends_with("/v3") { base.to_owned() } else { format!("{base}/v3") };
+    if base.ends_with("/v3") { base.to_owned() } else { format!("{base}/v3") }
+}
+
+/// A token and its catalog.
+fn log_in(agent: &ureq::Agent, credentials: &Credentials) -> Result<(String, Value), Error> {
+    let base = identity_url(credentials);
     let body = json!({"auth": {
         "identity": {"methods": ["password"], "password": {"user": {
             "name": credentials.username,
@@ -155,8 +178,7 @@ fn log_in(agent: &ureq::Agent, credentials: &Credentials) -> Result<(String, Str
         }},
     }});
     let (token, answer) = answer("log in", agent.post(format!("{base}/auth/tokens")).send_json(&body))?;
-    let endpoint = image_endpoint(&answer["token"]["catalog"]).ok_or(Error::NoService)?;
-    Ok((token, endpoint))
+    Ok((token, answer["token"]["catalog"].clone()))
 }
 
 fn image_endpoint(catalog: &Value) -> Option<String> {

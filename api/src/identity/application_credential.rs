@@ -11,9 +11,9 @@ use control::model::identity::User;
 use control::service::identity::application_credential::{ApplicationCredentialWanted, RoleRef};
 use serde_json::{Value, json};
 
+use super::done;
 use super::fields::{Fields, invalid};
 use super::resource::{Object, whole};
-use super::{done, time};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 
@@ -38,7 +38,8 @@ fn show(state: &AppState, row: &ApplicationCredential) -> Value {
         "project_id": row.project_id,
         "system": null,
         "roles": roles.collect::<Vec<_>>(),
-        "expires_at": row.expires_at.map(time),
+        // Without a zone, unlike all other times: so Keystone writes it.
+        "expires_at": row.expires_at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%S.%6f").to_string()),
         "unrestricted": row.unrestricted,
         "links": {"self": format!("{base}/application_credentials/{}", row.id)},
     });

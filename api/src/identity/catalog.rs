@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
 use super::resource::{Object, Resource, extra, fits, new_row, one, with};
-use crate::context::{AppState, Authenticated, Body, Filters, Segments};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
 
 /// Services as clients see them.
@@ -91,8 +91,6 @@ impl Resource for Endpoints {
         fields.name("service_id", &mut row.service_id)?;
         fields.name("interface", &mut row.interface)?;
         fields.name("url", &mut row.url)?;
-        // Keystone's older name of the field; the newer one counts.
-        fields.optional("region", &mut row.region_id)?;
         fields.optional("region_id", &mut row.region_id)?;
         fields.flag("enabled", &mut row.enabled)?;
         fields.rest(&mut row.extra);
@@ -131,6 +129,48 @@ impl Resource for Regions {
         fields.rest(&mut row.extra);
         Ok(())
     }
+}
+
+/// Identity API v3: create endpoint.
+pub(super) async fn create_endpoint(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Body(body): Body<Object>,
+) -> Result<Response, Fault> {
+    let mut fields = Fields::of(body, "endpoint", true)?;
+    own_region(&state, &caller, &mut fields).await?;
+    let row = new_row::<Endpoints>(&state, &caller, fields)?;
+    let stored = state.control.entity_create(&caller, row).await?;
+    Ok((StatusCode::CREATED, one::<Endpoints>(&state, &stored)).into_response())
+}
+
+/// Identity API v3: update endpoint.
+pub(super) async fn update_endpoint(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<Object>,
+) -> Answer<Value> {
+    let mut fields = Fields::of(body, "endpoint", false)?;
+    own_region(&state, &caller, &mut fields).await?;
+    let change = |row: &mut Endpoint| Endpoints::apply(row, fields.clone());
+    let stored = state.control.entity_update(&caller, &id, change).await?;
+    Ok(one::<Endpoints>(&state, &stored))
+}
+
+/// Makes the region that `region`, the field's older name, says, if it is not there: so Keystone does, for that name
+/// alone.
+async fn own_region(state: &AppState, caller: &Caller, fields: &mut Fields) -> Result<()> {
+    let Some(Some(id)) = fields.nullable("region")? else { return Ok(()) };
+    if fields.has("region_id") {
+        return Ok(());
+    }
+    if state.control.look_up::<Region>(&id).is_none() {
+        let row = Region { id: id.clone(), ..Region::default() };
+        state.control.entity_create(caller, row).await?;
+    }
+    fields.put("region_id", id.into());
+    Ok(())
 }
 
 /// Identity API v3: create a region of an id that the client chooses.

@@ -60,6 +60,11 @@ impl Fields {
         self.map.contains_key(key)
     }
 
+    /// Sets a field as if the body had it.
+    pub(super) fn put(&mut self, key: &str, value: Value) {
+        self.map.insert(key.to_owned(), value);
+    }
+
     /// A field of any type.
     pub(super) fn take(&mut self, key: &str) -> Option<Value> {
         self.map.remove(key)

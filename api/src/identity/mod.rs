@@ -65,6 +65,10 @@ fn resource_routes() -> Routes {
     let registered =
         get(resource::list::<limit::RegisteredLimits>).post(limit::create::<limit::RegisteredLimits>);
     let limits = get(resource::list::<limit::Limits>).post(limit::create::<limit::Limits>);
+    let endpoints = get(resource::list::<catalog::Endpoints>).post(catalog::create_endpoint);
+    let endpoint = get(resource::show::<catalog::Endpoints>)
+        .patch(catalog::update_endpoint)
+        .delete(resource::delete::<catalog::Endpoints>);
     Routes::new()
         .route("/v3/domains", collection::<domain::Domains>())
         .route("/v3/domains/{domain_id}", single::<domain::Domains>())
@@ -86,8 +90,8 @@ fn resource_routes() -> Routes {
         .route("/v3/role_inferences", get(role::inferences))
         .route("/v3/services", collection::<catalog::Services>())
         .route("/v3/services/{service_id}", single::<catalog::Services>())
-        .route("/v3/endpoints", collection::<catalog::Endpoints>())
-        .route("/v3/endpoints/{endpoint_id}", single::<catalog::Endpoints>())
+        .route("/v3/endpoints", endpoints)
+        .route("/v3/endpoints/{endpoint_id}", endpoint)
         .route("/v3/regions", collection::<catalog::Regions>())
         .route("/v3/regions/{region_id}", single::<catalog::Regions>().put(catalog::put_region))
         .route("/v3/policies", collection::<catalog::Policies>())

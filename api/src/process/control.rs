@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 
 use super::certificates;
 use super::handover::{self, Inherited};
+use super::keystone_conf::KeystoneConf;
 use super::privileges::{self, User};
 use super::terminal;
 use crate::context::AppState;
@@ -63,6 +64,8 @@ pub struct Handover {
     pub policy: String,
     /// From where images come and where they are kept, besides the defaults.
     pub images: ImageOptions,
+    /// The text of the keystone.conf, or nothing.
+    pub identity: String,
 }
 
 /// From where images may come, and where they are kept besides this host's files.
@@ -123,6 +126,7 @@ struct Parts {
     admin_password: String,
     policy: Policy,
     images: ImageOptions,
+    identity: KeystoneConf,
 }
 
 /// Runs until SIGTERM, or until a line to an agent ends.
@@ -142,6 +146,7 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
         admin_password: handover.admin_password,
         policy: Policy::parse(&handover.policy).context("read the policy")?,
         images: handover.images,
+        identity: KeystoneConf::parse(&handover.identity).context("read the rules of identity")?,
     };
     terminal::log(&handover.log)?;
     nix::sys::signal::SigSet::empty().thread_set_mask().context("let signals through")?;
@@ -160,11 +165,13 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
     let (certificate, key) = (Path::new(certificates::CERTIFICATE), Path::new(certificates::KEY));
     let tls = parts.tls.then(|| Tls::open(certificate, key).map(Arc::new)).transpose()?;
     let store = RedbStore::open(Path::new("control/store.redb")).context("open the store")?;
-    let settings = Settings {
+    let mut settings = Settings {
         image_sources: parts.images.sources,
         image_bucket: parts.images.bucket.map(Into::into),
+        identity: parts.identity.identity,
         ..Settings::new(parts.public_url, "control")
     };
+    settings.token_lifetime_s = parts.identity.token_lifetime_s.unwrap_or(settings.token_lifetime_s);
     let control = Control::open(Arc::new(store), settings).await.context("open the cloud")?;
 
     first_start(&control, parts.admin_password).await.context("make what a new cloud begins with")?;

@@ -9,6 +9,7 @@ pub mod certificates;
 pub mod control;
 pub mod credentials;
 pub mod handover;
+pub(crate) mod keystone_conf;
 pub mod privileges;
 pub mod state_directory;
 pub mod supervisor;

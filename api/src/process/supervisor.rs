@@ -64,6 +64,8 @@ pub struct Options {
     pub policy: String,
     /// From where images come and where they are kept, besides the defaults.
     pub images: ImageOptions,
+    /// The text of the keystone.conf, or nothing.
+    pub identity: String,
     /// What the children log.
     pub log: String,
 }
@@ -260,6 +262,7 @@ impl Cloud<'_> {
             admin_password: self.password.clone(),
             policy: self.options.policy.clone(),
             images: self.options.images.clone(),
+            identity: self.options.identity.clone(),
         };
         let mut fds: Vec<&dyn AsFdDyn> = lines.iter().map(|(_, line, _)| line as &dyn AsFdDyn).collect();
         fds.push(&self.listener);

@@ -105,6 +105,11 @@ pub(crate) fn trial(name: &str, needs: &'static [Need], run: fn() -> anyhow::Res
     })
 }
 
+/// The Python that the `openstack` command runs with, and its libraries.
+pub(crate) fn openstack_python() -> anyhow::Result<std::path::PathBuf> {
+    Ok(venv::openstack()?.with_file_name("python"))
+}
+
 /// Makes the `openstack` command ready; where that fails, the tests that need it say why.
 pub(crate) fn prepare_openstack() {
     let _ = venv::openstack();

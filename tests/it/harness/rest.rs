@@ -25,6 +25,13 @@ impl Rest {
             .timeout_global(Some(Duration::from_secs(30)))
             .build();
         let mut rest = Self { agent: config.new_agent(), base: base.to_owned(), token: String::new() };
+        rest.token = rest.new_token(user, password, project)?;
+        Ok(rest)
+    }
+
+    /// Another token of anyone of the default domain.
+    pub(crate) fn new_token(&self, user: &str, password: &str, project: &str) -> Result<String> {
+        let base = &self.base;
         let domain = json!({"id": "default"});
         let body = json!({"auth": {
             "identity": {"methods": ["password"], "password": {
@@ -32,11 +39,10 @@ impl Rest {
             }},
             "scope": {"project": {"name": project, "domain": domain}}
         }});
-        let response = rest.agent.post(format!("{base}/identity/v3/auth/tokens")).send_json(&body)?;
+        let response = self.agent.post(format!("{base}/identity/v3/auth/tokens")).send_json(&body)?;
         ensure!(response.status() == 201, "log in: {}", response.status());
         let token = response.headers().get("x-subject-token").context("no token in the answer")?;
-        rest.token = token.to_str().context("read the token")?.to_owned();
-        Ok(rest)
+        Ok(token.to_str().context("read the token")?.to_owned())
     }
 
     /// Reads: status and body.

@@ -4,6 +4,7 @@
 //! `WISP_BLESS=1 cargo test --test it openstack` writes the transcript anew. [`commands`] is the list of all commands.
 
 mod commands;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,6 +27,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             "commands_of_three_services::every_command_does_what_its_user_expects",
             &[Need::OpenStack],
             commands::every_command_does_what_its_user_expects,
+        ),
+        trial(
+            "openstack::tokens_are_read_and_made_by_keystones_own_libraries",
+            &[Need::OpenStack],
+            tokens::tokens_are_read_and_made_by_keystones_own_libraries,
         ),
     ]
 }

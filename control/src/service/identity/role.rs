@@ -100,8 +100,8 @@ impl Control {
     /// Makes `implied` come with `prior`; doing so again changes nothing. Both are returned.
     ///
     /// # Errors
-    /// `NotFound`; `Forbidden` for the role `admin`, which nothing may bring with it, and for a role itself; `Invalid`
-    /// for a domain's role under one of the whole cloud.
+    /// `NotFound`; `Forbidden` for the role `admin`, which nothing may bring with it, for a role itself, and for a
+    /// domain's role under one of the whole cloud.
     pub async fn implied_create(
         &self,
         caller: &Caller,
@@ -120,7 +120,7 @@ impl Control {
                     return Err(Error::Forbidden { action: "a role that implies itself" });
                 }
                 if prior.row.domain_id.is_none() && implied.row.domain_id.is_some() {
-                    return Err(invalid("a role of the whole cloud cannot imply a domain's role"));
+                    return Err(Error::Forbidden { action: "a domain's role under one of the whole cloud" });
                 }
                 let txn = require::<Role>(cache, Txn::new(), prior_id)?;
                 let txn = require::<Role>(cache, txn, implied_id)?;
