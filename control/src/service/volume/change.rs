@@ -388,7 +388,7 @@ impl Control {
             user_id: found.row.user_id.clone(),
             scope: Scope::Project(found.row.project_id.clone()),
             role: Some(RoleLevel::Member),
-            request_id: String::new(),
+            ..Caller::default()
         };
         let path = self.settings.volumes_dir.join(host).join(crate::driver::volumes::OUTGOING).join(image);
         let failed = |source| Error::Io { step: "read the file made of a volume", source };
