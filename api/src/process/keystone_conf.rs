@@ -116,7 +116,7 @@ mod tests {
         assert_eq!((conf.identity.token_provider, conf.token_lifetime_s), (TokenProvider::Jws, Some(600)));
         let rules = conf.identity.security;
         assert_eq!(rules.lockout_failure_attempts, Some(3));
-        assert!(rules.check_password("geheim77").is_ok() && rules.check_password("geheim").is_err());
+        assert!(rules.check_password("7geheime").is_ok() && rules.check_password("geheim").is_err());
         assert!(KeystoneConf::parse("").is_ok());
     }
 
