@@ -51,6 +51,10 @@ fn main() {
         // Before any test has moved its thread into a network namespace, from which PyPI cannot be reached.
         harness::prepare_openstack();
     }
+    if begins("images::") {
+        // A test that needs it says why it is not there.
+        let _ = harness::moto();
+    }
     if begins("lab::") || begins("guests::") {
         // For the same reason: Debian's packages are downloaded.
         harness::prepare_lab();
