@@ -104,6 +104,19 @@ pub fn command_at(path: &Path) -> Command {
     command
 }
 
+/// The same, where it may be, with mounts of its own: what it leaves mounted goes when it ends.
+#[must_use]
+pub fn command_with_own_mounts(name: &str) -> Command {
+    if !nix::unistd::geteuid().is_root() {
+        return command(name);
+    }
+    let mut command = command("unshare");
+    command
+        .args(["--mount", "--propagation", "private", "--"])
+        .arg(find(name).unwrap_or_else(|| name.into()));
+    command
+}
+
 /// Runs a command to its end and gives what it wrote to standard output.
 ///
 /// # Errors
@@ -150,8 +163,12 @@ pub fn lines(command: &mut Command, mut line: impl FnMut(&str)) -> Result<(), Er
     Err(Error::Failed { program, status, tail: Vec::from(tail).join("\n") })
 }
 
+/// Its name for messages; of one with mounts of its own, that of what is run there.
 fn program(command: &Command) -> String {
-    let name = Path::new(command.get_program()).file_name().unwrap_or(OsStr::new("a program"));
+    let inner = command.get_args().skip_while(|argument| *argument != "--").nth(1);
+    let own_mounts = command.get_program().as_encoded_bytes().ends_with(b"/unshare");
+    let path = Path::new(inner.filter(|_| own_mounts).unwrap_or(command.get_program()));
+    let name = path.file_name().unwrap_or(OsStr::new("a program"));
     name.to_string_lossy().into_owned()
 }
 
@@ -181,6 +198,8 @@ mod tests {
         assert!(error.contains("exit status: 3") && error.ends_with("100\nwhy"), "{error}");
         assert!(!error.contains("\n50\n"), "{error}");
         assert_eq!(seen, 101);
+        let error = output(command_with_own_mounts("false").arg("--all")).unwrap_err().to_string();
+        assert!(error.starts_with("false failed"), "{error}");
         assert_eq!(output(command("sh").args(["-c", "echo yes"])).unwrap(), "yes\n");
     }
 }

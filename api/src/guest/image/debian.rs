@@ -1,6 +1,7 @@
 //! Debian with systemd, no more than it takes to be a server: DHCP, ssh, and who it is from the metadata service.
 
 use std::path::Path;
+use std::process::Command;
 
 use super::super::cache::{self, Cache, Stamp};
 use super::super::packages;
@@ -163,27 +164,42 @@ pub(super) struct Hook<'a> {
     pub(super) environment: Vec<(&'a str, String)>,
 }
 
+/// Attempts at one file system: Debian's own steps fail now and then, as when `/proc` is still in use as it is unmounted.
+const ATTEMPTS_MAX: u32 = 2;
+
 /// Runs mmdebstrap and reads what it packed.
 pub(super) fn bootstrap(what: &Bootstrap<'_>, work: &Path, progress: &Progress) -> Result<Tree, Error> {
     tools::require("building a Debian image", &NEEDS)?;
     let stage = progress.stage("install Debian's packages", None);
     let archive = work.join("root.tar");
-    let mut mmdebstrap = tools::command("mmdebstrap");
-    mmdebstrap.env("SOURCE_DATE_EPOCH", TIME_SECONDS.to_string()).env("TMPDIR", work);
-    mmdebstrap.args(["--variant=minbase", "--format=tar"]).arg(format!("--include={}", what.packages));
-    if let Some(hook) = &what.hook {
-        mmdebstrap.envs(hook.environment.iter().map(|(name, value)| (name, value)));
-        mmdebstrap.args(hook.commands.iter().map(|command| format!("--customize-hook={command}")));
-    } else {
-        mmdebstrap.args(EXCLUDED.map(|option| format!("--dpkgopt={option}")));
+    let mut attempt = 1;
+    while let Err(error) = tools::lines(&mut mmdebstrap(what, work, &archive), |line| stage.message(line)) {
+        if attempt == ATTEMPTS_MAX {
+            return Err(error.into());
+        }
+        tracing::warn!(%error, "mmdebstrap is run once more");
+        attempt += 1;
     }
-    tools::lines(mmdebstrap.arg(SUITE).arg(&archive), |line| stage.message(line))?;
     let store = work.join("files");
     std::fs::create_dir_all(&store).map_err(cache::Error::io("make the directory", &store))?;
     let tree = Tree::from_tar(&archive, &store)?;
     std::fs::remove_file(&archive).map_err(cache::Error::io("remove", &archive))?;
     stage.done(&format!("{} files and directories", tree.entries().count()));
     Ok(tree)
+}
+
+fn mmdebstrap(what: &Bootstrap<'_>, work: &Path, archive: &Path) -> Command {
+    let mut command = tools::command_with_own_mounts("mmdebstrap");
+    command.env("SOURCE_DATE_EPOCH", TIME_SECONDS.to_string()).env("TMPDIR", work);
+    command.args(["--variant=minbase", "--format=tar"]).arg(format!("--include={}", what.packages));
+    if let Some(hook) = &what.hook {
+        command.envs(hook.environment.iter().map(|(name, value)| (name, value)));
+        command.args(hook.commands.iter().map(|command| format!("--customize-hook={command}")));
+    } else {
+        command.args(EXCLUDED.map(|option| format!("--dpkgopt={option}")));
+    }
+    command.arg(SUITE).arg(archive);
+    command
 }
 
 #[cfg(test)]
