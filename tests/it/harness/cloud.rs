@@ -60,8 +60,11 @@ impl Cloud {
 
     /// A cloud in a lab of its own, on hardware KVM. Its public network is routed to this network namespace, through a
     /// tap that is gone with it.
-    pub(crate) fn start_in_lab() -> Result<Self> {
-        Self::start_with(LAB)
+    ///
+    /// Everything is in the memory of that host, which is `memory_mib`: images, disks, guests. It has one processor: with
+    /// several, each a thread of QEMU's, its emulation of SVM has a guest triple fault now and then.
+    pub(crate) fn start_in_lab(memory_mib: u32) -> Result<Self> {
+        Self::start_of(LAB, &["--mem", &memory_mib.to_string()])
     }
 
     fn start_with(driver: &'static str) -> Result<Self> {
@@ -123,20 +126,9 @@ impl Cloud {
         let clouds = json!({"clouds": {"wisp": {"auth": auth, "region_name": "RegionOne", "identity_api_version": 3}}});
         std::fs::write(self.clouds_yaml(), clouds.to_string()).context("write clouds.yaml")?;
         let mut command = Command::new(wisp());
-        command.args([
-            "lab",
-            "--quiet",
-            "--mem",
-            "2048",
-            "--cpus",
-            "2",
-            "--module",
-            "network",
-            "--timeout",
-            "2700",
-        ]);
+        command.args(["lab", "--quiet", "--cpus", "2", "--module", "network", "--timeout", "2700"]);
         command.args(["--tap", LAB_TAP, "--env", &format!("WISP_ADMIN_PASSWORD={PASSWORD}"), "--cache"]);
-        command.arg(super::lab_cache());
+        command.arg(super::lab_cache()).args(&self.options);
         // A host forwards nothing to the networks of its instances: the way to the first one is a relay.
         command.args(["--", "sh", "-c"]).arg(format!(
             "nc -ll -p {LAB_RELAY_PORT} -e nc {LAB_FIRST_SERVER} 22 2>/dev/null & \

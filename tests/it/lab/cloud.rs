@@ -37,7 +37,7 @@ fn debian_server_is_reached_by_its_key_and_reboots() -> Result<()> {
     let root = root_image(&kernel)?;
     // From now on Debian's packages cannot be reached.
     isolate()?;
-    let cloud = Cloud::start_in_lab()?;
+    let cloud = Cloud::start_in_lab(2048)?;
     let key = prepare(&cloud, files.path())?;
     let upload = |name: &str, format: &str, file: &Path, more: &[&str]| -> Result<String> {
         let container = if format == "raw" { "bare" } else { format };
