@@ -18,7 +18,7 @@ use control::agent::protocol::{
 };
 use control::driver::fail_points::{FailPoints, Step};
 use control::driver::host::{HostDriver, HostOptions, remove_all};
-use control::driver::volumes::VolumePaths;
+use control::driver::volumes::{Place, VolumePaths};
 use control::driver::{Driver, Surroundings};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tempfile::TempDir;
@@ -147,6 +147,7 @@ impl Host {
             images: self.directory.path().join("images"),
             program: "/proc/self/exe".into(),
             volumes: VolumePaths {
+                place: Place::Files,
                 root: self.directory.path().join("volumes"),
                 images: self.directory.path().join("images"),
             },

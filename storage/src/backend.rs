@@ -13,6 +13,8 @@ use std::fs::File;
 use std::io;
 use std::path::PathBuf;
 
+#[cfg(test)]
+use crate::format::layers::LAYERS_MAX;
 use crate::format::overlay::OverlayError;
 use crate::format::{Disk, open_layers};
 
@@ -59,6 +61,16 @@ pub enum BackendError {
         #[source]
         source: OverlayError,
     },
+    /// A program that does the work failed.
+    #[error("{program} for {subject}: {said}")]
+    Command {
+        /// Which.
+        program: &'static str,
+        /// What it was about.
+        subject: String,
+        /// What it complained of.
+        said: String,
+    },
     /// The file system refused.
     #[error("{step} {}", path.display())]
     Io {
@@ -70,6 +82,23 @@ pub enum BackendError {
         #[source]
         source: io::Error,
     },
+}
+
+impl BackendError {
+    pub(crate) fn unsafe_id(id: &str) -> Self {
+        Self::Id { id: id.chars().take(ID_BYTES_MAX).collect() }
+    }
+}
+
+/// The longest id: a UUID with room for other forms.
+const ID_BYTES_MAX: usize = 64;
+
+/// Whether an id can be a part of a path and an argument of a program.
+pub(crate) fn id_is_safe(id: &str) -> bool {
+    !id.is_empty()
+        && id.len() <= ID_BYTES_MAX
+        && !id.starts_with('-')
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// What a new disk begins as.

@@ -7,6 +7,7 @@
 //! ROOT/ID/reverted     the mark of the last reverting
 //! ROOT/.ID.new         a disk being made
 //! ROOT/.ID.gone        a disk being deleted
+//! ROOT/.ID.old         a disk being replaced, where two names cannot be exchanged: NFS
 //! ```
 //!
 //! Where the file system shares blocks between files (FICLONE: XFS, Btrfs, bcachefs), a copy clones the last layer;
@@ -27,16 +28,13 @@ use rustix::io::Errno;
 
 use self::directory::{Kind, Layers, create_file, io_error, remove_tree, sync_directory};
 use crate::backend::{
-    Backend, BackendError, Capabilities, Capacity, Export, SECTOR_BYTES, Source, copy_sparse,
+    Backend, BackendError, Capabilities, Capacity, Export, SECTOR_BYTES, Source, copy_sparse, id_is_safe,
 };
 use crate::format::layers::LAYERS_MAX;
 use crate::format::raw::file_size_bytes;
 use crate::format::{Overlay, RawFile};
 
 type Result<T> = std::result::Result<T, BackendError>;
-
-/// The longest id: a UUID with room for other forms.
-const ID_BYTES_MAX: usize = 64;
 
 /// See the module.
 #[derive(Debug)]
@@ -55,8 +53,14 @@ impl FileBackend {
         fs::create_dir_all(root).map_err(io_error("make", root))?;
         for entry in fs::read_dir(root).map_err(io_error("list", root))? {
             let name = entry.map_err(io_error("list", root))?.file_name();
-            if name.to_string_lossy().starts_with('.') {
-                remove_tree(&root.join(name))?;
+            let name = name.to_string_lossy();
+            let Some(rest) = name.strip_prefix('.') else { continue };
+            let replaced = rest.strip_suffix(".old").map(|id| root.join(id));
+            match replaced {
+                Some(path) if !path.try_exists().map_err(io_error("look for", &path))? => {
+                    fs::rename(root.join(&*name), &path).map_err(io_error("name", &path))?;
+                }
+                _ => remove_tree(&root.join(&*name))?,
             }
         }
         backend.shares_blocks = backend.probe()?;
@@ -85,15 +89,7 @@ impl FileBackend {
     }
 
     fn path(&self, id: &str) -> Result<PathBuf> {
-        let safe = !id.is_empty()
-            && id.len() <= ID_BYTES_MAX
-            && !id.starts_with('-')
-            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        if safe {
-            Ok(self.root.join(id))
-        } else {
-            Err(BackendError::Id { id: id.chars().take(ID_BYTES_MAX).collect() })
-        }
+        if id_is_safe(id) { Ok(self.root.join(id)) } else { Err(BackendError::unsafe_id(id)) }
     }
 
     fn layers(&self, id: &str) -> Result<Layers> {
@@ -128,10 +124,24 @@ impl FileBackend {
     fn replace(&self, id: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let path = self.path(id)?;
         let partial = self.build(id, fill)?;
-        rustix::fs::renameat_with(CWD, &partial, CWD, &path, RenameFlags::EXCHANGE)
-            .map_err(io_error("replace", &path))?;
+        let replaced = match rustix::fs::renameat_with(CWD, &partial, CWD, &path, RenameFlags::EXCHANGE) {
+            Ok(()) => partial,
+            Err(Errno::INVAL | Errno::NOSYS) => {
+                let old = self.root.join(format!(".{id}.old"));
+                remove_tree(&old)?;
+                fs::rename(&path, &old).map_err(io_error("replace", &path))?;
+                let named = fs::rename(&partial, &path);
+                if named.is_err() {
+                    // The first failure is the one to tell of; if this fails too, opening the backend does it.
+                    let _ = fs::rename(&old, &path);
+                }
+                named.map_err(io_error("name", &path))?;
+                old
+            }
+            Err(error) => return Err(io_error("replace", &path)(error)),
+        };
         sync_directory(&self.root)?;
-        remove_tree(&partial)
+        remove_tree(&replaced)
     }
 
     /// Clones `from` into a new file, if the file system can.

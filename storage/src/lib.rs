@@ -9,5 +9,6 @@ pub mod file;
 pub mod file_tree;
 pub mod format;
 pub mod image;
+pub mod lvm;
 pub mod root_disk;
 pub mod store;

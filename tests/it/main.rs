@@ -24,8 +24,12 @@ mod volumes;
 use libtest_mimic::Arguments;
 
 fn main() {
+    if let Some(backend) = std::env::var_os(lab::INSIDE) {
+        return lab::inside(&backend);
+    }
     let arguments = Arguments::from_args();
     let trials = [
+        lab::trials(),
         tidy::trials(),
         commands::trials(),
         disk::trials(),
@@ -38,7 +42,6 @@ fn main() {
         openstack::trials(),
         serving::trials(),
         images::trials(),
-        lab::trials(),
         guests::trials(),
     ];
     let trials: Vec<_> = trials.into_iter().flatten().collect();

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use control::driver::volumes::Place;
 
 use crate::process::agent::DriverKind;
 use crate::process::certificates::Source;
@@ -68,6 +69,10 @@ pub(super) struct Arguments {
     /// Kinds and lives of tokens and rules of passwords: the sections [token] and [security_compliance] of a keystone.conf.
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
+    /// What keeps the disks of volumes: `file` beside the rest, `file:DIRECTORY` elsewhere (on NFS, say), or thin volumes of
+    /// LVM, `lvm:GROUP/POOL`, in a pool that is there. Not to be changed while there are volumes.
+    #[arg(long, value_name = "BACKEND", default_value = "file")]
+    volumes: Place,
     /// How many hosts the fake driver simulates.
     #[arg(long, hide = true, default_value_t = 1, value_name = "N")]
     fake_hosts: u32,
@@ -113,6 +118,7 @@ pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode>
         tls,
         driver: arguments.driver,
         fake_hosts: arguments.fake_hosts,
+        volumes: arguments.volumes,
         images: ImageOptions {
             sources: arguments.image_source,
             bucket: arguments.image_bucket.as_deref().map(bucket).transpose()?,

@@ -9,7 +9,7 @@ use control::driver::Driver;
 use control::driver::fail_points::FailPoints;
 use control::driver::fake::FakeDriver;
 use control::driver::host::{HostDriver, HostOptions};
-use control::driver::volumes::{VolumePaths, Volumes};
+use control::driver::volumes::{Place, VolumePaths, Volumes};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
@@ -38,6 +38,8 @@ pub struct Handover {
     pub log: String,
     /// What drives the hosts.
     pub driver: DriverKind,
+    /// What keeps the disks of volumes.
+    pub volumes: Place,
     /// Each host's name with its line to control; more than one only with the fake driver.
     pub hosts: Vec<(String, Inherited)>,
 }
@@ -51,7 +53,7 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
     }
     terminal::log(&handover.log)?;
     nix::sys::signal::SigSet::empty().thread_set_mask().context("let signals through")?;
-    privileges::keep_agent_capabilities()?;
+    privileges::keep_agent_capabilities(matches!(handover.volumes, Place::Thin { .. }))?;
     privileges::die_with_parent(handover.parent)?;
     privileges::raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -59,16 +61,16 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("start the runtime")?;
-    let served = runtime.block_on(serve(handover.driver, lines));
+    let served = runtime.block_on(serve(handover.driver, &handover.volumes, lines));
     // What a worker still does is healed by the next agent; a guest is not waited for.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(kind: DriverKind, lines: Vec<(String, OwnedFd)>) -> anyhow::Result<()> {
+async fn serve(kind: DriverKind, volumes: &Place, lines: Vec<(String, OwnedFd)>) -> anyhow::Result<()> {
     let mut hosts = JoinSet::new();
     for (name, line) in lines {
-        let driver = driver(kind, &name)?;
+        let driver = driver(kind, volumes, &name)?;
         let line = std::os::unix::net::UnixStream::from(line);
         line.set_nonblocking(true)?;
         let line = tokio::net::UnixStream::from_std(line).context("use the line to control")?;
@@ -85,13 +87,14 @@ async fn serve(kind: DriverKind, lines: Vec<(String, OwnedFd)>) -> anyhow::Resul
     }
 }
 
-fn driver(kind: DriverKind, name: &str) -> anyhow::Result<Arc<dyn Driver>> {
+fn driver(kind: DriverKind, volumes: &Place, name: &str) -> anyhow::Result<Arc<dyn Driver>> {
     let root = std::path::Path::new("volumes").join(name);
+    let volumes = VolumePaths { root, place: volumes.clone(), images: "control/images".into() };
     match kind {
         DriverKind::Fake => {
             let directory = std::path::Path::new("run").join("fake").join(name);
             let driver = FakeDriver::new(name, Some(directory)).context("start the fake driver")?;
-            let volumes = Volumes::open(VolumePaths { root, images: "control/images".into() });
+            let volumes = Volumes::open(volumes);
             Ok(Arc::new(driver.with_volumes(volumes.context("open the volumes")?)))
         }
         DriverKind::Kvm => {
@@ -100,7 +103,7 @@ fn driver(kind: DriverKind, name: &str) -> anyhow::Result<Arc<dyn Driver>> {
                 run: "run".into(),
                 images: "control/images".into(),
                 program: "/proc/self/exe".into(),
-                volumes: VolumePaths { root, images: "control/images".into() },
+                volumes,
                 fail: FailPoints::default(),
             });
             Ok(Arc::new(driver.context("start the kvm driver")?))

@@ -56,8 +56,14 @@ pub fn become_user(user: User) -> anyhow::Result<()> {
 }
 
 /// Keeps of root what an agent needs, if this is root. Only for a process that still has one thread.
-pub fn keep_agent_capabilities() -> anyhow::Result<()> {
-    let kept = if nix::unistd::geteuid().is_root() { AGENT_CAPABILITIES } else { CapabilitySet::empty() };
+///
+/// With `device_mapper`, what the kernel asks of those who make logical volumes, too.
+pub fn keep_agent_capabilities(device_mapper: bool) -> anyhow::Result<()> {
+    let kept = match (nix::unistd::geteuid().is_root(), device_mapper) {
+        (false, _) => CapabilitySet::empty(),
+        (true, false) => AGENT_CAPABILITIES,
+        (true, true) => AGENT_CAPABILITIES.union(CapabilitySet::SYS_ADMIN).union(CapabilitySet::MKNOD),
+    };
     keep_capabilities(kept)
 }
 

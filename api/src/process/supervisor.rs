@@ -29,6 +29,7 @@ use super::handover::{self, AsFdDyn, Inherited};
 use super::privileges::User;
 use super::state_directory::StateDirectory;
 use ::control::driver::process_id;
+use ::control::driver::volumes::Place;
 
 use super::{agent, certificates, control, credentials, privileges};
 
@@ -60,6 +61,8 @@ pub struct Options {
     pub driver: DriverKind,
     /// How many hosts the fake driver simulates.
     pub fake_hosts: u32,
+    /// What keeps the disks of volumes.
+    pub volumes: Place,
     /// The text of the policy file, or nothing.
     pub policy: String,
     /// From where images come and where they are kept, besides the defaults.
@@ -245,6 +248,7 @@ impl Cloud<'_> {
             parent,
             log: self.options.log.clone(),
             driver: self.options.driver,
+            volumes: self.options.volumes.clone(),
             hosts: lines.iter().map(|(name, _, line)| (name.clone(), Inherited::of(line))).collect(),
         };
         let fds: Vec<&dyn AsFdDyn> = lines.iter().map(|(_, _, line)| line as &dyn AsFdDyn).collect();

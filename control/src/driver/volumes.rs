@@ -6,13 +6,16 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use storage::backend::{Backend, BackendError, Source, copy_sparse};
 use storage::backup::{self, BackupError};
 use storage::file::FileBackend;
 use storage::format::RawFile;
+use storage::lvm::LvmBackend;
 use vmm::config::{DiskConfig, DiskFormat, InheritedFd};
 
 use super::host::open_image;
@@ -32,11 +35,65 @@ pub const OUTGOING: &str = "outgoing";
 /// Below the root, the backups.
 const BACKUPS: &str = "backups";
 
+/// What keeps the disks of a host's volumes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// Files beside the rest.
+    #[default]
+    Files,
+    /// Files in another directory, which may be another file system's or another machine's.
+    Directory(PathBuf),
+    /// Thin volumes of LVM.
+    Thin {
+        /// The volume group.
+        group: String,
+        /// The thin pool in it.
+        pool: String,
+    },
+}
+
+impl Place {
+    fn open(&self, root: &Path) -> Result<Box<dyn Backend>, BackendError> {
+        Ok(match self {
+            Self::Files => Box::new(FileBackend::open(&root.join(DISKS))?),
+            Self::Directory(directory) => {
+                // Several hosts may have it.
+                let host = root.file_name().unwrap_or_default();
+                Box::new(FileBackend::open(&directory.join(host).join(DISKS))?)
+            }
+            Self::Thin { group, pool } => Box::new(LvmBackend::open(group, pool)?),
+        })
+    }
+}
+
+/// As it is written on a command line: `file`, `file:DIRECTORY`, `lvm:GROUP/POOL`.
+impl FromStr for Place {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "file" => Ok(Self::Files),
+            Some(("file", path)) if Path::new(path).is_absolute() => Ok(Self::Directory(path.into())),
+            Some(("file", path)) => Err(format!("`{path}` is no absolute path")),
+            Some(("lvm", pool)) => match pool.split_once('/') {
+                Some((group, pool)) if !group.is_empty() && !pool.is_empty() => {
+                    Ok(Self::Thin { group: group.to_owned(), pool: pool.to_owned() })
+                }
+                _ => Err(format!("`{pool}` is no GROUP/POOL")),
+            },
+            _ => Err(format!("`{text}` is none of file, file:DIRECTORY and lvm:GROUP/POOL")),
+        }
+    }
+}
+
 /// Where a host keeps what has to do with volumes.
 #[derive(Debug, Clone)]
 pub struct VolumePaths {
     /// The agent's own directory for them.
     pub root: PathBuf,
+    /// What keeps their disks.
+    pub place: Place,
     /// The images, by their ids.
     pub images: PathBuf,
 }
@@ -86,7 +143,7 @@ impl Volumes {
                 .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)));
             made.map_err(|source| BackendError::Io { step: "make", path, source })?;
         }
-        let backend = Box::new(FileBackend::open(&paths.root.join(DISKS))?);
+        let backend = paths.place.open(&paths.root)?;
         Ok(Self { backend, paths, users: Mutex::default() })
     }
 
@@ -274,5 +331,21 @@ impl Volumes {
         let files = exported.layers.into_iter().map(inherit).collect();
         let serial = wanted.id.chars().take(SERIAL_BYTES_MAX).collect();
         Ok(DiskConfig { format: DiskFormat::Layers { files }, read_only: wanted.read_only, serial })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_read_as_they_are_written() {
+        assert_eq!("file".parse(), Ok(Place::Files));
+        assert_eq!("file:/mnt/shared".parse(), Ok(Place::Directory("/mnt/shared".into())));
+        let thin = Place::Thin { group: "vg0".into(), pool: "thin".into() };
+        assert_eq!("lvm:vg0/thin".parse(), Ok(thin));
+        for wrong in ["", "files", "file:", "file:here", "lvm:", "lvm:vg0", "lvm:vg0/", "nfs:/x"] {
+            assert!(wrong.parse::<Place>().is_err(), "{wrong}");
+        }
     }
 }

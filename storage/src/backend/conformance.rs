@@ -3,14 +3,21 @@
 use std::fs::File;
 use std::io::Write as _;
 
-use super::{Backend, BackendError, Source};
+use super::{Backend, BackendError, LAYERS_MAX, Source};
 
 const MIB: u64 = 1 << 20;
 
 fn read(backend: &dyn Backend, id: &str, at: u64) -> u8 {
-    let mut byte = [0];
-    backend.export(id, true).unwrap().open(true).unwrap().read_at(&mut byte, at).unwrap();
-    byte[0]
+    read_both(backend, id, [at, at])[0]
+}
+
+fn read_both(backend: &dyn Backend, id: &str, at: [u64; 2]) -> [u8; 2] {
+    let disk = backend.export(id, true).unwrap().open(true).unwrap();
+    at.map(|at| {
+        let mut byte = [0];
+        disk.read_at(&mut byte, at).unwrap();
+        byte[0]
+    })
 }
 
 fn write(backend: &dyn Backend, id: &str, at: u64, value: u8) {
@@ -106,15 +113,15 @@ fn revert_happens_once(backend: &dyn Backend) {
 
 fn long_histories_stay_readable(backend: &dyn Backend) {
     backend.create("v", MIB, Source::Nothing).unwrap();
-    let count = u8::try_from(2 * crate::format::layers::LAYERS_MAX).unwrap();
+    let count = u8::try_from(2 * LAYERS_MAX).unwrap();
     for number in 0..count {
         write(backend, "v", u64::from(number) * 4096, number + 1);
         backend.snapshot(&format!("s{number}"), "v", false).unwrap();
     }
     for number in 0..count {
         let id = format!("s{number}");
-        assert_eq!(read(backend, &id, u64::from(number) * 4096), number + 1);
-        assert_eq!(read(backend, &id, u64::from(number + 1) * 4096), 0);
+        let at = [u64::from(number) * 4096, u64::from(number + 1) * 4096];
+        assert_eq!(read_both(backend, &id, at), [number + 1, 0]);
         backend.delete(&id).unwrap();
     }
     assert_eq!(read(backend, "v", 0), 1);

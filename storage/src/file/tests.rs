@@ -119,6 +119,19 @@ fn what_a_crash_left_half_done_is_cleared() {
 }
 
 #[test]
+fn disk_cut_off_while_it_was_replaced_is_what_it_was() {
+    let directory = tempfile::tempdir().unwrap();
+    let backend = FileBackend::open(directory.path()).unwrap();
+    backend.create("v", 4096, Source::Nothing).unwrap();
+    backend.create("w", 4096, Source::Nothing).unwrap();
+    fs::rename(directory.path().join("v"), directory.path().join(".v.old")).unwrap();
+    fs::create_dir(directory.path().join(".w.old")).unwrap();
+    let backend = FileBackend::open(directory.path()).unwrap();
+    assert_eq!(backend.list().unwrap(), ["v", "w"]);
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+}
+
+#[test]
 fn snapshot_cut_off_after_the_source_was_frozen_is_made_by_the_next_call() {
     let directory = tempfile::tempdir().unwrap();
     let backend = FileBackend::open_without_sharing(directory.path()).unwrap();

@@ -51,6 +51,8 @@ pub(crate) enum Need {
     Iasl,
     /// What makes disks: sfdisk and mkfs.ext4.
     DiskTools,
+    /// LVM's commands.
+    Lvm,
     /// The nested lab: QEMU, and Debian's kernel and busybox, installed or downloaded.
     Lab,
     /// The slim kernel, built from Debian's source.
@@ -83,6 +85,7 @@ impl Need {
                 let found = std::process::Command::new(tool).arg("-V").output();
                 found.err().map(|error| format!("needs {tool}: {error}"))
             }),
+            Self::Lvm => (!Path::new("/usr/sbin/lvm").exists()).then(|| "needs lvm of lvm2".to_owned()),
             Self::Debian => debian::stock().err().map(|error| format!("needs Debian's kernel: {error:#}")),
             Self::Lab => lab::ready().err().map(|error| format!("needs the nested lab: {error:#}")),
             Self::SlimKernel => slim::ready().err().map(|error| format!("needs the slim kernel: {error:#}")),

@@ -3,6 +3,7 @@
 mod cloud;
 mod generic;
 mod linux;
+mod storage;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -10,13 +11,15 @@ use std::process::{Command, Output};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
+pub(crate) use self::storage::{INSIDE, inside};
 use crate::harness::{Need, lab_cache, stock, trial, wisp};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
-    let mut trials = linux::trials();
+    let mut trials = generic::trials();
+    trials.extend(linux::trials());
     trials.extend(cloud::trials());
-    trials.extend(generic::trials());
+    trials.extend(storage::trials());
     trials.extend([
         trial("lab::command_ends_as_it_would_outside", &[Need::Lab], command_ends_as_it_would_outside),
         trial("lab::failures_of_the_lab_are_told_apart", &[Need::Lab], failures_of_the_lab_are_told_apart),

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::agent::protocol::{DiskShape, DiskSource};
-use crate::driver::volumes::{VolumePaths, Volumes};
+use crate::driver::volumes::{Place, VolumePaths, Volumes};
 use crate::model::volume::{
     AttachStatus, DiskWork, Snapshot, Status, Volume, VolumeAttachment, VolumeMessage,
 };
@@ -23,7 +23,7 @@ impl Cloud {
 
     fn driver(&self) -> Arc<dyn Driver> {
         let (root, images) = (self._state.path().join("volumes/fake-0"), self._state.path().join("images"));
-        let volumes = Volumes::open(VolumePaths { root, images }).unwrap();
+        let volumes = Volumes::open(VolumePaths { root, place: Place::Files, images }).unwrap();
         Arc::new(FakeDriver::new("fake-0", None).unwrap().with_volumes(volumes))
     }
 
