@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::protocol::DiskShape;
+use crate::model::image::LocalFile;
 
 /// Makes an enum whose variants have the names that the protocol gives them.
 macro_rules! named {
@@ -163,6 +164,12 @@ pub struct Volume {
     /// Its disk's id, where that is not its own: a volume that was taken over.
     #[serde(default)]
     pub disk_id: Option<String>,
+    /// The file that it begins as, until that has been made of its image: the host's wish follows then.
+    #[serde(default)]
+    pub waits_for: Option<LocalFile>,
+    /// The request that asked for what it waits for.
+    #[serde(default)]
+    pub request_id: String,
     /// How moving it between backends went.
     pub migration_status: Option<String>,
     /// Its attachments.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+mod crash;
 mod volumes;
 
 use super::*;
@@ -30,6 +31,9 @@ struct Cloud {
     admin: Caller,
     network: String,
     tasks: Vec<JoinHandle<()>>,
+    /// The store outlives the process that uses it.
+    store: Arc<RedbStore>,
+    process: Arc<crash::Process>,
     _state: tempfile::TempDir,
 }
 
@@ -53,8 +57,10 @@ impl Cloud {
     /// A cloud with an image, flavors and a network; no host yet.
     async fn new() -> Self {
         let state = tempfile::tempdir().unwrap();
-        let store = RedbStore::open(&state.path().join("store.redb")).unwrap();
-        let control = Control::open(Arc::new(store), Settings::new("http://h", state.path())).await.unwrap();
+        let store = Arc::new(RedbStore::open(&state.path().join("store.redb")).unwrap());
+        let process = crash::Process::new(store.clone());
+        let settings = Settings::new("http://h", state.path());
+        let control = Control::open(process.clone(), settings).await.unwrap();
         control.bootstrap_flavors().await.unwrap();
         let image = Image {
             name: Some("tiny".to_owned()),
@@ -76,7 +82,7 @@ impl Cloud {
         let subnet = SubnetCreate::new(network.clone(), "10.0.0.0/24".parse().unwrap(), "sub");
         control.subnet_create(&admin, subnet).await.unwrap();
         let tasks = control.start_reconcilers();
-        Self { control, admin, network, tasks, _state: state }
+        Self { control, admin, network, tasks, store, process, _state: state }
     }
 
     fn connect(&mut self, driver: Arc<dyn Driver>) {

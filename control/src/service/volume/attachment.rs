@@ -69,7 +69,7 @@ pub(crate) fn attach(
             _ => Status::Reserved,
         };
     }
-    if status == AttachStatus::Attached && volume.status != Status::Creating {
+    if status == AttachStatus::Attached && !matches!(volume.status, Status::Creating | Status::Downloading) {
         volume.status = Status::InUse;
     }
     let now = Timestamp::now();
@@ -104,7 +104,10 @@ pub(crate) fn detach(cache: &Cache, txn: Txn, attachment_id: &str, delete: Optio
         Some(request_id)
             if changed.row.attachments.is_empty()
                 && changed.row.snapshots == 0
-                && matches!(changed.row.status, Status::Available | Status::Error | Status::Creating) =>
+                && matches!(
+                    changed.row.status,
+                    Status::Available | Status::Error | Status::Creating | Status::Downloading
+                ) =>
         {
             super::remove::want_gone(cache, txn, &changed, request_id)
         }

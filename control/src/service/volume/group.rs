@@ -80,7 +80,7 @@ fn follows(own: Status, mut parts: impl Iterator<Item = Status>) -> Status {
     }
     let worst = parts.try_fold(Status::Available, |worst, part| match part {
         Status::Error => Err(Status::Error),
-        Status::Creating => Ok(Status::Creating),
+        Status::Creating | Status::Downloading => Ok(Status::Creating),
         _ => Ok(worst),
     });
     worst.unwrap_or_else(|error| error)

@@ -86,9 +86,10 @@ fn check(volume: &Volume, force: bool, cascade: bool) -> Result<()> {
     ))
 }
 
-/// Has the volume's host delete its disk; one that no host has is gone at once.
+/// Has the volume's host delete its disk; one that no host has, or has heard of, is gone at once.
 pub(crate) fn want_gone(cache: &Cache, txn: Txn, stored: &Stored<Volume>, request_id: &str) -> Txn {
-    let Some(host) = stored.row.host.clone() else { return removal(cache, txn, stored) };
+    let known = stored.row.host.clone().filter(|_| stored.row.waits_for.is_none());
+    let Some(host) = known else { return removal(cache, txn, stored) };
     let volume = Volume { status: Status::Deleting, ..stored.row.clone() };
     let txn = txn.update(stored, &volume);
     let task = DiskTask::DeleteVolume { volume: volume.id.clone() };
