@@ -1,6 +1,7 @@
 //! Volumes through the real VMM: what the tiny guest writes to one is there at its next start, in a snapshot and in a
 //! clone; servers boot from volumes; and no volume is lost when all of Wisp's processes are killed in the midst.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -20,6 +21,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             guest_writes,
         ),
         trial("volumes::wishes_outlive_kill_9_at_any_time", &[Need::Root], wishes_outlive),
+        trial(
+            "volumes::qcow2_image_becomes_a_volume_whatever_is_killed_meanwhile",
+            &[Need::Root, Need::QemuImg],
+            qcow2_becomes_a_volume,
+        ),
     ]
 }
 
@@ -157,6 +163,62 @@ fn wishes_outlive() -> Result<()> {
         ensure!(std::fs::read_dir(&disks)?.count() == 0, "{} is not empty", disks.display());
     }
     Ok(())
+}
+
+/// A qcow2 image of 256 MiB, of which the first 64 say something.
+fn qcow2_becomes_a_volume() -> Result<()> {
+    const DISK_BYTES: usize = 256 << 20;
+    const SAID_BYTES: usize = 64 << 20;
+    let files = tempfile::tempdir()?;
+    let (raw, qcow2) = (files.path().join("raw"), files.path().join("qcow2"));
+    let mut content: Vec<u8> = (0..SAID_BYTES).map(|at| (at % 251) as u8).collect();
+    content.resize(DISK_BYTES, 0);
+    std::fs::write(&raw, &content)?;
+    let made_of_raw = Command::new("qemu-img")
+        .args(["convert", "-f", "raw", "-O", "qcow2"])
+        .args([&raw, &qcow2])
+        .status()?;
+    ensure!(made_of_raw.success(), "qemu-img: {made_of_raw}");
+    let mut cloud = Cloud::start_fake()?;
+    let mut rest = cloud.rest()?;
+    let described = json!({"name": "q", "disk_format": "qcow2", "container_format": "bare"});
+    let image = rest.made("/image/v2/images", &described)?["id"].as_str().context("no id")?.to_owned();
+    let path = format!("/image/v2/images/{image}/file");
+    ensure!(rest.put_data(&path, &std::fs::read(&qcow2)?)? == 204, "upload");
+    for delay_ms in [0, 5, 50, 200] {
+        let fields = json!({"volume": {"size": 1, "imageRef": image}});
+        let (code, body) = rest.post("/volume/v3/volumes", &fields)?;
+        ensure!(code == 202, "{code} {body}");
+        let volume = body["volume"]["id"].as_str().context("no id")?.to_owned();
+        std::thread::sleep(Duration::from_millis(delay_ms));
+        rest = restarted(&mut cloud)?;
+        until(&rest, "volume", &volume, Some("available"))?;
+        ensure!(content_of(&rest, &volume, SAID_BYTES)? == content[..SAID_BYTES], "the disk differs");
+        // The next one is converted anew: nobody keeps the disk that nobody needs over a start.
+        ensure!(rest.delete(&format!("/volume/v3/volumes/{volume}"))? == 202, "delete");
+        until(&rest, "volume", &volume, None)?;
+        rest = restarted(&mut cloud)?;
+    }
+    let quota = rest.shown("/volume/v3/limits")?["limits"]["absolute"].clone();
+    ensure!(quota["totalGigabytesUsed"] == 0 && quota["totalVolumesUsed"] == 0, "quota is held: {quota}");
+    Ok(())
+}
+
+/// The first bytes of a volume, by way of an image of it, which goes again.
+fn content_of(rest: &Rest, volume: &str, bytes: usize) -> Result<Vec<u8>> {
+    let upload = json!({"os-volume_upload_image": {"image_name": "of-volume", "disk_format": "raw", "container_format": "bare"}});
+    let made = rest.made(&format!("/volume/v3/volumes/{volume}/action"), &upload)?;
+    let image = made["os-volume_upload_image"]["image_id"].as_str().context("no image")?.to_owned();
+    let path = format!("/image/v2/images/{image}");
+    within(60, || {
+        let shown = rest.shown(&path)?;
+        ensure!(shown["status"] == "active", "{shown}");
+        Ok(())
+    })?;
+    until(rest, "volume", volume, Some("available"))?;
+    let content = rest.data(&format!("{path}/file"), bytes)?;
+    ensure!(rest.delete(&path)? == 204, "delete the image");
+    Ok(content)
 }
 
 /// `kill -9` of all the cloud's processes, then another `wisp up`.

@@ -51,12 +51,21 @@ impl Default for ImageTasks {
 }
 
 impl ImageTasks {
-    fn begin(&self, id: &str) -> bool {
+    /// Whether nobody works on it yet; whoever is told so ends it with [`ImageTasks::end`].
+    pub(crate) fn begin(&self, id: &str) -> bool {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned())
     }
 
-    fn end(&self, id: &str) {
+    pub(crate) fn end(&self, id: &str) {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+#[cfg(test)]
+impl ImageTasks {
+    /// Whether this process works on none.
+    pub(super) fn is_idle(&self) -> bool {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }
 
@@ -162,7 +171,7 @@ fn start_volume_files(control: &Arc<Control>) {
 }
 
 /// An error with its causes in one sentence.
-fn sentence(error: &Error) -> String {
+pub(crate) fn sentence(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 mod crash;
+mod every_step;
+mod identity_steps;
 mod volumes;
 
 use super::*;
@@ -34,6 +36,7 @@ struct Cloud {
     /// The store outlives the process that uses it.
     store: Arc<RedbStore>,
     process: Arc<crash::Process>,
+    hosts: Vec<std::sync::Weak<dyn Driver>>,
     _state: tempfile::TempDir,
 }
 
@@ -59,7 +62,7 @@ impl Cloud {
         let state = tempfile::tempdir().unwrap();
         let store = Arc::new(RedbStore::open(&state.path().join("store.redb")).unwrap());
         let process = crash::Process::new(store.clone());
-        let settings = Settings::new("http://h", state.path());
+        let settings = crash::settings(state.path());
         let control = Control::open(process.clone(), settings).await.unwrap();
         control.bootstrap_flavors().await.unwrap();
         let image = Image {
@@ -82,10 +85,11 @@ impl Cloud {
         let subnet = SubnetCreate::new(network.clone(), "10.0.0.0/24".parse().unwrap(), "sub");
         control.subnet_create(&admin, subnet).await.unwrap();
         let tasks = control.start_reconcilers();
-        Self { control, admin, network, tasks, store, process, _state: state }
+        Self { control, admin, network, tasks, store, process, hosts: Vec::new(), _state: state }
     }
 
     fn connect(&mut self, driver: Arc<dyn Driver>) {
+        self.hosts.push(Arc::downgrade(&driver));
         let (near, mut near_end) = tokio::io::duplex(1 << 20);
         let (mut far_end, far) = tokio::io::duplex(1 << 20);
         let agents = self.control.agents().clone();

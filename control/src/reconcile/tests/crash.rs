@@ -78,20 +78,35 @@ impl Store for Process {
     }
 }
 
+/// The settings of every process.
+pub(super) fn settings(state: &std::path::Path) -> Settings {
+    Settings { volumes_dir: state.join("volumes"), ..Settings::new("http://h", state) }
+}
+
 impl Cloud {
-    /// The process ends here: whatever it had under way does nothing more.
+    /// The process and its hosts' end here: whatever they had under way does nothing more.
     pub(super) async fn die(&mut self) {
-        self.process.dies_after(0);
+        self.process.left.store(-1, Ordering::SeqCst);
         for task in self.tasks.drain(..) {
             task.abort();
             let _ = task.await;
         }
+        // What works on files in threads of its own cannot be cut off here: it comes to its end first.
+        for _ in 0..500 {
+            let runs = self.hosts.iter().any(|host| host.strong_count() > 0);
+            if !runs && Arc::strong_count(&self.control) == 1 {
+                self.hosts.clear();
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the dead process works on: {} hold it", Arc::strong_count(&self.control));
     }
 
     /// Another process on the same store; no host has connected yet.
     pub(super) async fn reopen(&mut self) {
         self.process = Process::new(self.store.clone());
-        let settings = Settings::new("http://h", self._state.path());
+        let settings = settings(self._state.path());
         self.control = Control::open(self.process.clone(), settings).await.unwrap();
     }
 

@@ -11,6 +11,46 @@ use crate::service::volume::NewVolume;
 use crate::service::volume::backup::NewBackup;
 use crate::service::volume::snapshot::NewSnapshot;
 
+/// Bytes of a volume that become an image here: all of a GiB would take long to digest.
+const OUTGOING_BYTES: u64 = 1 << 20;
+
+/// A fake host that brings out only the beginning of volumes.
+struct Brief {
+    fake: FakeDriver,
+    outgoing: std::path::PathBuf,
+}
+
+impl Driver for Brief {
+    fn host_report(&self) -> HostReport {
+        self.fake.host_report()
+    }
+    fn adopt(&self, wake: Wake) -> Vec<InstanceObserved> {
+        self.fake.adopt(wake)
+    }
+    fn surround(&self, surroundings: &Arc<Surroundings>) -> std::result::Result<(), String> {
+        self.fake.surround(surroundings)
+    }
+    fn apply(
+        &self,
+        wanted: &InstanceWanted,
+        surroundings: &Arc<Surroundings>,
+        report: &dyn Fn(InstanceObserved),
+    ) -> Applied {
+        self.fake.apply(wanted, surroundings, report)
+    }
+    fn apply_disk(&self, wanted: &DiskWanted) -> DiskObserved {
+        let observed = self.fake.apply_disk(wanted);
+        if matches!(wanted.shape, DiskShape::Outgoing { .. }) && observed.fault.is_none() {
+            let file = std::fs::File::options().write(true).open(self.outgoing.join(&wanted.id)).unwrap();
+            file.set_len(OUTGOING_BYTES).unwrap();
+        }
+        observed
+    }
+    fn console(&self, instance: &str, bytes_max: u32) -> std::result::Result<String, DriverError> {
+        self.fake.console(instance, bytes_max)
+    }
+}
+
 impl Cloud {
     /// A cloud with a fake host whose volumes are files.
     pub(super) async fn with_volumes() -> Self {
@@ -23,8 +63,11 @@ impl Cloud {
 
     pub(super) fn driver(&self) -> Arc<dyn Driver> {
         let (root, images) = (self._state.path().join("volumes/fake-0"), self._state.path().join("images"));
+        let root_of_outgoing = root.clone();
         let volumes = Volumes::open(VolumePaths { root, images }).unwrap();
-        Arc::new(FakeDriver::new("fake-0", None).unwrap().with_volumes(volumes))
+        let outgoing = root_of_outgoing.join(crate::driver::volumes::OUTGOING);
+        let fake = FakeDriver::new("fake-0", None).unwrap().with_volumes(volumes);
+        Arc::new(Brief { fake, outgoing })
     }
 
     pub(super) async fn until_pool(&self) {
@@ -331,7 +374,7 @@ async fn backups_whole_and_differing_become_volumes_again_and_leave_nothing() {
 const CLUSTER_BYTES: usize = 64 << 10;
 
 /// A qcow2 image (version 2) of so many bytes as a disk, which begins with `content`.
-fn qcow2(disk_bytes: u64, content: &[u8]) -> Vec<u8> {
+pub(super) fn qcow2(disk_bytes: u64, content: &[u8]) -> Vec<u8> {
     let at = |cluster: u64| cluster * CLUSTER_BYTES as u64;
     let mut image = vec![0; 6 * CLUSTER_BYTES];
     let mut put = |offset: u64, bytes: &[u8]| {

@@ -183,18 +183,9 @@ impl Control {
             .db
             .transact_with(|cache| {
                 let stored = find_for_change(cache, caller, &new.volume_id, "volume:attachment_create")?;
-                let mut volume = stored.row.clone();
                 let connects = new.connector.as_ref().is_some_and(|connector| !connector.is_empty());
                 let status = if connects { AttachStatus::Attaching } else { AttachStatus::Reserved };
-                let mut row = attach(&mut volume, new.server_id.as_deref(), status)?;
-                if let Some(connector) = &new.connector {
-                    connect(&mut row, connector);
-                }
-                if let Some(mode) = &new.mode {
-                    row.mode.clone_from(mode);
-                }
-                let id = row.id.clone();
-                Ok((Txn::new().update(&stored, &volume).create(&row), id))
+                prepare(&stored, &new, status)
             })
             .await?;
         self.volume_attachment(caller, &id).await
@@ -241,12 +232,17 @@ impl Control {
     /// # Errors
     /// As [`Control::volume_attachment_create`]; `Invalid` for writing to a volume that is read-only.
     pub async fn volume_attach(&self, caller: &Caller, new: NewAttachment) -> Result<()> {
-        let view = self.volume(caller, &new.volume_id).await?;
-        if view.volume.row.read_only && new.mode.as_deref() == Some("rw") {
-            return Err(invalid_volume("it is read-only and cannot be attached with mode rw."));
-        }
-        let made = self.volume_attachment_create(caller, new).await?;
-        self.volume_attachment_complete(caller, &made.row.id).await
+        check_connector(new.connector.as_ref())?;
+        self.db.caught_up().await?;
+        self.db
+            .transact(|cache| {
+                let stored = find_for_change(cache, caller, &new.volume_id, "volume:attachment_create")?;
+                if stored.row.read_only && new.mode.as_deref() == Some("rw") {
+                    return Err(invalid_volume("it is read-only and cannot be attached with mode rw."));
+                }
+                prepare(&stored, &new, AttachStatus::Attached).map(|(txn, _)| txn)
+            })
+            .await
     }
 
     async fn change_attachment(
@@ -330,6 +326,20 @@ impl Control {
         });
         changed.await.map(drop)
     }
+}
+
+/// A transaction with a new attachment, and its id.
+fn prepare(stored: &Stored<Volume>, new: &NewAttachment, status: AttachStatus) -> Result<(Txn, String)> {
+    let mut volume = stored.row.clone();
+    let mut row = attach(&mut volume, new.server_id.as_deref(), status)?;
+    if let Some(connector) = &new.connector {
+        connect(&mut row, connector);
+    }
+    if let Some(mode) = &new.mode {
+        row.mode.clone_from(mode);
+    }
+    let id = row.id.clone();
+    Ok((Txn::new().update(stored, &volume).create(&row), id))
 }
 
 fn connect(row: &mut VolumeAttachment, connector: &BTreeMap<String, Value>) {
