@@ -107,7 +107,7 @@ impl Cloud {
             for (what, holds) in [
                 ("its count of snapshots", usize::try_from(volume.snapshots) == Ok(counted)),
                 ("its attachments", has == known),
-                ("that it is taken", taken == !has.is_empty()),
+                ("that it is taken", taken != has.is_empty()),
                 ("its offer", offered == (volume.status == Status::AwaitingTransfer)),
                 ("its group", group == in_group.as_ref().map(|group| &group.row.id)),
             ] {

@@ -539,3 +539,17 @@ async fn server_waits_for_a_volume_of_a_qcow2_image_and_takes_it_along() {
     cloud.until_volume(volume, None).await;
     assert_eq!((cloud.left_of_volumes(), cloud.left()), ((0, 0, 0, 0), (0, 0, 0, 0)));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_set_to_error_while_somebody_has_it_is_free_once_it_is_detached() {
+    use crate::service::volume::attachment::NewAttachment;
+    let cloud = Cloud::with_volumes().await;
+    let (control, admin) = (&cloud.control, &cloud.admin);
+    let id = cloud.volume(of_size(1)).await;
+    cloud.until_volume(&id, Some(Status::Available)).await;
+    let new = NewAttachment { volume_id: id.clone(), ..NewAttachment::default() };
+    control.volume_attach(admin, new).await.unwrap();
+    control.volume_reset(admin, &id, Some(Status::Error), false, None).await.unwrap();
+    control.volume_detach(admin, &id, None).await.unwrap();
+    cloud.until_volume(&id, Some(Status::Available)).await;
+}

@@ -96,7 +96,7 @@ pub(crate) fn detach(cache: &Cache, txn: Txn, attachment_id: &str, delete: Optio
     let Some(stored) = cache.get::<Volume>(&attachment.row.volume_id) else { return txn };
     let mut volume = stored.row.clone();
     volume.attachments.retain(|id| id != attachment_id);
-    settle(cache, &mut volume);
+    settle(cache, &mut volume, attachment.row.status);
     volume.updated_at = Some(Timestamp::now());
     let changed = Stored { row: volume, ..(*stored).clone() };
     match delete {
@@ -115,9 +115,15 @@ pub(crate) fn detach(cache: &Cache, txn: Txn, attachment_id: &str, delete: Optio
     }
 }
 
-/// The state that follows from the attachments that are left.
-fn settle(cache: &Cache, volume: &mut Volume) {
-    if !matches!(volume.status, Status::InUse | Status::Reserved | Status::Attaching | Status::Detaching) {
+/// The state that follows from the attachments that are left, once one that was in this state is gone.
+fn settle(cache: &Cache, volume: &mut Volume, gone: AttachStatus) {
+    let follows = match volume.status {
+        Status::InUse | Status::Reserved | Status::Attaching | Status::Detaching => true,
+        // Somebody had it, so it has been made, and what was wrong was its use.
+        Status::Error => matches!(gone, AttachStatus::Attached | AttachStatus::Attaching),
+        _ => false,
+    };
+    if !follows {
         return;
     }
     let left: Vec<AttachStatus> = volume
