@@ -9,6 +9,8 @@ mod backup;
 mod filter;
 mod group;
 mod group_type;
+#[cfg(test)]
+mod hostile;
 mod kind;
 mod message;
 mod metadata;
