@@ -58,6 +58,14 @@ impl Rest {
         Ok(body)
     }
 
+    /// As [`Rest::shown`], in a microversion of another service than Nova: `volume 3.71`.
+    pub(crate) fn shown_in(&self, version: &str, path: &str) -> Result<Value> {
+        let request = self.agent.get(self.url(path)).header("X-Auth-Token", &self.token);
+        let (status, body) = answer(request.header("OpenStack-API-Version", version).call()?)?;
+        ensure!(status == 200, "GET {path}: {status} {body}");
+        Ok(body)
+    }
+
     /// Makes something, or asks for an action: status and body.
     pub(crate) fn post(&self, path: &str, body: &Value) -> Result<(u16, Value)> {
         answer(self.with_headers(self.agent.post(self.url(path))).send_json(body)?)

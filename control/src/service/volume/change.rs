@@ -21,6 +21,7 @@ use crate::model::image::{Image, ImageStatus};
 use crate::model::random_uuid;
 use crate::model::volume::{DiskTask, DiskWork, Snapshot, Status, Volume};
 use crate::policy::require_admin;
+use crate::reconcile::RETRY_INTERVAL;
 use crate::reconcile::image_task::sentence;
 use crate::service::image::{ImageChange, described_image, new_image};
 use crate::service::image_data::UploadTo;
@@ -343,18 +344,23 @@ impl Control {
             tracing::warn!(image.id = image, error = error as &dyn std::error::Error, "no image of a volume");
         }
         let fault = taken.err().map(|error| sentence(&error));
-        let ended = self.db.transact(|cache| match cache.get::<DiskWork>(&work.id) {
-            Some(stored) if stored.row.generation == work.generation => {
-                Ok(upload_ended(cache, &stored, host, fault.as_deref()))
-            }
-            _ => Ok(Txn::new()),
-        });
-        if let Err(error) = ended.await {
+        loop {
+            let ended = self.db.transact(|cache| match cache.get::<DiskWork>(&work.id) {
+                Some(stored) if stored.row.generation == work.generation => {
+                    Ok(upload_ended(cache, &stored, host, fault.as_deref()))
+                }
+                _ => Ok(Txn::new()),
+            });
+            let Err(error) = ended.await else { break };
             tracing::error!(
                 volume.id = volume,
                 error = &error as &dyn std::error::Error,
                 "an upload does not end"
             );
+            if !matches!(error, Error::Unavailable(_)) {
+                break;
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
         self.image_tasks.end(image);
     }
