@@ -231,7 +231,7 @@ fn full_disk() -> Result<()> {
         // What was freed just now is to be had from the next commit of the journal on.
         nix::unistd::syncfs(std::fs::File::open(cloud.state())?)?;
         let free = nix::sys::statvfs::statvfs(cloud.state())?;
-        let free = u64::from(free.blocks_available()) * free.fragment_size();
+        let free = free.blocks_available() * free.fragment_size();
         let mut file = std::fs::File::create(&filler)?;
         let mut length = i64::try_from(free.saturating_sub(bytes))?;
         // The file system keeps some for itself.
