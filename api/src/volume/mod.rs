@@ -12,6 +12,7 @@ mod group_type;
 #[cfg(test)]
 mod hostile;
 mod kind;
+mod listing;
 mod message;
 mod metadata;
 mod qos;
@@ -54,7 +55,7 @@ pub fn routes() -> Router<AppState> {
 fn volume_routes() -> Router<AppState> {
     let routes = Router::new()
         .route("/v3/volumes", get(volume::list).post(volume::create).put(nowhere).delete(nowhere))
-        .route("/v3/volumes/detail", get(volume::detail))
+        .route("/v3/volumes/detail", get(volume::list))
         .route("/v3/volumes/summary", get(volume::summary))
         .route("/v3/volumes/{id}", get(volume::show).put(volume::update).delete(volume::delete))
         .route("/v3/volumes/{id}/action", post(action::act))
@@ -64,7 +65,7 @@ fn volume_routes() -> Router<AppState> {
             get(metadata::show).put(metadata::set).delete(metadata::unset),
         )
         .route("/v3/snapshots", get(snapshot::list).post(snapshot::create))
-        .route("/v3/snapshots/detail", get(snapshot::detail))
+        .route("/v3/snapshots/detail", get(snapshot::list))
         .route("/v3/snapshots/{id}", get(snapshot::show).put(snapshot::update).delete(snapshot::delete))
         .route("/v3/snapshots/{id}/action", post(snapshot::act))
         .route(
@@ -76,7 +77,7 @@ fn volume_routes() -> Router<AppState> {
             get(metadata::snapshot_show).put(metadata::snapshot_set).delete(metadata::snapshot_unset),
         )
         .route("/v3/attachments", get(attachment::list).post(attachment::create))
-        .route("/v3/attachments/detail", get(attachment::detail))
+        .route("/v3/attachments/detail", get(attachment::list))
         .route(
             "/v3/attachments/{id}",
             get(attachment::show).put(attachment::update).delete(attachment::delete),
@@ -86,7 +87,7 @@ fn volume_routes() -> Router<AppState> {
     ["os-volume-transfer", "volume-transfers"].iter().fold(routes, |routes, name| {
         routes
             .route(&format!("/v3/{name}"), get(transfer::list).post(transfer::create))
-            .route(&format!("/v3/{name}/detail"), get(transfer::detail))
+            .route(&format!("/v3/{name}/detail"), get(transfer::list))
             .route(&format!("/v3/{name}/{{id}}"), get(transfer::show).delete(transfer::delete))
             .route(&format!("/v3/{name}/{{id}}/accept"), post(transfer::accept))
     })
@@ -95,7 +96,7 @@ fn volume_routes() -> Router<AppState> {
 fn backup_routes() -> Router<AppState> {
     Router::new()
         .route("/v3/backups", get(backup::list).post(backup::create))
-        .route("/v3/backups/detail", get(backup::detail))
+        .route("/v3/backups/detail", get(backup::list))
         .route("/v3/backups/import_record", post(backup::import_record))
         .route("/v3/backups/{id}", get(backup::show).put(backup::update).delete(backup::delete))
         .route("/v3/backups/{id}/action", post(backup::act))
@@ -106,12 +107,12 @@ fn backup_routes() -> Router<AppState> {
 fn group_routes() -> Router<AppState> {
     Router::new()
         .route("/v3/groups", get(group::list).post(group::create))
-        .route("/v3/groups/detail", get(group::detail))
+        .route("/v3/groups/detail", get(group::list))
         .route("/v3/groups/action", post(group::copy))
         .route("/v3/groups/{id}", get(group::show).put(group::update))
         .route("/v3/groups/{id}/action", post(group::act))
         .route("/v3/group_snapshots", get(group::snapshots).post(group::snapshot_create))
-        .route("/v3/group_snapshots/detail", get(group::snapshots_detail))
+        .route("/v3/group_snapshots/detail", get(group::snapshots))
         .route("/v3/group_snapshots/{id}", get(group::snapshot).delete(group::snapshot_delete))
         .route("/v3/group_snapshots/{id}/action", post(group::snapshot_act))
         .route("/v3/group_types", get(group_type::list).post(group_type::create))
@@ -219,14 +220,6 @@ fn links(state: &AppState, collection: &str, id: &str) -> Value {
 /// What came with `3.minor` is not there before.
 fn since(version: Microversion, minor: u16) -> Result<(), Fault> {
     if version.at_least(3, minor) { Ok(()) } else { Err(Fault::NoRoute) }
-}
-
-/// A list's body, with how many there are in all where that was asked for (microversion 3.45).
-fn list_body(mut body: Value, count: usize, version: Microversion, filters: &Filters) -> Answer<Value> {
-    if version.at_least(3, 45) && filters.flag("with_count")?.unwrap_or(false) {
-        body["count"] = json!(count);
-    }
-    Ok(Json(body))
 }
 
 /// Pages as Cinder cuts them: newest first, `offset` after the marker, a marker that is nowhere answers 404, and a page that
