@@ -31,6 +31,7 @@ use axum::{Json, Router};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use self::metadata::{OfSnapshot, OfVolume, Owned};
 use crate::context::{Answer, AppState, Authenticated, Filters};
 use crate::error::Fault;
 use crate::microversion::Microversion;
@@ -59,30 +60,19 @@ fn volume_routes() -> Router<AppState> {
         .route("/v3/volumes/summary", get(volume::summary))
         .route("/v3/volumes/{id}", get(volume::show).put(volume::update).delete(volume::delete))
         .route("/v3/volumes/{id}/action", post(action::act))
-        .route("/v3/volumes/{id}/metadata", get(metadata::list).post(metadata::add).put(metadata::replace))
-        .route(
-            "/v3/volumes/{id}/metadata/{key}",
-            get(metadata::show).put(metadata::set).delete(metadata::unset),
-        )
         .route("/v3/snapshots", get(snapshot::list).post(snapshot::create))
         .route("/v3/snapshots/detail", get(snapshot::list))
         .route("/v3/snapshots/{id}", get(snapshot::show).put(snapshot::update).delete(snapshot::delete))
         .route("/v3/snapshots/{id}/action", post(snapshot::act))
-        .route(
-            "/v3/snapshots/{id}/metadata",
-            get(metadata::snapshot_list).post(metadata::snapshot_add).put(metadata::snapshot_replace),
-        )
-        .route(
-            "/v3/snapshots/{id}/metadata/{key}",
-            get(metadata::snapshot_show).put(metadata::snapshot_set).delete(metadata::snapshot_unset),
-        )
         .route("/v3/attachments", get(attachment::list).post(attachment::create))
         .route("/v3/attachments/detail", get(attachment::list))
         .route(
             "/v3/attachments/{id}",
             get(attachment::show).put(attachment::update).delete(attachment::delete),
         )
-        .route("/v3/attachments/{id}/action", post(attachment::act));
+        .route("/v3/attachments/{id}/action", post(attachment::act))
+        .merge(metadata_routes::<OfVolume>("volumes"))
+        .merge(metadata_routes::<OfSnapshot>("snapshots"));
     // The older name, and the one of microversion 3.55.
     ["os-volume-transfer", "volume-transfers"].iter().fold(routes, |routes, name| {
         routes
@@ -91,6 +81,14 @@ fn volume_routes() -> Router<AppState> {
             .route(&format!("/v3/{name}/{{id}}"), get(transfer::show).delete(transfer::delete))
             .route(&format!("/v3/{name}/{{id}}/accept"), post(transfer::accept))
     })
+}
+
+fn metadata_routes<O: Owned + 'static>(collection: &str) -> Router<AppState> {
+    use metadata::{add, list, replace, set, show, unset};
+    let path = format!("/v3/{collection}/{{id}}/metadata");
+    Router::new()
+        .route(&path, get(list::<O>).post(add::<O>).put(replace::<O>))
+        .route(&format!("{path}/{{key}}"), get(show::<O>).put(set::<O>).delete(unset::<O>))
 }
 
 fn backup_routes() -> Router<AppState> {
