@@ -6,6 +6,8 @@
 mod action;
 mod attachment;
 mod backup;
+mod default_type;
+mod encryption;
 mod filter;
 mod group;
 mod group_type;
@@ -136,15 +138,15 @@ fn type_routes() -> Router<AppState> {
         )
         .route("/v3/types/{id}/os-volume-type-access", get(kind::access))
         .route("/v3/types/{id}/action", post(kind::act))
-        .route("/v3/types/{id}/encryption", get(kind::encryption).post(kind::encrypt))
+        .route("/v3/types/{id}/encryption", get(encryption::show).post(encryption::create))
         .route(
             "/v3/types/{id}/encryption/{key}",
-            get(kind::encryption_item).put(kind::encryption_update).delete(kind::encryption_delete),
+            get(encryption::item).put(encryption::update).delete(encryption::delete),
         )
-        .route("/v3/default-types", get(kind::defaults))
+        .route("/v3/default-types", get(default_type::list))
         .route(
             "/v3/default-types/{project}",
-            get(kind::default).put(kind::default_set).delete(kind::default_unset),
+            get(default_type::show).put(default_type::set).delete(default_type::unset),
         )
         .route("/v3/qos-specs", get(qos::list).post(qos::create))
         .route("/v3/qos-specs/{id}", get(qos::show).put(qos::update).delete(qos::delete))
