@@ -154,6 +154,9 @@ impl Export {
     }
 }
 
+/// Writes all of a disk.
+pub type Fill<'a> = &'a dyn Fn(&dyn Disk) -> io::Result<()>;
+
 /// A place for disks.
 pub trait Backend: Send + Sync {
     /// What it can do.
@@ -171,6 +174,10 @@ pub trait Backend: Send + Sync {
     /// Makes a disk, which nobody has open, what a snapshot is, at the disk's own size. `mark` names this reverting, so
     /// that repeating it does not undo what was written after it.
     fn revert(&self, id: &str, snapshot: &str, mark: u64) -> Result<(), BackendError>;
+
+    /// Makes a disk, which nobody has open, so large and what `fill` writes to one of zeros, once all of that is there;
+    /// until then, and if `fill` fails, it is what it was.
+    fn rewrite(&self, id: &str, size_bytes: u64, fill: Fill<'_>) -> Result<(), BackendError>;
 
     /// Makes a disk larger; one in use shows it from its next export on.
     fn extend(&self, id: &str, size_bytes: u64) -> Result<(), BackendError>;

@@ -28,7 +28,8 @@ use rustix::io::Errno;
 
 use self::directory::{Kind, Layers, create_file, io_error, remove_tree, sync_directory};
 use crate::backend::{
-    Backend, BackendError, Capabilities, Capacity, Export, SECTOR_BYTES, Source, copy_sparse, id_is_safe,
+    Backend, BackendError, Capabilities, Capacity, Export, Fill, SECTOR_BYTES, Source, copy_sparse,
+    id_is_safe,
 };
 use crate::format::layers::LAYERS_MAX;
 use crate::format::raw::file_size_bytes;
@@ -294,6 +295,19 @@ impl Backend for FileBackend {
             self.fill_from_disk(directory, snapshot, false, Some(size_bytes))?;
             let marks = directory.join(directory::REVERTED);
             fs::write(&marks, mark.to_string()).map_err(io_error("write", &marks))
+        })
+    }
+
+    fn rewrite(&self, id: &str, size_bytes: u64, fill: Fill<'_>) -> Result<()> {
+        self.layers(id)?;
+        self.replace(id, |directory| {
+            let path = directory.join(Kind::Raw.name(0));
+            let file = create_file(&path)?;
+            let size_bytes = size_bytes.next_multiple_of(SECTOR_BYTES);
+            resize(&file, size_bytes, &path)?;
+            let disk = RawFile::new(file.try_clone().map_err(io_error("open", &path))?, size_bytes);
+            fill(&disk).map_err(io_error("write", &path))?;
+            file.sync_all().map_err(io_error("sync", &path))
         })
     }
 

@@ -17,10 +17,11 @@ use std::path::PathBuf;
 
 use self::command::{Found, Lvm};
 use crate::backend::{
-    Backend, BackendError, Capabilities, Capacity, Export, SECTOR_BYTES, Source, copy_sparse, id_is_safe,
+    Backend, BackendError, Capabilities, Capacity, Export, Fill, SECTOR_BYTES, Source, copy_sparse,
+    id_is_safe,
 };
-use crate::format::RawFile;
 use crate::format::raw::file_size_bytes;
+use crate::format::{Disk as _, RawFile};
 
 type Result<T> = std::result::Result<T, BackendError>;
 
@@ -116,6 +117,14 @@ impl LvmBackend {
         if size_bytes > of.size_bytes { self.grow(name, size_bytes) } else { Ok(()) }
     }
 
+    /// Puts what was made in the place of `found`.
+    fn replace(&self, id: &str, found: &Found) -> Result<()> {
+        self.lvm.run("lvchange", &["--addtag", WHOLE, &self.lvm.of_group(&partial_of(id)?)])?;
+        self.lvm.remove(&found.name)?;
+        // From here on the other is the disk, whoever looks for it next.
+        self.existing(id).map(drop)
+    }
+
     fn grow(&self, name: &str, size_bytes: u64) -> Result<()> {
         self.lvm.run("lvextend", &["--size", &bytes(size_bytes), &self.lvm.of_group(name)])
     }
@@ -198,10 +207,26 @@ impl Backend for LvmBackend {
         let partial = partial_of(id)?;
         self.clear(half)?;
         self.copied(&partial, &self.existing(snapshot)?, found.size_bytes, Some(&tag))?;
-        self.lvm.run("lvchange", &["--addtag", WHOLE, &self.lvm.of_group(&partial)])?;
-        self.lvm.remove(&found.name)?;
-        // From here on the other is the disk, whoever looks for it next.
-        self.existing(id).map(drop)
+        self.replace(id, &found)
+    }
+
+    fn rewrite(&self, id: &str, size_bytes: u64, fill: Fill<'_>) -> Result<()> {
+        let (found, half) = self.look(id)?;
+        let found = found.ok_or_else(|| BackendError::Missing { id: id.to_owned() })?;
+        let partial = partial_of(id)?;
+        self.clear(half)?;
+        self.empty(&partial, size_bytes.next_multiple_of(SECTOR_BYTES))?;
+        let path = self.lvm.device(&partial);
+        let filled = self.device(&partial, true).and_then(|device| {
+            let disk = RawFile::whole(device, false).map_err(|source| io(&path, "size", source))?;
+            fill(&disk).and_then(|()| disk.flush()).map_err(|source| io(&path, "write", source))
+        });
+        if let Err(error) = filled {
+            // The first failure is the one to tell of; what stays is removed by the next attempt.
+            let _ = self.lvm.remove(&partial);
+            return Err(error);
+        }
+        self.replace(id, &found)
     }
 
     fn extend(&self, id: &str, size_bytes: u64) -> Result<()> {

@@ -11,8 +11,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::filter::{self, Tests};
-use super::{list_body, paged, since, time};
-use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::listing::Listing;
+use super::{since, time};
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
 use crate::page::SortValue;
@@ -101,53 +102,22 @@ pub(super) async fn create(
     Ok(Json(json!({"attachment": full(&made.row)})))
 }
 
-/// `GET /attachments`.
-pub(super) async fn list(
-    state: State<AppState>,
-    caller: Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    list_with(state, caller, version, filters, url, brief).await
-}
-
-/// `GET /attachments/detail`.
-pub(super) async fn detail(
-    state: State<AppState>,
-    caller: Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    list_with(state, caller, version, filters, url, full).await
-}
-
-async fn list_with(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-    show: fn(&VolumeAttachment) -> Value,
-) -> Answer<Value> {
-    since(version, 27)?;
-    let all = filters.flag("all_tenants")?.unwrap_or(false);
-    let tests = Tests::of(&filters, version, &filter::ATTACHMENTS)?;
-    let mut rows = state.control.volume_attachments(&caller, all).await?;
+/// `GET /attachments`, `GET /attachments/detail`.
+pub(super) async fn list(listing: Listing) -> Answer<Value> {
+    since(listing.version, 27)?;
+    let all = listing.all()?;
+    let tests = Tests::of(&listing.filters, listing.version, &filter::ATTACHMENTS)?;
+    let mut rows = listing.state.control.volume_attachments(&listing.caller, all).await?;
     rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[]));
-    let count = rows.len();
-    let slice = paged(
-        &filters,
-        rows,
-        |stored| &stored.row.id,
-        &SORT_KEYS,
-        |stored, key| match key {
-            "created_at" => Some(SortValue::from(stored.row.created_at)),
-            other => column(&stored.row, other).map(|text| text.as_str().into()),
-        },
-    )?;
-    list_body(slice.nova("attachments", &url, |stored| show(&stored.row)), count, version, &filters)
+    let show = if listing.detail { full } else { brief };
+    listing.counted_page("attachments", rows, &SORT_KEYS, sort_value, |stored| show(&stored.row))
+}
+
+fn sort_value(attachment: &VolumeAttachment, key: &str) -> Option<SortValue> {
+    match key {
+        "created_at" => Some(SortValue::from(attachment.created_at)),
+        other => column(attachment, other).map(|text| text.as_str().into()),
+    }
 }
 
 fn column(attachment: &VolumeAttachment, key: &str) -> Option<String> {

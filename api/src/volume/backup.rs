@@ -11,8 +11,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::filter::{self, Tests};
-use super::{lenient_flag, links, list_body, paged, properties, text_or_null, time};
-use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::listing::Listing;
+use super::{lenient_flag, links, properties, text_or_null, time};
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
 use crate::page::SortValue;
@@ -114,59 +115,26 @@ pub(super) async fn create(
     Ok((StatusCode::ACCEPTED, Json(json!({"backup": short(&state, version, &made.row)}))))
 }
 
-/// `GET /backups`.
-pub(super) async fn list(
-    state: State<AppState>,
-    caller: Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    list_with(state, caller, version, filters, url, |state, _, backup| brief(state, backup)).await
-}
-
-/// `GET /backups/detail`.
-pub(super) async fn detail(
-    state: State<AppState>,
-    caller: Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    list_with(state, caller, version, filters, url, full).await
-}
-
-async fn list_with(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-    show: impl Fn(&AppState, Microversion, &Backup) -> Value,
-) -> Answer<Value> {
-    let all = filters.flag("all_tenants")?.unwrap_or(false);
-    let tests = Tests::of(&filters, version, &filter::BACKUPS)?;
-    let mut rows = state.control.volume_backups(&caller, all).await?;
+/// `GET /backups`, `GET /backups/detail`.
+pub(super) async fn list(listing: Listing) -> Answer<Value> {
+    let (state, version) = (&listing.state, listing.version);
+    let all = listing.all()?;
+    let tests = Tests::of(&listing.filters, version, &filter::BACKUPS)?;
+    let mut rows = state.control.volume_backups(&listing.caller, all).await?;
     rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[&stored.row.metadata]));
-    let count = rows.len();
-    let slice = paged(
-        &filters,
-        rows,
-        |stored| &stored.row.id,
-        &SORT_KEYS,
-        |stored, key| match key {
-            "created_at" => Some(SortValue::from(stored.row.created_at)),
-            "updated_at" => Some(stored.row.updated_at.into()),
-            "size" => Some(stored.row.size_gib.into()),
-            other => column(&stored.row, other).map(|text| text.as_str().into()),
-        },
-    )?;
-    list_body(
-        slice.nova("backups", &url, |stored| show(&state, version, &stored.row)),
-        count,
-        version,
-        &filters,
-    )
+    listing.counted_page("backups", rows, &SORT_KEYS, sort_value, |stored| match listing.detail {
+        true => full(state, version, &stored.row),
+        false => brief(state, &stored.row),
+    })
+}
+
+fn sort_value(backup: &Backup, key: &str) -> Option<SortValue> {
+    match key {
+        "created_at" => Some(SortValue::from(backup.created_at)),
+        "updated_at" => Some(backup.updated_at.into()),
+        "size" => Some(backup.size_gib.into()),
+        other => column(backup, other).map(|text| text.as_str().into()),
+    }
 }
 
 fn column(backup: &Backup, key: &str) -> Option<String> {

@@ -5,11 +5,13 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use control::model::volume::{Group, GroupSnapshot, Status};
 use control::service::volume::group::{GroupUpdate, NewGroup};
+use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{lenient_flag, list_body, paged, since, time};
-use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::listing::Listing;
+use super::{lenient_flag, since, time};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
 use crate::page::SortValue;
@@ -48,58 +50,28 @@ fn brief(id: &str, name: Option<&String>) -> Value {
     json!({"id": id, "name": name.cloned().unwrap_or_default()})
 }
 
-/// `GET /groups`.
-pub(super) async fn list(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    listed(&state, &caller, version, &filters, &url, false).await
-}
-
-/// `GET /groups/detail`.
-pub(super) async fn detail(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    listed(&state, &caller, version, &filters, &url, true).await
-}
-
-async fn listed(
-    state: &AppState,
-    caller: &control::caller::Caller,
-    version: Microversion,
-    filters: &Filters,
-    url: &RequestUrl,
-    detail: bool,
-) -> Answer<Value> {
+/// `GET /groups`, `GET /groups/detail`.
+pub(super) async fn list(listing: Listing) -> Answer<Value> {
+    let (state, version) = (&listing.state, listing.version);
     since(version, 13)?;
-    let all = filters.flag("all_tenants")?.unwrap_or(false);
-    let volumes = filters.flag("list_volume")?.unwrap_or(false);
-    let mut rows = state.control.volume_groups(caller, all).await?;
-    rows.retain(|stored| filters.allow("name", stored.row.name.as_deref().unwrap_or_default()));
-    let count = rows.len();
-    let slice = paged(
-        filters,
-        rows,
-        |stored| &stored.row.id,
-        &SORT_KEYS,
-        |stored, key| match key {
-            "created_at" => Some(SortValue::from(stored.row.created_at)),
-            "name" => Some(stored.row.name.as_deref().into()),
-            _ => Some(stored.row.id.as_str().into()),
-        },
-    )?;
-    let body = slice.nova("groups", url, |stored| match detail {
+    let all = listing.all()?;
+    let volumes = listing.filters.flag("list_volume")?.unwrap_or(false);
+    let mut rows = state.control.volume_groups(&listing.caller, all).await?;
+    let name = |group: &Group| group.name.clone().unwrap_or_default();
+    rows.retain(|stored| listing.filters.allow("name", &name(&stored.row)));
+    let sort = |group: &Group, key: &str| sort_value(&group.id, group.name.as_deref(), group.created_at, key);
+    listing.counted_page("groups", rows, &SORT_KEYS, sort, |stored| match listing.detail {
         true => full(state, version, &stored.row, volumes),
         false => brief(&stored.row.id, stored.row.name.as_ref()),
-    });
-    list_body(body, count, version, filters)
+    })
+}
+
+fn sort_value(id: &str, name: Option<&str>, created_at: Timestamp, key: &str) -> Option<SortValue> {
+    Some(match key {
+        "created_at" => created_at.into(),
+        "name" => name.into(),
+        _ => id.into(),
+    })
 }
 
 /// `GET /groups/{id}`.
@@ -279,54 +251,16 @@ fn snapshot_full(state: &AppState, version: Microversion, snapshot: &GroupSnapsh
     body
 }
 
-/// `GET /group_snapshots`.
-pub(super) async fn snapshots(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    snapshots_listed(&state, &caller, version, &filters, &url, false).await
-}
-
-/// `GET /group_snapshots/detail`.
-pub(super) async fn snapshots_detail(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    snapshots_listed(&state, &caller, version, &filters, &url, true).await
-}
-
-async fn snapshots_listed(
-    state: &AppState,
-    caller: &control::caller::Caller,
-    version: Microversion,
-    filters: &Filters,
-    url: &RequestUrl,
-    detail: bool,
-) -> Answer<Value> {
+/// `GET /group_snapshots`, `GET /group_snapshots/detail`.
+pub(super) async fn snapshots(listing: Listing) -> Answer<Value> {
+    let (state, version) = (&listing.state, listing.version);
     since(version, 14)?;
-    let all = filters.flag("all_tenants")?.unwrap_or(false);
-    let rows = state.control.volume_group_snapshots(caller, all).await?;
-    let slice = paged(
-        filters,
-        rows,
-        |stored| &stored.row.id,
-        &SORT_KEYS,
-        |stored, key| match key {
-            "created_at" => Some(SortValue::from(stored.row.created_at)),
-            "name" => Some(stored.row.name.as_deref().into()),
-            _ => Some(stored.row.id.as_str().into()),
-        },
-    )?;
-    Ok(Json(slice.nova("group_snapshots", url, |stored| match detail {
+    let rows = state.control.volume_group_snapshots(&listing.caller, listing.all()?).await?;
+    let sort = |one: &GroupSnapshot, key: &str| sort_value(&one.id, one.name.as_deref(), one.created_at, key);
+    listing.page("group_snapshots", rows, &SORT_KEYS, sort, |stored| match listing.detail {
         true => snapshot_full(state, version, &stored.row),
         false => brief(&stored.row.id, stored.row.name.as_ref()),
-    })))
+    })
 }
 
 /// `GET /group_snapshots/{id}`.

@@ -9,8 +9,9 @@ use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use super::filter::{self, Tests};
-use super::{links, paged, since, time};
-use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl, Segments};
+use super::listing::Listing;
+use super::{links, since, time};
+use crate::context::{Answer, AppState, Authenticated, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
 use crate::page::SortValue;
@@ -36,28 +37,20 @@ fn full(state: &AppState, message: &VolumeMessage) -> Value {
 }
 
 /// `GET /messages`.
-pub(super) async fn list(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
+pub(super) async fn list(listing: Listing) -> Answer<Value> {
+    let (state, version) = (&listing.state, listing.version);
     since(version, 3)?;
-    let tests = Tests::of(&filters, version, &filter::MESSAGES)?;
-    let mut rows = state.control.volume_messages(&caller).await?;
+    let tests = Tests::of(&listing.filters, version, &filter::MESSAGES)?;
+    let mut rows = state.control.volume_messages(&listing.caller).await?;
     rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[]));
-    let slice = paged(
-        &filters,
-        rows,
-        |stored| &stored.row.id,
-        &SORT_KEYS,
-        |stored, key| match key {
-            "created_at" => Some(SortValue::from(stored.row.created_at)),
-            other => column(&stored.row, other).map(|text| text.as_str().into()),
-        },
-    )?;
-    Ok(Json(slice.nova("messages", &url, |stored| full(&state, &stored.row))))
+    listing.page("messages", rows, &SORT_KEYS, sort_value, |stored| full(state, &stored.row))
+}
+
+fn sort_value(message: &VolumeMessage, key: &str) -> Option<SortValue> {
+    match key {
+        "created_at" => Some(SortValue::from(message.created_at)),
+        other => column(message, other).map(|text| text.as_str().into()),
+    }
 }
 
 fn column(message: &VolumeMessage, key: &str) -> Option<String> {

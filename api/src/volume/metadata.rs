@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use control::Control;
 use control::caller::Caller;
-use control::error::Error;
+use control::error::{Error, Result};
+use control::model::volume::Snapshot;
 use control::service::volume::change::Properties;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -14,6 +16,8 @@ use serde_json::{Value, json};
 use super::properties;
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
+
+type Metadata = BTreeMap<String, String>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,7 +33,7 @@ pub(super) struct MetaBody {
 
 impl MetaBody {
     /// The one property, which has to be the one in the path.
-    fn one(&self, key: &str) -> Result<BTreeMap<String, String>, Fault> {
+    fn one(&self, key: &str) -> std::result::Result<Metadata, Fault> {
         let one = properties(&self.meta)?;
         match one.contains_key(key) {
             true if one.len() == 1 => Ok(one),
@@ -39,162 +43,152 @@ impl MetaBody {
     }
 }
 
-fn shown(all: &BTreeMap<String, String>) -> Answer<Value> {
+fn shown(all: &Metadata) -> Answer<Value> {
     Ok(Json(json!({ "metadata": all })))
 }
 
-fn item(all: &BTreeMap<String, String>, key: &str) -> Answer<Value> {
+fn item(all: &Metadata, key: &str) -> Answer<Value> {
     match all.get(key) {
         Some(value) => Ok(Json(json!({"meta": {key: value}}))),
         None => Err(Error::NotFound { kind: "Metadata item", id: key.to_owned() }.into()),
     }
 }
 
-/// `GET /volumes/{id}/metadata`.
-pub(super) async fn list(
+/// What has properties of its owner's.
+pub(super) trait Owned {
+    /// All of one's.
+    fn get(control: &Control, caller: &Caller, id: &str) -> impl Future<Output = Result<Metadata>> + Send;
+
+    /// Adds these, or with `replace` has no others; all that there are then.
+    fn set(
+        control: &Control,
+        caller: &Caller,
+        id: &str,
+        set: Metadata,
+        replace: bool,
+    ) -> impl Future<Output = Result<Metadata>> + Send;
+
+    /// Takes one away.
+    fn unset(
+        control: &Control,
+        caller: &Caller,
+        id: &str,
+        key: &str,
+    ) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// Those of volumes.
+pub(super) struct OfVolume;
+
+impl Owned for OfVolume {
+    async fn get(control: &Control, caller: &Caller, id: &str) -> Result<Metadata> {
+        Ok(control.volume(caller, id).await?.volume.row.metadata.clone())
+    }
+
+    async fn set(
+        control: &Control,
+        caller: &Caller,
+        id: &str,
+        set: Metadata,
+        replace: bool,
+    ) -> Result<Metadata> {
+        let view = control.volume_properties_set(caller, id, Properties::Own, set, replace).await?;
+        Ok(view.volume.row.metadata.clone())
+    }
+
+    async fn unset(control: &Control, caller: &Caller, id: &str, key: &str) -> Result<()> {
+        control.volume_property_unset(caller, id, Properties::Own, key).await.map(drop)
+    }
+}
+
+/// Those of snapshots.
+pub(super) struct OfSnapshot;
+
+impl Owned for OfSnapshot {
+    async fn get(control: &Control, caller: &Caller, id: &str) -> Result<Metadata> {
+        Ok(control.volume_snapshot(caller, id).await?.row.metadata.clone())
+    }
+
+    async fn set(
+        control: &Control,
+        caller: &Caller,
+        id: &str,
+        set: Metadata,
+        replace: bool,
+    ) -> Result<Metadata> {
+        let change = |snapshot: &mut Snapshot| {
+            if replace {
+                snapshot.metadata.clear();
+            }
+            snapshot.metadata.extend(set.clone());
+            Ok(())
+        };
+        Ok(control.volume_snapshot_update(caller, id, change).await?.row.metadata.clone())
+    }
+
+    async fn unset(control: &Control, caller: &Caller, id: &str, key: &str) -> Result<()> {
+        let remove = |snapshot: &mut Snapshot| match snapshot.metadata.remove(key) {
+            Some(_) => Ok(()),
+            None => Err(Error::NotFound { kind: "Metadata item", id: key.to_owned() }),
+        };
+        control.volume_snapshot_update(caller, id, remove).await.map(drop)
+    }
+}
+
+/// `GET …/{id}/metadata`.
+pub(super) async fn list<O: Owned>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
-    shown(&state.control.volume(&caller, &id).await?.volume.row.metadata)
+    shown(&O::get(&state.control, &caller, &id).await?)
 }
 
-async fn set_volume(
-    state: &AppState,
-    caller: &Caller,
-    id: &str,
-    set: BTreeMap<String, String>,
-    replace: bool,
-) -> Result<BTreeMap<String, String>, Fault> {
-    let view = state.control.volume_properties_set(caller, id, Properties::Own, set, replace).await?;
-    Ok(view.volume.row.metadata.clone())
-}
-
-/// `POST /volumes/{id}/metadata`.
-pub(super) async fn add(
+/// `POST …/{id}/metadata`.
+pub(super) async fn add<O: Owned>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<MetadataBody>,
 ) -> Answer<Value> {
-    shown(&set_volume(&state, &caller, &id, properties(&body.metadata)?, false).await?)
+    shown(&O::set(&state.control, &caller, &id, properties(&body.metadata)?, false).await?)
 }
 
-/// `PUT /volumes/{id}/metadata`.
-pub(super) async fn replace(
+/// `PUT …/{id}/metadata`.
+pub(super) async fn replace<O: Owned>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<MetadataBody>,
 ) -> Answer<Value> {
-    shown(&set_volume(&state, &caller, &id, properties(&body.metadata)?, true).await?)
+    shown(&O::set(&state.control, &caller, &id, properties(&body.metadata)?, true).await?)
 }
 
-/// `GET /volumes/{id}/metadata/{key}`.
-pub(super) async fn show(
+/// `GET …/{id}/metadata/{key}`.
+pub(super) async fn show<O: Owned>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
 ) -> Answer<Value> {
-    item(&state.control.volume(&caller, &id).await?.volume.row.metadata, &key)
+    item(&O::get(&state.control, &caller, &id).await?, &key)
 }
 
-/// `PUT /volumes/{id}/metadata/{key}`.
-pub(super) async fn set(
+/// `PUT …/{id}/metadata/{key}`.
+pub(super) async fn set<O: Owned>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
     Body(body): Body<MetaBody>,
 ) -> Answer<Value> {
-    item(&set_volume(&state, &caller, &id, body.one(&key)?, false).await?, &key)
+    item(&O::set(&state.control, &caller, &id, body.one(&key)?, false).await?, &key)
 }
 
-/// `DELETE /volumes/{id}/metadata/{key}`.
-pub(super) async fn unset(
+/// `DELETE …/{id}/metadata/{key}`.
+pub(super) async fn unset<O: Owned>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
-    state.control.volume_property_unset(&caller, &id, Properties::Own, &key).await?;
-    Ok(StatusCode::OK)
-}
-
-async fn set_snapshot(
-    state: &AppState,
-    caller: &Caller,
-    id: &str,
-    set: BTreeMap<String, String>,
-    replace: bool,
-) -> Result<BTreeMap<String, String>, Fault> {
-    let change = |snapshot: &mut control::model::volume::Snapshot| {
-        if replace {
-            snapshot.metadata.clear();
-        }
-        snapshot.metadata.extend(set.clone());
-        Ok(())
-    };
-    let stored = state.control.volume_snapshot_update(caller, id, change).await?;
-    Ok(stored.row.metadata.clone())
-}
-
-/// `GET /snapshots/{id}/metadata`.
-pub(super) async fn snapshot_list(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-) -> Answer<Value> {
-    shown(&state.control.volume_snapshot(&caller, &id).await?.row.metadata)
-}
-
-/// `POST /snapshots/{id}/metadata`.
-pub(super) async fn snapshot_add(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-    Body(body): Body<MetadataBody>,
-) -> Answer<Value> {
-    shown(&set_snapshot(&state, &caller, &id, properties(&body.metadata)?, false).await?)
-}
-
-/// `PUT /snapshots/{id}/metadata`.
-pub(super) async fn snapshot_replace(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-    Body(body): Body<MetadataBody>,
-) -> Answer<Value> {
-    shown(&set_snapshot(&state, &caller, &id, properties(&body.metadata)?, true).await?)
-}
-
-/// `GET /snapshots/{id}/metadata/{key}`.
-pub(super) async fn snapshot_show(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments((id, key)): Segments<(String, String)>,
-) -> Answer<Value> {
-    item(&state.control.volume_snapshot(&caller, &id).await?.row.metadata, &key)
-}
-
-/// `PUT /snapshots/{id}/metadata/{key}`.
-pub(super) async fn snapshot_set(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments((id, key)): Segments<(String, String)>,
-    Body(body): Body<MetaBody>,
-) -> Answer<Value> {
-    item(&set_snapshot(&state, &caller, &id, body.one(&key)?, false).await?, &key)
-}
-
-/// `DELETE /snapshots/{id}/metadata/{key}`.
-pub(super) async fn snapshot_unset(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments((id, key)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
-    let remove = |snapshot: &mut control::model::volume::Snapshot| match snapshot.metadata.remove(&key) {
-        Some(_) => Ok(()),
-        None => Err(Error::NotFound { kind: "Metadata item", id: key.clone() }),
-    };
-    state.control.volume_snapshot_update(&caller, &id, remove).await?;
+) -> std::result::Result<StatusCode, Fault> {
+    O::unset(&state.control, &caller, &id, &key).await?;
     Ok(StatusCode::OK)
 }

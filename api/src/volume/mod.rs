@@ -6,10 +6,15 @@
 mod action;
 mod attachment;
 mod backup;
+mod default_type;
+mod encryption;
 mod filter;
 mod group;
 mod group_type;
+#[cfg(test)]
+mod hostile;
 mod kind;
+mod listing;
 mod message;
 mod metadata;
 mod qos;
@@ -28,6 +33,7 @@ use axum::{Json, Router};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
+use self::metadata::{OfSnapshot, OfVolume, Owned};
 use crate::context::{Answer, AppState, Authenticated, Filters};
 use crate::error::Fault;
 use crate::microversion::Microversion;
@@ -52,48 +58,45 @@ pub fn routes() -> Router<AppState> {
 fn volume_routes() -> Router<AppState> {
     let routes = Router::new()
         .route("/v3/volumes", get(volume::list).post(volume::create).put(nowhere).delete(nowhere))
-        .route("/v3/volumes/detail", get(volume::detail))
+        .route("/v3/volumes/detail", get(volume::list))
         .route("/v3/volumes/summary", get(volume::summary))
         .route("/v3/volumes/{id}", get(volume::show).put(volume::update).delete(volume::delete))
         .route("/v3/volumes/{id}/action", post(action::act))
-        .route("/v3/volumes/{id}/metadata", get(metadata::list).post(metadata::add).put(metadata::replace))
-        .route(
-            "/v3/volumes/{id}/metadata/{key}",
-            get(metadata::show).put(metadata::set).delete(metadata::unset),
-        )
         .route("/v3/snapshots", get(snapshot::list).post(snapshot::create))
-        .route("/v3/snapshots/detail", get(snapshot::detail))
+        .route("/v3/snapshots/detail", get(snapshot::list))
         .route("/v3/snapshots/{id}", get(snapshot::show).put(snapshot::update).delete(snapshot::delete))
         .route("/v3/snapshots/{id}/action", post(snapshot::act))
-        .route(
-            "/v3/snapshots/{id}/metadata",
-            get(metadata::snapshot_list).post(metadata::snapshot_add).put(metadata::snapshot_replace),
-        )
-        .route(
-            "/v3/snapshots/{id}/metadata/{key}",
-            get(metadata::snapshot_show).put(metadata::snapshot_set).delete(metadata::snapshot_unset),
-        )
         .route("/v3/attachments", get(attachment::list).post(attachment::create))
-        .route("/v3/attachments/detail", get(attachment::detail))
+        .route("/v3/attachments/detail", get(attachment::list))
         .route(
             "/v3/attachments/{id}",
             get(attachment::show).put(attachment::update).delete(attachment::delete),
         )
-        .route("/v3/attachments/{id}/action", post(attachment::act));
+        .route("/v3/attachments/{id}/action", post(attachment::act))
+        .merge(metadata_routes::<OfVolume>("volumes"))
+        .merge(metadata_routes::<OfSnapshot>("snapshots"));
     // The older name, and the one of microversion 3.55.
     ["os-volume-transfer", "volume-transfers"].iter().fold(routes, |routes, name| {
         routes
             .route(&format!("/v3/{name}"), get(transfer::list).post(transfer::create))
-            .route(&format!("/v3/{name}/detail"), get(transfer::detail))
+            .route(&format!("/v3/{name}/detail"), get(transfer::list))
             .route(&format!("/v3/{name}/{{id}}"), get(transfer::show).delete(transfer::delete))
             .route(&format!("/v3/{name}/{{id}}/accept"), post(transfer::accept))
     })
 }
 
+fn metadata_routes<O: Owned + 'static>(collection: &str) -> Router<AppState> {
+    use metadata::{add, list, replace, set, show, unset};
+    let path = format!("/v3/{collection}/{{id}}/metadata");
+    Router::new()
+        .route(&path, get(list::<O>).post(add::<O>).put(replace::<O>))
+        .route(&format!("{path}/{{key}}"), get(show::<O>).put(set::<O>).delete(unset::<O>))
+}
+
 fn backup_routes() -> Router<AppState> {
     Router::new()
         .route("/v3/backups", get(backup::list).post(backup::create))
-        .route("/v3/backups/detail", get(backup::detail))
+        .route("/v3/backups/detail", get(backup::list))
         .route("/v3/backups/import_record", post(backup::import_record))
         .route("/v3/backups/{id}", get(backup::show).put(backup::update).delete(backup::delete))
         .route("/v3/backups/{id}/action", post(backup::act))
@@ -104,12 +107,12 @@ fn backup_routes() -> Router<AppState> {
 fn group_routes() -> Router<AppState> {
     Router::new()
         .route("/v3/groups", get(group::list).post(group::create))
-        .route("/v3/groups/detail", get(group::detail))
+        .route("/v3/groups/detail", get(group::list))
         .route("/v3/groups/action", post(group::copy))
         .route("/v3/groups/{id}", get(group::show).put(group::update))
         .route("/v3/groups/{id}/action", post(group::act))
         .route("/v3/group_snapshots", get(group::snapshots).post(group::snapshot_create))
-        .route("/v3/group_snapshots/detail", get(group::snapshots_detail))
+        .route("/v3/group_snapshots/detail", get(group::snapshots))
         .route("/v3/group_snapshots/{id}", get(group::snapshot).delete(group::snapshot_delete))
         .route("/v3/group_snapshots/{id}/action", post(group::snapshot_act))
         .route("/v3/group_types", get(group_type::list).post(group_type::create))
@@ -135,15 +138,15 @@ fn type_routes() -> Router<AppState> {
         )
         .route("/v3/types/{id}/os-volume-type-access", get(kind::access))
         .route("/v3/types/{id}/action", post(kind::act))
-        .route("/v3/types/{id}/encryption", get(kind::encryption).post(kind::encrypt))
+        .route("/v3/types/{id}/encryption", get(encryption::show).post(encryption::create))
         .route(
             "/v3/types/{id}/encryption/{key}",
-            get(kind::encryption_item).put(kind::encryption_update).delete(kind::encryption_delete),
+            get(encryption::item).put(encryption::update).delete(encryption::delete),
         )
-        .route("/v3/default-types", get(kind::defaults))
+        .route("/v3/default-types", get(default_type::list))
         .route(
             "/v3/default-types/{project}",
-            get(kind::default).put(kind::default_set).delete(kind::default_unset),
+            get(default_type::show).put(default_type::set).delete(default_type::unset),
         )
         .route("/v3/qos-specs", get(qos::list).post(qos::create))
         .route("/v3/qos-specs/{id}", get(qos::show).put(qos::update).delete(qos::delete))
@@ -217,14 +220,6 @@ fn links(state: &AppState, collection: &str, id: &str) -> Value {
 /// What came with `3.minor` is not there before.
 fn since(version: Microversion, minor: u16) -> Result<(), Fault> {
     if version.at_least(3, minor) { Ok(()) } else { Err(Fault::NoRoute) }
-}
-
-/// A list's body, with how many there are in all where that was asked for (microversion 3.45).
-fn list_body(mut body: Value, count: usize, version: Microversion, filters: &Filters) -> Answer<Value> {
-    if version.at_least(3, 45) && filters.flag("with_count")?.unwrap_or(false) {
-        body["count"] = json!(count);
-    }
-    Ok(Json(body))
 }
 
 /// Pages as Cinder cuts them: newest first, `offset` after the marker, a marker that is nowhere answers 404, and a page that

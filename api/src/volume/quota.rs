@@ -63,7 +63,8 @@ pub(super) async fn defaults(
     Segments(project): Segments<String>,
 ) -> Answer<Value> {
     let quotas = state.control.quota_defaults().await?;
-    Ok(Json(set(&project, &quotas, &BTreeMap::new(), false)))
+    let types = state.control.quota_defaults_of_types().await?;
+    Ok(Json(set(&project, &quotas, &types, false)))
 }
 
 /// Block Storage API v3: show quota classes. There is one class, `default`.
@@ -74,7 +75,7 @@ pub(super) async fn class(
 ) -> Answer<Value> {
     control::policy::require_admin(&caller, "volume_extension:quota_classes:get")?;
     let quotas = state.control.quota_defaults().await?;
-    let types = state.control.quotas_of_types(&caller, DEFAULT_CLASS).await?;
+    let types = state.control.quota_defaults_of_types().await?;
     let shown = set(&name, &quotas, &types, false)["quota_set"].take();
     Ok(Json(json!({"quota_class_set": shown})))
 }
@@ -100,7 +101,7 @@ pub(super) async fn class_update(
     }
     state.control.quota_set(&caller, DEFAULT_CLASS, &limits).await?;
     let quotas = state.control.quota_defaults().await?;
-    let types = state.control.quotas_of_types(&caller, DEFAULT_CLASS).await?;
+    let types = state.control.quota_defaults_of_types().await?;
     let mut shown = set(&name, &quotas, &types, false)["quota_set"].take();
     if let Some(shown) = shown.as_object_mut() {
         shown.remove("id");

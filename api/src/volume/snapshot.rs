@@ -12,8 +12,9 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::filter::{self, Tests};
-use super::{lenient_flag, list_body, paged, text_or_null, time};
-use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::listing::Listing;
+use super::{lenient_flag, text_or_null, time};
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
 use crate::page::SortValue;
@@ -104,50 +105,15 @@ pub(super) async fn create(
     Ok((StatusCode::ACCEPTED, Json(json!({"snapshot": short(version, &made.row)}))))
 }
 
-/// `GET /snapshots`.
-pub(super) async fn list(
-    state: State<AppState>,
-    caller: Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    list_with(state, caller, version, filters, url, short).await
-}
-
-/// `GET /snapshots/detail`.
-pub(super) async fn detail(
-    state: State<AppState>,
-    caller: Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    list_with(state, caller, version, filters, url, full).await
-}
-
-async fn list_with(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-    show: fn(Microversion, &Snapshot) -> Value,
-) -> Answer<Value> {
-    let all = filters.flag("all_tenants")?.unwrap_or(false);
-    let tests = Tests::of(&filters, version, &filter::SNAPSHOTS)?;
-    let mut rows = state.control.volume_snapshots(&caller, all).await?;
+/// `GET /snapshots`, `GET /snapshots/detail`.
+pub(super) async fn list(listing: Listing) -> Answer<Value> {
+    let version = listing.version;
+    let all = listing.all()?;
+    let tests = Tests::of(&listing.filters, version, &filter::SNAPSHOTS)?;
+    let mut rows = listing.state.control.volume_snapshots(&listing.caller, all).await?;
     rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[&stored.row.metadata]));
-    let count = rows.len();
-    let slice = paged(
-        &filters,
-        rows,
-        |stored| &stored.row.id,
-        &SORT_KEYS,
-        |stored, key| sort_value(&stored.row, key),
-    )?;
-    let body = slice.nova("snapshots", &url, |stored| show(version, &stored.row));
-    list_body(body, count, version, &filters)
+    let show = if listing.detail { full } else { short };
+    listing.counted_page("snapshots", rows, &SORT_KEYS, sort_value, |stored| show(version, &stored.row))
 }
 
 fn column(snapshot: &Snapshot, key: &str) -> Option<String> {

@@ -7,8 +7,9 @@ use control::model::volume::Transfer;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{lenient_flag, links, paged, time};
-use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::listing::Listing;
+use super::{lenient_flag, links, time};
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
 use crate::page::SortValue;
@@ -69,54 +70,25 @@ pub(super) async fn create(
     Ok((StatusCode::ACCEPTED, Json(json!({"transfer": shown}))))
 }
 
-/// `GET /volume-transfers`.
-pub(super) async fn list(
-    state: State<AppState>,
-    caller: Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    list_with(state, caller, version, filters, url, |state, _, transfer| brief(state, transfer)).await
+/// `GET /volume-transfers`, `GET /volume-transfers/detail`.
+pub(super) async fn list(listing: Listing) -> Answer<Value> {
+    let state = &listing.state;
+    let mut rows = state.control.volume_transfers(&listing.caller, listing.all()?).await?;
+    let name = |transfer: &Transfer| transfer.name.clone().unwrap_or_default();
+    rows.retain(|stored| listing.filters.allow("name", &name(&stored.row)));
+    listing.page("transfers", rows, &SORT_KEYS, sort_value, |stored| match listing.detail {
+        true => full(state, listing.version, &stored.row),
+        false => brief(state, &stored.row),
+    })
 }
 
-/// `GET /volume-transfers/detail`.
-pub(super) async fn detail(
-    state: State<AppState>,
-    caller: Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    list_with(state, caller, version, filters, url, full).await
-}
-
-async fn list_with(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-    show: impl Fn(&AppState, Microversion, &Transfer) -> Value,
-) -> Answer<Value> {
-    let all = filters.flag("all_tenants")?.unwrap_or(false);
-    let mut rows = state.control.volume_transfers(&caller, all).await?;
-    rows.retain(|stored| filters.allow("name", stored.row.name.as_deref().unwrap_or_default()));
-    let slice = paged(
-        &filters,
-        rows,
-        |stored| &stored.row.id,
-        &SORT_KEYS,
-        |stored, key| {
-            Some(match key {
-                "id" => SortValue::from(stored.row.id.as_str()),
-                "name" => stored.row.name.as_deref().into(),
-                "created_at" => stored.row.created_at.into(),
-                _ => return None,
-            })
-        },
-    )?;
-    Ok(Json(slice.nova("transfers", &url, |stored| show(&state, version, &stored.row))))
+fn sort_value(transfer: &Transfer, key: &str) -> Option<SortValue> {
+    Some(match key {
+        "id" => transfer.id.as_str().into(),
+        "name" => transfer.name.as_deref().into(),
+        "created_at" => transfer.created_at.into(),
+        _ => return None,
+    })
 }
 
 /// `GET /volume-transfers/{id}`.

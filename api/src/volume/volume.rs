@@ -6,15 +6,16 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use control::model::volume::Volume;
+use control::service::volume::NewVolume;
 use control::service::volume::change::VolumeUpdate;
-use control::service::volume::{NewVolume, VolumeView};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::filter::{self, Tests};
+use super::listing::Listing;
 use super::volume_view::{brief, full, short};
-use super::{lenient_flag, list_body, paged, properties, size, text_or_null};
-use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::{lenient_flag, properties, size, text_or_null};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
 use crate::page::SortValue;
@@ -125,57 +126,23 @@ impl CreateFields {
     }
 }
 
-/// `GET /volumes`.
-pub(super) async fn list(
-    state: State<AppState>,
-    caller: Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    list_with(state, caller, version, filters, url, |state, _, _, view| brief(state, view)).await
-}
-
-/// `GET /volumes/detail`.
-pub(super) async fn detail(
-    state: State<AppState>,
-    caller: Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
-    list_with(state, caller, version, filters, url, full).await
-}
-
-async fn list_with(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    version: Microversion,
-    filters: Filters,
-    url: RequestUrl,
-    show: impl Fn(&AppState, &control::caller::Caller, Microversion, &VolumeView) -> Value,
-) -> Answer<Value> {
+/// `GET /volumes`, `GET /volumes/detail`.
+pub(super) async fn list(listing: Listing) -> Answer<Value> {
     // An id that is empty is no list.
-    if url.target_with_marker(None).split('?').next().is_some_and(|path| path.ends_with("volumes/")) {
+    if listing.path().ends_with("volumes/") {
         return Err(Fault::NoRoute);
     }
-    let all = filters.flag("all_tenants")?.unwrap_or(false);
-    let tests = Tests::of(&filters, version, &filter::VOLUMES)?;
-    let mut rows = state.control.volumes(&caller, all).await?;
+    let (state, caller, version) = (&listing.state, &listing.caller, listing.version);
+    let all = listing.all()?;
+    let tests = Tests::of(&listing.filters, version, &filter::VOLUMES)?;
+    let mut rows = state.control.volumes(caller, all).await?;
     rows.retain(|stored| {
         tests.hold(|key| column(&stored.row, key), &[&stored.row.metadata, &stored.row.image_metadata])
     });
-    let count = rows.len();
-    let slice = paged(
-        &filters,
-        rows,
-        |stored| &stored.row.id,
-        &SORT_KEYS,
-        |stored, key| sort_value(&stored.row, key),
-    )?;
-    let body = slice
-        .nova("volumes", &url, |stored| show(&state, &caller, version, &state.control.volume_view(stored)));
-    list_body(body, count, version, &filters)
+    listing.counted_page("volumes", rows, &SORT_KEYS, sort_value, |stored| {
+        let view = state.control.volume_view(stored);
+        if listing.detail { full(state, caller, version, &view) } else { brief(state, &view) }
+    })
 }
 
 /// A column as filters compare it.

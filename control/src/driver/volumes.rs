@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use storage::backend::{Backend, BackendError, Source, copy_sparse};
 use storage::backup::{self, BackupError};
 use storage::file::FileBackend;
-use storage::format::RawFile;
+use storage::format::{Disk, RawFile};
 use storage::lvm::LvmBackend;
 use vmm::config::{DiskConfig, DiskFormat, InheritedFd};
 
@@ -240,7 +240,7 @@ impl Volumes {
             }
             DiskShape::Restored { backup, size_bytes } => {
                 drop(users);
-                self.restore(id, backup, *size_bytes)?;
+                self.restore_over(id, backup, *size_bytes)?;
             }
             DiskShape::BackupDeleted => {
                 drop(users);
@@ -258,14 +258,23 @@ impl Volumes {
         }
         let from = self.backend.export(of, true)?.open(true).map_err(Error::Layers)?;
         let partial = path.with_extension("new");
-        let file = File::create(&partial).map_err(io_error("make the outgoing file"))?;
+        let made = self.copy_out(&*from, &partial);
+        if made.is_err() {
+            // The first failure is the one to tell of; the space is for others.
+            let _ = fs::remove_file(&partial);
+        }
+        made?;
+        fs::rename(&partial, &path).map_err(io_error("name the outgoing file"))
+    }
+
+    fn copy_out(&self, from: &dyn Disk, partial: &Path) -> Result<(), Error> {
+        let file = File::create(partial).map_err(io_error("make the outgoing file"))?;
         let copied = file.try_clone().map_err(io_error("open the outgoing file"))?;
-        copy_sparse(&*from, &RawFile::new(copied, from.size_bytes())).map_err(io_error("copy the volume"))?;
+        copy_sparse(from, &RawFile::new(copied, from.size_bytes())).map_err(io_error("copy the volume"))?;
         file.set_len(from.size_bytes()).map_err(io_error("size the outgoing file"))?;
         let owner = fs::symlink_metadata(&self.paths.images).map_err(io_error("look at the images"))?;
         std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))
-            .map_err(io_error("give the outgoing file away"))?;
-        fs::rename(&partial, &path).map_err(io_error("name the outgoing file"))
+            .map_err(io_error("give the outgoing file away"))
     }
 
     fn take_back(&self, id: &str) -> Result<(), Error> {
@@ -309,7 +318,14 @@ impl Volumes {
         made
     }
 
-    /// Makes a volume, new or there already, what a backup is.
+    /// Makes a volume that is there what a backup is; where that fails, it is what it was.
+    fn restore_over(&self, id: &str, backup: &str, size_bytes: u64) -> Result<(), Error> {
+        let root = self.safe(BACKUPS, backup)?;
+        let fill = |disk: &dyn Disk| backup::restore(&root, backup, disk).map_err(std::io::Error::other);
+        Ok(self.backend.rewrite(id, size_bytes, &fill)?)
+    }
+
+    /// Makes a new volume what a backup is.
     fn restore(&self, id: &str, backup: &str, size_bytes: u64) -> Result<(), Error> {
         let root = self.safe(BACKUPS, backup)?;
         self.backend.create(id, size_bytes, Source::Nothing)?;

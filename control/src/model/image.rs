@@ -188,6 +188,13 @@ pub struct LocalFile {
     pub qcow2: bool,
 }
 
+impl LocalFile {
+    /// The names in the directory of images of what is needed until the disk is made.
+    pub fn names(&self) -> [String; 2] {
+        [self.name.clone(), self.data.clone()]
+    }
+}
+
 /// What a task is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

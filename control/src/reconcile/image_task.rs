@@ -7,18 +7,24 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use storage::image::Sealed;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 
 use crate::Control;
+use crate::agent::protocol::DiskSource;
 use crate::error::{Error, Result};
 use crate::model::compute::{Fault, Server};
-use crate::model::image::{Image, ImageSource, ImageStatus, ImageTask, ImageTaskKind, ImageTaskStatus};
+use crate::model::image::{
+    Image, ImageSource, ImageStatus, ImageTask, ImageTaskKind, ImageTaskStatus, LocalFile,
+};
+use crate::model::volume::{Status, Volume};
 use crate::reconcile::place::waits_for_host;
 use crate::service::image_data::{deletion, refer_by};
 use crate::service::image_store::{Images, blocking};
 use crate::service::server::lifecycle::fail_building;
 use crate::service::server::remove::abandonment;
-use crate::store::{Change, Row, Txn};
+use crate::service::volume::create::want_made;
+use crate::service::volume::message::tell;
+use crate::store::{Cache, Change, Row, Stored, Txn};
 
 /// How many tasks run at once: each takes a disk or a connection, and digests take cores.
 const RUNNING_MAX: usize = 4;
@@ -34,21 +40,32 @@ const MESSAGE_CHARACTERS_MAX: usize = 500;
 pub(crate) struct ImageTasks {
     running: Mutex<BTreeSet<String>>,
     turns: Semaphore,
+    /// Files have been made, or cannot be: whoever left them to another looks again.
+    made: Notify,
 }
 
 impl Default for ImageTasks {
     fn default() -> Self {
-        Self { running: Mutex::default(), turns: Semaphore::new(RUNNING_MAX) }
+        Self { running: Mutex::default(), turns: Semaphore::new(RUNNING_MAX), made: Notify::new() }
     }
 }
 
 impl ImageTasks {
-    fn begin(&self, id: &str) -> bool {
+    /// Whether nobody works on it yet; whoever is told so ends it with [`ImageTasks::end`].
+    pub(crate) fn begin(&self, id: &str) -> bool {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).insert(id.to_owned())
     }
 
-    fn end(&self, id: &str) {
+    pub(crate) fn end(&self, id: &str) {
         self.running.lock().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+#[cfg(test)]
+impl ImageTasks {
+    /// Whether this process works on none.
+    pub(super) fn is_idle(&self) -> bool {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }
 
@@ -64,9 +81,10 @@ pub(crate) async fn follow_tasks(control: Arc<Control>) {
                 None => return,
                 Some(Change::Resync) => true,
                 Some(Change::Rows { rows, .. }) => {
-                    rows.iter().any(|(kind, _)| *kind == ImageTask::KIND || *kind == Server::KIND)
+                    rows.iter().any(|(kind, _)| [ImageTask::KIND, Server::KIND, Volume::KIND].contains(kind))
                 }
             },
+            () = control.image_tasks.made.notified() => true,
             _ = timer.tick() => {
                 if let Err(error) = control.forget_old_tasks().await {
                     log(&error, "old image tasks stay");
@@ -76,7 +94,8 @@ pub(crate) async fn follow_tasks(control: Arc<Control>) {
         };
         if look {
             start_tasks(&control);
-            start_files(&control);
+            start_server_files(&control);
+            start_volume_files(&control);
         }
     }
 }
@@ -104,7 +123,7 @@ fn start_tasks(control: &Arc<Control>) {
 }
 
 /// Makes the files of servers that wait for them.
-fn start_files(control: &Arc<Control>) {
+fn start_server_files(control: &Arc<Control>) {
     let waiting = control
         .db
         .cache()
@@ -117,7 +136,10 @@ fn start_files(control: &Arc<Control>) {
         let control = control.clone();
         tokio::spawn(async move {
             match control.images.make_files(&stored.row.files).await {
-                Ok(()) => control.compute.hosts_changed.notify_one(),
+                Ok(()) => {
+                    control.compute.hosts_changed.notify_one();
+                    control.image_tasks.made.notify_one();
+                }
                 Err(error) => {
                     log(&error, "the disk of a server could not be made of its image");
                     if let Err(error) = control.fail_for_files(&id, &error).await {
@@ -130,8 +152,26 @@ fn start_files(control: &Arc<Control>) {
     }
 }
 
+/// Makes the files that new volumes begin as, then has their hosts make the volumes.
+fn start_volume_files(control: &Arc<Control>) {
+    for stored in control.db.cache().filter::<Volume>(|volume| volume.waits_for.is_some()) {
+        let id = stored.row.id.clone();
+        if !control.image_tasks.begin(&id) {
+            continue;
+        }
+        let control = control.clone();
+        tokio::spawn(async move {
+            match control.make_volume_file(&stored.row).await {
+                Ok(()) => {}
+                Err(error) => log(&error, "a volume that waits for its image goes on waiting"),
+            }
+            control.image_tasks.end(&id);
+        });
+    }
+}
+
 /// An error with its causes in one sentence.
-fn sentence(error: &Error) -> String {
+pub(crate) fn sentence(error: &Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
@@ -165,6 +205,30 @@ impl Control {
                 Ok(abandonment(cache, Txn::new(), &stored, server))
             })
             .await
+    }
+
+    /// Makes the file that a volume waits for, and says in its row what became of it.
+    pub(super) async fn make_volume_file(&self, volume: &Volume) -> Result<()> {
+        let Some(file) = &volume.waits_for else { return Ok(()) };
+        // From before it is looked for until its row says that its host needs it.
+        let _held = (self.images.hold(&file.name).await, self.images.hold(&file.data).await);
+        let made = self.images.make_files(std::slice::from_ref(file)).await;
+        if let Err(error) = &made {
+            log(error, "the disk of a volume could not be made of its image");
+        } else if !self.images.files.has(&file.name) {
+            // Another makes it, and says when that is over.
+            return Ok(());
+        }
+        self.db
+            .transact(|cache| match cache.get::<Volume>(&volume.id) {
+                Some(stored) if stored.row.waits_for.as_ref() == Some(file) => {
+                    Ok(file_made(cache, &stored, file, made.as_ref().err()))
+                }
+                _ => Ok(Txn::new()),
+            })
+            .await?;
+        self.image_tasks.made.notify_one();
+        Ok(())
     }
 
     /// Deletes the records of tasks that have been over for long.
@@ -359,6 +423,30 @@ impl Control {
         match gone {
             Some(image) => self.image_cleared(&image).await,
             None => self.image_collect().await,
+        }
+    }
+}
+
+/// The file that a volume waited for is there, and its host's wish follows; or it cannot be made, and its owner is told.
+fn file_made(cache: &Cache, stored: &Stored<Volume>, file: &LocalFile, failed: Option<&Error>) -> Txn {
+    let mut volume = stored.row.clone();
+    volume.waits_for = None;
+    volume.updated_at = Some(Timestamp::now());
+    let request_id = std::mem::take(&mut volume.request_id);
+    match (failed, volume.host.clone()) {
+        (None, Some(host)) => {
+            volume.status = Status::Creating;
+            let source = DiskSource::Image { image_id: file.name.clone() };
+            let txn = Txn::new().update(stored, &volume);
+            want_made(cache, txn, &request_id, (&host, &volume), source)
+        }
+        (failed, _) => {
+            volume.status = Status::Error;
+            let why = failed.map_or_else(|| "the volume is on no host".to_owned(), sentence);
+            let txn = Txn::new().update(stored, &volume);
+            let about = ("VOLUME", volume.id.as_str());
+            let text = format!("copy image to volume:{why}");
+            tell(txn, &volume.project_id, &request_id, about, "VOLUME_VOLUME_005_001", &text)
         }
     }
 }

@@ -35,6 +35,8 @@ const PASS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long hosts that are known but have not connected since the start are waited for before a server that finds no
 /// host is refused: as long as a line may be silent.
 const PATIENCE: Duration = SILENCE_MAX;
+/// How soon what could not be written down is tried again.
+pub(crate) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// The most events taken in one go.
 const EVENTS_MAX: usize = 1024;
 /// The most row changes in flight at once: the store commits what comes together in one go.
@@ -266,13 +268,23 @@ const NETWORK_KINDS: [&str; 4] = [
 ];
 
 /// Takes in reports until the agents' registry is gone. Of what has come meanwhile, only the newest of each instance
-/// and host counts.
+/// and host counts. An agent says everything once: what could not be written down is kept and tried again.
 async fn take_reports(control: Arc<Control>, mut events: mpsc::Receiver<AgentEvent>) {
     let mut batch = Vec::with_capacity(EVENTS_MAX);
-    while events.recv_many(&mut batch, EVENTS_MAX).await > 0 {
+    let mut instances: HashMap<(String, String), InstanceObserved> = HashMap::new();
+    let mut disks: HashMap<(String, String), DiskObserved> = HashMap::new();
+    loop {
+        let received = events.recv_many(&mut batch, EVENTS_MAX);
+        let received = if disks.is_empty() && instances.is_empty() {
+            received.await
+        } else {
+            // None have come, but some are kept.
+            tokio::time::timeout(RETRY_INTERVAL, received).await.unwrap_or(1)
+        };
+        if received == 0 {
+            return;
+        }
         let mut hosts: HashMap<String, HostReport> = HashMap::new();
-        let mut instances: HashMap<(String, String), InstanceObserved> = HashMap::new();
-        let mut disks: HashMap<(String, String), DiskObserved> = HashMap::new();
         let mut connected = false;
         for event in batch.drain(..) {
             match event {
@@ -296,17 +308,32 @@ async fn take_reports(control: Arc<Control>, mut events: mpsc::Receiver<AgentEve
         }
         let control = &control;
         each(hosts.into_values().collect(), |host| async move { control.host_reported(&host).await }).await;
-        let disks: Vec<_> = disks.into_iter().collect();
-        each(disks, |((host, _), disk)| async move { control.disk_observed(&host, &disk).await }).await;
-        let instances: Vec<_> = instances.into_iter().collect();
-        each(
-            instances,
-            |((host, _), instance)| async move { control.instance_observed(&host, &instance).await },
-        )
+        let (kept_disks, kept_instances) = (Mutex::default(), Mutex::default());
+        let (kept_disks, kept_instances) = (&kept_disks, &kept_instances);
+        each(disks.drain().collect(), |(id, disk)| async move {
+            let taken = control.disk_observed(&id.0, &disk).await;
+            keep(kept_disks, &taken, id, disk);
+            taken
+        })
         .await;
+        each(instances.drain().collect(), |(id, instance)| async move {
+            let taken = control.instance_observed(&id.0, &instance).await;
+            keep(kept_instances, &taken, id, instance);
+            taken
+        })
+        .await;
+        disks.extend(kept_disks.lock().unwrap_or_else(PoisonError::into_inner).drain());
+        instances.extend(kept_instances.lock().unwrap_or_else(PoisonError::into_inner).drain());
         if connected {
             control.compute.hosts_changed.notify_one();
         }
+    }
+}
+
+/// Keeps a report that could not be written down now; a store that is closed takes nothing any more.
+fn keep<T>(kept: &Mutex<HashMap<(String, String), T>>, taken: &Result<()>, id: (String, String), report: T) {
+    if matches!(taken, Err(Error::Unavailable(_))) {
+        kept.lock().unwrap_or_else(PoisonError::into_inner).insert(id, report);
     }
 }
 

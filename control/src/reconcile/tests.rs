@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+mod crash;
+mod every_step;
+mod identity_steps;
 mod volumes;
 
 use super::*;
@@ -30,6 +33,10 @@ struct Cloud {
     admin: Caller,
     network: String,
     tasks: Vec<JoinHandle<()>>,
+    /// The store outlives the process that uses it.
+    store: Arc<RedbStore>,
+    process: Arc<crash::Process>,
+    hosts: Vec<std::sync::Weak<dyn Driver>>,
     _state: tempfile::TempDir,
 }
 
@@ -53,8 +60,10 @@ impl Cloud {
     /// A cloud with an image, flavors and a network; no host yet.
     async fn new() -> Self {
         let state = tempfile::tempdir().unwrap();
-        let store = RedbStore::open(&state.path().join("store.redb")).unwrap();
-        let control = Control::open(Arc::new(store), Settings::new("http://h", state.path())).await.unwrap();
+        let store = Arc::new(RedbStore::open(&state.path().join("store.redb")).unwrap());
+        let process = crash::Process::new(store.clone());
+        let settings = crash::settings(state.path());
+        let control = Control::open(process.clone(), settings).await.unwrap();
         control.bootstrap_flavors().await.unwrap();
         let image = Image {
             name: Some("tiny".to_owned()),
@@ -76,10 +85,11 @@ impl Cloud {
         let subnet = SubnetCreate::new(network.clone(), "10.0.0.0/24".parse().unwrap(), "sub");
         control.subnet_create(&admin, subnet).await.unwrap();
         let tasks = control.start_reconcilers();
-        Self { control, admin, network, tasks, _state: state }
+        Self { control, admin, network, tasks, store, process, hosts: Vec::new(), _state: state }
     }
 
     fn connect(&mut self, driver: Arc<dyn Driver>) {
+        self.hosts.push(Arc::downgrade(&driver));
         let (near, mut near_end) = tokio::io::duplex(1 << 20);
         let (mut far_end, far) = tokio::io::duplex(1 << 20);
         let agents = self.control.agents().clone();

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use super::quota;
 use crate::error::{Error, Result};
 use crate::model;
-use crate::store::{Cache, Database, Store, Txn, TxnError};
+use crate::store::{Cache, Database, Store, StoreError, Txn, TxnError};
 
 /// How often a write is tried before the caller is told that too many others write the same. From the second try
 /// on, writers that charge the same quota queue up in this process, so only other servers' writes can still conflict.
@@ -67,6 +67,9 @@ impl Db {
             match self.database.commit(txn).await {
                 Ok(_) => return Ok(value),
                 Err(TxnError::Conflict) => {}
+                Err(TxnError::Store(error @ StoreError::Full)) => {
+                    return Err(Error::Unavailable(format!("{error}; try again later")));
+                }
                 Err(error) => return Err(error.into()),
             }
             if queue.is_none()

@@ -76,16 +76,7 @@ impl Control {
         changes: Vec<ImageChange>,
     ) -> Result<Arc<Stored<Image>>> {
         let image = described_image(caller, id.unwrap_or_else(random_uuid), changes)?;
-        let owner = image.owner.clone().unwrap_or_default();
-        self.db
-            .transact(|cache| {
-                if cache.get::<Image>(&image.id).is_some() {
-                    let message = format!("Image ID {} already exists!", image.id);
-                    return Err(Error::conflict("Duplicate", message));
-                }
-                Ok(quota::charge(Txn::new().create(&image), &owner, &[(Resource::Images, 1)]))
-            })
-            .await?;
+        self.db.transact(|cache| new_image(cache, Txn::new(), &image)).await?;
         self.image_stored(&image.id)
     }
 
@@ -337,6 +328,16 @@ pub(crate) fn local_file(image: &Image, qcow2: bool) -> LocalFile {
 
 /// What the name of a raw disk has after the name of the qcow2 data it is made of.
 const RAW_SUFFIX: &str = "-raw";
+
+/// A new image's row with its quota.
+pub(crate) fn new_image(cache: &Cache, txn: Txn, image: &Image) -> Result<Txn> {
+    if cache.get::<Image>(&image.id).is_some() {
+        let message = format!("Image ID {} already exists!", image.id);
+        return Err(Error::conflict("Duplicate", message));
+    }
+    let owner = image.owner.clone().unwrap_or_default();
+    Ok(quota::charge(txn.create(image), &owner, &[(Resource::Images, 1)]))
+}
 
 fn require_shared(image: &Image) -> Result<()> {
     if image.visibility == "shared" {

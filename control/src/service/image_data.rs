@@ -71,6 +71,13 @@ impl ImageUpload {
         let _ = self.pieces.send(Piece::End).await;
         self.outcome.await.unwrap_or_else(|_| Err(Error::Unavailable("the upload was cut off".to_owned())))
     }
+
+    /// Takes it all back; the image is queued again once this returns.
+    pub async fn abandon(self) {
+        drop(self.pieces);
+        // Why it failed is known: it was cut off here.
+        let _ = self.outcome.await;
+    }
 }
 
 impl Control {

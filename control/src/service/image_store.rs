@@ -20,7 +20,7 @@ use crate::agent::protocol::{DiskShape, DiskSource};
 use crate::error::{Error, Result};
 use crate::model::compute::Server;
 use crate::model::image::{Image, ImageBlob, ImageStatus, LocalFile};
-use crate::model::volume::DiskWork;
+use crate::model::volume::{DiskWork, Volume};
 use crate::service::image_data::IMAGE_BYTES_MAX;
 
 /// The store of files of this host.
@@ -352,6 +352,10 @@ impl Control {
                     wanted.insert(name.to_owned());
                 }
             }
+            // The rows of volumes before those of wishes: one follows the other in one transaction, and so is seen.
+            for volume in cache.filter::<Volume>(|volume| volume.waits_for.is_some()) {
+                wanted.extend(volume.row.waits_for.iter().flat_map(LocalFile::names));
+            }
             for work in cache.list::<DiskWork>() {
                 if let DiskShape::Volume { source: DiskSource::Image { image_id }, .. } = &work.row.shape {
                     wanted.insert(image_id.clone());
@@ -359,7 +363,7 @@ impl Control {
             }
             for server in cache.list::<Server>() {
                 let server = &server.row;
-                wanted.extend(server.files.iter().flat_map(|file| [file.name.clone(), file.data.clone()]));
+                wanted.extend(server.files.iter().flat_map(LocalFile::names));
                 if server.files.is_empty() {
                     wanted.insert(server.image_id.clone());
                     wanted.extend(server.kernel.iter().map(|kernel| kernel.kernel_id.clone()));

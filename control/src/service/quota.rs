@@ -129,6 +129,9 @@ impl Resource {
     }
 }
 
+/// What a project has a quota of for each type of volumes too.
+const OF_TYPES: [Resource; 3] = [Resource::Volumes, Resource::VolumeGib, Resource::Snapshots];
+
 /// A default that is no limit.
 const UNLIMITED: u64 = u64::MAX;
 
@@ -248,10 +251,23 @@ impl Control {
             return Err(Error::Forbidden { action: "quotas:show" });
         }
         self.db.caught_up().await?;
+        Ok(self.of_each_type(project_id))
+    }
+
+    /// As [`Control::quotas_of_types`], the limits that hold for whoever has none of its own.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn quota_defaults_of_types(&self) -> Result<BTreeMap<String, Quota>> {
+        self.db.caught_up().await?;
+        Ok(self.of_each_type(DEFAULT_CLASS))
+    }
+
+    fn of_each_type(&self, project_id: &str) -> BTreeMap<String, Quota> {
         let cache = self.db.cache();
         let mut quotas = BTreeMap::new();
         for stored in cache.list::<VolumeType>() {
-            for resource in [Resource::Volumes, Resource::VolumeGib, Resource::Snapshots] {
+            for resource in OF_TYPES {
                 let key = of_type(resource, &stored.row.id);
                 let usage = cache.get::<Usage>(&Usage::key(project_id, &key));
                 let used = usage.map_or(0, |usage| usage.row.used);
@@ -259,7 +275,7 @@ impl Control {
                 quotas.insert(of_type(resource, &stored.row.name), quota);
             }
         }
-        Ok(quotas)
+        quotas
     }
 
     /// Changes limits that a project has of volumes of a type, by the protocol's names.
@@ -278,7 +294,7 @@ impl Control {
         let mut keys = Vec::new();
         for (name, limit) in limits {
             let key = types.iter().find_map(|stored| {
-                [Resource::Volumes, Resource::VolumeGib, Resource::Snapshots]
+                OF_TYPES
                     .into_iter()
                     .find(|resource| of_type(*resource, &stored.row.name) == *name)
                     .map(|resource| of_type(resource, &stored.row.id))
@@ -356,8 +372,15 @@ impl Control {
         if !caller.is_admin() {
             return Err(Error::Forbidden { action: "quotas:delete" });
         }
-        self.change_limits(project_id, |row| row.retain(|name, _| resources.iter().all(|r| r.name() != name)))
-            .await
+        let is_of = |name: &str, resource: &Resource| match name.strip_prefix(resource.name()) {
+            Some("") => true,
+            Some(rest) => OF_TYPES.contains(resource) && rest.starts_with('_'),
+            None => false,
+        };
+        self.change_limits(project_id, |row| {
+            row.retain(|name, _| !resources.iter().any(|resource| is_of(name, resource)));
+        })
+        .await
     }
 
     async fn change_limits(

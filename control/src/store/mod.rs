@@ -142,6 +142,9 @@ pub enum StoreError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// There is no room to write it down: nothing of it happened, and it may be asked for again once there is.
+    #[error("there is not enough disk space for the store")]
+    Full,
     /// The engine has stopped.
     #[error("the store is closed")]
     Closed,

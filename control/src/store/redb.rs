@@ -151,8 +151,9 @@ impl RedbStore {
     /// # Errors
     /// As [`RedbStore::open`].
     pub fn open_file(file: File) -> Result<Self, StoreError> {
+        let room = file.try_clone().map_err(EngineFailure::at("take the file"))?;
         let backend = ::redb::backends::FileBackend::new(file).map_err(EngineFailure::at("take the file"))?;
-        Self::open_backend(backend, Options::default())
+        Self::start(backend, Options::default(), Some(room))
     }
 
     /// The same over anything that redb can keep its bytes in.
@@ -160,6 +161,11 @@ impl RedbStore {
     /// # Errors
     /// As [`RedbStore::open`].
     pub fn open_backend(backend: impl StorageBackend, options: Options) -> Result<Self, StoreError> {
+        Self::start(backend, options, None)
+    }
+
+    /// `room` is the file whose file system has to have room.
+    fn start(backend: impl StorageBackend, options: Options, room: Option<File>) -> Result<Self, StoreError> {
         let mut builder = Builder::new();
         builder.set_cache_size(PAGE_CACHE_BYTES);
         let database =
@@ -175,7 +181,7 @@ impl RedbStore {
         });
         let weak = Arc::downgrade(&database);
         let weak_live = live.downgrade();
-        let writer = Writer::new(database, options, queued, live, progress.clone())?;
+        let writer = Writer::new(database, (options, room), queued, live, progress.clone())?;
         let writer = std::thread::Builder::new()
             .name("store-writer".to_owned())
             .spawn(move || writer.run())

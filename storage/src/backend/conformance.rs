@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::Write as _;
 
-use super::{Backend, BackendError, LAYERS_MAX, Source};
+use super::{Backend, BackendError, Disk, LAYERS_MAX, Source};
 
 const MIB: u64 = 1 << 20;
 
@@ -37,6 +37,7 @@ pub(crate) fn conforms(backend: &dyn Backend) {
     volumes_begin_as_their_source_and_are_their_own(backend);
     snapshots_never_change_and_outlive_their_source(backend);
     revert_happens_once(backend);
+    rewriting_happens_whole_or_not_at_all(backend);
     long_histories_stay_readable(backend);
     what_cannot_be_is_refused_and_leaves_nothing(backend);
     assert_eq!(backend.list().unwrap(), Vec::<String>::new(), "everything was deleted");
@@ -109,6 +110,26 @@ fn revert_happens_once(backend: &dyn Backend) {
     backend.delete("s").unwrap();
     assert_eq!(read(backend, "v", 0), 1);
     backend.delete("v").unwrap();
+}
+
+fn rewriting_happens_whole_or_not_at_all(backend: &dyn Backend) {
+    backend.create("w", 1 << 20, Source::Nothing).unwrap();
+    write(backend, "w", 0, 1);
+    backend.snapshot("w-then", "w", false).unwrap();
+    let half = |disk: &dyn Disk| {
+        disk.write_at(&[9; 512], 0)?;
+        Err(std::io::Error::other("made to fail"))
+    };
+    assert!(backend.rewrite("w", 2 << 20, &half).is_err());
+    assert_eq!((read(backend, "w", 0), backend.size_bytes("w").unwrap()), (1, Some(1 << 20)));
+    let whole = |disk: &dyn Disk| disk.write_at(&[2; 512], 4096);
+    backend.rewrite("w", 2 << 20, &whole).unwrap();
+    assert_eq!((read(backend, "w", 0), read(backend, "w", 4096)), (0, 2), "zeros but for what was written");
+    assert_eq!(backend.size_bytes("w").unwrap(), Some(2 << 20));
+    assert_eq!(read(backend, "w-then", 0), 1, "its snapshots stay");
+    assert!(matches!(backend.rewrite("none", 1, &whole), Err(BackendError::Missing { .. })));
+    backend.delete("w").unwrap();
+    backend.delete("w-then").unwrap();
 }
 
 fn long_histories_stay_readable(backend: &dyn Backend) {

@@ -37,6 +37,8 @@ pub(crate) struct Cloud {
     /// Where its API is.
     pub url: String,
     state: tempfile::TempDir,
+    /// A file system is mounted there.
+    mounted: bool,
     driver: &'static str,
     options: Vec<String>,
     up: Option<Child>,
@@ -67,17 +69,42 @@ impl Cloud {
         Self::start_of(LAB, &["--mem", &memory_mib.to_string()])
     }
 
+    /// A cloud of fake hosts whose state directory is a file system of its own, ext4 of so many bytes, as long as it runs.
+    pub(crate) fn start_fake_on(bytes: u64) -> Result<Self> {
+        let mut cloud = Self::new("fake", &[])?;
+        let disk = tempfile::NamedTempFile::new().context("make a disk")?;
+        disk.as_file().set_len(bytes)?;
+        // Nothing is kept for root.
+        for (tool, options) in [("mkfs.ext4", "-qFm0"), ("mount", "-oloop")] {
+            let mut command = Command::new(tool);
+            command.arg(options).arg(disk.path());
+            if tool == "mount" {
+                command.arg(cloud.state.path());
+            }
+            let status = command.status().with_context(|| format!("run {tool}"))?;
+            ensure!(status.success(), "{tool}: {status}");
+        }
+        // The mounted loop keeps the file that has no name from here on.
+        cloud.mounted = true;
+        cloud.up()?;
+        Ok(cloud)
+    }
+
     fn start_with(driver: &'static str) -> Result<Self> {
         Self::start_of(driver, &[])
     }
 
     fn start_of(driver: &'static str, options: &[&str]) -> Result<Self> {
+        let mut cloud = Self::new(driver, options)?;
+        cloud.up()?;
+        Ok(cloud)
+    }
+
+    fn new(driver: &'static str, options: &[&str]) -> Result<Self> {
         let state =
             tempfile::Builder::new().prefix("wisp-it-").tempdir().context("make a state directory")?;
         let options = options.iter().map(|option| (*option).to_owned()).collect();
-        let mut cloud = Self { url: String::new(), state, driver, options, up: None };
-        cloud.up()?;
-        Ok(cloud)
+        Ok(Self { url: String::new(), state, mounted: false, driver, options, up: None })
     }
 
     /// Its state directory.
@@ -345,5 +372,8 @@ impl Drop for Cloud {
             let _ = kill(pid, Signal::SIGTERM);
         }
         let _ = self.down();
+        if self.mounted {
+            let _ = nix::mount::umount2(self.state.path(), nix::mount::MntFlags::MNT_DETACH);
+        }
     }
 }

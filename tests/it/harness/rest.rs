@@ -1,5 +1,6 @@
 //! A REST client for what the `openstack` command does not say, or says too slowly.
 
+use std::io::Read as _;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -57,6 +58,14 @@ impl Rest {
         Ok(body)
     }
 
+    /// As [`Rest::shown`], in a microversion of another service than Nova: `volume 3.71`.
+    pub(crate) fn shown_in(&self, version: &str, path: &str) -> Result<Value> {
+        let request = self.agent.get(self.url(path)).header("X-Auth-Token", &self.token);
+        let (status, body) = answer(request.header("OpenStack-API-Version", version).call()?)?;
+        ensure!(status == 200, "GET {path}: {status} {body}");
+        Ok(body)
+    }
+
     /// Makes something, or asks for an action: status and body.
     pub(crate) fn post(&self, path: &str, body: &Value) -> Result<(u16, Value)> {
         answer(self.with_headers(self.agent.post(self.url(path))).send_json(body)?)
@@ -73,6 +82,15 @@ impl Rest {
     pub(crate) fn put_data(&self, path: &str, data: &[u8]) -> Result<u16> {
         let request = self.with_headers(self.agent.put(self.url(path)));
         Ok(request.content_type("application/octet-stream").send(data)?.status().as_u16())
+    }
+
+    /// The first bytes of data.
+    pub(crate) fn data(&self, path: &str, bytes: usize) -> Result<Vec<u8>> {
+        let mut response = self.with_headers(self.agent.get(self.url(path))).call()?;
+        ensure!(response.status() == 200, "GET {path}: {}", response.status());
+        let mut data = vec![0; bytes];
+        response.body_mut().as_reader().read_exact(&mut data).context("read data")?;
+        Ok(data)
     }
 
     /// Changes: status.

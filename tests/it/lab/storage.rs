@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use storage::backend::{Backend, BackendError, Source};
 use storage::file::FileBackend;
+use storage::format::Disk;
 use storage::format::layers::LAYERS_MAX;
 use storage::lvm::LvmBackend;
 

@@ -11,9 +11,49 @@ use crate::service::volume::NewVolume;
 use crate::service::volume::backup::NewBackup;
 use crate::service::volume::snapshot::NewSnapshot;
 
+/// Bytes of a volume that become an image here: all of a GiB would take long to digest.
+const OUTGOING_BYTES: u64 = 1 << 20;
+
+/// A fake host that brings out only the beginning of volumes.
+struct Brief {
+    fake: FakeDriver,
+    outgoing: std::path::PathBuf,
+}
+
+impl Driver for Brief {
+    fn host_report(&self) -> HostReport {
+        self.fake.host_report()
+    }
+    fn adopt(&self, wake: Wake) -> Vec<InstanceObserved> {
+        self.fake.adopt(wake)
+    }
+    fn surround(&self, surroundings: &Arc<Surroundings>) -> std::result::Result<(), String> {
+        self.fake.surround(surroundings)
+    }
+    fn apply(
+        &self,
+        wanted: &InstanceWanted,
+        surroundings: &Arc<Surroundings>,
+        report: &dyn Fn(InstanceObserved),
+    ) -> Applied {
+        self.fake.apply(wanted, surroundings, report)
+    }
+    fn apply_disk(&self, wanted: &DiskWanted) -> DiskObserved {
+        let observed = self.fake.apply_disk(wanted);
+        if matches!(wanted.shape, DiskShape::Outgoing { .. }) && observed.fault.is_none() {
+            let file = std::fs::File::options().write(true).open(self.outgoing.join(&wanted.id)).unwrap();
+            file.set_len(OUTGOING_BYTES).unwrap();
+        }
+        observed
+    }
+    fn console(&self, instance: &str, bytes_max: u32) -> std::result::Result<String, DriverError> {
+        self.fake.console(instance, bytes_max)
+    }
+}
+
 impl Cloud {
     /// A cloud with a fake host whose volumes are files.
-    async fn with_volumes() -> Self {
+    pub(super) async fn with_volumes() -> Self {
         let mut cloud = Self::new().await;
         let driver = cloud.driver();
         cloud.connect(driver);
@@ -21,13 +61,16 @@ impl Cloud {
         cloud
     }
 
-    fn driver(&self) -> Arc<dyn Driver> {
+    pub(super) fn driver(&self) -> Arc<dyn Driver> {
         let (root, images) = (self._state.path().join("volumes/fake-0"), self._state.path().join("images"));
+        let root_of_outgoing = root.clone();
         let volumes = Volumes::open(VolumePaths { root, place: Place::Files, images }).unwrap();
-        Arc::new(FakeDriver::new("fake-0", None).unwrap().with_volumes(volumes))
+        let outgoing = root_of_outgoing.join(crate::driver::volumes::OUTGOING);
+        let fake = FakeDriver::new("fake-0", None).unwrap().with_volumes(volumes);
+        Arc::new(Brief { fake, outgoing })
     }
 
-    async fn until_pool(&self) {
+    pub(super) async fn until_pool(&self) {
         for _ in 0..500 {
             if self.control.volume_pools(self.control.db.cache()).iter().any(|pool| pool.alive) {
                 return;
@@ -37,12 +80,12 @@ impl Cloud {
         panic!("there is no pool");
     }
 
-    async fn volume(&self, new: NewVolume) -> String {
+    pub(super) async fn volume(&self, new: NewVolume) -> String {
         let made = self.control.volume_create(&self.admin, new).await.unwrap();
         made.volume.row.id.clone()
     }
 
-    async fn until_volume(&self, id: &str, status: Option<Status>) {
+    pub(super) async fn until_volume(&self, id: &str, status: Option<Status>) {
         for _ in 0..500 {
             self.control.db.caught_up().await.unwrap();
             if self.control.db.get::<Volume>(id).map(|stored| stored.row.status) == status {
@@ -50,10 +93,12 @@ impl Cloud {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("the volume stays {:?}", self.control.db.get::<Volume>(id));
+        let told: Vec<_> = self.control.db.list::<VolumeMessage>();
+        let told: Vec<_> = told.iter().map(|message| message.row.text.as_str()).collect();
+        panic!("the volume stays {:?}; {told:?}", self.control.db.get::<Volume>(id));
     }
 
-    async fn until_snapshot(&self, id: &str, status: Option<Status>) {
+    pub(super) async fn until_snapshot(&self, id: &str, status: Option<Status>) {
         for _ in 0..500 {
             self.control.db.caught_up().await.unwrap();
             if self.control.db.get::<Snapshot>(id).map(|stored| stored.row.status) == status {
@@ -65,12 +110,12 @@ impl Cloud {
     }
 
     /// Takes a disk's files away behind the cloud's back.
-    fn lose(&self, id: &str) {
+    pub(super) fn lose(&self, id: &str) {
         std::fs::remove_dir_all(self._state.path().join("volumes/fake-0/disks").join(id)).unwrap();
     }
 
     /// What must be nothing once all volumes are deleted: rows, wishes, quota, files.
-    fn left_of_volumes(&self) -> (usize, usize, u64, usize) {
+    pub(super) fn left_of_volumes(&self) -> (usize, usize, u64, usize) {
         let db = &self.control.db;
         let rows =
             db.list::<Volume>().len() + db.list::<Snapshot>().len() + db.list::<VolumeAttachment>().len();
@@ -83,7 +128,7 @@ impl Cloud {
     }
 }
 
-fn of_size(size_gib: u64) -> NewVolume {
+pub(super) fn of_size(size_gib: u64) -> NewVolume {
     NewVolume { size_gib: Some(size_gib), ..NewVolume::default() }
 }
 
@@ -323,4 +368,188 @@ async fn backups_whole_and_differing_become_volumes_again_and_leave_nothing() {
     assert_eq!(control.quota("p", crate::service::quota::Resource::BackupGib).used, 0);
     let files = std::fs::read_dir(cloud._state.path().join("volumes/fake-0/backups")).unwrap();
     assert_eq!(files.count(), 0);
+}
+
+/// Bytes of a cluster of [`qcow2`].
+const CLUSTER_BYTES: usize = 64 << 10;
+
+/// A qcow2 image (version 2) of so many bytes as a disk, which begins with `content`.
+pub(super) fn qcow2(disk_bytes: u64, content: &[u8]) -> Vec<u8> {
+    let at = |cluster: u64| cluster * CLUSTER_BYTES as u64;
+    let mut image = vec![0; 6 * CLUSTER_BYTES];
+    let mut put = |offset: u64, bytes: &[u8]| {
+        let offset = usize::try_from(offset).unwrap();
+        image[offset..offset + bytes.len()].copy_from_slice(bytes);
+    };
+    put(0, b"QFI\xfb");
+    put(4, &2_u32.to_be_bytes());
+    put(20, &16_u32.to_be_bytes());
+    put(24, &disk_bytes.to_be_bytes());
+    let l1_entries = u32::try_from(disk_bytes.div_ceil(512 << 20)).unwrap();
+    put(36, &l1_entries.to_be_bytes());
+    put(40, &at(3).to_be_bytes());
+    put(48, &at(1).to_be_bytes());
+    put(56, &1_u32.to_be_bytes());
+    put(at(1), &at(2).to_be_bytes());
+    for cluster in 0..6 {
+        put(at(2) + 2 * cluster, &1_u16.to_be_bytes());
+    }
+    let copied = 1_u64 << 63;
+    put(at(3), &(at(4) | copied).to_be_bytes());
+    put(at(4), &(at(5) | copied).to_be_bytes());
+    put(at(5), content);
+    image
+}
+
+impl Cloud {
+    /// An active image of this format and content.
+    pub(super) async fn image(&self, format: &str, content: Vec<u8>) -> String {
+        use crate::service::image::ImageChange;
+        use crate::service::image_data::UploadTo;
+        let described = vec![
+            ImageChange::DiskFormat(Some(format.into())),
+            ImageChange::ContainerFormat(Some("bare".into())),
+        ];
+        let id = self.control.image_create(&self.admin, None, described).await.unwrap().row.id.clone();
+        let upload = self.control.image_upload(&self.admin, &id, UploadTo::Store(None)).await.unwrap();
+        upload.write(content.into()).await;
+        upload.finish().await.unwrap();
+        id
+    }
+
+    /// The first bytes of a volume. No other is being made meanwhile: opening the backend clears what is half made.
+    fn begins_as(&self, id: &str, bytes: usize) -> Vec<u8> {
+        use storage::backend::Backend as _;
+        let disks = self._state.path().join("volumes/fake-0/disks");
+        let backend = storage::file::FileBackend::open(&disks).unwrap();
+        let disk = backend.export(id, true).unwrap().open(true).unwrap();
+        let mut content = vec![0; bytes];
+        disk.read_at(&mut content, 0).unwrap();
+        content
+    }
+}
+
+fn of_image(image_id: &str) -> NewVolume {
+    NewVolume { image_id: Some(image_id.to_owned()), ..of_size(1) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_of_a_qcow2_image_is_answered_at_once_and_made_by_whichever_process_comes() {
+    let mut cloud = Cloud::with_volumes().await;
+    let image = cloud.image("qcow2", qcow2(1 << 20, b"a disk")).await;
+    cloud.die().await;
+    cloud.reopen().await;
+    // Nobody reconciles: what is answered is what was written down.
+    let id = cloud.volume(of_image(&image)).await;
+    let row = cloud.control.db.get::<Volume>(&id).unwrap().row.clone();
+    assert_eq!((row.status, cloud.left_of_volumes().1), (Status::Downloading, 0));
+    assert_eq!(row.waits_for.as_ref().map(|file| file.qcow2), Some(true));
+    // The image goes before its disk is made; what waits for it keeps its data.
+    cloud.control.image_delete(&cloud.admin, &image).await.unwrap();
+    cloud.restart().await;
+    cloud.until_volume(&id, Some(Status::Available)).await;
+    assert_eq!(cloud.begins_as(&id, 6), b"a disk");
+    assert!(cloud.control.db.list::<VolumeMessage>().is_empty());
+    cloud.control.volume_delete(&cloud.admin, &id, false, false).await.unwrap();
+    cloud.until_volume(&id, None).await;
+    assert_eq!(cloud.left_of_volumes(), (0, 0, 0, 0));
+    cloud.control.image_collect().await.unwrap();
+    assert_eq!(std::fs::read_dir(cloud._state.path().join("images")).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_volumes_of_one_qcow2_image_are_all_made() {
+    let cloud = Cloud::with_volumes().await;
+    let image = cloud.image("qcow2", qcow2(1 << 20, b"a disk")).await;
+    let mut made = Vec::new();
+    for _ in 0..8 {
+        made.push(cloud.volume(of_image(&image)).await);
+    }
+    for id in &made {
+        cloud.until_volume(id, Some(Status::Available)).await;
+    }
+    for id in &made {
+        assert_eq!(cloud.begins_as(id, 6), b"a disk");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_whose_image_cannot_be_made_a_disk_is_in_error_says_why_and_can_be_deleted() {
+    let cloud = Cloud::with_volumes().await;
+    let lost = cloud.image("qcow2", qcow2(1 << 20, b"lost")).await;
+    let data = cloud.control.db.get::<Image>(&lost).unwrap().row.data.clone().unwrap();
+    std::fs::remove_file(cloud._state.path().join("images").join(data)).unwrap();
+    let large = cloud.image("qcow2", qcow2(2 << 30, b"large")).await;
+    for (image, event) in [(lost, "VOLUME_VOLUME_005_001"), (large, "VOLUME_VOLUME_001_002")] {
+        let id = cloud.volume(of_image(&image)).await;
+        cloud.until_volume(&id, Some(Status::Error)).await;
+        let messages = cloud.control.db.cache().filter::<VolumeMessage>(|one| one.resource_id == id);
+        let told: Vec<_> = messages.iter().map(|one| (&*one.row.event_id, &*one.row.request_id)).collect();
+        assert_eq!(told, [(event, "req-1")]);
+        assert_eq!(cloud.left_of_volumes().2, 1 + 1, "it holds its quota until it is deleted");
+        cloud.control.volume_delete(&cloud.admin, &id, false, false).await.unwrap();
+        cloud.until_volume(&id, None).await;
+        assert_eq!(cloud.left_of_volumes(), (0, 0, 0, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_that_waits_for_its_image_is_deleted_with_force_and_nothing_comes_of_it() {
+    let mut cloud = Cloud::with_volumes().await;
+    let image = cloud.image("qcow2", qcow2(1 << 20, b"a disk")).await;
+    cloud.die().await;
+    cloud.reopen().await;
+    let (control, admin) = (&cloud.control, &cloud.admin);
+    let id = cloud.volume(of_image(&image)).await;
+    let refused = control.volume_delete(admin, &id, false, false).await;
+    assert!(
+        matches!(refused, Err(Error::Invalid { reason: "InvalidVolume", .. })),
+        "as with Cinder: {refused:?}"
+    );
+    // A reconciler that has begun meanwhile finds no volume.
+    let row = control.db.get::<Volume>(&id).unwrap().row.clone();
+    control.volume_delete(admin, &id, false, true).await.unwrap();
+    assert_eq!(cloud.left_of_volumes(), (0, 0, 0, 0));
+    control.make_volume_file(&row).await.unwrap();
+    cloud.restart().await;
+    assert_eq!(cloud.left_of_volumes(), (0, 0, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_waits_for_a_volume_of_a_qcow2_image_and_takes_it_along() {
+    let cloud = Cloud::with_volumes().await;
+    let image = cloud.image("qcow2", qcow2(1 << 20, b"a disk")).await;
+    let mut new = cloud.new_servers();
+    new.image_id = String::new();
+    new.devices = vec![NewDevice {
+        source: DeviceSource::Image(image),
+        size_gib: Some(1),
+        volume_type: None,
+        boot: true,
+        delete_on_termination: true,
+        device: None,
+        tag: None,
+    }];
+    let created = cloud.control.servers_create(&cloud.admin, new).await.unwrap();
+    let server = cloud.until_status(&created.servers[0].id, "ACTIVE").await;
+    let volume = &server.volumes[0].volume_id;
+    assert_eq!(cloud.begins_as(volume, 6), b"a disk");
+    cloud.control.server_delete(&cloud.admin, &server.id).await.unwrap();
+    cloud.until(&server.id, |server| server.is_none()).await;
+    cloud.until_volume(volume, None).await;
+    assert_eq!((cloud.left_of_volumes(), cloud.left()), ((0, 0, 0, 0), (0, 0, 0, 0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn volume_set_to_error_while_somebody_has_it_is_free_once_it_is_detached() {
+    use crate::service::volume::attachment::NewAttachment;
+    let cloud = Cloud::with_volumes().await;
+    let (control, admin) = (&cloud.control, &cloud.admin);
+    let id = cloud.volume(of_size(1)).await;
+    cloud.until_volume(&id, Some(Status::Available)).await;
+    let new = NewAttachment { volume_id: id.clone(), ..NewAttachment::default() };
+    control.volume_attach(admin, new).await.unwrap();
+    control.volume_reset(admin, &id, Some(Status::Error), false, None).await.unwrap();
+    control.volume_detach(admin, &id, None).await.unwrap();
+    cloud.until_volume(&id, Some(Status::Available)).await;
 }

@@ -123,7 +123,6 @@ impl Control {
         self.check_property_count(&project_id, new.metadata.len())?;
         let cache = self.db.cache();
         let template = Template::prepare(cache, caller, &project_id, &new)?;
-        self.make_device_files(cache, caller, &new.devices).await?;
         let nics = self.resolve_nics(caller, &project_id, &new.nics)?;
         let group_ids = self.resolve_groups(&project_id, &new.security_groups).await?;
         let count = self.count_within_quota(&project_id, &template.flavor, new.min_count, new.max_count)?;

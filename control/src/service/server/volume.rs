@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::create::{NewServers, bootable_file, check_size, usable_image};
+use super::create::{NewServers, check_size, usable_image};
 use super::find_for_change;
 use super::lifecycle::record;
 use super::power::action_record;
@@ -156,22 +156,6 @@ impl Control {
             Ok(())
         });
         changed.await.map(drop)
-    }
-
-    /// Has the files here that the new volumes of a server begin as.
-    pub(crate) async fn make_device_files(
-        &self,
-        cache: &Cache,
-        caller: &Caller,
-        devices: &[NewDevice],
-    ) -> Result<()> {
-        for device in devices {
-            if let DeviceSource::Image(id) = &device.source {
-                let file = bootable_file(&usable_image(cache, caller, id)?)?;
-                self.images.make_files(&[file]).await?;
-            }
-        }
-        Ok(())
     }
 
     /// Adds the volumes that a new server begins with to its transaction; those that are new get these `ids`.

@@ -69,7 +69,7 @@ pub(crate) fn attach(
             _ => Status::Reserved,
         };
     }
-    if status == AttachStatus::Attached && volume.status != Status::Creating {
+    if status == AttachStatus::Attached && !matches!(volume.status, Status::Creating | Status::Downloading) {
         volume.status = Status::InUse;
     }
     let now = Timestamp::now();
@@ -96,7 +96,7 @@ pub(crate) fn detach(cache: &Cache, txn: Txn, attachment_id: &str, delete: Optio
     let Some(stored) = cache.get::<Volume>(&attachment.row.volume_id) else { return txn };
     let mut volume = stored.row.clone();
     volume.attachments.retain(|id| id != attachment_id);
-    settle(cache, &mut volume);
+    settle(cache, &mut volume, attachment.row.status);
     volume.updated_at = Some(Timestamp::now());
     let changed = Stored { row: volume, ..(*stored).clone() };
     match delete {
@@ -104,7 +104,10 @@ pub(crate) fn detach(cache: &Cache, txn: Txn, attachment_id: &str, delete: Optio
         Some(request_id)
             if changed.row.attachments.is_empty()
                 && changed.row.snapshots == 0
-                && matches!(changed.row.status, Status::Available | Status::Error | Status::Creating) =>
+                && matches!(
+                    changed.row.status,
+                    Status::Available | Status::Error | Status::Creating | Status::Downloading
+                ) =>
         {
             super::remove::want_gone(cache, txn, &changed, request_id)
         }
@@ -112,9 +115,15 @@ pub(crate) fn detach(cache: &Cache, txn: Txn, attachment_id: &str, delete: Optio
     }
 }
 
-/// The state that follows from the attachments that are left.
-fn settle(cache: &Cache, volume: &mut Volume) {
-    if !matches!(volume.status, Status::InUse | Status::Reserved | Status::Attaching | Status::Detaching) {
+/// The state that follows from the attachments that are left, once one that was in this state is gone.
+fn settle(cache: &Cache, volume: &mut Volume, gone: AttachStatus) {
+    let follows = match volume.status {
+        Status::InUse | Status::Reserved | Status::Attaching | Status::Detaching => true,
+        // Somebody had it, so it has been made, and what was wrong was its use.
+        Status::Error => matches!(gone, AttachStatus::Attached | AttachStatus::Attaching),
+        _ => false,
+    };
+    if !follows {
         return;
     }
     let left: Vec<AttachStatus> = volume
@@ -180,18 +189,9 @@ impl Control {
             .db
             .transact_with(|cache| {
                 let stored = find_for_change(cache, caller, &new.volume_id, "volume:attachment_create")?;
-                let mut volume = stored.row.clone();
                 let connects = new.connector.as_ref().is_some_and(|connector| !connector.is_empty());
                 let status = if connects { AttachStatus::Attaching } else { AttachStatus::Reserved };
-                let mut row = attach(&mut volume, new.server_id.as_deref(), status)?;
-                if let Some(connector) = &new.connector {
-                    connect(&mut row, connector);
-                }
-                if let Some(mode) = &new.mode {
-                    row.mode.clone_from(mode);
-                }
-                let id = row.id.clone();
-                Ok((Txn::new().update(&stored, &volume).create(&row), id))
+                prepare(&stored, &new, status)
             })
             .await?;
         self.volume_attachment(caller, &id).await
@@ -238,12 +238,17 @@ impl Control {
     /// # Errors
     /// As [`Control::volume_attachment_create`]; `Invalid` for writing to a volume that is read-only.
     pub async fn volume_attach(&self, caller: &Caller, new: NewAttachment) -> Result<()> {
-        let view = self.volume(caller, &new.volume_id).await?;
-        if view.volume.row.read_only && new.mode.as_deref() == Some("rw") {
-            return Err(invalid_volume("it is read-only and cannot be attached with mode rw."));
-        }
-        let made = self.volume_attachment_create(caller, new).await?;
-        self.volume_attachment_complete(caller, &made.row.id).await
+        check_connector(new.connector.as_ref())?;
+        self.db.caught_up().await?;
+        self.db
+            .transact(|cache| {
+                let stored = find_for_change(cache, caller, &new.volume_id, "volume:attachment_create")?;
+                if stored.row.read_only && new.mode.as_deref() == Some("rw") {
+                    return Err(invalid_volume("it is read-only and cannot be attached with mode rw."));
+                }
+                prepare(&stored, &new, AttachStatus::Attached).map(|(txn, _)| txn)
+            })
+            .await
     }
 
     async fn change_attachment(
@@ -327,6 +332,20 @@ impl Control {
         });
         changed.await.map(drop)
     }
+}
+
+/// A transaction with a new attachment, and its id.
+fn prepare(stored: &Stored<Volume>, new: &NewAttachment, status: AttachStatus) -> Result<(Txn, String)> {
+    let mut volume = stored.row.clone();
+    let mut row = attach(&mut volume, new.server_id.as_deref(), status)?;
+    if let Some(connector) = &new.connector {
+        connect(&mut row, connector);
+    }
+    if let Some(mode) = &new.mode {
+        row.mode.clone_from(mode);
+    }
+    let id = row.id.clone();
+    Ok((Txn::new().update(stored, &volume).create(&row), id))
 }
 
 fn connect(row: &mut VolumeAttachment, connector: &BTreeMap<String, Value>) {

@@ -170,7 +170,9 @@ impl Control {
                 {
                     return Err(invalid_backup("Backup status must be available or error"));
                 }
-                if backup.dependents > 0 {
+                // Those that were taken in before what they keep the differences to are not counted.
+                let kept = || cache.find(|other: &Backup| other.parent_id.as_deref() == Some(id)).is_some();
+                if backup.dependents > 0 || kept() {
                     return Err(invalid_backup("Incremental backups exist for this backup."));
                 }
                 let data = backup.data().to_owned();
@@ -297,7 +299,12 @@ impl Control {
                 let backup = imported(caller, &project_id, &record);
                 let gib = i64::try_from(backup.size_gib).unwrap_or(i64::MAX);
                 let charges = [(Resource::Backups, 1), (Resource::BackupGib, gib)];
-                Ok(charge(Txn::new().create(&backup), &project_id, &charges))
+                let mut txn = Txn::new().create(&backup);
+                if let Some(parent) = backup.parent_id.as_ref().and_then(|id| cache.get::<Backup>(id)) {
+                    let row = Backup { dependents: parent.row.dependents + 1, ..parent.row.clone() };
+                    txn = txn.update(&parent, &row);
+                }
+                Ok(charge(txn, &project_id, &charges))
             })
             .await?;
         self.volume_backup(caller, &record.id).await
@@ -444,8 +451,7 @@ fn restore_into(
 pub(crate) fn removal(cache: &Cache, txn: Txn, stored: &Stored<Backup>) -> Txn {
     let backup = &stored.row;
     let mut txn = txn.delete(stored);
-    let parent = backup.parent_id.as_ref().filter(|_| backup.data_id.is_none());
-    if let Some(parent) = parent.and_then(|id| cache.get::<Backup>(id)) {
+    if let Some(parent) = backup.parent_id.as_ref().and_then(|id| cache.get::<Backup>(id)) {
         let row = Backup { dependents: parent.row.dependents.saturating_sub(1), ..parent.row.clone() };
         txn = txn.update(&parent, &row);
     }

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use jiff::Timestamp;
 use tokio::io::AsyncReadExt as _;
 
 use super::kind::{self, is_multiattach};
-use super::work::want;
+use super::work::{upload_ended, want};
 use super::{
     SIZE_GIB_MAX, VolumeView, check_properties, check_text, find_for_change, invalid_input, invalid_volume,
     require_status,
@@ -19,9 +18,12 @@ use crate::agent::protocol::DiskShape;
 use crate::caller::{Caller, RoleLevel, Scope};
 use crate::error::{Error, Result};
 use crate::model::image::{Image, ImageStatus};
+use crate::model::random_uuid;
 use crate::model::volume::{DiskTask, DiskWork, Snapshot, Status, Volume};
 use crate::policy::require_admin;
-use crate::service::image::ImageChange;
+use crate::reconcile::RETRY_INTERVAL;
+use crate::reconcile::image_task::sentence;
+use crate::service::image::{ImageChange, described_image, new_image};
 use crate::service::image_data::UploadTo;
 use crate::service::quota::{Resource, charge_of_type};
 use crate::store::{Stored, Txn};
@@ -311,82 +313,67 @@ impl Control {
         self.db.caught_up().await?;
         let allowed: &[Status] =
             if force { &[Status::Available, Status::InUse] } else { &[Status::Available] };
-        let stored =
-            find_for_change(self.db.cache(), caller, id, "volume_extension:volume_actions:upload_image")?;
-        require_status(&stored.row, allowed, "copy to image")?;
-        let image = self.image_create(caller, None, described).await?;
-        let image_id = image.row.id.clone();
-        let changed = self.volume_change(
-            caller,
-            id,
-            "volume_extension:volume_actions:upload_image",
-            |cache, volume| {
+        let action = "volume_extension:volume_actions:upload_image";
+        require_status(&find_for_change(self.db.cache(), caller, id, action)?.row, allowed, "copy to image")?;
+        let image = described_image(caller, random_uuid(), described)?;
+        let view = self
+            .volume_change(caller, id, action, |cache, volume| {
                 require_status(volume, allowed, "copy to image")?;
                 let host = host_of(volume)?;
                 volume.previous_status = Some(volume.status);
                 volume.status = Status::Uploading;
                 let shape = DiskShape::Outgoing { of: volume.disk().to_owned() };
-                let task = DiskTask::Upload { volume: volume.id.clone(), image: image_id.clone() };
-                Ok(want(cache, Txn::new(), &caller.request_id, (&host, &image_id), shape, task))
-            },
-        );
-        match changed.await {
-            Ok(view) => Ok((view, image)),
-            Err(error) => {
-                if let Err(left) = self.image_delete(caller, &image_id).await {
-                    tracing::warn!(
-                        image.id = image_id,
-                        error = &left as &dyn std::error::Error,
-                        "an image is left"
-                    );
-                }
-                Err(error)
-            }
-        }
+                let task = DiskTask::Upload { volume: volume.id.clone(), image: image.id.clone() };
+                let txn = new_image(cache, Txn::new(), &image)?;
+                Ok(want(cache, txn, &caller.request_id, (&host, &image.id), shape, task))
+            })
+            .await?;
+        let image = self.image_get(caller, &image.id).await?;
+        Ok((view, image))
     }
 
     /// Reads the file that a host made of a volume into its image, then has the host clear it.
     pub(crate) async fn volume_image_take(self: &Arc<Self>, host: &str, work: &DiskWork) {
         let DiskTask::Upload { volume, image } = &work.task else { return };
+        if !self.image_tasks.begin(image) {
+            // A repeated report: the first one is taken care of.
+            return;
+        }
         let taken = self.take_image(host, volume, image).await;
         if let Err(error) = &taken {
             tracing::warn!(image.id = image, error = error as &dyn std::error::Error, "no image of a volume");
         }
-        let ended = self.db.transact(|cache| {
-            let Some(stored) = cache.get::<DiskWork>(&work.id) else { return Ok(Txn::new()) };
-            if stored.row.generation != work.generation {
-                return Ok(Txn::new());
-            }
-            let mut txn = Txn::new();
-            if let Some(found) =
-                cache.get::<Volume>(volume).filter(|found| found.row.status == Status::Uploading)
-            {
-                let mut row = found.row.clone();
-                row.status = row.previous_status.take().unwrap_or(Status::Available);
-                row.updated_at = Some(Timestamp::now());
-                txn = txn.update(&found, &row);
-            }
-            Ok(want(cache, txn, &work.request_id, (host, image), DiskShape::OutgoingDeleted, DiskTask::Clear))
-        });
-        if let Err(error) = ended.await {
+        let fault = taken.err().map(|error| sentence(&error));
+        loop {
+            let ended = self.db.transact(|cache| match cache.get::<DiskWork>(&work.id) {
+                Some(stored) if stored.row.generation == work.generation => {
+                    Ok(upload_ended(cache, &stored, host, fault.as_deref()))
+                }
+                _ => Ok(Txn::new()),
+            });
+            let Err(error) = ended.await else { break };
             tracing::error!(
                 volume.id = volume,
                 error = &error as &dyn std::error::Error,
                 "an upload does not end"
             );
+            if !matches!(error, Error::Unavailable(_)) {
+                break;
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
+        self.image_tasks.end(image);
     }
 
     async fn take_image(self: &Arc<Self>, host: &str, volume: &str, image: &str) -> Result<()> {
         let Some(found) = self.db.get::<Image>(image) else { return Ok(()) };
         if found.row.status != ImageStatus::Queued {
-            // A repeated report: the first one does it, or did it.
+            // Done before the process ended, or its owner brings other data.
             return Ok(());
         }
-        let Some(found) = self.db.get::<Volume>(volume) else { return Ok(()) };
         let owner = Caller {
-            user_id: found.row.user_id.clone(),
-            scope: Scope::Project(found.row.project_id.clone()),
+            user_id: self.db.get::<Volume>(volume).map(|found| found.row.user_id.clone()).unwrap_or_default(),
+            scope: Scope::Project(found.row.owner.clone().unwrap_or_default()),
             role: Some(RoleLevel::Member),
             ..Caller::default()
         };
@@ -397,10 +384,14 @@ impl Control {
         let mut piece = BytesMut::with_capacity(PIECE_BYTES);
         loop {
             piece.reserve(PIECE_BYTES);
-            if file.read_buf(&mut piece).await.map_err(failed)? == 0
-                || !upload.write(piece.split().freeze()).await
-            {
-                return upload.finish().await;
+            match file.read_buf(&mut piece).await {
+                Ok(0) => return upload.finish().await,
+                Ok(_) if upload.write(piece.split().freeze()).await => {}
+                Ok(_) => return upload.finish().await,
+                Err(error) => {
+                    upload.abandon().await;
+                    return Err(failed(error));
+                }
             }
         }
     }

@@ -14,12 +14,13 @@ use crate::Control;
 use crate::agent::protocol::{DiskShape, DiskSource};
 use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::model::image::{Image, ImageStatus};
+use crate::model::image::{Image, ImageStatus, LocalFile};
 use crate::model::random_uuid;
 use crate::model::volume::{DiskTask, Snapshot, Status, Volume, VolumeType};
 use crate::policy::require_own_project;
 use crate::service::host::DEFAULT_ZONE;
 use crate::service::image;
+use crate::service::image_store::FILE_STORE;
 use crate::service::quota::{Resource, charge_of_type, limit};
 use crate::service::server::create::bootable_file;
 use crate::store::{Cache, Txn};
@@ -58,6 +59,8 @@ pub struct NewVolume {
 /// What a volume begins as, looked up.
 struct Origin {
     source: DiskSource,
+    /// What has to be made before hosts find the source.
+    waits_for: Option<LocalFile>,
     least_gib: u64,
     host: Option<String>,
     bootable: bool,
@@ -73,14 +76,6 @@ impl Control {
     pub async fn volume_create(&self, caller: &Caller, new: NewVolume) -> Result<VolumeView> {
         let project_id = require_own_project(caller, "volume:create")?.to_owned();
         self.db.caught_up().await?;
-        if let Some(image_id) = &new.image_id
-            && let Some(image) = self.db.get::<Image>(image_id)
-            && image::may_see(self.db.cache(), caller, &image.row)
-            && image.row.status == ImageStatus::Active
-        {
-            // There already, unless its disk has to be made of another format or be brought from another store.
-            self.images.make_files(&[bootable_file(&image.row)?]).await?;
-        }
         let id = random_uuid();
         self.db
             .transact(|cache| {
@@ -141,13 +136,20 @@ impl Control {
         }
         let gib = i64::try_from(size_gib).unwrap_or(i64::MAX);
         let charges = [(Resource::Volumes, 1), (Resource::VolumeGib, gib)];
+        if let Some(image_id) = &new.image_id {
+            // Its data stays from now on: what is deleted after this is not cleared while the volume needs it.
+            txn = txn.require_present::<Image>(image_id);
+        }
         let txn = txn.require_present::<VolumeType>(&of_type.id);
         let mut txn = charge_of_type(txn, project_id, &of_type.id, &charges);
         match &host {
+            Some(_) if origin.waits_for.is_some() => {
+                volume.status = Status::Downloading;
+                volume.waits_for = origin.waits_for;
+                volume.request_id.clone_from(&caller.request_id);
+            }
             Some(host) => {
-                let shape = DiskShape::Volume { size_bytes: size_gib << 30, source: origin.source };
-                let task = DiskTask::CreateVolume { volume: id.to_owned() };
-                txn = want(cache, txn, &caller.request_id, (host, id), shape, task);
+                txn = want_made(cache, txn, &caller.request_id, (host, &volume), origin.source);
             }
             None => {
                 volume.status = Status::Error;
@@ -158,6 +160,19 @@ impl Control {
         }
         Ok((txn, volume))
     }
+}
+
+/// Has a host make a volume.
+pub(crate) fn want_made(
+    cache: &Cache,
+    txn: Txn,
+    request_id: &str,
+    (host, volume): (&str, &Volume),
+    source: DiskSource,
+) -> Txn {
+    let shape = DiskShape::Volume { size_bytes: volume.size_gib << 30, source };
+    let task = DiskTask::CreateVolume { volume: volume.id.clone() };
+    want(cache, txn, request_id, (host, volume.disk()), shape, task)
 }
 
 fn row(
@@ -191,6 +206,8 @@ fn row(
         zone: DEFAULT_ZONE.to_owned(),
         host: None,
         disk_id: None,
+        waits_for: None,
+        request_id: String::new(),
         migration_status: None,
         attachments: Vec::new(),
         snapshots: 0,
@@ -280,6 +297,7 @@ fn origin(cache: &Cache, caller: &Caller, new: &NewVolume) -> Result<Origin> {
     }
     Ok(Origin {
         source: DiskSource::Nothing,
+        waits_for: None,
         least_gib: 0,
         host: None,
         bootable: false,
@@ -303,6 +321,7 @@ fn from_snapshot(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
     let volume = cache.get::<Volume>(&snapshot.row.volume_id);
     Ok(Origin {
         source: DiskSource::Disk { id: snapshot.row.disk().to_owned() },
+        waits_for: None,
         least_gib: snapshot.row.size_gib,
         host: snapshot.row.host.clone(),
         bootable: volume.as_ref().is_some_and(|volume| volume.row.bootable),
@@ -321,6 +340,7 @@ fn from_volume(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
     }
     Ok(Origin {
         source: DiskSource::Disk { id: volume.row.disk().to_owned() },
+        waits_for: None,
         least_gib: volume.row.size_gib,
         host: volume.row.host.clone(),
         bootable: volume.row.bootable,
@@ -338,6 +358,7 @@ fn from_backup(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
     }
     Ok(Origin {
         source: DiskSource::Backup { id: found.row.data().to_owned() },
+        waits_for: None,
         least_gib: found.row.size_gib,
         host: found.row.host.clone(),
         bootable: false,
@@ -359,8 +380,12 @@ fn from_image(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
         return Err(invalid_input(format!("Invalid input received: Image {id} is not active.")));
     }
     let bytes = image.size_bytes.unwrap_or(0);
+    let file = bootable_file(image)?;
+    // Those of the first version have no store: they are where hosts look.
+    let is_here = file.stores.is_empty() || file.stores.iter().any(|store| store == FILE_STORE);
     Ok(Origin {
-        source: DiskSource::Image { image_id: bootable_file(image)?.name },
+        source: DiskSource::Image { image_id: file.name.clone() },
+        waits_for: (file.qcow2 || !is_here).then_some(file),
         least_gib: bytes.div_ceil(1 << 30).max(u64::from(image.min_disk_gib)),
         host: None,
         bootable: true,

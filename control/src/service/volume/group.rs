@@ -75,12 +75,15 @@ fn find_snapshot(cache: &Cache, caller: &Caller, id: &str) -> Result<Arc<Stored<
 
 /// What follows from the parts: all there, one missing, one failed.
 fn follows(own: Status, mut parts: impl Iterator<Item = Status>) -> Status {
+    if own == Status::Deleting && parts.any(|part| part == Status::ErrorDeleting) {
+        return Status::ErrorDeleting;
+    }
     if own != Status::Available {
         return own;
     }
     let worst = parts.try_fold(Status::Available, |worst, part| match part {
         Status::Error => Err(Status::Error),
-        Status::Creating => Ok(Status::Creating),
+        Status::Creating | Status::Downloading => Ok(Status::Creating),
         _ => Ok(worst),
     });
     worst.unwrap_or_else(|error| error)
@@ -270,8 +273,8 @@ impl Control {
                 if group.volume_ids.is_empty() {
                     return Ok(removal(Txn::new(), &stored));
                 }
-                let mut txn =
-                    Txn::new().update(&stored, &Group { status: Status::Deleting, ..group.clone() });
+                let mut left = Group { status: Status::Deleting, ..group.clone() };
+                let mut txn = Txn::new();
                 for volume in group.volume_ids.iter().filter_map(|id| cache.get::<Volume>(id)) {
                     if !volume.row.attachments.is_empty() || volume.row.snapshots > 0 {
                         return Err(invalid_group(format!(
@@ -279,15 +282,19 @@ impl Control {
                             volume.row.id
                         )));
                     }
-                    if volume.row.host.is_none() {
-                        return Err(invalid_group(format!(
-                            "Volume {} is on no host: delete it first.",
-                            volume.row.id
-                        )));
-                    }
-                    txn = remove::want_gone(cache, txn, &volume, &caller.request_id);
+                    let known = remove::host_that_knows(&volume.row).is_some();
+                    txn = if known {
+                        remove::want_gone(cache, txn, &volume, &caller.request_id)
+                    } else {
+                        left.volume_ids.remove(&volume.row.id);
+                        remove::row_removal(txn, &volume)
+                    };
                 }
-                Ok(txn)
+                Ok(if left.volume_ids.is_empty() {
+                    removal(txn, &stored)
+                } else {
+                    txn.update(&stored, &left)
+                })
             })
             .await
     }

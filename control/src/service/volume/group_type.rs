@@ -25,6 +25,13 @@ pub(crate) fn find_type(cache: &Cache, caller: &Caller, wished: &str) -> Result<
     found.ok_or_else(|| Error::not_found("Group type", wished))
 }
 
+fn refuse_taken(cache: &Cache, name: &str) -> Result<()> {
+    match cache.find(|kind: &GroupType| kind.name == name) {
+        Some(_) => Err(Error::conflict("GroupTypeExists", format!("Group Type {name} already exists."))),
+        None => Ok(()),
+    }
+}
+
 impl Control {
     /// The types of groups that the caller may see.
     ///
@@ -73,10 +80,7 @@ impl Control {
         };
         self.db
             .transact(|cache| {
-                if cache.find(|kind: &GroupType| kind.name == row.name).is_some() {
-                    let message = format!("Group Type {} already exists.", row.name);
-                    return Err(Error::conflict("GroupTypeExists", message));
-                }
+                refuse_taken(cache, &row.name)?;
                 Ok(Txn::new().create(&row).unique(type_name_key(&row.name)))
             })
             .await?;
@@ -103,11 +107,13 @@ impl Control {
                 check_text("name", Some(&row.name))?;
                 check_text("description", row.description.as_ref())?;
                 check_properties(&row.specs)?;
+                row.name = row.name.trim().to_owned();
                 let mut txn = Txn::new();
                 if row.name != stored.row.name {
-                    if row.name.trim().is_empty() {
+                    if row.name.is_empty() {
                         return Err(invalid_input("Group type name can not be empty."));
                     }
+                    refuse_taken(cache, &row.name)?;
                     txn = txn.release(type_name_key(&stored.row.name)).unique(type_name_key(&row.name));
                 }
                 Ok(if row == stored.row { txn } else { txn.update(&stored, &row) })

@@ -86,22 +86,33 @@ fn check(volume: &Volume, force: bool, cascade: bool) -> Result<()> {
     ))
 }
 
-/// Has the volume's host delete its disk; one that no host has is gone at once.
+/// Has the volume's host delete its disk; one that no host has, or has heard of, is gone at once.
 pub(crate) fn want_gone(cache: &Cache, txn: Txn, stored: &Stored<Volume>, request_id: &str) -> Txn {
-    let Some(host) = stored.row.host.clone() else { return removal(cache, txn, stored) };
+    let Some(host) = host_that_knows(&stored.row) else { return removal(cache, txn, stored) };
     let volume = Volume { status: Status::Deleting, ..stored.row.clone() };
     let txn = txn.update(stored, &volume);
     let task = DiskTask::DeleteVolume { volume: volume.id.clone() };
     want(cache, txn, request_id, (&host, volume.disk()), DiskShape::Deleted, task)
 }
 
+/// The host that has something of a volume, or may have.
+pub(crate) fn host_that_knows(volume: &Volume) -> Option<String> {
+    volume.host.clone().filter(|_| volume.waits_for.is_none())
+}
+
 /// The row goes with all that belongs to it.
 pub(crate) fn removal(cache: &Cache, txn: Txn, stored: &Stored<Volume>) -> Txn {
-    let volume = &stored.row;
-    let mut txn = txn.delete(stored);
-    if let Some(group_id) = &volume.group_id {
-        txn = group::left(cache, txn, group_id, &volume.id);
+    let txn = row_removal(txn, stored);
+    match &stored.row.group_id {
+        Some(group_id) => group::left(cache, txn, group_id, &stored.row.id),
+        None => txn,
     }
+}
+
+/// As [`removal`], where its group is seen to.
+pub(crate) fn row_removal(txn: Txn, stored: &Stored<Volume>) -> Txn {
+    let volume = &stored.row;
+    let txn = txn.delete(stored);
     let gib = i64::try_from(volume.size_gib).unwrap_or(i64::MAX);
     let charges = [(Resource::Volumes, -1), (Resource::VolumeGib, -gib)];
     charge_of_type(txn, &volume.project_id, &volume.type_id, &charges)

@@ -8,13 +8,15 @@ use super::{remove, snapshot};
 use crate::Control;
 use crate::agent::protocol::{DiskObserved, DiskShape};
 use crate::error::Result;
+use crate::model::image::{Image, ImageStatus};
 use crate::model::volume::{
     AttachStatus, Backup, DiskTask, DiskWork, Snapshot, Status, Volume, VolumeAttachment,
 };
+use crate::service::image_data::deletion;
 use crate::service::quota::{Resource, charge_of_type};
 use crate::store::{Cache, Stored, Txn};
 
-/// Wants `shape` of a host's disk; an older wish about the same disk is over.
+/// Wants `shape` of a host's disk; an older wish about the same disk is over, and whoever waited for it waits no more.
 pub(crate) fn want(
     cache: &Cache,
     txn: Txn,
@@ -29,9 +31,43 @@ pub(crate) fn want(
     let generation = older.as_ref().map_or(now, |older| now.max(older.row.generation + 1));
     let work = DiskWork { id, generation, shape, task, request_id: request_id.to_owned() };
     match older {
-        Some(older) => txn.update(&older, &work),
+        Some(older) => let_go(cache, txn.update(&older, &work), &older.row.task),
         None => txn.create(&work),
     }
+}
+
+/// What a wish that nobody reports on any more held beside the rows that the newer one is about: a backup that was being
+/// restored, the quota of what a volume should have grown by.
+fn let_go(cache: &Cache, txn: Txn, task: &DiskTask) -> Txn {
+    let done = Done { cache, request_id: "", fault: None };
+    match task {
+        DiskTask::CreateVolume { volume } => match cache.get::<Volume>(volume) {
+            Some(volume) => done.backup_free_of(txn, &volume.row),
+            None => txn,
+        },
+        DiskTask::Restore { backup, .. } => done.backup_free(txn, backup),
+        DiskTask::Revert { snapshot, .. } => done.snapshot_free(txn, snapshot, Status::Restoring),
+        DiskTask::Extend { volume, size_gib } => match cache.get::<Volume>(volume) {
+            Some(volume) => not_extended(txn, &volume.row, *size_gib),
+            None => txn,
+        },
+        DiskTask::CreateBackup { backup } => match cache.get::<Backup>(backup) {
+            Some(backup) => done.source_free(txn, &backup.row),
+            None => txn,
+        },
+        DiskTask::DeleteVolume { .. }
+        | DiskTask::CreateSnapshot { .. }
+        | DiskTask::DeleteSnapshot { .. }
+        | DiskTask::Upload { .. }
+        | DiskTask::Clear
+        | DiskTask::DeleteBackup { .. } => txn,
+    }
+}
+
+/// Gives back what a volume was charged for growing.
+fn not_extended(txn: Txn, volume: &Volume, size_gib: u64) -> Txn {
+    let back = i64::try_from(size_gib.saturating_sub(volume.size_gib)).unwrap_or(i64::MAX);
+    charge_of_type(txn, &volume.project_id, &volume.type_id, &[(Resource::VolumeGib, -back)])
 }
 
 /// What is still to be done after a report, outside of its transaction.
@@ -84,12 +120,20 @@ fn finish(cache: &Cache, txn: Txn, work: &Stored<DiskWork>, report: &DiskObserve
         DiskTask::Revert { volume, snapshot } => done.reverted(txn, volume, snapshot),
         DiskTask::CreateSnapshot { snapshot } => done.snapshot_made(txn, snapshot),
         DiskTask::DeleteSnapshot { snapshot } => done.snapshot_gone(txn, snapshot),
-        DiskTask::Upload { volume, .. } => done.upload_failed(txn, volume),
+        DiskTask::Upload { volume, image } => done.uploaded(txn, volume, image),
         DiskTask::Clear => txn,
         DiskTask::CreateBackup { backup } => done.backup_made(txn, backup, report.bytes),
         DiskTask::Restore { backup, volume } => done.restored(txn, backup, volume),
         DiskTask::DeleteBackup { backup } => done.backup_gone(txn, backup),
     }
+}
+
+/// The end of an upload, whose data control has taken, or could not take.
+pub(super) fn upload_ended(cache: &Cache, work: &Stored<DiskWork>, host: &str, fault: Option<&str>) -> Txn {
+    let DiskTask::Upload { volume, image } = &work.row.task else { return Txn::new() };
+    let request_id = &work.row.request_id;
+    let txn = Done { cache, request_id, fault }.uploaded(Txn::new(), volume, image);
+    want(cache, txn, request_id, (host, image), DiskShape::OutgoingDeleted, DiskTask::Clear)
 }
 
 struct Done<'a> {
@@ -142,25 +186,20 @@ impl Done<'_> {
             true if stored.row.attachments.is_empty() => Status::Available,
             true => Status::InUse,
         };
-        if let Some(backup) = &stored.row.backup_id {
-            txn = self.backup_free(txn, backup);
-        }
+        txn = self.backup_free_of(txn, &stored.row);
         let txn = self.volume(txn, id, |volume| volume.status = status);
         self.tell_of_volume(txn, id, "VOLUME_VOLUME_001_002")
     }
 
     fn extended(&self, txn: Txn, id: &str, size_gib: u64) -> Txn {
         let Some(stored) = self.cache.get::<Volume>(id) else { return txn };
-        let before = stored.row.size_gib;
         if self.fault.is_none() {
             return self.volume(txn, id, |volume| {
                 volume.size_gib = size_gib;
                 volume.status = volume.previous_status.take().unwrap_or(Status::Available);
             });
         }
-        let back = i64::try_from(size_gib.saturating_sub(before)).unwrap_or(i64::MAX);
-        let row = &stored.row;
-        let txn = charge_of_type(txn, &row.project_id, &row.type_id, &[(Resource::VolumeGib, -back)]);
+        let txn = not_extended(txn, &stored.row, size_gib);
         let txn = self.volume(txn, id, |volume| volume.status = Status::ErrorExtending);
         self.tell_of_volume(txn, id, "VOLUME_VOLUME_006_002")
     }
@@ -176,14 +215,11 @@ impl Done<'_> {
 
     fn reverted(&self, txn: Txn, id: &str, snapshot_id: &str) -> Txn {
         let status = if self.fault.is_none() { Status::Available } else { Status::Error };
-        let mut txn = self.volume(txn, id, |volume| {
+        let txn = self.volume(txn, id, |volume| {
             volume.previous_status = None;
             volume.status = status;
         });
-        if let Some(snapshot) = self.cache.get::<Snapshot>(snapshot_id) {
-            let row = Snapshot { status: Status::Available, ..snapshot.row.clone() };
-            txn = txn.update(&snapshot, &row);
-        }
+        let txn = self.snapshot_free(txn, snapshot_id, Status::Restoring);
         self.tell_of_volume(txn, id, "VOLUME_VOLUME_017_002")
     }
 
@@ -223,6 +259,43 @@ impl Done<'_> {
         }
     }
 
+    /// As [`Done::backup_free`], of the backup that a volume begins as.
+    fn backup_free_of(&self, txn: Txn, volume: &Volume) -> Txn {
+        match &volume.backup_id {
+            // Only while it is made: the backup may serve another since.
+            Some(backup) if matches!(volume.status, Status::Creating | Status::RestoringBackup) => {
+                self.backup_free(txn, backup)
+            }
+            _ => txn,
+        }
+    }
+
+    /// A snapshot that served somebody is free again, unless something else has become of it.
+    fn snapshot_free(&self, txn: Txn, id: &str, from: Status) -> Txn {
+        match self.cache.get::<Snapshot>(id) {
+            Some(stored) if stored.row.status == from => {
+                let row = Snapshot { status: Status::Available, ..stored.row.clone() };
+                txn.update(&stored, &row)
+            }
+            _ => txn,
+        }
+    }
+
+    /// What was backed up is free again.
+    fn source_free(&self, txn: Txn, backup: &Backup) -> Txn {
+        if let Some(snapshot) = &backup.snapshot_id {
+            return self.snapshot_free(txn, snapshot, Status::BackingUp);
+        }
+        match self.cache.get::<Volume>(&backup.volume_id) {
+            Some(stored) if stored.row.status == Status::BackingUp => {
+                self.volume(txn, &backup.volume_id, |volume| {
+                    volume.status = volume.previous_status.take().unwrap_or(Status::Available);
+                })
+            }
+            _ => txn,
+        }
+    }
+
     fn backup_made(&self, txn: Txn, id: &str, bytes: Option<u64>) -> Txn {
         let Some(stored) = self.cache.get::<Backup>(id) else { return txn };
         let fault = self.fault.map(|fault| fault.chars().take(super::TEXT_CHARS_MAX).collect());
@@ -232,15 +305,7 @@ impl Done<'_> {
             backup.bytes = bytes.unwrap_or(0);
         });
         let txn = self.tell(txn, "VOLUME_BACKUP", id, &stored.row.project_id, "VOLUME_VOLUME_BACKUP_013_001");
-        if let Some(snapshot) = stored.row.snapshot_id.as_ref().and_then(|id| self.cache.get::<Snapshot>(id))
-        {
-            return txn.update(&snapshot, &Snapshot { status: Status::Available, ..snapshot.row.clone() });
-        }
-        self.volume(txn, &stored.row.volume_id, |volume| {
-            if volume.status == Status::BackingUp {
-                volume.status = volume.previous_status.take().unwrap_or(Status::Available);
-            }
-        })
+        self.source_free(txn, &stored.row)
     }
 
     fn restored(&self, txn: Txn, backup: &str, volume: &str) -> Txn {
@@ -258,10 +323,21 @@ impl Done<'_> {
         self.backup(txn, id, |backup| backup.status = Status::ErrorDeleting)
     }
 
-    fn upload_failed(&self, txn: Txn, id: &str) -> Txn {
-        let txn = self.volume(txn, id, |volume| {
-            volume.status = volume.previous_status.take().unwrap_or(Status::Available);
-        });
-        self.tell_of_volume(txn, id, "VOLUME_VOLUME_003_002")
+    /// A volume has become an image; or it has not, and of the image nothing is left.
+    fn uploaded(&self, mut txn: Txn, id: &str, image: &str) -> Txn {
+        if self.cache.get::<Volume>(id).is_some_and(|volume| volume.row.status == Status::Uploading) {
+            txn = self.volume(txn, id, |volume| {
+                volume.status = volume.previous_status.take().unwrap_or(Status::Available);
+            });
+        }
+        if self.fault.is_none() {
+            return txn;
+        }
+        if let Some(image) = self.cache.get::<Image>(image)
+            && image.row.status == ImageStatus::Queued
+        {
+            txn = txn.and(deletion(self.cache, &image));
+        }
+        self.tell_of_volume(txn, id, "VOLUME_VOLUME_003_004")
     }
 }

@@ -4,6 +4,7 @@
 //! Must never know: who watches, how a reader reads.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -24,6 +25,11 @@ const GROUP_REQUESTS_MAX: usize = 256;
 const LEASES_MAX: usize = 4096;
 /// The most keys a lease holds, since they all go in one revision.
 const LEASE_KEYS_MAX: usize = 1024;
+/// Free space below which nothing is written down, in bytes: more than one commit takes. The engine does not survive a
+/// write that finds no room, while a request that is refused can be asked for again.
+const ROOM_BYTES_MIN: u64 = 16 << 20;
+/// How often it is looked whether there is room again for leases that are over.
+const ROOM_INTERVAL: Duration = Duration::from_secs(1);
 /// How long the writer sleeps when no lease can end.
 const IDLE_MAX: Duration = Duration::from_secs(3600);
 
@@ -110,13 +116,17 @@ pub(super) struct Writer {
     revision: Revision,
     progress: Arc<Progress>,
     leases: Leases,
+    /// The file, where it is one, to see how much room its file system has.
+    room: Option<File>,
+    /// There was no room when last looked.
+    full: bool,
 }
 
 impl Writer {
     /// Reads what the thread must know beforehand.
     pub(super) fn new(
         database: Arc<Database>,
-        options: Options,
+        (options, room): (Options, Option<File>),
         queue: Receiver<Queued>,
         live: broadcast::Sender<Arc<Batch>>,
         progress: Arc<Progress>,
@@ -129,7 +139,19 @@ impl Writer {
             leases.start(lease.value(), Duration::from_millis(ttl_ms.value()));
         }
         let revision = progress.committed.load(Ordering::Acquire);
-        Ok(Self { database, options, queue, live, revision, progress, leases })
+        Ok(Self { database, options, queue, live, revision, progress, leases, room, full: false })
+    }
+
+    /// Whether there is room for a commit. What cannot be found out is tried.
+    fn has_room(&mut self) -> bool {
+        let free = self.room.as_ref().and_then(|file| rustix::fs::fstatvfs(file).ok());
+        let full = free.is_some_and(|free| free.f_bavail.saturating_mul(free.f_frsize) < ROOM_BYTES_MIN);
+        if full != self.full {
+            let now = if full { "full: nothing is written down" } else { "no longer full" };
+            tracing::warn!("the store's file system is {now}");
+        }
+        self.full = full;
+        !full
     }
 
     /// Runs until every sender of the queue is gone or the engine fails; then the file is let go.
@@ -139,7 +161,8 @@ impl Writer {
                 .leases
                 .by_end
                 .first()
-                .map_or(IDLE_MAX, |(end, _)| end.saturating_duration_since(Instant::now()));
+                .map_or(IDLE_MAX, |(end, _)| end.saturating_duration_since(Instant::now()))
+                .max(if self.full { ROOM_INTERVAL } else { Duration::ZERO });
             let first = match self.queue.recv_timeout(wait) {
                 Ok(queued) => Some(queued),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -159,11 +182,20 @@ impl Writer {
 
     /// One write transaction for many requests.
     fn group(&mut self, group: Vec<Queued>) -> Result<(), EngineFailure> {
-        let over = self.leases.over();
+        let mut over = self.leases.over();
+        let mut answers = Vec::with_capacity(group.len());
+        let (mut group, mut kept) = (group, Vec::new());
+        if (!group.is_empty() || !over.is_empty()) && !self.has_room() {
+            over.clear();
+            // A renewal writes nothing.
+            (group, kept) =
+                group.into_iter().partition(|queued| matches!(queued.request, Request::Renew { .. }));
+        }
+        answers.extend(kept.into_iter().map(|queued| refused(queued.request, StoreError::Full)));
         if group.is_empty() && over.is_empty() {
+            answers.into_iter().for_each(|answer| answer.send(None));
             return Ok(());
         }
-        let mut answers = Vec::with_capacity(group.len());
         let mut batches = Vec::new();
         let committed = self.evaluate(group, &over, &mut answers, &mut batches);
         if committed.is_ok() {
@@ -193,7 +225,9 @@ impl Writer {
         let write = match write {
             Ok(write) => write,
             Err(failure) => {
-                group.into_iter().for_each(|queued| answers.push(refused(queued.request, &failure)));
+                group
+                    .into_iter()
+                    .for_each(|queued| answers.push(refused(queued.request, failure.to_error())));
                 return Err(failure);
             }
         };
@@ -215,7 +249,7 @@ impl Writer {
             Ok(())
         };
         if let Err(failure) = run() {
-            requests.for_each(|request| answers.push(refused(request, &failure)));
+            requests.for_each(|request| answers.push(refused(request, failure.to_error())));
             return Err(failure);
         }
         if !dirty {
@@ -352,9 +386,8 @@ impl Writer {
     }
 }
 
-/// The answer to a request that the engine's failure kept from running.
-fn refused(request: Request, failure: &EngineFailure) -> Answer {
-    let error = failure.to_error();
+/// The answer to a request that was kept from running.
+fn refused(request: Request, error: StoreError) -> Answer {
     match request {
         Request::Txn { reply, .. } => Answer::Outcome(reply, Err(error)),
         Request::Grant { reply, .. } => Answer::Lease(reply, Err(error)),

@@ -1,0 +1,72 @@
+//! Rows: types of volumes and what belongs to them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// A kind of volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeType {
+    /// Its id.
+    pub id: String,
+    /// Unique.
+    pub name: String,
+    /// Free text.
+    pub description: Option<String>,
+    /// Everyone may use it.
+    pub is_public: bool,
+    /// What a backend has to have, and what volumes get.
+    pub extra_specs: BTreeMap<String, String>,
+    /// The projects that may use it although it is not public.
+    pub access: BTreeSet<String>,
+    /// Its QoS specification.
+    pub qos_id: Option<String>,
+    /// How its volumes are to be encrypted.
+    pub encryption: Option<Encryption>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Option<Timestamp>,
+}
+
+/// How volumes of a type are to be encrypted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Encryption {
+    /// Its id.
+    pub id: String,
+    /// `luks`, ….
+    pub provider: String,
+    /// `aes-xts-plain64`, ….
+    pub cipher: Option<String>,
+    /// The key's size in bits.
+    pub key_size: Option<u32>,
+    /// `front-end` or `back-end`.
+    pub control_location: String,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it last changed.
+    pub updated_at: Option<Timestamp>,
+}
+
+/// Limits that volumes of some types have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QosSpec {
+    /// Its id.
+    pub id: String,
+    /// Unique.
+    pub name: String,
+    /// `front-end`, `back-end` or `both`.
+    pub consumer: String,
+    /// The limits.
+    pub specs: BTreeMap<String, String>,
+}
+
+/// The type that a project's volumes have if none is said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeDefault {
+    /// The project.
+    pub id: String,
+    /// The type.
+    pub type_id: String,
+}

@@ -1,0 +1,86 @@
+//! Rows: what hosts still have to do about disks.
+
+use serde::{Deserialize, Serialize};
+
+use crate::agent::protocol::DiskShape;
+
+/// What a host has yet to do about a disk. It is there from the wish until the host's report, which changes the rows that
+/// it is about in the transaction that takes it away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskWork {
+    /// `{host}/{disk}`.
+    pub id: String,
+    /// Which wish.
+    pub generation: u64,
+    /// What the disk shall be.
+    pub shape: DiskShape,
+    /// What is over once it is that.
+    pub task: DiskTask,
+    /// The request that asked.
+    pub request_id: String,
+}
+
+/// What a host's work on a disk is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskTask {
+    /// Making a volume.
+    CreateVolume {
+        /// Which.
+        volume: String,
+    },
+    /// Making a volume larger.
+    Extend {
+        /// Which.
+        volume: String,
+        /// To so many GiB.
+        size_gib: u64,
+    },
+    /// Deleting a volume.
+    DeleteVolume {
+        /// Which.
+        volume: String,
+    },
+    /// Making a volume what a snapshot is.
+    Revert {
+        /// Which.
+        volume: String,
+        /// Which snapshot.
+        snapshot: String,
+    },
+    /// Making a snapshot.
+    CreateSnapshot {
+        /// Which.
+        snapshot: String,
+    },
+    /// Deleting a snapshot.
+    DeleteSnapshot {
+        /// Which.
+        snapshot: String,
+    },
+    /// Making an image of a volume.
+    Upload {
+        /// Which volume.
+        volume: String,
+        /// Which image.
+        image: String,
+    },
+    /// Clearing after an image was made.
+    Clear,
+    /// Making a backup.
+    CreateBackup {
+        /// Which.
+        backup: String,
+    },
+    /// Making a volume what a backup is.
+    Restore {
+        /// Which backup.
+        backup: String,
+        /// Which volume.
+        volume: String,
+    },
+    /// Deleting a backup.
+    DeleteBackup {
+        /// Which.
+        backup: String,
+    },
+}
