@@ -53,7 +53,7 @@ ip link set lo up
 echo -3 +4 +4.2 >/proc/fs/nfsd/versions
 echo 1 >/proc/fs/nfsd/threads
 echo 'nfsd 127.0.0.1 2147483647 here' >/proc/net/rpc/auth.unix.ip/channel
-echo 'here /srv/shared 2147483647 8196 65534 65534 0' >/proc/net/rpc/nfsd.export/channel
+echo 'here /srv/shared 2147483647 8194 65534 65534 0' >/proc/net/rpc/nfsd.export/channel
 echo 'here 1 \x00000000 2147483647 /srv/shared' >/proc/net/rpc/nfsd.fh/channel
 mount -t nfs4 -o vers=4.2,sec=sys,addr=127.0.0.1,clientaddr=127.0.0.1 127.0.0.1:/ /mnt/shared
 ";
