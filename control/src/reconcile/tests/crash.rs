@@ -92,7 +92,7 @@ impl Cloud {
             let _ = task.await;
         }
         // What works on files in threads of its own cannot be cut off here: it comes to its end first.
-        for _ in 0..500 {
+        for _ in 0..6000 {
             let runs = self.hosts.iter().any(|host| host.strong_count() > 0);
             if !runs && Arc::strong_count(&self.control) == 1 {
                 self.hosts.clear();

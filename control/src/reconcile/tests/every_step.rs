@@ -65,7 +65,7 @@ impl Cloud {
 
     /// Waits until nothing is under way, or the process is dead.
     async fn settle(&self) {
-        for _ in 0..1000 {
+        for _ in 0..12_000 {
             if self.process.is_dead() || (self.control.db.caught_up().await.is_ok() && self.is_settled()) {
                 return;
             }
