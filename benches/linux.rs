@@ -50,16 +50,25 @@ struct Guest {
     files: Vec<(&'static str, PathBuf)>,
     /// Options of `wisp vmm boot`.
     options: Vec<&'static str>,
-    /// What its console says when its first program runs, and when it has its address.
+    /// What its console says when its first program runs, if it says that, and when it has its address.
     marks: [&'static str; 2],
 }
 
-/// What one boot took.
+/// A mark that no console has.
+const UNSAID: &str = "-unsaid-";
+
+/// What one boot took to a mark: seconds, and exits of KVM.
+#[derive(Debug, Clone, Copy, Default)]
+struct Reached {
+    seconds: f64,
+    exits: f64,
+}
+
+/// One boot.
 #[derive(Debug, Clone, Copy, Default)]
 struct Boot {
-    first_s: f64,
-    address_s: f64,
-    exits: f64,
+    first: Option<Reached>,
+    address: Reached,
 }
 
 fn main() -> Result<()> {
@@ -71,9 +80,14 @@ fn main() -> Result<()> {
             let what = format!("{}: {what}", guest.name);
             Line { what: &what, unit, value, baseline, of: "Debian's cloud kernel" }.print();
         };
-        line("start to first program", "Ginstr", boot.first_s, of.first_s);
-        line("start to address", "Ginstr", boot.address_s, of.address_s);
-        line("exits to first program", "exits", boot.exits, of.exits);
+        for (mark, reached, of) in
+            [("first program", boot.first, of.first), ("address", Some(boot.address), Some(of.address))]
+        {
+            if let (Some(reached), Some(of)) = (reached, of) {
+                line(&format!("start to {mark}"), "Ginstr", reached.seconds, of.seconds);
+                line(&format!("exits to {mark}"), "exits", reached.exits, of.exits);
+            }
+        }
     }
     Ok(())
 }
@@ -112,7 +126,9 @@ fn guests() -> Result<Vec<Guest>> {
             .concat(),
         marks: slim,
     });
-    let systemd = disk("slim kernel, Debian with systemd", &["--kind", "debian"], 256)?;
+    // Its first program says nothing; with the same kernel it is reached as busybox is.
+    let mut systemd = disk("slim kernel, Debian with systemd", &["--kind", "debian"], 256)?;
+    systemd.marks[0] = UNSAID;
     let tiny = Guest {
         name: "tiny guest",
         memory_mib: 64,
@@ -150,11 +166,11 @@ impl Guest {
             let mut numbers = line?.split(' ').map_while(|word| word.parse::<f64>().ok());
             Some((numbers.next()?, numbers.next()?))
         };
-        let marks = (at("start"), at("first"), at("address"));
-        let (Some(start), Some(first), Some(address)) = marks else {
+        let (Some(start), Some(address)) = (at("start"), at("address")) else {
             ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             anyhow::bail!("its console lacks a mark:\n{said}");
         };
-        Ok(Boot { first_s: first.0 - start.0, address_s: address.0 - start.0, exits: first.1 - start.1 })
+        let since = |at: (f64, f64)| Reached { seconds: at.0 - start.0, exits: at.1 - start.1 };
+        Ok(Boot { first: at("first").map(since), address: since(address) })
     }
 }
