@@ -86,7 +86,10 @@ fn build(part: &Part, root: &Path, out: &Path) {
     }
     build.env("CARGO_ENCODED_RUSTFLAGS", part.rustflags);
     let status = build.status().unwrap_or_else(|error| panic!("start cargo for {name}: {error}"));
-    assert!(status.success(), "{name} in {directory} does not build for {TARGET} ({status}); it needs {needs}");
+    assert!(
+        status.success(),
+        "{name} in {directory} does not build for {TARGET} ({status}); it needs {needs}"
+    );
 
     let elf = target_dir.join(TARGET).join("release").join(name);
     fs::copy(&elf, out.join(part.carried)).unwrap_or_else(|error| panic!("copy {}: {error}", elf.display()));

@@ -16,7 +16,7 @@ use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::image::{Image, ImageBlob, ImageMember, ImageStatus};
-use crate::service::image::owned_image;
+use crate::service::image::{CONTAINER, owned_image};
 use crate::service::image_store::{FILE_STORE, Images, blocking};
 use crate::service::quota::{self, Resource};
 use crate::store::{Cache, Stored, Txn};
@@ -161,7 +161,8 @@ impl Control {
                 container::check(sealed.file()).map(|_| None).map_err(|error| match error {
                     ContainerError::Read(source) => Error::Io { step: "inspect an image", source },
                     refused => {
-                        let message = format!("Image content does not match container_format docker: {refused}");
+                        let message =
+                            format!("Image content does not match container_format docker: {refused}");
                         Error::invalid("Invalid", message)
                     }
                 })

@@ -1,7 +1,7 @@
 //! The documents of an archive: which image it has for this machine, its layers, and what it runs (OCI image
 //! specification 1.1: image layout, index, manifest, configuration; Docker image specification 1.2: `manifest.json`).
 //!
-//! Only the members that matter are read. The crate `oci-spec` has types for all of them, and brings a dozen crates.
+//! Only the members that matter are read. The crate `oci-spec` has types for all, and crates of macros for their builders.
 
 use std::collections::BTreeSet;
 
