@@ -1,6 +1,6 @@
 //! Archives as tools write them become disks; archives as nobody should are refused, by name and within bounds.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 
 use ext4_view::Ext4;
@@ -289,7 +289,8 @@ fn damaged_and_confused_archives_are_refused() {
         assert!(refused.is_err(), "part {index}");
     }
     let mut parts = saved(&layers);
-    parts[2].1[600] ^= 1;
+    // A byte of the content of `bin/app`.
+    parts[2].1[1030] ^= 1;
     assert!(matches!(disk(&parts), Err(ContainerError::Damaged { mark: "digest", .. })));
     let mut parts = oci(&layers, plain);
     parts.remove(1);
@@ -353,21 +354,36 @@ fn more_layers_and_parts_than_any_image_has_are_refused() {
 }
 
 #[test]
-fn deep_paths_of_many_layers_come_and_go_without_recursion() {
-    let deep = |depth: usize| "d/".repeat(depth);
+fn deep_paths_come_and_go_and_links_do_not_make_them_endless() {
+    let deep = "d/".repeat(100);
+    // In each directory at the end lies a link to one that is as deep again.
     let mut layers = Vec::new();
-    // Each goes on where a link leads to the end of the one before.
-    for round in 0..20 {
-        let (link, path) = (format!("l{round}"), format!("l{}/{}", round - 1, deep(30)));
-        let path = if round == 0 { deep(30) } else { path };
-        layers
-            .push(layer(&[(DIRECTORY, &path, b""), (SYMLINK, &link, path.trim_end_matches('/').as_bytes())]));
+    for round in 0..42 {
+        let path = "l/".repeat(round);
+        let (directory, link) = (format!("{path}{deep}"), format!("{path}l"));
+        layers.push(layer_of_long_names(&[
+            (DIRECTORY, &directory, ""),
+            (SYMLINK, &link, deep.trim_end_matches('/')),
+        ]));
     }
+    let said = refused(&layers);
+    assert!(said.contains("too far"), "{said}");
+    layers.pop();
     layers.push(layer(&[(FILE, ".wh.d", b"")]));
     let raw = disk(&oci(&layers, plain)).unwrap();
     assert!(!Ext4::load_from_path(raw.path()).unwrap().exists("/d").unwrap());
-    let mut byte = [0];
-    raw.as_file().read_exact(&mut byte).unwrap();
+}
+
+/// The same with names that need heads of their own.
+fn layer_of_long_names(items: &[(EntryType, &str, &str)]) -> Vec<u8> {
+    let mut tar = Builder::new(Vec::new());
+    for (kind, name, target) in items {
+        for (mark, text) in [(b'L', name), (b'K', target)] {
+            tar.append(&header(EntryType::new(mark), "long", text.len() as u64), text.as_bytes()).unwrap();
+        }
+        tar.append(&header(*kind, "short", 0), &[][..]).unwrap();
+    }
+    tar.into_inner().unwrap()
 }
 
 /// Numbers that repeat (SplitMix64).
