@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod backup;
+pub mod container;
 pub mod download;
 pub mod file;
 pub mod file_tree;

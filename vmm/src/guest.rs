@@ -1,4 +1,4 @@
-//! The tiny guest as bytes, built from `vmm/guest` by this crate's build script.
+//! The tiny guest, and the first program of container images, as bytes: built from `vmm/guest` by this crate's build script.
 //!
 //! Must never know: how a kernel is loaded.
 
@@ -11,6 +11,16 @@ static IMAGE: &PageAligned<[u8]> = &PageAligned(*include_bytes!(concat!(env!("OU
 /// The tiny guest: a static ELF for x86-64, linked at 1 MiB, that any VMM can boot by the Linux 64-bit boot protocol
 /// (its ELF entry) or by PVH (its ELF note). Needs 32 MiB of memory. Its first console output is `WISP-GUEST`.
 pub static TINY: &[u8] = &IMAGE.0;
+
+/// The first program of a container image's disk: a static ELF that needs a Linux kernel and nothing else. Where it has to
+/// be, and what it reads there, `storage::container` knows.
+pub static INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init.elf"));
+
+/// The first program's pure half, whose tests run here.
+#[cfg(test)]
+#[path = "../guest/init/src/parse.rs"]
+#[allow(dead_code, unreachable_pub, reason = "written for the program, which uses all of it")]
+mod init;
 
 /// The guest's pure half, whose tests run here: the guest itself has no test harness.
 #[cfg(test)]

@@ -186,6 +186,9 @@ pub struct LocalFile {
     pub data_bytes: u64,
     /// Whether the data is a qcow2 image, of which a raw disk is to be made.
     pub qcow2: bool,
+    /// Whether the data is an archive of a container image, of which a root disk is to be made.
+    #[serde(default)]
+    pub container: bool,
 }
 
 impl LocalFile {

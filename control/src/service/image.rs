@@ -314,20 +314,32 @@ pub(crate) fn described_image(caller: &Caller, id: String, changes: Vec<ImageCha
     Ok(image)
 }
 
-/// The file that a host needs of an image: its data, or the raw disk that is made of its qcow2 data.
+/// What is said of an image whose data is an archive of a container image (Glance's `container_format`).
+pub(crate) const CONTAINER: &str = "docker";
+
+/// The file that a host needs of an image: its data, or the raw disk that is made of its data.
 pub(crate) fn local_file(image: &Image, qcow2: bool) -> LocalFile {
     let data = image.data.clone().unwrap_or_else(|| image.id.clone());
+    let container = image.container_format.as_deref() == Some(CONTAINER);
+    let suffix = match (container, qcow2) {
+        (true, _) => ROOT_SUFFIX,
+        (false, true) => RAW_SUFFIX,
+        (false, false) => "",
+    };
     LocalFile {
-        name: if qcow2 { format!("{data}{RAW_SUFFIX}") } else { data.clone() },
+        name: format!("{data}{suffix}"),
         data,
         stores: image.stores.clone(),
         data_bytes: image.size_bytes.unwrap_or(0),
-        qcow2,
+        qcow2: qcow2 && !container,
+        container,
     }
 }
 
 /// What the name of a raw disk has after the name of the qcow2 data it is made of.
 const RAW_SUFFIX: &str = "-raw";
+/// What the name of a root disk has after the name of the container image it is made of.
+const ROOT_SUFFIX: &str = "-root";
 
 /// A new image's row with its quota.
 pub(crate) fn new_image(cache: &Cache, txn: Txn, image: &Image) -> Result<Txn> {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use storage::container::{self, ContainerError};
 use storage::format::inspect::{InspectError, inspect};
 use storage::image::{ImageDigest, Sealed, Upload};
 use storage::store::DataStream;
@@ -15,7 +16,7 @@ use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::image::{Image, ImageBlob, ImageMember, ImageStatus};
-use crate::service::image::owned_image;
+use crate::service::image::{CONTAINER, owned_image};
 use crate::service::image_store::{FILE_STORE, Images, blocking};
 use crate::service::quota::{self, Resource};
 use crate::store::{Cache, Stored, Txn};
@@ -160,6 +161,21 @@ impl Control {
     /// Checks data against the format that its image says, and how large a disk it is.
     pub(crate) async fn image_inspect(&self, image: &Image, sealed: &Sealed) -> Result<Option<u64>> {
         let format = image.disk_format.clone().unwrap_or_default();
+        if image.container_format.as_deref() == Some(CONTAINER) && sealed.digest().size_bytes > 0 {
+            let sealed = sealed.clone();
+            // How large its disk is shows when that is made.
+            return blocking(move || {
+                container::check(sealed.file()).map(|_| None).map_err(|error| match error {
+                    ContainerError::Read(source) => Error::Io { step: "inspect an image", source },
+                    refused => {
+                        let message =
+                            format!("Image content does not match container_format docker: {refused}");
+                        Error::invalid("Invalid", message)
+                    }
+                })
+            })
+            .await;
+        }
         // In any other container is no disk.
         if image.container_format.as_deref() != Some("bare") || sealed.digest().size_bytes == 0 {
             return Ok(None);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use storage::container;
 use storage::download::Sources;
 use storage::format::qcow2;
 use storage::image::{ImageDigest, ImageError, ImageFiles, Sealed};
@@ -27,7 +28,7 @@ use crate::service::image_data::IMAGE_BYTES_MAX;
 pub const FILE_STORE: &str = "file";
 /// The store in a bucket.
 pub const S3_STORE: &str = "s3";
-/// How many disks are made of qcow2 images at once: each takes a core.
+/// How many disks are made of qcow2 and container images at once: each takes a core.
 const CONVERSIONS_MAX: usize = 2;
 /// What the name of staged data begins with, before the image's id.
 const STAGED_PREFIX: &str = "staged-";
@@ -201,7 +202,8 @@ impl Images {
         Ok(sealed)
     }
 
-    /// Makes the files of a server that are not here: data is brought from another store, qcow2 becomes raw. A file that
+    /// Makes the files of a server that are not here: data is brought from another store, qcow2 and
+    /// container images become raw. A file that
     /// is being made already is left to whoever makes it.
     pub(crate) async fn make_files(&self, files: &[LocalFile]) -> Result<()> {
         for file in files.iter().filter(|file| !self.files.has(&file.name)) {
@@ -223,13 +225,20 @@ impl Images {
             let name = file.data.clone();
             blocking(move || Ok(sealed.keep(&name)?)).await?;
         }
-        if file.qcow2 {
+        if file.qcow2 || file.container {
             let _turn = self.conversions.acquire().await.map_err(|_| Error::Unavailable("closing".into()))?;
             let (files, data, name) = (self.files.clone(), file.data.clone(), file.name.clone());
+            let container = file.container;
             blocking(move || {
                 let from = files.open_read(&data)?;
                 let made = files.make(&name, |raw| {
-                    qcow2::copy_to_raw(&from, raw, IMAGE_BYTES_MAX).map_err(std::io::Error::other).map(drop)
+                    let made = if container {
+                        let made = container::copy_to_raw(&from, raw, vmm::guest::INIT, IMAGE_BYTES_MAX);
+                        made.map_err(std::io::Error::other)
+                    } else {
+                        qcow2::copy_to_raw(&from, raw, IMAGE_BYTES_MAX).map_err(std::io::Error::other)
+                    };
+                    made.map(drop)
                 });
                 Ok(made?)
             })

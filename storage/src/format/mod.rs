@@ -1,6 +1,7 @@
 //! Disk formats as bytes: no paths, no clouds. The VMM imports this module and nothing else of the crate, since
 //! it serves what storage creates.
 
+pub mod ext4;
 pub mod inspect;
 pub mod layers;
 pub mod overlay;

@@ -22,7 +22,7 @@ pub(crate) use self::netns::{isolate, links};
 pub(crate) use self::remains::{Remains, processes};
 pub(crate) use self::rest::Rest;
 pub(crate) use self::shell::Shell;
-pub(crate) use self::slim::image as guest_image;
+pub(crate) use self::slim::{image as guest_image, kernel as slim_kernel};
 
 /// The command that serves S3.
 pub(crate) fn moto() -> anyhow::Result<&'static Path> {

@@ -25,6 +25,16 @@ pub(crate) fn image(options: &[&str]) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The kernel, in a file of this directory.
+pub(crate) fn kernel(directory: &Path) -> Result<PathBuf> {
+    let path = directory.join("vmlinux");
+    let mut command = Command::new(wisp());
+    command.args(["guest", "kernel", "--cache"]).arg(cache()).arg("--out").arg(&path).stdin(Stdio::null());
+    let output = command.output().context("run `wisp guest kernel`")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
+    Ok(path)
+}
+
 /// Whether there is a kernel: built at the first question, which takes minutes.
 pub(super) fn ready() -> Result<()> {
     static READY: OnceLock<std::result::Result<(), String>> = OnceLock::new();

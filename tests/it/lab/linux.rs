@@ -67,7 +67,7 @@ fn root_disk(directory: &Path) -> Result<PathBuf> {
 }
 
 /// The busybox of the lab, which is linked statically.
-fn busybox() -> Result<PathBuf> {
+pub(super) fn busybox() -> Result<PathBuf> {
     let cache = crate::harness::lab_cache();
     let entries = std::fs::read_dir(&cache).context("list the lab's packages")?;
     let mut found =

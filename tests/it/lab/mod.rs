@@ -1,6 +1,7 @@
 //! The nested lab: commands in a host with hardware KVM that QEMU emulates, and guests that only such a host runs.
 
 mod cloud;
+mod container;
 mod generic;
 mod linux;
 mod storage;
@@ -20,6 +21,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(linux::trials());
     trials.extend(cloud::trials());
     trials.extend(storage::trials());
+    trials.extend(container::trials());
     trials.extend([
         trial("lab::command_ends_as_it_would_outside", &[Need::Lab], command_ends_as_it_would_outside),
         trial("lab::failures_of_the_lab_are_told_apart", &[Need::Lab], failures_of_the_lab_are_told_apart),

@@ -431,7 +431,19 @@ fn files_of(
 ) -> Result<(Option<ServerKernel>, Vec<LocalFile>)> {
     let property = |name: &str| properties.get(name).filter(|value| !value.is_empty());
     let mut files: Vec<LocalFile> = image.map(bootable_file).transpose()?.into_iter().collect();
-    let Some(kernel_id) = property("kernel_id") else { return Ok((None, files)) };
+    let container = image.map_or_else(
+        || properties.get("container_format").is_some_and(|format| format == image::CONTAINER),
+        |image| image.container_format.as_deref() == Some(image::CONTAINER),
+    );
+    let Some(kernel_id) = property("kernel_id") else {
+        if container {
+            let message = "A container image has no kernel to boot: build one with `wisp guest kernel --out FILE`, upload it \
+                           with `openstack image create --disk-format aki --container-format aki --file FILE kernel`, and \
+                           name it with `openstack image set --property kernel_id=ID IMAGE`.";
+            return Err(Error::invalid("ImageUnacceptable", message));
+        }
+        return Ok((None, files));
+    };
     let kernel_file = bootable_file(&usable_image(cache, caller, kernel_id)?)?;
     if image.is_none() {
         // Each has its place.
@@ -445,9 +457,17 @@ fn files_of(
     let kernel = ServerKernel {
         kernel_id: kernel_id.clone(),
         ramdisk_id: ramdisk_id.cloned(),
-        cmdline: property("os_command_line").cloned().unwrap_or_default(),
+        cmdline: match (container, property("os_command_line").map_or("", String::as_str)) {
+            (true, own) => format!("{} {own}", container_command_line()).trim_end().to_owned(),
+            (false, own) => own.to_owned(),
+        },
     };
     Ok((Some(kernel), files))
+}
+
+/// What a kernel is told so that it boots a container image's disk; what the image's owner says comes behind, and wins.
+fn container_command_line() -> String {
+    format!("root=/dev/vda rw init={} ip=dhcp quiet", storage::container::INIT_PATH)
 }
 
 /// The file that a host needs of an image; refused by name where no disk can be made of its format.
@@ -455,7 +475,9 @@ pub(crate) fn bootable_file(image: &Image) -> Result<LocalFile> {
     let format = image.disk_format.as_deref().unwrap_or("raw");
     let container = image.container_format.as_deref().unwrap_or("bare");
     let disk = ["raw", "qcow2", "ami", "aki", "ari", "iso"].contains(&format);
-    if !disk || !["bare", "ami", "aki", "ari"].contains(&container) {
+    // What an archive of a container image is in besides says nothing.
+    let disk = if container == image::CONTAINER { format == "raw" } else { disk };
+    if !disk || !["bare", "ami", "aki", "ari", image::CONTAINER].contains(&container) {
         let message = format!(
             "Image {} is unacceptable: a server cannot be made of disk_format {format} in container_format {container}.",
             image.id

@@ -249,7 +249,7 @@ pub(crate) fn boot_source(
             let volume = cache.get::<Volume>(&snapshot.row.volume_id);
             volume.map(|volume| volume.row.image_metadata.clone()).unwrap_or_default()
         }
-        DeviceSource::Image(id) => usable_image(cache, caller, id)?.properties,
+        DeviceSource::Image(id) => volume::create::image_metadata(&usable_image(cache, caller, id)?),
         DeviceSource::Blank => return Err(invalid("a server cannot boot from an empty volume.")),
     };
     Ok((None, properties))

@@ -395,7 +395,7 @@ fn from_image(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
 }
 
 /// What a volume keeps of its image (Block Storage API: `volume_image_metadata`).
-fn image_metadata(image: &Image) -> BTreeMap<String, String> {
+pub(crate) fn image_metadata(image: &Image) -> BTreeMap<String, String> {
     let mut kept = image.properties.clone();
     let mut put = |key: &str, value: Option<String>| {
         if let Some(value) = value {
