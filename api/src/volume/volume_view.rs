@@ -4,7 +4,6 @@ use control::caller::Caller;
 use control::model::volume::VolumeAttachment;
 use control::service::volume::VolumeView;
 use control::service::volume::change::python_flag;
-use control::service::volume::place::pool_name;
 use serde_json::{Map, Value, json};
 
 use super::{links, time};
@@ -55,7 +54,7 @@ pub(super) fn full(state: &AppState, caller: &Caller, version: Microversion, vie
     let mut body = short(state, version, view);
     body["os-vol-tenant-attr:tenant_id"] = json!(volume.project_id);
     if caller.is_admin() {
-        body["os-vol-host-attr:host"] = json!(volume.host.as_ref().map(|host| pool_name(host, "file")));
+        body["os-vol-host-attr:host"] = json!(view.pool);
         body["os-vol-mig-status-attr:migstat"] = json!(volume.migration_status);
         body["os-vol-mig-status-attr:name_id"] = Value::Null;
         if version.at_least(3, 21) {
