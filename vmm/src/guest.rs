@@ -13,7 +13,7 @@ static IMAGE: &PageAligned<[u8]> = &PageAligned(*include_bytes!(concat!(env!("OU
 pub static TINY: &[u8] = &IMAGE.0;
 
 /// The first program of a container image's disk: a static ELF that needs a Linux kernel and nothing else. Where it has to
-/// be, and what it reads there, `storage::container` knows.
+/// be, and what it reads there, whoever makes the disk knows.
 pub static INIT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/init.elf"));
 
 /// The first program's pure half, whose tests run here.
