@@ -56,17 +56,10 @@ fn caller(project: &str, role: RoleLevel) -> Caller {
     }
 }
 
-/// A directory for one cloud, in memory where that is: thousands of commits are made here, and no power fails.
-fn state() -> tempfile::TempDir {
-    let mut builder = tempfile::Builder::new();
-    let in_memory = builder.prefix("wisp-reconcile-").tempdir_in("/dev/shm");
-    in_memory.or_else(|_| tempfile::tempdir()).unwrap()
-}
-
 impl Cloud {
     /// A cloud with an image, flavors and a network; no host yet.
     async fn new() -> Self {
-        let state = state();
+        let state = tempfile::tempdir().unwrap();
         let store = Arc::new(RedbStore::open(&state.path().join("store.redb")).unwrap());
         let process = crash::Process::new(store.clone());
         let settings = crash::settings(state.path());
