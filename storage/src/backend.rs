@@ -11,7 +11,7 @@ pub(crate) mod conformance;
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[cfg(test)]
 use crate::format::layers::LAYERS_MAX;
@@ -88,6 +88,23 @@ impl BackendError {
     pub(crate) fn unsafe_id(id: &str) -> Self {
         Self::Id { id: id.chars().take(ID_BYTES_MAX).collect() }
     }
+
+    pub(crate) fn missing(id: &str) -> Self {
+        Self::Missing { id: id.to_owned() }
+    }
+}
+
+/// An operation's failure with its subject.
+pub(crate) fn io_error<E: Into<io::Error>>(
+    step: &'static str,
+    path: &Path,
+) -> impl FnOnce(E) -> BackendError {
+    move |error| BackendError::Io { step, path: path.to_owned(), source: error.into() }
+}
+
+/// Refuses a disk that would be smaller than what it begins as.
+pub(crate) fn check_holds(size_bytes: u64, source_bytes: u64) -> Result<(), BackendError> {
+    if size_bytes < source_bytes { Err(BackendError::TooSmall { size_bytes, source_bytes }) } else { Ok(()) }
 }
 
 /// The longest id: a UUID with room for other forms.

@@ -26,11 +26,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, RenameFlags};
 use rustix::io::Errno;
 
-use self::directory::{Kind, Layers, create_file, io_error, remove_tree, sync_directory};
-use crate::backend::{
-    Backend, BackendError, Capabilities, Capacity, Export, Fill, SECTOR_BYTES, Source, copy_sparse,
-    id_is_safe,
-};
+use self::directory::{Kind, Layers, create_file, remove_tree, sync_directory};
+use crate::backend::{Backend, BackendError, Capabilities, Capacity, Export, Fill, SECTOR_BYTES, Source};
+use crate::backend::{check_holds, copy_sparse, id_is_safe, io_error};
 use crate::format::layers::LAYERS_MAX;
 use crate::format::raw::file_size_bytes;
 use crate::format::{Overlay, RawFile};
@@ -94,7 +92,7 @@ impl FileBackend {
     }
 
     fn layers(&self, id: &str) -> Result<Layers> {
-        Layers::of(&self.path(id)?)?.ok_or_else(|| BackendError::Missing { id: id.to_owned() })
+        Layers::of(&self.path(id)?)?.ok_or_else(|| BackendError::missing(id))
     }
 
     /// Makes a disk's directory under another name with `fill`, then gives it its own.
@@ -166,9 +164,7 @@ impl FileBackend {
 
     fn fill_from_image(&self, directory: &Path, image: &File, size_bytes: u64) -> Result<()> {
         let image_bytes = file_size_bytes(image).map_err(io_error("size the image for", directory))?;
-        if size_bytes < image_bytes {
-            return Err(BackendError::TooSmall { size_bytes, source_bytes: image_bytes });
-        }
+        check_holds(size_bytes, image_bytes)?;
         let base = directory.join(Kind::Raw.name(0));
         if let Some(file) = self.clone_file(image, &base)? {
             return resize(&file, size_bytes, &base);
@@ -196,11 +192,7 @@ impl FileBackend {
     ) -> Result<()> {
         let source = self.layers(id)?;
         let source_bytes = source.size_bytes(id)?;
-        if let Some(size_bytes) = size_bytes
-            && size_bytes < source_bytes
-        {
-            return Err(BackendError::TooSmall { size_bytes, source_bytes });
-        }
+        check_holds(size_bytes.unwrap_or(source_bytes), source_bytes)?;
         let last = source.paths.len() - 1;
         let (lower, top) = (&source.paths[..last], &source.paths[last]);
         let copy = directory.join(source.kind(last).name(last));

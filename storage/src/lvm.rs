@@ -13,13 +13,10 @@
 mod command;
 
 use std::fs::File;
-use std::path::PathBuf;
 
 use self::command::{Found, Lvm};
-use crate::backend::{
-    Backend, BackendError, Capabilities, Capacity, Export, Fill, SECTOR_BYTES, Source, copy_sparse,
-    id_is_safe,
-};
+use crate::backend::{Backend, BackendError, Capabilities, Capacity, Export, Fill, SECTOR_BYTES, Source};
+use crate::backend::{check_holds, copy_sparse, id_is_safe, io_error};
 use crate::format::raw::file_size_bytes;
 use crate::format::{Disk as _, RawFile};
 
@@ -88,7 +85,7 @@ impl LvmBackend {
     }
 
     fn existing(&self, id: &str) -> Result<Found> {
-        self.look(id)?.0.ok_or_else(|| BackendError::Missing { id: id.to_owned() })
+        self.look(id)?.0.ok_or_else(|| BackendError::missing(id))
     }
 
     /// Removes what was found, if anything.
@@ -131,20 +128,26 @@ impl LvmBackend {
 
     fn device(&self, name: &str, written: bool) -> Result<File> {
         let path = self.lvm.device(name);
-        if !path.try_exists().map_err(|source| io(&path, "look for", source))? {
+        if !path.try_exists().map_err(io_error("look for", &path))? {
             let of_group = self.lvm.of_group(name);
             self.lvm.run("lvchange", &["--activate", "y", "--ignoreactivationskip", &of_group])?;
         }
-        File::options().read(true).write(written).open(&path).map_err(|source| io(&path, "open", source))
+        File::options().read(true).write(written).open(&path).map_err(io_error("open", &path))
     }
 
-    fn fill_from_image(&self, name: &str, image: &File, image_bytes: u64) -> Result<()> {
+    /// A new logical volume by this name with what `fill` writes; none if that fails.
+    fn filled(&self, name: &str, size_bytes: u64, fill: Fill<'_>) -> Result<()> {
+        self.empty(name, size_bytes)?;
         let path = self.lvm.device(name);
-        let device = self.device(name, true)?;
-        let size = file_size_bytes(&device).map_err(|source| io(&path, "size", source))?;
-        let image = image.try_clone().map_err(|source| io(&path, "open the image for", source))?;
-        let (from, to) = (RawFile::new_read_only(image, image_bytes), RawFile::new(device, size));
-        copy_sparse(&from, &to).map_err(|source| io(&path, "copy the image into", source))
+        let filled = self.device(name, true).and_then(|device| {
+            let disk = RawFile::whole(device, false).map_err(io_error("size", &path))?;
+            fill(&disk).and_then(|()| disk.flush()).map_err(io_error("write", &path))
+        });
+        if filled.is_err() {
+            // The first failure is the one to tell of; what stays is removed by the next attempt.
+            let _ = self.lvm.remove(name);
+        }
+        filled
     }
 }
 
@@ -164,24 +167,17 @@ impl Backend for LvmBackend {
         match source {
             Source::Nothing => return self.empty(&name, size_bytes),
             Source::Image(image) => {
-                let image_bytes = file_size_bytes(image)
-                    .map_err(|source| io(&self.lvm.device(&name), "size the image for", source))?;
-                if size_bytes < image_bytes {
-                    return Err(BackendError::TooSmall { size_bytes, source_bytes: image_bytes });
-                }
+                let path = self.lvm.device(&name);
+                let image_bytes = file_size_bytes(image).map_err(io_error("size the image for", &path))?;
+                check_holds(size_bytes, image_bytes)?;
+                let image = image.try_clone().map_err(io_error("open the image for", &path))?;
+                let image = RawFile::new_read_only(image, image_bytes);
                 self.clear(half)?;
-                self.empty(&partial, size_bytes)?;
-                if let Err(error) = self.fill_from_image(&partial, image, image_bytes) {
-                    // The first failure is the one to tell of; what stays is removed by the next attempt.
-                    let _ = self.lvm.remove(&partial);
-                    return Err(error);
-                }
+                self.filled(&partial, size_bytes, &|disk| copy_sparse(&image, disk))?;
             }
             Source::Disk { id: of, .. } => {
                 let of = self.existing(of)?;
-                if size_bytes < of.size_bytes {
-                    return Err(BackendError::TooSmall { size_bytes, source_bytes: of.size_bytes });
-                }
+                check_holds(size_bytes, of.size_bytes)?;
                 self.clear(half)?;
                 self.copied(&partial, &of, size_bytes, None)?;
             }
@@ -199,7 +195,7 @@ impl Backend for LvmBackend {
 
     fn revert(&self, id: &str, snapshot: &str, mark: u64) -> Result<()> {
         let (found, half) = self.look(id)?;
-        let found = found.ok_or_else(|| BackendError::Missing { id: id.to_owned() })?;
+        let found = found.ok_or_else(|| BackendError::missing(id))?;
         let tag = format!("{REVERTED}{mark}");
         if found.has(&tag) {
             return Ok(());
@@ -212,20 +208,9 @@ impl Backend for LvmBackend {
 
     fn rewrite(&self, id: &str, size_bytes: u64, fill: Fill<'_>) -> Result<()> {
         let (found, half) = self.look(id)?;
-        let found = found.ok_or_else(|| BackendError::Missing { id: id.to_owned() })?;
-        let partial = partial_of(id)?;
+        let found = found.ok_or_else(|| BackendError::missing(id))?;
         self.clear(half)?;
-        self.empty(&partial, size_bytes.next_multiple_of(SECTOR_BYTES))?;
-        let path = self.lvm.device(&partial);
-        let filled = self.device(&partial, true).and_then(|device| {
-            let disk = RawFile::whole(device, false).map_err(|source| io(&path, "size", source))?;
-            fill(&disk).and_then(|()| disk.flush()).map_err(|source| io(&path, "write", source))
-        });
-        if let Err(error) = filled {
-            // The first failure is the one to tell of; what stays is removed by the next attempt.
-            let _ = self.lvm.remove(&partial);
-            return Err(error);
-        }
+        self.filled(&partial_of(id)?, size_bytes.next_multiple_of(SECTOR_BYTES), fill)?;
         self.replace(id, &found)
     }
 
@@ -269,8 +254,4 @@ fn partial_of(id: &str) -> Result<String> {
 
 fn bytes(count: u64) -> String {
     format!("{count}b")
-}
-
-fn io(path: &std::path::Path, step: &'static str, source: std::io::Error) -> BackendError {
-    BackendError::Io { step, path: PathBuf::from(path), source }
 }

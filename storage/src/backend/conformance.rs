@@ -40,6 +40,9 @@ pub(crate) fn conforms(backend: &dyn Backend) {
     rewriting_happens_whole_or_not_at_all(backend);
     long_histories_stay_readable(backend);
     what_cannot_be_is_refused_and_leaves_nothing(backend);
+    if backend.capabilities().copies_in_use {
+        disk_in_use_is_copied_as_it_is_at_that_moment(backend);
+    }
     assert_eq!(backend.list().unwrap(), Vec::<String>::new(), "everything was deleted");
 }
 
@@ -130,6 +133,19 @@ fn rewriting_happens_whole_or_not_at_all(backend: &dyn Backend) {
     assert!(matches!(backend.rewrite("none", 1, &whole), Err(BackendError::Missing { .. })));
     backend.delete("w").unwrap();
     backend.delete("w-then").unwrap();
+}
+
+fn disk_in_use_is_copied_as_it_is_at_that_moment(backend: &dyn Backend) {
+    backend.create("v", MIB, Source::Nothing).unwrap();
+    let guest = backend.export("v", false).unwrap().open(false).unwrap();
+    guest.write_at(&[1; 512], 0).unwrap();
+    backend.snapshot("s", "v", true).unwrap();
+    guest.write_at(&[2; 512], 0).unwrap();
+    assert_eq!(read(backend, "s", 0), 1);
+    drop(guest);
+    for id in ["v", "s"] {
+        backend.delete(id).unwrap();
+    }
 }
 
 fn long_histories_stay_readable(backend: &dyn Backend) {

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::backend::{BackendError, Export};
+use crate::backend::{BackendError, Export, io_error};
 use crate::format::layers::LAYERS_MAX;
 
 /// There if the disk never changes.
@@ -90,14 +90,6 @@ fn kind_of(number: usize) -> Kind {
 
 fn exists(path: &Path) -> Result<bool, BackendError> {
     path.try_exists().map_err(io_error("look for", path))
-}
-
-/// An operation's failure with its subject.
-pub(super) fn io_error<E: Into<io::Error>>(
-    step: &'static str,
-    path: &Path,
-) -> impl FnOnce(E) -> BackendError {
-    move |error| BackendError::Io { step, path: path.to_owned(), source: error.into() }
 }
 
 /// Creates a file that only its owner reads.
