@@ -23,7 +23,6 @@ use std::sync::Arc;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::model::compute::Host;
 use crate::model::volume::{Status, Volume, VolumeAttachment};
 use crate::policy::require_write;
 use crate::store::{Cache, Stored, Txn};
@@ -118,8 +117,6 @@ pub struct VolumeView {
     pub attachments: Vec<Arc<Stored<VolumeAttachment>>>,
     /// Its type says that it is encrypted.
     pub encrypted: bool,
-    /// The pool that it is in, by its whole name; none before it has a host.
-    pub pool: Option<String>,
 }
 
 impl Control {
@@ -149,13 +146,7 @@ impl Control {
         let attachments =
             volume.row.attachments.iter().filter_map(|id| cache.get::<VolumeAttachment>(id)).collect();
         let of_type = cache.get::<crate::model::volume::VolumeType>(&volume.row.type_id);
-        let pool = volume.row.host.as_ref().map(|host| {
-            let found = cache.get::<Host>(host);
-            let report = found.as_ref().and_then(|found| found.row.report.pool.as_ref());
-            report.map_or_else(|| host.clone(), |report| place::pool_name(host, &report.backend))
-        });
         VolumeView {
-            pool,
             type_name: of_type.as_ref().map(|found| found.row.name.clone()).unwrap_or_default(),
             encrypted: of_type.is_some_and(|found| found.row.encryption.is_some()),
             attachments,

@@ -42,7 +42,7 @@ impl Pool {
 }
 
 /// `host@backend#pool`.
-pub fn pool_name(host: &str, backend: &str) -> String {
+fn pool_name(host: &str, backend: &str) -> String {
     format!("{host}@{backend}#{backend}")
 }
 
@@ -107,6 +107,13 @@ pub(crate) fn disabled(cache: &Cache, binary: &str, host: &str) -> Option<String
 }
 
 impl Control {
+    /// The whole name of the pool on a host; the host's, if it has reported none.
+    pub fn volume_pool_name(&self, host: &str) -> String {
+        let found = self.db.cache().get::<Host>(host);
+        let report = found.as_ref().and_then(|found| found.row.report.pool.as_ref());
+        report.map_or_else(|| host.to_owned(), |report| pool_name(host, &report.backend))
+    }
+
     /// All pools, in the order of their hosts' names.
     pub fn volume_pools(&self, cache: &Cache) -> Vec<Pool> {
         let hosts = cache.list::<Host>();
