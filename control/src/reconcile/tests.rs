@@ -181,13 +181,18 @@ impl Cloud {
     }
 }
 
-/// A fake host on which every instance fails, as long as it is told to.
-struct BrokenDriver {
+/// A fake host that somebody meddles with: after what it does, and before that is reported.
+struct Meddled<I, D> {
     fake: FakeDriver,
-    broken: AtomicBool,
+    instance: I,
+    disk: D,
 }
 
-impl Driver for BrokenDriver {
+impl<I, D> Driver for Meddled<I, D>
+where
+    I: Fn(&InstanceWanted, &mut Applied) + Send + Sync + 'static,
+    D: Fn(&DiskWanted, &DiskObserved) + Send + Sync + 'static,
+{
     fn host_report(&self) -> HostReport {
         self.fake.host_report()
     }
@@ -204,18 +209,30 @@ impl Driver for BrokenDriver {
         report: &dyn Fn(InstanceObserved),
     ) -> Applied {
         let mut applied = self.fake.apply(wanted, surroundings, report);
-        if self.broken.load(Ordering::SeqCst) && wanted.power == Power::Running {
-            applied.observed.state = InstanceState::Failed;
-            applied.observed.fault = Some("The kernel image is not one.".to_owned());
-        }
+        (self.instance)(wanted, &mut applied);
         applied
     }
     fn apply_disk(&self, wanted: &DiskWanted) -> DiskObserved {
-        self.fake.apply_disk(wanted)
+        let observed = self.fake.apply_disk(wanted);
+        (self.disk)(wanted, &observed);
+        observed
     }
     fn console(&self, instance: &str, bytes_max: u32) -> std::result::Result<String, DriverError> {
         self.fake.console(instance, bytes_max)
     }
+}
+
+/// A fake host on which every instance fails, as long as it is told to.
+fn breaking(broken: &Arc<AtomicBool>) -> Arc<dyn Driver> {
+    let fake = FakeDriver::new("fake-0", None).unwrap();
+    let broken = broken.clone();
+    let instance = move |wanted: &InstanceWanted, applied: &mut Applied| {
+        if broken.load(Ordering::SeqCst) && wanted.power == Power::Running {
+            applied.observed.state = InstanceState::Failed;
+            applied.observed.fault = Some("The kernel image is not one.".to_owned());
+        }
+    };
+    Arc::new(Meddled { fake, instance, disk: |_: &DiskWanted, _: &DiskObserved| {} })
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -301,8 +318,7 @@ async fn without_a_fitting_host_the_server_is_in_error_and_keeps_only_its_row() 
 #[tokio::test(flavor = "multi_thread")]
 async fn instance_that_fails_on_its_host_is_in_error_and_nothing_of_it_is_left_there() {
     let mut cloud = Cloud::new().await;
-    let fake = FakeDriver::new("fake-0", None).unwrap();
-    let driver = Arc::new(BrokenDriver { fake, broken: AtomicBool::new(true) });
+    let driver = breaking(&Arc::new(AtomicBool::new(true)));
     cloud.connect(driver.clone());
     let id = cloud.create().await;
     let server = cloud
@@ -320,16 +336,15 @@ async fn instance_that_fails_on_its_host_is_in_error_and_nothing_of_it_is_left_t
 #[tokio::test(flavor = "multi_thread")]
 async fn instance_that_fails_later_keeps_its_disk_and_a_hard_reboot_mends_it() {
     let mut cloud = Cloud::new().await;
-    let fake = FakeDriver::new("fake-0", None).unwrap();
-    let driver = Arc::new(BrokenDriver { fake, broken: AtomicBool::new(false) });
-    cloud.connect(driver.clone());
+    let broken = Arc::new(AtomicBool::new(false));
+    cloud.connect(breaking(&broken));
     let id = cloud.create().await;
     cloud.until_status(&id, "ACTIVE").await;
-    driver.broken.store(true, Ordering::SeqCst);
+    broken.store(true, Ordering::SeqCst);
     cloud.control.server_act(&cloud.admin, &id, Action::RebootHard).await.unwrap();
     let server = cloud.until_status(&id, "ERROR").await;
     assert_eq!(server.host.as_deref(), Some("fake-0"));
-    driver.broken.store(false, Ordering::SeqCst);
+    broken.store(false, Ordering::SeqCst);
     cloud.control.server_act(&cloud.admin, &id, Action::RebootHard).await.unwrap();
     cloud.until_status(&id, "ACTIVE").await;
 }

@@ -5,14 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::volumes::of_size;
+use super::volumes::{device, of_size};
 use super::*;
 use crate::model::image::{ImageBlob, ImageTask};
 use crate::model::volume::{
     Backup, DiskWork, Group, GroupSnapshot, Snapshot, Status, Transfer, Volume, VolumeAttachment,
 };
 use crate::service::quota::{Resource, of_type};
-use crate::service::server::volume::{DeviceSource, NewDevice, NewServerVolume};
+use crate::service::server::volume::{DeviceSource, NewServerVolume};
 use crate::service::volume::NewVolume;
 use crate::service::volume::attachment::NewAttachment;
 use crate::service::volume::backup::{NewBackup, SERVICE};
@@ -500,21 +500,12 @@ impl Cloud {
             "server gives back" => control.server_volume_detach(admin, &ids["server"], volume).await,
             "server goes with its volume" => control.server_delete(admin, &ids["server"]).await,
             "server with new volumes" => {
-                let device = |source, boot| NewDevice {
-                    source,
-                    size_gib: Some(1),
-                    volume_type: None,
-                    boot,
-                    delete_on_termination: true,
-                    device: None,
-                    tag: None,
-                };
                 let mut new = self.new_servers();
                 new.image_id = String::new();
                 new.min_count = 2;
                 new.max_count = 2;
                 let image = DeviceSource::Image(IMAGE.to_owned());
-                new.devices = vec![device(image, true), device(DeviceSource::Blank, false)];
+                new.devices = vec![device(image, true, 1), device(DeviceSource::Blank, false, 1)];
                 std::fs::write(self._state.path().join("images").join(IMAGE), [0; 512]).unwrap();
                 control.servers_create(admin, new).await.map(drop)
             }

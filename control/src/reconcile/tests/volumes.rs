@@ -14,40 +14,16 @@ use crate::service::volume::snapshot::NewSnapshot;
 /// Bytes of a volume that become an image here: all of a GiB would take long to digest.
 const OUTGOING_BYTES: u64 = 1 << 20;
 
-/// A fake host that brings out only the beginning of volumes.
-struct Brief {
-    fake: FakeDriver,
-    outgoing: std::path::PathBuf,
-}
-
-impl Driver for Brief {
-    fn host_report(&self) -> HostReport {
-        self.fake.host_report()
-    }
-    fn adopt(&self, wake: Wake) -> Vec<InstanceObserved> {
-        self.fake.adopt(wake)
-    }
-    fn surround(&self, surroundings: &Arc<Surroundings>) -> std::result::Result<(), String> {
-        self.fake.surround(surroundings)
-    }
-    fn apply(
-        &self,
-        wanted: &InstanceWanted,
-        surroundings: &Arc<Surroundings>,
-        report: &dyn Fn(InstanceObserved),
-    ) -> Applied {
-        self.fake.apply(wanted, surroundings, report)
-    }
-    fn apply_disk(&self, wanted: &DiskWanted) -> DiskObserved {
-        let observed = self.fake.apply_disk(wanted);
-        if matches!(wanted.shape, DiskShape::Outgoing { .. }) && observed.fault.is_none() {
-            let file = std::fs::File::options().write(true).open(self.outgoing.join(&wanted.id)).unwrap();
-            file.set_len(OUTGOING_BYTES).unwrap();
-        }
-        observed
-    }
-    fn console(&self, instance: &str, bytes_max: u32) -> std::result::Result<String, DriverError> {
-        self.fake.console(instance, bytes_max)
+/// A volume that a new server begins with, and that goes with it.
+pub(super) fn device(source: DeviceSource, boot: bool, size_gib: u64) -> NewDevice {
+    NewDevice {
+        source,
+        size_gib: Some(size_gib),
+        volume_type: None,
+        boot,
+        delete_on_termination: true,
+        device: None,
+        tag: None,
     }
 }
 
@@ -61,13 +37,19 @@ impl Cloud {
         cloud
     }
 
+    /// A fake host that brings out only the beginning of volumes.
     pub(super) fn driver(&self) -> Arc<dyn Driver> {
         let (root, images) = (self._state.path().join("volumes/fake-0"), self._state.path().join("images"));
-        let root_of_outgoing = root.clone();
+        let outgoing = root.join(crate::driver::volumes::OUTGOING);
         let volumes = Volumes::open(VolumePaths { root, place: Place::Files, images }).unwrap();
-        let outgoing = root_of_outgoing.join(crate::driver::volumes::OUTGOING);
         let fake = FakeDriver::new("fake-0", None).unwrap().with_volumes(volumes);
-        Arc::new(Brief { fake, outgoing })
+        let disk = move |wanted: &DiskWanted, observed: &DiskObserved| {
+            if matches!(wanted.shape, DiskShape::Outgoing { .. }) && observed.fault.is_none() {
+                let file = std::fs::File::options().write(true).open(outgoing.join(&wanted.id)).unwrap();
+                file.set_len(OUTGOING_BYTES).unwrap();
+            }
+        };
+        Arc::new(Meddled { fake, instance: |_: &InstanceWanted, _: &mut Applied| {}, disk })
     }
 
     pub(super) async fn until_pool(&self) {
@@ -250,18 +232,10 @@ async fn server_boots_from_a_volume_that_comes_into_being_with_it_and_goes_with_
     let new = NewSnapshot { volume_id: source.clone(), ..NewSnapshot::default() };
     let snapshot = cloud.control.volume_snapshot_create(&cloud.admin, new).await.unwrap().row.id.clone();
     cloud.until_snapshot(&snapshot, Some(Status::Available)).await;
-    let device = |source, boot| NewDevice {
-        source,
-        size_gib: Some(2),
-        volume_type: None,
-        boot,
-        delete_on_termination: true,
-        device: None,
-        tag: None,
-    };
     let mut new = cloud.new_servers();
     new.image_id = String::new();
-    new.devices = vec![device(DeviceSource::Snapshot(snapshot), true), device(DeviceSource::Blank, false)];
+    new.devices =
+        vec![device(DeviceSource::Snapshot(snapshot), true, 2), device(DeviceSource::Blank, false, 2)];
     let created = cloud.control.servers_create(&cloud.admin, new).await.unwrap();
     let server = cloud.until_status(&created.servers[0].id, "ACTIVE").await;
     let devices: Vec<_> = server.volumes.iter().map(|one| (one.device.as_str(), one.boot)).collect();
@@ -292,15 +266,7 @@ async fn server_whose_volume_cannot_be_made_is_in_error_and_leaves_nothing() {
     cloud.lose(&snapshot);
     let mut new = cloud.new_servers();
     new.image_id = String::new();
-    new.devices = vec![NewDevice {
-        source: DeviceSource::Snapshot(snapshot),
-        size_gib: Some(1),
-        volume_type: None,
-        boot: true,
-        delete_on_termination: true,
-        device: None,
-        tag: None,
-    }];
+    new.devices = vec![device(DeviceSource::Snapshot(snapshot), true, 1)];
     let created = cloud.control.servers_create(&cloud.admin, new).await.unwrap();
     let server = cloud.until_status(&created.servers[0].id, "ERROR").await;
     assert!(server.fault.unwrap().message.contains("did not finish being created"));
@@ -521,15 +487,7 @@ async fn server_waits_for_a_volume_of_a_qcow2_image_and_takes_it_along() {
     let image = cloud.image("qcow2", qcow2(1 << 20, b"a disk")).await;
     let mut new = cloud.new_servers();
     new.image_id = String::new();
-    new.devices = vec![NewDevice {
-        source: DeviceSource::Image(image),
-        size_gib: Some(1),
-        volume_type: None,
-        boot: true,
-        delete_on_termination: true,
-        device: None,
-        tag: None,
-    }];
+    new.devices = vec![device(DeviceSource::Image(image), true, 1)];
     let created = cloud.control.servers_create(&cloud.admin, new).await.unwrap();
     let server = cloud.until_status(&created.servers[0].id, "ACTIVE").await;
     let volume = &server.volumes[0].volume_id;
