@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
 
 use self::disks::Disks;
 use super::frame::{self, FrameError};
@@ -68,22 +69,22 @@ pub async fn serve(
     frame::write(&mut writer, &hello).await?;
 
     let sender = host.clone();
-    let mut send = tokio::spawn(async move { sender.send(&mut writer).await });
+    // Ended with this line, however that ends: also when the future that serves it is dropped.
+    let mut sending = JoinSet::new();
+    sending.spawn(async move { sender.send(&mut writer).await });
     let receive = async {
         while let Some(message) = frame::read(&mut reader).await? {
             host.receive(message).await?;
         }
         Ok(())
     };
-    let ended = tokio::select! {
+    tokio::select! {
         ended = receive => ended,
-        sent = &mut send => match sent {
-            Ok(sent) => sent.map_err(HostError::from),
-            Err(_) => Ok(()),
+        sent = sending.join_next() => match sent {
+            Some(Ok(sent)) => sent.map_err(HostError::from),
+            Some(Err(_)) | None => Ok(()),
         },
-    };
-    send.abort();
-    ended
+    }
 }
 
 struct Host {

@@ -153,7 +153,7 @@ impl Cloud {
         let clouds = json!({"clouds": {"wisp": {"auth": auth, "region_name": "RegionOne", "identity_api_version": 3}}});
         std::fs::write(self.clouds_yaml(), clouds.to_string()).context("write clouds.yaml")?;
         let mut command = Command::new(wisp());
-        command.args(["lab", "--quiet", "--cpus", "2", "--module", "network", "--timeout", "2700"]);
+        command.args(["lab", "--quiet", "--module", "network", "--timeout", "2700"]);
         command.args(["--tap", LAB_TAP, "--env", &format!("WISP_ADMIN_PASSWORD={PASSWORD}"), "--cache"]);
         command.arg(super::lab_cache()).args(&self.options);
         // A host forwards nothing to the networks of its instances: the way to the first one is a relay.
