@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use base64::Engine;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
@@ -29,6 +30,8 @@ const LAB_TAP: &str = "lab0=192.0.2.1/24";
 pub(crate) const LAB_INSIDE: &str = "192.0.2.2";
 /// The lab's port that leads to the first server's ssh.
 pub(crate) const LAB_RELAY_PORT: &str = "2222";
+/// How much of what an ended lab said is shown: with its last lines comes why.
+const LAB_LINES_SHOWN: usize = 20;
 /// The address that the first server on the network `public` of a new cloud gets.
 const LAB_FIRST_SERVER: &str = "172.24.4.3";
 
@@ -115,6 +118,10 @@ impl Cloud {
     /// Starts `wisp up` on the same directory, for the first time or again, and waits until it is ready.
     pub(crate) fn up(&mut self) -> Result<()> {
         let mut command = if self.driver == LAB { self.in_lab()? } else { self.here() };
+        if self.driver == LAB {
+            let log = std::fs::File::create(self.lab_log()).context("make the lab's log")?;
+            command.stderr(log);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let mut child = command.spawn().context("start `wisp up`")?;
         let stdout = child.stdout.take().context("read from `wisp up`")?;
@@ -195,7 +202,26 @@ impl Cloud {
 
     /// Runs the real `openstack` command; its standard output.
     pub(crate) fn openstack(&self, arguments: &[&str]) -> Result<String> {
-        shown(arguments, self.openstack_output(arguments)?)
+        shown(arguments, self.openstack_output(arguments)?).with_context(|| self.fate())
+    }
+
+    /// Whether the cloud's process still runs, and of a lab that does not, what it said last.
+    fn fate(&self) -> String {
+        let Some(pid) = self.pid() else { return "`wisp up` was not started".to_owned() };
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        match nix::sys::wait::waitid(Id::Pid(pid), flags) {
+            Ok(WaitStatus::StillAlive) => "`wisp up` runs".to_owned(),
+            ended => {
+                let said = std::fs::read_to_string(self.lab_log()).unwrap_or_default();
+                let last = said.lines().rev().take(LAB_LINES_SHOWN).collect::<Vec<_>>();
+                let last = last.into_iter().rev().collect::<Vec<_>>().join("\n");
+                format!("`wisp up` has ended: {ended:?}\n{last}")
+            }
+        }
+    }
+
+    fn lab_log(&self) -> PathBuf {
+        self.state().join("lab.log")
     }
 
     /// Runs the real `openstack` command; all it says.
