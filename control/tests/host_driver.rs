@@ -148,6 +148,7 @@ impl Host {
             program: "/proc/self/exe".into(),
             volumes: VolumePaths {
                 place: Place::Files,
+                bucket: None,
                 root: self.directory.path().join("volumes"),
                 images: self.directory.path().join("images"),
             },

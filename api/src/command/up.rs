@@ -9,8 +9,9 @@ use anyhow::{Context, bail};
 use control::driver::volumes::Place;
 
 use crate::process::agent::DriverKind;
+use crate::process::bucket::Bucket;
 use crate::process::certificates::Source;
-use crate::process::control::{Bucket, ImageOptions};
+use crate::process::control::ImageOptions;
 use crate::process::keystone_conf::{self, KeystoneConf};
 use crate::process::state_directory::StateDirectory;
 use crate::process::supervisor::{self, Options};
@@ -73,6 +74,10 @@ pub(super) struct Arguments {
     /// LVM, `lvm:GROUP/POOL`, in a pool that is there. Not to be changed while there are volumes.
     #[arg(long, value_name = "BACKEND", default_value = "file")]
     volumes: Place,
+    /// A bucket of an S3-compatible service that backups of volumes go to, instead of a directory of the host. Keys and region
+    /// are taken from where --image-bucket takes them. Backups in the directory stay good.
+    #[arg(long, value_name = "URL/BUCKET[/PREFIX]")]
+    backup_bucket: Option<String>,
     /// How many hosts the fake driver simulates.
     #[arg(long, hide = true, default_value_t = 1, value_name = "N")]
     fake_hosts: u32,
@@ -121,8 +126,9 @@ pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode>
         volumes: arguments.volumes,
         images: ImageOptions {
             sources: arguments.image_source,
-            bucket: arguments.image_bucket.as_deref().map(bucket).transpose()?,
+            bucket: option_bucket("--image-bucket", arguments.image_bucket.as_deref())?,
         },
+        backups: option_bucket("--backup-bucket", arguments.backup_bucket.as_deref())?,
         identity: arguments.identity.as_deref().map(identity).transpose()?.unwrap_or_default(),
         policy: arguments.policy.as_deref().map(policy).transpose()?.unwrap_or_default(),
         log,
@@ -143,18 +149,21 @@ fn listen_address(text: &str, allowed: bool) -> anyhow::Result<SocketAddr> {
     Ok(address)
 }
 
-/// A bucket as `--image-bucket` says it, with its keys from the environment.
-fn bucket(text: &str) -> anyhow::Result<Bucket> {
-    let form = || format!("--image-bucket {text} is not http(s)://HOST[:PORT]/BUCKET[/PREFIX]");
+/// A bucket as an option says it, with its keys from the environment.
+fn option_bucket(option: &str, text: Option<&str>) -> anyhow::Result<Option<Bucket>> {
+    text.map(|text| bucket(option, text)).transpose()
+}
+
+fn bucket(option: &str, text: &str) -> anyhow::Result<Bucket> {
+    let form = || format!("{option} {text} is not http(s)://HOST[:PORT]/BUCKET[/PREFIX]");
     let (scheme, rest) = text.split_once("://").with_context(form)?;
     let (host, path) = rest.split_once('/').with_context(form)?;
     let (name, prefix) = path.split_once('/').unwrap_or((path, ""));
     if !["http", "https"].contains(&scheme) || host.is_empty() || host.contains('@') || name.is_empty() {
         bail!(form());
     }
-    let key = |name: &str| {
-        std::env::var(name).with_context(|| format!("--image-bucket needs {name} in the environment"))
-    };
+    let key =
+        |name: &str| std::env::var(name).with_context(|| format!("{option} needs {name} in the environment"));
     Ok(Bucket {
         endpoint: format!("{scheme}://{host}"),
         name: name.to_owned(),

@@ -11,6 +11,7 @@ use control::driver::fake::FakeDriver;
 use control::driver::host::{HostDriver, HostOptions};
 use control::driver::volumes::{Place, VolumePaths, Volumes};
 use serde::{Deserialize, Serialize};
+use storage::backup::{LineObjects, Objects};
 use tokio::task::JoinSet;
 
 use super::handover::{self, Inherited};
@@ -40,6 +41,8 @@ pub struct Handover {
     pub driver: DriverKind,
     /// What keeps the disks of volumes.
     pub volumes: Place,
+    /// The line to the bucket of backups, if there is one.
+    pub backups: Option<Inherited>,
     /// Each host's name with its line to control; more than one only with the fake driver.
     pub hosts: Vec<(String, Inherited)>,
 }
@@ -51,6 +54,9 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
     for (name, line) in handover.hosts {
         lines.push((name, line.take().context("take over a line to control")?));
     }
+    let backups =
+        handover.backups.map(Inherited::take).transpose().context("take over the line of backups")?;
+    let bucket = backups.map(|line| Arc::new(LineObjects::new(line.into())) as Arc<dyn Objects>);
     terminal::log(&handover.log)?;
     nix::sys::signal::SigSet::empty().thread_set_mask().context("let signals through")?;
     privileges::keep_agent_capabilities(matches!(handover.volumes, Place::Thin { .. }))?;
@@ -61,16 +67,24 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("start the runtime")?;
-    let served = runtime.block_on(serve(handover.driver, &handover.volumes, lines));
+    let served = runtime.block_on(serve(handover.driver, &handover.volumes, bucket, lines));
     // What a worker still does is healed by the next agent; a guest is not waited for.
     runtime.shutdown_background();
     served
 }
 
-async fn serve(kind: DriverKind, volumes: &Place, lines: Vec<(String, OwnedFd)>) -> anyhow::Result<()> {
+async fn serve(
+    kind: DriverKind,
+    volumes: &Place,
+    bucket: Option<Arc<dyn Objects>>,
+    lines: Vec<(String, OwnedFd)>,
+) -> anyhow::Result<()> {
     let mut hosts = JoinSet::new();
     for (name, line) in lines {
-        let driver = driver(kind, volumes, &name)?;
+        let root = std::path::Path::new("volumes").join(&name);
+        let (place, bucket) = (volumes.clone(), bucket.clone());
+        let paths = VolumePaths { root, place, images: "control/images".into(), bucket };
+        let driver = driver(kind, paths, &name)?;
         let line = std::os::unix::net::UnixStream::from(line);
         line.set_nonblocking(true)?;
         let line = tokio::net::UnixStream::from_std(line).context("use the line to control")?;
@@ -87,9 +101,7 @@ async fn serve(kind: DriverKind, volumes: &Place, lines: Vec<(String, OwnedFd)>)
     }
 }
 
-fn driver(kind: DriverKind, volumes: &Place, name: &str) -> anyhow::Result<Arc<dyn Driver>> {
-    let root = std::path::Path::new("volumes").join(name);
-    let volumes = VolumePaths { root, place: volumes.clone(), images: "control/images".into() };
+fn driver(kind: DriverKind, volumes: VolumePaths, name: &str) -> anyhow::Result<Arc<dyn Driver>> {
     match kind {
         DriverKind::Fake => {
             let directory = std::path::Path::new("run").join("fake").join(name);

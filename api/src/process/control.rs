@@ -15,12 +15,13 @@ use anyhow::Context;
 use ipnet::Ipv4Net;
 use net::names::OwnerTag;
 use serde::{Deserialize, Serialize};
-use storage::store::S3Settings;
+use storage::backup::{S3Objects, serve_objects};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::{JoinError, JoinSet};
 use zeroize::Zeroizing;
 
+use super::bucket::Bucket;
 use super::certificates;
 use super::handover::{self, Inherited};
 use super::keystone_conf::KeystoneConf;
@@ -66,6 +67,8 @@ pub struct Handover {
     pub images: ImageOptions,
     /// The text of the keystone.conf, or nothing.
     pub identity: String,
+    /// The bucket of backups, with the line on which the agent asks for its objects.
+    pub backups: Option<(Bucket, Inherited)>,
 }
 
 /// From where images may come, and where they are kept besides this host's files.
@@ -75,45 +78,6 @@ pub struct ImageOptions {
     pub sources: Vec<String>,
     /// A bucket of an S3-compatible service.
     pub bucket: Option<Bucket>,
-}
-
-/// How to reach a bucket.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Bucket {
-    /// The service's URL.
-    pub endpoint: String,
-    /// The bucket's name.
-    pub name: String,
-    /// What objects' names begin with.
-    pub prefix: String,
-    /// The region.
-    pub region: String,
-    /// The access key's id.
-    pub access_key: String,
-    /// The access key.
-    pub secret_key: String,
-}
-
-impl std::fmt::Debug for Bucket {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Bucket")
-            .field("endpoint", &self.endpoint)
-            .field("name", &self.name)
-            .finish_non_exhaustive()
-    }
-}
-
-impl From<Bucket> for S3Settings {
-    fn from(bucket: Bucket) -> Self {
-        Self {
-            endpoint: bucket.endpoint,
-            bucket: bucket.name,
-            prefix: bucket.prefix,
-            region: bucket.region,
-            access_key: bucket.access_key,
-            secret_key: Zeroizing::new(bucket.secret_key),
-        }
-    }
 }
 
 /// Everything taken over, owned.
@@ -127,6 +91,7 @@ struct Parts {
     policy: Policy,
     images: ImageOptions,
     identity: KeystoneConf,
+    backups: Option<(Bucket, std::os::unix::net::UnixStream)>,
 }
 
 /// Runs until SIGTERM, or until a line to an agent ends.
@@ -147,6 +112,10 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
         policy: Policy::parse(&handover.policy).context("read the policy")?,
         images: handover.images,
         identity: KeystoneConf::parse(&handover.identity).context("read the rules of identity")?,
+        backups: match handover.backups {
+            Some((bucket, line)) => Some((bucket, take(line)?.into())),
+            None => None,
+        },
     };
     terminal::log(&handover.log)?;
     nix::sys::signal::SigSet::empty().thread_set_mask().context("let signals through")?;
@@ -177,6 +146,9 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
     first_start(&control, parts.admin_password).await.context("make what a new cloud begins with")?;
     // What a cloud begins with is nobody's request: a policy that refuses all still lets it start.
     ::control::policy::install(parts.policy);
+    if let Some((bucket, line)) = parts.backups {
+        serve_backups(bucket, line)?;
+    }
     let agents = control.agents().clone();
     let hosts = parts.hosts.len();
     let mut lines = JoinSet::new();
@@ -265,4 +237,17 @@ fn line_ended(line: Option<Result<LineEnd, JoinError>>) -> anyhow::Error {
         Some(Err(error)) => anyhow::Error::new(error).context("the worker of a line"),
         None => anyhow::anyhow!("there is no line to any agent"),
     }
+}
+
+/// Fetches and keeps the objects of backups for the agent, which has no way to the network, until the agent ends.
+fn serve_backups(bucket: Bucket, mut line: std::os::unix::net::UnixStream) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Handle::current();
+    let objects = S3Objects::new(&bucket.into(), runtime).context("use the bucket of backups")?;
+    let serve = move || {
+        if let Err(error) = serve_objects(&mut line, &objects) {
+            tracing::error!(%error, "the line for backups has ended");
+        }
+    };
+    std::thread::Builder::new().name("backups".to_owned()).spawn(serve).context("serve the backups")?;
+    Ok(())
 }

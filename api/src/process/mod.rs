@@ -5,6 +5,7 @@
 
 pub mod abilities;
 pub mod agent;
+pub mod bucket;
 pub mod certificates;
 pub mod control;
 pub mod credentials;

@@ -23,6 +23,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags};
 
 use super::agent::DriverKind;
+use super::bucket::Bucket;
 use super::certificates::Source;
 use super::control::ImageOptions;
 use super::handover::{self, AsFdDyn, Inherited};
@@ -63,6 +64,8 @@ pub struct Options {
     pub fake_hosts: u32,
     /// What keeps the disks of volumes.
     pub volumes: Place,
+    /// The bucket that backups go to, if not into a directory.
+    pub backups: Option<Bucket>,
     /// The text of the policy file, or nothing.
     pub policy: String,
     /// From where images come and where they are kept, besides the defaults.
@@ -244,14 +247,21 @@ impl Cloud<'_> {
         }
         let (ready, ready_writer) = io::pipe().context("make the pipe on which control says it is ready")?;
 
+        let backups = match &self.options.backups {
+            Some(bucket) => Some((bucket, UnixStream::pair().context("make the line for backups")?)),
+            None => None,
+        };
+
         let handover = agent::Handover {
             parent,
             log: self.options.log.clone(),
             driver: self.options.driver,
             volumes: self.options.volumes.clone(),
+            backups: backups.as_ref().map(|(_, (_, line))| Inherited::of(line)),
             hosts: lines.iter().map(|(name, _, line)| (name.clone(), Inherited::of(line))).collect(),
         };
-        let fds: Vec<&dyn AsFdDyn> = lines.iter().map(|(_, _, line)| line as &dyn AsFdDyn).collect();
+        let mut fds: Vec<&dyn AsFdDyn> = lines.iter().map(|(_, _, line)| line as &dyn AsFdDyn).collect();
+        fds.extend(backups.as_ref().map(|(_, (_, line))| line as &dyn AsFdDyn));
         let agent = self.start_child("agent", &handover, &fds)?;
 
         let handover = control::Handover {
@@ -267,10 +277,12 @@ impl Cloud<'_> {
             policy: self.options.policy.clone(),
             images: self.options.images.clone(),
             identity: self.options.identity.clone(),
+            backups: backups.as_ref().map(|(bucket, (line, _))| ((*bucket).clone(), Inherited::of(line))),
         };
         let mut fds: Vec<&dyn AsFdDyn> = lines.iter().map(|(_, line, _)| line as &dyn AsFdDyn).collect();
         fds.push(&self.listener);
         fds.push(&ready_writer);
+        fds.extend(backups.as_ref().map(|(_, (line, _))| line as &dyn AsFdDyn));
         let control = self.start_child("control", &handover, &fds)?;
         let ready = File::from(OwnedFd::from(ready));
         Ok(Pair { control, agent, ready, started: Instant::now() })

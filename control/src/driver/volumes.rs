@@ -8,11 +8,11 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use storage::backend::{Backend, BackendError, Source, copy_sparse};
-use storage::backup::{self, BackupError};
+use storage::backup::{self, BackupError, BackupStore, BucketBackups, DirectoryBackups, Objects};
 use storage::file::FileBackend;
 use storage::format::{Disk, RawFile};
 use storage::lvm::LvmBackend;
@@ -96,11 +96,15 @@ pub struct VolumePaths {
     pub place: Place,
     /// The images, by their ids.
     pub images: PathBuf,
+    /// The bucket that new backups go to; a directory below the root if there is none.
+    pub bucket: Option<Arc<dyn Objects>>,
 }
 
 /// See the module.
 pub struct Volumes {
     backend: Box<dyn Backend>,
+    /// Where backups lie; new ones in the first.
+    backups: Vec<Box<dyn BackupStore>>,
     paths: VolumePaths,
     /// By instance: the disks that its VMM may be writing to.
     users: Mutex<HashMap<String, Vec<String>>>,
@@ -144,7 +148,12 @@ impl Volumes {
             made.map_err(|source| BackendError::Io { step: "make", path, source })?;
         }
         let backend = paths.place.open(&paths.root)?;
-        Ok(Self { backend, paths, users: Mutex::default() })
+        let mut backups: Vec<Box<dyn BackupStore>> = Vec::new();
+        if let Some(bucket) = &paths.bucket {
+            backups.push(Box::new(BucketBackups::new(bucket.clone())));
+        }
+        backups.push(Box::new(DirectoryBackups::new(paths.root.join(BACKUPS))));
+        Ok(Self { backend, backups, paths, users: Mutex::default() })
     }
 
     /// How much space there is, and of which kind; none if it cannot be found out.
@@ -244,7 +253,8 @@ impl Volumes {
             }
             DiskShape::BackupDeleted => {
                 drop(users);
-                backup::delete(&self.safe(BACKUPS, id)?, id)?;
+                check_id(id)?;
+                self.backups.delete(id)?;
             }
         }
         Ok(None)
@@ -287,31 +297,22 @@ impl Volumes {
     }
 
     fn outgoing(&self, id: &str) -> Result<PathBuf, Error> {
-        Ok(self.safe(OUTGOING, id)?.join(id))
-    }
-
-    /// One of our directories, for something by an id that cannot be a path.
-    fn safe(&self, directory: &str, id: &str) -> Result<PathBuf, Error> {
-        if instance_id_is_safe(id) {
-            Ok(self.paths.root.join(directory))
-        } else {
-            Err(Error::Image("the id is not one".to_owned()))
-        }
+        check_id(id)?;
+        Ok(self.paths.root.join(OUTGOING).join(id))
     }
 
     /// Backs a disk up; one that a guest writes to by way of a copy.
     fn back_up(&self, id: &str, of: &str, parent: Option<&str>, in_use: bool) -> Result<u64, Error> {
-        let root = self.safe(BACKUPS, id)?;
-        if let Some(parent) = parent {
-            self.safe(BACKUPS, parent)?;
-        }
+        check_id(id)?;
+        parent.map(check_id).transpose()?;
         let copy = format!("{id}-source");
         if in_use {
             self.backend.snapshot(&copy, of, true)?;
         }
         let from = self.backend.export(if in_use { &copy } else { of }, true)?.open(true);
-        let made =
-            from.map_err(Error::Layers).and_then(|from| Ok(backup::create(&root, id, &*from, parent)?));
+        let made = from
+            .map_err(Error::Layers)
+            .and_then(|from| Ok(backup::create(&self.backups, id, &*from, parent)?));
         if in_use {
             self.backend.delete(&copy)?;
         }
@@ -320,17 +321,18 @@ impl Volumes {
 
     /// Makes a volume that is there what a backup is; where that fails, it is what it was.
     fn restore_over(&self, id: &str, backup: &str, size_bytes: u64) -> Result<(), Error> {
-        let root = self.safe(BACKUPS, backup)?;
-        let fill = |disk: &dyn Disk| backup::restore(&root, backup, disk).map_err(std::io::Error::other);
+        check_id(backup)?;
+        let fill =
+            |disk: &dyn Disk| backup::restore(&self.backups, backup, disk).map_err(std::io::Error::other);
         Ok(self.backend.rewrite(id, size_bytes, &fill)?)
     }
 
     /// Makes a new volume what a backup is.
     fn restore(&self, id: &str, backup: &str, size_bytes: u64) -> Result<(), Error> {
-        let root = self.safe(BACKUPS, backup)?;
+        check_id(backup)?;
         self.backend.create(id, size_bytes, Source::Nothing)?;
         let to = self.backend.export(id, false)?.open(false).map_err(Error::Layers)?;
-        Ok(backup::restore(&root, backup, &*to)?)
+        Ok(backup::restore(&self.backups, backup, &*to)?)
     }
 
     /// Opens a volume as a disk of a VMM; `inherit` says under which number the process finds a file.
@@ -348,6 +350,11 @@ impl Volumes {
         let serial = wanted.id.chars().take(SERIAL_BYTES_MAX).collect();
         Ok(DiskConfig { format: DiskFormat::Layers { files }, read_only: wanted.read_only, serial })
     }
+}
+
+/// Refuses an id that could be a path.
+fn check_id(id: &str) -> Result<(), Error> {
+    if instance_id_is_safe(id) { Ok(()) } else { Err(Error::Image("the id is not one".to_owned())) }
 }
 
 #[cfg(test)]

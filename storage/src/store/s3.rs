@@ -66,6 +66,31 @@ pub struct S3Error {
     source: Box<object_store::Error>,
 }
 
+/// A client of a bucket; nothing is asked of the service yet.
+pub(crate) fn client(settings: &S3Settings) -> Result<AmazonS3, S3Error> {
+    // The first to say so decides for the process; all here say the same.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let failed = |source| S3Error { bucket: settings.bucket.clone(), source: Box::new(source) };
+    AmazonS3Builder::new()
+        .with_endpoint(settings.endpoint.trim_end_matches('/'))
+        .with_bucket_name(&settings.bucket)
+        .with_region(&settings.region)
+        .with_access_key_id(&settings.access_key)
+        .with_secret_access_key(settings.secret_key.as_str())
+        .with_client_options(
+            ClientOptions::new()
+                .with_allow_http(settings.endpoint.starts_with("http:"))
+                .with_timeout(TIMEOUT),
+        )
+        .with_retry(RetryConfig {
+            backoff: BackoffConfig::default(),
+            max_retries: RETRIES_MAX,
+            retry_timeout: RETRY_TIMEOUT,
+        })
+        .build()
+        .map_err(failed)
+}
+
 /// A bucket.
 #[derive(Debug)]
 pub struct S3Store {
@@ -79,27 +104,7 @@ impl S3Store {
     /// # Errors
     /// [`S3Error`] where the settings cannot be.
     pub fn new(settings: &S3Settings) -> Result<Self, S3Error> {
-        // The first to say so decides for the process; all here say the same.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let failed = |source| S3Error { bucket: settings.bucket.clone(), source: Box::new(source) };
-        let client = AmazonS3Builder::new()
-            .with_endpoint(settings.endpoint.trim_end_matches('/'))
-            .with_bucket_name(&settings.bucket)
-            .with_region(&settings.region)
-            .with_access_key_id(&settings.access_key)
-            .with_secret_access_key(settings.secret_key.as_str())
-            .with_client_options(
-                ClientOptions::new()
-                    .with_allow_http(settings.endpoint.starts_with("http:"))
-                    .with_timeout(TIMEOUT),
-            )
-            .with_retry(RetryConfig {
-                backoff: BackoffConfig::default(),
-                max_retries: RETRIES_MAX,
-                retry_timeout: RETRY_TIMEOUT,
-            })
-            .build()
-            .map_err(failed)?;
+        let client = client(settings)?;
         Ok(Self { client: Arc::new(client), prefix: Path::from(settings.prefix.as_str()) })
     }
 

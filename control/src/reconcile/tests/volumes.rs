@@ -41,7 +41,7 @@ impl Cloud {
     pub(super) fn driver(&self) -> Arc<dyn Driver> {
         let (root, images) = (self._state.path().join("volumes/fake-0"), self._state.path().join("images"));
         let outgoing = root.join(crate::driver::volumes::OUTGOING);
-        let volumes = Volumes::open(VolumePaths { root, place: Place::Files, images }).unwrap();
+        let volumes = Volumes::open(VolumePaths { root, place: Place::Files, images, bucket: None }).unwrap();
         let fake = FakeDriver::new("fake-0", None).unwrap().with_volumes(volumes);
         let disk = move |wanted: &DiskWanted, observed: &DiskObserved| {
             if matches!(wanted.shape, DiskShape::Outgoing { .. }) && observed.fault.is_none() {
