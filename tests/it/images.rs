@@ -1,8 +1,7 @@
 //! Images on real parts: a qcow2 image that boots, one that must not, and stores on a directory and on a real server of
 //! S3.
 
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -11,7 +10,7 @@ use serde_json::json;
 use storage::image::{ImageError, ImageFiles, Sealed};
 use storage::store::{ImageStore, S3Settings, S3Store};
 
-use crate::harness::{Cloud, KVM_CLOUD, Need, NewServer, isolate, moto, trial, wisp, within};
+use crate::harness::{Cloud, KVM_CLOUD, Need, NewServer, S3Server, isolate, trial, wisp};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -80,30 +79,10 @@ fn directory_is_a_store() -> Result<()> {
     Ok(())
 }
 
-/// A server of S3; ended when dropped.
-struct Moto(Child);
-
-impl Drop for Moto {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn bucket_is_a_store() -> Result<()> {
-    // Free when asked; nobody else listens there in the meantime but by accident.
-    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let child = Command::new(moto()?)
-        .args(["--host", "127.0.0.1", "--port", &port.to_string()])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
-    let _server = Moto(child);
-    let endpoint = format!("http://127.0.0.1:{port}");
-    // The bucket: the service takes it without a signature.
-    within(60, || Ok(ureq::put(&format!("{endpoint}/images")).send_empty().map(drop)?))?;
+    let server = S3Server::start("images")?;
     let settings = S3Settings {
-        endpoint,
+        endpoint: server.endpoint.clone(),
         bucket: "images".into(),
         prefix: "cloud-1".into(),
         region: "us-east-1".into(),

@@ -54,9 +54,8 @@ fn main() {
         // Before any test has moved its thread into a network namespace, from which PyPI cannot be reached.
         harness::prepare_openstack();
     }
-    if begins("images::") {
-        // A test that needs it says why it is not there.
-        let _ = harness::moto();
+    if ["images::", "volumes::"].into_iter().any(begins) {
+        harness::prepare_s3();
     }
     if begins("lab::") || begins("guests::") {
         // For the same reason: Debian's packages are downloaded.

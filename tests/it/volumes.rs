@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use storage::backend::Backend as _;
 use storage::file::FileBackend;
 
-use crate::harness::{Cloud, KVM_CLOUD, Need, NewServer, Rest, isolate, processes, trial, within};
+use crate::harness::{Cloud, KVM_CLOUD, Need, NewServer, Rest, S3Server, isolate, processes, trial, within};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -35,6 +35,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             "volumes::qcow2_image_becomes_a_volume_whatever_is_killed_meanwhile",
             &[Need::Root, Need::QemuImg],
             qcow2_becomes_a_volume,
+        ),
+        trial(
+            "volumes::backups_lie_in_a_bucket_and_come_back_from_it",
+            &[Need::Root, Need::Moto],
+            backups_lie_in_a_bucket,
         ),
     ]
 }
@@ -60,6 +65,59 @@ fn until(rest: &Rest, kind: &str, id: &str, wanted: Option<&str>) -> Result<()> 
 fn made(rest: &Rest, kind: &str, fields: Value) -> Result<String> {
     let body = rest.made(&format!("/volume/v3/{kind}s"), &json!({ kind: fields }))?;
     Ok(body[kind]["id"].as_str().context("no id")?.to_owned())
+}
+
+/// Whole and differing backups in a real server's bucket: what was written comes back, in a new volume and over an old
+/// one; a service that is gone is an error that says so, and nothing is left of deleted ones.
+fn backups_lie_in_a_bucket() -> Result<()> {
+    isolate()?;
+    let server = S3Server::start("backups")?;
+    let place = format!("{}/backups/cloud-1", server.endpoint);
+    let cloud = Cloud::start_fake_with(&["--backup-bucket", &place])?;
+    let rest = cloud.rest()?;
+    // More than one object holds, none of it zeros, all of it different.
+    let content: Vec<u8> = (0..20_u32 << 18).flat_map(|number| (number | 1).to_le_bytes()).collect();
+    let image = cloud.image(&rest, "content", &content)?;
+    let volume = made(&rest, "volume", json!({"size": 1, "imageRef": image}))?;
+    until(&rest, "volume", &volume, Some("available"))?;
+    let whole = made(&rest, "backup", json!({"volume_id": volume}))?;
+    until(&rest, "backup", &whole, Some("available"))?;
+    // Two of data, the index.
+    ensure!(server.objects("backups", &format!("cloud-1/{whole}"))? == 3, "the backup has other objects");
+    let differing = made(&rest, "backup", json!({"volume_id": volume, "incremental": true}))?;
+    until(&rest, "backup", &differing, Some("available"))?;
+    ensure!(server.objects("backups", &format!("cloud-1/{differing}"))? == 2, "nothing has changed");
+
+    let empty = made(&rest, "volume", json!({"size": 1}))?;
+    until(&rest, "volume", &empty, Some("available"))?;
+    let path = format!("/volume/v3/backups/{differing}/restore");
+    let over = rest.made(&path, &json!({"restore": {"volume_id": empty}}))?;
+    ensure!(over["restore"]["volume_id"] == *empty, "{over}");
+    until(&rest, "volume", &empty, Some("available"))?;
+    let new = rest.made(&format!("/volume/v3/backups/{whole}/restore"), &json!({"restore": {}}))?;
+    let new = new["restore"]["volume_id"].as_str().context("no id")?.to_owned();
+    until(&rest, "volume", &new, Some("available"))?;
+    for id in [&empty, &new] {
+        let disks = cloud.state().join("volumes");
+        let host = std::fs::read_dir(&disks)?.next().context("no host")??.path();
+        let exported = FileBackend::open(&host.join("disks"))?.export(id, true)?.open(true)?;
+        let mut read = vec![0; content.len()];
+        exported.read_at(&mut read, 0)?;
+        ensure!(read == content, "{id} is not what was backed up");
+    }
+
+    for backup in [&differing, &whole] {
+        ensure!(rest.delete(&format!("/volume/v3/backups/{backup}"))? == 202, "delete a backup");
+        until(&rest, "backup", backup, None)?;
+    }
+    ensure!(server.objects("backups", "cloud-1")? == 0, "something is left in the bucket");
+    drop(server);
+    let failed = made(&rest, "backup", json!({"volume_id": volume}))?;
+    until(&rest, "backup", &failed, Some("error"))?;
+    let shown = rest.shown(&format!("/volume/v3/backups/{failed}"))?;
+    let reason = shown["backup"]["fail_reason"].as_str().unwrap_or_default();
+    ensure!(reason.contains("the bucket cannot be reached") && !reason.contains("127.0.0.1"), "{shown}");
+    until(&rest, "volume", &volume, Some("available"))
 }
 
 fn act(rest: &Rest, server: &str, action: &str) -> Result<()> {

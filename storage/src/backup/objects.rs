@@ -126,8 +126,6 @@ const ANSWER_BYTES: usize = 9;
 /// The longest object either way, as a bound on what one end can make the other keep.
 const CONTENT_BYTES_MAX: u64 =
     if INDEX_BYTES_MAX > OBJECT_BYTES as u64 { INDEX_BYTES_MAX } else { OBJECT_BYTES as u64 };
-/// The longest sentence about a failure.
-const SENTENCE_BYTES_MAX: usize = 1024;
 
 /// The objects at the other end of a line. One request at a time: a bucket is slower than a line.
 #[derive(Debug)]
@@ -211,9 +209,9 @@ pub fn serve_objects(line: &mut UnixStream, objects: &dyn Objects) -> io::Result
             Ok(None) => (NOTHING, Bytes::new()),
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => (TOO_LONG, Bytes::new()),
             Err(error) => {
-                let mut sentence = error.to_string().into_bytes();
-                sentence.truncate(SENTENCE_BYTES_MAX);
-                (FAILED, sentence.into())
+                // Addresses and accounts are not for the owners of backups, whom the answer reaches.
+                tracing::warn!(error = &error as &dyn std::error::Error, object = name, "the bucket failed");
+                (FAILED, Bytes::from_static(b"the bucket cannot be reached or refuses; the log says why"))
             }
         };
         let mut answer = vec![kind];

@@ -6,6 +6,7 @@ mod lab;
 mod netns;
 mod remains;
 mod rest;
+mod s3;
 mod shell;
 mod slim;
 mod venv;
@@ -21,12 +22,13 @@ pub(crate) use self::lab::cache as lab_cache;
 pub(crate) use self::netns::{isolate, links};
 pub(crate) use self::remains::{Remains, processes};
 pub(crate) use self::rest::Rest;
+pub(crate) use self::s3::S3Server;
 pub(crate) use self::shell::Shell;
 pub(crate) use self::slim::{image as guest_image, kernel as slim_kernel};
 
-/// The command that serves S3.
-pub(crate) fn moto() -> anyhow::Result<&'static Path> {
-    venv::moto()
+/// Makes the server of S3 ready; where that fails, the tests that need it say why.
+pub(crate) fn prepare_s3() {
+    let _ = venv::moto();
 }
 
 /// What every test of a real cloud needs.
