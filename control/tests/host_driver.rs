@@ -147,7 +147,7 @@ impl Host {
             images: self.directory.path().join("images"),
             program: "/proc/self/exe".into(),
             volumes: VolumePaths {
-                place: Place::Files,
+                places: vec![Place::Files.into()],
                 bucket: None,
                 root: self.directory.path().join("volumes"),
                 images: self.directory.path().join("images"),

@@ -30,6 +30,12 @@ pub enum BackendError {
         /// Which.
         id: String,
     },
+    /// No backend by that name.
+    #[error("this host has no backend {name} for volumes")]
+    NoBackend {
+        /// Which.
+        name: String,
+    },
     /// An id that cannot be one.
     #[error("{id} is no disk's id")]
     Id {

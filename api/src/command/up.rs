@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use control::driver::volumes::Place;
+use control::driver::volumes::{NamedPlace, check_places};
 
 use crate::process::agent::DriverKind;
 use crate::process::bucket::Bucket;
@@ -71,9 +71,10 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
     /// What keeps the disks of volumes: `file` beside the rest, `file:DIRECTORY` elsewhere (on NFS, say), or thin volumes of
-    /// LVM, `lvm:GROUP/POOL`, in a pool that is there. Not to be changed while there are volumes.
-    #[arg(long, value_name = "BACKEND", default_value = "file")]
-    volumes: Place,
+    /// LVM, `lvm:GROUP/POOL`, in a pool that is there. Several may be given, each with a name, which volume types ask for as
+    /// `volume_backend_name`: `fast=lvm:vg/pool`. One that has volumes must stay.
+    #[arg(long, value_name = "[NAME=]BACKEND", default_value = "file")]
+    volumes: Vec<NamedPlace>,
     /// A bucket of an S3-compatible service that backups of volumes go to, instead of a directory of the host. Keys and region
     /// are taken from where --image-bucket takes them. Backups in the directory stay good.
     #[arg(long, value_name = "URL/BUCKET[/PREFIX]")]
@@ -116,6 +117,7 @@ pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode>
         }
         DriverKind::Fake => {}
     }
+    check_places(&arguments.volumes).map_err(|why| anyhow::anyhow!("--volumes: {why}"))?;
     supervisor::run(&Options {
         directory: StateDirectory::at(&arguments.state)?,
         listen,

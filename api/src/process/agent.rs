@@ -9,7 +9,7 @@ use control::driver::Driver;
 use control::driver::fail_points::FailPoints;
 use control::driver::fake::FakeDriver;
 use control::driver::host::{HostDriver, HostOptions};
-use control::driver::volumes::{Place, VolumePaths, Volumes};
+use control::driver::volumes::{NamedPlace, Place, VolumePaths, Volumes};
 use serde::{Deserialize, Serialize};
 use storage::backup::{LineObjects, Objects};
 use tokio::task::JoinSet;
@@ -40,7 +40,7 @@ pub struct Handover {
     /// What drives the hosts.
     pub driver: DriverKind,
     /// What keeps the disks of volumes.
-    pub volumes: Place,
+    pub volumes: Vec<NamedPlace>,
     /// The line to the bucket of backups, if there is one.
     pub backups: Option<Inherited>,
     /// Each host's name with its line to control; more than one only with the fake driver.
@@ -59,7 +59,8 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
     let bucket = backups.map(|line| Arc::new(LineObjects::new(line.into())) as Arc<dyn Objects>);
     terminal::log(&handover.log)?;
     nix::sys::signal::SigSet::empty().thread_set_mask().context("let signals through")?;
-    privileges::keep_agent_capabilities(matches!(handover.volumes, Place::Thin { .. }))?;
+    let device_mapper = handover.volumes.iter().any(|one| matches!(one.place, Place::Thin { .. }));
+    privileges::keep_agent_capabilities(device_mapper)?;
     privileges::die_with_parent(handover.parent)?;
     privileges::raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -75,15 +76,15 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
 
 async fn serve(
     kind: DriverKind,
-    volumes: &Place,
+    volumes: &[NamedPlace],
     bucket: Option<Arc<dyn Objects>>,
     lines: Vec<(String, OwnedFd)>,
 ) -> anyhow::Result<()> {
     let mut hosts = JoinSet::new();
     for (name, line) in lines {
         let root = std::path::Path::new("volumes").join(&name);
-        let (place, bucket) = (volumes.clone(), bucket.clone());
-        let paths = VolumePaths { root, place, images: "control/images".into(), bucket };
+        let (places, bucket) = (volumes.to_vec(), bucket.clone());
+        let paths = VolumePaths { root, places, images: "control/images".into(), bucket };
         let driver = driver(kind, paths, &name)?;
         let line = std::os::unix::net::UnixStream::from(line);
         line.set_nonblocking(true)?;

@@ -30,7 +30,7 @@ use super::handover::{self, AsFdDyn, Inherited};
 use super::privileges::User;
 use super::state_directory::StateDirectory;
 use ::control::driver::process_id;
-use ::control::driver::volumes::Place;
+use ::control::driver::volumes::NamedPlace;
 
 use super::{agent, certificates, control, credentials, privileges};
 
@@ -63,7 +63,7 @@ pub struct Options {
     /// How many hosts the fake driver simulates.
     pub fake_hosts: u32,
     /// What keeps the disks of volumes.
-    pub volumes: Place,
+    pub volumes: Vec<NamedPlace>,
     /// The bucket that backups go to, if not into a directory.
     pub backups: Option<Bucket>,
     /// The text of the policy file, or nothing.

@@ -164,14 +164,16 @@ impl Action<'_> {
                 if !matches!(policy, "never" | "on-demand") {
                     return Err(Fault::malformed("migration_policy must be 'on-demand' or 'never'"));
                 }
-                Ok(control.volume_retype(caller, id, self.text("new_type")?).await?)
+                let may_move = policy == "on-demand";
+                Ok(control.volume_retype(caller, id, self.text("new_type")?, may_move).await?)
             }
             "revert" if version.at_least(3, 40) => {
                 Ok(control.volume_revert(caller, id, self.text("snapshot_id")?).await?)
             }
             "os-unmanage" => Ok(control.volume_unmanage(caller, id).await?),
-            "os-migrate_volume" | "os-migrate_volume_completion" => {
-                Err(Fault::not_implemented("moving volumes between backends"))
+            "os-migrate_volume" => Ok(control.volume_migrate(caller, id, self.text("host")?).await?),
+            "os-migrate_volume_completion" => {
+                Err(Fault::not_implemented("moving a volume by somebody else than its host"))
             }
             "os-reimage" if version.at_least(3, 68) => Err(Fault::not_implemented("reimaging a volume")),
             "os-extend_volume_completion" if version.at_least(3, 71) => {

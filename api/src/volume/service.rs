@@ -110,7 +110,7 @@ pub(super) async fn act(
 fn capabilities(pool: &Pool) -> Value {
     json!({
         "volume_backend_name": pool.backend,
-        "storage_protocol": pool.backend,
+        "storage_protocol": pool.protocol,
         "vendor_name": "Wisp",
         "driver_version": env!("CARGO_PKG_VERSION"),
         "total_capacity_gb": pool.total_gib,
@@ -165,9 +165,9 @@ pub(super) async fn backend(
         "volume_backend_name": pool.backend,
         "pool_name": pool.backend,
         "driver_version": env!("CARGO_PKG_VERSION"),
-        "storage_protocol": pool.backend,
-        "display_name": "Files on the host",
-        "description": "Sparse files; snapshots and clones in constant time.",
+        "storage_protocol": pool.protocol,
+        "display_name": format!("{} on {}", pool.backend, pool.host),
+        "description": "Thin disks; snapshots and clones in constant time.",
         "visibility": null,
         "replication_targets": [],
         "properties": {

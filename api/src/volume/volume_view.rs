@@ -54,8 +54,7 @@ pub(super) fn full(state: &AppState, caller: &Caller, version: Microversion, vie
     let mut body = short(state, version, view);
     body["os-vol-tenant-attr:tenant_id"] = json!(volume.project_id);
     if caller.is_admin() {
-        body["os-vol-host-attr:host"] =
-            json!(volume.host.as_ref().map(|host| state.control.volume_pool_name(host)));
+        body["os-vol-host-attr:host"] = json!(state.control.volume_pool_name(volume));
         body["os-vol-mig-status-attr:migstat"] = json!(volume.migration_status);
         body["os-vol-mig-status-attr:name_id"] = Value::Null;
         if version.at_least(3, 21) {

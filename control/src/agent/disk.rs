@@ -13,6 +13,10 @@ pub struct DiskWanted {
     pub id: String,
     /// Grows with each wish.
     pub generation: u64,
+    /// Which of the host's backends has it or gets it; if none is said, the first for what is made, and all for what is
+    /// deleted.
+    #[serde(default)]
+    pub backend: Option<String>,
     /// What it shall be.
     pub shape: DiskShape,
 }
@@ -32,6 +36,11 @@ pub enum DiskShape {
     Extended {
         /// Its size in bytes.
         size_bytes: u64,
+    },
+    /// A volume that another backend of the host had, and that it has no more.
+    Moved {
+        /// That backend.
+        from: String,
     },
     /// What another disk is now, for ever.
     Snapshot {
@@ -112,15 +121,20 @@ pub struct DiskObserved {
 pub struct VolumeWanted {
     /// The volume's id.
     pub id: String,
+    /// The backend that has it; the host's first if absent.
+    #[serde(default)]
+    pub backend: Option<String>,
     /// Refuse the guest's writes.
     pub read_only: bool,
 }
 
-/// A host's place for volumes.
+/// One of a host's places for volumes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PoolReport {
-    /// The backend's name.
+    /// Its name on the host.
     pub backend: String,
+    /// What kind of backend it is: `file`, `lvm`.
+    pub protocol: String,
     /// Its size in GiB.
     pub total_gib: u64,
     /// Free space in GiB.

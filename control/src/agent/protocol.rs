@@ -244,9 +244,9 @@ pub struct HostReport {
     /// Disks come to a running instance and go from it without a restart.
     #[serde(default)]
     pub hot_plug: bool,
-    /// Where volumes can be.
+    /// Where volumes can be; the first is where they are if nothing else is said.
     #[serde(default)]
-    pub pool: Option<PoolReport>,
+    pub pools: Vec<PoolReport>,
 }
 
 /// What an instance is seen doing.

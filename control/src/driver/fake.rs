@@ -125,7 +125,7 @@ impl Driver for FakeDriver {
             address: "127.0.0.1".into(),
             uptime_s: self.started.elapsed().as_secs(),
             hot_plug: true,
-            pool: self.volumes.as_ref().and_then(Volumes::report),
+            pools: self.volumes.as_ref().map(Volumes::report).unwrap_or_default(),
         }
     }
 

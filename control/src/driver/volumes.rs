@@ -87,13 +87,70 @@ impl FromStr for Place {
     }
 }
 
+/// One of a host's backends, by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedPlace {
+    /// The name: `volume_backend_name` of volume types.
+    pub name: String,
+    /// What keeps its disks.
+    pub place: Place,
+}
+
+/// The longest name of a backend.
+const NAME_BYTES_MAX: usize = 64;
+
+impl From<Place> for NamedPlace {
+    /// By the name of its kind.
+    fn from(place: Place) -> Self {
+        let name = match place {
+            Place::Files | Place::Directory(_) => "file",
+            Place::Thin { .. } => "lvm",
+        };
+        Self { name: name.to_owned(), place }
+    }
+}
+
+/// As it is written on a command line: a [`Place`], or `NAME=` and one.
+impl FromStr for NamedPlace {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some((name, place)) = text.split_once('=') else { return text.parse().map(Place::into) };
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(plain) {
+            return Err(format!(
+                "`{name}` is no name of a backend: letters, digits, `-`, `_` and `.`, {NAME_BYTES_MAX} at most"
+            ));
+        }
+        Ok(Self { name: name.to_owned(), place: place.parse()? })
+    }
+}
+
+/// Whether a host can have these together.
+///
+/// # Errors
+/// One sentence.
+pub fn check_places(places: &[NamedPlace]) -> Result<(), String> {
+    for (index, one) in places.iter().enumerate() {
+        for other in &places[..index] {
+            if one.name == other.name {
+                return Err(format!("two backends are called `{}`; say NAME=… for one", one.name));
+            }
+            if one.place == other.place {
+                return Err(format!("the backends `{}` and `{}` are the same place", other.name, one.name));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Where a host keeps what has to do with volumes.
 #[derive(Debug, Clone)]
 pub struct VolumePaths {
     /// The agent's own directory for them.
     pub root: PathBuf,
-    /// What keeps their disks.
-    pub place: Place,
+    /// What keeps their disks; at least one, and the first where nothing is said.
+    pub places: Vec<NamedPlace>,
     /// The images, by their ids.
     pub images: PathBuf,
     /// The bucket that new backups go to; a directory below the root if there is none.
@@ -102,7 +159,8 @@ pub struct VolumePaths {
 
 /// See the module.
 pub struct Volumes {
-    backend: Box<dyn Backend>,
+    /// By their names, in the order in which they were given.
+    backends: Vec<(String, Box<dyn Backend>)>,
     /// Where backups lie; new ones in the first.
     backups: Vec<Box<dyn BackupStore>>,
     paths: VolumePaths,
@@ -147,29 +205,49 @@ impl Volumes {
                 .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(mode)));
             made.map_err(|source| BackendError::Io { step: "make", path, source })?;
         }
-        let backend = paths.place.open(&paths.root)?;
+        let mut backends = Vec::new();
+        for NamedPlace { name, place } in &paths.places {
+            backends.push((name.clone(), place.open(&paths.root)?));
+        }
         let mut backups: Vec<Box<dyn BackupStore>> = Vec::new();
         if let Some(bucket) = &paths.bucket {
             backups.push(Box::new(BucketBackups::new(bucket.clone())));
         }
         backups.push(Box::new(DirectoryBackups::new(paths.root.join(BACKUPS))));
-        Ok(Self { backend, backups, paths, users: Mutex::default() })
+        Ok(Self { backends, backups, paths, users: Mutex::default() })
     }
 
-    /// How much space there is, and of which kind; none if it cannot be found out.
-    pub fn report(&self) -> Option<PoolReport> {
-        let capacity = self
-            .backend
-            .capacity()
-            .inspect_err(|error| tracing::warn!(error = super::host::sentence(error), "no capacity"))
-            .ok()?;
-        let can = self.backend.capabilities();
-        Some(PoolReport {
-            backend: can.name.to_owned(),
-            total_gib: capacity.total_bytes >> 30,
-            free_gib: capacity.free_bytes >> 30,
-            copies_in_use: can.copies_in_use,
-        })
+    /// How much space each backend has, and of which kind; without those where it cannot be found out.
+    pub fn report(&self) -> Vec<PoolReport> {
+        let pool = |(name, backend): &(String, Box<dyn Backend>)| {
+            let capacity = backend
+                .capacity()
+                .inspect_err(|error| {
+                    tracing::warn!(backend = name, error = super::host::sentence(error), "no capacity");
+                })
+                .ok()?;
+            let can = backend.capabilities();
+            Some(PoolReport {
+                backend: name.clone(),
+                protocol: can.name.to_owned(),
+                total_gib: capacity.total_bytes >> 30,
+                free_gib: capacity.free_bytes >> 30,
+                copies_in_use: can.copies_in_use,
+            })
+        };
+        self.backends.iter().filter_map(pool).collect()
+    }
+
+    /// A backend by its name; the first without one.
+    fn backend(&self, name: Option<&str>) -> Result<&dyn Backend, Error> {
+        let mut backends = self.backends.iter();
+        let found = match name {
+            None => backends.next(),
+            Some(wanted) => backends.find(|(name, _)| name == wanted),
+        };
+        let missing =
+            || Error::Backend(BackendError::NoBackend { name: name.unwrap_or_default().to_owned() });
+        found.map(|(_, backend)| &**backend).ok_or_else(missing)
     }
 
     fn users(&self) -> MutexGuard<'_, HashMap<String, Vec<String>>> {
@@ -193,7 +271,7 @@ impl Volumes {
 
     /// See [`super::Driver::apply_disk`].
     pub fn apply(&self, wanted: &DiskWanted) -> DiskObserved {
-        let applied = self.bring(&wanted.id, wanted.generation, &wanted.shape);
+        let applied = self.bring(wanted);
         DiskObserved {
             id: wanted.id.clone(),
             generation: wanted.generation,
@@ -202,8 +280,9 @@ impl Volumes {
         }
     }
 
-    fn bring(&self, id: &str, generation: u64, shape: &DiskShape) -> Result<Option<u64>, Error> {
-        let backend = &*self.backend;
+    fn bring(&self, wanted: &DiskWanted) -> Result<Option<u64>, Error> {
+        let DiskWanted { id, generation, shape, backend: name } = wanted;
+        let backend = self.backend(name.as_deref())?;
         // Held while disks are copied: no instance begins to write to one meanwhile.
         let users = self.users();
         let in_use = |disk: &str| users.values().any(|disks| disks.iter().any(|used| used == disk));
@@ -213,7 +292,7 @@ impl Volumes {
                 let source = match source {
                     DiskSource::Backup { id: backup } => {
                         drop(users);
-                        self.restore(id, backup, *size_bytes)?;
+                        restore(&self.backups, backend, id, backup, *size_bytes)?;
                         return Ok(None);
                     }
                     DiskSource::Nothing => Source::Nothing,
@@ -232,24 +311,34 @@ impl Volumes {
             DiskShape::Reverted { .. } if in_use(id) => {
                 return Err(BackendError::InUse { id: id.to_owned() }.into());
             }
-            DiskShape::Reverted { snapshot } => backend.revert(id, snapshot, generation)?,
+            DiskShape::Reverted { snapshot } => backend.revert(id, snapshot, *generation)?,
             DiskShape::Outgoing { of } => {
                 drop(users);
-                self.bring_out(id, of)?;
+                self.bring_out(backend, id, of)?;
             }
             DiskShape::OutgoingDeleted => self.take_back(id)?,
+            DiskShape::Moved { .. } if in_use(id) => {
+                return Err(BackendError::InUse { id: id.clone() }.into());
+            }
+            DiskShape::Moved { from } => {
+                drop(users);
+                relocate(id, self.backend(Some(from))?, backend)?;
+            }
+            DiskShape::Deleted if name.is_none() => {
+                self.backends.iter().try_for_each(|(_, backend)| backend.delete(id))?;
+            }
             DiskShape::Deleted => backend.delete(id)?,
             DiskShape::Backup { of, parent } => {
                 let busy = in_use(of);
                 drop(users);
-                return self.back_up(id, of, parent.as_deref(), busy).map(Some);
+                return self.back_up(backend, id, of, parent.as_deref(), busy).map(Some);
             }
             DiskShape::Restored { .. } if in_use(id) => {
                 return Err(BackendError::InUse { id: id.to_owned() }.into());
             }
             DiskShape::Restored { backup, size_bytes } => {
                 drop(users);
-                self.restore_over(id, backup, *size_bytes)?;
+                restore_over(&self.backups, backend, id, backup, *size_bytes)?;
             }
             DiskShape::BackupDeleted => {
                 drop(users);
@@ -261,12 +350,12 @@ impl Volumes {
     }
 
     /// Writes a disk's bytes to a file that the images' owner can read.
-    fn bring_out(&self, id: &str, of: &str) -> Result<(), Error> {
+    fn bring_out(&self, backend: &dyn Backend, id: &str, of: &str) -> Result<(), Error> {
         let path = self.outgoing(id)?;
         if path.try_exists().map_err(io_error("look for the outgoing file"))? {
             return Ok(());
         }
-        let from = self.backend.export(of, true)?.open(true).map_err(Error::Layers)?;
+        let from = backend.export(of, true)?.open(true).map_err(Error::Layers)?;
         let partial = path.with_extension("new");
         let made = self.copy_out(&*from, &partial);
         if made.is_err() {
@@ -302,37 +391,28 @@ impl Volumes {
     }
 
     /// Backs a disk up; one that a guest writes to by way of a copy.
-    fn back_up(&self, id: &str, of: &str, parent: Option<&str>, in_use: bool) -> Result<u64, Error> {
+    fn back_up(
+        &self,
+        backend: &dyn Backend,
+        id: &str,
+        of: &str,
+        parent: Option<&str>,
+        in_use: bool,
+    ) -> Result<u64, Error> {
         check_id(id)?;
         parent.map(check_id).transpose()?;
         let copy = format!("{id}-source");
         if in_use {
-            self.backend.snapshot(&copy, of, true)?;
+            backend.snapshot(&copy, of, true)?;
         }
-        let from = self.backend.export(if in_use { &copy } else { of }, true)?.open(true);
+        let from = backend.export(if in_use { &copy } else { of }, true)?.open(true);
         let made = from
             .map_err(Error::Layers)
             .and_then(|from| Ok(backup::create(&self.backups, id, &*from, parent)?));
         if in_use {
-            self.backend.delete(&copy)?;
+            backend.delete(&copy)?;
         }
         made
-    }
-
-    /// Makes a volume that is there what a backup is; where that fails, it is what it was.
-    fn restore_over(&self, id: &str, backup: &str, size_bytes: u64) -> Result<(), Error> {
-        check_id(backup)?;
-        let fill =
-            |disk: &dyn Disk| backup::restore(&self.backups, backup, disk).map_err(std::io::Error::other);
-        Ok(self.backend.rewrite(id, size_bytes, &fill)?)
-    }
-
-    /// Makes a new volume what a backup is.
-    fn restore(&self, id: &str, backup: &str, size_bytes: u64) -> Result<(), Error> {
-        check_id(backup)?;
-        self.backend.create(id, size_bytes, Source::Nothing)?;
-        let to = self.backend.export(id, false)?.open(false).map_err(Error::Layers)?;
-        Ok(backup::restore(&self.backups, backup, &*to)?)
     }
 
     /// Opens a volume as a disk of a VMM; `inherit` says under which number the process finds a file.
@@ -344,12 +424,66 @@ impl Volumes {
         wanted: &VolumeWanted,
         inherit: impl FnMut(File) -> InheritedFd,
     ) -> Result<DiskConfig, String> {
-        let exported = self.backend.export(&wanted.id, wanted.read_only);
-        let exported = exported.map_err(|error| super::host::sentence(&error))?;
+        let said = |error: &dyn std::error::Error| super::host::sentence(error);
+        let backend = self.backend(wanted.backend.as_deref()).map_err(|error| said(&error))?;
+        let exported = backend.export(&wanted.id, wanted.read_only).map_err(|error| said(&error))?;
         let files = exported.layers.into_iter().map(inherit).collect();
         let serial = wanted.id.chars().take(SERIAL_BYTES_MAX).collect();
         Ok(DiskConfig { format: DiskFormat::Layers { files }, read_only: wanted.read_only, serial })
     }
+}
+
+/// Makes a volume that is there what a backup is; where that fails, it is what it was.
+fn restore_over(
+    backups: &Vec<Box<dyn BackupStore>>,
+    backend: &dyn Backend,
+    id: &str,
+    backup: &str,
+    size_bytes: u64,
+) -> Result<(), Error> {
+    check_id(backup)?;
+    let fill = |disk: &dyn Disk| backup::restore(backups, backup, disk).map_err(std::io::Error::other);
+    Ok(backend.rewrite(id, size_bytes, &fill)?)
+}
+
+/// Makes a new volume what a backup is.
+fn restore(
+    backups: &Vec<Box<dyn BackupStore>>,
+    backend: &dyn Backend,
+    id: &str,
+    backup: &str,
+    size_bytes: u64,
+) -> Result<(), Error> {
+    check_id(backup)?;
+    backend.create(id, size_bytes, Source::Nothing)?;
+    let to = backend.export(id, false)?.open(false).map_err(Error::Layers)?;
+    Ok(backup::restore(backups, backup, &*to)?)
+}
+
+/// Moves a disk, which nobody has open, to another backend. Until its copy is whole, the first one counts; where that
+/// is gone, the copy does.
+fn relocate(id: &str, from: &dyn Backend, to: &dyn Backend) -> Result<(), Error> {
+    let Some(size_bytes) = from.size_bytes(id)? else {
+        return match to.size_bytes(id)? {
+            Some(_) => Ok(()),
+            None => Err(BackendError::Missing { id: id.to_owned() }.into()),
+        };
+    };
+    // What an earlier try left.
+    to.delete(id)?;
+    let copied = copy_to(id, size_bytes, from, to);
+    if copied.is_err() {
+        // The first failure is the one to tell of; the space is for others.
+        let _ = to.delete(id);
+    }
+    copied?;
+    Ok(from.delete(id)?)
+}
+
+fn copy_to(id: &str, size_bytes: u64, from: &dyn Backend, to: &dyn Backend) -> Result<(), Error> {
+    let source = from.export(id, true)?.open(true).map_err(Error::Layers)?;
+    to.create(id, size_bytes, Source::Nothing)?;
+    Ok(to.rewrite(id, size_bytes, &|disk| copy_sparse(&*source, disk))?)
 }
 
 /// Refuses an id that could be a path.
@@ -360,6 +494,44 @@ fn check_id(id: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn named_places_are_read_and_must_differ() {
+        let read = |text: &str| text.parse::<NamedPlace>();
+        assert_eq!(read("lvm:vg0/thin").unwrap().name, "lvm");
+        let fast = read("fast=file:/mnt/fast").unwrap();
+        assert_eq!((fast.name.as_str(), &fast.place), ("fast", &Place::Directory("/mnt/fast".into())));
+        for wrong in ["=file", "a b=file", "a@b=file", "a=nfs:x"] {
+            assert!(read(wrong).is_err(), "{wrong}");
+        }
+        let files = NamedPlace::from(Place::Files);
+        assert_eq!(check_places(&[files.clone(), fast.clone()]), Ok(()));
+        assert!(check_places(&[files.clone(), files.clone()]).is_err());
+        assert!(check_places(&[fast.clone(), NamedPlace { name: "other".into(), ..fast }]).is_err());
+    }
+
+    #[test]
+    fn disk_moves_whole_or_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let open = |name: &str| FileBackend::open(&directory.path().join(name)).unwrap();
+        let (a, b) = (open("a"), open("b"));
+        a.create("disk", 1 << 20, Source::Nothing).unwrap();
+        a.export("disk", false).unwrap().open(false).unwrap().write_at(&[7; 512], 512).unwrap();
+        let content = |backend: &FileBackend| {
+            let mut bytes = [0; 1024];
+            backend.export("disk", true).unwrap().open(true).unwrap().read_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        let before = content(&a);
+        // An earlier try came half way.
+        b.create("disk", 1 << 20, Source::Nothing).unwrap();
+        relocate("disk", &a, &b).unwrap();
+        assert_eq!((content(&b), a.list().unwrap()), (before, Vec::<String>::new()));
+        relocate("disk", &a, &b).unwrap();
+        assert_eq!(content(&b), before, "again");
+        let gone = relocate("other", &a, &b);
+        assert!(matches!(gone, Err(Error::Backend(BackendError::Missing { .. }))), "{gone:?}");
+    }
 
     #[test]
     fn places_are_read_as_they_are_written() {

@@ -173,6 +173,9 @@ pub struct Volume {
     pub zone: String,
     /// The host that has it; absent if none was found.
     pub host: Option<String>,
+    /// The backend of the host that has it; the host's first if absent.
+    #[serde(default)]
+    pub backend: Option<String>,
     /// Its disk's id, where that is not its own: a volume that was taken over.
     #[serde(default)]
     pub disk_id: Option<String>,

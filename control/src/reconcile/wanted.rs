@@ -8,7 +8,7 @@ use crate::agent::protocol::{
 };
 use crate::model::compute::{Host, HostClaims, Server, ServerVolume, VmState};
 use crate::model::network::{Network, Port};
-use crate::model::volume::{DiskWork, Status, Volume};
+use crate::model::volume::{Backup, DiskTask, DiskWork, Snapshot, Status, Volume};
 use crate::service::host::DEFAULT_ZONE;
 use crate::service::nic::nics_wanted;
 use crate::store::Cache;
@@ -18,7 +18,7 @@ use crate::store::Cache;
 pub fn host_wanted(cache: &Cache, cloud_tag: &str, host: &str) -> Wanted {
     let mut wanted = Wanted { cloud_tag: cloud_tag.to_owned(), ..Wanted::default() };
     let works = cache.list_under::<DiskWork>(&format!("{host}/"));
-    wanted.disks.extend(works.iter().map(|work| disk_wanted(&work.row)));
+    wanted.disks.extend(works.iter().map(|work| disk_wanted(cache, &work.row)));
     let Some(claims) = cache.get::<HostClaims>(host) else { return wanted };
     let zone = cache.get::<Host>(host).map_or_else(|| DEFAULT_ZONE.to_owned(), |host| host.row.zone.clone());
     let servers = claims.row.servers.keys().filter_map(|id| cache.get::<Server>(id));
@@ -41,7 +41,11 @@ pub fn host_wanted(cache: &Cache, cloud_tag: &str, host: &str) -> Wanted {
         let own = server.row.port_ids.iter().filter_map(|id| nics.get(id.as_str()).map(|nic| (*nic).clone()));
         let volume = |attached: &ServerVolume| {
             let volume = cache.get::<Volume>(&attached.volume_id)?;
-            Some(VolumeWanted { id: volume.row.disk().to_owned(), read_only: attached.read_only })
+            Some(VolumeWanted {
+                id: volume.row.disk().to_owned(),
+                backend: volume.row.backend.clone(),
+                read_only: attached.read_only,
+            })
         };
         let mut instance = instance_wanted(&server.row, &zone, own.collect());
         let (boot, others): (Vec<_>, Vec<_>) = server.row.volumes.iter().partition(|attached| attached.boot);
@@ -76,9 +80,34 @@ fn waits_for_volumes(cache: &Cache, server: &Server) -> bool {
     volumes.into_iter().any(|volume| matches!(volume.row.status, Status::Creating | Status::Downloading))
 }
 
-fn disk_wanted(work: &DiskWork) -> DiskWanted {
+/// The backend that a wish is for.
+fn backend_of(cache: &Cache, task: &DiskTask) -> Option<String> {
+    let of_volume = |id: &str| cache.get::<Volume>(id).and_then(|volume| volume.row.backend.clone());
+    match task {
+        DiskTask::CreateVolume { volume }
+        | DiskTask::Extend { volume, .. }
+        | DiskTask::Revert { volume, .. }
+        | DiskTask::Upload { volume, .. }
+        | DiskTask::Restore { volume, .. } => of_volume(volume),
+        // A volume with snapshots does not move.
+        DiskTask::CreateSnapshot { snapshot } | DiskTask::DeleteSnapshot { snapshot } => {
+            of_volume(&cache.get::<Snapshot>(snapshot)?.row.volume_id)
+        }
+        DiskTask::CreateBackup { backup } => of_volume(&cache.get::<Backup>(backup)?.row.volume_id),
+        DiskTask::Move { backend, .. } => Some(backend.clone()),
+        // Wherever it is, or was on its way to.
+        DiskTask::DeleteVolume { .. } | DiskTask::Clear | DiskTask::DeleteBackup { .. } => None,
+    }
+}
+
+fn disk_wanted(cache: &Cache, work: &DiskWork) -> DiskWanted {
     let id = work.id.split_once('/').map_or(work.id.as_str(), |(_, disk)| disk).to_owned();
-    DiskWanted { id, generation: work.generation, shape: work.shape.clone() }
+    DiskWanted {
+        id,
+        generation: work.generation,
+        backend: backend_of(cache, &work.task),
+        shape: work.shape.clone(),
+    }
 }
 
 fn missing_port(cache: &Cache, server: &Server) -> Option<String> {

@@ -163,9 +163,14 @@ pub(crate) fn charge(txn: Txn, owner: &str, changes: &[(Resource, i64)]) -> Txn 
 
 /// As [`charge`], for a quota that a project has of volumes of one type beside the whole one; without limit unless said.
 pub(crate) fn charge_of_type(txn: Txn, owner: &str, type_id: &str, changes: &[(Resource, i64)]) -> Txn {
-    changes.iter().fold(charge(txn, owner, changes), |txn, (resource, by)| {
-        txn.tally(Usage::key(owner, &of_type(*resource, type_id)), *by)
-    })
+    charge_type_alone(charge(txn, owner, changes), owner, type_id, changes)
+}
+
+/// As [`charge_of_type`], of the type's quota and not of the whole one.
+pub(crate) fn charge_type_alone(txn: Txn, owner: &str, type_id: &str, changes: &[(Resource, i64)]) -> Txn {
+    changes
+        .iter()
+        .fold(txn, |txn, (resource, by)| txn.tally(Usage::key(owner, &of_type(*resource, type_id)), *by))
 }
 
 /// The name of a resource's quota for one type of volumes.

@@ -20,7 +20,7 @@ pub(super) fn host_report(name: &str, run: &Path) -> HostReport {
         cpu_model: cpu_model(&read("/proc/cpuinfo")),
         address: address(),
         hot_plug: false,
-        pool: None,
+        pools: Vec::new(),
         uptime_s: read("/proc/uptime").split('.').next().and_then(|text| text.parse().ok()).unwrap_or(0),
     }
 }

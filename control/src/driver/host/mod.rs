@@ -281,7 +281,7 @@ fn adopt_process(id: &str, process: ProcessId) -> Option<Process> {
 
 impl Driver for HostDriver {
     fn host_report(&self) -> HostReport {
-        HostReport { pool: self.volumes.report(), ..figures::host_report(&self.name, &self.run) }
+        HostReport { pools: self.volumes.report(), ..figures::host_report(&self.name, &self.run) }
     }
 
     fn adopt(&self, wake: Wake) -> Vec<InstanceObserved> {

@@ -47,6 +47,15 @@ pub enum DiskTask {
         /// Which snapshot.
         snapshot: String,
     },
+    /// Moving a volume to another backend of its host.
+    Move {
+        /// Which.
+        volume: String,
+        /// To which backend.
+        backend: String,
+        /// The type that it has then, if that changes.
+        type_id: Option<String>,
+    },
     /// Making a snapshot.
     CreateSnapshot {
         /// Which.

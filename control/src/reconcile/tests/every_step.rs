@@ -192,8 +192,12 @@ impl Cloud {
         let db = &self.control.db;
         let host = self._state.path().join("volumes/fake-0");
         let mut disks = names_below(&host.join("disks"));
+        let mut others = names_below(&self._state.path().join("other/fake-0/disks"));
         for volume in db.list::<Volume>() {
-            disks.remove(volume.row.disk());
+            let there = if volume.row.backend.as_deref() == Some("other") { &mut others } else { &mut disks };
+            if !there.remove(volume.row.disk()) && volume.row.status == Status::Available {
+                wrong.push(format!("volume {} is not where its row says", volume.row.id));
+            }
         }
         for snapshot in db.list::<Snapshot>() {
             disks.remove(snapshot.row.disk());
@@ -211,9 +215,13 @@ impl Cloud {
         // Raw disks of qcow2 images stay until the next collection.
         images.retain(|name| !name.ends_with("-raw"));
         let outgoing = names_below(&host.join("outgoing"));
-        for (what, left) in
-            [("disks", disks), ("backups", backups), ("images", images), ("outgoing", outgoing)]
-        {
+        for (what, left) in [
+            ("disks", disks),
+            ("other disks", others),
+            ("backups", backups),
+            ("images", images),
+            ("outgoing", outgoing),
+        ] {
             if !left.is_empty() {
                 wrong.push(format!("{what} that nobody has: {left:?}"));
             }
@@ -326,9 +334,13 @@ impl Cloud {
                 ids.insert("group snapshot", made.unwrap().row.id.clone());
             }
         }
-        if action.starts_with("retype") {
+        if action.starts_with("retype") || action == "delete while it moves" {
             let kind = ("other", None, true);
-            let kind = control.volume_type_create(admin, kind, BTreeMap::new()).await.unwrap();
+            let mut specs = BTreeMap::new();
+            if action != "retype" {
+                specs.insert("volume_backend_name".to_owned(), "other".to_owned());
+            }
+            let kind = control.volume_type_create(admin, kind, specs).await.unwrap();
             ids.insert("type", kind.row.id.clone());
         }
         if action.starts_with("server") && action != "server with new volumes" {
@@ -430,7 +442,13 @@ impl Cloud {
                 control.volume_delete(admin, volume, true, true).await
             }
             "extend" => control.volume_extend(admin, volume, 3, false).await,
-            "retype" => control.volume_retype(admin, volume, &ids["type"]).await,
+            "retype" => control.volume_retype(admin, volume, &ids["type"], false).await,
+            "retype by moving" => control.volume_retype(admin, volume, &ids["type"], true).await,
+            "migrate" => control.volume_migrate(admin, volume, "fake-0@other").await,
+            "delete while it moves" => {
+                control.volume_retype(admin, volume, &ids["type"], true).await?;
+                control.volume_delete(admin, volume, false, true).await
+            }
             "upload" => control.volume_upload(admin, volume, false, described()).await.map(drop),
             "backup" => self.backup_of(volume, false).await.map(drop),
             "backup of differences" => self.backup_of(volume, true).await.map(drop),
@@ -590,7 +608,7 @@ async fn cut_off(actions: &[&str]) {
 async fn volumes_cut_off_at_each_commit_leave_nothing_half_made() {
     cut_off(&["create", "clone", "volume of a snapshot", "volume of a backup", "volume of a qcow2 image"])
         .await;
-    cut_off(&["delete", "cascade", "extend", "retype", "upload"]).await;
+    cut_off(&["delete", "cascade", "extend", "retype", "retype by moving", "migrate", "upload"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -602,6 +620,7 @@ async fn deletions_of_what_is_under_way_cut_off_at_each_commit_leave_nothing_hal
         "delete while a backup is restored to it",
         "delete what is made of a backup",
         "delete while it is uploaded",
+        "delete while it moves",
         "snapshot delete while it is made",
         "revert and delete with the snapshot",
         "backup delete while it is made",

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::agent::protocol::{DiskShape, DiskSource};
-use crate::driver::volumes::{Place, VolumePaths, Volumes};
+use crate::driver::volumes::{NamedPlace, Place, VolumePaths, Volumes};
 use crate::model::volume::{
     AttachStatus, DiskWork, Snapshot, Status, Volume, VolumeAttachment, VolumeMessage,
 };
@@ -41,7 +41,10 @@ impl Cloud {
     pub(super) fn driver(&self) -> Arc<dyn Driver> {
         let (root, images) = (self._state.path().join("volumes/fake-0"), self._state.path().join("images"));
         let outgoing = root.join(crate::driver::volumes::OUTGOING);
-        let volumes = Volumes::open(VolumePaths { root, place: Place::Files, images, bucket: None }).unwrap();
+        let other =
+            NamedPlace { name: "other".into(), place: Place::Directory(self._state.path().join("other")) };
+        let places = vec![Place::Files.into(), other];
+        let volumes = Volumes::open(VolumePaths { root, places, images, bucket: None }).unwrap();
         let fake = FakeDriver::new("fake-0", None).unwrap().with_volumes(volumes);
         let disk = move |wanted: &DiskWanted, observed: &DiskObserved| {
             if matches!(wanted.shape, DiskShape::Outgoing { .. }) && observed.fault.is_none() {

@@ -8,6 +8,7 @@ use bytes::BytesMut;
 use tokio::io::AsyncReadExt as _;
 
 use super::kind::{self, is_multiattach};
+use super::place::backend_name;
 use super::work::{upload_ended, want};
 use super::{
     SIZE_GIB_MAX, VolumeView, check_properties, check_text, find_for_change, invalid_input, invalid_volume,
@@ -256,12 +257,12 @@ impl Control {
         changed.await.map(drop)
     }
 
-    /// Gives a volume another type. Every type's volumes are kept alike, so nothing moves.
+    /// Gives a volume another type; with `may_move` in another backend, where its own does not have what the type asks for.
     ///
     /// # Errors
     /// `NotFound`, `Forbidden`, `QuotaExceeded`; `Invalid` in a state that does not allow it, or for a type that asks
     /// for another backend.
-    pub async fn volume_retype(&self, caller: &Caller, id: &str, wished: &str) -> Result<()> {
+    pub async fn volume_retype(&self, caller: &Caller, id: &str, wished: &str, may_move: bool) -> Result<()> {
         let changed = self.volume_change(caller, id, "volume:retype", |cache, volume| {
             require_status(volume, &[Status::Available, Status::InUse], "retype")?;
             let kind = kind::find(cache, caller, wished).map_err(|_| {
@@ -281,9 +282,15 @@ impl Control {
                 ));
             }
             let pools = self.volume_pools(cache);
+            let backend = backend_name(cache, volume);
             let fits = pools.iter().any(|pool| {
-                Some(&pool.host) == volume.host.as_ref() && pool.has(&kind.extra_specs)
+                Some(&pool.host) == volume.host.as_ref()
+                    && Some(&pool.backend) == backend.as_ref()
+                    && pool.has(&kind.extra_specs)
             });
+            if !fits && may_move {
+                return super::relocate::to_type(cache, caller, volume, kind, &pools);
+            }
             if !fits {
                 return Err(invalid_volume("no valid host was found for the new type without moving the volume"));
             }

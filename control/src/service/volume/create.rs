@@ -7,7 +7,7 @@ use jiff::Timestamp;
 
 use super::kind::{self, default_type};
 use super::message::tell;
-use super::place::{Need, choose};
+use super::place::{Need, backend_name, choose};
 use super::work::want;
 use super::{SIZE_GIB_MAX, VolumeView, check_properties, check_text, invalid_input, invalid_volume};
 use crate::Control;
@@ -63,6 +63,8 @@ struct Origin {
     waits_for: Option<LocalFile>,
     least_gib: u64,
     host: Option<String>,
+    /// The one backend there that has the source; any if absent.
+    backend: Option<String>,
     bootable: bool,
     type_id: Option<String>,
     image_metadata: BTreeMap<String, String>,
@@ -110,6 +112,7 @@ impl Control {
             size_gib,
             zone: new.zone.as_deref(),
             host: origin.host.as_deref().or(new.host.as_deref()),
+            backend: origin.backend.as_deref(),
             specs: Some(&of_type.extra_specs),
         };
         let pools = self.volume_pools(cache);
@@ -123,6 +126,7 @@ impl Control {
         let host = pool.map(|pool| pool.host.clone());
         let mut volume = row(caller, project_id, new, id, (size_gib, &of_type, origin.bootable));
         volume.host.clone_from(&host);
+        volume.backend = pool.map(|pool| pool.backend.clone());
         volume.zone =
             pool.map_or_else(|| new.zone.clone().unwrap_or(DEFAULT_ZONE.to_owned()), |p| p.zone.clone());
         volume.image_metadata = origin.image_metadata;
@@ -205,6 +209,7 @@ fn row(
         group_id: new.group_id.clone(),
         zone: DEFAULT_ZONE.to_owned(),
         host: None,
+        backend: None,
         disk_id: None,
         waits_for: None,
         request_id: String::new(),
@@ -300,6 +305,7 @@ fn origin(cache: &Cache, caller: &Caller, new: &NewVolume) -> Result<Origin> {
         waits_for: None,
         least_gib: 0,
         host: None,
+        backend: None,
         bootable: false,
         type_id: None,
         image_metadata: BTreeMap::new(),
@@ -324,6 +330,7 @@ fn from_snapshot(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
         waits_for: None,
         least_gib: snapshot.row.size_gib,
         host: snapshot.row.host.clone(),
+        backend: volume.as_ref().and_then(|volume| backend_name(cache, &volume.row)),
         bootable: volume.as_ref().is_some_and(|volume| volume.row.bootable),
         type_id: Some(snapshot.row.type_id.clone()),
         image_metadata: volume.map(|volume| volume.row.image_metadata.clone()).unwrap_or_default(),
@@ -343,6 +350,7 @@ fn from_volume(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
         waits_for: None,
         least_gib: volume.row.size_gib,
         host: volume.row.host.clone(),
+        backend: backend_name(cache, &volume.row),
         bootable: volume.row.bootable,
         type_id: Some(volume.row.type_id.clone()),
         image_metadata: volume.row.image_metadata.clone(),
@@ -361,6 +369,7 @@ fn from_backup(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
         waits_for: None,
         least_gib: found.row.size_gib,
         host: found.row.host.clone(),
+        backend: None,
         bootable: false,
         type_id: None,
         image_metadata: BTreeMap::new(),
@@ -388,6 +397,7 @@ fn from_image(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
         waits_for: (file.qcow2 || !is_here).then_some(file),
         least_gib: bytes.div_ceil(1 << 30).max(u64::from(image.min_disk_gib)),
         host: None,
+        backend: None,
         bootable: true,
         type_id: None,
         image_metadata: image_metadata(image),

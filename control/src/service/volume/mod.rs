@@ -11,6 +11,7 @@ pub mod kind;
 pub mod message;
 pub mod place;
 pub mod qos;
+pub mod relocate;
 pub mod remove;
 pub mod service;
 pub mod snapshot;

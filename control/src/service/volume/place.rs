@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::Control;
 use crate::model::compute::Host;
-use crate::model::volume::VolumeService;
+use crate::model::volume::{Volume, VolumeService};
 use crate::store::Cache;
 
 /// The part of the service that has volumes.
@@ -20,8 +20,10 @@ pub struct Pool {
     pub host: String,
     /// Its zone.
     pub zone: String,
-    /// The backend's name.
+    /// The backend's name on its host.
     pub backend: String,
+    /// Its kind.
+    pub protocol: String,
     /// Its agent is connected.
     pub alive: bool,
     /// It takes new volumes.
@@ -55,6 +57,8 @@ pub struct Need<'a> {
     pub zone: Option<&'a str>,
     /// This host only.
     pub host: Option<&'a str>,
+    /// The backend of this name only.
+    pub backend: Option<&'a str>,
     /// What its type asks of a backend.
     pub specs: Option<&'a BTreeMap<String, String>>,
 }
@@ -63,7 +67,8 @@ impl Pool {
     /// What a type's extra specs are compared with (Cinder: capabilities filter).
     fn capability(&self, key: &str) -> Option<String> {
         Some(match key {
-            "volume_backend_name" | "storage_protocol" => self.backend.clone(),
+            "volume_backend_name" => self.backend.clone(),
+            "storage_protocol" => self.protocol.clone(),
             "vendor_name" => "Wisp".to_owned(),
             "multiattach" | "thin_provisioning_support" => "True".to_owned(),
             "thick_provisioning_support" | "QoS_support" | "replication_enabled" | "compression" => {
@@ -88,17 +93,18 @@ impl Pool {
     }
 }
 
-/// The best of the pools that fit; those whose agents are away only if there is no other.
+/// The best of the pools that fit, the first of equal ones; those whose agents are away only if there is no other.
 pub fn choose<'p>(pools: &'p [Pool], need: &Need<'_>) -> Option<&'p Pool> {
     let fits = |pool: &&Pool| {
         (pool.enabled || need.host.is_some())
             && need.zone.is_none_or(|zone| zone == pool.zone)
             && need.host.is_none_or(|host| host == pool.host)
+            && need.backend.is_none_or(|backend| backend == pool.backend)
             && need.specs.is_none_or(|specs| pool.has(specs))
             && need.size_gib <= pool.total_gib.saturating_mul(OVER_SUBSCRIPTION)
             && pool.free_gib > 0
     };
-    pools.iter().filter(fits).max_by_key(|pool| (pool.alive, pool.free_gib))
+    pools.iter().rev().filter(fits).max_by_key(|pool| (pool.alive, pool.free_gib))
 }
 
 /// Whether an administrator has closed a part of the service on a host; why.
@@ -106,32 +112,42 @@ pub(crate) fn disabled(cache: &Cache, binary: &str, host: &str) -> Option<String
     cache.get::<VolumeService>(&format!("{binary}/{host}")).and_then(|stored| stored.row.disabled.clone())
 }
 
+/// The name of the backend that has a volume, if its host has said what it has.
+pub(crate) fn backend_name(cache: &Cache, volume: &Volume) -> Option<String> {
+    volume.backend.clone().or_else(|| {
+        let host = cache.get::<Host>(volume.host.as_deref()?)?;
+        host.row.report.pools.first().map(|pool| pool.backend.clone())
+    })
+}
+
 impl Control {
-    /// The whole name of the pool on a host; the host's, if it has reported none.
-    pub fn volume_pool_name(&self, host: &str) -> String {
-        let found = self.db.cache().get::<Host>(host);
-        let report = found.as_ref().and_then(|found| found.row.report.pool.as_ref());
-        report.map_or_else(|| host.to_owned(), |report| pool_name(host, &report.backend))
+    /// The whole name of the pool that has a volume, if a host has it; the host's, if that has reported none.
+    pub fn volume_pool_name(&self, volume: &Volume) -> Option<String> {
+        let host = volume.host.as_deref()?;
+        let backend = backend_name(self.db.cache(), volume);
+        Some(backend.map_or_else(|| host.to_owned(), |backend| pool_name(host, &backend)))
     }
 
     /// All pools, in the order of their hosts' names.
     pub fn volume_pools(&self, cache: &Cache) -> Vec<Pool> {
         let hosts = cache.list::<Host>();
-        let pools = hosts.iter().filter_map(|stored| {
+        let mut pools = Vec::new();
+        for stored in &hosts {
             let host = &stored.row;
-            let pool = host.report.pool.as_ref()?;
-            Some(Pool {
+            let alive = self.host_is_alive(&host.name);
+            pools.extend(host.report.pools.iter().map(|pool| Pool {
                 host: host.name.clone(),
                 zone: host.zone.clone(),
                 backend: pool.backend.clone(),
-                alive: self.host_is_alive(&host.name),
+                protocol: pool.protocol.clone(),
+                alive,
                 enabled: disabled(cache, BINARY_VOLUME, &format!("{}@{}", host.name, pool.backend)).is_none(),
                 total_gib: pool.total_gib,
                 free_gib: pool.free_gib,
                 copies_in_use: pool.copies_in_use,
-            })
-        });
-        pools.collect()
+            }));
+        }
+        pools
     }
 }
 
@@ -144,6 +160,7 @@ mod tests {
             host: host.to_owned(),
             zone: "nova".to_owned(),
             backend: "file".to_owned(),
+            protocol: "file".to_owned(),
             alive: true,
             enabled: true,
             total_gib: 100,

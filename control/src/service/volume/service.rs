@@ -42,7 +42,9 @@ impl Control {
         let mut services = Vec::new();
         for stored in cache.list::<Host>() {
             let host = &stored.row;
-            let Some(pool) = &host.report.pool else { continue };
+            if host.report.pools.is_empty() {
+                continue;
+            }
             let mut add = |binary: &'static str, name: String, alive: bool| {
                 services.push(ServiceView {
                     binary,
@@ -55,7 +57,9 @@ impl Control {
             };
             let alive = self.host_is_alive(&host.name);
             add("cinder-scheduler", host.name.clone(), true);
-            add(BINARY_VOLUME, format!("{}@{}", host.name, pool.backend), alive);
+            for pool in &host.report.pools {
+                add(BINARY_VOLUME, format!("{}@{}", host.name, pool.backend), alive);
+            }
             add("cinder-backup", host.name.clone(), alive);
         }
         Ok(services)

@@ -4,13 +4,13 @@
 use jiff::Timestamp;
 
 use super::message::tell;
-use super::{remove, snapshot};
+use super::{relocate, remove, snapshot};
 use crate::Control;
 use crate::agent::protocol::{DiskObserved, DiskShape};
 use crate::error::Result;
 use crate::model::image::{Image, ImageStatus};
 use crate::model::volume::{
-    AttachStatus, Backup, DiskTask, DiskWork, Snapshot, Status, Volume, VolumeAttachment,
+    AttachStatus, Backup, DiskTask, DiskWork, Snapshot, Status, Volume, VolumeAttachment, VolumeType,
 };
 use crate::service::image_data::deletion;
 use crate::service::quota::{Resource, charge_of_type};
@@ -55,10 +55,15 @@ fn let_go(cache: &Cache, txn: Txn, task: &DiskTask) -> Txn {
             Some(backup) => done.source_free(txn, &backup.row),
             None => txn,
         },
+        DiskTask::Move { volume, type_id: Some(type_id), .. } => match cache.get::<Volume>(volume) {
+            Some(volume) => relocate::of_type(txn, &volume.row, type_id, -1),
+            None => txn,
+        },
         DiskTask::DeleteVolume { .. }
         | DiskTask::CreateSnapshot { .. }
         | DiskTask::DeleteSnapshot { .. }
         | DiskTask::Upload { .. }
+        | DiskTask::Move { type_id: None, .. }
         | DiskTask::Clear
         | DiskTask::DeleteBackup { .. } => txn,
     }
@@ -118,6 +123,7 @@ fn finish(cache: &Cache, txn: Txn, work: &Stored<DiskWork>, report: &DiskObserve
         DiskTask::Extend { volume, size_gib } => done.extended(txn, volume, *size_gib),
         DiskTask::DeleteVolume { volume } => done.deleted(txn, volume),
         DiskTask::Revert { volume, snapshot } => done.reverted(txn, volume, snapshot),
+        DiskTask::Move { volume, backend, type_id } => done.moved(txn, volume, backend, type_id.as_deref()),
         DiskTask::CreateSnapshot { snapshot } => done.snapshot_made(txn, snapshot),
         DiskTask::DeleteSnapshot { snapshot } => done.snapshot_gone(txn, snapshot),
         DiskTask::Upload { volume, image } => done.uploaded(txn, volume, image),
@@ -221,6 +227,32 @@ impl Done<'_> {
         });
         let txn = self.snapshot_free(txn, snapshot_id, Status::Restoring);
         self.tell_of_volume(txn, id, "VOLUME_VOLUME_017_002")
+    }
+
+    /// A volume is in another backend, and perhaps of another type; or it is where and what it was.
+    fn moved(&self, txn: Txn, id: &str, backend: &str, type_id: Option<&str>) -> Txn {
+        let Some(stored) = self.cache.get::<Volume>(id) else { return txn };
+        let moved = self.fault.is_none();
+        let txn = match type_id {
+            Some(new) => {
+                let old = stored.row.type_id.as_str();
+                relocate::of_type(txn, &stored.row, if moved { old } else { new }, -1)
+            }
+            None => txn,
+        };
+        let multiattach = type_id
+            .and_then(|id| self.cache.get::<VolumeType>(id))
+            .map(|kind| super::kind::is_multiattach(&kind.row));
+        let txn = self.volume(txn, id, |volume| {
+            volume.status = volume.previous_status.take().unwrap_or(Status::Available);
+            volume.migration_status = Some(if moved { "success" } else { "error" }.to_owned());
+            if moved {
+                volume.backend = Some(backend.to_owned());
+                volume.type_id = type_id.unwrap_or(&volume.type_id).to_owned();
+                volume.multiattach = multiattach.unwrap_or(volume.multiattach);
+            }
+        });
+        self.tell_of_volume(txn, id, "VOLUME_VOLUME_012_003")
     }
 
     fn snapshot_made(&self, txn: Txn, id: &str) -> Txn {
