@@ -41,6 +41,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             &[Need::Root, Need::Moto],
             backups_lie_in_a_bucket,
         ),
+        trial(
+            "volumes::move_between_backends_and_keep_what_they_have",
+            &[Need::Root, Need::OpenStack],
+            move_between_backends,
+        ),
     ]
 }
 
@@ -65,6 +70,65 @@ fn until(rest: &Rest, kind: &str, id: &str, wanted: Option<&str>) -> Result<()> 
 fn made(rest: &Rest, kind: &str, fields: Value) -> Result<String> {
     let body = rest.made(&format!("/volume/v3/{kind}s"), &json!({ kind: fields }))?;
     Ok(body[kind]["id"].as_str().context("no id")?.to_owned())
+}
+
+/// Two backends of one host: types choose between them, and a volume moves from one to the other by `volume migrate` and
+/// by a type that asks for the other.
+fn move_between_backends() -> Result<()> {
+    let elsewhere = tempfile::tempdir()?;
+    let other = format!("other=file:{}", elsewhere.path().display());
+    let cloud = Cloud::start_fake_with(&["--volumes", "file", "--volumes", &other])?;
+    let rest = cloud.rest()?;
+    let pools = rest.shown("/volume/v3/scheduler-stats/get_pools")?;
+    let pools = pools["pools"].as_array().context("no pools")?;
+    let names: Vec<_> = pools.iter().filter_map(|pool| pool["name"].as_str()).collect();
+    let [first, second] = names[..] else { bail!("{names:?}") };
+    ensure!(first.ends_with("@file#file") && second.ends_with("@other#other"), "{names:?}");
+    let host = first.split('@').next().unwrap_or_default();
+    let at = |id: &str| -> Result<Value> {
+        Ok(rest.shown(&format!("/volume/v3/volumes/{id}"))?["volume"]["os-vol-host-attr:host"].clone())
+    };
+    let content = [7; 4096];
+    let image = cloud.image(&rest, "content", &content)?;
+    let volume = made(&rest, "volume", json!({"size": 1, "imageRef": image}))?;
+    until(&rest, "volume", &volume, Some("available"))?;
+    ensure!(at(&volume)? == first, "it is not in the first backend");
+    let holds = |directory: &std::path::Path| -> Result<()> {
+        let exported = FileBackend::open(directory)?.export(&volume, true)?.open(true)?;
+        let mut read = [0; 4096];
+        exported.read_at(&mut read, 0)?;
+        ensure!(read == content, "something else is in {}", directory.display());
+        Ok(())
+    };
+    let (here, there) =
+        (cloud.state().join("volumes").join(host).join("disks"), elsewhere.path().join(host).join("disks"));
+    holds(&here)?;
+
+    cloud.openstack(&["volume", "migrate", "--host", second, &volume])?;
+    until(&rest, "volume", &volume, Some("available"))?;
+    ensure!(at(&volume)? == second, "it has not moved");
+    holds(&there)?;
+    ensure!(holds(&here).is_err(), "the first backend has it still");
+    // A copy is where its source is.
+    let copy = made(&rest, "volume", json!({"size": 1, "source_volid": volume}))?;
+    until(&rest, "volume", &copy, Some("available"))?;
+    ensure!(at(&copy)? == second, "the copy is elsewhere");
+
+    cloud.openstack(&["volume", "type", "create", "back", "--property", "volume_backend_name=file"])?;
+    let never =
+        cloud.openstack(&["volume", "set", "--type", "back", &volume]).err().map(|e| format!("{e:#}"));
+    ensure!(at(&volume)? == second, "it has moved though nobody said so: {never:?}");
+    cloud.openstack(&["volume", "set", "--type", "back", "--retype-policy", "on-demand", &volume])?;
+    until(&rest, "volume", &volume, Some("available"))?;
+    let shown = rest.shown(&format!("/volume/v3/volumes/{volume}"))?;
+    ensure!(shown["volume"]["volume_type"] == "back" && at(&volume)? == first, "{shown}");
+    holds(&here)?;
+    let snapshot = made(&rest, "snapshot", json!({"volume_id": volume}))?;
+    until(&rest, "snapshot", &snapshot, Some("available"))?;
+    let migrate = json!({"os-migrate_volume": {"host": second}});
+    let (code, body) = rest.post(&format!("/volume/v3/volumes/{volume}/action"), &migrate)?;
+    ensure!(code == 400 && body.to_string().contains("without snapshots"), "{code} {body}");
+    Ok(())
 }
 
 /// Whole and differing backups in a real server's bucket: what was written comes back, in a new volume and over an old
