@@ -27,7 +27,7 @@ const HOMES: [(&str, &str); 9] = [
     ("netlink_packet_route", "net/src/netlink"),
     ("dhcproto", "vmm/src/endpoint"),
     ("axum::", "api/src"),
-    ("object_store::", "storage/src/store/s3.rs"),
+    ("object_store::", "storage/src/store/s3"),
     ("imago::", "storage/src/format/qcow2.rs"),
     ("ruzstd::", "storage/src/container"),
 ];

@@ -130,16 +130,16 @@ impl Data for DataObjects {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use object_store::memory::InMemory;
     use tokio::runtime::Runtime;
 
-    use super::super::{S3Objects, conformance};
+    use super::super::conformance;
     use super::*;
+    use crate::store::S3Objects;
 
     /// A bucket in memory, and what drives it.
     pub(in crate::backup) fn bucket() -> (Arc<S3Objects>, Runtime) {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        (Arc::new(S3Objects::of(Arc::new(InMemory::new()), "cloud", runtime.handle().clone())), runtime)
+        (Arc::new(S3Objects::in_memory(runtime.handle().clone())), runtime)
     }
 
     #[test]

@@ -29,7 +29,7 @@ use ring::digest::{SHA256, digest};
 
 pub use self::bucket::BucketBackups;
 pub use self::directory::DirectoryBackups;
-pub use self::objects::{LineObjects, Objects, S3Objects, serve_objects};
+pub use self::objects::{LineObjects, Objects, serve_objects};
 use crate::format::Disk;
 
 /// The unit of comparing and of keeping.

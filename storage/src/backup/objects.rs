@@ -7,17 +7,12 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _};
-use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
-use tokio::runtime::Handle;
 
 use super::INDEX_BYTES_MAX;
 use super::bucket::OBJECT_BYTES;
-use crate::store::{S3Error, S3Settings, s3_client};
 
 /// The objects below one prefix of a bucket. All calls hold their thread up.
 pub trait Objects: Send + Sync + std::fmt::Debug {
@@ -44,71 +39,6 @@ pub trait Objects: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// See [`Self::put`].
     fn delete_below(&self, name: &str) -> io::Result<()>;
-}
-
-/// The service itself. To be called from no thread that drives the runtime.
-#[derive(Debug)]
-pub struct S3Objects {
-    client: Arc<dyn ObjectStore>,
-    prefix: Path,
-    runtime: Handle,
-}
-
-impl S3Objects {
-    /// A client of a bucket; nothing is asked of the service yet.
-    ///
-    /// # Errors
-    /// [`S3Error`] where the settings cannot be.
-    pub fn new(settings: &S3Settings, runtime: Handle) -> Result<Self, S3Error> {
-        Ok(Self::of(Arc::new(s3_client(settings)?), &settings.prefix, runtime))
-    }
-
-    pub(super) fn of(client: Arc<dyn ObjectStore>, prefix: &str, runtime: Handle) -> Self {
-        Self { client, prefix: Path::from(prefix), runtime }
-    }
-
-    fn object(&self, name: &str) -> Path {
-        name.split('/').fold(self.prefix.clone(), |path, part| path.join(part))
-    }
-
-    #[cfg(test)]
-    pub(super) fn names(&self) -> Vec<String> {
-        let listed = self.client.list(None).map_ok(|object| object.location.to_string());
-        self.runtime.block_on(listed.try_collect()).unwrap()
-    }
-}
-
-impl Objects for S3Objects {
-    fn put(&self, name: &str, content: Bytes) -> io::Result<()> {
-        let object = self.object(name);
-        self.runtime.block_on(self.client.put(&object, PutPayload::from_bytes(content)))?;
-        Ok(())
-    }
-
-    fn get(&self, name: &str, bytes_max: u64) -> io::Result<Option<Bytes>> {
-        let object = self.object(name);
-        self.runtime.block_on(async {
-            match self.client.get(&object).await {
-                Ok(got) if got.meta.size > bytes_max => Err(io::ErrorKind::FileTooLarge.into()),
-                Ok(got) => Ok(Some(got.bytes().await?)),
-                Err(object_store::Error::NotFound { .. }) => Ok(None),
-                Err(error) => Err(error.into()),
-            }
-        })
-    }
-
-    fn delete(&self, name: &str) -> io::Result<()> {
-        match self.runtime.block_on(self.client.delete(&self.object(name))) {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn delete_below(&self, name: &str) -> io::Result<()> {
-        let all = self.client.list(Some(&self.object(name))).map_ok(|object| object.location).boxed();
-        self.runtime.block_on(self.client.delete_stream(all).try_for_each(|_| std::future::ready(Ok(()))))?;
-        Ok(())
-    }
 }
 
 const PUT: u8 = 1;
@@ -239,6 +169,8 @@ fn number_at(head: &[u8], at: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::bucket::tests::bucket;
     use super::super::{BucketBackups, conformance};
     use super::*;

@@ -14,8 +14,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
 
-pub(crate) use self::s3::client as s3_client;
-pub use self::s3::{S3Error, S3Settings, S3Store};
+pub use self::s3::{S3Error, S3Objects, S3Settings, S3Store};
 use crate::image::{ImageError, Sealed};
 
 /// Data as it is read.

@@ -1,5 +1,7 @@
 //! A bucket of an S3-compatible service as a store (Amazon S3 API, by the crate `object_store`).
 
+mod objects;
+
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
@@ -17,6 +19,7 @@ use object_store::{
 };
 use zeroize::Zeroizing;
 
+pub use self::objects::S3Objects;
 use super::{DataStream, ImageStore};
 use crate::image::{ImageError, Sealed};
 
@@ -67,7 +70,7 @@ pub struct S3Error {
 }
 
 /// A client of a bucket; nothing is asked of the service yet.
-pub(crate) fn client(settings: &S3Settings) -> Result<AmazonS3, S3Error> {
+fn client(settings: &S3Settings) -> Result<AmazonS3, S3Error> {
     // The first to say so decides for the process; all here say the same.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let failed = |source| S3Error { bucket: settings.bucket.clone(), source: Box::new(source) };
