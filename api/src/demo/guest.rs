@@ -127,8 +127,12 @@ pub(super) fn look_inside(screen: &Screen, rest: &Rest, made: &Made) -> Result<(
 fn fetch_page(screen: &Screen, made: &Made) -> Result<()> {
     let address = made.address()?;
     screen.step("fetch a page from it", |_| {
-        let page = patiently(made.guest.patience(), || rest::page(&format!("http://{address}/")))?;
-        ensure!(page.contains(&made.server), "the page does not name the server {}: {page}", made.server);
+        let page = patiently(made.guest.patience(), || {
+            let page = rest::page(&format!("http://{address}/"))?;
+            // The guest serves its page before it has been told who it is.
+            ensure!(page.contains(&made.server), "the page does not name the server {}: {page}", made.server);
+            Ok(page)
+        })?;
         Ok(((), format!("{} bytes, it knows its id", page.len())))
     })
 }
