@@ -46,6 +46,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             &[Need::Root, Need::OpenStack],
             move_between_backends,
         ),
+        trial(
+            "volumes::given_up_and_taken_over_by_the_openstack_command",
+            &[Need::Root, Need::OpenStack],
+            given_up_and_taken_over,
+        ),
     ]
 }
 
@@ -128,6 +133,44 @@ fn move_between_backends() -> Result<()> {
     let migrate = json!({"os-migrate_volume": {"host": second}});
     let (code, body) = rest.post(&format!("/volume/v3/volumes/{volume}/action"), &migrate)?;
     ensure!(code == 400 && body.to_string().contains("without snapshots"), "{code} {body}");
+    Ok(())
+}
+
+/// A volume and its snapshot become mere disks, which are listed and become a volume and its snapshot again.
+fn given_up_and_taken_over() -> Result<()> {
+    let cloud = Cloud::start_fake()?;
+    let rest = cloud.rest()?;
+    let volume = made(&rest, "volume", json!({"size": 1}))?;
+    until(&rest, "volume", &volume, Some("available"))?;
+    let snapshot = made(&rest, "snapshot", json!({"volume_id": volume}))?;
+    until(&rest, "snapshot", &snapshot, Some("available"))?;
+    let shown = rest.shown(&format!("/volume/v3/volumes/{volume}"))?;
+    let pool = shown["volume"]["os-vol-host-attr:host"].as_str().context("it is nowhere")?.to_owned();
+    let free = |kind: &str| -> Result<Vec<String>> {
+        let list = ["block", "storage", kind, "manageable", "list", &pool, "-f", "json"];
+        let said = cloud.openstack(&[&["--os-volume-api-version", "3.8"][..], &list].concat())?;
+        let listed: Vec<Value> = serde_json::from_str(&said)?;
+        let free =
+            listed.iter().filter(|disk| disk["Safe To Manage"] == true || disk["safe_to_manage"] == true);
+        Ok(free.map(|disk| disk.to_string()).collect())
+    };
+    ensure!(free("volume")?.is_empty() && free("snapshot")?.is_empty(), "what is taken is offered");
+
+    cloud.openstack(&["volume", "snapshot", "delete", "--remote", &snapshot])?;
+    cloud.openstack(&["volume", "delete", "--remote", &volume])?;
+    let listed = free("volume")?;
+    ensure!(listed.len() == 2 && listed.iter().any(|disk| disk.contains(&volume)), "{listed:?}");
+    let source = |disk: &str| format!("source-name={disk}");
+    let create = ["volume", "create", "--remote-source", &source(&volume), "--host", &pool];
+    let back = cloud.openstack(&[&create[..], &["again", "-f", "value", "-c", "id"]].concat())?;
+    let create = ["volume", "snapshot", "create", "--remote-source", &source(&snapshot), "--volume", "again"];
+    cloud.openstack(&[&create[..], &["frozen"]].concat())?;
+    until(&rest, "volume", back.trim(), Some("available"))?;
+    ensure!(free("volume")?.is_empty() && free("snapshot")?.is_empty(), "what is taken is offered");
+    let again =
+        cloud.openstack(&["volume", "create", "--remote-source", &source(&volume), "--host", &pool, "twice"]);
+    let refused = again.err().map(|error| format!("{error:#}")).unwrap_or_default();
+    ensure!(refused.contains("is a volume or a snapshot already"), "{refused}");
     Ok(())
 }
 

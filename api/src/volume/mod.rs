@@ -15,6 +15,7 @@ mod group_type;
 mod hostile;
 mod kind;
 mod listing;
+mod manageable;
 mod message;
 mod metadata;
 mod qos;
@@ -47,6 +48,7 @@ pub fn routes() -> Router<AppState> {
     let routes = Router::new()
         .merge(volume_routes())
         .merge(backup_routes())
+        .merge(manage_routes())
         .merge(group_routes())
         .merge(type_routes())
         .merge(service_routes());
@@ -91,6 +93,20 @@ fn metadata_routes<O: Owned + 'static>(collection: &str) -> Router<AppState> {
     Router::new()
         .route(&path, get(list::<O>).post(add::<O>).put(replace::<O>))
         .route(&format!("{path}/{{key}}"), get(show::<O>).put(set::<O>).delete(unset::<O>))
+}
+
+fn manage_routes() -> Router<AppState> {
+    let mut routes = Router::new();
+    for (volumes, snapshots) in
+        [("manageable_volumes", "manageable_snapshots"), ("os-volume-manage", "os-snapshot-manage")]
+    {
+        routes = routes
+            .route(&format!("/v3/{volumes}"), get(manageable::volumes).post(manageable::manage))
+            .route(&format!("/v3/{volumes}/detail"), get(manageable::volumes))
+            .route(&format!("/v3/{snapshots}"), get(manageable::snapshots).post(manageable::manage_snapshot))
+            .route(&format!("/v3/{snapshots}/detail"), get(manageable::snapshots));
+    }
+    routes
 }
 
 fn backup_routes() -> Router<AppState> {

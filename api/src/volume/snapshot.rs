@@ -23,7 +23,7 @@ use crate::page::SortValue;
 const SORT_KEYS: [&str; 8] =
     ["id", "name", "display_name", "status", "volume_id", "volume_size", "created_at", "updated_at"];
 
-fn short(version: Microversion, snapshot: &Snapshot) -> Value {
+pub(super) fn short(version: Microversion, snapshot: &Snapshot) -> Value {
     let mut body = json!({
         "id": snapshot.id,
         "name": snapshot.name,
@@ -255,7 +255,7 @@ async fn perform(
             Ok(state.control.volume_snapshot_progress(caller, id, status, progress).await?)
         }
         "os-force_delete" => Ok(state.control.volume_snapshot_delete(caller, id, true).await?),
-        "os-unmanage" => Err(Fault::not_implemented("giving a snapshot up")),
+        "os-unmanage" => Ok(state.control.volume_snapshot_unmanage(caller, id).await?),
         other => Err(Fault::malformed(format!("There is no such action: {other}"))),
     }
 }

@@ -116,6 +116,15 @@ pub struct DiskObserved {
     pub fault: Option<String>,
 }
 
+/// A disk that a backend has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskFound {
+    /// Its name there.
+    pub id: String,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+}
+
 /// A volume as a disk of an instance.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeWanted {

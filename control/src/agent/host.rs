@@ -317,6 +317,7 @@ impl Host {
                     .console(&instance, bytes_max)
                     .map(|text| Answer::Console { text })
                     .map_err(|error| error.to_string()),
+                Query::Disks { backend } => driver.disks(&backend).map(|disks| Answer::Disks { disks }),
             })
             .await;
             let mut state = host.state();

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use vmm::document::Document;
 
-pub use super::disk::{DiskObserved, DiskShape, DiskSource, DiskWanted, PoolReport, VolumeWanted};
+pub use super::disk::{DiskFound, DiskObserved, DiskShape, DiskSource, DiskWanted, PoolReport, VolumeWanted};
 
 /// The longest frame in bytes: a few thousand instances' wanted state with room to spare.
 pub const FRAME_BYTES_MAX: u32 = 64 << 20;
@@ -297,6 +297,11 @@ pub enum Query {
         /// At most this many bytes.
         bytes_max: u32,
     },
+    /// The disks of a backend for volumes.
+    Disks {
+        /// Its name.
+        backend: String,
+    },
 }
 
 /// What an agent answers.
@@ -307,5 +312,10 @@ pub enum Answer {
     Console {
         /// The text.
         text: String,
+    },
+    /// Disks, in the order of their names.
+    Disks {
+        /// At most 65,536.
+        disks: Vec<DiskFound>,
     },
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::volumes::Volumes;
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake, instance_id_is_safe};
 use crate::agent::protocol::{
-    DiskObserved, DiskWanted, HostReport, InstanceObserved, InstanceState, InstanceWanted, Power,
+    DiskFound, DiskObserved, DiskWanted, HostReport, InstanceObserved, InstanceState, InstanceWanted, Power,
 };
 
 /// What a fake host claims to have, unless told otherwise: a common server's size.
@@ -200,6 +200,10 @@ impl Driver for FakeDriver {
             observed.fault = Some(format!("the fake driver could not keep the instance's file: {error}"));
         }
         Applied { observed, again_after: None }
+    }
+
+    fn disks(&self, backend: &str) -> Result<Vec<DiskFound>, String> {
+        self.volumes.as_ref().map_or_else(|| Ok(Vec::new()), |volumes| volumes.disks(backend))
     }
 
     fn apply_disk(&self, wanted: &DiskWanted) -> DiskObserved {

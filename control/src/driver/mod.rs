@@ -14,7 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::protocol::{
-    DiskObserved, DiskWanted, GroupWanted, HostReport, InstanceObserved, InstanceWanted, NetworkWanted,
+    DiskFound, DiskObserved, DiskWanted, GroupWanted, HostReport, InstanceObserved, InstanceWanted,
+    NetworkWanted,
 };
 
 /// The most console text one question is answered with, in bytes: all that a VMM keeps.
@@ -88,6 +89,12 @@ pub trait Driver: Send + Sync + 'static {
     /// Brings one disk of the volume backend to what is wanted, and says what became of it. Repeating a wish changes
     /// nothing; a crash at any point is healed by the next call.
     fn apply_disk(&self, wanted: &DiskWanted) -> DiskObserved;
+
+    /// The disks of a backend for volumes.
+    ///
+    /// # Errors
+    /// One sentence.
+    fn disks(&self, backend: &str) -> Result<Vec<DiskFound>, String>;
 
     /// The end of an instance's console, at most `bytes_max` and [`CONSOLE_BYTES_MAX`] bytes of it.
     fn console(&self, instance: &str, bytes_max: u32) -> Result<String, DriverError>;

@@ -21,7 +21,7 @@ use vmm::config::{DiskConfig, DiskFormat, InheritedFd};
 use super::host::open_image;
 use super::instance_id_is_safe;
 use crate::agent::protocol::{
-    DiskObserved, DiskShape, DiskSource, DiskWanted, InstanceWanted, PoolReport, VolumeWanted,
+    DiskFound, DiskObserved, DiskShape, DiskSource, DiskWanted, InstanceWanted, PoolReport, VolumeWanted,
 };
 
 /// Bytes of a serial number (VIRTIO 1.3 §5.2.6.4): the guest finds a volume by the beginning of its id, as with Nova.
@@ -31,6 +31,9 @@ const SERIAL_BYTES_MAX: usize = 20;
 const DISKS: &str = "disks";
 /// Below the root, files of raw bytes for control to take: whoever knows a name may reach it, only its owner reads it.
 pub const OUTGOING: &str = "outgoing";
+
+/// The most disks of one backend that are listed.
+const DISKS_SHOWN_MAX: usize = 65_536;
 
 /// Below the root, the backups.
 const BACKUPS: &str = "backups";
@@ -248,6 +251,29 @@ impl Volumes {
         let missing =
             || Error::Backend(BackendError::NoBackend { name: name.unwrap_or_default().to_owned() });
         found.map(|(_, backend)| &**backend).ok_or_else(missing)
+    }
+
+    /// The disks of a backend; see [`super::Driver::disks`].
+    ///
+    /// # Errors
+    /// One sentence.
+    pub fn disks(&self, backend: &str) -> Result<Vec<DiskFound>, String> {
+        let said = |error: Error| super::host::sentence(&error);
+        let backend = self.backend(Some(backend)).map_err(said)?;
+        let ids = backend.list().map_err(|error| said(error.into()))?;
+        if ids.len() > DISKS_SHOWN_MAX {
+            return Err(format!("the backend has {} disks, more than can be listed", ids.len()));
+        }
+        let found = |id: String| match backend.size_bytes(&id) {
+            Ok(Some(size_bytes)) => Some(DiskFound { id, size_bytes }),
+            // It has just gone, or is none of ours.
+            Ok(None) => None,
+            Err(error) => {
+                tracing::warn!(disk.id = id, error = said(error.into()), "a disk cannot be read");
+                None
+            }
+        };
+        Ok(ids.into_iter().filter_map(found).collect())
     }
 
     fn users(&self) -> MutexGuard<'_, HashMap<String, Vec<String>>> {

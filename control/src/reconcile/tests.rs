@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 mod crash;
 mod every_step;
 mod identity_steps;
+mod manage;
 mod volumes;
 
 use super::*;
 use crate::Settings;
 use crate::agent::host;
-use crate::agent::protocol::{DiskObserved, DiskWanted, InstanceWanted};
+use crate::agent::protocol::{DiskFound, DiskObserved, DiskWanted, InstanceWanted};
 use crate::caller::{Caller, RoleLevel, Scope};
 use crate::driver::fake::FakeDriver;
 use crate::driver::{Applied, Driver, DriverError, Surroundings, Wake};
@@ -216,6 +217,9 @@ where
         let observed = self.fake.apply_disk(wanted);
         (self.disk)(wanted, &observed);
         observed
+    }
+    fn disks(&self, backend: &str) -> std::result::Result<Vec<DiskFound>, String> {
+        self.fake.disks(backend)
     }
     fn console(&self, instance: &str, bytes_max: u32) -> std::result::Result<String, DriverError> {
         self.fake.console(instance, bytes_max)

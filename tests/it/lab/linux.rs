@@ -93,16 +93,8 @@ fn stock_kernel_boots_from_disk_reboots_and_powers_off() -> Result<()> {
     let script = format!(
         "end=end=reboot; {boot} || exit 9; echo again; end=; {boot}; code=$?; head -c 4096 /dev/vda >/dev/null; exit $code"
     );
-    let options = [
-        "--file",
-        path(&kernel),
-        "--file",
-        path(&initrd),
-        "--disk",
-        path(&disk),
-        "--timeout",
-        "400",
-    ];
+    let options =
+        ["--file", path(&kernel), "--file", path(&initrd), "--disk", path(&disk), "--timeout", "400"];
     let ran = lab(&options, &["sh", "-c", &script])?;
     let (said, errors) = (text(&ran.stdout), text(&ran.stderr));
     ensure!(ran.status.success(), "{}\n{said}\n{errors}", ran.status);

@@ -78,7 +78,8 @@ async fn query_is_answered_refused_for_unknown_instances_and_needs_a_line() {
     assert!(matches!(cloud.agents.query("fake-0", query("a")).await, Err(QueryError::NotConnected(_))));
     cloud.connect("fake-0");
     cloud.next_observed().await;
-    let Answer::Console { text } = cloud.agents.query("fake-0", query("a")).await.unwrap();
+    let answer = cloud.agents.query("fake-0", query("a")).await.unwrap();
+    let Answer::Console { text } = answer else { panic!("not a console: {answer:?}") };
     assert!(text.contains("fake driver"));
     assert!(matches!(cloud.agents.query("fake-0", query("b")).await, Err(QueryError::Refused(_))));
 }

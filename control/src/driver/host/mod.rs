@@ -33,7 +33,8 @@ use super::process_id::{ProcessId, has_ended_within};
 use super::volumes::{VolumePaths, Volumes};
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake};
 use crate::agent::protocol::{
-    DiskObserved, DiskWanted, HostReport, InstanceObserved, InstanceState, InstanceWanted, NicWanted, Power,
+    DiskFound, DiskObserved, DiskWanted, HostReport, InstanceObserved, InstanceState, InstanceWanted,
+    NicWanted, Power,
 };
 
 pub use self::removal::{Removed, remove_all};
@@ -320,6 +321,10 @@ impl Driver for HostDriver {
             Power::Stopped => self.stop(wanted, surroundings, &mut slot, &directory),
             Power::Running | Power::Paused => self.run(wanted, surroundings, &mut slot, &directory, report),
         }
+    }
+
+    fn disks(&self, backend: &str) -> Result<Vec<DiskFound>, String> {
+        self.volumes.disks(backend)
     }
 
     fn apply_disk(&self, wanted: &DiskWanted) -> DiskObserved {

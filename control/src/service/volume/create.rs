@@ -179,7 +179,7 @@ pub(crate) fn want_made(
     want(cache, txn, request_id, (host, volume.disk()), shape, task)
 }
 
-fn row(
+pub(super) fn row(
     caller: &Caller,
     project_id: &str,
     new: &NewVolume,

@@ -8,6 +8,7 @@ pub mod create;
 pub mod group;
 pub mod group_type;
 pub mod kind;
+pub mod manage;
 pub mod message;
 pub mod place;
 pub mod qos;

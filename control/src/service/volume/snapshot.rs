@@ -241,7 +241,7 @@ pub(crate) fn prepare(
     Ok(want(cache, txn, &caller.request_id, (&host, id), shape, task))
 }
 
-fn charges(snapshot: &Snapshot, sign: i64) -> [(Resource, i64); 2] {
+pub(super) fn charges(snapshot: &Snapshot, sign: i64) -> [(Resource, i64); 2] {
     let gib = i64::try_from(snapshot.size_gib).unwrap_or(i64::MAX);
     [(Resource::Snapshots, sign), (Resource::VolumeGib, sign * gib)]
 }
