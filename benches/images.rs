@@ -22,6 +22,7 @@ use control::service::quota::Resource;
 use control::store::RedbStore;
 use control::{Control, Settings};
 use serde_json::json;
+use storage::image::ImageFiles;
 use storage::root_disk::create_root_disk;
 use tower::ServiceExt as _;
 
@@ -71,6 +72,21 @@ fn moved() -> Result<()> {
         std::fs::remove_file(&copy)?;
     }
     let baseline = copied.quantile(0.5);
+    let mut stored = Samples::default();
+    let store = ImageFiles::open(&directory.path().join("store"))?;
+    for _ in 0..3 {
+        let started = Instant::now();
+        let mut file = File::open(&source)?;
+        let mut upload = store.begin("moved", u64::MAX)?;
+        for _ in 0..MOVED_MIB {
+            let mut piece = vec![0; 1 << 20];
+            file.read_exact(&mut piece)?;
+            upload.write(piece.into())?;
+        }
+        upload.seal()?;
+        stored.push(mib_per_second(started));
+    }
+    let stored = stored.quantile(0.5);
     let cloud = Cloud::start_fake()?;
     let rest = cloud.rest()?;
     let control = control_process(&cloud).context("find the control process")?;
@@ -106,6 +122,7 @@ fn moved() -> Result<()> {
     }
     let grown = peak_kib(control)?.saturating_sub(before) as f64 / 1024.0;
     line("image upload, digests and sync included", "MiB/s", up.quantile(0.5), baseline, "cp and sync");
+    line("the same", "MiB/s", up.quantile(0.5), stored, "into the store, no API");
     line("image download into a file, sync included", "MiB/s", down.quantile(0.5), baseline, "cp and sync");
     line("memory that both add to the control process, peak", "MiB", grown, 32.0, "what is allowed");
     Ok(())

@@ -62,7 +62,7 @@ async fn take(
         return Err(Error::TooLarge { what: "the image", limit_bytes: IMAGE_BYTES_MAX }.into());
     }
     // Dropped on every way out but the last, which takes back what came so far.
-    let upload = state.control.image_upload(caller, id, to).await?;
+    let mut upload = state.control.image_upload(caller, id, to).await?;
     let mut body = request.into_body();
     loop {
         let frame = tokio::time::timeout(IDLE_TIMEOUT, body.frame()).await.map_err(|_| Fault::TimedOut)?;

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 use storage::container::{self, ContainerError};
 use storage::format::inspect::{InspectError, inspect};
@@ -25,6 +25,8 @@ use crate::store::{Cache, Stored, Txn};
 pub const IMAGE_BYTES_MAX: u64 = 1 << 40;
 /// How many pieces of an upload may wait for the disk; a client that is faster waits.
 const PIECES_MAX: usize = 8;
+/// How large one is, but the last.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// Where an upload goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +49,8 @@ pub struct Staging {
 /// An upload under way. Dropped before [`ImageUpload::finish`], the image has no data again.
 #[derive(Debug)]
 pub struct ImageUpload {
+    /// What came since the last whole piece.
+    begun: BytesMut,
     pieces: mpsc::Sender<Piece>,
     outcome: oneshot::Receiver<Result<()>>,
 }
@@ -59,15 +63,23 @@ enum Piece {
 
 impl ImageUpload {
     /// Appends bytes, waiting while the disk is behind. False once the upload has failed; `finish` says why.
-    pub async fn write(&self, bytes: Bytes) -> bool {
-        self.pieces.send(Piece::Bytes(bytes)).await.is_ok()
+    pub async fn write(&mut self, bytes: Bytes) -> bool {
+        // What a socket gives at once is little: a copy of it costs less than to wake those who digest it for each.
+        self.begun.extend_from_slice(&bytes);
+        self.begun.len() < PIECE_BYTES || self.send().await
+    }
+
+    async fn send(&mut self) -> bool {
+        let piece = std::mem::replace(&mut self.begun, BytesMut::with_capacity(PIECE_BYTES * 2)).freeze();
+        self.pieces.send(Piece::Bytes(piece)).await.is_ok()
     }
 
     /// Ends the upload: the image is active now, or its data staged.
     ///
     /// # Errors
     /// Why it failed; the image is queued again then, and nothing of the data is left.
-    pub async fn finish(self) -> Result<()> {
+    pub async fn finish(mut self) -> Result<()> {
+        self.send().await;
         // If the other end has gone, it says why in the outcome.
         let _ = self.pieces.send(Piece::End).await;
         self.outcome.await.unwrap_or_else(|_| Err(Error::Unavailable("the upload was cut off".to_owned())))
@@ -129,7 +141,7 @@ impl Control {
             // Nobody waiting any more is no error.
             let _ = done.send(outcome);
         });
-        Ok(ImageUpload { pieces, outcome })
+        Ok(ImageUpload { begun: BytesMut::new(), pieces, outcome })
     }
 
     /// How many bytes of images a project may still bring.
@@ -555,7 +567,7 @@ mod tests {
     }
 
     async fn upload(control: &Arc<Control>, id: &str, content: &'static [u8], to: UploadTo) -> Result<()> {
-        let upload = control.image_upload(&caller(), id, to).await?;
+        let mut upload = control.image_upload(&caller(), id, to).await?;
         upload.write(Bytes::from_static(content)).await;
         upload.finish().await
     }
@@ -593,7 +605,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let control = open(directory.path()).await;
         let id = described(&control, "raw").await;
-        let running = control.image_upload(&caller(), &id, UploadTo::Store(None)).await.unwrap();
+        let mut running = control.image_upload(&caller(), &id, UploadTo::Store(None)).await.unwrap();
         assert!(running.write(Bytes::from_static(b"half")).await);
         let second = control.image_upload(&caller(), &id, UploadTo::Store(None)).await;
         assert!(second.is_err(), "one upload at a time");

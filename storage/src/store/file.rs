@@ -1,14 +1,18 @@
 //! A directory of this host as a store.
 
-use std::io::SeekFrom;
 use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
-use tokio_util::io::ReaderStream;
+use bytes::Bytes;
+use futures_util::stream::{self, StreamExt as _};
 
 use super::{DataStream, ImageStore, READ_BYTES};
 use crate::image::{ImageError, ImageFiles, Sealed};
+
+/// How many pieces are read while one is sent.
+const READS_AHEAD: usize = 2;
 
 #[async_trait]
 impl ImageStore for ImageFiles {
@@ -22,12 +26,20 @@ impl ImageStore for ImageFiles {
     }
 
     async fn read(&self, name: &str, range: Range<u64>) -> Result<DataStream, ImageError> {
-        let mut file = tokio::fs::File::from_std(self.open_read(name)?);
-        file.seek(SeekFrom::Start(range.start))
-            .await
-            .map_err(ImageError::io("find the place in image", name))?;
-        let length = range.end.saturating_sub(range.start);
-        Ok(Box::pin(ReaderStream::with_capacity(file.take(length), READ_BYTES)))
+        let file = Arc::new(self.open_read(name)?);
+        let starts = range.clone().step_by(READ_BYTES);
+        let pieces = stream::iter(starts).map(move |start| {
+            let (file, length) = (file.clone(), (range.end - start).min(READ_BYTES as u64));
+            // Nothing is read before somebody asks for it.
+            async move {
+                let read = tokio::task::spawn_blocking(move || {
+                    let mut piece = vec![0; length as usize];
+                    file.read_exact_at(&mut piece, start).map(|()| Bytes::from(piece))
+                });
+                read.await.map_err(std::io::Error::other)?
+            }
+        });
+        Ok(Box::pin(pieces.buffered(READS_AHEAD)))
     }
 
     async fn delete(&self, name: &str) -> Result<(), ImageError> {

@@ -539,7 +539,7 @@ impl Cloud {
         use crate::service::image_import::{ImportWish, Stores};
         let (control, admin) = (&self.control, &self.admin);
         let id = control.image_create(admin, None, described()).await?.row.id.clone();
-        let upload = control.image_upload(admin, &id, UploadTo::Staging).await?;
+        let mut upload = control.image_upload(admin, &id, UploadTo::Staging).await?;
         upload.write(bytes::Bytes::from_static(b"staged")).await;
         upload.finish().await?;
         let wish = ImportWish {

@@ -380,7 +380,7 @@ impl Cloud {
             ImageChange::ContainerFormat(Some("bare".into())),
         ];
         let id = self.control.image_create(&self.admin, None, described).await.unwrap().row.id.clone();
-        let upload = self.control.image_upload(&self.admin, &id, UploadTo::Store(None)).await.unwrap();
+        let mut upload = self.control.image_upload(&self.admin, &id, UploadTo::Store(None)).await.unwrap();
         upload.write(content.into()).await;
         upload.finish().await.unwrap();
         id

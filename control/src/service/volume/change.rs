@@ -387,7 +387,7 @@ impl Control {
         let path = self.settings.volumes_dir.join(host).join(crate::driver::volumes::OUTGOING).join(image);
         let failed = |source| Error::Io { step: "read the file made of a volume", source };
         let mut file = tokio::fs::File::open(&path).await.map_err(failed)?;
-        let upload = self.image_upload(&owner, image, UploadTo::Store(None)).await?;
+        let mut upload = self.image_upload(&owner, image, UploadTo::Store(None)).await?;
         let mut piece = BytesMut::with_capacity(PIECE_BYTES);
         loop {
             piece.reserve(PIECE_BYTES);
