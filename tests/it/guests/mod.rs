@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use crate::harness::{Need, guest_image, lab_cache, trial, wisp};
+use crate::harness::{Cloud, Need, guest_cache, guest_image, lab_cache, trial, wisp};
 
 /// Boots a disk inside the lab.
 const HOST: &str = include_str!("host.sh");
@@ -22,6 +22,11 @@ pub(crate) fn trials() -> Vec<Trial> {
         trial("guests::busybox_is_reached_by_its_key_and_powers_off", needs, busybox),
         trial("guests::debian_with_systemd_is_reached_by_its_key_and_powers_off", needs, debian),
         trial("guests::demo_logs_in_to_a_slim_debian_and_leaves_nothing", needs, demo),
+        trial(
+            "guests::image_goes_up_as_qcow2_and_is_the_same_disk",
+            &[Need::Root, Need::SlimKernel, Need::QemuImg, Need::OpenStack],
+            goes_up,
+        ),
     ]
 }
 
@@ -52,6 +57,27 @@ fn demo() -> Result<()> {
     }
     ensure!(said.contains("Debian GNU/Linux 12 (bookworm), Linux 6."), "{said}");
     ensure!(said.contains("no link, no rule, no process, no file is left"), "{said}");
+    Ok(())
+}
+
+/// An image made as qcow2 and uploaded by the same command is the disk that is made without.
+fn goes_up() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = |name: &str| directory.path().join(name);
+    let raw = guest_image(&["--kind", "busybox"])?;
+    let cloud = Cloud::start_fake()?;
+    let mut build = Command::new(wisp());
+    build.args(["guest", "image", "--kind", "busybox", "--format", "qcow2", "--upload", "slim", "--cache"]);
+    build.arg(guest_cache()).env("OS_CLIENT_CONFIG_FILE", cloud.clouds_yaml()).env("OS_CLOUD", "wisp");
+    succeed(&mut build)?;
+    let shown = cloud.openstack(&["image", "show", "slim", "-f", "json"])?;
+    let shown: serde_json::Value = serde_json::from_str(&shown)?;
+    ensure!(shown["status"] == "active" && shown["disk_format"] == "qcow2", "{shown}");
+    let (up, back) = (path("up.qcow2"), path("back.img"));
+    cloud.openstack(&["image", "save", "slim", "--file", &up.display().to_string()])?;
+    succeed(Command::new("qemu-img").args(["check", "-q"]).arg(&up))?;
+    succeed(Command::new("qemu-img").args(["convert", "-f", "qcow2", "-O", "raw"]).args([&up, &back]))?;
+    succeed(Command::new("cmp").args([&raw, &back]))?;
     Ok(())
 }
 

@@ -24,7 +24,7 @@ pub(crate) use self::remains::{Remains, processes};
 pub(crate) use self::rest::Rest;
 pub(crate) use self::s3::S3Server;
 pub(crate) use self::shell::Shell;
-pub(crate) use self::slim::{image as guest_image, kernel as slim_kernel};
+pub(crate) use self::slim::{cache as guest_cache, image as guest_image, kernel as slim_kernel};
 
 /// Makes the server of S3 ready; where that fails, the tests that need it say why.
 pub(crate) fn prepare_s3() {
