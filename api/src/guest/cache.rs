@@ -37,6 +37,11 @@ impl Error {
     }
 }
 
+/// The purpose of a directory in which something is built.
+pub const BUILD: &str = "work";
+/// The purpose of one that files come to before they are whole.
+pub const FETCH: &str = "fetch";
+
 /// The cache directory.
 #[derive(Debug, Clone)]
 pub struct Cache {
@@ -74,13 +79,14 @@ impl Cache {
         Ok(path)
     }
 
-    /// An empty directory for one build, removed when dropped. Those of builds that died are removed first.
+    /// An empty directory for one build, or for another purpose of this process, removed when dropped. Those of processes
+    /// that died are removed first.
     ///
     /// # Errors
     /// It cannot be made.
-    pub fn work(&self) -> Result<Work, Error> {
+    pub fn work(&self, purpose: &str) -> Result<Work, Error> {
         self.sweep();
-        let path = self.directory.join(format!("work-{}", std::process::id()));
+        let path = self.directory.join(format!("{purpose}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).map_err(Error::io("make the directory", &path))?;
         Ok(Work { path })
@@ -90,7 +96,8 @@ impl Cache {
         let Ok(entries) = fs::read_dir(&self.directory) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name();
-            let pid = name.to_str().and_then(|name| name.strip_prefix("work-"));
+            let purpose = name.to_str().and_then(|name| name.split_once('-'));
+            let pid = purpose.filter(|(purpose, _)| [BUILD, FETCH].contains(purpose)).map(|(_, pid)| pid);
             let dead = pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists());
             if dead && let Err(error) = fs::remove_dir_all(entry.path()) {
                 tracing::warn!(path = %entry.path().display(), %error, "what a build left behind stays");
@@ -245,7 +252,7 @@ mod tests {
         // The largest process id there is lies below this one.
         let dead = directory.path().join("work-99999999");
         fs::create_dir(&dead).unwrap();
-        let work = cache.work().unwrap();
+        let work = cache.work(BUILD).unwrap();
         let path = work.path().to_owned();
         assert!(path.is_dir() && !dead.exists());
         drop(work);

@@ -132,7 +132,7 @@ pub fn build(flavor: Flavor, cache: &Cache, progress: &Progress) -> Result<Kerne
         return Ok(Kernel { path, release });
     }
     tools::require("building a kernel", &NEEDS)?;
-    let work = cache.work()?;
+    let work = cache.work(cache::BUILD)?;
     let source = unpack_source(&package, cache, work.path(), progress)?;
     let build = Build { flavor, source, objects: work.path().join("objects"), package };
     build.configure()?;

@@ -119,7 +119,14 @@ pub fn fetch(packages: &[Package], cache: &Cache, progress: &Progress) -> Result
         let mut command = tools::command("apt-get");
         // apt's own unprivileged user cannot write into the cache.
         command.args(["-q", "-o", "APT::Sandbox::User=root", "download"]).args(&missing);
-        tools::lines(command.current_dir(&directory), |line| stage.message(line))?;
+        // Beside the packages first: one that is cut off leaves a part of a file under the whole one's name.
+        let fetched = cache.work(cache::FETCH)?;
+        tools::lines(command.current_dir(fetched.path()), |line| stage.message(line))?;
+        for entry in fs::read_dir(fetched.path()).map_err(cache::Error::io("list", fetched.path()))? {
+            let entry = entry.map_err(cache::Error::io("list", fetched.path()))?;
+            let kept = directory.join(entry.file_name());
+            fs::rename(entry.path(), &kept).map_err(cache::Error::io("keep", &kept))?;
+        }
         stage.done(&missing.join(" "));
     }
     let file = |package: &Package| {

@@ -162,7 +162,7 @@ pub fn build(request: &Request, cache: &Cache, progress: &Progress) -> Result<Im
     if request.format == Format::Qcow2 {
         tools::require("writing qcow2", &[Need::Program("qemu-img", "qemu-utils")])?;
     }
-    let work = cache.work()?;
+    let work = cache.work(cache::BUILD)?;
     let raw = match &kernel {
         Some(kernel) => slim(request, kernel, &stamp, cache, work.path(), progress)?,
         None => generic::build(request, &stamp, cache, work.path(), progress)?,
