@@ -123,7 +123,51 @@ pub struct DiskConfig {
     /// The serial the guest reads (VIRTIO 1.3 §5.2.6.4, `VIRTIO_BLK_T_GET_ID`), at most 20 bytes.
     #[serde(default)]
     pub serial: String,
+    /// How fast the guest may use it. What the VMM itself reads to boot from it is not counted.
+    #[serde(default)]
+    pub limits: DiskLimits,
 }
+
+/// How fast a guest may use a disk. All limits hold together; what is absent limits nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskLimits {
+    /// What is read.
+    #[serde(default)]
+    pub read: TransferLimits,
+    /// What is written, zeroed or discarded.
+    #[serde(default)]
+    pub write: TransferLimits,
+    /// Both together.
+    #[serde(default)]
+    pub total: TransferLimits,
+}
+
+/// Limits of one kind of transfers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TransferLimits {
+    /// Bytes.
+    #[serde(default)]
+    pub bytes: Option<RateLimit>,
+    /// Requests, whatever their size.
+    #[serde(default)]
+    pub operations: Option<RateLimit>,
+}
+
+/// A rate, and how much may go at once after a rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RateLimit {
+    /// Per second, 1 to [`LIMIT_MAX`].
+    pub per_second: u64,
+    /// At once, 1 to [`LIMIT_MAX`]; absent: what the rate allows in a tenth of a second, and at least 1.
+    #[serde(default)]
+    pub burst: Option<u64>,
+}
+
+/// The largest rate or burst: a tebibyte, more than any disk moves in a second and far below overflow.
+pub const LIMIT_MAX: u64 = 1 << 40;
 
 /// How a disk's bytes lie in its file or files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -16,7 +16,7 @@ use storage::backup::{self, BackupError, BackupStore, BucketBackups, DirectoryBa
 use storage::file::FileBackend;
 use storage::format::{Disk, RawFile};
 use storage::lvm::LvmBackend;
-use vmm::config::{DiskConfig, DiskFormat, InheritedFd};
+use vmm::config::{DiskConfig, DiskFormat, DiskLimits, InheritedFd};
 
 use super::host::open_image;
 use super::instance_id_is_safe;
@@ -455,7 +455,12 @@ impl Volumes {
         let exported = backend.export(&wanted.id, wanted.read_only).map_err(|error| said(&error))?;
         let files = exported.layers.into_iter().map(inherit).collect();
         let serial = wanted.id.chars().take(SERIAL_BYTES_MAX).collect();
-        Ok(DiskConfig { format: DiskFormat::Layers { files }, read_only: wanted.read_only, serial })
+        Ok(DiskConfig {
+            format: DiskFormat::Layers { files },
+            read_only: wanted.read_only,
+            serial,
+            limits: DiskLimits::default(),
+        })
     }
 }
 

@@ -1,12 +1,14 @@
 //! A hostile driver: an input is a program of register accesses, descriptors, ring entries and notifications.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use storage::format::Disk;
-use vmm::config::{InheritedFd, NicConfig};
-use vmm::virtio::block::Block;
+use vmm::config::{DiskLimits, InheritedFd, NicConfig, RateLimit, TransferLimits};
+use vmm::virtio::block::{Block, Clock};
 use vmm::virtio::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, packet_pair, write_descriptor};
 use vmm::virtio::net::Net;
 use vmm::virtio::{Shared, build_rng};
@@ -48,12 +50,27 @@ impl Disk for NullDisk {
     }
 }
 
+/// Limits that a few requests exceed.
+const LIMITS: DiskLimits = {
+    const RATE: Option<RateLimit> = Some(RateLimit { per_second: 2000, burst: Some(2) });
+    const OPERATIONS: TransferLimits = TransferLimits { bytes: None, operations: RATE };
+    DiskLimits { read: OPERATIONS, write: OPERATIONS, total: TransferLimits { bytes: RATE, operations: RATE } }
+};
+
+/// A clock that goes on by as much whenever it is looked at, so that an input's run is the same each time.
+fn clock() -> Clock {
+    let now = Cell::new(Instant::now());
+    Box::new(move || now.replace(now.get() + Duration::from_micros(100)))
+}
+
 /// The device, and the far end of its link if it has one.
 fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
     match kind % 3 {
         0 => {
             let block =
                 Block::new(Box::new(NullDisk), kind & 0x80 != 0, "fuzz").expect("invariant: a short serial");
+            let limits = if kind & 0x40 != 0 { LIMITS } else { DiskLimits::default() };
+            let block = block.limited(&limits, clock()).expect("the fuzzer needs timers");
             (Arc::new(Mutex::new(block)), None)
         }
         1 => {

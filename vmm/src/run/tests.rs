@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::boot::tests::elf;
-use crate::config::{InheritedFd, Transport};
+use crate::config::{DiskLimits, InheritedFd, Transport};
 use crate::rpc::{Client, ClientError, VmState};
 
 // Guests entered in 64-bit mode at ring 0; each is position-independent.
@@ -235,7 +235,12 @@ fn tiny_guest_on_a_disk_boots_from_it() {
     let instance = Instance::with(b"", 1, |config| {
         config.boot = Boot::Disk;
         let format = DiskFormat::Raw { file: inherit(disk) };
-        config.disks = vec![DiskConfig { format, read_only: false, serial: String::new() }];
+        config.disks = vec![DiskConfig {
+            format,
+            read_only: false,
+            serial: String::new(),
+            limits: DiskLimits::default(),
+        }];
     });
     let Some(instance) = instance else { return };
     let mut client = instance.client();
@@ -254,7 +259,12 @@ fn overlay_over_a_base_with_a_kernel_boots_from_it() {
     let instance = Instance::with(b"", 1, |config| {
         config.boot = Boot::Disk;
         let format = DiskFormat::Overlay { file: inherit(overlay), base: inherit(base) };
-        config.disks = vec![DiskConfig { format, read_only: false, serial: String::new() }];
+        config.disks = vec![DiskConfig {
+            format,
+            read_only: false,
+            serial: String::new(),
+            limits: DiskLimits::default(),
+        }];
     });
     let Some(instance) = instance else { return };
     let mut client = instance.client();
@@ -271,7 +281,12 @@ fn disk_without_a_kernel_fails_to_boot_with_one_sentence() {
     let instance = Instance::with(b"", 1, |config| {
         config.boot = Boot::Disk;
         let format = DiskFormat::Raw { file: inherit(disk) };
-        config.disks = vec![DiskConfig { format, read_only: false, serial: String::new() }];
+        config.disks = vec![DiskConfig {
+            format,
+            read_only: false,
+            serial: String::new(),
+            limits: DiskLimits::default(),
+        }];
     });
     let Some(instance) = instance else { return };
     let (report, _) = instance.end();
@@ -403,7 +418,12 @@ fn guest_that_resets_without_using_its_disk_is_told_which_driver_it_lacks() {
         let instance = Instance::with(&kernel, 1, |config| {
             config.transport = transport;
             let format = DiskFormat::Raw { file: inherit(disk) };
-            config.disks = vec![DiskConfig { format, read_only: false, serial: String::new() }];
+            config.disks = vec![DiskConfig {
+                format,
+                read_only: false,
+                serial: String::new(),
+                limits: DiskLimits::default(),
+            }];
         });
         let Some(instance) = instance else { return };
         instance.client().start().unwrap();

@@ -1,10 +1,16 @@
 //! The block device (VIRTIO 1.3 §5.2) over any [`Disk`].
 //!
 //! Requests are executed one after the other on the event loop, through one bounded buffer: the guest may change
-//! its memory while a request runs, so a disk never sees that memory itself. Must never know how a disk's bytes
-//! lie in files.
+//! its memory while a request runs, so a disk never sees that memory itself. A device with limits stops before the
+//! request that exceeds them and goes on when a timer fires; whatever is behind it in the queue waits as well. Must
+//! never know how a disk's bytes lie in files.
 
+mod request;
+mod throttle;
+
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use storage::format::Disk;
@@ -13,8 +19,13 @@ use vmm_sys_util::eventfd::EventFd;
 use super::queue::{Chain, Handled, Progress, QueueError};
 use super::spec::{block as spec, device_type};
 use super::{Activation, Error, Shared, VirtioDevice};
-use crate::config::DiskConfig;
+use crate::config::{DiskConfig, DiskLimits};
 use crate::memory::GuestMemory;
+
+use request::{Range, Request, Rules};
+use throttle::Throttle;
+
+pub use throttle::Clock;
 
 /// Descriptors in the request queue: enough for 40 requests of three descriptors in flight.
 pub const QUEUE_SIZE_MAX: u16 = 128;
@@ -35,7 +46,8 @@ pub const DISCARD_RANGES_MAX: usize = 16;
 
 /// Makes the block device that `config` describes over `disk`, which the caller has opened.
 pub fn build_block(config: &DiskConfig, disk: Box<dyn Disk>) -> Result<Shared, Error> {
-    Ok(Arc::new(Mutex::new(Block::new(disk, config.read_only, &config.serial)?)))
+    let block = Block::new(disk, config.read_only, &config.serial)?;
+    Ok(Arc::new(Mutex::new(block.limited(&config.limits, Box::new(Instant::now))?)))
 }
 
 /// Why a request failed; each has its status byte.
@@ -57,6 +69,7 @@ pub struct Block {
     active: Option<Activation>,
     chain: Chain,
     buffer: Vec<u8>,
+    throttle: Option<Throttle>,
 }
 
 /// Bytes of the configuration space up to `write_zeroes_may_unmap` and its padding.
@@ -102,7 +115,17 @@ impl Block {
             active: None,
             chain: Chain::new(),
             buffer: Vec::new(),
+            throttle: None,
         })
+    }
+
+    /// The same device, held to `limits` by `clock`.
+    ///
+    /// # Errors
+    /// A limit out of range, or the kernel gives no timer.
+    pub fn limited(mut self, limits: &DiskLimits, clock: Clock) -> Result<Self, Error> {
+        self.throttle = Throttle::new(limits, clock)?;
+        Ok(self)
     }
 
     fn work(&mut self) {
@@ -130,12 +153,14 @@ impl Block {
 
     fn execute(&mut self, memory: &GuestMemory, chain: &Chain, features: u64) -> Result<Handled, QueueError> {
         let Some(data_in) = chain.writable_bytes().checked_sub(1) else { return Err(QueueError::Outcome) };
-        let mut header = [0; spec::REQUEST_HEADER_BYTES];
-        let outcome = if chain.read_at(memory, 0, &mut header) == header.len() {
-            self.run(memory, chain, features, &header, data_in)
-        } else {
-            Err(Failure::Io)
-        };
+        let rules = Rules { disk_bytes: self.disk.size_bytes(), read_only: self.read_only, features };
+        let request = rules.parse(memory, chain, data_in);
+        if let (Ok(request), Some(throttle)) = (&request, &mut self.throttle)
+            && request.cost().is_some_and(|cost| !throttle.admit(cost))
+        {
+            return Ok(Handled::Later);
+        }
+        let outcome = request.and_then(|request| self.run(memory, chain, features, &request));
         let (status, written) = match outcome {
             Ok(()) => (spec::S_OK, data_in + 1),
             // Nothing can be said of the data before the status byte.
@@ -152,48 +177,23 @@ impl Block {
         memory: &GuestMemory,
         chain: &Chain,
         features: u64,
-        header: &[u8; spec::REQUEST_HEADER_BYTES],
-        data_in: u64,
+        request: &Request,
     ) -> Result<(), Failure> {
-        let (kind, sector) = parse_header(header);
-        let data_out = chain.readable_bytes() - header.len() as u64;
-        match kind {
-            spec::T_IN => self.read(memory, chain, sector, data_in),
-            spec::T_OUT => {
-                self.writable()?;
-                self.write(memory, chain, sector, data_out)?;
+        match request {
+            Request::Read(range) => self.read(memory, chain, *range),
+            Request::Write(range) => {
+                self.write(memory, chain, *range)?;
                 // Without a cache flush of its own, the driver may take a finished write for durable (§5.2.6.2).
                 if features & spec::F_FLUSH == 0 { self.flush() } else { Ok(()) }
             }
-            spec::T_FLUSH => self.flush(),
-            spec::T_GET_ID => {
-                let length = spec::ID_BYTES.min(usize::try_from(data_in).unwrap_or(usize::MAX));
-                chain.write_at(memory, 0, &self.serial[..length]);
+            Request::Flush => self.flush(),
+            Request::Identify { bytes } => {
+                chain.write_at(memory, 0, &self.serial[..*bytes]);
                 Ok(())
             }
-            spec::T_DISCARD if features & spec::F_DISCARD != 0 => {
-                self.writable()?;
-                self.discard(memory, chain, data_out)
-            }
-            spec::T_WRITE_ZEROES if features & spec::F_WRITE_ZEROES != 0 => {
-                self.writable()?;
-                self.write_zeroes(memory, chain, data_out)
-            }
-            _ => Err(Failure::Unsupported),
+            Request::Discard(ranges) => self.discard(ranges),
+            Request::WriteZeroes(range) => self.write_zeroes(*range),
         }
-    }
-
-    fn writable(&self) -> Result<(), Failure> {
-        if self.read_only { Err(Failure::Io) } else { Ok(()) }
-    }
-
-    /// The byte offset of `length` bytes from `sector`, if all of them exist.
-    fn range(&self, sector: u64, length: u64) -> Result<u64, Failure> {
-        let offset = sector.checked_mul(spec::SECTOR_BYTES).ok_or(Failure::Io)?;
-        let end = offset.checked_add(length).ok_or(Failure::Io)?;
-        let usable = self.disk.size_bytes() / spec::SECTOR_BYTES * spec::SECTOR_BYTES;
-        let whole = length.is_multiple_of(spec::SECTOR_BYTES);
-        if whole && end <= usable { Ok(offset) } else { Err(Failure::Io) }
     }
 
     /// The buffer, grown to hold a piece of `length` bytes; never beyond [`BUFFER_BYTES_MAX`].
@@ -204,32 +204,24 @@ impl Block {
         }
     }
 
-    fn read(&mut self, memory: &GuestMemory, chain: &Chain, sector: u64, length: u64) -> Result<(), Failure> {
-        let start = self.range(sector, length)?;
-        self.grow(length);
-        for (done, piece) in pieces(length) {
+    fn read(&mut self, memory: &GuestMemory, chain: &Chain, range: Range) -> Result<(), Failure> {
+        self.grow(range.length);
+        for (done, piece) in pieces(range.length) {
             let buffer = &mut self.buffer[..piece];
-            self.disk.read_at(buffer, start + done).map_err(|error| failed("read", &error))?;
+            self.disk.read_at(buffer, range.offset + done).map_err(|error| failed("read", &error))?;
             chain.write_at(memory, done, buffer);
         }
         Ok(())
     }
 
-    fn write(
-        &mut self,
-        memory: &GuestMemory,
-        chain: &Chain,
-        sector: u64,
-        length: u64,
-    ) -> Result<(), Failure> {
-        let start = self.range(sector, length)?;
-        self.grow(length);
-        for (done, piece) in pieces(length) {
+    fn write(&mut self, memory: &GuestMemory, chain: &Chain, range: Range) -> Result<(), Failure> {
+        self.grow(range.length);
+        for (done, piece) in pieces(range.length) {
             let buffer = &mut self.buffer[..piece];
             if chain.read_at(memory, spec::REQUEST_HEADER_BYTES as u64 + done, buffer) != piece {
                 return Err(Failure::Io);
             }
-            self.disk.write_at(buffer, start + done).map_err(|error| failed("write", &error))?;
+            self.disk.write_at(buffer, range.offset + done).map_err(|error| failed("write", &error))?;
         }
         Ok(())
     }
@@ -238,79 +230,23 @@ impl Block {
         self.disk.flush().map_err(|error| failed("flush", &error))
     }
 
-    fn discard(&mut self, memory: &GuestMemory, chain: &Chain, length: u64) -> Result<(), Failure> {
-        let ranges = self.parse_ranges(memory, chain, length, DISCARD_SECTORS_MAX, DISCARD_RANGES_MAX)?;
-        if ranges.iter().any(|range| range.flags != 0) {
-            return Err(Failure::Unsupported);
-        }
+    fn discard(&self, ranges: &[Range]) -> Result<(), Failure> {
         for range in ranges {
             self.disk.discard(range.offset, range.length).map_err(|error| failed("discard", &error))?;
         }
         Ok(())
     }
 
-    fn write_zeroes(&mut self, memory: &GuestMemory, chain: &Chain, length: u64) -> Result<(), Failure> {
-        let ranges = self.parse_ranges(memory, chain, length, WRITE_ZEROES_SECTORS_MAX, 1)?;
-        if ranges.iter().any(|range| range.flags & !spec::WRITE_ZEROES_FLAG_UNMAP != 0) {
-            return Err(Failure::Unsupported);
-        }
-        for range in ranges {
-            self.grow(range.length);
-            self.buffer.fill(0);
-            for (done, piece) in pieces(range.length) {
-                self.disk
-                    .write_at(&self.buffer[..piece], range.offset + done)
-                    .map_err(|error| failed("write zeroes", &error))?;
-            }
+    fn write_zeroes(&mut self, range: Range) -> Result<(), Failure> {
+        self.grow(range.length);
+        self.buffer.fill(0);
+        for (done, piece) in pieces(range.length) {
+            self.disk
+                .write_at(&self.buffer[..piece], range.offset + done)
+                .map_err(|error| failed("write zeroes", &error))?;
         }
         Ok(())
     }
-
-    fn parse_ranges(
-        &self,
-        memory: &GuestMemory,
-        chain: &Chain,
-        length: u64,
-        sectors_max: u32,
-        ranges_max: usize,
-    ) -> Result<Vec<Range>, Failure> {
-        let count = usize::try_from(length).map_err(|_| Failure::Io)? / spec::RANGE_BYTES;
-        if count == 0 || count > ranges_max || !length.is_multiple_of(spec::RANGE_BYTES as u64) {
-            return Err(Failure::Io);
-        }
-        let mut ranges = Vec::with_capacity(count);
-        for index in 0..count {
-            let mut bytes = [0; spec::RANGE_BYTES];
-            let at = spec::REQUEST_HEADER_BYTES + index * spec::RANGE_BYTES;
-            chain.read_at(memory, at as u64, &mut bytes);
-            let sector = u64::from_le_bytes(array(&bytes, 0));
-            let sectors = u32::from_le_bytes(array(&bytes, 8));
-            if sectors > sectors_max {
-                return Err(Failure::Io);
-            }
-            let length = u64::from(sectors) * spec::SECTOR_BYTES;
-            let offset = self.range(sector, length)?;
-            ranges.push(Range { offset, length, flags: u32::from_le_bytes(array(&bytes, 12)) });
-        }
-        Ok(ranges)
-    }
-}
-
-/// A range of a discard or zero request, in bytes, checked to lie on the disk.
-struct Range {
-    offset: u64,
-    length: u64,
-    flags: u32,
-}
-
-/// Type and first sector.
-fn parse_header(header: &[u8; spec::REQUEST_HEADER_BYTES]) -> (u32, u64) {
-    (u32::from_le_bytes(array(header, 0)), u64::from_le_bytes(array(header, 8)))
-}
-
-/// `N` bytes of `bytes` from `at`; callers name offsets inside the fixed layouts above.
-fn array<const N: usize>(bytes: &[u8; 16], at: usize) -> [u8; N] {
-    bytes[at..at + N].try_into().expect("invariant: a slice of N bytes")
 }
 
 /// Offsets and lengths of the pieces in which `length` bytes pass through the buffer.
@@ -356,16 +292,27 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.active = None;
+        if let Some(throttle) = &mut self.throttle {
+            throttle.wake();
+        }
     }
 }
 
 impl MutEventSubscriber for Block {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         super::watch(ops, &self.queue_events[0], EventSet::IN);
+        if let Some(throttle) = &self.throttle {
+            super::watch(ops, throttle, EventSet::IN);
+        }
     }
 
-    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {
-        super::drain(&self.queue_events[0]);
-        self.work();
+    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+        match &mut self.throttle {
+            Some(throttle) if events.fd() == throttle.as_raw_fd() => throttle.wake(),
+            _ => super::drain(&self.queue_events[0]),
+        }
+        if !self.throttle.as_ref().is_some_and(Throttle::is_stalled) {
+            self.work();
+        }
     }
 }

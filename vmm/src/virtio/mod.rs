@@ -9,6 +9,7 @@
 //! - [`Transport`]: what a transport offers the VMM beside its registers: [`mmio::MmioTransport`] for small kernels,
 //!   [`pci::PciTransport`] for all others; [`negotiation`] holds what both share (status machine, features, queue
 //!   set-up).
+//! - [`limiter`]: how fast a device may move data.
 //! - [`queue`]: checked access to split virtqueues. Whatever the driver writes, guest memory is the only memory
 //!   touched, and nothing panics: a broken ring makes the device ask for a reset.
 //! - `mock`: the driver's side, for tests and fuzzers (feature `mock`).
@@ -35,6 +36,7 @@
 //! the event loop learns of it. A reset takes the mutex, so after it no request is in flight.
 
 pub mod block;
+pub mod limiter;
 pub mod link;
 pub mod mmio;
 #[cfg(any(test, feature = "mock"))]
@@ -94,6 +96,14 @@ pub enum Error {
         value: String,
         /// What would have been taken.
         allowed: &'static str,
+    },
+    /// A limit of a disk that is none.
+    #[error("the {what} is {value}, allowed are 1 to {max}", max = crate::config::LIMIT_MAX)]
+    Limit {
+        /// Which.
+        what: String,
+        /// The value.
+        value: u64,
     },
 }
 

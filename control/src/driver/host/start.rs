@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmm::config::{
-    Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, NicConfig, SystemIdentity, Transport,
+    Boot, DiskConfig, DiskFormat, DiskLimits, EndpointConfig, InheritedFd, NicConfig, SystemIdentity, Transport,
     VmmConfig,
 };
 use vmm::endpoint::METADATA_ADDRESS;
@@ -216,7 +216,7 @@ impl HostDriver {
             });
         let format = format.map_err(failed("make the root disk"))?;
         let serial = wanted.id.chars().take(20).collect();
-        Ok(DiskConfig { format, read_only: false, serial })
+        Ok(DiskConfig { format, read_only: false, serial, limits: DiskLimits::default() })
     }
 
     fn volume(&self, wanted: &VolumeWanted, files: &mut Files) -> Result<DiskConfig, String> {
@@ -241,7 +241,8 @@ fn drive(wanted: &InstanceWanted, directory: &Directory, files: &mut Files) -> R
     let file = config_drive::make(&directory.disks(), &wanted.metadata)
         .map_err(failed("make the configuration drive"))?;
     let format = DiskFormat::Raw { file: files.push(file) };
-    Ok(DiskConfig { format, read_only: true, serial: "config-drive".to_owned() })
+    let serial = "config-drive".to_owned();
+    Ok(DiskConfig { format, read_only: true, serial, limits: DiskLimits::default() })
 }
 
 /// Makes the files of one run and says what the process shall be.

@@ -1,6 +1,7 @@
 //! Devices driven by the mock guest.
 
 mod block;
+mod limits;
 mod net;
 mod pci;
 mod random;
