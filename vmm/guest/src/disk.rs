@@ -11,6 +11,7 @@ use core::fmt;
 use virtio_drivers::device::blk::{BlkReq, BlkResp, VirtIOBlk};
 
 use crate::clock::Clock;
+use crate::console;
 use crate::entry::interrupts_taken;
 use crate::memory::Identity;
 use crate::transport::Transport;
@@ -121,7 +122,8 @@ impl Disk {
     }
 }
 
-/// Waits until the one request under way is done: awake for a moment, then asleep.
+/// Waits until the one request under way is done: awake for a moment, then saying what there is to say, then asleep. A
+/// disk that is slow must not silence the console.
 fn wait(block: &mut Block, clock: &Clock) {
     let awake_until = clock.now_ns() + AWAKE_NS;
     loop {
@@ -131,7 +133,7 @@ fn wait(block: &mut Block, clock: &Clock) {
         }
         if clock.now_ns() < awake_until {
             core::hint::spin_loop();
-        } else {
+        } else if !console::send_part() {
             clock.sleep_until(Some(clock.now_ns() + LOOK_NS), seen);
         }
     }
