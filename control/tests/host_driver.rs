@@ -22,6 +22,7 @@ use control::driver::volumes::{Place, VolumePaths};
 use control::driver::{Driver, Surroundings};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tempfile::TempDir;
+use vmm::config::DiskLimits;
 
 fn main() {
     let words: Vec<String> = std::env::args().collect();
@@ -193,7 +194,12 @@ impl Host {
             shutdown_timeout_ms: 0,
             vcpus: 1,
             memory_mib: 64,
-            root_disk: RootDiskWanted { image_id: "tiny".into(), size_bytes: 1 << 20, volume: None },
+            root_disk: RootDiskWanted {
+                image_id: "tiny".into(),
+                size_bytes: 1 << 20,
+                volume: None,
+                limits: DiskLimits::default(),
+            },
             volumes: Vec::new(),
             kernel: None,
             nics: vec![self.nic("public", 10), self.nic("private", 11)],

@@ -5,6 +5,7 @@
 //! repeating a wish that came true changes nothing.
 
 use serde::{Deserialize, Serialize};
+use vmm::config::DiskLimits;
 
 /// One disk as it shall be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +136,9 @@ pub struct VolumeWanted {
     pub backend: Option<String>,
     /// Refuse the guest's writes.
     pub read_only: bool,
+    /// How fast the guest may use it.
+    #[serde(default)]
+    pub limits: DiskLimits,
 }
 
 /// One of a host's places for volumes.

@@ -13,6 +13,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use vmm::config::DiskLimits;
 use vmm::document::Document;
 
 pub use super::disk::{DiskFound, DiskObserved, DiskShape, DiskSource, DiskWanted, PoolReport, VolumeWanted};
@@ -174,6 +175,9 @@ pub struct RootDiskWanted {
     /// The volume that is the root disk in the place of a copy of an image.
     #[serde(default)]
     pub volume: Option<VolumeWanted>,
+    /// How fast the guest may use it, where it is no volume.
+    #[serde(default)]
+    pub limits: DiskLimits,
 }
 
 /// A kernel beside the disk.

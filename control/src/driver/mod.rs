@@ -115,6 +115,8 @@ pub fn instance_id_is_safe(id: &str) -> bool {
 pub(crate) mod test {
     use std::collections::BTreeMap;
 
+    use vmm::config::DiskLimits;
+
     use crate::agent::protocol::{InstanceWanted, Power, RootDiskWanted};
 
     /// A running instance without a network device.
@@ -127,7 +129,12 @@ pub(crate) mod test {
             shutdown_timeout_ms: 0,
             vcpus: 1,
             memory_mib: 64,
-            root_disk: RootDiskWanted { image_id: "image".into(), size_bytes: 0, volume: None },
+            root_disk: RootDiskWanted {
+                image_id: "image".into(),
+                size_bytes: 0,
+                volume: None,
+                limits: DiskLimits::default(),
+            },
             volumes: Vec::new(),
             kernel: None,
             nics: Vec::new(),

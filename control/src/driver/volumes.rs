@@ -16,7 +16,7 @@ use storage::backup::{self, BackupError, BackupStore, BucketBackups, DirectoryBa
 use storage::file::FileBackend;
 use storage::format::{Disk, RawFile};
 use storage::lvm::LvmBackend;
-use vmm::config::{DiskConfig, DiskFormat, DiskLimits, InheritedFd};
+use vmm::config::{DiskConfig, DiskFormat, InheritedFd};
 
 use super::host::open_image;
 use super::instance_id_is_safe;
@@ -459,7 +459,7 @@ impl Volumes {
             format: DiskFormat::Layers { files },
             read_only: wanted.read_only,
             serial,
-            limits: DiskLimits::default(),
+            limits: wanted.limits,
         })
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 mod crash;
 mod every_step;
 mod identity_steps;
+mod limits;
 mod manage;
 mod volumes;
 

@@ -9,6 +9,7 @@ use crate::agent::protocol::{
 use crate::model::compute::{Host, HostClaims, Server, ServerVolume, VmState};
 use crate::model::network::{Network, Port};
 use crate::model::volume::{Backup, DiskTask, DiskWork, Snapshot, Status, Volume};
+use crate::service::disk_limits;
 use crate::service::host::DEFAULT_ZONE;
 use crate::service::nic::nics_wanted;
 use crate::store::Cache;
@@ -45,6 +46,7 @@ pub fn host_wanted(cache: &Cache, cloud_tag: &str, host: &str) -> Wanted {
                 id: volume.row.disk().to_owned(),
                 backend: volume.row.backend.clone(),
                 read_only: attached.read_only,
+                limits: disk_limits::of_volume(cache, &volume.row),
             })
         };
         let mut instance = instance_wanted(&server.row, &zone, own.collect());
@@ -146,6 +148,7 @@ fn instance_wanted(server: &Server, zone: &str, nics: Vec<NicWanted>) -> Instanc
             image_id: file(0, &server.image_id),
             size_bytes: server.root_disk_bytes,
             volume: None,
+            limits: disk_limits::of_flavor(&server.flavor.extra_specs),
         },
         volumes: Vec::new(),
         kernel: server.kernel.as_ref().map(|kernel| KernelWanted {

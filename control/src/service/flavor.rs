@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::model::compute::Flavor;
 use crate::model::random_uuid;
 use crate::policy::require_admin;
+use crate::service::disk_limits;
 use crate::store::{Cache, Stored, Txn};
 
 /// The longest name, id, extra-spec key or value in characters (Compute API: create flavor).
@@ -355,5 +356,5 @@ fn check_extra_spec(key: &str, value: &str) -> Result<()> {
             "The value of extra spec '{key}' has more than {TEXT_CHARS_MAX} characters."
         )));
     }
-    Ok(())
+    disk_limits::check_extra_spec(key, value).map_err(invalid)
 }

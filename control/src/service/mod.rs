@@ -7,6 +7,7 @@
 pub mod addressing;
 pub mod auth;
 pub(crate) mod db;
+pub mod disk_limits;
 pub mod flavor;
 pub mod host;
 pub mod identity;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmm::config::{
-    Boot, DiskConfig, DiskFormat, DiskLimits, EndpointConfig, InheritedFd, NicConfig, SystemIdentity, Transport,
-    VmmConfig,
+    Boot, DiskConfig, DiskFormat, DiskLimits, EndpointConfig, InheritedFd, NicConfig, SystemIdentity,
+    Transport, VmmConfig,
 };
 use vmm::endpoint::METADATA_ADDRESS;
 use vmm::rpc::Client;
@@ -216,7 +216,7 @@ impl HostDriver {
             });
         let format = format.map_err(failed("make the root disk"))?;
         let serial = wanted.id.chars().take(20).collect();
-        Ok(DiskConfig { format, read_only: false, serial, limits: DiskLimits::default() })
+        Ok(DiskConfig { format, read_only: false, serial, limits: root.limits })
     }
 
     fn volume(&self, wanted: &VolumeWanted, files: &mut Files) -> Result<DiskConfig, String> {

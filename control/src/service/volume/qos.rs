@@ -1,4 +1,5 @@
-//! QoS specifications: limits that volumes of some types have. They are kept and shown; no guest is limited by them yet.
+//! QoS specifications: limits that volumes of some types have. What the hypervisor has to hold, a guest is held to from
+//! its next start on (`service::disk_limits`); what is for the storage alone is kept and shown.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::model::random_uuid;
 use crate::model::volume::{QosSpec, VolumeType};
 use crate::policy::require_admin;
+use crate::service::disk_limits;
 use crate::store::{Cache, Stored, Txn};
 
 /// Who may enforce the limits.
@@ -61,9 +63,9 @@ impl Control {
         }
         check_text("name", Some(&name.to_owned()))?;
         check_consumer(consumer)?;
-        check_properties(&specs)?;
-        self.db.caught_up().await?;
         let row = QosSpec { id: random_uuid(), name: name.to_owned(), consumer: consumer.to_owned(), specs };
+        check_specs(&row)?;
+        self.db.caught_up().await?;
         self.db
             .transact(|cache| {
                 if cache.find(|spec: &QosSpec| spec.name == name).is_some() {
@@ -106,7 +108,7 @@ impl Control {
                 if let Some(consumer) = consumer {
                     consumer.clone_into(&mut row.consumer);
                 }
-                check_properties(&row.specs)?;
+                check_specs(&row)?;
                 Ok(if row == stored.row { Txn::new() } else { Txn::new().update(&stored, &row) })
             })
             .await?;
@@ -162,6 +164,14 @@ fn users(cache: &Cache, id: &str) -> Vec<Arc<Stored<VolumeType>>> {
 
 fn without(txn: Txn, kind: &Arc<Stored<VolumeType>>) -> Txn {
     txn.update(kind, &VolumeType { qos_id: None, ..kind.row.clone() })
+}
+
+fn check_specs(row: &QosSpec) -> Result<()> {
+    check_properties(&row.specs)?;
+    if row.consumer == "back-end" {
+        return Ok(());
+    }
+    disk_limits::check_specs(&row.specs).map_err(invalid_input)
 }
 
 fn check_consumer(consumer: &str) -> Result<()> {
