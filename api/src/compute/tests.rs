@@ -99,6 +99,11 @@ async fn flavor_lives_from_creation_to_deletion() {
         specs
     );
     assert_eq!(cloud.get(&format!("/flavors/{id}/os-extra_specs"), "2.61").await.json(), specs);
+    let specs = json!({"extra_specs": {"quota:disk_read_iops_sec": "fast"}});
+    let refused = cloud.post(&format!("/flavors/{id}/os-extra_specs"), "2.61", specs).await;
+    assert_eq!(refused.status, 400);
+    let message = refused.json()["badRequest"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("quota:disk_read_iops_sec") && message.contains("'fast'"), "{message}");
     let access = json!({"addTenantAccess": {"tenant": "p1"}});
     let listed = cloud.post(&format!("/flavors/{id}/action"), "2.61", access).await.json();
     assert_eq!(listed["flavor_access"], json!([{"flavor_id": id, "tenant_id": "p1"}]));

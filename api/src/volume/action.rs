@@ -122,7 +122,7 @@ impl Action<'_> {
         }
         let view = self.state.control.volume(self.caller, self.id).await?;
         let info = json!({"connection_info": super::attachment::connection_info(
-            &view.volume.row.id, view.volume.row.host.as_deref(), view.volume.row.read_only)});
+            self.state, &view.volume.row.id, view.volume.row.host.as_deref(), view.volume.row.read_only)});
         Ok(Json(info).into_response())
     }
 

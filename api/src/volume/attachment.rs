@@ -1,12 +1,14 @@
 //! Attachments (Block Storage API: attachments, microversion 3.27 and later).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use control::model::volume::VolumeAttachment;
 use control::service::volume::attachment::NewAttachment;
+use control::store::Stored;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -31,7 +33,7 @@ fn brief(attachment: &VolumeAttachment) -> Value {
     })
 }
 
-fn full(attachment: &VolumeAttachment) -> Value {
+fn full(state: &AppState, attachment: &VolumeAttachment) -> Value {
     let mut body = brief(attachment);
     body["attach_mode"] = json!(attachment.mode);
     body["attached_at"] = json!(attachment.attached_at.map(time).unwrap_or_default());
@@ -39,7 +41,8 @@ fn full(attachment: &VolumeAttachment) -> Value {
     let connected = !attachment.connector.is_empty();
     let read_only = attachment.mode == "ro";
     body["connection_info"] = if connected {
-        connection_data(&attachment.volume_id, attachment.host.as_deref(), read_only, &attachment.id)
+        let (volume_id, host) = (&attachment.volume_id, attachment.host.as_deref());
+        connection_data(state, volume_id, host, read_only, &attachment.id)
     } else {
         json!({})
     };
@@ -47,18 +50,29 @@ fn full(attachment: &VolumeAttachment) -> Value {
 }
 
 /// What whoever connects needs to know: the host has the volume as a file, and nothing leads to it from outside.
-pub(super) fn connection_info(volume_id: &str, host: Option<&str>, read_only: bool) -> Value {
+pub(super) fn connection_info(
+    state: &AppState,
+    volume_id: &str,
+    host: Option<&str>,
+    read_only: bool,
+) -> Value {
     json!({"driver_volume_type": "local", "data": {
         "volume_id": volume_id,
         "host": host,
         "access_mode": if read_only { "ro" } else { "rw" },
         "encrypted": false,
-        "qos_specs": null,
+        "qos_specs": state.control.volume_front_end_specs(volume_id),
     }})
 }
 
-fn connection_data(volume_id: &str, host: Option<&str>, read_only: bool, attachment_id: &str) -> Value {
-    let mut info = connection_info(volume_id, host, read_only)["data"].take();
+fn connection_data(
+    state: &AppState,
+    volume_id: &str,
+    host: Option<&str>,
+    read_only: bool,
+    attachment_id: &str,
+) -> Value {
+    let mut info = connection_info(state, volume_id, host, read_only)["data"].take();
     info["attachment_id"] = json!(attachment_id);
     info["driver_volume_type"] = json!("local");
     info
@@ -99,7 +113,7 @@ pub(super) async fn create(
         mode,
     };
     let made = state.control.volume_attachment_create(&caller, new).await?;
-    Ok(Json(json!({"attachment": full(&made.row)})))
+    Ok(Json(json!({"attachment": full(&state, &made.row)})))
 }
 
 /// `GET /attachments`, `GET /attachments/detail`.
@@ -109,8 +123,10 @@ pub(super) async fn list(listing: Listing) -> Answer<Value> {
     let tests = Tests::of(&listing.filters, listing.version, &filter::ATTACHMENTS)?;
     let mut rows = listing.state.control.volume_attachments(&listing.caller, all).await?;
     rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[]));
-    let show = if listing.detail { full } else { brief };
-    listing.counted_page("attachments", rows, &SORT_KEYS, sort_value, |stored| show(&stored.row))
+    let show = |stored: Arc<Stored<VolumeAttachment>>| {
+        if listing.detail { full(&listing.state, &stored.row) } else { brief(&stored.row) }
+    };
+    listing.counted_page("attachments", rows, &SORT_KEYS, sort_value, show)
 }
 
 fn sort_value(attachment: &VolumeAttachment, key: &str) -> Option<SortValue> {
@@ -140,7 +156,7 @@ pub(super) async fn show(
 ) -> Answer<Value> {
     since(version, 27)?;
     let stored = state.control.volume_attachment(&caller, &id).await?;
-    Ok(Json(json!({"attachment": full(&stored.row)})))
+    Ok(Json(json!({"attachment": full(&state, &stored.row)})))
 }
 
 #[derive(Deserialize)]
@@ -165,7 +181,7 @@ pub(super) async fn update(
 ) -> Answer<Value> {
     since(version, 27)?;
     let stored = state.control.volume_attachment_update(&caller, &id, body.attachment.connector).await?;
-    Ok(Json(json!({"attachment": full(&stored.row)})))
+    Ok(Json(json!({"attachment": full(&state, &stored.row)})))
 }
 
 /// `DELETE /attachments/{id}`: answers with what is left of the volume's.
@@ -179,7 +195,7 @@ pub(super) async fn delete(
     let volume_id = state.control.volume_attachment(&caller, &id).await?.row.volume_id.clone();
     state.control.volume_attachment_delete(&caller, &id).await?;
     let left = match state.control.volume(&caller, &volume_id).await {
-        Ok(view) => view.attachments.iter().map(|stored| full(&stored.row)).collect(),
+        Ok(view) => view.attachments.iter().map(|stored| full(&state, &stored.row)).collect(),
         Err(_) => Vec::new(),
     };
     Ok(Json(json!({"attachments": left})))

@@ -165,3 +165,75 @@ pub(super) async fn disassociate_all(
     state.control.volume_qos_release(&caller, &id).await?;
     Ok(StatusCode::ACCEPTED)
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::http::{Method, StatusCode};
+    use serde_json::{Value, json};
+
+    use crate::harness::{Harness, Reply};
+
+    async fn ask(cloud: &Harness, method: Method, path: &str, body: Value) -> Reply {
+        let token = cloud.admin_token().await;
+        let headers = [("x-auth-token", token.as_str()), ("openstack-api-version", "volume 3.71")];
+        cloud.call(method, &format!("/volume/v3/{path}"), &headers, body).await
+    }
+
+    async fn made(cloud: &Harness, path: &str, body: Value) -> Value {
+        let reply = ask(cloud, Method::POST, path, body).await;
+        assert!(reply.status.is_success(), "{path}: {}", reply.json());
+        reply.json()
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn connection_info_has_the_limits_that_are_the_hypervisors_matter() {
+        let cloud = Harness::new().await;
+        let kind =
+            made(&cloud, "types", json!({"volume_type": {"name": "slow"}})).await["volume_type"]["id"].take();
+        let specs = json!({"name": "q", "consumer": "front-end", "read_iops_sec": "5", "total_bytes_sec_per_gb": "7"});
+        let qos = made(&cloud, "qos-specs", json!({"qos_specs": specs})).await["qos_specs"]["id"].take();
+        let (kind, qos) = (kind.as_str().unwrap(), qos.as_str().unwrap());
+        let associate = format!("qos-specs/{qos}/associate?vol_type_id={kind}");
+        assert_eq!(ask(&cloud, Method::GET, &associate, Value::Null).await.status, StatusCode::ACCEPTED);
+        let volume = json!({"volume": {"size": 3, "volume_type": kind}});
+        let volume = made(&cloud, "volumes", volume).await["volume"]["id"].take();
+        let volume = volume.as_str().unwrap();
+        let action = format!("volumes/{volume}/action");
+        let free = json!({"os-reset_status": {"status": "available"}});
+        assert!(ask(&cloud, Method::POST, &action, free).await.status.is_success());
+
+        let attachment = json!({"attachment": {"volume_uuid": volume, "connector": {"host": "h"}}});
+        let attachment = made(&cloud, "attachments", attachment).await["attachment"].take();
+        let expected = json!({"read_iops_sec": "5", "total_bytes_sec": 21});
+        assert_eq!(attachment["connection_info"]["qos_specs"], expected);
+        let connect = json!({"os-initialize_connection": {"connector": {"host": "h"}}});
+        let shown = made(&cloud, &action, connect).await;
+        assert_eq!(shown["connection_info"]["data"]["qos_specs"], expected);
+
+        let change = json!({"qos_specs": {"consumer": "back-end"}});
+        assert!(ask(&cloud, Method::PUT, &format!("qos-specs/{qos}"), change).await.status.is_success());
+        let path = format!("attachments/{}", attachment["id"].as_str().unwrap());
+        let shown = ask(&cloud, Method::GET, &path, Value::Null).await.json();
+        assert_eq!(shown["attachment"]["connection_info"]["qos_specs"], Value::Null);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn limits_that_are_none_are_refused_unless_they_are_the_storages_matter() {
+        let cloud = Harness::new().await;
+        for (consumer, value, status) in [
+            ("front-end", "0", 400),
+            ("both", "fast", 400),
+            ("front-end", "1", 200),
+            ("back-end", "fast", 200),
+        ] {
+            let specs =
+                json!({"name": format!("{consumer} {value}"), "consumer": consumer, "read_iops_sec": value});
+            let reply = ask(&cloud, Method::POST, "qos-specs", json!({"qos_specs": specs})).await;
+            assert_eq!(reply.status, status, "{consumer} {value}: {}", reply.json());
+            if status == 400 {
+                let message = reply.json()["badRequest"]["message"].as_str().unwrap().to_owned();
+                assert!(message.contains("read_iops_sec") && message.contains(value), "{message}");
+            }
+        }
+    }
+}
