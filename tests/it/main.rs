@@ -13,6 +13,7 @@ mod guests;
 mod harness;
 mod images;
 mod lab;
+mod limits;
 mod openstack;
 mod processes;
 mod serving;
@@ -39,6 +40,7 @@ fn main() {
         tenants::trials(),
         survive::trials(),
         volumes::trials(),
+        limits::trials(),
         openstack::trials(),
         serving::trials(),
         images::trials(),
