@@ -1,14 +1,14 @@
 //! The discovery documents: what each service answers at its root and at its version, without a token. Clients choose
 //! URLs and microversions by them.
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::get;
-use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use crate::context::AppState;
 use crate::microversion::{COMPUTE, PLACEMENT, VOLUME};
+use crate::openapi::{Routes, get};
 
 /// When the newest version of each API was published: Keystone's, Nova's and Cinder's own dates.
 const UPDATED_IDENTITY: &str = "2020-04-07T00:00:00Z";
@@ -21,7 +21,7 @@ fn media_types(kind: &str) -> Value {
 }
 
 /// Keystone's.
-pub fn identity() -> Router<AppState> {
+pub fn identity() -> Routes {
     fn version(url: &str) -> Value {
         json!({
             "id": "v3.14",
@@ -38,11 +38,11 @@ pub fn identity() -> Router<AppState> {
     async fn v3(State(state): State<AppState>) -> Json<Value> {
         Json(json!({"version": version(state.public_url())}))
     }
-    Router::new().route("/", get(root)).route("/v3", get(v3))
+    Routes::new().route("/", get(root)).route("/v3", get(v3))
 }
 
 /// Nova's.
-pub fn compute() -> Router<AppState> {
+pub fn compute() -> Routes {
     fn version(url: &str) -> Value {
         json!({
             "id": "v2.1",
@@ -62,11 +62,11 @@ pub fn compute() -> Router<AppState> {
         version["media-types"][0]["type"] = json!("application/vnd.openstack.compute+json;version=2.1");
         Json(json!({"version": version}))
     }
-    Router::new().route("/", get(root)).route("/v2.1", get(v21))
+    Routes::new().route("/", get(root)).route("/v2.1", get(v21))
 }
 
 /// Cinder's.
-pub fn volume() -> Router<AppState> {
+pub fn volume() -> Routes {
     fn versions(url: &str) -> Value {
         json!({"versions": [{
             "id": "v3.0",
@@ -84,7 +84,7 @@ pub fn volume() -> Router<AppState> {
     async fn v3(State(state): State<AppState>) -> Json<Value> {
         Json(versions(state.public_url()))
     }
-    Router::new().route("/", get(root)).route("/v3", get(v3))
+    Routes::new().route("/", get(root)).route("/v3", get(v3))
 }
 
 /// The versions of the Image API whose requests are understood; each is listed, as Glance does.
@@ -92,7 +92,7 @@ const IMAGE_VERSIONS: [&str; 11] =
     ["v2.17", "v2.16", "v2.15", "v2.9", "v2.7", "v2.6", "v2.5", "v2.4", "v2.3", "v2.1", "v2.0"];
 
 /// Glance's.
-pub fn image() -> Router<AppState> {
+pub fn image() -> Routes {
     fn versions(url: &str) -> Value {
         let version = |(place, id): (usize, &&str)| {
             json!({
@@ -109,11 +109,11 @@ pub fn image() -> Router<AppState> {
     async fn listed(State(state): State<AppState>) -> Json<Value> {
         Json(versions(state.public_url()))
     }
-    Router::new().route("/", get(root)).route("/v2", get(root)).route("/versions", get(listed))
+    Routes::new().route("/", get(root)).route("/v2", get(root)).route("/versions", get(listed))
 }
 
 /// Neutron's; the document of the version itself is the network module's, which knows its resources.
-pub fn network() -> Router<AppState> {
+pub fn network() -> Routes {
     async fn root(State(state): State<AppState>) -> Json<Value> {
         Json(json!({"versions": [{
             "id": "v2.0",
@@ -122,11 +122,11 @@ pub fn network() -> Router<AppState> {
             "links": [{"rel": "self", "href": format!("{}/network/v2.0/", state.public_url())}],
         }]}))
     }
-    Router::new().route("/", get(root))
+    Routes::new().route("/", get(root))
 }
 
 /// Placement's.
-pub fn placement() -> Router<AppState> {
+pub fn placement() -> Routes {
     async fn root() -> Json<Value> {
         Json(json!({"versions": [{
             "id": "v1.0",
@@ -136,5 +136,5 @@ pub fn placement() -> Router<AppState> {
             "links": [{"rel": "self", "href": ""}],
         }]}))
     }
-    Router::new().route("/", get(root))
+    Routes::new().route("/", get(root))
 }

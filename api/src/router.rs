@@ -28,24 +28,12 @@ pub fn router(state: AppState) -> Router {
     let service =
         |service: Service, routes: Routes| framed(service, described(service, routes, &state), &state);
     let services = Router::new()
-        .nest(
-            "/identity",
-            service(Service::Identity, Routes::from(discovery::identity()).merge(identity::routes())),
-        )
-        .nest(
-            "/compute",
-            service(Service::Compute, Routes::from(discovery::compute()).merge(compute::routes())),
-        )
-        .nest(
-            "/network",
-            service(Service::Network, Routes::from(discovery::network()).merge(network::routes())),
-        )
-        .nest("/volume", service(Service::Volume, Routes::from(discovery::volume()).merge(volume::routes())))
-        .nest("/image", service(Service::Image, Routes::from(discovery::image()).merge(image::routes())))
-        .nest(
-            "/placement",
-            service(Service::Placement, Routes::from(discovery::placement()).merge(placement::routes())),
-        )
+        .nest("/identity", service(Service::Identity, discovery::identity().merge(identity::routes())))
+        .nest("/compute", service(Service::Compute, discovery::compute().merge(compute::routes())))
+        .nest("/network", service(Service::Network, discovery::network().merge(network::routes())))
+        .nest("/volume", service(Service::Volume, discovery::volume().merge(volume::routes())))
+        .nest("/image", service(Service::Image, discovery::image().merge(image::routes())))
+        .nest("/placement", service(Service::Placement, discovery::placement().merge(placement::routes())))
         // What is below no service answers as Keystone, where every client begins.
         .merge(framed(Service::Identity, Router::new(), &state))
         .with_state(state);

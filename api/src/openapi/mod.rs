@@ -3,6 +3,8 @@
 //!
 //! Must never know: any one resource.
 
+#[cfg(test)]
+mod hostile;
 mod probe;
 
 use std::collections::BTreeMap;
@@ -22,6 +24,9 @@ use crate::microversion::{self, Microversion};
 /// The parameters that lists of all services take.
 const LIST_PARAMETERS: [(&str, &str); 4] =
     [("limit", "integer"), ("marker", "string"), ("sort_key", "string"), ("sort_dir", "string")];
+
+/// The methods that clients of the services use.
+const METHODS: [&str; 6] = ["get", "post", "put", "patch", "delete", "head"];
 
 /// Routes with their descriptions.
 #[derive(Debug, Clone, Default)]
@@ -46,8 +51,7 @@ impl Routes {
 
     /// Adds all of these.
     #[must_use]
-    pub fn merge(mut self, other: impl Into<Self>) -> Self {
-        let other = other.into();
+    pub fn merge(mut self, other: Self) -> Self {
         self.router = self.router.merge(other.router);
         for (path, methods) in other.paths {
             self.paths.entry(path).or_default().extend(methods);
@@ -57,8 +61,7 @@ impl Routes {
 
     /// Adds all of these below a path.
     #[must_use]
-    pub fn nest(mut self, below: &str, other: impl Into<Self>) -> Self {
-        let other = other.into();
+    pub fn nest(mut self, below: &str, other: Self) -> Self {
         self.router = self.router.nest(below, other.router);
         for (path, methods) in other.paths {
             let path = format!("{below}{}", path.trim_end_matches('/'));
@@ -70,13 +73,6 @@ impl Routes {
     /// The routes and what is known of them.
     pub(crate) fn into_parts(self) -> (axum::Router<AppState>, Description) {
         (self.router, Description { paths: self.paths })
-    }
-}
-
-/// Routes of which nothing is known.
-impl From<axum::Router<AppState>> for Routes {
-    fn from(router: axum::Router<AppState>) -> Self {
-        Self { router, paths: BTreeMap::new() }
     }
 }
 
@@ -110,9 +106,12 @@ macro_rules! methods {
     };
 }
 
-/// Every method of a path, in words of the handler's own: nothing is said of it.
-pub fn any<H: Handler<M, AppState>, M: 'static>(handler: H) -> At {
-    At { router: axum::routing::any(handler), methods: Methods::new() }
+/// Every method of a path.
+pub fn any<H: Described<M>, M: 'static>(handler: H) -> At {
+    let mut operation = Operation::default();
+    H::describe(&mut operation);
+    let methods = METHODS.into_iter().map(|name| (name, operation.clone())).collect();
+    At { router: axum::routing::any(handler), methods }
 }
 
 methods! { get GET, post POST, put PUT, patch PATCH, delete DELETE, head HEAD }
@@ -152,6 +151,14 @@ pub struct Operation {
     raw: bool,
     token: bool,
     listed: bool,
+    queries: BTreeMap<String, Value>,
+}
+
+impl Operation {
+    /// A word of the query, with the schema of its value.
+    pub(crate) fn query(&mut self, word: &str, schema: Value) {
+        self.queries.insert(word.to_owned(), schema);
+    }
 }
 
 /// A handler that can say what it takes: every one whose arguments are [`Extracted`].
@@ -170,6 +177,7 @@ impl Extracted for State<AppState> {}
 impl Extracted for Microversion {}
 impl Extracted for RequestUrl {}
 impl Extracted for HeaderMap {}
+impl Extracted for axum::extract::OriginalUri {}
 impl Extracted for axum::http::Method {}
 impl Extracted for crate::audit::Seat {}
 impl<T> Extracted for Segments<T> {}
@@ -306,10 +314,15 @@ fn operation_item(method: &str, path: &str, operation: &Operation) -> Value {
     if let Some(content) = body {
         item["requestBody"] = json!({"content": content});
     }
+    let mut queries: Vec<(&str, Value)> =
+        operation.queries.iter().map(|(name, schema)| (name.as_str(), schema.clone())).collect();
     if operation.listed && method == "get" && !path.ends_with('}') {
+        queries.extend(LIST_PARAMETERS.map(|(name, kind)| (name, json!({"type": kind}))));
+    }
+    if !queries.is_empty() {
         let parameter =
-            |(name, kind): (&str, &str)| json!({"name": name, "in": "query", "schema": {"type": kind}});
-        item["parameters"] = LIST_PARAMETERS.into_iter().map(parameter).collect();
+            |(name, schema): (&str, Value)| json!({"name": name, "in": "query", "schema": schema});
+        item["parameters"] = queries.into_iter().map(parameter).collect();
     }
     item
 }
@@ -321,7 +334,7 @@ mod tests {
     #[tokio::test]
     async fn every_service_describes_its_own_routes_and_bodies() {
         let cloud = Harness::new().await;
-        for service in ["identity", "compute", "network", "image"] {
+        for service in ["identity", "compute", "network", "volume", "image", "placement"] {
             let reply = cloud.get(&format!("/{service}/openapi.json"), &[]).await;
             assert_eq!(reply.status, 200, "{service}");
             let document = reply.json();

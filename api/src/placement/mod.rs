@@ -1,11 +1,9 @@
 //! The placement service. Only its discovery document, in [`crate::discovery`], is there: hosts and what is taken of
 //! them are the compute service's own, and this says so.
 
-use axum::Router;
-use axum::routing::any;
-
-use crate::context::{AppState, Authenticated};
+use crate::context::Authenticated;
 use crate::error::Fault;
+use crate::openapi::{Routes, any};
 
 /// What Placement has and this cloud has not: any request to it answers 501.
 const ABSENT: [&str; 7] = [
@@ -19,8 +17,8 @@ const ABSENT: [&str; 7] = [
 ];
 
 /// The routes below `/placement`.
-pub fn routes() -> Router<AppState> {
-    ABSENT.iter().fold(Router::new(), |routes, name| {
+pub fn routes() -> Routes {
+    ABSENT.iter().fold(Routes::new(), |routes, name| {
         routes.route(&format!("/{name}"), any(absent)).route(&format!("/{name}/{{*rest}}"), any(absent))
     })
 }

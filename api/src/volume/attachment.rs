@@ -12,8 +12,8 @@ use control::store::Stored;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::filter::{self, Tests};
-use super::listing::Listing;
+use super::filter;
+use super::listing::{Listed, Listing};
 use super::{since, time};
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
@@ -23,6 +23,12 @@ use crate::page::SortValue;
 /// What the list is sorted by.
 const SORT_KEYS: [&str; 7] =
     ["id", "volume_id", "status", "attach_status", "instance_id", "project_id", "created_at"];
+
+impl Listed for VolumeAttachment {
+    const MANY: &'static str = "attachments";
+    const SORT_KEYS: &'static [&'static str] = &SORT_KEYS;
+    const FILTERS: &'static [&'static str] = &filter::ATTACHMENTS;
+}
 
 fn brief(attachment: &VolumeAttachment) -> Value {
     json!({
@@ -117,16 +123,16 @@ pub(super) async fn create(
 }
 
 /// `GET /attachments`, `GET /attachments/detail`.
-pub(super) async fn list(listing: Listing) -> Answer<Value> {
+pub(super) async fn list(listing: Listing<VolumeAttachment>) -> Answer<Value> {
     since(listing.version, 27)?;
     let all = listing.all()?;
-    let tests = Tests::of(&listing.filters, listing.version, &filter::ATTACHMENTS)?;
+    let tests = listing.tests()?;
     let mut rows = listing.state.control.volume_attachments(&listing.caller, all).await?;
     rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[]));
     let show = |stored: Arc<Stored<VolumeAttachment>>| {
         if listing.detail { full(&listing.state, &stored.row) } else { brief(&stored.row) }
     };
-    listing.counted_page("attachments", rows, &SORT_KEYS, sort_value, show)
+    listing.counted_page(rows, sort_value, show)
 }
 
 fn sort_value(attachment: &VolumeAttachment, key: &str) -> Option<SortValue> {

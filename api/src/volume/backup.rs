@@ -10,8 +10,8 @@ use control::service::volume::backup::{NewBackup, SERVICE};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::filter::{self, Tests};
-use super::listing::Listing;
+use super::filter;
+use super::listing::{Listed, Listing};
 use super::{lenient_flag, links, properties, text_or_null, time};
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
@@ -20,6 +20,12 @@ use crate::page::SortValue;
 
 /// What the list is sorted by.
 const SORT_KEYS: [&str; 7] = ["id", "name", "status", "volume_id", "size", "created_at", "updated_at"];
+
+impl Listed for Backup {
+    const MANY: &'static str = "backups";
+    const SORT_KEYS: &'static [&'static str] = &SORT_KEYS;
+    const FILTERS: &'static [&'static str] = &filter::BACKUPS;
+}
 
 fn brief(state: &AppState, backup: &Backup) -> Value {
     json!({"id": backup.id, "name": backup.name, "links": links(state, "backups", &backup.id)})
@@ -116,13 +122,13 @@ pub(super) async fn create(
 }
 
 /// `GET /backups`, `GET /backups/detail`.
-pub(super) async fn list(listing: Listing) -> Answer<Value> {
+pub(super) async fn list(listing: Listing<Backup>) -> Answer<Value> {
     let (state, version) = (&listing.state, listing.version);
     let all = listing.all()?;
-    let tests = Tests::of(&listing.filters, version, &filter::BACKUPS)?;
+    let tests = listing.tests()?;
     let mut rows = state.control.volume_backups(&listing.caller, all).await?;
     rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[&stored.row.metadata]));
-    listing.counted_page("backups", rows, &SORT_KEYS, sort_value, |stored| match listing.detail {
+    listing.counted_page(rows, sort_value, |stored| match listing.detail {
         true => full(state, version, &stored.row),
         false => brief(state, &stored.row),
     })

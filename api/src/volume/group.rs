@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::listing::Listing;
+use super::listing::{Listed, Listing};
 use super::{lenient_flag, since, time};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
@@ -18,6 +18,18 @@ use crate::page::SortValue;
 
 /// What the lists are sorted by.
 const SORT_KEYS: [&str; 3] = ["id", "name", "created_at"];
+
+impl Listed for Group {
+    const MANY: &'static str = "groups";
+    const SORT_KEYS: &'static [&'static str] = &SORT_KEYS;
+    const FILTERS: &'static [&'static str] = &["name", "list_volume"];
+}
+
+impl Listed for GroupSnapshot {
+    const MANY: &'static str = "group_snapshots";
+    const SORT_KEYS: &'static [&'static str] = &SORT_KEYS;
+    const FILTERS: &'static [&'static str] = &[];
+}
 
 fn full(state: &AppState, version: Microversion, group: &Group, volumes: bool) -> Value {
     let mut body = json!({
@@ -51,7 +63,7 @@ fn brief(id: &str, name: Option<&String>) -> Value {
 }
 
 /// `GET /groups`, `GET /groups/detail`.
-pub(super) async fn list(listing: Listing) -> Answer<Value> {
+pub(super) async fn list(listing: Listing<Group>) -> Answer<Value> {
     let (state, version) = (&listing.state, listing.version);
     since(version, 13)?;
     let all = listing.all()?;
@@ -60,7 +72,7 @@ pub(super) async fn list(listing: Listing) -> Answer<Value> {
     let name = |group: &Group| group.name.clone().unwrap_or_default();
     rows.retain(|stored| listing.filters.allow("name", &name(&stored.row)));
     let sort = |group: &Group, key: &str| sort_value(&group.id, group.name.as_deref(), group.created_at, key);
-    listing.counted_page("groups", rows, &SORT_KEYS, sort, |stored| match listing.detail {
+    listing.counted_page(rows, sort, |stored| match listing.detail {
         true => full(state, version, &stored.row, volumes),
         false => brief(&stored.row.id, stored.row.name.as_ref()),
     })
@@ -252,12 +264,12 @@ fn snapshot_full(state: &AppState, version: Microversion, snapshot: &GroupSnapsh
 }
 
 /// `GET /group_snapshots`, `GET /group_snapshots/detail`.
-pub(super) async fn snapshots(listing: Listing) -> Answer<Value> {
+pub(super) async fn snapshots(listing: Listing<GroupSnapshot>) -> Answer<Value> {
     let (state, version) = (&listing.state, listing.version);
     since(version, 14)?;
     let rows = state.control.volume_group_snapshots(&listing.caller, listing.all()?).await?;
     let sort = |one: &GroupSnapshot, key: &str| sort_value(&one.id, one.name.as_deref(), one.created_at, key);
-    listing.page("group_snapshots", rows, &SORT_KEYS, sort, |stored| match listing.detail {
+    listing.page(rows, sort, |stored| match listing.detail {
         true => snapshot_full(state, version, &stored.row),
         false => brief(&stored.row.id, stored.row.name.as_ref()),
     })

@@ -2,6 +2,7 @@
 //!
 //! Must never know: any one resource.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use axum::Json;
@@ -11,14 +12,26 @@ use control::caller::Caller;
 use control::store::{Row, Stored};
 use serde_json::{Value, json};
 
+use super::filter::Tests;
 use super::paged;
 use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::{Extracted, Operation};
 use crate::page::SortValue;
 
-/// A request for a list.
-pub(super) struct Listing {
+/// What can be listed.
+pub(super) trait Listed: Row {
+    /// What the rows are called in an answer.
+    const MANY: &'static str;
+    /// The columns that they are sorted by.
+    const SORT_KEYS: &'static [&'static str];
+    /// The words of the query that choose among them.
+    const FILTERS: &'static [&'static str];
+}
+
+/// A request for a list of `R`.
+pub(super) struct Listing<R> {
     /// The cloud.
     pub(super) state: AppState,
     /// Who asks.
@@ -30,9 +43,10 @@ pub(super) struct Listing {
     /// All that there is to say of each row was asked for (`…/detail`).
     pub(super) detail: bool,
     url: RequestUrl,
+    of: PhantomData<R>,
 }
 
-impl FromRequestParts<AppState> for Listing {
+impl<R: Listed> FromRequestParts<AppState> for Listing<R> {
     type Rejection = Fault;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Fault> {
@@ -44,6 +58,7 @@ impl FromRequestParts<AppState> for Listing {
             url: RequestUrl::from_request_parts(parts, state).await?,
             detail: parts.uri.path().ends_with("/detail"),
             state: AppState::from_ref(state),
+            of: PhantomData,
         })
     }
 }
@@ -51,10 +66,35 @@ impl FromRequestParts<AppState> for Listing {
 /// The rows of a list.
 pub(super) type Rows<R> = Vec<Arc<Stored<R>>>;
 
-impl Listing {
+impl<R: Listed> Extracted for Listing<R> {
+    fn describe(operation: &mut Operation) {
+        Authenticated::describe(operation);
+        let text = || json!({"type": "string"});
+        let count = || json!({"type": "integer", "minimum": 0});
+        let flag = || json!({"type": "boolean"});
+        operation.query("limit", count());
+        operation.query("offset", count());
+        operation.query("marker", text());
+        operation.query("sort", text());
+        operation.query("sort_key", json!({"type": "string", "enum": R::SORT_KEYS}));
+        operation.query("sort_dir", json!({"type": "string", "enum": ["asc", "desc"]}));
+        operation.query("all_tenants", flag());
+        operation.query("with_count", flag());
+        for word in R::FILTERS {
+            operation.query(word, text());
+        }
+    }
+}
+
+impl<R: Listed> Listing<R> {
     /// Rows of all projects were asked for; only administrators get them.
     pub(super) fn all(&self) -> Result<bool, Fault> {
         Ok(self.filters.flag("all_tenants")?.unwrap_or(false))
+    }
+
+    /// What the query asks of the rows.
+    pub(super) fn tests(&self) -> Result<Tests, Fault> {
+        Tests::of(&self.filters, self.version, R::FILTERS)
     }
 
     /// The path that was asked for, without its query.
@@ -63,31 +103,27 @@ impl Listing {
         target.split('?').next().unwrap_or_default().to_owned()
     }
 
-    /// One page of `rows`, sorted by columns that are among `keys`.
-    pub(super) fn page<R: Row>(
+    /// One page of `rows`.
+    pub(super) fn page(
         &self,
-        collection: &str,
         rows: Rows<R>,
-        keys: &[&str],
         sort: impl Fn(&R, &str) -> Option<SortValue>,
         show: impl Fn(Arc<Stored<R>>) -> Value,
     ) -> Answer<Value> {
-        let slice =
-            paged(&self.filters, rows, |stored| stored.row.id(), keys, |stored, key| sort(&stored.row, key))?;
-        Ok(Json(slice.nova(collection, &self.url, show)))
+        let value = |stored: &Arc<Stored<R>>, key: &str| sort(&stored.row, key);
+        let slice = paged(&self.filters, rows, |stored| stored.row.id(), R::SORT_KEYS, value)?;
+        Ok(Json(slice.nova(R::MANY, &self.url, show)))
     }
 
     /// As [`Listing::page`], with how many there are in all where that was asked for (microversion 3.45).
-    pub(super) fn counted_page<R: Row>(
+    pub(super) fn counted_page(
         &self,
-        collection: &str,
         rows: Rows<R>,
-        keys: &[&str],
         sort: impl Fn(&R, &str) -> Option<SortValue>,
         show: impl Fn(Arc<Stored<R>>) -> Value,
     ) -> Answer<Value> {
         let count = rows.len();
-        let Json(mut body) = self.page(collection, rows, keys, sort, show)?;
+        let Json(mut body) = self.page(rows, sort, show)?;
         if self.version.at_least(3, 45) && self.filters.flag("with_count")?.unwrap_or(false) {
             body["count"] = json!(count);
         }

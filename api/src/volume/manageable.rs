@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::{OriginalUri, State};
+use axum::extract::{FromRequestParts, OriginalUri, State};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, Uri};
 use control::service::volume::manage::{Manageable, NewManaged, NewManagedSnapshot};
 use serde::Deserialize;
@@ -15,6 +16,7 @@ use super::{since, snapshot};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::{Extracted, Operation};
 
 /// The most disks of one page.
 const PAGE_MAX: usize = 1000;
@@ -24,12 +26,34 @@ fn check(version: Microversion, uri: &Uri) -> Result<(), Fault> {
     if uri.path().contains("/manageable_") { since(version, 8) } else { Ok(()) }
 }
 
+/// The query of a list of disks: which backend's, and which of them.
+pub(super) struct DiskQuery(Filters);
+
+impl FromRequestParts<AppState> for DiskQuery {
+    type Rejection = Fault;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Fault> {
+        Filters::from_request_parts(parts, state).await.map(Self)
+    }
+}
+
+impl Extracted for DiskQuery {
+    fn describe(operation: &mut Operation) {
+        for word in ["host", "marker", "sort"] {
+            operation.query(word, json!({"type": "string"}));
+        }
+        for word in ["limit", "offset"] {
+            operation.query(word, json!({"type": "integer", "minimum": 0}));
+        }
+    }
+}
+
 /// `GET /manageable_volumes`, `GET /manageable_volumes/detail`.
 pub(super) async fn volumes(
     state: State<AppState>,
     caller: Authenticated,
     version: Microversion,
-    filters: Filters,
+    DiskQuery(filters): DiskQuery,
     OriginalUri(uri): OriginalUri,
 ) -> Answer<Value> {
     list(state, caller, version, &filters, &uri, false).await
@@ -40,7 +64,7 @@ pub(super) async fn snapshots(
     state: State<AppState>,
     caller: Authenticated,
     version: Microversion,
-    filters: Filters,
+    DiskQuery(filters): DiskQuery,
     OriginalUri(uri): OriginalUri,
 ) -> Answer<Value> {
     list(state, caller, version, &filters, &uri, true).await

@@ -8,8 +8,8 @@ use control::service::volume::message::DAYS_KEPT;
 use jiff::SignedDuration;
 use serde_json::{Value, json};
 
-use super::filter::{self, Tests};
-use super::listing::Listing;
+use super::filter;
+use super::listing::{Listed, Listing};
 use super::{links, since, time};
 use crate::context::{Answer, AppState, Authenticated, Segments};
 use crate::error::Fault;
@@ -19,6 +19,12 @@ use crate::page::SortValue;
 /// What the list is sorted by.
 const SORT_KEYS: [&str; 7] =
     ["id", "resource_uuid", "resource_type", "event_id", "request_id", "message_level", "created_at"];
+
+impl Listed for VolumeMessage {
+    const MANY: &'static str = "messages";
+    const SORT_KEYS: &'static [&'static str] = &SORT_KEYS;
+    const FILTERS: &'static [&'static str] = &filter::MESSAGES;
+}
 
 fn full(state: &AppState, message: &VolumeMessage) -> Value {
     let until = message.created_at.checked_add(SignedDuration::from_hours(24 * DAYS_KEPT));
@@ -37,13 +43,13 @@ fn full(state: &AppState, message: &VolumeMessage) -> Value {
 }
 
 /// `GET /messages`.
-pub(super) async fn list(listing: Listing) -> Answer<Value> {
+pub(super) async fn list(listing: Listing<VolumeMessage>) -> Answer<Value> {
     let (state, version) = (&listing.state, listing.version);
     since(version, 3)?;
-    let tests = Tests::of(&listing.filters, version, &filter::MESSAGES)?;
+    let tests = listing.tests()?;
     let mut rows = state.control.volume_messages(&listing.caller).await?;
     rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[]));
-    listing.page("messages", rows, &SORT_KEYS, sort_value, |stored| full(state, &stored.row))
+    listing.page(rows, sort_value, |stored| full(state, &stored.row))
 }
 
 fn sort_value(message: &VolumeMessage, key: &str) -> Option<SortValue> {

@@ -29,8 +29,7 @@ mod volume_view;
 
 use std::collections::BTreeMap;
 
-use axum::routing::{any, get, post, put};
-use axum::{Json, Router};
+use axum::Json;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -38,14 +37,15 @@ use self::metadata::{OfSnapshot, OfVolume, Owned};
 use crate::context::{Answer, AppState, Authenticated, Filters};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::{Routes, any, get, post, put};
 use crate::page::{Direction, Page, Slice, SortValue};
 
 /// What Cinder has and this cloud has not: any request to it answers 501.
 const ABSENT: [&str; 4] = ["cgsnapshots", "clusters", "consistencygroups", "workers"];
 
 /// The routes below `/volume`. A project id after the version is taken out before routing.
-pub fn routes() -> Router<AppState> {
-    let routes = Router::new()
+pub fn routes() -> Routes {
+    let routes = Routes::new()
         .merge(volume_routes())
         .merge(backup_routes())
         .merge(manage_routes())
@@ -57,8 +57,8 @@ pub fn routes() -> Router<AppState> {
     })
 }
 
-fn volume_routes() -> Router<AppState> {
-    let routes = Router::new()
+fn volume_routes() -> Routes {
+    let routes = Routes::new()
         .route("/v3/volumes", get(volume::list).post(volume::create).put(nowhere).delete(nowhere))
         .route("/v3/volumes/detail", get(volume::list))
         .route("/v3/volumes/summary", get(volume::summary))
@@ -87,16 +87,16 @@ fn volume_routes() -> Router<AppState> {
     })
 }
 
-fn metadata_routes<O: Owned + 'static>(collection: &str) -> Router<AppState> {
+fn metadata_routes<O: Owned + 'static>(collection: &str) -> Routes {
     use metadata::{add, list, replace, set, show, unset};
     let path = format!("/v3/{collection}/{{id}}/metadata");
-    Router::new()
+    Routes::new()
         .route(&path, get(list::<O>).post(add::<O>).put(replace::<O>))
         .route(&format!("{path}/{{key}}"), get(show::<O>).put(set::<O>).delete(unset::<O>))
 }
 
-fn manage_routes() -> Router<AppState> {
-    let mut routes = Router::new();
+fn manage_routes() -> Routes {
+    let mut routes = Routes::new();
     for (volumes, snapshots) in
         [("manageable_volumes", "manageable_snapshots"), ("os-volume-manage", "os-snapshot-manage")]
     {
@@ -109,8 +109,8 @@ fn manage_routes() -> Router<AppState> {
     routes
 }
 
-fn backup_routes() -> Router<AppState> {
-    Router::new()
+fn backup_routes() -> Routes {
+    Routes::new()
         .route("/v3/backups", get(backup::list).post(backup::create))
         .route("/v3/backups/detail", get(backup::list))
         .route("/v3/backups/import_record", post(backup::import_record))
@@ -120,8 +120,8 @@ fn backup_routes() -> Router<AppState> {
         .route("/v3/backups/{id}/export_record", get(backup::export_record))
 }
 
-fn group_routes() -> Router<AppState> {
-    Router::new()
+fn group_routes() -> Routes {
+    Routes::new()
         .route("/v3/groups", get(group::list).post(group::create))
         .route("/v3/groups/detail", get(group::list))
         .route("/v3/groups/action", post(group::copy))
@@ -143,8 +143,8 @@ fn group_routes() -> Router<AppState> {
         )
 }
 
-fn type_routes() -> Router<AppState> {
-    Router::new()
+fn type_routes() -> Routes {
+    Routes::new()
         .route("/v3/types", get(kind::list).post(kind::create))
         .route("/v3/types/{id}", get(kind::show).put(kind::update).delete(kind::delete))
         .route("/v3/types/{id}/extra_specs", get(kind::extra_specs).post(kind::set_extra_specs))
@@ -173,8 +173,8 @@ fn type_routes() -> Router<AppState> {
         .route("/v3/qos-specs/{id}/disassociate_all", get(qos::disassociate_all))
 }
 
-fn service_routes() -> Router<AppState> {
-    Router::new()
+fn service_routes() -> Routes {
+    Routes::new()
         .route("/v3/limits", get(quota::limits))
         .route("/v3/os-quota-sets/{project}", get(quota::show).put(quota::update).delete(quota::reset))
         .route("/v3/os-quota-sets/{project}/defaults", get(quota::defaults))

@@ -11,8 +11,8 @@ use control::service::volume::snapshot::NewSnapshot;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::filter::{self, Tests};
-use super::listing::Listing;
+use super::filter;
+use super::listing::{Listed, Listing};
 use super::{lenient_flag, text_or_null, time};
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
@@ -22,6 +22,12 @@ use crate::page::SortValue;
 /// What the list is sorted by.
 const SORT_KEYS: [&str; 8] =
     ["id", "name", "display_name", "status", "volume_id", "volume_size", "created_at", "updated_at"];
+
+impl Listed for Snapshot {
+    const MANY: &'static str = "snapshots";
+    const SORT_KEYS: &'static [&'static str] = &SORT_KEYS;
+    const FILTERS: &'static [&'static str] = &filter::SNAPSHOTS;
+}
 
 pub(super) fn short(version: Microversion, snapshot: &Snapshot) -> Value {
     let mut body = json!({
@@ -106,14 +112,14 @@ pub(super) async fn create(
 }
 
 /// `GET /snapshots`, `GET /snapshots/detail`.
-pub(super) async fn list(listing: Listing) -> Answer<Value> {
+pub(super) async fn list(listing: Listing<Snapshot>) -> Answer<Value> {
     let version = listing.version;
     let all = listing.all()?;
-    let tests = Tests::of(&listing.filters, version, &filter::SNAPSHOTS)?;
+    let tests = listing.tests()?;
     let mut rows = listing.state.control.volume_snapshots(&listing.caller, all).await?;
     rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[&stored.row.metadata]));
     let show = if listing.detail { full } else { short };
-    listing.counted_page("snapshots", rows, &SORT_KEYS, sort_value, |stored| show(version, &stored.row))
+    listing.counted_page(rows, sort_value, |stored| show(version, &stored.row))
 }
 
 fn column(snapshot: &Snapshot, key: &str) -> Option<String> {

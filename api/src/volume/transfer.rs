@@ -7,7 +7,7 @@ use control::model::volume::Transfer;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::listing::Listing;
+use super::listing::{Listed, Listing};
 use super::{lenient_flag, links, time};
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
@@ -16,6 +16,12 @@ use crate::page::SortValue;
 
 /// What the list is sorted by.
 const SORT_KEYS: [&str; 3] = ["id", "name", "created_at"];
+
+impl Listed for Transfer {
+    const MANY: &'static str = "transfers";
+    const SORT_KEYS: &'static [&'static str] = &SORT_KEYS;
+    const FILTERS: &'static [&'static str] = &["name"];
+}
 
 fn brief(state: &AppState, transfer: &Transfer) -> Value {
     json!({
@@ -71,12 +77,12 @@ pub(super) async fn create(
 }
 
 /// `GET /volume-transfers`, `GET /volume-transfers/detail`.
-pub(super) async fn list(listing: Listing) -> Answer<Value> {
+pub(super) async fn list(listing: Listing<Transfer>) -> Answer<Value> {
     let state = &listing.state;
     let mut rows = state.control.volume_transfers(&listing.caller, listing.all()?).await?;
     let name = |transfer: &Transfer| transfer.name.clone().unwrap_or_default();
     rows.retain(|stored| listing.filters.allow("name", &name(&stored.row)));
-    listing.page("transfers", rows, &SORT_KEYS, sort_value, |stored| match listing.detail {
+    listing.page(rows, sort_value, |stored| match listing.detail {
         true => full(state, listing.version, &stored.row),
         false => brief(state, &stored.row),
     })

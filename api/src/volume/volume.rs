@@ -11,8 +11,8 @@ use control::service::volume::change::VolumeUpdate;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::filter::{self, Tests};
-use super::listing::Listing;
+use super::filter;
+use super::listing::{Listed, Listing};
 use super::volume_view::{brief, full, short};
 use super::{lenient_flag, properties, size, text_or_null};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
@@ -37,6 +37,12 @@ const SORT_KEYS: [&str; 14] = [
     "volume_type_id",
     "volume_type",
 ];
+
+impl Listed for Volume {
+    const MANY: &'static str = "volumes";
+    const SORT_KEYS: &'static [&'static str] = &SORT_KEYS;
+    const FILTERS: &'static [&'static str] = &filter::VOLUMES;
+}
 
 #[derive(Deserialize)]
 pub(super) struct CreateBody {
@@ -127,19 +133,19 @@ impl CreateFields {
 }
 
 /// `GET /volumes`, `GET /volumes/detail`.
-pub(super) async fn list(listing: Listing) -> Answer<Value> {
+pub(super) async fn list(listing: Listing<Volume>) -> Answer<Value> {
     // An id that is empty is no list.
     if listing.path().ends_with("volumes/") {
         return Err(Fault::NoRoute);
     }
     let (state, caller, version) = (&listing.state, &listing.caller, listing.version);
     let all = listing.all()?;
-    let tests = Tests::of(&listing.filters, version, &filter::VOLUMES)?;
+    let tests = listing.tests()?;
     let mut rows = state.control.volumes(caller, all).await?;
     rows.retain(|stored| {
         tests.hold(|key| column(&stored.row, key), &[&stored.row.metadata, &stored.row.image_metadata])
     });
-    listing.counted_page("volumes", rows, &SORT_KEYS, sort_value, |stored| {
+    listing.counted_page(rows, sort_value, |stored| {
         let view = state.control.volume_view(stored);
         if listing.detail { full(state, caller, version, &view) } else { brief(state, &view) }
     })
