@@ -1,15 +1,19 @@
 //! For the tests of handlers: the whole router over a cloud of its own on a store in a temporary directory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Method, Request, StatusCode};
+use control::agent::host;
+use control::driver::fake::FakeDriver;
+use control::policy::Policy;
 use control::service::auth::{Credential, DomainRef, NamedRef, ScopeWanted};
 use control::settings::IdentitySettings;
 use control::{Control, Settings};
 use http_body_util::BodyExt;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 use tower::ServiceExt;
 
@@ -24,7 +28,8 @@ pub(crate) struct Harness {
     pub(crate) control: Arc<Control>,
     router: Router,
     admin_token: OnceCell<String>,
-    directory: tempfile::TempDir,
+    store: Arc<control::store::RedbStore>,
+    directory: Arc<tempfile::TempDir>,
 }
 
 /// An answer.
@@ -55,13 +60,71 @@ impl Harness {
 
     /// A cloud with rules of its own.
     pub(crate) async fn with(identity: IdentitySettings) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = Arc::new(tempfile::tempdir().unwrap());
         let store = control::store::RedbStore::open(&directory.path().join("store.redb")).unwrap();
         let settings = Settings { identity, ..Settings::new("http://cloud.test", directory.path()) };
-        let control = Control::open(Arc::new(store), settings).await.unwrap();
-        control.bootstrap(ADMIN_PASSWORD.to_owned().into()).await.unwrap();
+        let cloud = Self::open(Arc::new(store), directory, settings).await;
+        cloud.control.bootstrap(ADMIN_PASSWORD.to_owned().into()).await.unwrap();
+        cloud
+    }
+
+    /// The same cloud, with all that is in it, under a policy file.
+    pub(crate) async fn ruled(&self, policy: &str) -> Self {
+        let policy = Arc::new(Policy::parse(policy).unwrap());
+        let settings = Settings { policy, ..Settings::new("http://cloud.test", self.directory.path()) };
+        Self::open(self.store.clone(), self.directory.clone(), settings).await
+    }
+
+    async fn open(
+        store: Arc<control::store::RedbStore>,
+        directory: Arc<tempfile::TempDir>,
+        settings: Settings,
+    ) -> Self {
+        let control = Control::open(store.clone(), settings).await.unwrap();
         let router = router(AppState::new(control.clone()));
-        Self { control, router, admin_token: OnceCell::new(), directory }
+        Self { control, router, admin_token: OnceCell::new(), store, directory }
+    }
+
+    /// Gives the cloud a host that pretends, and what works towards what is wanted.
+    pub(crate) async fn start_host(&self, driver: FakeDriver) {
+        self.control.start_reconcilers();
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let agents = self.control.agents().clone();
+        tokio::spawn(async move { agents.serve(near, None).await });
+        tokio::spawn(host::serve(far, Arc::new(driver)));
+        for _ in 0..500 {
+            let hosts = self.admin(Method::GET, "/compute/v2.1/os-hypervisors", Value::Null).await;
+            if !hosts.json()["hypervisors"][0].is_null() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the host does not appear");
+    }
+
+    /// A token of a new user who has this role in the administrator's project.
+    pub(crate) async fn user_token(&self, name: &str, role: &str) -> String {
+        let found = |reply: Reply, many: &str| {
+            let id = reply.json()[many][0]["id"].as_str().map(str::to_owned);
+            id.unwrap_or_else(|| panic!("one of {many}"))
+        };
+        let user = json!({"user": {"name": name, "password": ADMIN_PASSWORD}});
+        let made = self.admin(Method::POST, "/identity/v3/users", user).await.json();
+        let user = made["user"]["id"].as_str().unwrap();
+        let role = self.admin(Method::GET, &format!("/identity/v3/roles?name={role}"), Value::Null).await;
+        let project = self.admin(Method::GET, "/identity/v3/projects?name=admin", Value::Null).await;
+        let (role, project) = (found(role, "roles"), found(project, "projects"));
+        let grant = format!("/identity/v3/projects/{project}/users/{user}/roles/{role}");
+        assert_eq!(self.admin(Method::PUT, &grant, Value::Null).await.status, 204);
+        let auth = json!({"auth": {
+            "identity": {
+                "methods": ["password"],
+                "password": {"user": {"id": user, "password": ADMIN_PASSWORD}},
+            },
+            "scope": {"project": {"id": project}},
+        }});
+        let reply = self.call(Method::POST, "/identity/v3/auth/tokens", &[], auth).await;
+        reply.header("x-subject-token").unwrap().to_owned()
     }
 
     /// Where the cloud keeps its files.

@@ -1,5 +1,9 @@
 //! Who asks: what a validated token says, in the words of policy.
 
+use std::sync::Arc;
+
+use crate::policy::Policy;
+
 /// The roles every cloud has; each implies the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RoleLevel {
@@ -105,6 +109,8 @@ pub struct Caller {
     pub delegation: Delegation,
     /// The request's id, `req-<uuid>`, for logs and for what the request leaves behind.
     pub request_id: String,
+    /// The rules of the cloud that is asked.
+    pub policy: Arc<Policy>,
 }
 
 impl Caller {
@@ -124,6 +130,12 @@ impl Caller {
     /// Whether the token carries this role, given or implied.
     pub fn has_role(&self, name: &str) -> bool {
         self.roles.iter().any(|role| role == name)
+    }
+
+    /// Whether what belongs to `project_id` can be the caller's to see, whatever the policy says: its own project's,
+    /// and for administrators all.
+    pub fn reaches(&self, project_id: &str) -> bool {
+        self.is_admin() || self.project_id() == Some(project_id)
     }
 
     /// Whether the caller may see what belongs to `project_id`.

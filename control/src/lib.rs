@@ -25,6 +25,7 @@ use storage::download::Sources;
 use storage::store::S3Settings;
 
 use crate::error::Result;
+use crate::policy::Policy;
 use crate::reconcile::image_task::ImageTasks;
 use crate::service::db::Db;
 use crate::service::image_store::Images;
@@ -52,6 +53,8 @@ pub struct Settings {
     pub image_bucket: Option<S3Settings>,
     /// How the identity service behaves where clouds differ.
     pub identity: IdentitySettings,
+    /// Who may do what. What the cloud does of itself, its first start included, is nobody's request: no rule is asked.
+    pub policy: Arc<Policy>,
 }
 
 impl Settings {
@@ -71,6 +74,7 @@ impl Settings {
             image_sources: Vec::new(),
             image_bucket: None,
             identity: IdentitySettings::default(),
+            policy: Arc::default(),
         }
     }
 }

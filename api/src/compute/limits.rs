@@ -20,7 +20,9 @@ pub(super) async fn show(
 ) -> Answer<Value> {
     let project = filters.get("tenant_id").or_else(|| caller.project_id()).map(str::to_owned);
     let project = project.ok_or(Error::Forbidden { action: "os_compute_api:limits" })?;
-    let quotas = state.control.quotas(&caller, &project).await?;
+    let own = caller.project_id() == Some(project.as_str());
+    let rule = if own { "os_compute_api:limits" } else { "os_compute_api:limits:other_project" };
+    let quotas = state.control.quotas(&caller, &project, rule).await?;
     Ok(Json(json!({"limits": {"rate": [], "absolute": absolute(version, &quotas)}})))
 }
 

@@ -49,7 +49,7 @@ pub(super) async fn show(
     version: Microversion,
     Segments(project): Segments<String>,
 ) -> Answer<Value> {
-    let quotas = state.control.quotas(&caller, &project).await?;
+    let quotas = state.control.quotas(&caller, &project, "os_compute_api:os-quota-sets:show").await?;
     let mut shown =
         set(version, |resource| json!(quotas.get(&resource).map_or(0, Quota::limit_or_minus_one)), old);
     shown["id"] = json!(project);
@@ -74,7 +74,7 @@ pub(super) async fn detail(
     version: Microversion,
     Segments(project): Segments<String>,
 ) -> Answer<Value> {
-    let quotas = state.control.quotas(&caller, &project).await?;
+    let quotas = state.control.quotas(&caller, &project, "os_compute_api:os-quota-sets:detail").await?;
     let detail = |resource: Resource| {
         let quota = quotas.get(&resource);
         // Key pairs are their users', not the project's.
@@ -111,7 +111,7 @@ pub(super) async fn update(
             limit.ok_or_else(|| Fault::malformed(format!("Invalid input for field/attribute {name}.")))?,
         ));
     }
-    let quotas = state.control.quotas(&caller, &project).await?;
+    let quotas = state.control.quotas(&caller, &project, "os_compute_api:os-quota-sets:update").await?;
     let below = |(resource, limit): &&(Resource, i64)| {
         let used = quotas.get(resource).map_or(0, |quota| quota.used);
         u64::try_from(*limit).is_ok_and(|limit| limit < used)
@@ -125,7 +125,7 @@ pub(super) async fn update(
         )));
     }
     state.control.quota_set(&caller, &project, &changes).await?;
-    let quotas = state.control.quotas(&caller, &project).await?;
+    let quotas = state.control.quotas_of(&project).await?;
     let shown =
         set(version, |resource| json!(quotas.get(&resource).map_or(0, Quota::limit_or_minus_one)), old);
     Ok(Json(json!({"quota_set": shown})))

@@ -1,10 +1,8 @@
 //! Nova as clients see it, over the whole router and, where servers live, a host with the fake driver.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::http::Method;
-use control::agent::host;
 use control::driver::fake::FakeDriver;
 use serde_json::{Value, json};
 
@@ -25,20 +23,8 @@ impl Cloud {
     /// With a host that pretends.
     async fn with_host() -> Self {
         let cloud = Self::new().await;
-        let control = &cloud.harness.control;
-        control.start_reconcilers();
-        let (near, far) = tokio::io::duplex(1 << 20);
-        let agents = control.agents().clone();
-        tokio::spawn(async move { agents.serve(near, None).await });
-        let driver = Arc::new(FakeDriver::new("fake-0", None).unwrap());
-        tokio::spawn(host::serve(far, driver));
-        for _ in 0..500 {
-            if !cloud.get("/os-hypervisors", "2.88").await.json()["hypervisors"][0].is_null() {
-                return cloud;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        panic!("the host does not appear");
+        cloud.harness.start_host(FakeDriver::new("fake-0", None).unwrap()).await;
+        cloud
     }
 
     async fn call(&self, method: Method, path: &str, version: &str, body: Value) -> Reply {

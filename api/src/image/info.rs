@@ -49,7 +49,7 @@ pub(super) async fn usage(
     Authenticated(caller): Authenticated,
 ) -> Answer<Value> {
     let project = caller.project_id().ok_or(Error::Forbidden { action: "get_usage" })?;
-    let quotas = state.control.quotas(&caller, project).await?;
+    let quotas = state.control.quotas_of(project).await?;
     let staged = state.control.image_staging(project).await?;
     let of = |resource: Resource| {
         quotas.get(&resource).map(|quota| (quota.limit_or_minus_one(), quota.used)).unwrap_or((-1, 0))

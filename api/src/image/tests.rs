@@ -175,7 +175,7 @@ async fn quota_bounds_number_and_bytes() {
     cloud.control.quota_set(&caller, project, &[(ImageMib, 2)]).await.unwrap();
     assert_eq!(put_file(&cloud, &id, Body::from("x")).await.status, 204);
     cloud.control.image_delete(&caller, &id).await.unwrap();
-    assert_eq!(cloud.control.quotas(&caller, project).await.unwrap()[&ImageMib].used, 1, "tiny");
+    assert_eq!(cloud.control.quotas_of(project).await.unwrap()[&ImageMib].used, 1, "tiny");
 }
 
 #[tokio::test]

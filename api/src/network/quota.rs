@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use control::caller::Caller;
 use control::service::quota::{Quota, Resource};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -44,7 +43,7 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
 ) -> Result<Json<Value>, Fault> {
     let Some(project_id) = caller.project_id() else { return Ok(Json(json!({"quotas": []}))) };
-    let mut row = limits(&state.control.quotas(&caller, project_id).await?);
+    let mut row = limits(&state.control.quotas(&caller, project_id, "get_quota").await?);
     row["project_id"] = json!(project_id);
     row["tenant_id"] = json!(project_id);
     Ok(Json(json!({"quotas": [row]})))
@@ -56,7 +55,8 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     Segments(project_id): Segments<String>,
 ) -> Result<Json<Value>, Fault> {
-    answer(&state, &caller, &project_id).await
+    let quotas = state.control.quotas(&caller, &project_id, "get_quota").await?;
+    Ok(Json(json!({"quota": limits(&quotas)})))
 }
 
 /// `GET /v2.0/quotas/{project_id}/default`.
@@ -71,7 +71,7 @@ pub(super) async fn details(
     Authenticated(caller): Authenticated,
     Segments(project_id): Segments<String>,
 ) -> Result<Json<Value>, Fault> {
-    let quotas = state.control.quotas(&caller, &project_id).await?;
+    let quotas = state.control.quotas(&caller, &project_id, "get_quota").await?;
     let rows = RESOURCES.iter().filter_map(|resource| {
         let quota = quotas.get(resource)?;
         let detail = json!({"limit": quota.limit_or_minus_one(), "used": quota.used, "reserved": 0});
@@ -100,7 +100,7 @@ pub(super) async fn update(
         changes.push((resource, limit));
     }
     if check {
-        let quotas = state.control.quotas(&caller, &project_id).await?;
+        let quotas = state.control.quotas(&caller, &project_id, "update_quota").await?;
         let below = |(resource, limit): &&(Resource, i64)| {
             let used = quotas.get(resource).map_or(0, |quota| quota.used);
             u64::try_from(*limit).is_ok_and(|limit| limit < used)
@@ -114,7 +114,7 @@ pub(super) async fn update(
         }
     }
     state.control.quota_set(&caller, &project_id, &changes).await?;
-    answer(&state, &caller, &project_id).await
+    Ok(Json(json!({"quota": limits(&state.control.quotas_of(&project_id).await?)})))
 }
 
 /// `DELETE /v2.0/quotas/{project_id}`: back to the defaults.
@@ -125,8 +125,4 @@ pub(super) async fn reset(
 ) -> Result<StatusCode, Fault> {
     state.control.quota_reset(&caller, &project_id, &RESOURCES).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-async fn answer(state: &AppState, caller: &Caller, project_id: &str) -> Result<Json<Value>, Fault> {
-    Ok(Json(json!({"quota": limits(&state.control.quotas(caller, project_id).await?)})))
 }

@@ -139,14 +139,13 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
         image_sources: parts.images.sources,
         image_bucket: parts.images.bucket.map(Into::into),
         identity: parts.identity.identity,
+        policy: Arc::new(parts.policy),
         ..Settings::new(parts.public_url, "control")
     };
     settings.token_lifetime_s = parts.identity.token_lifetime_s.unwrap_or(settings.token_lifetime_s);
     let control = Control::open(Arc::new(store), settings).await.context("open the cloud")?;
 
     first_start(&control, parts.admin_password).await.context("make what a new cloud begins with")?;
-    // What a cloud begins with is nobody's request: a policy that refuses all still lets it start.
-    ::control::policy::install(parts.policy);
     if let Some((bucket, line)) = parts.backups {
         serve_backups(bucket, line)?;
     }

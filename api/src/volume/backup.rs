@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use control::caller::Caller;
 use control::model::volume::{Backup, Status};
+use control::policy::Default;
 use control::service::volume::backup::{NewBackup, SERVICE};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::filter;
 use super::listing::{Listed, Listing};
-use super::{lenient_flag, links, properties, text_or_null, time};
+use super::{lenient_flag, links, properties, sees, text_or_null, time};
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
@@ -40,7 +42,7 @@ fn short(state: &AppState, version: Microversion, backup: &Backup) -> Value {
     body
 }
 
-fn full(state: &AppState, version: Microversion, backup: &Backup) -> Value {
+fn full(state: &AppState, caller: &Caller, version: Microversion, backup: &Backup) -> Value {
     let mut body = short(state, version, backup);
     let more = json!({
         "description": backup.description,
@@ -61,7 +63,8 @@ fn full(state: &AppState, version: Microversion, backup: &Backup) -> Value {
     if let (Some(body), Value::Object(more)) = (body.as_object_mut(), more) {
         body.extend(more);
     }
-    if version.at_least(3, 18) {
+    let shows_project = sees(caller, "backup:backup_project_attribute", Default::Admin);
+    if version.at_least(3, 18) && shows_project {
         body["os-backup-project-attr:project_id"] = json!(backup.project_id);
     }
     if version.at_least(3, 56) {
@@ -129,7 +132,7 @@ pub(super) async fn list(listing: Listing<Backup>) -> Answer<Value> {
     let mut rows = state.control.volume_backups(&listing.caller, all).await?;
     rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[&stored.row.metadata]));
     listing.counted_page(rows, sort_value, |stored| match listing.detail {
-        true => full(state, version, &stored.row),
+        true => full(state, &listing.caller, version, &stored.row),
         false => brief(state, &stored.row),
     })
 }
@@ -165,7 +168,7 @@ pub(super) async fn show(
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
     let stored = state.control.volume_backup(&caller, &id).await?;
-    Ok(Json(json!({"backup": full(&state, version, &stored.row)})))
+    Ok(Json(json!({"backup": full(&state, &caller, version, &stored.row)})))
 }
 
 #[derive(Deserialize)]

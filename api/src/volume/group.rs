@@ -3,14 +3,16 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use control::caller::Caller;
 use control::model::volume::{Group, GroupSnapshot, Status};
+use control::policy::Default;
 use control::service::volume::group::{GroupUpdate, NewGroup};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::listing::{Listed, Listing};
-use super::{lenient_flag, since, time};
+use super::{lenient_flag, sees, since, time};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
@@ -31,7 +33,7 @@ impl Listed for GroupSnapshot {
     const FILTERS: &'static [&'static str] = &[];
 }
 
-fn full(state: &AppState, version: Microversion, group: &Group, volumes: bool) -> Value {
+fn full(state: &AppState, caller: &Caller, version: Microversion, group: &Group, volumes: bool) -> Value {
     let mut body = json!({
         "id": group.id,
         "name": group.name.clone().unwrap_or_default(),
@@ -52,7 +54,7 @@ fn full(state: &AppState, version: Microversion, group: &Group, volumes: bool) -
     if version.at_least(3, 38) {
         body["replication_status"] = json!("disabled");
     }
-    if version.at_least(3, 58) {
+    if version.at_least(3, 58) && sees(caller, "group:group_project_attribute", Default::Admin) {
         body["project_id"] = json!(group.project_id);
     }
     body
@@ -73,7 +75,7 @@ pub(super) async fn list(listing: Listing<Group>) -> Answer<Value> {
     rows.retain(|stored| listing.filters.allow("name", &name(&stored.row)));
     let sort = |group: &Group, key: &str| sort_value(&group.id, group.name.as_deref(), group.created_at, key);
     listing.counted_page(rows, sort, |stored| match listing.detail {
-        true => full(state, version, &stored.row, volumes),
+        true => full(state, &listing.caller, version, &stored.row, volumes),
         false => brief(&stored.row.id, stored.row.name.as_ref()),
     })
 }
@@ -97,7 +99,7 @@ pub(super) async fn show(
     since(version, 13)?;
     let volumes = filters.flag("list_volume")?.unwrap_or(false);
     let stored = state.control.volume_group(&caller, &id).await?;
-    Ok(Json(json!({"group": full(&state, version, &stored.row, volumes)})))
+    Ok(Json(json!({"group": full(&state, &caller, version, &stored.row, volumes)})))
 }
 
 #[derive(Deserialize)]
@@ -247,7 +249,12 @@ pub(super) async fn act(
     Ok(StatusCode::ACCEPTED)
 }
 
-fn snapshot_full(state: &AppState, version: Microversion, snapshot: &GroupSnapshot) -> Value {
+fn snapshot_full(
+    state: &AppState,
+    caller: &Caller,
+    version: Microversion,
+    snapshot: &GroupSnapshot,
+) -> Value {
     let mut body = json!({
         "id": snapshot.id,
         "name": snapshot.name.clone().unwrap_or_default(),
@@ -257,7 +264,8 @@ fn snapshot_full(state: &AppState, version: Microversion, snapshot: &GroupSnapsh
         "group_type_id": snapshot.group_type_id,
         "created_at": time(snapshot.created_at),
     });
-    if version.at_least(3, 58) {
+    let shows_project = sees(caller, "group:group_snapshot_project_attribute", Default::Admin);
+    if version.at_least(3, 58) && shows_project {
         body["project_id"] = json!(snapshot.project_id);
     }
     body
@@ -270,7 +278,7 @@ pub(super) async fn snapshots(listing: Listing<GroupSnapshot>) -> Answer<Value> 
     let rows = state.control.volume_group_snapshots(&listing.caller, listing.all()?).await?;
     let sort = |one: &GroupSnapshot, key: &str| sort_value(&one.id, one.name.as_deref(), one.created_at, key);
     listing.page(rows, sort, |stored| match listing.detail {
-        true => snapshot_full(state, version, &stored.row),
+        true => snapshot_full(state, &listing.caller, version, &stored.row),
         false => brief(&stored.row.id, stored.row.name.as_ref()),
     })
 }
@@ -284,7 +292,7 @@ pub(super) async fn snapshot(
 ) -> Answer<Value> {
     since(version, 14)?;
     let stored = state.control.volume_group_snapshot(&caller, &id).await?;
-    Ok(Json(json!({"group_snapshot": snapshot_full(&state, version, &stored.row)})))
+    Ok(Json(json!({"group_snapshot": snapshot_full(&state, &caller, version, &stored.row)})))
 }
 
 #[derive(Deserialize)]

@@ -7,10 +7,11 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use control::error::Error;
 use control::model::volume::GroupType;
+use control::policy::Default;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{lenient_flag, paged, properties, since, text_or_null};
+use super::{lenient_flag, paged, properties, sees, since, text_or_null};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
@@ -21,7 +22,7 @@ const SORT_KEYS: [&str; 3] = ["id", "name", "created_at"];
 
 fn type_full(caller: &control::caller::Caller, kind: &GroupType) -> Value {
     let mut body = json!({"id": kind.id, "name": kind.name, "description": kind.description, "is_public": kind.is_public});
-    if caller.is_admin() {
+    if sees(caller, "group:access_group_types_specs", Default::Admin) {
         body["group_specs"] = json!(kind.specs);
     }
     body

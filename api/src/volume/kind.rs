@@ -8,12 +8,13 @@ use axum::http::StatusCode;
 use control::caller::Caller;
 use control::error::Error;
 use control::model::volume::VolumeType;
+use control::policy::{Default, require_list};
 use control::service::volume::kind::TypeChange;
 use control::store::Txn;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{lenient_flag, paged, properties, text_or_null, time};
+use super::{lenient_flag, paged, properties, sees, text_or_null, time};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
@@ -26,7 +27,7 @@ const ACCESS: &str = "os-volume-type-access:is_public";
 
 fn full(caller: &Caller, kind: &VolumeType) -> Value {
     let mut body = made(caller, kind);
-    if caller.is_admin() {
+    if sees(caller, "volume_extension:access_types_qos_specs_id", Default::Admin) {
         body["qos_specs_id"] = json!(kind.qos_id);
     }
     body
@@ -34,21 +35,26 @@ fn full(caller: &Caller, kind: &VolumeType) -> Value {
 
 /// What a creation and a change answer.
 fn made(caller: &Caller, kind: &VolumeType) -> Value {
-    json!({
+    let mut body = json!({
         "id": kind.id,
         "name": kind.name,
         "description": kind.description,
         "is_public": kind.is_public,
-        ACCESS: kind.is_public,
-        "extra_specs": specs(caller, kind),
-    })
+    });
+    if sees(caller, "volume_extension:volume_type_access", Default::Member) {
+        body[ACCESS] = json!(kind.is_public);
+    }
+    if sees(caller, "volume_extension:access_types_extra_specs", Default::Reader) {
+        body["extra_specs"] = json!(specs(caller, kind));
+    }
+    body
 }
 
-/// What is not an administrator's to see is left out: how a backend is chosen.
+/// What is not an administrator's to see is left out, unless a file lets others: how a backend is chosen.
 fn specs(caller: &Caller, kind: &VolumeType) -> BTreeMap<String, String> {
     const VISIBLE: [&str; 3] = ["multiattach", "RESKEY:availability_zones", "replication_enabled"];
     let mut specs = kind.extra_specs.clone();
-    if !caller.is_admin() {
+    if !sees(caller, "volume_extension:types_extra_specs:read_sensitive", Default::Admin) {
         specs.retain(|key, _| VISIBLE.contains(&key.as_str()));
     }
     specs
@@ -78,6 +84,7 @@ pub(super) async fn list(
     filters: Filters,
     url: RequestUrl,
 ) -> Answer<Value> {
+    require_list(&caller, "volume_extension:type_get_all")?;
     let mut rows = state.control.volume_types(&caller).await?;
     let is_public = filters.get("is_public").map(str::to_ascii_lowercase);
     match is_public.as_deref() {
@@ -128,6 +135,7 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
+    require_list(&caller, "volume_extension:type_get")?;
     let stored = if id == "default" {
         state.control.volume_type_default(&caller).await?
     } else {
@@ -218,6 +226,7 @@ pub(super) async fn extra_specs(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
+    require_list(&caller, "volume_extension:types_extra_specs:index")?;
     let stored = state.control.volume_type(&caller, &id).await?;
     Ok(Json(json!({"extra_specs": specs(&caller, &stored.row)})))
 }
@@ -270,6 +279,7 @@ pub(super) async fn extra_spec(
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
 ) -> Answer<Value> {
+    require_list(&caller, "volume_extension:types_extra_specs:show")?;
     let stored = state.control.volume_type(&caller, &id).await?;
     match specs(&caller, &stored.row).remove(&key) {
         Some(value) => Ok(Json(json!({ key: value }))),
@@ -317,7 +327,7 @@ pub(super) async fn access(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
-    control::policy::require_admin(&caller, "volume_extension:volume_type_access")?;
+    control::policy::require_admin(&caller, "volume_extension:volume_type_access:get_all_for_type")?;
     let stored = state.control.volume_type(&caller, &id).await?;
     if stored.row.is_public {
         return Err(

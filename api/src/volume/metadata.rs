@@ -9,6 +9,7 @@ use control::Control;
 use control::caller::Caller;
 use control::error::{Error, Result};
 use control::model::volume::Snapshot;
+use control::policy::{Default, Target, require};
 use control::service::volume::change::Properties;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -82,7 +83,11 @@ pub(super) struct OfVolume;
 
 impl Owned for OfVolume {
     async fn get(control: &Control, caller: &Caller, id: &str) -> Result<Metadata> {
-        Ok(control.volume(caller, id).await?.volume.row.metadata.clone())
+        let view = control.volume(caller, id).await?;
+        let row = &view.volume.row;
+        let keys = [("project_id", row.project_id.as_str()), ("user_id", row.user_id.as_str())];
+        require("volume:get_volume_metadata", Default::Reader, caller, &Target::of(&keys))?;
+        Ok(row.metadata.clone())
     }
 
     async fn set(
@@ -106,7 +111,11 @@ pub(super) struct OfSnapshot;
 
 impl Owned for OfSnapshot {
     async fn get(control: &Control, caller: &Caller, id: &str) -> Result<Metadata> {
-        Ok(control.volume_snapshot(caller, id).await?.row.metadata.clone())
+        let stored = control.volume_snapshot(caller, id).await?;
+        let row = &stored.row;
+        let keys = [("project_id", row.project_id.as_str()), ("user_id", row.user_id.as_str())];
+        require("volume:get_snapshot_metadata", Default::Reader, caller, &Target::of(&keys))?;
+        Ok(row.metadata.clone())
     }
 
     async fn set(

@@ -20,6 +20,8 @@ mod message;
 mod metadata;
 mod qos;
 mod quota;
+#[cfg(test)]
+mod reads;
 mod service;
 mod snapshot;
 mod transfer;
@@ -30,6 +32,8 @@ mod volume_view;
 use std::collections::BTreeMap;
 
 use axum::Json;
+use control::caller::Caller;
+use control::policy::{self, Target};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -231,6 +235,11 @@ fn links(state: &AppState, collection: &str, id: &str) -> Value {
         {"rel": "self", "href": format!("{url}/volume/v3/{collection}/{id}")},
         {"rel": "bookmark", "href": format!("{url}/volume/{collection}/{id}")},
     ])
+}
+
+/// Whether the caller is shown what a rule guards that is about no one thing.
+fn sees(caller: &Caller, rule: &str, default: policy::Default) -> bool {
+    policy::allowed(rule, default, caller, &Target::of(&policy::own(caller)))
 }
 
 /// What came with `3.minor` is not there before.

@@ -4,12 +4,17 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
+use control::policy::{Default, Target, require};
 use control::service::quota::{DEFAULT_CLASS, Quota, Resource};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::sees;
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
+
+/// The rule for showing them.
+const SHOW: &str = "volume_extension:quotas:show";
 
 /// The quotas that this service counts.
 const RESOURCES: [Resource; 7] = [
@@ -51,17 +56,18 @@ pub(super) async fn show(
     Segments(project): Segments<String>,
     filters: Filters,
 ) -> Answer<Value> {
-    let quotas = state.control.quotas(&caller, &project).await?;
-    let types = state.control.quotas_of_types(&caller, &project).await?;
+    let quotas = state.control.quotas(&caller, &project, SHOW).await?;
+    let types = state.control.quotas_of_types(&project).await?;
     Ok(Json(set(&project, &quotas, &types, filters.flag("usage")?.unwrap_or(false))))
 }
 
 /// Block Storage API v3: get default quotas for a project.
 pub(super) async fn defaults(
     State(state): State<AppState>,
-    _: Authenticated,
+    Authenticated(caller): Authenticated,
     Segments(project): Segments<String>,
 ) -> Answer<Value> {
+    require(SHOW, Default::Reader, &caller, &Target::of(&[("project_id", &project)]))?;
     let quotas = state.control.quota_defaults().await?;
     let types = state.control.quota_defaults_of_types().await?;
     Ok(Json(set(&project, &quotas, &types, false)))
@@ -142,8 +148,8 @@ pub(super) async fn update(
         state.control.quota_set_of_types(&caller, &project, &of_types).await?;
     }
     state.control.quota_set(&caller, &project, &limits).await?;
-    let quotas = state.control.quotas(&caller, &project).await?;
-    let types = state.control.quotas_of_types(&caller, &project).await?;
+    let quotas = state.control.quotas_of(&project).await?;
+    let types = state.control.quotas_of_types(&project).await?;
     Ok(Json(set(&project, &quotas, &types, false)))
 }
 
@@ -164,19 +170,21 @@ pub(super) async fn limits(
     let Some(project) = caller.project_id() else {
         return Err(Fault::malformed("the token is scoped to no project"));
     };
-    let quotas = state.control.quotas(&caller, project).await?;
-    let limit = |resource| quotas.get(&resource).map_or(-1, Quota::limit_or_minus_one);
-    let used = |resource| quotas.get(&resource).map_or(0, |quota| quota.used);
-    Ok(Json(json!({"limits": {"rate": [], "absolute": {
-        "maxTotalVolumes": limit(Resource::Volumes),
-        "maxTotalSnapshots": limit(Resource::Snapshots),
-        "maxTotalVolumeGigabytes": limit(Resource::VolumeGib),
-        "maxTotalBackups": limit(Resource::Backups),
-        "maxTotalBackupGigabytes": limit(Resource::BackupGib),
-        "totalVolumesUsed": used(Resource::Volumes),
-        "totalSnapshotsUsed": used(Resource::Snapshots),
-        "totalGigabytesUsed": used(Resource::VolumeGib),
-        "totalBackupsUsed": used(Resource::Backups),
-        "totalBackupGigabytesUsed": used(Resource::BackupGib),
-    }}})))
+    let quotas = state.control.quotas_of(project).await?;
+    let shows_used = sees(&caller, "limits_extension:used_limits", Default::Reader);
+    let mut absolute = Map::new();
+    for (resource, limit, used) in [
+        (Resource::Volumes, "maxTotalVolumes", "totalVolumesUsed"),
+        (Resource::Snapshots, "maxTotalSnapshots", "totalSnapshotsUsed"),
+        (Resource::VolumeGib, "maxTotalVolumeGigabytes", "totalGigabytesUsed"),
+        (Resource::Backups, "maxTotalBackups", "totalBackupsUsed"),
+        (Resource::BackupGib, "maxTotalBackupGigabytes", "totalBackupGigabytesUsed"),
+    ] {
+        let quota = quotas.get(&resource);
+        absolute.insert(limit.to_owned(), json!(quota.map_or(-1, Quota::limit_or_minus_one)));
+        if shows_used {
+            absolute.insert(used.to_owned(), json!(quota.map_or(0, |quota| quota.used)));
+        }
+    }
+    Ok(Json(json!({"limits": {"rate": [], "absolute": absolute}})))
 }

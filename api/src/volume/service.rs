@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use control::policy::require_admin;
 use control::service::volume::place::{OVER_SUBSCRIPTION, Pool};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -22,7 +21,7 @@ pub(super) async fn list(
     version: Microversion,
     filters: Filters,
 ) -> Answer<Value> {
-    let services = state.control.volume_services(&caller).await?;
+    let services = state.control.volume_services(&caller, "volume_extension:services:index").await?;
     let shown = services
         .iter()
         .filter(|service| filters.allow("binary", service.binary))
@@ -82,7 +81,7 @@ pub(super) async fn act(
         "disable" => Some(String::new()),
         "disable-log-reason" => Some(required(body.disabled_reason, "disabled_reason")?),
         "freeze" | "thaw" | "failover_host" | "failover" | "set-log" | "get-log" => {
-            let services = state.control.volume_services(&caller).await?;
+            let services = state.control.volume_services(&caller, "volume_extension:services:update").await?;
             let host = required(body.host, "host")?;
             if !services.iter().any(|service| service.host == host) {
                 return Err(Fault::malformed(format!("Host {host} could not be found.")));
@@ -135,7 +134,8 @@ pub(super) async fn pools(
     filters: Filters,
 ) -> Answer<Value> {
     let detail = filters.flag("detail")?.unwrap_or(false);
-    let pools = state.control.volume_pools_shown(&caller).await?;
+    let pools =
+        state.control.volume_pools_shown(&caller, "scheduler_extension:scheduler_stats:get_pools").await?;
     let shown: Vec<Value> = pools
         .iter()
         .filter(|pool| filters.allow("name", &pool.name()))
@@ -153,8 +153,7 @@ pub(super) async fn backend(
     Authenticated(caller): Authenticated,
     Segments(host): Segments<String>,
 ) -> Answer<Value> {
-    require_admin(&caller, "volume_extension:capabilities")?;
-    let pools = state.control.volume_pools_shown(&caller).await?;
+    let pools = state.control.volume_pools_shown(&caller, "volume_extension:capabilities").await?;
     let of_host = |pool: &&Pool| pool.host == host || format!("{}@{}", pool.host, pool.backend) == host;
     let pool = pools.iter().find(of_host);
     let pool = pool.ok_or_else(|| control::error::Error::not_found("Host", host.clone()))?;
@@ -184,8 +183,7 @@ pub(super) async fn hosts(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
 ) -> Answer<Value> {
-    require_admin(&caller, "volume_extension:hosts")?;
-    let services = state.control.volume_services(&caller).await?;
+    let services = state.control.volume_services(&caller, "volume_extension:hosts").await?;
     let shown: Vec<Value> = services
         .iter()
         .map(|service| {
@@ -208,21 +206,19 @@ pub(super) async fn host(
     Authenticated(caller): Authenticated,
     Segments(name): Segments<String>,
 ) -> Answer<Value> {
-    require_admin(&caller, "volume_extension:hosts")?;
-    let services = state.control.volume_services(&caller).await?;
+    let services = state.control.volume_services(&caller, "volume_extension:hosts").await?;
     if !services.iter().any(|service| service.host == name) {
         return Err(control::error::Error::not_found("Host", name).into());
     }
     let of_host = name.split('@').next().unwrap_or_default();
-    let volumes = state.control.volumes(&caller, true).await?;
-    let snapshots = state.control.volume_snapshots(&caller, true).await?;
+    let (volumes, snapshots) = state.control.volume_host_disks(&caller, of_host).await?;
     let mut projects: BTreeMap<&str, [u64; 4]> = BTreeMap::new();
-    for volume in volumes.iter().filter(|volume| volume.row.host.as_deref() == Some(of_host)) {
+    for volume in &volumes {
         let sums = projects.entry(&volume.row.project_id).or_default();
         sums[0] += 1;
         sums[1] += volume.row.size_gib;
     }
-    for snapshot in snapshots.iter().filter(|snapshot| snapshot.row.host.as_deref() == Some(of_host)) {
+    for snapshot in &snapshots {
         let sums = projects.entry(&snapshot.row.project_id).or_default();
         sums[2] += 1;
         sums[3] += snapshot.row.size_gib;

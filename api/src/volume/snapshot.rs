@@ -7,13 +7,14 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use control::caller::Caller;
 use control::model::volume::{Snapshot, Status};
+use control::policy::Default;
 use control::service::volume::snapshot::NewSnapshot;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::filter;
 use super::listing::{Listed, Listing};
-use super::{lenient_flag, text_or_null, time};
+use super::{lenient_flag, sees, text_or_null, time};
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
@@ -53,8 +54,11 @@ pub(super) fn short(version: Microversion, snapshot: &Snapshot) -> Value {
     body
 }
 
-fn full(version: Microversion, snapshot: &Snapshot) -> Value {
+fn full(caller: &Caller, version: Microversion, snapshot: &Snapshot) -> Value {
     let mut body = short(version, snapshot);
+    if !sees(caller, "volume_extension:extended_snapshot_attributes", Default::Reader) {
+        return body;
+    }
     let done = if snapshot.status == Status::Available { "100%" } else { "0%" };
     let progress = snapshot.progress.as_deref().unwrap_or(done);
     body["os-extended-snapshot-attributes:progress"] = json!(progress);
@@ -118,8 +122,10 @@ pub(super) async fn list(listing: Listing<Snapshot>) -> Answer<Value> {
     let tests = listing.tests()?;
     let mut rows = listing.state.control.volume_snapshots(&listing.caller, all).await?;
     rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[&stored.row.metadata]));
-    let show = if listing.detail { full } else { short };
-    listing.counted_page(rows, sort_value, |stored| show(version, &stored.row))
+    listing.counted_page(rows, sort_value, |stored| match listing.detail {
+        true => full(&listing.caller, version, &stored.row),
+        false => short(version, &stored.row),
+    })
 }
 
 fn column(snapshot: &Snapshot, key: &str) -> Option<String> {
@@ -159,7 +165,7 @@ pub(super) async fn show(
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
     let stored = state.control.volume_snapshot(&caller, &id).await?;
-    Ok(Json(json!({"snapshot": full(version, &stored.row)})))
+    Ok(Json(json!({"snapshot": full(&caller, version, &stored.row)})))
 }
 
 #[derive(Deserialize)]

@@ -2,11 +2,12 @@
 
 use control::caller::Caller;
 use control::model::volume::VolumeAttachment;
+use control::policy::Default;
 use control::service::volume::VolumeView;
 use control::service::volume::change::python_flag;
 use serde_json::{Map, Value, json};
 
-use super::{links, time};
+use super::{links, sees, time};
 use crate::context::AppState;
 use crate::microversion::Microversion;
 
@@ -52,11 +53,17 @@ pub(super) fn short(state: &AppState, version: Microversion, view: &VolumeView) 
 pub(super) fn full(state: &AppState, caller: &Caller, version: Microversion, view: &VolumeView) -> Value {
     let volume = &view.volume.row;
     let mut body = short(state, version, view);
-    body["os-vol-tenant-attr:tenant_id"] = json!(volume.project_id);
-    if caller.is_admin() {
+    if sees(caller, "volume_extension:volume_tenant_attribute", Default::Reader) {
+        body["os-vol-tenant-attr:tenant_id"] = json!(volume.project_id);
+    }
+    if sees(caller, "volume_extension:volume_host_attribute", Default::Admin) {
         body["os-vol-host-attr:host"] = json!(state.control.volume_pool_name(volume));
+    }
+    if sees(caller, "volume_extension:volume_mig_status_attribute", Default::Admin) {
         body["os-vol-mig-status-attr:migstat"] = json!(volume.migration_status);
         body["os-vol-mig-status-attr:name_id"] = Value::Null;
+    }
+    if caller.is_admin() {
         if version.at_least(3, 21) {
             body["provider_id"] = Value::Null;
         }
@@ -64,7 +71,8 @@ pub(super) fn full(state: &AppState, caller: &Caller, version: Microversion, vie
             body["cluster_name"] = Value::Null;
         }
     }
-    if !volume.image_metadata.is_empty() {
+    let shows_image = sees(caller, "volume_extension:volume_image_metadata:show", Default::Reader);
+    if shows_image && !volume.image_metadata.is_empty() {
         body["volume_image_metadata"] = json!(volume.image_metadata);
     }
     // What Cinder keeps among the administrator's properties shows among the owner's.

@@ -7,17 +7,20 @@
 //! Must never know: HTTP, a store.
 
 mod check;
+mod require;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, RwLock};
 
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use self::check::Check;
 pub use self::check::{CHECK_BYTES_MAX, CheckError};
-use crate::caller::{Caller, Scope};
-use crate::error::{Error, Result};
+pub use self::require::{
+    allowed, own, require, require_admin, require_list, require_member, require_own_project, require_read,
+    require_write, said,
+};
+use crate::caller::Caller;
 
 /// The longest policy file in bytes: all rules of all services are about 200 KiB.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
@@ -270,6 +273,11 @@ impl Policy {
         self.holds(name, caller, target)
     }
 
+    /// What a file says of a rule, if one says anything: for rules whose default is no single shape of [`Default`].
+    pub fn says(&self, rule: &str, caller: &Caller, target: &Target<'_>) -> Option<bool> {
+        self.rules.contains_key(rule).then(|| self.holds(rule, caller, target))
+    }
+
     fn holds(&self, rule: &str, caller: &Caller, target: &Target<'_>) -> bool {
         let check = self.rules.get(rule);
         check.is_some_and(|check| check.holds(caller, target, &|name| self.holds(name, caller, target)))
@@ -278,95 +286,6 @@ impl Policy {
 
 fn line_of<T>(spanned: &Spanned<T>) -> u64 {
     spanned.referenced.line()
-}
-
-/// The rules of this process. They are its own, as its log is: a cloud has one policy, told when it starts.
-static INSTALLED: RwLock<Option<Arc<Policy>>> = RwLock::new(None);
-
-/// Makes these the rules of this process.
-pub fn install(policy: Policy) {
-    *INSTALLED.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(Arc::new(policy));
-}
-
-fn installed() -> Arc<Policy> {
-    if let Some(policy) = &*INSTALLED.read().unwrap_or_else(std::sync::PoisonError::into_inner) {
-        return Arc::clone(policy);
-    }
-    let mut place = INSTALLED.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-    Arc::clone(place.get_or_insert_with(|| Arc::new(Policy::default())))
-}
-
-/// Whether this process's policy allows it; see [`Policy::allows`].
-pub fn allowed(rule: &str, default: Default, caller: &Caller, target: &Target<'_>) -> bool {
-    installed().allows(rule, default, caller, target)
-}
-
-/// What a file says of a rule, if one says anything: for rules whose default is no single shape of [`Default`].
-pub fn said(rule: &str, caller: &Caller, target: &Target<'_>) -> Option<bool> {
-    let policy = installed();
-    policy.rules.contains_key(rule).then(|| policy.holds(rule, caller, target))
-}
-
-/// As [`allowed`], or `Forbidden`, naming `rule`.
-///
-/// # Errors
-/// `Forbidden`.
-pub fn require(rule: &'static str, default: Default, caller: &Caller, target: &Target<'_>) -> Result<()> {
-    if allowed(rule, default, caller, target) { Ok(()) } else { Err(Error::Forbidden { action: rule }) }
-}
-
-/// Everything in every project, unless a file lets others.
-///
-/// # Errors
-/// `Forbidden`, naming `action`.
-pub fn require_admin(caller: &Caller, action: &'static str) -> Result<()> {
-    // What has no owner is, for a rule of one's own project, the caller's.
-    let keys =
-        [("project_id", caller.project_id().unwrap_or_default()), ("user_id", caller.user_id.as_str())];
-    require(action, Default::Admin, caller, &Target::of(&keys))
-}
-
-/// Changing what belongs to `project_id`. Who may not even see it is told that it is not there.
-///
-/// # Errors
-/// `NotFound` or `Forbidden`.
-pub fn require_write(
-    caller: &Caller,
-    project_id: &str,
-    action: &'static str,
-    kind: &'static str,
-    id: &str,
-) -> Result<()> {
-    if allowed(action, Default::Member, caller, &Target::of(&[("project_id", project_id)])) {
-        Ok(())
-    } else if caller.may_read(project_id) {
-        Err(Error::Forbidden { action })
-    } else {
-        Err(Error::not_found(kind, id))
-    }
-}
-
-/// Changing what belongs to `project_id`, by someone who may see it.
-///
-/// # Errors
-/// `Forbidden`, naming `action`.
-pub fn require_member(caller: &Caller, project_id: &str, action: &'static str) -> Result<()> {
-    require(action, Default::Member, caller, &Target::of(&[("project_id", project_id)]))
-}
-
-/// Making something in the caller's own project; returns that project.
-///
-/// # Errors
-/// `Forbidden` without a project or with less than the member role.
-pub fn require_own_project<'a>(caller: &'a Caller, action: &'static str) -> Result<&'a str> {
-    match &caller.scope {
-        Scope::Project(id)
-            if allowed(action, Default::Member, caller, &Target::of(&[("project_id", id)])) =>
-        {
-            Ok(id)
-        }
-        _ => Err(Error::Forbidden { action }),
-    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! Rules over callers and targets.
 
+use std::sync::Arc;
+
 use super::*;
-use crate::caller::RoleLevel;
+use crate::caller::{RoleLevel, Scope};
+use crate::error::Error;
 
 fn caller(scope: Scope, role: RoleLevel) -> Caller {
     Caller { user_id: "u".into(), scope, role: Some(role), ..Caller::default() }
@@ -27,6 +30,31 @@ fn strangers_see_nothing_and_readers_change_nothing() {
     assert!(require_own_project(&of("a", RoleLevel::Reader), "x").is_err());
     assert!(require_admin(&of("a", RoleLevel::Manager), "x").is_err());
     assert!(require_admin(&of("a", RoleLevel::Admin), "x").is_ok());
+}
+
+#[test]
+fn what_another_project_has_is_not_there_whatever_a_file_says() {
+    let ruled =
+        |text: &str, caller: Caller| Caller { policy: Arc::new(Policy::parse(text).unwrap()), ..caller };
+    let read = |caller: &Caller| require_read(caller, ("a", Some("u")), "x:get", "Thing", "1");
+    let (open, closed) = ("'x:get': ''\n'x:get_all': ''", "'x:get': '!'\n'x:get_all': '!'");
+    assert!(read(&of("a", RoleLevel::Reader)).is_ok());
+    assert!(require_list(&of("a", RoleLevel::Reader), "x:get_all").is_ok());
+    for text in ["", open, closed] {
+        let stranger = read(&ruled(text, of("b", RoleLevel::Manager)));
+        assert!(matches!(stranger, Err(Error::NotFound { .. })), "{text}");
+    }
+    for role in [RoleLevel::Reader, RoleLevel::Admin] {
+        let hidden = ruled(closed, of("a", role));
+        assert!(matches!(read(&hidden), Err(Error::Forbidden { action: "x:get" })));
+        assert!(matches!(require_list(&hidden, "x:get_all"), Err(Error::Forbidden { action: "x:get_all" })));
+    }
+    // By default it takes a role, which a file may make another.
+    let plain = Caller { role: None, roles: vec!["auditor".into()], ..of("a", RoleLevel::Reader) };
+    assert!(matches!(read(&plain), Err(Error::Forbidden { .. })));
+    assert!(require_list(&plain, "x:get_all").is_err());
+    assert!(read(&ruled("'x:get': 'role:auditor and user_id:%(user_id)s'", plain)).is_ok());
+    assert!(require_list(&caller(Scope::Unscoped, RoleLevel::Reader), "x:get_all").is_err());
 }
 
 #[test]

@@ -9,6 +9,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::quota::{QuotaLimits, Usage};
 use crate::model::volume::VolumeType;
+use crate::policy::{self, Target, require};
 use crate::store::{Cache, Txn};
 
 /// What is counted. The defaults are those of the OpenStack services.
@@ -246,15 +247,8 @@ impl Control {
     /// The quotas that a project has of volumes of each type: by the protocol's name (`volumes_TYPE`).
     ///
     /// # Errors
-    /// `Forbidden` for another project unless the caller is an administrator.
-    pub async fn quotas_of_types(
-        &self,
-        caller: &Caller,
-        project_id: &str,
-    ) -> Result<BTreeMap<String, Quota>> {
-        if !caller.may_read(project_id) {
-            return Err(Error::Forbidden { action: "quotas:show" });
-        }
+    /// What the store says.
+    pub async fn quotas_of_types(&self, project_id: &str) -> Result<BTreeMap<String, Quota>> {
         self.db.caught_up().await?;
         Ok(self.of_each_type(project_id))
     }
@@ -316,14 +310,26 @@ impl Control {
         self.change_limits(project_id, |row| row.extend(keys.iter().cloned())).await
     }
 
-    /// The quotas of a project: all of them, each with what is used.
+    /// The quotas of a project, all of them, each with what is used, by the rule that a service has for showing them.
     ///
     /// # Errors
-    /// `Forbidden` for another project unless the caller is an administrator.
-    pub async fn quotas(&self, caller: &Caller, project_id: &str) -> Result<BTreeMap<Resource, Quota>> {
-        if !caller.may_read(project_id) {
-            return Err(Error::Forbidden { action: "quotas:show" });
-        }
+    /// `Forbidden`: by default for another project unless the caller is an administrator.
+    pub async fn quotas(
+        &self,
+        caller: &Caller,
+        project_id: &str,
+        rule: &'static str,
+    ) -> Result<BTreeMap<Resource, Quota>> {
+        let keys = [("project_id", project_id)];
+        require(rule, policy::Default::Reader, caller, &Target::of(&keys))?;
+        self.quotas_of(project_id).await
+    }
+
+    /// As [`Control::quotas`], whoever asks: for what has been allowed by a rule of its own.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn quotas_of(&self, project_id: &str) -> Result<BTreeMap<Resource, Quota>> {
         self.db.caught_up().await?;
         Ok(Resource::ALL.into_iter().map(|resource| (resource, self.quota(project_id, resource))).collect())
     }
@@ -445,11 +451,11 @@ mod tests {
             }
         }
         assert_eq!(made.len(), 10);
-        assert_eq!(control.quotas(&admin, "p").await.unwrap()[&Resource::Images].used, 10);
+        assert_eq!(control.quotas_of("p").await.unwrap()[&Resource::Images].used, 10);
         for id in &made {
             control.image_delete(&admin, id).await.unwrap();
         }
-        assert_eq!(control.quotas(&admin, "p").await.unwrap()[&Resource::Images].used, 0);
+        assert_eq!(control.quotas_of("p").await.unwrap()[&Resource::Images].used, 0);
         control.quota_reset(&admin, "p", &Resource::ALL).await.unwrap();
         assert_eq!(control.quota("p", Resource::Images).limit, Some(100));
         assert!(control.quota_set(&admin, "p", &[(Resource::Images, -2)]).await.is_err());

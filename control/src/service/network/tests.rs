@@ -85,7 +85,7 @@ async fn concurrent_ports_never_share_an_address() {
     let addresses: BTreeSet<_> =
         ports.iter().map(|port| port.as_ref().unwrap().row.fixed_ips[0].ip_address).collect();
     assert_eq!(addresses.len(), 20);
-    let used = cloud.control.quotas(&alice, "a").await.unwrap()[&Resource::Ports].used;
+    let used = cloud.control.quotas_of("a").await.unwrap()[&Resource::Ports].used;
     assert_eq!(used, 21, "twenty and the one of DHCP");
 }
 
@@ -135,7 +135,7 @@ async fn network_in_use_stays_and_unused_takes_its_subnets_along() {
     cloud.control.network_delete(&alice, &network).await.unwrap();
     assert!(cloud.control.subnet_list(&alice).await.unwrap().is_empty());
     assert!(cloud.control.port_list(&alice).await.unwrap().is_empty());
-    let quotas = cloud.control.quotas(&alice, "a").await.unwrap();
+    let quotas = cloud.control.quotas_of("a").await.unwrap();
     for resource in [Resource::Networks, Resource::Subnets, Resource::Ports] {
         assert_eq!(quotas[&resource].used, 0, "{resource:?}");
     }

@@ -17,7 +17,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::random_uuid;
 use crate::model::volume::{Backup, DiskTask, Snapshot, Status, Volume};
-use crate::policy::{require_admin, require_own_project, require_write};
+use crate::policy::{require_admin, require_list, require_own_project, require_read, require_write};
 use crate::service::quota::{Resource, charge};
 use crate::store::{Cache, Stored, Txn};
 
@@ -66,8 +66,10 @@ struct Record {
 
 /// The backup if the caller may see it.
 pub(crate) fn find(cache: &Cache, caller: &Caller, id: &str) -> Result<Arc<Stored<Backup>>> {
-    let stored = cache.get::<Backup>(id).filter(|stored| caller.may_read(&stored.row.project_id));
-    stored.ok_or_else(|| Error::not_found("Backup", id))
+    let stored = cache.get::<Backup>(id).ok_or_else(|| Error::not_found("Backup", id))?;
+    let owner = (stored.row.project_id.as_str(), Some(stored.row.user_id.as_str()));
+    require_read(caller, owner, "backup:get", "Backup", id)?;
+    Ok(stored)
 }
 
 fn find_own(cache: &Cache, caller: &Caller, id: &str, action: &'static str) -> Result<Arc<Stored<Backup>>> {
@@ -84,8 +86,9 @@ impl Control {
     /// The backups that the caller may see: its project's, or all.
     ///
     /// # Errors
-    /// What the store says.
+    /// `Forbidden`.
     pub async fn volume_backups(&self, caller: &Caller, all: bool) -> Result<Vec<Arc<Stored<Backup>>>> {
+        require_list(caller, "backup:get_all")?;
         self.db.caught_up().await?;
         let every = all && caller.is_admin();
         let project = caller.project_id();
@@ -95,7 +98,7 @@ impl Control {
     /// One backup.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`, `Forbidden`.
     pub async fn volume_backup(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<Backup>>> {
         self.db.caught_up().await?;
         find(self.db.cache(), caller, id)
@@ -114,7 +117,7 @@ impl Control {
         self.db.caught_up().await?;
         let id = random_uuid();
         self.db.transact(|cache| prepare(cache, caller, &new, &id)).await?;
-        self.volume_backup(caller, &id).await
+        self.stored(&id, "Backup")
     }
 
     /// Changes a backup's name, description or properties.
@@ -307,7 +310,7 @@ impl Control {
                 Ok(charge(txn, &project_id, &charges))
             })
             .await?;
-        self.volume_backup(caller, &record.id).await
+        self.stored(&record.id, "Backup")
     }
 }
 

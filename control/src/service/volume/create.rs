@@ -16,7 +16,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::image::{Image, ImageStatus, LocalFile};
 use crate::model::random_uuid;
-use crate::model::volume::{DiskTask, Snapshot, Status, Volume, VolumeType};
+use crate::model::volume::{DiskTask, Status, Volume, VolumeType};
 use crate::policy::require_own_project;
 use crate::service::host::DEFAULT_ZONE;
 use crate::service::image;
@@ -85,7 +85,7 @@ impl Control {
                 Ok(txn.create(&volume))
             })
             .await?;
-        self.volume(caller, &id).await
+        self.volume_made(&id)
     }
 
     /// The volume's row, and a transaction with all but that row.
@@ -313,8 +313,7 @@ fn origin(cache: &Cache, caller: &Caller, new: &NewVolume) -> Result<Origin> {
 }
 
 fn from_snapshot(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
-    let found = cache.get::<Snapshot>(id).filter(|found| caller.may_read(&found.row.project_id));
-    let snapshot = found.ok_or_else(|| Error::not_found("Snapshot", id))?;
+    let snapshot = super::snapshot::find(cache, caller, id)?;
     if snapshot.row.status != Status::Available {
         return Err(Error::invalid(
             "InvalidSnapshot",

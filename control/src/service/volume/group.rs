@@ -14,7 +14,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::random_uuid;
 use crate::model::volume::{Group, GroupSnapshot, Snapshot, Status, Volume};
-use crate::policy::{require_admin, require_own_project, require_write};
+use crate::policy::{require_admin, require_list, require_own_project, require_read, require_write};
 use crate::service::host::DEFAULT_ZONE;
 use crate::service::quota::{Resource, charge};
 use crate::store::{Cache, Stored, Txn};
@@ -58,8 +58,9 @@ fn invalid_group(message: impl std::fmt::Display) -> Error {
 
 /// The group if the caller may see it.
 pub(crate) fn find(cache: &Cache, caller: &Caller, id: &str) -> Result<Arc<Stored<Group>>> {
-    let stored = cache.get::<Group>(id).filter(|stored| caller.may_read(&stored.row.project_id));
-    stored.ok_or_else(|| Error::not_found("Group", id))
+    let stored = cache.get::<Group>(id).ok_or_else(|| Error::not_found("Group", id))?;
+    require_read(caller, (&stored.row.project_id, None), "group:get", "Group", id)?;
+    Ok(stored)
 }
 
 fn find_own(cache: &Cache, caller: &Caller, id: &str, action: &'static str) -> Result<Arc<Stored<Group>>> {
@@ -69,8 +70,10 @@ fn find_own(cache: &Cache, caller: &Caller, id: &str, action: &'static str) -> R
 }
 
 fn find_snapshot(cache: &Cache, caller: &Caller, id: &str) -> Result<Arc<Stored<GroupSnapshot>>> {
-    let stored = cache.get::<GroupSnapshot>(id).filter(|stored| caller.may_read(&stored.row.project_id));
-    stored.ok_or_else(|| Error::not_found("GroupSnapshot", id))
+    let stored = cache.get::<GroupSnapshot>(id).ok_or_else(|| Error::not_found("GroupSnapshot", id))?;
+    let owner = (stored.row.project_id.as_str(), None);
+    require_read(caller, owner, "group:get_group_snapshot", "GroupSnapshot", id)?;
+    Ok(stored)
 }
 
 /// What follows from the parts: all there, one missing, one failed.
@@ -108,8 +111,9 @@ impl Control {
     /// The groups that the caller may see.
     ///
     /// # Errors
-    /// What the store says.
+    /// `Forbidden`.
     pub async fn volume_groups(&self, caller: &Caller, all: bool) -> Result<Vec<Arc<Stored<Group>>>> {
+        require_list(caller, "group:get_all")?;
         self.db.caught_up().await?;
         let every = all && caller.is_admin();
         let project = caller.project_id();
@@ -119,7 +123,7 @@ impl Control {
     /// One group.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`, `Forbidden`.
     pub async fn volume_group(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<Group>>> {
         self.db.caught_up().await?;
         find(self.db.cache(), caller, id)
@@ -150,7 +154,7 @@ impl Control {
                 Ok(charge(Txn::new().create(&group), &project_id, &[(Resource::VolumeGroups, 1)]))
             })
             .await?;
-        self.volume_group(caller, &id).await
+        self.stored(&id, "Group")
     }
 
     /// Makes a group with a volume for each snapshot of a group snapshot, or for each volume of another group.
@@ -212,7 +216,7 @@ impl Control {
                 Ok(txn.create(&group))
             })
             .await?;
-        self.volume_group(caller, &id).await
+        self.stored(&id, "Group")
     }
 
     /// Changes a group's description and which volumes it has.
@@ -317,12 +321,13 @@ impl Control {
     /// The group snapshots that the caller may see.
     ///
     /// # Errors
-    /// What the store says.
+    /// `Forbidden`.
     pub async fn volume_group_snapshots(
         &self,
         caller: &Caller,
         all: bool,
     ) -> Result<Vec<Arc<Stored<GroupSnapshot>>>> {
+        require_list(caller, "group:get_all_group_snapshots")?;
         self.db.caught_up().await?;
         let every = all && caller.is_admin();
         let project = caller.project_id();
@@ -332,7 +337,7 @@ impl Control {
     /// One group snapshot.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`, `Forbidden`.
     pub async fn volume_group_snapshot(
         &self,
         caller: &Caller,
@@ -396,7 +401,7 @@ impl Control {
                 Ok(txn.create(&row))
             })
             .await?;
-        self.volume_group_snapshot(caller, &id).await
+        self.stored(&id, "GroupSnapshot")
     }
 
     /// Deletes a group snapshot with its snapshots.

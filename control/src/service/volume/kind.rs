@@ -230,7 +230,10 @@ impl Control {
         project_id: &str,
         open: bool,
     ) -> Result<()> {
-        let action = "volume_extension:volume_type_access";
+        let action = match open {
+            true => "volume_extension:volume_type_access:addProjectAccess",
+            false => "volume_extension:volume_type_access:removeProjectAccess",
+        };
         self.volume_type_change(caller, id, action, |_, kind| {
             if kind.is_public {
                 let message = "Type access modification is not applicable to public volume type.";
@@ -286,7 +289,8 @@ impl Control {
         caller: &Caller,
         project_id: Option<&str>,
     ) -> Result<Vec<VolumeDefault>> {
-        require_admin(caller, "volume_extension:default_get")?;
+        let all = "volume_extension:default_get_all";
+        require_admin(caller, project_id.map_or(all, |_| "volume_extension:default_get"))?;
         self.db.caught_up().await?;
         match project_id {
             None => Ok(self.db.list::<VolumeDefault>().iter().map(|stored| stored.row.clone()).collect()),

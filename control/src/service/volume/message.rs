@@ -6,10 +6,10 @@ use jiff::Timestamp;
 
 use crate::Control;
 use crate::caller::Caller;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::random_uuid;
 use crate::model::volume::VolumeMessage;
-use crate::policy::require_write;
+use crate::policy::{require_list, require_read, require_write};
 use crate::store::{Stored, Txn};
 
 /// How long a message is kept, in days, as Cinder's `message_ttl`.
@@ -40,8 +40,9 @@ impl Control {
     /// The project's messages.
     ///
     /// # Errors
-    /// What the store says.
+    /// `Forbidden`.
     pub async fn volume_messages(&self, caller: &Caller) -> Result<Vec<Arc<Stored<VolumeMessage>>>> {
+        require_list(caller, "message:get_all")?;
         self.db.caught_up().await?;
         let project = caller.project_id();
         Ok(self.db.cache().filter::<VolumeMessage>(|message| project == Some(message.project_id.as_str())))
@@ -50,12 +51,12 @@ impl Control {
     /// One message.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`, `Forbidden`.
     pub async fn volume_message(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<VolumeMessage>>> {
         self.db.caught_up().await?;
-        let stored =
-            self.db.get::<VolumeMessage>(id).filter(|stored| caller.may_read(&stored.row.project_id));
-        stored.ok_or_else(|| Error::not_found("Message", id))
+        let stored = self.stored::<VolumeMessage>(id, "Message")?;
+        require_read(caller, (&stored.row.project_id, None), "message:get", "Message", id)?;
+        Ok(stored)
     }
 
     /// Deletes a message.
@@ -63,7 +64,8 @@ impl Control {
     /// # Errors
     /// `NotFound`, `Forbidden`.
     pub async fn volume_message_delete(&self, caller: &Caller, id: &str) -> Result<()> {
-        let stored = self.volume_message(caller, id).await?;
+        self.db.caught_up().await?;
+        let stored = self.stored::<VolumeMessage>(id, "Message")?;
         require_write(caller, &stored.row.project_id, "message:delete", "Message", id)?;
         self.db
             .transact(|cache| {

@@ -26,7 +26,7 @@ use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::volume::{Status, Volume, VolumeAttachment};
-use crate::policy::require_write;
+use crate::policy::{require_list, require_read, require_write};
 use crate::store::{Cache, Stored, Txn};
 
 pub use create::NewVolume;
@@ -42,8 +42,11 @@ pub const ATTACHMENTS_MAX: usize = 32;
 
 /// The volume if the caller may see it.
 pub(crate) fn find(cache: &Cache, caller: &Caller, id: &str) -> Result<Arc<Stored<Volume>>> {
-    let stored = cache.get::<Volume>(id).filter(|stored| caller.may_read(&stored.row.project_id));
-    stored.ok_or_else(|| Error::not_found("Volume", id))
+    let stored = cache.get::<Volume>(id).ok_or_else(|| Error::not_found("Volume", id))?;
+    let owner = (stored.row.project_id.as_str(), Some(stored.row.user_id.as_str()));
+    // Cinder says of no volume that it is there but hidden.
+    require_read(caller, owner, "volume:get", "Volume", id).map_err(|_| Error::not_found("Volume", id))?;
+    Ok(stored)
 }
 
 /// The volume if the caller may change it.
@@ -125,8 +128,9 @@ impl Control {
     /// The volumes that the caller may see: its project's, or all.
     ///
     /// # Errors
-    /// What the store says.
+    /// `Forbidden`.
     pub async fn volumes(&self, caller: &Caller, all: bool) -> Result<Vec<Arc<Stored<Volume>>>> {
+        require_list(caller, "volume:get_all")?;
         self.db.caught_up().await?;
         let every = all && caller.is_admin();
         let project = caller.project_id();
@@ -140,6 +144,11 @@ impl Control {
     pub async fn volume(&self, caller: &Caller, id: &str) -> Result<VolumeView> {
         self.db.caught_up().await?;
         Ok(self.volume_view(find(self.db.cache(), caller, id)?))
+    }
+
+    /// One that was just made, whoever may see it.
+    pub(crate) fn volume_made(&self, id: &str) -> Result<VolumeView> {
+        self.stored(id, "Volume").map(|stored| self.volume_view(stored))
     }
 
     /// What is shown of a volume beside its row.

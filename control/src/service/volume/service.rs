@@ -1,6 +1,8 @@
 //! The parts of the service as administrators see them: one that schedules, and on each host one for its volumes and one
 //! for backups.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
 use super::place::{BINARY_VOLUME, Pool, disabled};
@@ -9,9 +11,9 @@ use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::compute::Host;
-use crate::model::volume::VolumeService;
+use crate::model::volume::{Snapshot, Volume, VolumeService};
 use crate::policy::require_admin;
-use crate::store::Txn;
+use crate::store::{Stored, Txn};
 
 /// One part.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,12 +33,12 @@ pub struct ServiceView {
 }
 
 impl Control {
-    /// All parts.
+    /// All parts, by the rule that what is asked for has.
     ///
     /// # Errors
     /// `Forbidden` unless the caller is an administrator.
-    pub async fn volume_services(&self, caller: &Caller) -> Result<Vec<ServiceView>> {
-        require_admin(caller, "volume_extension:services:index")?;
+    pub async fn volume_services(&self, caller: &Caller, rule: &'static str) -> Result<Vec<ServiceView>> {
+        require_admin(caller, rule)?;
         self.db.caught_up().await?;
         let cache = self.db.cache();
         let mut services = Vec::new();
@@ -83,7 +85,7 @@ impl Control {
                 "Invalid input received: Disabled reason contains invalid characters or is too long",
             ));
         }
-        let services = self.volume_services(caller).await?;
+        let services = self.volume_services(caller, "volume_extension:services:update").await?;
         if !services.iter().any(|service| service.binary == binary && service.host == host) {
             return Err(Error::not_found("Service", format!("{binary} on host {host}")));
         }
@@ -104,13 +106,31 @@ impl Control {
             .await
     }
 
-    /// The pools, for administrators.
+    /// The pools, for administrators, by the rule that what is asked for has.
     ///
     /// # Errors
     /// `Forbidden` unless the caller is an administrator.
-    pub async fn volume_pools_shown(&self, caller: &Caller) -> Result<Vec<Pool>> {
-        require_admin(caller, "scheduler_extension:scheduler_stats:get_pools")?;
+    pub async fn volume_pools_shown(&self, caller: &Caller, rule: &'static str) -> Result<Vec<Pool>> {
+        require_admin(caller, rule)?;
         self.db.caught_up().await?;
         Ok(self.volume_pools(self.db.cache()))
+    }
+
+    /// The volumes and the snapshots of all projects that lie on a host.
+    ///
+    /// # Errors
+    /// `Forbidden` unless the caller is an administrator.
+    pub async fn volume_host_disks(
+        &self,
+        caller: &Caller,
+        host: &str,
+    ) -> Result<(Vec<Arc<Stored<Volume>>>, Vec<Arc<Stored<Snapshot>>>)> {
+        require_admin(caller, "volume_extension:hosts")?;
+        self.db.caught_up().await?;
+        let cache = self.db.cache();
+        Ok((
+            cache.filter::<Volume>(|volume| volume.host.as_deref() == Some(host)),
+            cache.filter::<Snapshot>(|snapshot| snapshot.host.as_deref() == Some(host)),
+        ))
     }
 }

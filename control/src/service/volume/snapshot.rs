@@ -13,7 +13,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::random_uuid;
 use crate::model::volume::{DiskTask, Snapshot, Status, Volume};
-use crate::policy::{require_admin, require_write};
+use crate::policy::{require_admin, require_list, require_read, require_write};
 use crate::service::quota::{Resource, charge_of_type};
 use crate::store::{Cache, Stored, Txn};
 
@@ -36,8 +36,10 @@ pub struct NewSnapshot {
 
 /// The snapshot if the caller may see it.
 pub(crate) fn find(cache: &Cache, caller: &Caller, id: &str) -> Result<Arc<Stored<Snapshot>>> {
-    let stored = cache.get::<Snapshot>(id).filter(|stored| caller.may_read(&stored.row.project_id));
-    stored.ok_or_else(|| Error::not_found("Snapshot", id))
+    let stored = cache.get::<Snapshot>(id).ok_or_else(|| Error::not_found("Snapshot", id))?;
+    let owner = (stored.row.project_id.as_str(), Some(stored.row.user_id.as_str()));
+    require_read(caller, owner, "volume:get_snapshot", "Snapshot", id)?;
+    Ok(stored)
 }
 
 fn find_own(cache: &Cache, caller: &Caller, id: &str, action: &'static str) -> Result<Arc<Stored<Snapshot>>> {
@@ -50,8 +52,9 @@ impl Control {
     /// The snapshots that the caller may see: its project's, or all.
     ///
     /// # Errors
-    /// What the store says.
+    /// `Forbidden`.
     pub async fn volume_snapshots(&self, caller: &Caller, all: bool) -> Result<Vec<Arc<Stored<Snapshot>>>> {
+        require_list(caller, "volume:get_all_snapshots")?;
         self.db.caught_up().await?;
         let every = all && caller.is_admin();
         let project = caller.project_id();
@@ -64,7 +67,7 @@ impl Control {
     /// One snapshot.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`, `Forbidden`.
     pub async fn volume_snapshot(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<Snapshot>>> {
         self.db.caught_up().await?;
         find(self.db.cache(), caller, id)
@@ -89,7 +92,7 @@ impl Control {
                 Ok(txn.update(&volume, &row))
             })
             .await?;
-        self.volume_snapshot(caller, &id).await
+        self.stored(&id, "Snapshot")
     }
 
     /// Changes a snapshot's name, description or properties.

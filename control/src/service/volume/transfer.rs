@@ -12,7 +12,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::random_uuid;
 use crate::model::volume::{Snapshot, Status, Transfer, Volume};
-use crate::policy::{require_own_project, require_write};
+use crate::policy::{require_list, require_own_project, require_write};
 use crate::service::quota::{Resource, charge_of_type};
 use crate::store::{Cache, Stored, Txn};
 
@@ -51,8 +51,9 @@ impl Control {
     /// The project's offers.
     ///
     /// # Errors
-    /// What the store says.
+    /// `Forbidden`.
     pub async fn volume_transfers(&self, caller: &Caller, all: bool) -> Result<Vec<Arc<Stored<Transfer>>>> {
+        require_list(caller, "volume:get_all_transfers")?;
         self.db.caught_up().await?;
         let every = all && caller.is_admin();
         let project = caller.project_id();
@@ -62,8 +63,10 @@ impl Control {
     /// One offer.
     ///
     /// # Errors
-    /// `NotFound`.
+    /// `NotFound`, `Forbidden`.
     pub async fn volume_transfer(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<Transfer>>> {
+        // Cinder asks before it looks for the offer, so there is no target but the caller's own project.
+        require_list(caller, "volume:get_transfer")?;
         self.db.caught_up().await?;
         let stored = self.db.get::<Transfer>(id).filter(|stored| may_see(caller, &stored.row));
         stored.ok_or_else(|| Error::not_found("Transfer", id))
