@@ -39,7 +39,7 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
-    let members = state.control.image_member_list(&caller, &id).await?;
+    let members = state.control.image_member_list(&caller, &id, "get_members").await?;
     let members: Vec<Value> = members.iter().map(|stored| show_member(&stored.row)).collect();
     Ok(Json(json!({"members": members, "schema": "/v2/schemas/members"})))
 }
@@ -50,7 +50,7 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     Segments((id, project)): Segments<(String, String)>,
 ) -> Answer<Value> {
-    let members = state.control.image_member_list(&caller, &id).await?;
+    let members = state.control.image_member_list(&caller, &id, "get_member").await?;
     let member = members.iter().find(|stored| stored.row.project_id == project);
     Ok(Json(show_member(&member.ok_or_else(|| Error::not_found("Member", project))?.row)))
 }

@@ -9,6 +9,8 @@ mod location;
 mod member;
 mod metadef;
 mod patch;
+#[cfg(test)]
+mod reads;
 mod schema;
 
 use axum::http::StatusCode;

@@ -190,7 +190,7 @@ pub(super) async fn manage(
         bootable: fields.bootable.unwrap_or(false),
     };
     let made = state.control.volume_manage(&caller, &new).await?;
-    let view = state.control.volume(&caller, &made.row.id).await?;
+    let view = state.control.volume_view(made);
     Ok((StatusCode::ACCEPTED, Json(json!({"volume": short(&state, version, &view)}))))
 }
 

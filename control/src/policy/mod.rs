@@ -30,7 +30,7 @@ pub const RULES_MAX: usize = 5000;
 const CHECKS_MAX: usize = 1000;
 
 /// The rules that others build on, by the names that the services' own policies give them.
-const BASE: [(&str, &str); 19] = [
+const BASE: [(&str, &str); 23] = [
     ("context_is_admin", "role:admin"),
     ("admin_required", "role:admin"),
     ("admin_api", "role:admin"),
@@ -48,6 +48,21 @@ const BASE: [(&str, &str); 19] = [
     ("project_reader_or_admin", "rule:project_reader_api or rule:admin_api"),
     ("project_member_or_admin", "rule:project_member_api or rule:admin_api"),
     ("project_manager_or_admin", "rule:project_manager_api or rule:admin_api"),
+    (
+        "visible_reader",
+        "rule:context_is_admin or role:reader and (project_id:%(project_id)s or project_id:%(member_id)s or \
+         'community':%(visibility)s or 'public':%(visibility)s or 'shared':%(visibility)s)",
+    ),
+    (
+        "visible_member",
+        "rule:context_is_admin or role:member and (project_id:%(project_id)s or project_id:%(member_id)s or \
+         'community':%(visibility)s or 'public':%(visibility)s or 'shared':%(visibility)s)",
+    ),
+    (
+        "sharing_reader",
+        "rule:context_is_admin or role:reader and (project_id:%(project_id)s or project_id:%(member_id)s)",
+    ),
+    ("sharing_member", "rule:context_is_admin or role:member and project_id:%(member_id)s"),
     ("domain_manager", "role:manager and domain_id:%(target.domain_id)s"),
     ("shared", "field:networks:shared=True"),
 ];
@@ -65,6 +80,15 @@ pub enum Default {
     Owner,
     /// Administrators, and readers of the whole deployment.
     SystemReader,
+    /// Administrators, and readers who the target's visibility lets see it: of its project, of one that it is shared
+    /// with, and of every project if it is public.
+    VisibleReader,
+    /// As [`Default::VisibleReader`], with the member role.
+    VisibleMember,
+    /// Administrators, and readers of the target's project and of the one that it is shared with.
+    SharingReader,
+    /// Administrators, and members of the project that the target is shared with.
+    SharingMember,
     /// Everyone with a token.
     Anyone,
 }
@@ -77,6 +101,10 @@ impl Default {
             Self::Reader => "project_reader_or_admin",
             Self::Owner => "admin_or_user",
             Self::SystemReader => "admin_or_system_reader",
+            Self::VisibleReader => "visible_reader",
+            Self::VisibleMember => "visible_member",
+            Self::SharingReader => "sharing_reader",
+            Self::SharingMember => "sharing_member",
             Self::Anyone => "regular_user",
         }
     }

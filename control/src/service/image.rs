@@ -9,7 +9,8 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::image::{Image, ImageMember, ImageStatus, LocalFile};
 use crate::model::random_uuid;
-use crate::policy::require_own_project;
+use crate::policy::{Default, require_list, require_own_project};
+use crate::service::image_access::{allowed_image, allows, may_see, owned_image, visible_image};
 use crate::service::image_data::charged_mib;
 use crate::service::quota::{self, Resource};
 use crate::store::{Cache, Stored, Txn};
@@ -81,7 +82,11 @@ impl Control {
     }
 
     /// All images that the caller may see. Which of them a list shows is the request's to say.
+    ///
+    /// # Errors
+    /// `Forbidden`.
     pub async fn image_list(&self, caller: &Caller) -> Result<Vec<Arc<Stored<Image>>>> {
+        require_list(caller, "get_images")?;
         self.db.caught_up().await?;
         let cache = self.db.cache();
         let mut images = cache.list::<Image>();
@@ -145,7 +150,8 @@ impl Control {
     /// # Errors
     /// `Forbidden` if the image has no data.
     pub async fn image_deactivate(&self, caller: &Caller, id: &str, deactivate: bool) -> Result<()> {
-        self.change_image(caller, id, "deactivate", |image| {
+        let action = if deactivate { "deactivate" } else { "reactivate" };
+        self.change_image(caller, id, action, |image| {
             image.status = match (image.status, deactivate) {
                 (ImageStatus::Active | ImageStatus::Deactivated, true) => ImageStatus::Deactivated,
                 (ImageStatus::Active | ImageStatus::Deactivated, false) => ImageStatus::Active,
@@ -190,20 +196,25 @@ impl Control {
             .await
     }
 
-    pub(super) fn image_stored(&self, id: &str) -> Result<Arc<Stored<Image>>> {
+    pub(crate) fn image_stored(&self, id: &str) -> Result<Arc<Stored<Image>>> {
         self.db.get(id).ok_or_else(|| Error::not_found("Image", id))
     }
 
-    /// The projects that an image is shared with. A member that is not the owner sees itself only.
+    /// The projects that an image is shared with, by the rule for all of them or for one. A member that is not the owner
+    /// sees itself only.
+    ///
+    /// # Errors
+    /// `NotFound`, `Forbidden`.
     pub async fn image_member_list(
         &self,
         caller: &Caller,
         id: &str,
+        rule: &'static str,
     ) -> Result<Vec<Arc<Stored<ImageMember>>>> {
         self.db.caught_up().await?;
         let cache = self.db.cache();
-        let image = visible_image(cache, caller, id)?;
-        require_shared(&image.row)?;
+        require_shared(&visible_image(cache, caller, id)?.row)?;
+        let image = allowed_image(cache, caller, id, rule, Default::SharingReader)?;
         let mut members = cache.list_under::<ImageMember>(&format!("{id}/"));
         let owner = image.row.owner.as_deref().is_some_and(|owner| caller.may_read(owner));
         members.retain(|stored| owner || Some(stored.row.project_id.as_str()) == caller.project_id());
@@ -271,8 +282,9 @@ impl Control {
                 }
                 let stored =
                     cache.get::<ImageMember>(&key).ok_or_else(|| Error::not_found("Member", project_id))?;
-                if !caller.may_write(project_id) {
-                    return Err(Error::Forbidden { action: "modify_member" });
+                let (rule, default) = ("modify_member", Default::SharingMember);
+                if !allows(rule, default, caller, &image.row, Some(project_id)) {
+                    return Err(Error::Forbidden { action: rule });
                 }
                 let row = ImageMember {
                     status: status.to_owned(),
@@ -358,36 +370,6 @@ fn require_shared(image: &Image) -> Result<()> {
     Err(Error::Forbidden { action: "anything with members of an image whose visibility is not shared" })
 }
 
-/// Whether the caller may see an image: its owner's project, everybody if it is public or community, and the projects
-/// it is shared with.
-pub(crate) fn may_see(cache: &Cache, caller: &Caller, image: &Image) -> bool {
-    let shared = || {
-        let key = caller.project_id().map(|project| ImageMember::key(&image.id, project));
-        image.visibility == "shared" && key.is_some_and(|key| cache.get::<ImageMember>(&key).is_some())
-    };
-    caller.is_admin()
-        || matches!(image.visibility.as_str(), "public" | "community")
-        || image.owner.as_deref().is_some_and(|owner| caller.may_read(owner))
-        || shared()
-}
-
-fn visible_image(cache: &Cache, caller: &Caller, id: &str) -> Result<Arc<Stored<Image>>> {
-    let stored = cache.get::<Image>(id).filter(|stored| may_see(cache, caller, &stored.row));
-    stored.ok_or_else(|| Error::not_found("Image", id))
-}
-
-/// An image that the caller may change.
-pub(super) fn owned_image(
-    cache: &Cache,
-    caller: &Caller,
-    id: &str,
-    action: &'static str,
-) -> Result<Arc<Stored<Image>>> {
-    let stored = visible_image(cache, caller, id)?;
-    let owned = stored.row.owner.as_deref().is_some_and(|owner| caller.may_write(owner));
-    if owned || caller.is_admin() { Ok(stored) } else { Err(Error::Forbidden { action }) }
-}
-
 fn apply(caller: &Caller, image: &mut Image, change: ImageChange) -> Result<()> {
     match change {
         ImageChange::Name(name) => {
@@ -396,8 +378,15 @@ fn apply(caller: &Caller, image: &mut Image, change: ImageChange) -> Result<()> 
         }
         ImageChange::Visibility(visibility) => {
             one_of("visibility", &visibility, &VISIBILITIES)?;
-            if visibility == "public" && image.visibility != visibility && !caller.is_admin() {
-                return Err(Error::Forbidden { action: "publicize_image" });
+            let guarded = match visibility.as_str() {
+                "public" => Some(("publicize_image", Default::Admin)),
+                "community" => Some(("communitize_image", Default::Member)),
+                _ => None,
+            };
+            if let Some((rule, default)) = guarded.filter(|_| image.visibility != visibility)
+                && !allows(rule, default, caller, image, None)
+            {
+                return Err(Error::Forbidden { action: rule });
             }
             image.visibility = visibility;
         }

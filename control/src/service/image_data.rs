@@ -16,7 +16,8 @@ use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::image::{Image, ImageBlob, ImageMember, ImageStatus};
-use crate::service::image::{CONTAINER, owned_image};
+use crate::service::image::CONTAINER;
+use crate::service::image_access::{allowed_image, owned_image};
 use crate::service::image_store::{FILE_STORE, Images, blocking};
 use crate::service::quota::{self, Resource};
 use crate::store::{Cache, Stored, Txn};
@@ -292,9 +293,11 @@ impl Control {
     /// An image whose data the caller may read; it may have none yet.
     ///
     /// # Errors
-    /// `NotFound`; `Forbidden` while it is deactivated, except for administrators.
+    /// `NotFound`; `Forbidden`, while it is deactivated to all but administrators.
     pub async fn image_readable(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<Image>>> {
-        let stored = self.image_get(caller, id).await?;
+        self.db.caught_up().await?;
+        let default = crate::policy::Default::VisibleMember;
+        let stored = allowed_image(self.db.cache(), caller, id, "download_image", default)?;
         if stored.row.status == ImageStatus::Deactivated && !caller.is_admin() {
             return Err(Error::Forbidden { action: "download of a deactivated image" });
         }

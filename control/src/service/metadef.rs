@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::metadef::{MetadefEntry, MetadefKind, MetadefNamespace, ResourceTypeAssociation};
 use crate::model::random_uuid;
 use crate::policy::require_admin;
+use crate::service::metadef_access::{may_see, named, visible};
 use crate::store::{Cache, Stored, Txn};
 
 /// The longest name of anything here in characters: what Glance's columns hold.
@@ -75,17 +76,6 @@ pub struct AssociationWish {
 
 fn name_key(name: &str) -> String {
     format!("metadef_namespace_name/{name}")
-}
-
-fn may_see(caller: &Caller, namespace: &MetadefNamespace) -> bool {
-    namespace.visibility == "public" || caller.may_read(&namespace.owner)
-}
-
-fn visible(cache: &Cache, caller: &Caller, name: &str) -> Result<Arc<Stored<MetadefNamespace>>> {
-    cache
-        .find::<MetadefNamespace>(|namespace| namespace.name == name)
-        .filter(|stored| may_see(caller, &stored.row))
-        .ok_or_else(|| Error::not_found("Metadata definition namespace", name))
 }
 
 fn check_name(what: &str, name: &str) -> Result<()> {
@@ -238,7 +228,7 @@ impl Control {
                 Ok(rows.iter().fold(txn, |txn, row| txn.create(row)))
             })
             .await?;
-        self.metadef_namespace(caller, &namespace.name).await
+        named(self.db.cache(), &namespace.name)
     }
 
     /// Changes a namespace; what the wish leaves out is as in a new one, except owner and visibility, which stay.
@@ -276,7 +266,7 @@ impl Control {
                 Ok(txn.release(name_key(&stored.row.name)).unique(name_key(&row.name)))
             })
             .await?;
-        self.metadef_namespace(caller, &wish.name).await
+        named(self.db.cache(), &wish.name)
     }
 
     /// Deletes a namespace with all that is in it. A large one goes in several steps, entries first, so that what a
@@ -301,34 +291,38 @@ impl Control {
             .await
     }
 
-    /// The namespace's entries of a kind.
-    pub async fn metadef_entries(
+    /// A namespace's entries of a kind.
+    pub fn metadef_entries(
         &self,
-        caller: &Caller,
-        namespace: &str,
+        namespace: &MetadefNamespace,
         kind: MetadefKind,
-    ) -> Result<Vec<Arc<Stored<MetadefEntry>>>> {
-        let stored = self.metadef_namespace(caller, namespace).await?;
-        Ok(self.db.cache().list_under(&MetadefEntry::prefix(&stored.row.id, kind)))
+    ) -> Vec<Arc<Stored<MetadefEntry>>> {
+        self.db.cache().list_under(&MetadefEntry::prefix(&namespace.id, kind))
     }
 
     /// One of them.
-    pub async fn metadef_entry(
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn metadef_entry(
         &self,
-        caller: &Caller,
-        namespace: &str,
+        namespace: &MetadefNamespace,
         kind: MetadefKind,
         name: &str,
     ) -> Result<Arc<Stored<MetadefEntry>>> {
-        let stored = self.metadef_namespace(caller, namespace).await?;
-        entry(self.db.cache(), &stored.row, kind, name)
+        entry(self.db.cache(), namespace, kind, name)
     }
 
-    /// Adds entries, all or none.
+    /// Adds entries, all or none; they are returned.
     ///
     /// # Errors
     /// `Conflict` if one is there already.
-    pub async fn metadef_add(&self, caller: &Caller, namespace: &str, wishes: Vec<EntryWish>) -> Result<()> {
+    pub async fn metadef_add(
+        &self,
+        caller: &Caller,
+        namespace: &str,
+        wishes: Vec<EntryWish>,
+    ) -> Result<Vec<MetadefEntry>> {
         if wishes.len() > REQUEST_ENTRIES_MAX {
             let message = format!("one request brings at most {REQUEST_ENTRIES_MAX} definitions");
             return Err(Error::invalid("Invalid", message));
@@ -336,24 +330,26 @@ impl Control {
         self.db.caught_up().await?;
         let now = Timestamp::now();
         self.db
-            .transact(|cache| {
+            .transact_with(|cache| {
                 let stored = visible(cache, caller, namespace)?;
                 require_admin(caller, "add_metadef_object")?;
                 let mut txn = Txn::new();
-                let mut made: Vec<String> = Vec::with_capacity(wishes.len());
+                let mut made: Vec<MetadefEntry> = Vec::with_capacity(wishes.len());
                 for wish in &wishes {
                     let row = new_entry(&stored.row.id, wish.clone(), now)?;
-                    if cache.get::<MetadefEntry>(&row.id).is_some() || made.contains(&row.id) {
+                    if cache.get::<MetadefEntry>(&row.id).is_some()
+                        || made.iter().any(|other| other.id == row.id)
+                    {
                         return Err(duplicate(row.kind.name(), &row.name, namespace));
                     }
                     txn = txn.create(&row);
-                    made.push(row.id);
+                    made.push(row);
                 }
                 let entries = stored.row.entries + u32::try_from(made.len()).unwrap_or(ENTRIES_MAX);
                 if entries > ENTRIES_MAX {
                     return Err(too_many());
                 }
-                Ok(counted(txn, &stored, entries))
+                Ok((counted(txn, &stored, entries), made))
             })
             .await
     }
@@ -389,7 +385,8 @@ impl Control {
                 Ok(Txn::new().delete(&old).create(&row).require(&stored))
             })
             .await?;
-        self.metadef_entry(caller, namespace, wish.kind, &wish.name).await
+        let stored = named(self.db.cache(), namespace)?;
+        self.metadef_entry(&stored.row, wish.kind, &wish.name)
     }
 
     /// Deletes an entry.

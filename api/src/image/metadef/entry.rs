@@ -6,6 +6,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use control::model::metadef::{MetadefEntry, MetadefKind};
 use control::service::metadef::EntryWish;
+use control::service::metadef_access::require_read;
 use serde_json::{Map, Value, json};
 
 use super::super::{done, list, time};
@@ -181,7 +182,9 @@ async fn list_entries(
     url: RequestUrl,
 ) -> Answer<Value> {
     let page = list::page_of(&filters, &["created_at", "updated_at", "name"])?;
-    let rows = state.control.metadef_entries(&caller, &namespace, kind).await?;
+    let stored = state.control.metadef_namespace(&caller, &namespace).await?;
+    require_read(&caller, &stored.row, rules(kind).1)?;
+    let rows = state.control.metadef_entries(&stored.row, kind);
     let slice = page.cut(
         rows,
         |stored| &stored.row.name,
@@ -199,13 +202,24 @@ async fn list_entries(
     Ok(Json(list::body(collection, &schema, &url, slice.next, shown)))
 }
 
+/// The rules for showing one of a kind, and all of it.
+fn rules(kind: MetadefKind) -> (&'static str, &'static str) {
+    match kind {
+        MetadefKind::Object => ("get_metadef_object", "get_metadef_objects"),
+        MetadefKind::Property => ("get_metadef_property", "get_metadef_properties"),
+        MetadefKind::Tag => ("get_metadef_tag", "get_metadef_tags"),
+    }
+}
+
 async fn show_one(
     kind: MetadefKind,
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((namespace, name)): Segments<(String, String)>,
 ) -> Answer<Value> {
-    let stored = state.control.metadef_entry(&caller, &namespace, kind, &name).await?;
+    let stored = state.control.metadef_namespace(&caller, &namespace).await?;
+    require_read(&caller, &stored.row, rules(kind).0)?;
+    let stored = state.control.metadef_entry(&stored.row, kind, &name)?;
     Ok(Json(show_entry(&namespace, &stored.row)))
 }
 
@@ -215,10 +229,9 @@ async fn add(
     Authenticated(caller): Authenticated,
     namespace: &str,
 ) -> Result<Response, Fault> {
-    let (kind, name) = (wish.kind, wish.name.clone());
-    state.control.metadef_add(&caller, namespace, vec![wish]).await?;
-    let stored = state.control.metadef_entry(&caller, namespace, kind, &name).await?;
-    Ok((StatusCode::CREATED, Json(show_entry(namespace, &stored.row))).into_response())
+    let made = state.control.metadef_add(&caller, namespace, vec![wish]).await?;
+    let shown = made.first().map(|row| show_entry(namespace, row));
+    Ok((StatusCode::CREATED, Json(shown)).into_response())
 }
 
 async fn change(
@@ -304,7 +317,9 @@ pub(super) async fn list_properties(
     Authenticated(caller): Authenticated,
     Segments(namespace): Segments<String>,
 ) -> Answer<Value> {
-    let rows = state.control.metadef_entries(&caller, &namespace, MetadefKind::Property).await?;
+    let stored = state.control.metadef_namespace(&caller, &namespace).await?;
+    require_read(&caller, &stored.row, rules(MetadefKind::Property).1)?;
+    let rows = state.control.metadef_entries(&stored.row, MetadefKind::Property);
     let shown: Map<String, Value> =
         rows.iter().map(|stored| (stored.row.name.clone(), show_entry(&namespace, &stored.row))).collect();
     Ok(Json(json!({"properties": shown})))

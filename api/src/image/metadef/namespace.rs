@@ -4,10 +4,11 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use control::caller::Caller;
 use control::error::Error;
 use control::model::metadef::{MetadefKind, MetadefNamespace};
+use control::policy::require_list;
 use control::service::metadef::{EntryWish, NamespaceWish};
+use control::service::metadef_access::require_read;
 use serde_json::{Map, Value, json};
 
 use super::super::{done, list, time};
@@ -48,25 +49,25 @@ fn show_namespace(namespace: &MetadefNamespace) -> Map<String, Value> {
 }
 
 /// A namespace with all that is in it, empty kinds left out.
-async fn show_whole(state: &AppState, caller: &Caller, namespace: &MetadefNamespace) -> Answer<Value> {
+fn show_whole(state: &AppState, namespace: &MetadefNamespace) -> Value {
     let mut body = show_namespace(namespace);
-    let entries = async |kind| state.control.metadef_entries(caller, &namespace.name, kind).await;
-    let objects = entries(MetadefKind::Object).await?;
+    let entries = |kind| state.control.metadef_entries(namespace, kind);
+    let objects = entries(MetadefKind::Object);
     if !objects.is_empty() {
         let shown = objects.iter().map(|stored| entry::show_object_of(&namespace.name, &stored.row));
         body.insert("objects".into(), shown.collect());
     }
-    let properties = entries(MetadefKind::Property).await?;
+    let properties = entries(MetadefKind::Property);
     if !properties.is_empty() {
         let shown = properties.iter().map(|stored| (stored.row.name.clone(), json!(stored.row.body)));
         body.insert("properties".into(), Value::Object(shown.collect()));
     }
-    let tags = entries(MetadefKind::Tag).await?;
+    let tags = entries(MetadefKind::Tag);
     if !tags.is_empty() {
         let shown = tags.iter().map(|stored| json!({"name": stored.row.name}));
         body.insert("tags".into(), shown.collect());
     }
-    Ok(Json(Value::Object(body)))
+    Value::Object(body)
 }
 
 /// Metadata definitions: list namespaces.
@@ -81,6 +82,9 @@ pub(super) async fn list(
         return Err(Fault::malformed("Invalid visibility value"));
     }
     let types: Option<Vec<&str>> = filters.get("resource_types").map(|types| types.split(',').collect());
+    for rule in ["get_metadef_namespaces", "list_metadef_resource_types"] {
+        require_list(&caller, rule)?;
+    }
     let mut rows = state.control.metadef_namespaces(&caller).await?;
     rows.retain(|stored| {
         let row = &stored.row;
@@ -114,7 +118,12 @@ pub(super) async fn show(
     filters: Filters,
 ) -> Answer<Value> {
     let stored = state.control.metadef_namespace(&caller, &name).await?;
-    let Json(mut body) = show_whole(&state, &caller, &stored.row).await?;
+    for rule in
+        ["list_metadef_resource_types", "get_metadef_objects", "get_metadef_properties", "get_metadef_tags"]
+    {
+        require_read(&caller, &stored.row, rule)?;
+    }
+    let mut body = show_whole(&state, &stored.row);
     // With a resource type, properties have the names that they have there.
     let wanted = filters.get("resource_type");
     let association = stored.row.resource_types.iter().find(|have| wanted == Some(&have.name));
@@ -169,7 +178,7 @@ pub(super) async fn create(
     let entries = entries_of(&mut fields)?;
     fields.end()?;
     let stored = state.control.metadef_namespace_create(&caller, wish, associations, entries).await?;
-    let body = show_whole(&state, &caller, &stored.row).await?;
+    let body = Json(show_whole(&state, &stored.row));
     Ok((StatusCode::CREATED, [(header::LOCATION, path(&stored.row.name))], body).into_response())
 }
 

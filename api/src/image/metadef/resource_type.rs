@@ -7,7 +7,9 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use control::model::metadef::ResourceTypeAssociation;
+use control::policy::require_list;
 use control::service::metadef::{AssociationWish, RESOURCE_TYPES};
+use control::service::metadef_access::{may_read, require_read};
 use serde_json::{Value, json};
 
 use super::super::{done, time};
@@ -55,6 +57,7 @@ pub(super) async fn list(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
 ) -> Answer<Value> {
+    require_list(&caller, "list_metadef_resource_types")?;
     let mut types: BTreeMap<String, Option<jiff::Timestamp>> =
         RESOURCE_TYPES.iter().map(|name| ((*name).to_owned(), None)).collect();
     for stored in state.control.metadef_namespaces(&caller).await? {
@@ -79,7 +82,10 @@ pub(super) async fn list_of(
     Segments(namespace): Segments<String>,
 ) -> Answer<Value> {
     let stored = state.control.metadef_namespace(&caller, &namespace).await?;
-    let shown: Vec<Value> = stored.row.resource_types.iter().map(show_association).collect();
+    require_read(&caller, &stored.row, "list_metadef_resource_types")?;
+    let sees_each = may_read(&caller, &stored.row, "get_metadef_resource_type");
+    let shown: Vec<Value> =
+        stored.row.resource_types.iter().filter(|_| sees_each).map(show_association).collect();
     Ok(Json(json!({"resource_type_associations": shown})))
 }
 

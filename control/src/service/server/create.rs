@@ -23,7 +23,7 @@ use crate::policy::{require_admin, require_own_project};
 use crate::service::host::DEFAULT_ZONE;
 use crate::service::nic::{NicRequest, NicRequests, ServerOfPorts};
 use crate::service::quota::{Resource, charge};
-use crate::service::{flavor, image, keypair};
+use crate::service::{flavor, image, image_access, keypair};
 use crate::steps::{self, Step};
 use crate::store::{Cache, Txn};
 
@@ -389,7 +389,7 @@ fn asks_for_drive(properties: &BTreeMap<String, String>) -> bool {
 
 /// The image if the caller may boot from it now.
 pub(super) fn usable_image(cache: &Cache, caller: &Caller, id: &str) -> Result<Image> {
-    let stored = cache.get::<Image>(id).filter(|stored| image::may_see(cache, caller, &stored.row));
+    let stored = cache.get::<Image>(id).filter(|stored| image_access::may_see(cache, caller, &stored.row));
     let Some(stored) = stored else {
         return Err(Error::invalid(
             "ImageNotFound",

@@ -335,7 +335,7 @@ impl Control {
                 Ok(want(cache, txn, &caller.request_id, (&host, &image.id), shape, task))
             })
             .await?;
-        let image = self.image_get(caller, &image.id).await?;
+        let image = self.image_stored(&image.id)?;
         Ok((view, image))
     }
 

@@ -19,7 +19,7 @@ use crate::model::random_uuid;
 use crate::model::volume::{DiskTask, Status, Volume, VolumeType};
 use crate::policy::require_own_project;
 use crate::service::host::DEFAULT_ZONE;
-use crate::service::image;
+use crate::service::image_access;
 use crate::service::image_store::FILE_STORE;
 use crate::service::quota::{Resource, charge_of_type, limit};
 use crate::service::server::create::bootable_file;
@@ -376,7 +376,7 @@ fn from_backup(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
 }
 
 fn from_image(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
-    let found = cache.get::<Image>(id).filter(|found| image::may_see(cache, caller, &found.row));
+    let found = cache.get::<Image>(id).filter(|found| image_access::may_see(cache, caller, &found.row));
     let found = found.ok_or_else(|| {
         Error::invalid(
             "ImageNotFound",
