@@ -1,4 +1,4 @@
-//! Fuzz targets of the VMM as plain functions over bytes. A target returns if the input was survived; what it finds
+//! Fuzz targets of the VMM, and of the disks that it is given, as plain functions over bytes. A target returns if the input was survived; what it finds
 //! is a panic.
 //!
 //! They run on stable Rust, without instrumentation: `cargo test` runs each over a fixed number of inputs from a
@@ -11,6 +11,7 @@
 //! A fuzzing engine with instrumentation needs no more than to call [`Target::run`].
 
 mod boot;
+mod container;
 mod disk;
 mod endpoint;
 pub mod input;
@@ -37,11 +38,14 @@ pub enum Target {
     Disk,
     /// Boot loaders' configurations on one.
     Script,
+    /// Archives of container images.
+    Container,
 }
 
 impl Target {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Queue, Self::Pci, Self::Endpoint, Self::Boot, Self::Disk, Self::Script];
+    pub const ALL: [Self; 7] =
+        [Self::Queue, Self::Pci, Self::Endpoint, Self::Boot, Self::Disk, Self::Script, Self::Container];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -52,6 +56,7 @@ impl Target {
             Self::Boot => "boot",
             Self::Disk => "disk",
             Self::Script => "script",
+            Self::Container => "container",
         }
     }
 
@@ -67,6 +72,7 @@ impl Target {
             Self::Boot => boot::run(input),
             Self::Disk => disk::run(input),
             Self::Script => disk::run_script(input),
+            Self::Container => container::run(input),
         }
     }
 

@@ -54,7 +54,11 @@ impl Disk for NullDisk {
 const LIMITS: DiskLimits = {
     const RATE: Option<RateLimit> = Some(RateLimit { per_second: 2000, burst: Some(2) });
     const OPERATIONS: TransferLimits = TransferLimits { bytes: None, operations: RATE };
-    DiskLimits { read: OPERATIONS, write: OPERATIONS, total: TransferLimits { bytes: RATE, operations: RATE } }
+    DiskLimits {
+        read: OPERATIONS,
+        write: OPERATIONS,
+        total: TransferLimits { bytes: RATE, operations: RATE },
+    }
 };
 
 /// A clock that goes on by as much whenever it is looked at, so that an input's run is the same each time.

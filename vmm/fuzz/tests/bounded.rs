@@ -42,3 +42,8 @@ fn broken_disks_are_survived() {
 fn arbitrary_boot_loader_configurations_are_survived() {
     survive(Target::Script, 1500);
 }
+
+#[test]
+fn hostile_container_images_are_survived() {
+    survive(Target::Container, 1500);
+}
