@@ -130,7 +130,7 @@ pub(super) async fn ec2_list(
     Segments(user): Segments<String>,
     url: RequestUrl,
 ) -> Answer<Value> {
-    state.control.entity_get::<User>(&caller, &user).await?;
+    state.control.entity_seen::<User>(&caller, &user, "identity:ec2_list_credentials").await?;
     let rows = state.control.ec2_list(&caller, &user).await?;
     Ok(whole("credentials", rows.iter().map(|(row, key)| ec2(&state, row, key)).collect(), &url))
 }

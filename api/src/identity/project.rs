@@ -246,7 +246,7 @@ pub(super) async fn tags(
     Segments(id): Segments<String>,
     url: RequestUrl,
 ) -> Answer<Value> {
-    let stored = state.control.entity_get::<Project>(&caller, &id).await?;
+    let stored = state.control.entity_seen::<Project>(&caller, &id, "identity:list_project_tags").await?;
     Ok(Json(json!({"tags": stored.row.tags, "links": {"self": url.itself()}})))
 }
 
@@ -292,7 +292,7 @@ pub(super) async fn has_tag(
     Authenticated(caller): Authenticated,
     Segments((id, tag)): Segments<(String, String)>,
 ) -> Result<Response, Fault> {
-    let stored = state.control.entity_get::<Project>(&caller, &id).await?;
+    let stored = state.control.entity_seen::<Project>(&caller, &id, "identity:get_project_tag").await?;
     if stored.row.tags.contains(&tag) { Ok(done()) } else { Err(Error::not_found("Project tag", tag).into()) }
 }
 

@@ -1,20 +1,21 @@
 //! Roles, and which comes with which.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::fields::Result;
 use axum::Json;
 use axum::extract::State;
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use control::caller::Caller;
+use control::error::Error;
 use control::model::identity::Role;
 use control::model::random_hex_id;
 use control::store::Stored;
 use serde_json::{Map, Value, json};
 
 use super::done;
-use super::fields::Fields;
+use super::fields::{Fields, Result};
 use super::resource::{Resource, body, extra, fits, whole, with};
 use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl, Segments};
 use crate::error::Fault;
@@ -77,8 +78,11 @@ pub(super) async fn inferences(
     Authenticated(caller): Authenticated,
     url: RequestUrl,
 ) -> Answer<Value> {
-    let rules = state.control.implied_list(&caller).await?;
-    let roles = state.control.role_list(&caller).await?;
+    let rules = state.control.implied_list(&caller, "identity:list_role_inference_rules").await?;
+    let ids: BTreeSet<&String> =
+        rules.iter().flat_map(|rule| [&rule.row.prior_id, &rule.row.implied_id]).collect();
+    let ids: Vec<String> = ids.into_iter().cloned().collect();
+    let roles = state.control.roles_by_id(&ids);
     let find = |id: &str| roles.iter().find(|role| role.row.id == id);
     let listed = roles.iter().filter_map(|prior| {
         let implied = rules.iter().filter(|rule| rule.row.prior_id == prior.row.id);
@@ -98,8 +102,8 @@ pub(super) async fn implied(
     Segments(id): Segments<String>,
     url: RequestUrl,
 ) -> Answer<Value> {
-    let prior = state.control.entity_get::<Role>(&caller, &id).await?;
-    let rules = state.control.implied_list(&caller).await?;
+    let rules = state.control.implied_list(&caller, "identity:list_implied_roles").await?;
+    let prior = state.control.look_up::<Role>(&id).ok_or_else(|| Error::not_found("Role", id.clone()))?;
     let ids: Vec<String> =
         rules.iter().filter(|rule| rule.row.prior_id == id).map(|rule| rule.row.implied_id.clone()).collect();
     let implied: Vec<Value> =
@@ -125,8 +129,10 @@ pub(super) async fn implication(
     Segments((prior, implied)): Segments<(String, String)>,
     method: Method,
 ) -> Result<Response, Fault> {
-    let (prior, implied) = state.control.implied_get(&caller, &prior, &implied).await?;
-    if method == Method::HEAD {
+    let head = method == Method::HEAD;
+    let asked = if head { "identity:check_implied_role" } else { "identity:get_implied_role" };
+    let (prior, implied) = state.control.implied_get(&caller, (&prior, &implied), asked).await?;
+    if head {
         return Ok(done());
     }
     Ok(Json(rule(&state, &prior.row, &implied.row)).into_response())

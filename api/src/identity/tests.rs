@@ -2,6 +2,7 @@
 
 mod access;
 mod assignments;
+mod reads;
 mod rules;
 
 use axum::http::Method;

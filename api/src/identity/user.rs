@@ -165,7 +165,7 @@ pub(super) async fn projects(
     filters: Filters,
     url: RequestUrl,
 ) -> Answer<Value> {
-    state.control.entity_get::<User>(&caller, &id).await?;
+    state.control.entity_seen::<User>(&caller, &id, "identity:list_user_projects").await?;
     let of = Caller { user_id: id, ..Caller::default() };
     let mut rows = Vec::new();
     for stored in state.control.projects_of(&of).await? {

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use control::error::Error;
-use control::policy::require_admin;
+use control::policy::{Default, Target, own, require, require_admin};
 use control::service::quota::Resource;
 use serde_json::{Map, Value, json};
 
@@ -33,7 +33,7 @@ pub(super) async fn stores_detail(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
 ) -> Answer<Value> {
-    require_admin(&caller, "stores_info_detail")?;
+    require("stores_info_detail", Default::Service, &caller, &Target::of(&own(&caller)))?;
     let mut stores = shown(&state);
     for (shown, store) in stores.iter_mut().zip(state.control.image_store_facts()) {
         shown["type"] = json!(store.kind);

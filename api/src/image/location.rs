@@ -4,7 +4,7 @@
 use axum::Json;
 use axum::extract::State;
 use control::error::Error;
-use control::policy::require_admin;
+use control::policy::{Default, Target, own, require};
 use serde_json::{Value, json};
 
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
@@ -20,7 +20,7 @@ pub(super) async fn list(
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
     let stored = state.control.image_get(&caller, &id).await?;
-    require_admin(&caller, "fetch_image_location")?;
+    require("fetch_image_location", Default::Service, &caller, &Target::of(&own(&caller)))?;
     let places = stored.row.stores.iter().map(|store| {
         json!({"url": state.control.image_location(store, &stored.row), "metadata": {"store": store}})
     });

@@ -30,13 +30,14 @@ pub const RULES_MAX: usize = 5000;
 const CHECKS_MAX: usize = 1000;
 
 /// The rules that others build on, by the names that the services' own policies give them.
-const BASE: [(&str, &str); 23] = [
+const BASE: [(&str, &str); 24] = [
     ("context_is_admin", "role:admin"),
     ("admin_required", "role:admin"),
     ("admin_api", "role:admin"),
     ("admin_only", "rule:context_is_admin"),
     ("context_is_advsvc", "role:service"),
     ("service_role", "role:service"),
+    ("service_api", "role:service or role:admin"),
     ("owner", "user_id:%(user_id)s"),
     ("admin_or_owner", "rule:admin_required or rule:owner or project_id:%(project_id)s"),
     ("regular_user", ""),
@@ -89,6 +90,8 @@ pub enum Default {
     SharingReader,
     /// Administrators, and members of the project that the target is shared with.
     SharingMember,
+    /// Administrators, and users of services.
+    Service,
     /// Everyone with a token.
     Anyone,
 }
@@ -105,6 +108,7 @@ impl Default {
             Self::VisibleMember => "visible_member",
             Self::SharingReader => "sharing_reader",
             Self::SharingMember => "sharing_member",
+            Self::Service => "service_api",
             Self::Anyone => "regular_user",
         }
     }

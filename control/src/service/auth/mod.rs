@@ -21,7 +21,7 @@ use crate::caller::{Caller, Delegation};
 use crate::error::{Error, Result};
 use crate::model::delegation::StoredToken;
 use crate::model::identity::{AssignmentTarget, Domain, Project, Revocation, User};
-use crate::policy::require_admin;
+use crate::policy::{self, said};
 use crate::service::identity::assignment::effective_roles;
 use crate::settings::TokenProvider;
 use crate::store::{Cache, Row, Stored, Txn};
@@ -178,14 +178,22 @@ impl Control {
     /// `NotFound` if it does not hold; `Forbidden` if it is another user's and the caller is neither an administrator
     /// nor a service.
     pub async fn token_show(&self, caller: &Caller, subject: &str, expired: Expired) -> Result<TokenFacts> {
-        let facts = self.token_facts(subject, expired).await.map_err(|error| match error {
+        let facts = self.subject_facts(subject, expired).await?;
+        let user = facts.user.row.id.as_str();
+        let said = said("identity:validate_token", caller, &policy::Target::of(&[("token.user_id", user)]));
+        let default = || user == caller.user_id || caller.reads_system() || caller.has_role("service");
+        if said.unwrap_or_else(default) {
+            Ok(facts)
+        } else {
+            Err(Error::Forbidden { action: "identity:validate_token" })
+        }
+    }
+
+    async fn subject_facts(&self, subject: &str, expired: Expired) -> Result<TokenFacts> {
+        self.token_facts(subject, expired).await.map_err(|error| match error {
             Error::Unauthorized(_) => Error::not_found("Token", "given as subject"),
             other => other,
-        })?;
-        if facts.user.row.id != caller.user_id && !caller.reads_system() && !caller.has_role("service") {
-            return Err(Error::Forbidden { action: "identity:validate_token" });
-        }
-        Ok(facts)
+        })
     }
 
     /// Makes a token not hold any more.
@@ -193,8 +201,10 @@ impl Control {
     /// # Errors
     /// As [`Control::token_show`].
     pub async fn token_revoke(&self, caller: &Caller, subject: &str) -> Result<()> {
-        let facts = self.token_show(caller, subject, Expired::Refused).await?;
-        if facts.user.row.id != caller.user_id && !caller.is_admin() {
+        let facts = self.subject_facts(subject, Expired::Refused).await?;
+        let user = facts.user.row.id.as_str();
+        let said = said("identity:revoke_token", caller, &policy::Target::of(&[("token.user_id", user)]));
+        if !said.unwrap_or_else(|| user == caller.user_id || caller.is_admin()) {
             return Err(Error::Forbidden { action: "identity:revoke_token" });
         }
         let id = audit_hex(&facts.audit_ids[0]);
@@ -220,9 +230,8 @@ impl Control {
     /// # Errors
     /// `Forbidden` unless the caller is an administrator or a service.
     pub async fn revocation_list(&self, caller: &Caller) -> Result<Vec<Arc<Stored<Revocation>>>> {
-        if !caller.has_role("service") {
-            require_admin(caller, "identity:list_revoke_events")?;
-        }
+        let rule = "identity:list_revoke_events";
+        policy::require(rule, policy::Default::Service, caller, &policy::Target::NONE)?;
         self.db.caught_up().await?;
         let now = Timestamp::now();
         Ok(self.db.cache().filter::<Revocation>(|row| row.expires_at > now))

@@ -13,6 +13,7 @@ use crate::model::delegation::ApplicationCredential;
 use crate::model::identity::{
     ActorKind, Assignment, AssignmentTarget, Domain, Group, GroupMember, Project, Role, User,
 };
+use crate::policy::{Target, said};
 use crate::store::{Cache, Stored, Txn};
 
 /// The roles that a domain's manager may give and take, as Keystone's default policy has it.
@@ -78,7 +79,7 @@ impl Control {
     pub async fn role_grant(&self, caller: &Caller, row: &Assignment) -> Result<()> {
         self.db
             .transact(|cache| {
-                may_assign(cache, caller, row, "identity:create_grant")?;
+                may_assign(cache, caller, row, rule(row, &CREATE))?;
                 let txn = require_parts(cache, Txn::new(), row)?;
                 check_domain(cache, row)?;
                 Ok(txn.put(row))
@@ -93,7 +94,7 @@ impl Control {
     pub async fn role_revoke(&self, caller: &Caller, row: &Assignment) -> Result<()> {
         self.db
             .transact(|cache| {
-                may_assign(cache, caller, row, "identity:revoke_grant")?;
+                may_assign(cache, caller, row, rule(row, &REVOKE))?;
                 require_parts(cache, Txn::new(), row).map(drop)?;
                 let stored = found(cache, row)?;
                 let mut removal = Removal::new(cache);
@@ -118,7 +119,7 @@ impl Control {
     pub async fn role_granted(&self, caller: &Caller, row: &Assignment) -> Result<()> {
         self.db.caught_up().await?;
         let cache = self.db.cache();
-        may_see(cache, caller, row, "identity:check_grant")?;
+        require_seen(cache, caller, row, rule(row, &CHECK))?;
         require_parts(cache, Txn::new(), row).map(drop)?;
         found(cache, row).map(drop)
     }
@@ -127,7 +128,7 @@ impl Control {
     pub async fn roles_granted(&self, caller: &Caller, row: &Assignment) -> Result<Vec<Arc<Stored<Role>>>> {
         self.db.caught_up().await?;
         let cache = self.db.cache();
-        may_see(cache, caller, row, "identity:list_grants")?;
+        require_seen(cache, caller, row, rule(row, &LIST))?;
         require_place(cache, Txn::new(), row).map(drop)?;
         let under = format!("{}/", Assignment::prefix(&row.actor_id, &row.target));
         let given = cache.list_under::<Assignment>(&under);
@@ -135,12 +136,24 @@ impl Control {
         Ok(given.filter_map(|stored| cache.get::<Role>(&stored.row.role_id)).collect())
     }
 
-    /// Who has which role where. Others than administrators see what is about their domain or themselves.
+    /// Who has which role where. Others than administrators see what is about their domain or themselves, unless a policy
+    /// file says who sees all.
+    ///
+    /// # Errors
+    /// `Forbidden` by a file; `Invalid` for a query that nothing fits.
     pub async fn assignment_list(
         &self,
         caller: &Caller,
         query: &AssignmentQuery,
     ) -> Result<Vec<ListedAssignment>> {
+        let action = match query.subtree {
+            true => "identity:list_role_assignments_for_tree",
+            false => "identity:list_role_assignments",
+        };
+        let said = said(action, caller, &Target::NONE);
+        if said == Some(false) {
+            return Err(Error::Forbidden { action });
+        }
         query.check()?;
         self.db.caught_up().await?;
         let cache = self.db.cache();
@@ -181,7 +194,7 @@ impl Control {
                 && query.role_id.as_ref().is_none_or(|id| row.role_id == *id)
                 && places.as_ref().is_none_or(|places| places.contains(&row.target))
                 && query.inherited.is_none_or(|inherited| row.inherited == inherited)
-                && may_see(cache, caller, row, "").is_ok()
+                && (said == Some(true) || may_see(cache, caller, row))
         });
         listed.sort_by(|a, b| (&a.row.id, &a.origin.id).cmp(&(&b.row.id, &b.origin.id)));
         listed.dedup();
@@ -270,9 +283,49 @@ fn domain_of_target(cache: &Cache, target: &AssignmentTarget) -> Option<String> 
     }
 }
 
+/// The rules of one thing that is done with grants: of a user or a group, in a project or domain, and in the whole cloud.
+type GrantRules = [&'static str; 3];
+const CREATE: GrantRules = [
+    "identity:create_grant",
+    "identity:create_system_grant_for_user",
+    "identity:create_system_grant_for_group",
+];
+const REVOKE: GrantRules = [
+    "identity:revoke_grant",
+    "identity:revoke_system_grant_for_user",
+    "identity:revoke_system_grant_for_group",
+];
+const CHECK: GrantRules =
+    ["identity:check_grant", "identity:check_system_grant_for_user", "identity:check_system_grant_for_group"];
+const LIST: GrantRules =
+    ["identity:list_grants", "identity:list_system_grants_for_user", "identity:list_system_grants_for_group"];
+
+fn rule(row: &Assignment, rules: &GrantRules) -> &'static str {
+    match (&row.target, row.actor) {
+        (AssignmentTarget::System, ActorKind::User) => rules[1],
+        (AssignmentTarget::System, ActorKind::Group) => rules[2],
+        _ => rules[0],
+    }
+}
+
+/// What a policy file says of a rule about an assignment, if it says anything.
+fn said_of(cache: &Cache, caller: &Caller, row: &Assignment, rule: &str) -> Option<bool> {
+    let domain = domain_of_target(cache, &row.target).unwrap_or_default();
+    let actor = if row.actor == ActorKind::User { "user_id" } else { "group_id" };
+    let project = match &row.target {
+        AssignmentTarget::Project(id) => id.as_str(),
+        _ => "",
+    };
+    let keys = [(actor, row.actor_id.as_str()), ("domain_id", domain.as_str()), ("project_id", project)];
+    said(rule, caller, &Target::of(&keys))
+}
+
 fn may_assign(cache: &Cache, caller: &Caller, row: &Assignment, action: &'static str) -> Result<()> {
-    if caller.is_admin() {
-        return Ok(());
+    match said_of(cache, caller, row, action) {
+        Some(true) => return Ok(()),
+        Some(false) => return Err(Error::Forbidden { action }),
+        None if caller.is_admin() => return Ok(()),
+        None => {}
     }
     let actor_domain = match row.actor {
         ActorKind::User => cache.get::<User>(&row.actor_id).map(|user| user.row.domain_id.clone()),
@@ -291,11 +344,20 @@ fn may_assign(cache: &Cache, caller: &Caller, row: &Assignment, action: &'static
     }
 }
 
-fn may_see(cache: &Cache, caller: &Caller, row: &Assignment, action: &'static str) -> Result<()> {
+fn require_seen(cache: &Cache, caller: &Caller, row: &Assignment, action: &'static str) -> Result<()> {
+    let said = said_of(cache, caller, row, action);
+    if said.unwrap_or_else(|| may_see(cache, caller, row)) {
+        Ok(())
+    } else {
+        Err(Error::Forbidden { action })
+    }
+}
+
+fn may_see(cache: &Cache, caller: &Caller, row: &Assignment) -> bool {
     let own = row.actor == ActorKind::User && row.actor_id == caller.user_id;
     let in_domain = matches!(caller.scope, Scope::Domain(_))
         && domain_of_target(cache, &row.target).is_some_and(|domain| caller.reads_domain(&domain));
-    if caller.reads_system() || own || in_domain { Ok(()) } else { Err(Error::Forbidden { action }) }
+    caller.reads_system() || own || in_domain
 }
 
 /// A domain's role holds in its own domain alone.

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::model::delegation::StoredCredential;
 use crate::model::identity::{Project, User};
 use crate::model::{random_hex_id, random_uuid};
+use crate::policy::{Target, said};
 use crate::store::{Cache, Stored, Txn};
 
 /// The type of credentials that [`Control::ec2_create`] makes.
@@ -171,12 +172,19 @@ impl Control {
         caller: &Caller,
         user_id: &str,
     ) -> Result<Vec<(Arc<Stored<StoredCredential>>, Ec2Key)>> {
-        if caller.user_id != user_id && !caller.reads_system() {
-            return Err(Error::Forbidden { action: "identity:ec2_list_credentials" });
+        let rule = "identity:ec2_list_credentials";
+        let said = said(rule, caller, &Target::of(&[("user_id", user_id)]));
+        if !said.unwrap_or_else(|| caller.user_id == user_id || caller.reads_system()) {
+            return Err(Error::Forbidden { action: rule });
         }
-        let rows = self.entity_list::<StoredCredential>(caller).await?;
-        let own = rows.into_iter().filter(|stored| stored.row.user_id == user_id && stored.row.kind == EC2);
-        own.map(|stored| self.ec2_of(&stored.row).map(|key| (stored, key))).collect()
+        self.db.caught_up().await?;
+        let own = |row: &StoredCredential| row.user_id == user_id && row.kind == EC2;
+        self.db
+            .cache()
+            .filter::<StoredCredential>(own)
+            .into_iter()
+            .map(|stored| self.ec2_of(&stored.row).map(|key| (stored, key)))
+            .collect()
     }
 
     /// The row of one access key.
@@ -189,7 +197,8 @@ impl Control {
         user_id: &str,
         access: &str,
     ) -> Result<(Arc<Stored<StoredCredential>>, Ec2Key)> {
-        let stored = self.entity_get::<StoredCredential>(caller, &ec2_id(access)).await?;
+        let rule = "identity:ec2_get_credential";
+        let stored = self.entity_seen::<StoredCredential>(caller, &ec2_id(access), rule).await?;
         if stored.row.user_id != user_id {
             return Err(Error::not_found("Credential", access));
         }

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use super::{
-    Entity, NAME_CHARACTERS_MAX, Removal, Rules, check_extra, check_name, check_text, invalid, require, rules,
+    Entity, NAME_CHARACTERS_MAX, Removal, Rules, check_extra, check_name, check_text, invalid, may, require,
+    rules,
 };
 use crate::Control;
 use crate::caller::{Caller, Scope};
 use crate::error::{Error, Result};
 use crate::model::identity::{Assignment, Domain, Group, GroupMember, User};
+use crate::policy::{Target, said};
 use crate::store::{Cache, Stored, Txn};
 
 impl Entity for Group {
@@ -94,8 +96,11 @@ impl Control {
     /// # Errors
     /// `NotFound` if not; `Forbidden`.
     pub async fn group_check(&self, caller: &Caller, group_id: &str, user_id: &str) -> Result<()> {
-        if caller.user_id != user_id {
-            self.entity_get::<Group>(caller, group_id).await?;
+        let rule = "identity:check_user_in_group";
+        let target = [("user_id", user_id)];
+        let own = caller.user_id == user_id && said(rule, caller, &Target::of(&target)) != Some(false);
+        if !own {
+            self.entity_seen::<Group>(caller, group_id, rule).await?;
         }
         self.db.caught_up().await?;
         membership(self.db.cache(), group_id, user_id).map(drop)
@@ -103,7 +108,7 @@ impl Control {
 
     /// Who is in a group.
     pub async fn group_users(&self, caller: &Caller, group_id: &str) -> Result<Vec<Arc<Stored<User>>>> {
-        self.entity_get::<Group>(caller, group_id).await?;
+        self.entity_seen::<Group>(caller, group_id, "identity:list_users_in_group").await?;
         let cache = self.db.cache();
         let members = cache.filter::<GroupMember>(|row| row.group_id == group_id);
         Ok(members.iter().filter_map(|member| cache.get::<User>(&member.row.user_id)).collect())
@@ -111,7 +116,7 @@ impl Control {
 
     /// The groups that a user is in; everyone may see their own.
     pub async fn user_groups(&self, caller: &Caller, user_id: &str) -> Result<Vec<Arc<Stored<Group>>>> {
-        self.entity_get::<User>(caller, user_id).await?;
+        self.entity_seen::<User>(caller, user_id, "identity:list_groups_for_user").await?;
         Ok(groups_of(self.db.cache(), user_id))
     }
 }
@@ -125,7 +130,7 @@ pub(crate) fn groups_of(cache: &Cache, user_id: &str) -> Vec<Arc<Stored<Group>>>
 fn may_change(cache: &Cache, caller: &Caller, group_id: &str, action: &'static str) -> Result<()> {
     let group = cache.get::<Group>(group_id);
     match group {
-        Some(group) if group.row.writable(caller) => Ok(()),
+        Some(group) if may(action, caller, &group.row, Group::writable) => Ok(()),
         None if caller.is_admin() => Err(Error::not_found("Group", group_id)),
         _ => Err(Error::Forbidden { action }),
     }

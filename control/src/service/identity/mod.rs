@@ -213,11 +213,24 @@ impl Control {
     /// # Errors
     /// `NotFound`; `Forbidden` if the caller may not see it, or could see none of its kind.
     pub async fn entity_get<T: Entity>(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<T>>> {
+        self.entity_seen(caller, id, T::RULES.get).await
+    }
+
+    /// As [`Control::entity_get`], by the rule of something that is shown of the row.
+    ///
+    /// # Errors
+    /// As [`Control::entity_get`].
+    pub async fn entity_seen<T: Entity>(
+        &self,
+        caller: &Caller,
+        id: &str,
+        rule: &'static str,
+    ) -> Result<Arc<Stored<T>>> {
         self.db.caught_up().await?;
         match self.db.get::<T>(id) {
-            Some(stored) if may(T::RULES.get, caller, &stored.row, T::readable) => Ok(stored),
+            Some(stored) if may(rule, caller, &stored.row, T::readable) => Ok(stored),
             None if T::listable(caller) => Err(Error::not_found(T::NOUN, id)),
-            _ => Err(Error::Forbidden { action: T::RULES.get }),
+            _ => Err(Error::Forbidden { action: rule }),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::caller::{Caller, RoleLevel};
 use crate::error::{Error, Result};
 use crate::model::delegation::ApplicationCredential;
 use crate::model::identity::{Assignment, Domain, ImpliedRole, Role};
-use crate::policy::require_admin;
+use crate::policy::{self, Target, require_admin};
 use crate::store::{Cache, Stored, Txn};
 
 /// The roles that imply each other, each the next, in a new cloud.
@@ -85,14 +85,16 @@ impl Entity for Role {
 }
 
 impl Control {
-    /// All roles; everyone may know them.
-    pub async fn role_list(&self, caller: &Caller) -> Result<Vec<Arc<Stored<Role>>>> {
-        self.entity_list(caller).await
-    }
-
-    /// All rules of which role comes with which.
-    pub async fn implied_list(&self, caller: &Caller) -> Result<Vec<Arc<Stored<ImpliedRole>>>> {
-        readable(caller)?;
+    /// All rules of which role comes with which, by the policy's rule that what is asked for has.
+    ///
+    /// # Errors
+    /// `Forbidden`.
+    pub async fn implied_list(
+        &self,
+        caller: &Caller,
+        rule: &'static str,
+    ) -> Result<Vec<Arc<Stored<ImpliedRole>>>> {
+        require_read(caller, rule)?;
         self.db.caught_up().await?;
         Ok(self.db.list())
     }
@@ -130,12 +132,17 @@ impl Control {
         self.implied_pair(prior_id, implied_id)
     }
 
-    /// Both roles of a rule.
+    /// Both roles of a rule, by the policy's rule that what is asked for has.
     ///
     /// # Errors
-    /// `NotFound` if there is no such rule.
-    pub async fn implied_get(&self, caller: &Caller, prior_id: &str, implied_id: &str) -> Result<RolePair> {
-        readable(caller)?;
+    /// `Forbidden`; `NotFound` if there is no such rule.
+    pub async fn implied_get(
+        &self,
+        caller: &Caller,
+        (prior_id, implied_id): (&str, &str),
+        rule: &'static str,
+    ) -> Result<RolePair> {
+        require_read(caller, rule)?;
         self.db.caught_up().await?;
         self.implied_pair(prior_id, implied_id)
     }
@@ -160,12 +167,8 @@ impl Control {
     }
 }
 
-fn readable(caller: &Caller) -> Result<()> {
-    if caller.reads_system() {
-        Ok(())
-    } else {
-        Err(Error::Forbidden { action: "identity:list_implied_roles" })
-    }
+fn require_read(caller: &Caller, rule: &'static str) -> Result<()> {
+    policy::require(rule, policy::Default::SystemReader, caller, &Target::NONE)
 }
 
 /// The ids of these roles and of all that come with them, each once.
