@@ -42,6 +42,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             backups_lie_in_a_bucket,
         ),
         trial(
+            "volumes::image_that_only_a_bucket_has_becomes_a_volume",
+            &[Need::Root, Need::Moto],
+            image_in_a_bucket,
+        ),
+        trial(
             "volumes::move_between_backends_and_keep_what_they_have",
             &[Need::Root, Need::OpenStack],
             move_between_backends,
@@ -174,6 +179,52 @@ fn given_up_and_taken_over() -> Result<()> {
     Ok(())
 }
 
+/// The first bytes of a volume in the first backend of a cloud's only host.
+fn beginning(cloud: &Cloud, volume: &str, bytes: usize) -> Result<Vec<u8>> {
+    let host = std::fs::read_dir(cloud.state().join("volumes"))?.next().context("no host")??.path();
+    let exported = FileBackend::open(&host.join("disks"))?.export(volume, true)?.open(true)?;
+    let mut read = vec![0; bytes];
+    exported.read_at(&mut read, 0)?;
+    Ok(read)
+}
+
+/// An image whose data no file of the host holds.
+fn image_in_a_bucket() -> Result<()> {
+    isolate()?;
+    let server = S3Server::start("images")?;
+    let cloud = Cloud::start_fake_with(&["--image-bucket", &format!("{}/images/cloud-1", server.endpoint)])?;
+    let rest = cloud.rest()?;
+    // Longer than a part of an upload to a bucket.
+    let content: Vec<u8> = (0..10_u32 << 18).flat_map(|number| (number | 1).to_le_bytes()).collect();
+    let upload = |content: &[u8]| -> Result<String> {
+        let body = json!({"name": "far", "disk_format": "raw", "container_format": "bare"});
+        let image = rest.made("/image/v2/images", &body)?["id"].as_str().context("no id")?.to_owned();
+        let sent = ureq::put(format!("{}/image/v2/images/{image}/file", cloud.url))
+            .header("x-auth-token", rest.token())
+            .header("x-image-meta-store", "s3")
+            .content_type("application/octet-stream")
+            .send(content)?;
+        ensure!(sent.status() == 204, "upload: {}", sent.status());
+        Ok(image)
+    };
+    let (image, other) = (upload(&content)?, upload(b"another one")?);
+    let shown = rest.shown(&format!("/image/v2/images/{image}"))?;
+    ensure!(shown["status"] == "active" && shown["stores"] == "s3", "{shown}");
+    ensure!(server.objects("images", "cloud-1")? == 2, "they are not in the bucket");
+
+    let volume = made(&rest, "volume", json!({"size": 1, "imageRef": image}))?;
+    until(&rest, "volume", &volume, Some("available"))?;
+    ensure!(beginning(&cloud, &volume, content.len())? == content, "the volume is not what the image is");
+    // A service that is gone is said to be, and the volume can be deleted.
+    drop(server);
+    let failed = made(&rest, "volume", json!({"size": 1, "imageRef": other}))?;
+    until(&rest, "volume", &failed, Some("error"))?;
+    let told = rest.shown_in("volume 3.71", "/volume/v3/messages")?.to_string();
+    ensure!(told.contains(&failed), "nobody says why: {told}");
+    ensure!(rest.delete(&format!("/volume/v3/volumes/{failed}"))? == 202, "delete it");
+    until(&rest, "volume", &failed, None)
+}
+
 /// Whole and differing backups in a real server's bucket: what was written comes back, in a new volume and over an old
 /// one; a service that is gone is an error that says so, and nothing is left of deleted ones.
 fn backups_lie_in_a_bucket() -> Result<()> {
@@ -205,12 +256,7 @@ fn backups_lie_in_a_bucket() -> Result<()> {
     let new = new["restore"]["volume_id"].as_str().context("no id")?.to_owned();
     until(&rest, "volume", &new, Some("available"))?;
     for id in [&empty, &new] {
-        let disks = cloud.state().join("volumes");
-        let host = std::fs::read_dir(&disks)?.next().context("no host")??.path();
-        let exported = FileBackend::open(&host.join("disks"))?.export(id, true)?.open(true)?;
-        let mut read = vec![0; content.len()];
-        exported.read_at(&mut read, 0)?;
-        ensure!(read == content, "{id} is not what was backed up");
+        ensure!(beginning(&cloud, id, content.len())? == content, "{id} is not what was backed up");
     }
 
     for backup in [&differing, &whole] {
