@@ -125,10 +125,12 @@ pub(crate) fn id_is_safe(id: &str) -> bool {
 }
 
 /// What a new disk begins as.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub enum Source<'a> {
     /// Zeros.
     Nothing,
+    /// What this writes to a disk of zeros; until all of that is there, there is no disk.
+    Content(Fill<'a>),
     /// A file of raw bytes that never changes.
     Image(&'a File),
     /// Another disk as it is now.

@@ -267,6 +267,7 @@ impl Backend for FileBackend {
                 let path = directory.join(Kind::Raw.name(0));
                 resize(&create_file(&path)?, size_bytes, &path)
             }
+            Source::Content(fill) => fill_with(directory, size_bytes, fill),
             Source::Image(image) => self.fill_from_image(directory, image, size_bytes),
             Source::Disk { id, in_use } => self.fill_from_disk(directory, id, in_use, Some(size_bytes)),
         })
@@ -292,15 +293,7 @@ impl Backend for FileBackend {
 
     fn rewrite(&self, id: &str, size_bytes: u64, fill: Fill<'_>) -> Result<()> {
         self.layers(id)?;
-        self.replace(id, |directory| {
-            let path = directory.join(Kind::Raw.name(0));
-            let file = create_file(&path)?;
-            let size_bytes = size_bytes.next_multiple_of(SECTOR_BYTES);
-            resize(&file, size_bytes, &path)?;
-            let disk = RawFile::new(file.try_clone().map_err(io_error("open", &path))?, size_bytes);
-            fill(&disk).map_err(io_error("write", &path))?;
-            file.sync_all().map_err(io_error("sync", &path))
-        })
+        self.replace(id, |directory| fill_with(directory, size_bytes.next_multiple_of(SECTOR_BYTES), fill))
     }
 
     fn extend(&self, id: &str, size_bytes: u64) -> Result<()> {
@@ -353,6 +346,16 @@ impl Backend for FileBackend {
         ids.sort();
         Ok(ids)
     }
+}
+
+/// Fills `directory` with one raw layer and what `fill` writes to it.
+fn fill_with(directory: &Path, size_bytes: u64, fill: Fill<'_>) -> Result<()> {
+    let path = directory.join(Kind::Raw.name(0));
+    let file = create_file(&path)?;
+    resize(&file, size_bytes, &path)?;
+    let disk = RawFile::new(file.try_clone().map_err(io_error("open", &path))?, size_bytes);
+    fill(&disk).map_err(io_error("write", &path))?;
+    file.sync_all().map_err(io_error("sync", &path))
 }
 
 fn resize(file: &File, size_bytes: u64, path: &Path) -> Result<()> {

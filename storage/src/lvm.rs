@@ -166,6 +166,10 @@ impl Backend for LvmBackend {
         let (name, partial) = (name_of(id)?, partial_of(id)?);
         match source {
             Source::Nothing => return self.empty(&name, size_bytes),
+            Source::Content(fill) => {
+                self.clear(half)?;
+                self.filled(&partial, size_bytes, fill)?;
+            }
             Source::Image(image) => {
                 let path = self.lvm.device(&name);
                 let image_bytes = file_size_bytes(image).map_err(io_error("size the image for", &path))?;

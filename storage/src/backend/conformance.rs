@@ -36,6 +36,7 @@ fn image(bytes: usize, value: u8) -> File {
 pub(crate) fn conforms(backend: &dyn Backend) {
     volumes_begin_as_their_source_and_are_their_own(backend);
     snapshots_never_change_and_outlive_their_source(backend);
+    content_is_written_whole_or_there_is_no_disk(backend);
     revert_happens_once(backend);
     rewriting_happens_whole_or_not_at_all(backend);
     long_histories_stay_readable(backend);
@@ -133,6 +134,22 @@ fn rewriting_happens_whole_or_not_at_all(backend: &dyn Backend) {
     assert!(matches!(backend.rewrite("none", 1, &whole), Err(BackendError::Missing { .. })));
     backend.delete("w").unwrap();
     backend.delete("w-then").unwrap();
+}
+
+fn content_is_written_whole_or_there_is_no_disk(backend: &dyn Backend) {
+    let half = |disk: &dyn Disk| {
+        disk.write_at(&[9; 512], 0)?;
+        Err(std::io::Error::other("made to fail"))
+    };
+    assert!(backend.create("c", MIB, Source::Content(&half)).is_err());
+    assert_eq!((backend.size_bytes("c").unwrap(), backend.list().unwrap()), (None, Vec::new()));
+    let whole = |disk: &dyn Disk| disk.write_at(&[2; 512], 4096);
+    backend.create("c", MIB, Source::Content(&whole)).unwrap();
+    assert_eq!((read_both(backend, "c", [0, 4096]), backend.size_bytes("c").unwrap()), ([0, 2], Some(MIB)));
+    write(backend, "c", 4096, 3);
+    backend.create("c", MIB, Source::Content(&whole)).unwrap();
+    assert_eq!(read(backend, "c", 4096), 3, "what is there stays");
+    backend.delete("c").unwrap();
 }
 
 fn disk_in_use_is_copied_as_it_is_at_that_moment(backend: &dyn Backend) {

@@ -1,6 +1,7 @@
 //! Disk formats as bytes: no paths, no clouds. The VMM imports this module and nothing else of the crate, since
 //! it serves what storage creates.
 
+pub mod crypt;
 pub mod ext4;
 pub mod inspect;
 pub mod layers;
@@ -11,6 +12,7 @@ pub mod raw;
 use std::io;
 use std::sync::Arc;
 
+pub use self::crypt::{DiskKey, EncryptedDisk};
 pub use self::layers::open_layers;
 pub use self::overlay::Overlay;
 pub use self::raw::RawFile;
@@ -29,6 +31,25 @@ pub trait Disk: Send + Sync {
     fn flush(&self) -> io::Result<()>;
     /// The guest no longer needs these bytes; they read as zeros or as before.
     fn discard(&self, offset: u64, length: u64) -> io::Result<()>;
+}
+
+/// A disk that somebody else has.
+impl<T: Disk + ?Sized> Disk for &T {
+    fn size_bytes(&self) -> u64 {
+        (**self).size_bytes()
+    }
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        (**self).read_at(buffer, offset)
+    }
+    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+        (**self).write_at(buffer, offset)
+    }
+    fn flush(&self) -> io::Result<()> {
+        (**self).flush()
+    }
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        (**self).discard(offset, length)
+    }
 }
 
 /// A disk of whichever format.
