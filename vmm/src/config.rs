@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
+use storage::format::DiskKey;
 
 use crate::document::Document;
 
@@ -126,6 +127,9 @@ pub struct DiskConfig {
     /// How fast the guest may use it. What the VMM itself reads to boot from it is not counted.
     #[serde(default)]
     pub limits: DiskLimits,
+    /// The key with which the bytes lie encrypted (`storage::format::crypt`); in the clear if absent.
+    #[serde(default)]
+    pub key: Option<DiskKey>,
 }
 
 /// How fast a guest may use a disk. All limits hold together; what is absent limits nothing.

@@ -128,6 +128,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
             read_only: *read_only,
             serial: format!("disk{index}"),
             limits: DiskLimits::default(),
+            key: None,
         };
         let disk = RawFile::whole(file, *read_only).map_err(|source| RunError::Disk { index, source })?;
         disks.push(DiskSpec { config, disk: Arc::new(disk) });

@@ -7,10 +7,10 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 
-use storage::format::Disk;
-use storage::format::open_layers;
 use storage::format::overlay::{Overlay, OverlayError};
 use storage::format::raw::RawFile;
+use storage::format::{Disk, EncryptedDisk, open_layers};
+use zeroize::Zeroizing;
 
 use crate::boot::image::Image;
 use crate::config::{Boot, DiskConfig, DiskFormat, VmmConfig};
@@ -88,7 +88,8 @@ pub enum Error {
 /// It cannot be read, is longer than [`CONFIG_BYTES_MAX`], or is no configuration.
 pub fn read_config(file: File) -> Result<VmmConfig, Error> {
     use std::io::Read as _;
-    let mut text = Vec::new();
+    // It may hold keys of disks.
+    let mut text = Zeroizing::new(Vec::new());
     file.take(CONFIG_BYTES_MAX + 1).read_to_end(&mut text).map_err(Error::ReadConfig)?;
     if text.len() as u64 > CONFIG_BYTES_MAX {
         return Err(Error::ReadConfig(io::ErrorKind::FileTooLarge.into()));
@@ -202,8 +203,14 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
         Boot::Disk => BootSource::Disk,
     };
     let mut disks = Vec::with_capacity(config.disks.len());
-    for (index, config) in config.disks.into_iter().enumerate() {
-        disks.push(DiskSpec { disk: open_disk(index, &config, fds)?, config });
+    for (index, mut config) in config.disks.into_iter().enumerate() {
+        let key = config.key.take();
+        let stored = open_disk(index, &config, fds)?;
+        let disk = match key {
+            Some(key) => Arc::new(EncryptedDisk::new(stored, &key)),
+            None => stored,
+        };
+        disks.push(DiskSpec { disk, config });
     }
     let nics = config.nics.into_iter().map(|config| NicSpec { tap: fds.take(config.tap), config }).collect();
     let console = match config.console_log {

@@ -63,6 +63,7 @@ impl Instance {
                 read_only: false,
                 serial: "root".to_owned(),
                 limits: DiskLimits::default(),
+                key: None,
             }],
             nics,
             console_log: Some(inherit(file("console"))),

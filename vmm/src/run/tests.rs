@@ -240,6 +240,7 @@ fn tiny_guest_on_a_disk_boots_from_it() {
             read_only: false,
             serial: String::new(),
             limits: DiskLimits::default(),
+            key: None,
         }];
     });
     let Some(instance) = instance else { return };
@@ -248,6 +249,35 @@ fn tiny_guest_on_a_disk_boots_from_it() {
     eventually("first words", || instance.console().contains("WISP-GUEST"));
     assert_eq!(client.stop(true).unwrap(), VmState::Stopped);
     instance.end();
+}
+
+#[test]
+fn guest_boots_from_an_encrypted_disk_with_its_key_and_without_it_finds_nothing() {
+    use storage::format::{Disk as _, DiskKey, EncryptedDisk, RawFile};
+    let disk = tempfile::tempfile().unwrap();
+    let key = DiskKey::random(512).unwrap();
+    let clear = EncryptedDisk::new(RawFile::new(disk.try_clone().unwrap(), 1 << 20), &key);
+    clear.write_at(crate::guest::TINY, 0).unwrap();
+    disk.set_len(1 << 20).unwrap();
+    for key in [Some(key), None] {
+        let with_key = key.is_some();
+        let file = disk.try_clone().unwrap();
+        let instance = Instance::with(b"", 1, |config| {
+            config.boot = Boot::Disk;
+            let format = DiskFormat::Raw { file: inherit(file) };
+            let (serial, limits) = (String::new(), DiskLimits::default());
+            config.disks = vec![DiskConfig { format, read_only: false, serial, limits, key }];
+        });
+        let Some(instance) = instance else { return };
+        if with_key {
+            let mut client = instance.client();
+            client.start().unwrap();
+            eventually("first words", || instance.console().contains("WISP-GUEST"));
+            assert_eq!(client.stop(true).unwrap(), VmState::Stopped);
+        }
+        let (report, _) = instance.end();
+        assert_eq!(report.reason == ExitReason::BootFailed, !with_key, "{}", report.message);
+    }
 }
 
 #[test]
@@ -264,6 +294,7 @@ fn overlay_over_a_base_with_a_kernel_boots_from_it() {
             read_only: false,
             serial: String::new(),
             limits: DiskLimits::default(),
+            key: None,
         }];
     });
     let Some(instance) = instance else { return };
@@ -286,6 +317,7 @@ fn disk_without_a_kernel_fails_to_boot_with_one_sentence() {
             read_only: false,
             serial: String::new(),
             limits: DiskLimits::default(),
+            key: None,
         }];
     });
     let Some(instance) = instance else { return };
@@ -423,6 +455,7 @@ fn guest_that_resets_without_using_its_disk_is_told_which_driver_it_lacks() {
                 read_only: false,
                 serial: String::new(),
                 limits: DiskLimits::default(),
+                key: None,
             }];
         });
         let Some(instance) = instance else { return };
