@@ -95,9 +95,9 @@ impl Control {
     /// Opens a cloud on a store. Nothing is made in it; see `bootstrap` for the first start.
     pub async fn open(store: Arc<dyn Store>, settings: Settings) -> Result<Arc<Self>> {
         let db = Db::open(store).await?;
-        let compute = reconcile::Compute::open(&db).await?;
         let provider = settings.identity.token_provider;
         let tokens = service::auth::open_tokens(&db, &settings.state_dir, provider).await?;
+        let compute = reconcile::Compute::open(&db, tokens.master()).await?;
         let sources = Sources::with_allowed(settings.image_sources.clone());
         let directory = settings.state_dir.join("images");
         let images = Images::open(&directory, settings.image_bucket.as_ref(), sources)?;

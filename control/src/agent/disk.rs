@@ -5,7 +5,10 @@
 //! repeating a wish that came true changes nothing.
 
 use serde::{Deserialize, Serialize};
+use storage::format::DiskKey;
 use vmm::config::DiskLimits;
+
+use super::protocol::InstanceWanted;
 
 /// One disk as it shall be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,8 +21,50 @@ pub struct DiskWanted {
     /// deleted.
     #[serde(default)]
     pub backend: Option<String>,
+    /// How the disk's bytes lie, where the host has to read or write them itself: what becomes an image, and what begins as
+    /// one. Copies are of the bytes as they lie.
+    #[serde(default)]
+    pub cipher: DiskCipher,
     /// What it shall be.
     pub shape: DiskShape,
+}
+
+/// How the bytes of a volume lie in its backend.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskCipher {
+    /// In the clear.
+    #[default]
+    Clear,
+    /// Encrypted with this key, which no host writes down.
+    Key(DiskKey),
+    /// Encrypted with a key that is not here.
+    Lost,
+}
+
+impl DiskCipher {
+    /// The key, if the bytes are encrypted.
+    ///
+    /// # Errors
+    /// One sentence, where it is not here.
+    pub fn key(&self) -> Result<Option<&DiskKey>, String> {
+        match self {
+            Self::Clear => Ok(None),
+            Self::Key(key) => Ok(Some(key)),
+            Self::Lost => {
+                Err("the volume is encrypted and its key is not to be had: it was sealed under another \
+                               master key, or the volume is gone"
+                    .to_owned())
+            }
+        }
+    }
+
+    /// The same without its key, for what is written down.
+    fn withhold(&mut self) {
+        if matches!(self, Self::Key(_)) {
+            *self = Self::Lost;
+        }
+    }
 }
 
 /// What a disk shall be.
@@ -139,6 +184,9 @@ pub struct VolumeWanted {
     /// How fast the guest may use it.
     #[serde(default)]
     pub limits: DiskLimits,
+    /// How its bytes lie.
+    #[serde(default)]
+    pub cipher: DiskCipher,
 }
 
 /// One of a host's places for volumes.
@@ -154,4 +202,16 @@ pub struct PoolReport {
     pub free_gib: u64,
     /// A disk in use can be copied.
     pub copies_in_use: bool,
+}
+
+impl InstanceWanted {
+    /// The same without the keys of its volumes, for what is written down: whoever starts the instance again is told
+    /// them anew.
+    #[must_use]
+    pub fn without_keys(&self) -> Self {
+        let mut wanted = self.clone();
+        let volumes = wanted.root_disk.volume.iter_mut().chain(&mut wanted.volumes);
+        volumes.for_each(|volume| volume.cipher.withhold());
+        wanted
+    }
 }

@@ -7,6 +7,7 @@ use std::io;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use zeroize::Zeroizing;
 
 use super::protocol::FRAME_BYTES_MAX;
 
@@ -44,7 +45,8 @@ pub async fn read<T: DeserializeOwned>(
     if length > FRAME_BYTES_MAX {
         return Err(FrameError::TooLong(u64::from(length)));
     }
-    let mut document = Vec::with_capacity(length.min(FRAME_BYTES_INITIAL_MAX) as usize);
+    // It may hold keys of disks.
+    let mut document = Zeroizing::new(Vec::with_capacity(length.min(FRAME_BYTES_INITIAL_MAX) as usize));
     let read = stream.take(u64::from(length)).read_to_end(&mut document).await?;
     if read < length as usize {
         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
@@ -57,8 +59,8 @@ pub async fn write<T: Serialize>(
     stream: &mut (impl AsyncWrite + Unpin),
     document: &T,
 ) -> Result<(), FrameError> {
-    let mut frame = vec![0; 4];
-    serde_json::to_writer(&mut frame, document)?;
+    let mut frame = Zeroizing::new(vec![0; 4]);
+    serde_json::to_writer(&mut *frame, document)?;
     let length = u32::try_from(frame.len() - 4)
         .ok()
         .filter(|length| *length <= FRAME_BYTES_MAX)

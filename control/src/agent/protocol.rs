@@ -16,12 +16,15 @@ use serde::{Deserialize, Serialize};
 use vmm::config::DiskLimits;
 use vmm::document::Document;
 
-pub use super::disk::{DiskFound, DiskObserved, DiskShape, DiskSource, DiskWanted, PoolReport, VolumeWanted};
+pub use super::disk::{
+    DiskCipher, DiskFound, DiskObserved, DiskShape, DiskSource, DiskWanted, PoolReport, VolumeWanted,
+};
 
 /// The longest frame in bytes: a few thousand instances' wanted state with room to spare.
 pub const FRAME_BYTES_MAX: u32 = 64 << 20;
-/// The protocol's version; two ends that differ part with a clear error.
-pub const PROTOCOL_VERSION: u32 = 1;
+/// The protocol's version; two ends that differ part with a clear error. Since 2 disks may have keys: who does not know
+/// them would keep in the clear what shall be encrypted.
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// From control to an agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -14,14 +14,15 @@ use serde::{Deserialize, Serialize};
 use storage::backend::{Backend, BackendError, Source, copy_sparse};
 use storage::backup::{self, BackupError, BackupStore, BucketBackups, DirectoryBackups, Objects};
 use storage::file::FileBackend;
-use storage::format::{Disk, RawFile};
+use storage::format::{Disk, DiskKey, EncryptedDisk, RawFile};
 use storage::lvm::LvmBackend;
 use vmm::config::{DiskConfig, DiskFormat, InheritedFd};
 
 use super::host::open_image;
 use super::instance_id_is_safe;
 use crate::agent::protocol::{
-    DiskFound, DiskObserved, DiskShape, DiskSource, DiskWanted, InstanceWanted, PoolReport, VolumeWanted,
+    DiskCipher, DiskFound, DiskObserved, DiskShape, DiskSource, DiskWanted, InstanceWanted, PoolReport,
+    VolumeWanted,
 };
 
 /// Bytes of a serial number (VIRTIO 1.3 §5.2.6.4): the guest finds a volume by the beginning of its id, as with Nova.
@@ -178,6 +179,8 @@ enum Error {
     Backend(#[from] BackendError),
     #[error("{0}")]
     Image(String),
+    #[error("{0}")]
+    Key(String),
     #[error("{step}")]
     Io {
         step: &'static str,
@@ -307,7 +310,7 @@ impl Volumes {
     }
 
     fn bring(&self, wanted: &DiskWanted) -> Result<Option<u64>, Error> {
-        let DiskWanted { id, generation, shape, backend: name } = wanted;
+        let DiskWanted { id, generation, shape, cipher, backend: name } = wanted;
         let backend = self.backend(name.as_deref())?;
         // Held while disks are copied: no instance begins to write to one meanwhile.
         let users = self.users();
@@ -325,6 +328,11 @@ impl Volumes {
                     DiskSource::Disk { id } => Source::Disk { id, in_use: in_use(id) },
                     DiskSource::Image { image_id } => {
                         image = open_image(&self.paths.images, image_id).map_err(Error::Image)?;
+                        if let Some(key) = cipher.key().map_err(Error::Key)? {
+                            drop(users);
+                            create_encrypted(backend, id, *size_bytes, image, key)?;
+                            return Ok(None);
+                        }
                         Source::Image(&image)
                     }
                 };
@@ -340,7 +348,7 @@ impl Volumes {
             DiskShape::Reverted { snapshot } => backend.revert(id, snapshot, *generation)?,
             DiskShape::Outgoing { of } => {
                 drop(users);
-                self.bring_out(backend, id, of)?;
+                self.bring_out(backend, id, (of, cipher))?;
             }
             DiskShape::OutgoingDeleted => self.take_back(id)?,
             DiskShape::Moved { .. } if in_use(id) => {
@@ -375,13 +383,22 @@ impl Volumes {
         Ok(None)
     }
 
-    /// Writes a disk's bytes to a file that the images' owner can read.
-    fn bring_out(&self, backend: &dyn Backend, id: &str, of: &str) -> Result<(), Error> {
+    /// Writes a disk's bytes, in the clear, to a file that the images' owner can read.
+    fn bring_out(
+        &self,
+        backend: &dyn Backend,
+        id: &str,
+        (of, cipher): (&str, &DiskCipher),
+    ) -> Result<(), Error> {
         let path = self.outgoing(id)?;
         if path.try_exists().map_err(io_error("look for the outgoing file"))? {
             return Ok(());
         }
-        let from = backend.export(of, true)?.open(true).map_err(Error::Layers)?;
+        let stored = backend.export(of, true)?.open(true).map_err(Error::Layers)?;
+        let from: Box<dyn Disk> = match cipher.key().map_err(Error::Key)? {
+            Some(key) => Box::new(EncryptedDisk::new(stored, key)),
+            None => stored,
+        };
         let partial = path.with_extension("new");
         let made = self.copy_out(&*from, &partial);
         if made.is_err() {
@@ -460,8 +477,26 @@ impl Volumes {
             read_only: wanted.read_only,
             serial,
             limits: wanted.limits,
+            key: wanted.cipher.key()?.cloned(),
         })
     }
+}
+
+/// Makes a new volume what an image is, encrypted.
+fn create_encrypted(
+    backend: &dyn Backend,
+    id: &str,
+    size_bytes: u64,
+    image: File,
+    key: &DiskKey,
+) -> Result<(), Error> {
+    let image = RawFile::whole(image, true).map_err(io_error("size the image"))?;
+    let source_bytes = image.size_bytes();
+    if size_bytes < source_bytes {
+        return Err(BackendError::TooSmall { size_bytes, source_bytes }.into());
+    }
+    let fill = |disk: &dyn Disk| copy_sparse(&image, &EncryptedDisk::new(disk, key));
+    Ok(backend.create(id, size_bytes, Source::Content(&fill))?)
 }
 
 /// Makes a volume that is there what a backup is; where that fails, it is what it was.

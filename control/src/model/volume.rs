@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::attachment::VolumeAttachment;
 pub use self::backup::Backup;
 pub use self::group::{Group, GroupSnapshot, GroupType};
-pub use self::kind::{Encryption, QosSpec, VolumeDefault, VolumeType};
+pub use self::kind::{DiskEncryption, Encryption, QosSpec, VolumeDefault, VolumeType};
 pub use self::transfer::Transfer;
 pub use self::work::{DiskTask, DiskWork};
 use crate::model::image::LocalFile;
@@ -179,6 +179,9 @@ pub struct Volume {
     /// Its disk's id, where that is not its own: a volume that was taken over.
     #[serde(default)]
     pub disk_id: Option<String>,
+    /// How its disk is encrypted.
+    #[serde(default)]
+    pub encryption: Option<DiskEncryption>,
     /// The file that it begins as, until that has been made of its image: the host's wish follows then.
     #[serde(default)]
     pub waits_for: Option<LocalFile>,
@@ -237,6 +240,9 @@ pub struct Snapshot {
     /// Its disk's id, where that is not its own.
     #[serde(default)]
     pub disk_id: Option<String>,
+    /// How its disk is encrypted: as the volume's was then.
+    #[serde(default)]
+    pub encryption: Option<DiskEncryption>,
     /// When it was asked for.
     pub created_at: Timestamp,
     /// When it last changed.

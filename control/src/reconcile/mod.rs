@@ -29,6 +29,7 @@ use crate::scheduler::{Allocation, Scheduler};
 use crate::service::db::Db;
 use crate::service::server::lifecycle::{fail_building, observe};
 use crate::store::{Change, Row, Stored, Txn};
+use crate::token::MasterKey;
 
 /// How often everything is looked at without a signal.
 const PASS_INTERVAL: Duration = Duration::from_secs(5);
@@ -62,7 +63,7 @@ impl std::fmt::Debug for Compute {
 
 impl Compute {
     /// No agents yet; makes the cloud's tag at the first start.
-    pub(crate) async fn open(db: &Db) -> Result<Self> {
+    pub(crate) async fn open(db: &Db, master: &MasterKey) -> Result<Self> {
         let tag = db
             .transact_with(|cache| {
                 if let Some(stored) = cache.get::<Cloud>(Cloud::ID) {
@@ -73,8 +74,9 @@ impl Compute {
             })
             .await?;
         let (sender, events) = mpsc::channel(EVENTS_MAX);
-        let (cache, cloud_tag) = (db.cache().clone(), tag.clone());
-        let wanted: WantedSource = Arc::new(move |host| wanted::host_wanted(&cache, &cloud_tag, host));
+        let (cache, master, cloud_tag) = (db.cache().clone(), master.clone(), tag.clone());
+        let wanted: WantedSource =
+            Arc::new(move |host| wanted::host_wanted(&cache, &master, &cloud_tag, host));
         Ok(Self {
             agents: Agents::new(wanted, sender),
             events: Mutex::new(Some(events)),

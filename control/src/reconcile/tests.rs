@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 mod crash;
+mod encryption;
 mod every_step;
 mod identity_steps;
 mod limits;

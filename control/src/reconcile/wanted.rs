@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use super::metadata::documents;
 use crate::agent::protocol::{
-    DiskWanted, InstanceWanted, KernelWanted, NicWanted, Power, RootDiskWanted, VolumeWanted, Wanted,
+    DiskCipher, DiskShape, DiskSource, DiskWanted, InstanceWanted, KernelWanted, NicWanted, Power,
+    RootDiskWanted, VolumeWanted, Wanted,
 };
 use crate::model::compute::{Host, HostClaims, Server, ServerVolume, VmState};
 use crate::model::network::{Network, Port};
@@ -12,14 +13,16 @@ use crate::model::volume::{Backup, DiskTask, DiskWork, Snapshot, Status, Volume}
 use crate::service::disk_limits;
 use crate::service::host::DEFAULT_ZONE;
 use crate::service::nic::nics_wanted;
+use crate::service::volume::encryption::cipher;
 use crate::store::Cache;
+use crate::token::MasterKey;
 
 /// The wanted state of the host by that name. Servers whose ports or networks are gone are left out, which changes
-/// nothing on the host; the reconciler sees to them.
-pub fn host_wanted(cache: &Cache, cloud_tag: &str, host: &str) -> Wanted {
+/// nothing on the host; the reconciler sees to them. Keys of disks are opened with `master`.
+pub fn host_wanted(cache: &Cache, master: &MasterKey, cloud_tag: &str, host: &str) -> Wanted {
     let mut wanted = Wanted { cloud_tag: cloud_tag.to_owned(), ..Wanted::default() };
     let works = cache.list_under::<DiskWork>(&format!("{host}/"));
-    wanted.disks.extend(works.iter().map(|work| disk_wanted(cache, &work.row)));
+    wanted.disks.extend(works.iter().map(|work| disk_wanted(cache, master, &work.row)));
     let Some(claims) = cache.get::<HostClaims>(host) else { return wanted };
     let zone = cache.get::<Host>(host).map_or_else(|| DEFAULT_ZONE.to_owned(), |host| host.row.zone.clone());
     let servers = claims.row.servers.keys().filter_map(|id| cache.get::<Server>(id));
@@ -47,6 +50,7 @@ pub fn host_wanted(cache: &Cache, cloud_tag: &str, host: &str) -> Wanted {
                 backend: volume.row.backend.clone(),
                 read_only: attached.read_only,
                 limits: disk_limits::of_volume(cache, &volume.row),
+                cipher: cipher(master, volume.row.encryption.as_ref()),
             })
         };
         let mut instance = instance_wanted(&server.row, &zone, own.collect());
@@ -102,12 +106,24 @@ fn backend_of(cache: &Cache, task: &DiskTask) -> Option<String> {
     }
 }
 
-fn disk_wanted(cache: &Cache, work: &DiskWork) -> DiskWanted {
+/// How the bytes lie that a host has to read or write itself for a wish.
+fn cipher_of(cache: &Cache, master: &MasterKey, work: &DiskWork) -> DiskCipher {
+    let id = match (&work.task, &work.shape) {
+        (DiskTask::CreateVolume { volume }, DiskShape::Volume { source: DiskSource::Image { .. }, .. })
+        | (DiskTask::Upload { volume, .. }, _) => volume,
+        _ => return DiskCipher::Clear,
+    };
+    // Nobody can say of what is gone whether it was encrypted.
+    cache.get::<Volume>(id).map_or(DiskCipher::Lost, |volume| cipher(master, volume.row.encryption.as_ref()))
+}
+
+fn disk_wanted(cache: &Cache, master: &MasterKey, work: &DiskWork) -> DiskWanted {
     let id = work.id.split_once('/').map_or(work.id.as_str(), |(_, disk)| disk).to_owned();
     DiskWanted {
         id,
         generation: work.generation,
         backend: backend_of(cache, &work.task),
+        cipher: cipher_of(cache, master, work),
         shape: work.shape.clone(),
     }
 }

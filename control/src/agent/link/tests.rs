@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::agent::host;
-use crate::agent::protocol::DiskShape;
+use crate::agent::protocol::{DiskCipher, DiskShape};
 use crate::agent::protocol::{InstanceState, Power};
 use crate::driver::fake::FakeDriver;
 use crate::driver::test::instance_wanted;
@@ -156,7 +156,13 @@ async fn end_of_a_line_is_an_event() {
 #[test]
 fn only_what_differs_is_told_and_what_is_gone_is_forgotten() {
     let network = |id: &str, mtu| NetworkWanted { id: id.into(), mtu, host_addresses: Vec::new(), vni: None };
-    let disk = DiskWanted { id: "d".into(), generation: 1, backend: None, shape: DiskShape::Deleted };
+    let disk = DiskWanted {
+        id: "d".into(),
+        generation: 1,
+        backend: None,
+        cipher: DiskCipher::Clear,
+        shape: DiskShape::Deleted,
+    };
     let mut told = Told::default();
     let mut wanted = Wanted {
         cloud_tag: "0abc".into(),

@@ -30,7 +30,7 @@ const FILE_BYTES_MAX: u64 = 8 << 20;
 /// What is written down of an instance.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Record {
-    /// The wanted state that was applied last.
+    /// The wanted state that was applied last, without the keys of disks.
     pub(super) wanted: InstanceWanted,
     /// The boot that was begun last.
     pub(super) boot: u64,

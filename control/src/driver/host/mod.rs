@@ -240,7 +240,7 @@ impl HostDriver {
     /// Writes down how far an instance with a directory has come.
     fn keep(&self, wanted: &InstanceWanted, slot: &mut Slot, directory: &Directory) {
         let Some(record) = &mut slot.record else { return };
-        record.wanted = wanted.clone();
+        record.wanted = wanted.without_keys();
         if directory.record().as_ref() != Some(record)
             && let Err(error) = directory.write_record(record)
         {

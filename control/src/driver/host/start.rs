@@ -14,6 +14,7 @@ use vmm::config::{
 };
 use vmm::endpoint::METADATA_ADDRESS;
 use vmm::rpc::Client;
+use zeroize::Zeroizing;
 
 use super::directory::{Directory, Record};
 use super::{HostDriver, Process, config_drive, disk, sentence, spawn};
@@ -107,7 +108,7 @@ impl HostDriver {
         self.check(Step::Directory)?;
 
         let mut record = Record {
-            wanted: wanted.clone(),
+            wanted: wanted.without_keys(),
             boot: wanted.boot,
             host_boot: super::directory::host_boot(),
             started: false,
@@ -192,7 +193,9 @@ impl HostDriver {
         directory.write_process(process.id).map_err(failed("write the VMM process down"))?;
         self.check(Step::ProcessRecord)?;
 
-        let text = serde_json::to_vec(config).expect("invariant: a configuration is plain data");
+        // It holds keys of disks.
+        let text = serde_json::to_vec(config).map(Zeroizing::new);
+        let text = text.expect("invariant: a configuration is plain data");
         // A process that ends early breaks the pipe; what it left says why.
         configuration.write_all(&text).map_err(|_| why(&process, directory))?;
         drop(configuration);
@@ -216,7 +219,7 @@ impl HostDriver {
             });
         let format = format.map_err(failed("make the root disk"))?;
         let serial = wanted.id.chars().take(20).collect();
-        Ok(DiskConfig { format, read_only: false, serial, limits: root.limits })
+        Ok(DiskConfig { format, read_only: false, serial, limits: root.limits, key: None })
     }
 
     fn volume(&self, wanted: &VolumeWanted, files: &mut Files) -> Result<DiskConfig, String> {
@@ -242,7 +245,7 @@ fn drive(wanted: &InstanceWanted, directory: &Directory, files: &mut Files) -> R
         .map_err(failed("make the configuration drive"))?;
     let format = DiskFormat::Raw { file: files.push(file) };
     let serial = "config-drive".to_owned();
-    Ok(DiskConfig { format, read_only: true, serial, limits: DiskLimits::default() })
+    Ok(DiskConfig { format, read_only: true, serial, limits: DiskLimits::default(), key: None })
 }
 
 /// Makes the files of one run and says what the process shall be.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Status;
+use super::{DiskEncryption, Status};
 
 /// A copy of a volume elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,12 @@ pub struct Backup {
     pub volume_metadata: BTreeMap<String, String>,
     /// Of which volume.
     pub volume_id: String,
+    /// That volume's type then.
+    #[serde(default)]
+    pub type_id: Option<String>,
+    /// How what it keeps is encrypted: as it lay in the volume.
+    #[serde(default)]
+    pub encryption: Option<DiskEncryption>,
     /// Of which snapshot of it.
     pub snapshot_id: Option<String>,
     /// The backup that it keeps the differences to.

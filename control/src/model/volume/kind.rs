@@ -49,6 +49,25 @@ pub struct Encryption {
     pub updated_at: Option<Timestamp>,
 }
 
+impl Encryption {
+    /// Whether both say the same of the bytes.
+    pub fn is_as(&self, other: &Self) -> bool {
+        let of_bytes = (&self.provider, &self.cipher, self.key_size, &self.control_location);
+        of_bytes == (&other.provider, &other.cipher, other.key_size, &other.control_location)
+    }
+}
+
+/// How one disk is encrypted. What is copied of a disk has the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskEncryption {
+    /// The key's id, which is all that is shown of it.
+    pub key_id: String,
+    /// The key, sealed under the cloud's master key.
+    pub sealed_key: String,
+    /// What the type said when the key was made.
+    pub spec: Encryption,
+}
+
 /// Limits that volumes of some types have.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QosSpec {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::DiskEncryption;
 use crate::agent::protocol::DiskShape;
 
 /// What a host has yet to do about a disk. It is there from the wish until the host's report, which changes the rows that
@@ -46,6 +47,9 @@ pub enum DiskTask {
         volume: String,
         /// Which snapshot.
         snapshot: String,
+        /// How the volume's disk is encrypted then.
+        #[serde(default)]
+        encryption: Option<Box<DiskEncryption>>,
     },
     /// Moving a volume to another backend of its host.
     Move {
@@ -86,6 +90,9 @@ pub enum DiskTask {
         backup: String,
         /// Which volume.
         volume: String,
+        /// How the volume's disk is encrypted then.
+        #[serde(default)]
+        encryption: Option<Box<DiskEncryption>>,
     },
     /// Deleting a backup.
     DeleteBackup {

@@ -578,10 +578,17 @@ fn described() -> Vec<crate::service::image::ImageChange> {
 /// Cuts each action off before each commit.
 async fn cut_off(actions: &[&str]) {
     let mut wrong = Vec::new();
-    for action in actions {
+    for wished in actions {
+        let action = wished.strip_prefix("encrypted: ").unwrap_or(wished);
         let mut commits = 0;
         loop {
             let mut cloud = Cloud::with_volumes().await;
+            if action != *wished {
+                let (control, admin) = (&cloud.control, &cloud.admin);
+                let kind = control.volume_type_default(admin).await.unwrap().row.id.clone();
+                let spec = super::encryption::spec(256);
+                control.volume_type_encrypt(admin, &kind, Some(spec)).await.unwrap();
+            }
             let ids = cloud.prepare(action).await;
             cloud.settle().await;
             assert_eq!(cloud.audit(), Vec::<String>::new(), "{action}: before it");
@@ -617,7 +624,7 @@ async fn cut_off(actions: &[&str]) {
             commits += 1;
             assert!(commits < COMMITS_MAX, "{action} does not end");
         }
-        println!("{action}: cut off at each of {commits} commits");
+        println!("{wished}: cut off at each of {commits} commits");
         assert!(
             !CREATIONS.contains(action) || commits <= CREATION_COMMITS_MAX,
             "{action}: {commits} commits"
@@ -655,6 +662,14 @@ async fn snapshots_and_backups_cut_off_at_each_commit_leave_nothing_half_made() 
     cut_off(&["snapshot", "snapshot delete", "revert"]).await;
     cut_off(&["backup", "backup of differences", "backup of a snapshot", "backup import"]).await;
     cut_off(&["backup restore", "backup restore over", "backup delete"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn encrypted_volumes_cut_off_at_each_commit_leave_nothing_half_made() {
+    cut_off(&["encrypted: clone", "encrypted: volume of a qcow2 image", "encrypted: migrate"]).await;
+    cut_off(&["encrypted: upload", "encrypted: delete while it is uploaded", "encrypted: revert"]).await;
+    cut_off(&["encrypted: backup import", "encrypted: backup restore", "encrypted: backup restore over"])
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,9 +34,12 @@ impl Cloud {
     }
 
     /// What the host is told of a server.
-    async fn told(&self, server: &str) -> InstanceWanted {
+    pub(super) async fn told(&self, server: &str) -> InstanceWanted {
         self.control.db.caught_up().await.unwrap();
-        let wanted = wanted::host_wanted(self.control.db.cache(), "0000", "fake-0");
+        let wanted = {
+            let (cache, master) = (self.control.db.cache(), self.control.tokens.master());
+            wanted::host_wanted(cache, master, "0000", "fake-0")
+        };
         wanted.instances.into_iter().find(|instance| instance.id == server).unwrap()
     }
 }

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::change::host_of;
+use super::encryption;
 use super::work::want;
 use super::{NewVolume, check_properties, check_text, find_for_change, invalid_input, invalid_volume};
 use crate::Control;
@@ -16,7 +17,7 @@ use crate::agent::protocol::DiskShape;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::random_uuid;
-use crate::model::volume::{Backup, DiskTask, Snapshot, Status, Volume};
+use crate::model::volume::{Backup, DiskEncryption, DiskTask, Snapshot, Status, Volume};
 use crate::policy::{require_admin, require_list, require_own_project, require_read, require_write};
 use crate::service::quota::{Resource, charge};
 use crate::store::{Cache, Stored, Txn};
@@ -62,6 +63,11 @@ struct Record {
     container: Option<String>,
     bytes: u64,
     parent_id: Option<String>,
+    #[serde(default)]
+    type_id: Option<String>,
+    /// With the key as it is sealed: whoever has the record reads nothing without the cloud's master key.
+    #[serde(default)]
+    encryption: Option<DiskEncryption>,
 }
 
 /// The backup if the caller may see it.
@@ -255,6 +261,8 @@ impl Control {
             container: backup.container.clone(),
             bytes: backup.bytes,
             parent_id: backup.parent_id.clone(),
+            type_id: backup.type_id.clone(),
+            encryption: backup.encryption.clone(),
         };
         let json = serde_json::to_vec(&record).expect("invariant: a record is plain data");
         Ok(STANDARD.encode(json))
@@ -285,6 +293,9 @@ impl Control {
         let record: Record = serde_json::from_slice(&json).map_err(|_| wrong())?;
         for id in [&record.id, &record.data_id] {
             uuid::Uuid::parse_str(id).map_err(|_| wrong())?;
+        }
+        if !self.volume_key_opens(record.encryption.as_ref()) {
+            return Err(invalid_backup("its key was sealed under another cloud's master key."));
         }
         check_text("name", record.display_name.as_ref())?;
         check_text("description", record.display_description.as_ref())?;
@@ -325,6 +336,8 @@ fn imported(caller: &Caller, project_id: &str, record: &Record) -> Backup {
         description: record.display_description.clone(),
         volume_metadata: BTreeMap::new(),
         volume_id: record.volume_id.clone(),
+        type_id: record.type_id.clone(),
+        encryption: record.encryption.clone(),
         snapshot_id: None,
         parent_id: record.parent_id.clone(),
         dependents: 0,
@@ -347,7 +360,7 @@ fn prepare(cache: &Cache, caller: &Caller, new: &NewBackup, id: &str) -> Result<
     let volume = &stored.row;
     let host = host_of(volume)?;
     let mut txn = Txn::new();
-    let (of, size_gib) = match &new.snapshot_id {
+    let (of, size_gib, encryption) = match &new.snapshot_id {
         Some(snapshot_id) => {
             let snapshot = super::snapshot::find(cache, caller, snapshot_id)?;
             if snapshot.row.volume_id != volume.id || snapshot.row.status != Status::Available {
@@ -357,7 +370,7 @@ fn prepare(cache: &Cache, caller: &Caller, new: &NewBackup, id: &str) -> Result<
                 ));
             }
             txn = txn.update(&snapshot, &Snapshot { status: Status::BackingUp, ..snapshot.row.clone() });
-            (snapshot.row.disk().to_owned(), snapshot.row.size_gib)
+            (snapshot.row.disk().to_owned(), snapshot.row.size_gib, snapshot.row.encryption.clone())
         }
         None => {
             let free = volume.status == Status::Available || (new.force && volume.status == Status::InUse);
@@ -370,7 +383,7 @@ fn prepare(cache: &Cache, caller: &Caller, new: &NewBackup, id: &str) -> Result<
             let previous_status = Some(volume.status);
             let row = Volume { status: Status::BackingUp, previous_status, ..volume.clone() };
             txn = txn.update(&stored, &row);
-            (volume.disk().to_owned(), volume.size_gib)
+            (volume.disk().to_owned(), volume.size_gib, volume.encryption.clone())
         }
     };
     let parent = newest(cache, volume).filter(|_| new.incremental);
@@ -391,6 +404,8 @@ fn prepare(cache: &Cache, caller: &Caller, new: &NewBackup, id: &str) -> Result<
         description: new.description.clone(),
         volume_metadata: volume.metadata.clone(),
         volume_id: volume.id.clone(),
+        type_id: Some(volume.type_id.clone()),
+        encryption,
         snapshot_id: new.snapshot_id.clone(),
         parent_id: parent.as_ref().map(|parent| parent.row.id.clone()),
         dependents: 0,
@@ -439,6 +454,12 @@ fn restore_into(
             found.row.size_gib, backup.size_gib
         )));
     }
+    let spec = backup.encryption.as_ref().map(|encryption| &encryption.spec);
+    if !encryption::fits(found.row.encryption.as_ref(), spec) {
+        return Err(invalid_volume(
+            "its type does not say of encryption what that of the backup's volume said.",
+        ));
+    }
     let host = host_of(&found.row)?;
     if Some(&host) != backup.host.as_ref() {
         return Err(invalid_volume("it is on another host than the backup."));
@@ -446,7 +467,8 @@ fn restore_into(
     let volume = Volume { status: Status::RestoringBackup, ..found.row.clone() };
     let txn = txn.update(found, &volume);
     let shape = DiskShape::Restored { backup: backup.data().to_owned(), size_bytes: volume.size_gib << 30 };
-    let task = DiskTask::Restore { backup: backup.id.clone(), volume: volume.id.clone() };
+    let encryption = backup.encryption.clone().map(Box::new);
+    let task = DiskTask::Restore { backup: backup.id.clone(), volume: volume.id.clone(), encryption };
     Ok(want(cache, txn, &caller.request_id, (&host, volume.disk()), shape, task))
 }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt as _;
 
+use super::encryption;
 use super::kind::{self, is_multiattach};
 use super::place::backend_name;
 use super::work::{upload_ended, want};
@@ -250,8 +251,11 @@ impl Control {
             let restoring = Snapshot { status: Status::Restoring, ..snapshot.row.clone() };
             let txn = Txn::new().update(&snapshot, &restoring);
             let shape = DiskShape::Reverted { snapshot: snapshot.row.disk().to_owned() };
-            let task =
-                DiskTask::Revert { volume: volume.id.clone(), snapshot: snapshot_id.to_owned() };
+            let task = DiskTask::Revert {
+                volume: volume.id.clone(),
+                snapshot: snapshot_id.to_owned(),
+                encryption: snapshot.row.encryption.clone().map(Box::new),
+            };
             Ok(want(cache, txn, &caller.request_id, (&host, volume.disk()), shape, task))
         });
         changed.await.map(drop)
@@ -269,8 +273,8 @@ impl Control {
                 invalid_input(format!("Invalid input received: Invalid volume_type passed: '{wished}'."))
             })?;
             let kind = &kind.row;
-            if kind.encryption.is_some() {
-                return Err(Error::NotImplemented("an encrypted volume"));
+            if !encryption::fits(volume.encryption.as_ref(), kind.encryption.as_ref()) {
+                return Err(Error::NotImplemented("changing how a volume is encrypted"));
             }
             if kind.id == volume.type_id {
                 return Ok(Txn::new());

@@ -9,14 +9,16 @@ use super::kind::{self, default_type};
 use super::message::tell;
 use super::place::{Need, backend_name, choose};
 use super::work::want;
-use super::{SIZE_GIB_MAX, VolumeView, check_properties, check_text, invalid_input, invalid_volume};
+use super::{
+    SIZE_GIB_MAX, VolumeView, check_properties, check_text, encryption, invalid_input, invalid_volume,
+};
 use crate::Control;
 use crate::agent::protocol::{DiskShape, DiskSource};
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::image::{Image, ImageStatus, LocalFile};
 use crate::model::random_uuid;
-use crate::model::volume::{DiskTask, Status, Volume, VolumeType};
+use crate::model::volume::{DiskEncryption, DiskTask, Snapshot, Status, Volume, VolumeType};
 use crate::policy::require_own_project;
 use crate::service::host::DEFAULT_ZONE;
 use crate::service::image_access;
@@ -67,6 +69,8 @@ struct Origin {
     backend: Option<String>,
     bootable: bool,
     type_id: Option<String>,
+    /// How the bytes lie that are copied.
+    encryption: Option<DiskEncryption>,
     image_metadata: BTreeMap<String, String>,
 }
 
@@ -105,9 +109,10 @@ impl Control {
         let size_gib = size(new, &origin)?;
         check_one(cache, project_id, size_gib)?;
         let of_type = volume_type(cache, caller, project_id, new, &origin)?;
-        if of_type.encryption.is_some() {
-            return Err(Error::NotImplemented("an encrypted volume"));
-        }
+        let encryption = match &origin.source {
+            DiskSource::Nothing | DiskSource::Image { .. } => self.volume_encryption(&of_type)?,
+            DiskSource::Disk { .. } | DiskSource::Backup { .. } => copied_encryption(new, &origin, &of_type)?,
+        };
         let need = Need {
             size_gib,
             zone: new.zone.as_deref(),
@@ -129,6 +134,7 @@ impl Control {
         volume.backend = pool.map(|pool| pool.backend.clone());
         volume.zone =
             pool.map_or_else(|| new.zone.clone().unwrap_or(DEFAULT_ZONE.to_owned()), |p| p.zone.clone());
+        volume.encryption = encryption;
         volume.image_metadata = origin.image_metadata;
         let mut txn = txn;
         if let Some(group_id) = &new.group_id {
@@ -211,6 +217,7 @@ pub(super) fn row(
         host: None,
         backend: None,
         disk_id: None,
+        encryption: None,
         waits_for: None,
         request_id: String::new(),
         migration_status: None,
@@ -280,6 +287,26 @@ fn volume_type(
     inherited.map_or_else(|| default_type(cache, project_id), |found| Ok(found.row.clone()))
 }
 
+/// How a volume that begins as a copy is encrypted: as what it is copied from.
+fn copied_encryption(
+    new: &NewVolume,
+    origin: &Origin,
+    of_type: &VolumeType,
+) -> Result<Option<DiskEncryption>> {
+    if encryption::fits(origin.encryption.as_ref(), of_type.encryption.as_ref()) {
+        return Ok(origin.encryption.clone());
+    }
+    let advice = match (&new.snapshot_id, &new.source_volume_id) {
+        (Some(_), _) => "recommend omitting the type argument",
+        (_, Some(_)) => "either match source volume, or omit type argument",
+        _ => "it has to say of encryption what the type of the volume said that was backed up",
+    };
+    Err(invalid_input(format!(
+        "Invalid input received: Invalid volume_type provided: {} (requested type is not compatible; {advice}).",
+        of_type.name
+    )))
+}
+
 /// What the volume begins as. Several say so at once only where one follows from the other.
 fn origin(cache: &Cache, caller: &Caller, new: &NewVolume) -> Result<Origin> {
     let said = [&new.snapshot_id, &new.source_volume_id, &new.image_id, &new.backup_id];
@@ -308,6 +335,7 @@ fn origin(cache: &Cache, caller: &Caller, new: &NewVolume) -> Result<Origin> {
         backend: None,
         bootable: false,
         type_id: None,
+        encryption: None,
         image_metadata: BTreeMap::new(),
     })
 }
@@ -332,6 +360,7 @@ fn from_snapshot(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
         backend: volume.as_ref().and_then(|volume| backend_name(cache, &volume.row)),
         bootable: volume.as_ref().is_some_and(|volume| volume.row.bootable),
         type_id: Some(snapshot.row.type_id.clone()),
+        encryption: snapshot.row.encryption.clone(),
         image_metadata: volume.map(|volume| volume.row.image_metadata.clone()).unwrap_or_default(),
     })
 }
@@ -352,6 +381,7 @@ fn from_volume(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
         backend: backend_name(cache, &volume.row),
         bootable: volume.row.bootable,
         type_id: Some(volume.row.type_id.clone()),
+        encryption: volume.row.encryption.clone(),
         image_metadata: volume.row.image_metadata.clone(),
     })
 }
@@ -370,7 +400,9 @@ fn from_backup(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
         host: found.row.host.clone(),
         backend: None,
         bootable: false,
-        type_id: None,
+        // What lies encrypted fits its type alone.
+        type_id: found.row.type_id.clone().filter(|_| found.row.encryption.is_some()),
+        encryption: found.row.encryption.clone(),
         image_metadata: BTreeMap::new(),
     })
 }
@@ -399,6 +431,7 @@ fn from_image(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
         backend: None,
         bootable: true,
         type_id: None,
+        encryption: None,
         image_metadata: image_metadata(image),
     })
 }

@@ -141,7 +141,7 @@ impl Control {
                 }
                 check_one(cache, &project_id, size_gib)?;
                 if of_type.row.encryption.is_some() {
-                    return Err(Error::NotImplemented("an encrypted volume"));
+                    return Err(Error::NotImplemented("taking over a disk as an encrypted volume"));
                 }
                 if !pool.has(&of_type.row.extra_specs) {
                     return Err(invalid_input(format!(
@@ -199,6 +199,11 @@ impl Control {
                 if backend_name(cache, &volume.row).as_ref() != Some(&pool.backend) {
                     return Err(invalid_volume("it has just moved to another backend"));
                 }
+                if volume.row.encryption.is_some() {
+                    return Err(Error::NotImplemented(
+                        "taking over a disk as a snapshot of an encrypted volume",
+                    ));
+                }
                 if taken(cache, &pool).contains_key(&new.disk) || cache.get::<Snapshot>(&id).is_some() {
                     return Err(is_taken(&new.disk));
                 }
@@ -217,6 +222,7 @@ impl Control {
                     progress: None,
                     host: Some(pool.host.clone()),
                     disk_id: Some(new.disk.clone()),
+                    encryption: None,
                     created_at: Timestamp::now(),
                     updated_at: None,
                 };
@@ -245,6 +251,9 @@ impl Control {
                         format!("Invalid snapshot: Snapshot {id} is {}.", stored.row.status.name()),
                     ));
                 }
+                if stored.row.encryption.is_some() {
+                    return Err(keeps_its_key());
+                }
                 let mut txn = Txn::new();
                 if let Some(host) = &stored.row.host
                     && let Some(work) = cache.get::<DiskWork>(&format!("{host}/{}", stored.row.disk()))
@@ -265,6 +274,11 @@ impl Control {
         })?;
         Ok(gib(found.size_bytes))
     }
+}
+
+/// A disk that is given up would be without its key.
+pub(super) fn keeps_its_key() -> Error {
+    invalid_volume("Unmanaging encrypted volumes is not supported.")
 }
 
 fn is_taken(disk: &str) -> Error {

@@ -5,6 +5,7 @@ pub mod attachment;
 pub mod backup;
 pub mod change;
 pub mod create;
+pub mod encryption;
 pub mod group;
 pub mod group_type;
 pub mod kind;
@@ -120,7 +121,7 @@ pub struct VolumeView {
     pub type_name: String,
     /// Its attachments.
     pub attachments: Vec<Arc<Stored<VolumeAttachment>>>,
-    /// Its type says that it is encrypted.
+    /// Its bytes lie encrypted.
     pub encrypted: bool,
 }
 
@@ -158,8 +159,8 @@ impl Control {
             volume.row.attachments.iter().filter_map(|id| cache.get::<VolumeAttachment>(id)).collect();
         let of_type = cache.get::<crate::model::volume::VolumeType>(&volume.row.type_id);
         VolumeView {
-            type_name: of_type.as_ref().map(|found| found.row.name.clone()).unwrap_or_default(),
-            encrypted: of_type.is_some_and(|found| found.row.encryption.is_some()),
+            type_name: of_type.map(|found| found.row.name.clone()).unwrap_or_default(),
+            encrypted: volume.row.encryption.is_some(),
             attachments,
             volume,
         }

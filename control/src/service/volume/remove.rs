@@ -130,6 +130,9 @@ impl Control {
             .transact(|cache| {
                 let stored = find_for_change(cache, caller, id, "volume_extension:volume_unmanage")?;
                 check(&stored.row, false, false)?;
+                if stored.row.encryption.is_some() {
+                    return Err(super::manage::keeps_its_key());
+                }
                 let mut txn = Txn::new();
                 if let Some(host) = &stored.row.host
                     && let Some(work) = cache.get::<DiskWork>(&format!("{host}/{}", stored.row.disk()))

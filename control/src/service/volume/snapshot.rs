@@ -234,6 +234,7 @@ pub(crate) fn prepare(
         progress: None,
         host: Some(host.clone()),
         disk_id: None,
+        encryption: volume.encryption.clone(),
         created_at: Timestamp::now(),
         updated_at: None,
     };

@@ -10,7 +10,8 @@ use crate::agent::protocol::{DiskObserved, DiskShape};
 use crate::error::Result;
 use crate::model::image::{Image, ImageStatus};
 use crate::model::volume::{
-    AttachStatus, Backup, DiskTask, DiskWork, Snapshot, Status, Volume, VolumeAttachment, VolumeType,
+    AttachStatus, Backup, DiskEncryption, DiskTask, DiskWork, Snapshot, Status, Volume, VolumeAttachment,
+    VolumeType,
 };
 use crate::service::image_data::deletion;
 use crate::service::quota::{Resource, charge_of_type};
@@ -122,14 +123,18 @@ fn finish(cache: &Cache, txn: Txn, work: &Stored<DiskWork>, report: &DiskObserve
         DiskTask::CreateVolume { volume } => done.created(txn, volume),
         DiskTask::Extend { volume, size_gib } => done.extended(txn, volume, *size_gib),
         DiskTask::DeleteVolume { volume } => done.deleted(txn, volume),
-        DiskTask::Revert { volume, snapshot } => done.reverted(txn, volume, snapshot),
+        DiskTask::Revert { volume, snapshot, encryption } => {
+            done.reverted(txn, volume, snapshot, encryption.as_deref())
+        }
         DiskTask::Move { volume, backend, type_id } => done.moved(txn, volume, backend, type_id.as_deref()),
         DiskTask::CreateSnapshot { snapshot } => done.snapshot_made(txn, snapshot),
         DiskTask::DeleteSnapshot { snapshot } => done.snapshot_gone(txn, snapshot),
         DiskTask::Upload { volume, image } => done.uploaded(txn, volume, image),
         DiskTask::Clear => txn,
         DiskTask::CreateBackup { backup } => done.backup_made(txn, backup, report.bytes),
-        DiskTask::Restore { backup, volume } => done.restored(txn, backup, volume),
+        DiskTask::Restore { backup, volume, encryption } => {
+            done.restored(txn, backup, volume, encryption.as_deref())
+        }
         DiskTask::DeleteBackup { backup } => done.backup_gone(txn, backup),
     }
 }
@@ -219,9 +224,13 @@ impl Done<'_> {
         self.tell_of_volume(txn, id, "VOLUME_VOLUME_004_003")
     }
 
-    fn reverted(&self, txn: Txn, id: &str, snapshot_id: &str) -> Txn {
+    /// The volume's disk is the snapshot's, with its key, or what it was.
+    fn reverted(&self, txn: Txn, id: &str, snapshot_id: &str, encryption: Option<&DiskEncryption>) -> Txn {
         let status = if self.fault.is_none() { Status::Available } else { Status::Error };
         let txn = self.volume(txn, id, |volume| {
+            if self.fault.is_none() {
+                volume.encryption = encryption.cloned();
+            }
             volume.previous_status = None;
             volume.status = status;
         });
@@ -340,9 +349,15 @@ impl Done<'_> {
         self.source_free(txn, &stored.row)
     }
 
-    fn restored(&self, txn: Txn, backup: &str, volume: &str) -> Txn {
+    /// The volume's disk is what the backup keeps, with its key, or what it was.
+    fn restored(&self, txn: Txn, backup: &str, volume: &str, encryption: Option<&DiskEncryption>) -> Txn {
         let status = if self.fault.is_none() { Status::Available } else { Status::ErrorRestoring };
-        let txn = self.volume(txn, volume, |volume| volume.status = status);
+        let txn = self.volume(txn, volume, |volume| {
+            volume.status = status;
+            if self.fault.is_none() {
+                volume.encryption = encryption.cloned();
+            }
+        });
         let txn = self.backup_free(txn, backup);
         self.tell_of_volume(txn, volume, "VOLUME_VOLUME_BACKUP_014_001")
     }
