@@ -66,7 +66,7 @@ pub(super) fn connection_info(
         "volume_id": volume_id,
         "host": host,
         "access_mode": if read_only { "ro" } else { "rw" },
-        "encrypted": false,
+        "encrypted": state.control.volume_is_encrypted(volume_id),
         "qos_specs": state.control.volume_front_end_specs(volume_id),
     }})
 }

@@ -71,7 +71,7 @@ fn full(state: &AppState, caller: &Caller, version: Microversion, backup: &Backu
         body["user_id"] = json!(backup.user_id);
     }
     if version.at_least(3, 64) {
-        body["encryption_key_id"] = Value::Null;
+        body["encryption_key_id"] = json!(backup.encryption.as_ref().map(|encryption| &encryption.key_id));
     }
     body
 }

@@ -1,11 +1,12 @@
-//! How volumes of a type are to be encrypted (Block Storage API: volume type encryption).
+//! How volumes of a type are to be encrypted, and how a volume is (Block Storage API: volume type encryption; Cinder's
+//! extension `os-volume-encryption-metadata`).
 
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use control::caller::Caller;
 use control::error::Error;
-use control::model::volume::{Encryption, VolumeType};
+use control::model::volume::{DiskEncryption, Encryption, VolumeType};
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -100,6 +101,44 @@ impl EncryptionFields {
             created_at: before.map_or_else(Timestamp::now, |before| before.created_at),
             updated_at: before.map(|_| Timestamp::now()),
         })
+    }
+}
+
+/// What is told of a volume; of the key itself nothing.
+fn of_volume(encryption: Option<&DiskEncryption>) -> Value {
+    match encryption {
+        None => json!({"encryption_key_id": null}),
+        Some(DiskEncryption { key_id, spec, .. }) => json!({
+            "encryption_key_id": key_id,
+            "provider": spec.provider,
+            "cipher": spec.cipher,
+            "key_size": spec.key_size,
+            "control_location": spec.control_location,
+        }),
+    }
+}
+
+/// `GET /volumes/{id}/encryption`.
+pub(super) async fn show_volume(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Answer<Value> {
+    Ok(Json(of_volume(state.control.volume_encryption_of(&caller, &id).await?.as_ref())))
+}
+
+/// `GET /volumes/{id}/encryption/{key}`: the value alone, as text; nothing where it is null.
+pub(super) async fn volume_item(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, key)): Segments<(String, String)>,
+) -> Result<String, Fault> {
+    let all = of_volume(state.control.volume_encryption_of(&caller, &id).await?.as_ref());
+    match all.get(&key) {
+        None => Err(Fault::NoRoute),
+        Some(Value::Null) => Ok(String::new()),
+        Some(Value::String(text)) => Ok(text.clone()),
+        Some(other) => Ok(other.to_string()),
     }
 }
 

@@ -202,6 +202,8 @@ async fn ids_that_are_none_are_not_found() {
             "types/ID",
             "qos-specs/ID",
             "messages/ID",
+            "volumes/ID/encryption",
+            "volumes/ID/encryption/ID",
             "volumes/ID/metadata",
             "volumes/ID/metadata/ID",
             "snapshots/ID/metadata",

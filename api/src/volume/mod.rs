@@ -67,6 +67,8 @@ fn volume_routes() -> Routes {
         .route("/v3/volumes/detail", get(volume::list))
         .route("/v3/volumes/summary", get(volume::summary))
         .route("/v3/volumes/{id}", get(volume::show).put(volume::update).delete(volume::delete))
+        .route("/v3/volumes/{id}/encryption", get(encryption::show_volume))
+        .route("/v3/volumes/{id}/encryption/{key}", get(encryption::volume_item))
         .route("/v3/volumes/{id}/action", post(action::act))
         .route("/v3/snapshots", get(snapshot::list).post(snapshot::create))
         .route("/v3/snapshots/detail", get(snapshot::list))

@@ -97,6 +97,9 @@ fn since_versions(version: Microversion, view: &VolumeView, body: &mut Map<Strin
     // Nobody shares a target: there are none. From 3.69 on that has a word of its own.
     since(48, "shared_targets", if version.at_least(3, 69) { Value::Null } else { json!(false) });
     since(63, "volume_type_id", json!(volume.type_id));
+    if let Some(encryption) = &volume.encryption {
+        since(64, "encryption_key_id", json!(encryption.key_id));
+    }
     since(65, "consumes_quota", json!(true));
 }
 
