@@ -6,6 +6,7 @@
 
 mod commands;
 mod disk;
+mod encryption;
 mod faults;
 mod firmware;
 mod guests;
@@ -41,6 +42,7 @@ fn main() {
         survive::trials(),
         volumes::trials(),
         limits::trials(),
+        encryption::trials(),
         openstack::trials(),
         serving::trials(),
         images::trials(),
