@@ -1,5 +1,5 @@
 //! What a volume of 100 GiB costs: made, snapshot, cloned; each beside what the filesystem takes for an empty file, and
-//! beside a volume of 1 GiB, since none of it may depend on the size.
+//! beside a volume of 1 GiB, since none of it may depend on the size. And what encryption takes of a disk's speed.
 //!
 //! Runs in the directory that `TMPDIR` names, so give it one on the disk in question: XFS and Btrfs share blocks between
 //! files, ext4 does not.
@@ -11,12 +11,18 @@ use std::time::Instant;
 use measure::{Line, Samples};
 use storage::backend::{Backend, Source};
 use storage::file::FileBackend;
+use storage::format::{Disk, DiskKey, EncryptedDisk, RawFile};
 
 mod measure;
 
 /// Volumes per measurement.
 const COUNT: usize = 50;
 const GIB: u64 = 1 << 30;
+/// What is written and read of an encrypted disk, and how often.
+const CONTENT_BYTES: u64 = 256 << 20;
+const ROUNDS: usize = 5;
+/// What the block device moves at once.
+const PIECE_BYTES: usize = 64 << 10;
 
 fn main() -> anyhow::Result<()> {
     // Only `cargo bench` says so; `cargo test --all-targets` is not after numbers.
@@ -52,7 +58,48 @@ fn main() -> anyhow::Result<()> {
         let line = format!("volume of 100 GiB: {name}, p99");
         Line { what: &line, unit: "ms", value: large.quantile(0.99), baseline: 20.0, of: "the aim" }.print();
     }
+    encrypted(directory.path())
+}
+
+/// How fast a disk is read and written through its key, beside the same in the clear: one thread, pieces as the block
+/// device moves them, what the page cache holds.
+fn encrypted(directory: &Path) -> anyhow::Result<()> {
+    let disk = || -> anyhow::Result<RawFile> {
+        let file = tempfile::tempfile_in(directory)?;
+        file.set_len(CONTENT_BYTES)?;
+        Ok(RawFile::new(file, CONTENT_BYTES))
+    };
+    let clear = speeds(&disk()?)?;
+    for (bits, cipher) in [(256, "AES-128-XTS"), (512, "AES-256-XTS")] {
+        let key = DiskKey::random(bits).ok_or_else(|| anyhow::anyhow!("no key"))?;
+        let speeds = speeds(&EncryptedDisk::new(disk()?, &key))?;
+        for (index, what) in ["written", "read"].iter().enumerate() {
+            let line = format!("disk {what} through {cipher}, p50");
+            let (value, baseline) = (speeds[index].quantile(0.5), clear[index].quantile(0.5));
+            Line { what: &line, unit: "MiB/s", value, baseline, of: "the same in the clear" }.print();
+        }
+    }
     Ok(())
+}
+
+/// MiB a second: written, read.
+fn speeds(disk: &dyn Disk) -> anyhow::Result<[Samples; 2]> {
+    let mut samples = [Samples::default(), Samples::default()];
+    let mut piece = vec![7; PIECE_BYTES];
+    let mib = (CONTENT_BYTES >> 20) as f64;
+    // The first round makes the file's blocks.
+    for round in 0..=ROUNDS {
+        for (index, samples) in samples.iter_mut().enumerate() {
+            let began = Instant::now();
+            for at in (0..CONTENT_BYTES).step_by(PIECE_BYTES) {
+                if index == 0 { disk.write_at(&piece, at)? } else { disk.read_at(&mut piece, at)? }
+            }
+            if round > 0 {
+                samples.push(mib / began.elapsed().as_secs_f64());
+            }
+        }
+    }
+    Ok(samples)
 }
 
 fn timed(samples: &mut Samples, run: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
