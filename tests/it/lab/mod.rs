@@ -2,6 +2,7 @@
 
 mod cloud;
 mod container;
+mod crypt;
 mod generic;
 mod linux;
 mod storage;
@@ -22,6 +23,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(cloud::trials());
     trials.extend(storage::trials());
     trials.extend(container::trials());
+    trials.extend(crypt::trials());
     trials.extend([
         trial("lab::command_ends_as_it_would_outside", &[Need::Lab], command_ends_as_it_would_outside),
         trial("lab::failures_of_the_lab_are_told_apart", &[Need::Lab], failures_of_the_lab_are_told_apart),

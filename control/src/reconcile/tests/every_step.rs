@@ -626,7 +626,7 @@ async fn cut_off(actions: &[&str]) {
         }
         println!("{wished}: cut off at each of {commits} commits");
         assert!(
-            !CREATIONS.contains(action) || commits <= CREATION_COMMITS_MAX,
+            !CREATIONS.contains(&action) || commits <= CREATION_COMMITS_MAX,
             "{action}: {commits} commits"
         );
     }

@@ -18,7 +18,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::image::{Image, ImageStatus, LocalFile};
 use crate::model::random_uuid;
-use crate::model::volume::{DiskEncryption, DiskTask, Snapshot, Status, Volume, VolumeType};
+use crate::model::volume::{DiskEncryption, DiskTask, Status, Volume, VolumeType};
 use crate::policy::require_own_project;
 use crate::service::host::DEFAULT_ZONE;
 use crate::service::image_access;

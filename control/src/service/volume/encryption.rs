@@ -2,16 +2,17 @@
 //! with it; snapshots, clones and backups are copies of the stored bytes and have the key of what they were copied from.
 //! In the store a key is sealed under the cloud's master key, and it is opened for the volume's host alone.
 
+use storage::format::DiskKey;
+use storage::format::crypt::{CIPHER, KEY_BITS};
+
 use super::{find, invalid_input};
 use crate::Control;
 use crate::agent::protocol::DiskCipher;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::random_uuid;
-use crate::model::volume::{DiskEncryption, Encryption, VolumeType};
+use crate::model::volume::{DiskEncryption, Encryption, Volume, VolumeType};
 use crate::token::MasterKey;
-use storage::format::DiskKey;
-use storage::format::crypt::{CIPHER, KEY_BITS};
 
 /// The providers that types may name, by the end of a class's name, in small letters. All of them come to the same here.
 const PROVIDERS: [&str; 6] =
@@ -52,7 +53,7 @@ impl Control {
 
     /// Whether a volume is encrypted, for whoever connects to it.
     pub fn volume_is_encrypted(&self, id: &str) -> bool {
-        let volume = self.db.get::<crate::model::volume::Volume>(id);
+        let volume = self.db.get::<Volume>(id);
         volume.is_some_and(|volume| volume.row.encryption.is_some())
     }
 }

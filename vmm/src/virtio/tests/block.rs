@@ -117,6 +117,37 @@ fn discard_and_write_zeroes_act_on_their_ranges_only() {
 }
 
 #[test]
+fn encrypted_disk_discards_and_zeroes_what_then_reads_as_zeros() {
+    use storage::format::{DiskKey, EncryptedDisk};
+    let disk = MemoryDisk::new(1 << 20);
+    disk.state(|state| state.bytes.fill(0));
+    let stored = EncryptedDisk::new(disk.clone(), &DiskKey::random(256).unwrap());
+    let block = Block::new(Box::new(stored), false, "").unwrap();
+    let mut guest = MockGuest::new(Arc::new(Mutex::new(block))).unwrap();
+    let queue = guest.bring_up(FEATURES, &[16])[0];
+    let mut driver = Driver { guest, queue };
+    driver.guest.put(DATA, &[7; 8192]);
+    let out = [MockDescriptor::readable(DATA, 8192)];
+    assert_eq!(driver.request(block::T_OUT, 0, &out).0, block::S_OK);
+    disk.state(|state| assert!(!state.bytes.windows(8).any(|bytes| bytes == [7; 8]), "no plaintext"));
+    let one = [MockDescriptor::readable(DATA, 16)];
+    driver.guest.put(DATA, &range(2, 4, 0));
+    assert_eq!(driver.request(block::T_DISCARD, 0, &one).0, block::S_OK);
+    // As a file's hole does.
+    disk.state(|state| {
+        assert_eq!(state.discards, [(1024, 2048)]);
+        state.bytes[1024..3072].fill(0);
+    });
+    driver.guest.put(DATA, &range(8, 4, block::WRITE_ZEROES_FLAG_UNMAP));
+    assert_eq!(driver.request(block::T_WRITE_ZEROES, 0, &one).0, block::S_OK);
+    assert_eq!(driver.request(block::T_IN, 0, &[MockDescriptor::writable(DATA, 8192)]).0, block::S_OK);
+    let mut expected = [7; 8192];
+    expected[1024..3072].fill(0);
+    expected[4096..6144].fill(0);
+    assert_eq!(driver.guest.get(DATA, 8192), expected);
+}
+
+#[test]
 fn read_only_disk_says_so_and_refuses_writes() {
     let disk = MemoryDisk::new(1 << 16);
     let mut guest = MockGuest::new(block_device(&disk, true)).unwrap();
