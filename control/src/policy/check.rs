@@ -258,7 +258,7 @@ impl Check {
 }
 
 impl Operand {
-    fn value<'a>(&'a self, caller: &'a Caller, target: &Target<'a>) -> Option<&'a str> {
+    fn value<'a, 't: 'a>(&'a self, caller: &'a Caller, target: &Target<'t>) -> Option<&'a str> {
         match self {
             Self::Literal(text) => Some(text),
             Self::Caller(name) => attribute(caller, name),

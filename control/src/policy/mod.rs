@@ -115,18 +115,31 @@ impl Default {
 }
 
 /// What is acted on, by the keys that checks name; borrowed for one question.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Copy, Default)]
 pub struct Target<'a> {
     keys: &'a [(&'a str, &'a str)],
+    looked_up: Option<(&'a str, &'a dyn Fn() -> Option<&'a str>)>,
+}
+
+impl std::fmt::Debug for Target<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Target").field("keys", &self.keys).finish_non_exhaustive()
+    }
 }
 
 impl<'a> Target<'a> {
     /// Nothing that belongs to anyone.
-    pub const NONE: Self = Self { keys: &[] };
+    pub const NONE: Self = Self { keys: &[], looked_up: None };
 
     /// These keys. `project_id` answers for `tenant_id` and `target.project.id` too, and so on.
     pub const fn of(keys: &'a [(&'a str, &'a str)]) -> Self {
-        Self { keys }
+        Self { keys, looked_up: None }
+    }
+
+    /// The same with a key that costs something to know: it is looked up when a check comes to it.
+    #[must_use]
+    pub const fn with(self, key: &'a str, value: &'a dyn Fn() -> Option<&'a str>) -> Self {
+        Self { looked_up: Some((key, value)), ..self }
     }
 
     fn get(&self, key: &str) -> Option<&'a str> {
@@ -137,7 +150,8 @@ impl<'a> Target<'a> {
             "domain.id" | "user.domain_id" | "project.domain_id" | "group.domain_id" => "domain_id",
             key => key,
         };
-        self.keys.iter().find(|(name, _)| *name == key).map(|(_, value)| *value)
+        let known = self.keys.iter().find(|(name, _)| *name == key).map(|(_, value)| *value);
+        known.or_else(|| self.looked_up.filter(|(name, _)| *name == key).and_then(|(_, value)| value()))
     }
 }
 

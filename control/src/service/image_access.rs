@@ -17,17 +17,18 @@ pub(crate) fn allows(
     image: &Image,
     member: Option<&str>,
 ) -> bool {
+    // What is shared with nobody has no member, not one without a name.
+    allowed(rule, default, caller, &Target::of(&keys(image)).with("member_id", &|| member))
+}
+
+fn keys(image: &Image) -> [(&str, &str); 4] {
     let owner = image.owner.as_deref().unwrap_or_default();
-    let keys = [
+    [
         ("project_id", owner),
         ("owner", owner),
         ("visibility", image.visibility.as_str()),
         ("image_id", image.id.as_str()),
-        ("member_id", member.unwrap_or_default()),
-    ];
-    // What is shared with nobody has no member, not one without a name.
-    let keys = if member.is_some() { &keys[..] } else { &keys[..4] };
-    allowed(rule, default, caller, &Target::of(keys))
+    ]
 }
 
 /// The caller's project, if the image is shared with it.
@@ -39,11 +40,14 @@ pub(crate) fn membership<'c>(cache: &Cache, caller: &'c Caller, image: &Image) -
 /// Whether the caller may see an image: its owner's project, everybody if it is public or community, and the projects
 /// it is shared with; and of those whom the policy lets.
 pub(crate) fn may_see(cache: &Cache, caller: &Caller, image: &Image) -> bool {
-    let member = membership(cache, caller, image);
+    // Looked up for whom nothing else lets: lists ask this of every image.
+    let member = || membership(cache, caller, image);
     let reaches = matches!(image.visibility.as_str(), "public" | "community")
         || image.owner.as_deref().map_or(caller.is_admin(), |owner| caller.reaches(owner))
-        || member.is_some();
-    reaches && allows("get_image", Default::VisibleReader, caller, image, member)
+        || member().is_some();
+    let keys = keys(image);
+    let target = Target::of(&keys).with("member_id", &member);
+    reaches && allowed("get_image", Default::VisibleReader, caller, &target)
 }
 
 /// An image that the caller may see.
