@@ -33,62 +33,31 @@ pub trait Disk: Send + Sync {
     fn discard(&self, offset: u64, length: u64) -> io::Result<()>;
 }
 
-/// A disk that somebody else has.
-impl<T: Disk + ?Sized> Disk for &T {
-    fn size_bytes(&self) -> u64 {
-        (**self).size_bytes()
-    }
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        (**self).read_at(buffer, offset)
-    }
-    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
-        (**self).write_at(buffer, offset)
-    }
-    fn flush(&self) -> io::Result<()> {
-        (**self).flush()
-    }
-    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        (**self).discard(offset, length)
-    }
+/// What leads to a disk is one.
+macro_rules! is_what_it_leads_to {
+    ($($pointer:ty),*) => {$(
+        impl<T: Disk + ?Sized> Disk for $pointer {
+            fn size_bytes(&self) -> u64 {
+                (**self).size_bytes()
+            }
+            fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+                (**self).read_at(buffer, offset)
+            }
+            fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+                (**self).write_at(buffer, offset)
+            }
+            fn flush(&self) -> io::Result<()> {
+                (**self).flush()
+            }
+            fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+                (**self).discard(offset, length)
+            }
+        }
+    )*};
 }
 
-/// A disk of whichever format.
-impl<T: Disk + ?Sized> Disk for Box<T> {
-    fn size_bytes(&self) -> u64 {
-        (**self).size_bytes()
-    }
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        (**self).read_at(buffer, offset)
-    }
-    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
-        (**self).write_at(buffer, offset)
-    }
-    fn flush(&self) -> io::Result<()> {
-        (**self).flush()
-    }
-    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        (**self).discard(offset, length)
-    }
-}
-
-/// A disk that several hold.
-impl<T: Disk + ?Sized> Disk for Arc<T> {
-    fn size_bytes(&self) -> u64 {
-        (**self).size_bytes()
-    }
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        (**self).read_at(buffer, offset)
-    }
-    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
-        (**self).write_at(buffer, offset)
-    }
-    fn flush(&self) -> io::Result<()> {
-        (**self).flush()
-    }
-    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        (**self).discard(offset, length)
-    }
-}
+// One that somebody else has, one of whichever format, one that several hold.
+is_what_it_leads_to!(&T, Box<T>, Arc<T>);
 
 /// `InvalidInput` unless `length` bytes at `offset` lie within a disk of `size_bytes`.
 fn check_within(size_bytes: u64, offset: u64, length: u64) -> io::Result<()> {
