@@ -132,6 +132,14 @@ pub struct DiskConfig {
     pub key: Option<DiskKey>,
 }
 
+impl DiskConfig {
+    /// A disk of this form that may be written, without a serial number, as fast as it is and in the clear.
+    #[must_use]
+    pub fn of(format: DiskFormat) -> Self {
+        Self { format, read_only: false, serial: String::new(), limits: DiskLimits::default(), key: None }
+    }
+}
+
 /// How fast a guest may use a disk. All limits hold together; what is absent limits nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use storage::format::raw::RawFile;
 
 use crate::boot::image::Image;
-use crate::config::{DiskConfig, DiskFormat, DiskLimits, InheritedFd, NicConfig, SystemIdentity, Transport};
+use crate::config::{DiskConfig, DiskFormat, InheritedFd, NicConfig, SystemIdentity, Transport};
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
 use crate::kvm::Kvm;
@@ -123,13 +123,8 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
     for (index, (path, read_only)) in options.disks.iter().enumerate() {
         let file = open(path, !read_only)?;
         let format = DiskFormat::Raw { file: InheritedFd(file.as_raw_fd()) };
-        let config = DiskConfig {
-            format,
-            read_only: *read_only,
-            serial: format!("disk{index}"),
-            limits: DiskLimits::default(),
-            key: None,
-        };
+        let serial = format!("disk{index}");
+        let config = DiskConfig { read_only: *read_only, serial, ..DiskConfig::of(format) };
         let disk = RawFile::whole(file, *read_only).map_err(|source| RunError::Disk { index, source })?;
         disks.push(DiskSpec { config, disk: Arc::new(disk) });
     }

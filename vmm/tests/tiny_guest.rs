@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vmm::config::{
-    Boot, DiskConfig, DiskFormat, DiskLimits, EndpointConfig, InheritedFd, NicConfig, Transport, VmmConfig,
+    Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, NicConfig, Transport, VmmConfig,
 };
 use vmm::rpc::{Client, ExitReason, ExitReport};
 use vmm::run::run_instance;
@@ -58,13 +58,7 @@ impl Instance {
             transport,
             system: None,
             cmdline: String::new(),
-            disks: vec![DiskConfig {
-                format,
-                read_only: false,
-                serial: "root".to_owned(),
-                limits: DiskLimits::default(),
-                key: None,
-            }],
+            disks: vec![DiskConfig { serial: "root".to_owned(), ..DiskConfig::of(format) }],
             nics,
             console_log: Some(inherit(file("console"))),
             control_socket: Some(inherit(UnixListener::bind(directory.path().join("socket")).unwrap())),

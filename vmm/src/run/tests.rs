@@ -14,7 +14,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::boot::tests::elf;
-use crate::config::{DiskLimits, InheritedFd, Transport};
+use crate::config::{InheritedFd, Transport};
 use crate::rpc::{Client, ClientError, VmState};
 
 // Guests entered in 64-bit mode at ring 0; each is position-independent.
@@ -235,13 +235,7 @@ fn tiny_guest_on_a_disk_boots_from_it() {
     let instance = Instance::with(b"", 1, |config| {
         config.boot = Boot::Disk;
         let format = DiskFormat::Raw { file: inherit(disk) };
-        config.disks = vec![DiskConfig {
-            format,
-            read_only: false,
-            serial: String::new(),
-            limits: DiskLimits::default(),
-            key: None,
-        }];
+        config.disks = vec![DiskConfig::of(format)];
     });
     let Some(instance) = instance else { return };
     let mut client = instance.client();
@@ -265,8 +259,7 @@ fn guest_boots_from_an_encrypted_disk_with_its_key_and_without_it_finds_nothing(
         let instance = Instance::with(b"", 1, |config| {
             config.boot = Boot::Disk;
             let format = DiskFormat::Raw { file: inherit(file) };
-            let (serial, limits) = (String::new(), DiskLimits::default());
-            config.disks = vec![DiskConfig { format, read_only: false, serial, limits, key }];
+            config.disks = vec![DiskConfig { key, ..DiskConfig::of(format) }];
         });
         let Some(instance) = instance else { return };
         if with_key {
@@ -289,13 +282,7 @@ fn overlay_over_a_base_with_a_kernel_boots_from_it() {
     let instance = Instance::with(b"", 1, |config| {
         config.boot = Boot::Disk;
         let format = DiskFormat::Overlay { file: inherit(overlay), base: inherit(base) };
-        config.disks = vec![DiskConfig {
-            format,
-            read_only: false,
-            serial: String::new(),
-            limits: DiskLimits::default(),
-            key: None,
-        }];
+        config.disks = vec![DiskConfig::of(format)];
     });
     let Some(instance) = instance else { return };
     let mut client = instance.client();
@@ -312,13 +299,7 @@ fn disk_without_a_kernel_fails_to_boot_with_one_sentence() {
     let instance = Instance::with(b"", 1, |config| {
         config.boot = Boot::Disk;
         let format = DiskFormat::Raw { file: inherit(disk) };
-        config.disks = vec![DiskConfig {
-            format,
-            read_only: false,
-            serial: String::new(),
-            limits: DiskLimits::default(),
-            key: None,
-        }];
+        config.disks = vec![DiskConfig::of(format)];
     });
     let Some(instance) = instance else { return };
     let (report, _) = instance.end();
@@ -450,13 +431,7 @@ fn guest_that_resets_without_using_its_disk_is_told_which_driver_it_lacks() {
         let instance = Instance::with(&kernel, 1, |config| {
             config.transport = transport;
             let format = DiskFormat::Raw { file: inherit(disk) };
-            config.disks = vec![DiskConfig {
-                format,
-                read_only: false,
-                serial: String::new(),
-                limits: DiskLimits::default(),
-                key: None,
-            }];
+            config.disks = vec![DiskConfig::of(format)];
         });
         let Some(instance) = instance else { return };
         instance.client().start().unwrap();

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmm::config::{
-    Boot, DiskConfig, DiskFormat, DiskLimits, EndpointConfig, InheritedFd, NicConfig, SystemIdentity,
-    Transport, VmmConfig,
+    Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, NicConfig, SystemIdentity, Transport,
+    VmmConfig,
 };
 use vmm::endpoint::METADATA_ADDRESS;
 use vmm::rpc::Client;
@@ -219,7 +219,7 @@ impl HostDriver {
             });
         let format = format.map_err(failed("make the root disk"))?;
         let serial = wanted.id.chars().take(20).collect();
-        Ok(DiskConfig { format, read_only: false, serial, limits: root.limits, key: None })
+        Ok(DiskConfig { serial, limits: root.limits, ..DiskConfig::of(format) })
     }
 
     fn volume(&self, wanted: &VolumeWanted, files: &mut Files) -> Result<DiskConfig, String> {
@@ -245,7 +245,7 @@ fn drive(wanted: &InstanceWanted, directory: &Directory, files: &mut Files) -> R
         .map_err(failed("make the configuration drive"))?;
     let format = DiskFormat::Raw { file: files.push(file) };
     let serial = "config-drive".to_owned();
-    Ok(DiskConfig { format, read_only: true, serial, limits: DiskLimits::default(), key: None })
+    Ok(DiskConfig { read_only: true, serial, ..DiskConfig::of(format) })
 }
 
 /// Makes the files of one run and says what the process shall be.
