@@ -9,11 +9,9 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use libtest_mimic::Trial;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use crate::harness::{Cloud, KVM_CLOUD, NewServer, Rest, isolate, processes, trial, within};
+use crate::harness::{Cloud, KVM_CLOUD, NewServer, Rest, isolate, trial, within};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -94,22 +92,6 @@ fn boots_from(cloud: &Cloud, rest: &Rest, [root, data]: [&str; 2]) -> Result<Str
     made(rest, "/compute/v2.1/servers", "server", &server)
 }
 
-/// What the cloud's own processes, but no VMM, leave behind when they are killed.
-fn kill_all_but_guests(cloud: &mut Cloud) -> Result<()> {
-    let state = cloud.state().to_string_lossy().into_owned();
-    for (pid, line) in processes(&state)? {
-        if !line.contains("vmm run") {
-            kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| line.clone())?;
-        }
-    }
-    cloud.reap()?;
-    within(20, || {
-        let left = processes(&state)?;
-        ensure!(left.iter().all(|(_, line)| line.contains("vmm run")), "still there: {left:?}");
-        Ok(())
-    })
-}
-
 fn guests_read() -> Result<()> {
     isolate()?;
     let mut cloud = Cloud::start()?;
@@ -134,7 +116,7 @@ fn guests_read() -> Result<()> {
     // The agent's own notes are enough to find the guest again, and not to read its disks.
     let spec = fs::read_to_string(cloud.state().join("run").join(&server).join("spec.json"))?;
     ensure!(spec.matches(r#""cipher":"lost""#).count() == 2 && !spec.contains(r#""key":""#), "{spec}");
-    kill_all_but_guests(&mut cloud)?;
+    cloud.kill_all_but_guests()?;
     cloud.up()?;
     let rest = cloud.rest()?;
     cloud.wait_status(&rest, &server, "ACTIVE")?;

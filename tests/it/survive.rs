@@ -8,10 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use api::demo::ping::Pinger;
 use libtest_mimic::Trial;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
-use crate::harness::{Cloud, KVM_CLOUD, NewServer, Remains, isolate, processes, trial, within};
+use crate::harness::{Cloud, KVM_CLOUD, NewServer, Remains, isolate, processes, trial};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -50,20 +48,7 @@ fn instances_outlive() -> Result<()> {
             std::thread::spawn(move || ping_until(&stop, address))
         })
         .collect();
-    // SIGKILL to every process of this cloud except the VMMs.
-    let state = cloud.state().to_string_lossy().into_owned();
-    for (pid, line) in processes(&state)? {
-        if !line.contains("vmm run") {
-            kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| line.clone())?;
-        }
-    }
-    cloud.reap()?;
-    within(20, || {
-        let left: Vec<_> =
-            processes(&state)?.into_iter().filter(|(_, line)| !line.contains("vmm run")).collect();
-        ensure!(left.is_empty(), "still there: {left:?}");
-        Ok(())
-    })?;
+    cloud.kill_all_but_guests()?;
     std::thread::sleep(Duration::from_millis(500));
     cloud.up()?;
     let rest = cloud.rest()?;

@@ -14,7 +14,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::{Rest, venv, wisp, within};
+use super::{Rest, processes, venv, wisp, within};
 
 /// The administrator's password in tests.
 const PASSWORD: &str = "correct horse battery staple";
@@ -184,6 +184,23 @@ impl Cloud {
             Some(mut child) => child.wait().map(drop).context("wait for `wisp up`"),
             None => Ok(()),
         }
+    }
+
+    /// SIGKILL to every process of this cloud except the VMMs.
+    pub(crate) fn kill_all_but_guests(&mut self) -> Result<()> {
+        let state = self.state().to_string_lossy().into_owned();
+        let own = || -> Result<Vec<_>> {
+            Ok(processes(&state)?.into_iter().filter(|(_, line)| !line.contains("vmm run")).collect())
+        };
+        for (pid, line) in own()? {
+            kill(Pid::from_raw(pid), Signal::SIGKILL).with_context(|| line.clone())?;
+        }
+        self.reap()?;
+        within(20, || {
+            let left = own()?;
+            ensure!(left.is_empty(), "still there: {left:?}");
+            Ok(())
+        })
     }
 
     /// Runs `wisp down`.
