@@ -18,21 +18,28 @@ pub(crate) fn allows(
     member: Option<&str>,
 ) -> bool {
     // What is shared with nobody has no member, not one without a name.
-    allowed(rule, default, caller, &Target::of(&keys(image)).with("member_id", &|| member))
+    holds((rule, default), caller, image, || member)
 }
 
-fn keys(image: &Image) -> [(&str, &str); 4] {
+/// As [`allows`]; the member is looked up for whom nothing else lets, since lists ask of every image.
+fn holds<'m>(
+    (rule, default): (&str, Default),
+    caller: &Caller,
+    image: &Image,
+    member: impl Fn() -> Option<&'m str>,
+) -> bool {
     let owner = image.owner.as_deref().unwrap_or_default();
-    [
+    let keys = [
         ("project_id", owner),
         ("owner", owner),
         ("visibility", image.visibility.as_str()),
         ("image_id", image.id.as_str()),
-    ]
+    ];
+    allowed(rule, default, caller, &Target::of(&keys).with("member_id", &|| member()))
 }
 
 /// The caller's project, if the image is shared with it.
-pub(crate) fn membership<'c>(cache: &Cache, caller: &'c Caller, image: &Image) -> Option<&'c str> {
+fn membership<'c>(cache: &Cache, caller: &'c Caller, image: &Image) -> Option<&'c str> {
     let shared = |project: &&str| cache.get::<ImageMember>(&ImageMember::key(&image.id, project)).is_some();
     caller.project_id().filter(|_| image.visibility == "shared").filter(shared)
 }
@@ -40,14 +47,11 @@ pub(crate) fn membership<'c>(cache: &Cache, caller: &'c Caller, image: &Image) -
 /// Whether the caller may see an image: its owner's project, everybody if it is public or community, and the projects
 /// it is shared with; and of those whom the policy lets.
 pub(crate) fn may_see(cache: &Cache, caller: &Caller, image: &Image) -> bool {
-    // Looked up for whom nothing else lets: lists ask this of every image.
     let member = || membership(cache, caller, image);
     let reaches = matches!(image.visibility.as_str(), "public" | "community")
         || image.owner.as_deref().map_or(caller.is_admin(), |owner| caller.reaches(owner))
         || member().is_some();
-    let keys = keys(image);
-    let target = Target::of(&keys).with("member_id", &member);
-    reaches && allowed("get_image", Default::VisibleReader, caller, &target)
+    reaches && holds(("get_image", Default::VisibleReader), caller, image, member)
 }
 
 /// An image that the caller may see.
@@ -65,8 +69,7 @@ pub(crate) fn allowed_image(
     default: Default,
 ) -> Result<Arc<Stored<Image>>> {
     let stored = visible_image(cache, caller, id)?;
-    let member = membership(cache, caller, &stored.row);
-    if allows(rule, default, caller, &stored.row, member) {
+    if holds((rule, default), caller, &stored.row, || membership(cache, caller, &stored.row)) {
         Ok(stored)
     } else {
         Err(Error::Forbidden { action: rule })
