@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use super::create::{NewVolume, check_one, row};
 use super::place::{Pool, backend_name};
-use super::{check_properties, check_text, invalid_input, invalid_volume, kind};
+use super::{check_properties, check_text, find_for_change, invalid_input, invalid_volume, kind, remove};
 use crate::Control;
 use crate::agent::link::QueryError;
 use crate::agent::protocol::{Answer, DiskFound, Query};
@@ -67,10 +67,7 @@ pub struct NewManagedSnapshot {
 impl Control {
     fn volume_pool(&self, name: &str) -> Result<Pool> {
         let pools = self.volume_pools(self.db.cache());
-        let found = pools.into_iter().find(|pool| {
-            let backend = format!("{}@{}", pool.host, pool.backend);
-            pool.name() == name || backend == name
-        });
+        let found = pools.into_iter().find(|pool| pool.is_called(name));
         found.ok_or_else(|| {
             let message =
                 format!("Invalid input received: no pool of volumes is called {name}; `volume backend pool list` shows them.");
@@ -235,6 +232,26 @@ impl Control {
         self.db.get::<Snapshot>(&id).ok_or_else(|| Error::not_found("Snapshot", id))
     }
 
+    /// Gives a volume up without deleting its disk (Block Storage API: unmanage).
+    ///
+    /// # Errors
+    /// `Forbidden` unless the caller is an administrator; `Invalid` for one that is in use or has snapshots.
+    pub async fn volume_unmanage(&self, caller: &Caller, id: &str) -> Result<()> {
+        require_admin(caller, "volume_extension:volume_unmanage")?;
+        self.db.caught_up().await?;
+        self.db
+            .transact(|cache| {
+                let stored = find_for_change(cache, caller, id, "volume_extension:volume_unmanage")?;
+                remove::check(&stored.row, false, false)?;
+                if stored.row.encryption.is_some() {
+                    return Err(keeps_its_key());
+                }
+                let txn = without_wish(cache, stored.row.host.as_deref(), stored.row.disk());
+                Ok(remove::removal(cache, txn, &stored))
+            })
+            .await
+    }
+
     /// Gives a snapshot up without deleting its disk.
     ///
     /// # Errors
@@ -254,12 +271,7 @@ impl Control {
                 if stored.row.encryption.is_some() {
                     return Err(keeps_its_key());
                 }
-                let mut txn = Txn::new();
-                if let Some(host) = &stored.row.host
-                    && let Some(work) = cache.get::<DiskWork>(&format!("{host}/{}", stored.row.disk()))
-                {
-                    txn = txn.delete(&work);
-                }
+                let txn = without_wish(cache, stored.row.host.as_deref(), stored.row.disk());
                 Ok(super::snapshot::removal(cache, txn, &stored))
             })
             .await
@@ -276,8 +288,16 @@ impl Control {
     }
 }
 
+/// Takes back what a host has yet to do about a disk.
+fn without_wish(cache: &Cache, host: Option<&str>, disk: &str) -> Txn {
+    match host.and_then(|host| cache.get::<DiskWork>(&format!("{host}/{disk}"))) {
+        Some(work) => Txn::new().delete(&work),
+        None => Txn::new(),
+    }
+}
+
 /// A disk that is given up would be without its key.
-pub(super) fn keeps_its_key() -> Error {
+fn keeps_its_key() -> Error {
     invalid_volume("Unmanaging encrypted volumes is not supported.")
 }
 

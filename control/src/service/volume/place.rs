@@ -41,6 +41,11 @@ impl Pool {
     pub fn name(&self) -> String {
         pool_name(&self.host, &self.backend)
     }
+
+    /// Whether somebody means this one: by its name, or by that without the pool.
+    pub fn is_called(&self, name: &str) -> bool {
+        self.name() == name || format!("{}@{}", self.host, self.backend) == name
+    }
 }
 
 /// `host@backend#pool`.

@@ -24,8 +24,7 @@ impl Control {
         require_admin(caller, action)?;
         let changed = self.volume_change(caller, id, action, |cache, volume| {
             let pools = self.volume_pools(cache);
-            let of_name = |one: &&Pool| one.name() == pool || format!("{}@{}", one.host, one.backend) == pool;
-            let target = pools.iter().find(of_name).ok_or_else(|| {
+            let target = pools.iter().find(|one| one.is_called(pool)).ok_or_else(|| {
                 Error::invalid("InvalidHost", format!("Invalid host: there is no pool {pool} for volumes"))
             })?;
             if Some(&target.host) != volume.host.as_ref() {

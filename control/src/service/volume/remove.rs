@@ -6,7 +6,7 @@ use crate::Control;
 use crate::agent::protocol::DiskShape;
 use crate::caller::Caller;
 use crate::error::Result;
-use crate::model::volume::{DiskTask, DiskWork, Snapshot, Status, Volume};
+use crate::model::volume::{DiskTask, Snapshot, Status, Volume};
 use crate::policy::require_admin;
 use crate::service::quota::{Resource, charge_of_type};
 use crate::store::{Cache, Stored, Txn};
@@ -73,7 +73,7 @@ impl Control {
     }
 }
 
-fn check(volume: &Volume, force: bool, cascade: bool) -> Result<()> {
+pub(super) fn check(volume: &Volume, force: bool, cascade: bool) -> Result<()> {
     let deletable = force || DELETABLE.contains(&volume.status);
     let free = volume.attachments.is_empty() && volume.group_id.is_none();
     if deletable && free && (cascade || volume.snapshots == 0) {
@@ -116,31 +116,4 @@ pub(crate) fn row_removal(txn: Txn, stored: &Stored<Volume>) -> Txn {
     let gib = i64::try_from(volume.size_gib).unwrap_or(i64::MAX);
     let charges = [(Resource::Volumes, -1), (Resource::VolumeGib, -gib)];
     charge_of_type(txn, &volume.project_id, &volume.type_id, &charges)
-}
-
-impl Control {
-    /// Gives a volume up without deleting its disk (Block Storage API: unmanage).
-    ///
-    /// # Errors
-    /// `Forbidden` unless the caller is an administrator; `Invalid` for one that is in use or has snapshots.
-    pub async fn volume_unmanage(&self, caller: &Caller, id: &str) -> Result<()> {
-        require_admin(caller, "volume_extension:volume_unmanage")?;
-        self.db.caught_up().await?;
-        self.db
-            .transact(|cache| {
-                let stored = find_for_change(cache, caller, id, "volume_extension:volume_unmanage")?;
-                check(&stored.row, false, false)?;
-                if stored.row.encryption.is_some() {
-                    return Err(super::manage::keeps_its_key());
-                }
-                let mut txn = Txn::new();
-                if let Some(host) = &stored.row.host
-                    && let Some(work) = cache.get::<DiskWork>(&format!("{host}/{}", stored.row.disk()))
-                {
-                    txn = txn.delete(&work);
-                }
-                Ok(removal(cache, txn, &stored))
-            })
-            .await
-    }
 }
