@@ -36,6 +36,9 @@ pub enum Action {
         /// At most this many bytes, counted from the end.
         bytes_max: u32,
     },
+    /// Write out what the guest has written to its disks, so that their files have all of it; legal while paused. Until
+    /// the guest is resumed, the files do not change.
+    Flush,
 }
 
 /// What a VMM answers.
@@ -228,6 +231,14 @@ impl Client {
     /// As [`Self::call`].
     pub fn resume(&mut self) -> Result<VmState, ClientError> {
         self.done(&Action::Resume)
+    }
+
+    /// [`Action::Flush`]; the state, which stays paused. It takes as long as the disks do.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn flush(&mut self) -> Result<VmState, ClientError> {
+        self.done(&Action::Flush)
     }
 
     /// [`Action::Stop`]; the state it led to. The process ends on its own afterwards.

@@ -14,7 +14,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::ending::EndingSignal;
 use crate::lifecycle::Event;
-use crate::rpc::{Action, ExitReason, LINE_BYTES_MAX, REQUEST_BYTES_MAX, Reply, Status};
+use crate::rpc::{Action, ExitReason, LINE_BYTES_MAX, REQUEST_BYTES_MAX, Reply, Status, VmState};
 use crate::vm::Machine;
 
 /// The most connections at a time: one agent, with room for people who look. Further ones wait in the backlog.
@@ -194,15 +194,28 @@ impl Supervisor {
                 });
             }
             Action::Console { bytes_max } => return self.console(u64::from(bytes_max)),
+            Action::Flush => return self.flush(),
         };
         match self.machine.apply(event) {
             Ok(state) => {
-                if state == crate::rpc::VmState::Stopped {
+                if state == VmState::Stopped {
                     self.ending.say(ExitReason::Killed, "the guest was stopped on request");
                 }
                 Reply::Done { state }
             }
             Err(refused) => Reply::Error { message: refused.to_string() },
+        }
+    }
+
+    /// The disks of a guest that stands still, made what it wrote.
+    fn flush(&self) -> Reply {
+        let state = self.machine.state();
+        if state != VmState::Paused {
+            return Reply::Error { message: "the guest is not paused, so its disks do not stand still".to_owned() };
+        }
+        match self.machine.flush_disks() {
+            Ok(()) => Reply::Done { state },
+            Err(error) => Reply::Error { message: format!("write the guest's disks out: {error}") },
         }
     }
 

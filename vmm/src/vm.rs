@@ -134,6 +134,7 @@ pub struct Machine {
     serial: Arc<Mutex<SerialPort>>,
     places: Places,
     driven: Vec<Driven>,
+    devices: Vec<Shared>,
     /// How many of the devices are not there for everybody: all but the entropy source behind them.
     wanted: usize,
     _vm: Arc<kvm::Vm>,
@@ -183,7 +184,7 @@ impl Machine {
         let devices = build_devices(spec.disks, spec.nics)?;
         let driven = places.fill(&vm, &guest, &mut buses, &devices)?;
         let wanted = devices.len() - 1;
-        let subscribers = devices.into_iter().map(|device| Box::new(device) as Subscriber).collect();
+        let subscribers = devices.iter().map(|device| Box::new(device.clone()) as Subscriber).collect();
 
         let mut vcpus = Vec::with_capacity(usize::from(spec.vcpus));
         for id in 0..spec.vcpus {
@@ -202,6 +203,7 @@ impl Machine {
             serial,
             places,
             driven,
+            devices,
             wanted,
             _vm: vm,
         };
@@ -248,12 +250,26 @@ impl Machine {
             Effect::None => {}
             Effect::Run => {
                 self.first_run_us.get_or_insert_with(now_us);
+                self.devices.iter().for_each(|device| lock(device).hold(false));
                 self.vcpus.run();
             }
-            Effect::Hold | Effect::Finish => self.vcpus.hold(),
+            Effect::Hold => {
+                self.vcpus.hold();
+                self.devices.iter().for_each(|device| lock(device).hold(true));
+            }
+            Effect::Finish => self.vcpus.hold(),
             Effect::PressPowerButton => lock(&self.power).press_power_button(),
         }
         Ok(state)
+    }
+
+    /// Has the disks' files show all that the guest has written, durably; without this some of it may be known in this
+    /// process alone.
+    ///
+    /// # Errors
+    /// The disks'; all of them are tried.
+    pub fn flush_disks(&self) -> io::Result<()> {
+        self.devices.iter().map(|device| lock(device).flush()).fold(Ok(()), Result::and)
     }
 
     /// Ends the threads. A process that is about to exit need not.

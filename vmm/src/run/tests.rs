@@ -330,6 +330,7 @@ fn paused_guest_stands_still_and_goes_on_when_resumed() {
     assert_eq!(client.status().unwrap().state, VmState::Created);
     assert!(matches!(client.pause(), Err(ClientError::Refused(_))));
     assert_eq!(client.start().unwrap(), VmState::Running);
+    assert!(matches!(client.flush(), Err(ClientError::Refused(_))), "its disks do not stand still");
     let bytes = |client: &mut Client| client.status().unwrap().console_bytes;
     for _ in 0..5 {
         let before = bytes(&mut client);
@@ -338,6 +339,7 @@ fn paused_guest_stands_still_and_goes_on_when_resumed() {
         let held = bytes(&mut client);
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!(bytes(&mut client), held);
+        assert_eq!(client.flush().unwrap(), VmState::Paused);
         assert!(matches!(client.stop(false), Err(ClientError::Refused(_))));
         assert_eq!(client.resume().unwrap(), VmState::Running);
     }

@@ -2,8 +2,8 @@
 //!
 //! Requests are executed one after the other on the event loop, through one bounded buffer: the guest may change
 //! its memory while a request runs, so a disk never sees that memory itself. A device with limits stops before the
-//! request that exceeds them and goes on when a timer fires; whatever is behind it in the queue waits as well. Must
-//! never know how a disk's bytes lie in files.
+//! request that exceeds them and goes on when a timer fires; whatever is behind it in the queue waits as well, as all
+//! does while the guest is paused. Must never know how a disk's bytes lie in files.
 
 mod request;
 mod throttle;
@@ -70,6 +70,8 @@ pub struct Block {
     chain: Chain,
     buffer: Vec<u8>,
     throttle: Option<Throttle>,
+    /// What is in the queue waits: the guest is paused.
+    held: bool,
 }
 
 /// Bytes of the configuration space up to `write_zeroes_may_unmap` and its padding.
@@ -116,6 +118,7 @@ impl Block {
             chain: Chain::new(),
             buffer: Vec::new(),
             throttle: None,
+            held: false,
         })
     }
 
@@ -296,6 +299,17 @@ impl VirtioDevice for Block {
             throttle.wake();
         }
     }
+
+    fn hold(&mut self, held: bool) {
+        self.held = held;
+        if !held {
+            super::kick(&self.queue_events[0]);
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.disk.flush()
+    }
 }
 
 impl MutEventSubscriber for Block {
@@ -311,7 +325,7 @@ impl MutEventSubscriber for Block {
             Some(throttle) if events.fd() == throttle.as_raw_fd() => throttle.wake(),
             _ => super::drain(&self.queue_events[0]),
         }
-        if !self.throttle.as_ref().is_some_and(Throttle::is_stalled) {
+        if !self.held && !self.throttle.as_ref().is_some_and(Throttle::is_stalled) {
             self.work();
         }
     }

@@ -163,6 +163,18 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
 
     /// Back to the state before activation: no queue is touched from here on.
     fn reset(&mut self);
+
+    /// The guest stands still, or goes on: a device whose back end somebody may look at meanwhile changes nothing there
+    /// while it is held, and takes up what waits in its queues when it is let go.
+    fn hold(&mut self, _held: bool) {}
+
+    /// Has its back end show all that the device was given and said to have done.
+    ///
+    /// # Errors
+    /// The back end's.
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// What the VMM needs of a transport beside [`crate::bus::BusDevice`].

@@ -216,6 +216,33 @@ fn interrupts_keep_to_what_the_driver_wants() {
 }
 
 #[test]
+fn held_device_changes_nothing_and_does_afterwards_what_came_meanwhile() {
+    let disk = MemoryDisk::new(1 << 16);
+    let device = block_device(&disk, false);
+    let mut guest = MockGuest::new(device.clone()).unwrap();
+    let queue = guest.bring_up(FEATURES, &[16])[0];
+    let mut driver = Driver { guest, queue };
+    device.lock().unwrap().hold(true);
+    driver.guest.put(HEADER, &[block::T_OUT as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    driver.guest.put(DATA, &[0xaa; 512]);
+    let parts = [
+        MockDescriptor::readable(HEADER, 16),
+        MockDescriptor::readable(DATA, 512),
+        MockDescriptor::writable(STATUS, 1),
+    ];
+    driver.queue.submit(&driver.guest.memory, &parts);
+    driver.guest.kick(0);
+    assert_eq!(driver.queue.take_used(&driver.guest.memory), None);
+    disk.state(|state| assert_eq!((state.bytes[0], state.flushes), (0, 0)));
+    device.lock().unwrap().flush().unwrap();
+    disk.state(|state| assert_eq!((state.bytes[0], state.flushes), (0, 1)));
+    device.lock().unwrap().hold(false);
+    assert!(driver.guest.run());
+    assert!(driver.queue.take_used(&driver.guest.memory).is_some());
+    disk.state(|state| assert_eq!(state.bytes[0], 0xaa));
+}
+
+#[test]
 fn full_queue_is_worked_off_in_batches_with_one_notification() {
     let disk = MemoryDisk::new(1 << 16);
     let mut guest = block_guest(&disk);
