@@ -8,17 +8,23 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
 use crate::format::overlay::{Overlay, OverlayError};
 use crate::format::raw::file_size_bytes;
+use crate::format::{Disk, RawFile};
 
 const RAW_NAME: &str = "root.raw";
 const OVERLAY_NAME: &str = "root.overlay";
 /// Under this name a disk is being made.
 const PARTIAL_NAME: &str = "root.partial";
+/// Under this name a copy of a disk begins; it loses it at once.
+const FROZEN_NAME: &str = "root.frozen";
+/// How much is copied at once.
+const PIECE_BYTES: usize = 1 << 20;
 
 /// Why there is no root disk.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +85,95 @@ impl RootDisk {
         let opened = File::options().read(true).write(true).open(self.path());
         opened.map_err(RootDiskError::io("open the root disk", self.path()))
     }
+
+    /// The disk's own file as it is now, in one without a name: sharing its blocks where the filesystem can, which takes
+    /// no time, else a copy of what was written. Nobody may write to it meanwhile.
+    ///
+    /// # Errors
+    /// [`RootDiskError::Io`]; nothing of the copy is left.
+    pub fn freeze(&self) -> Result<Frozen, RootDiskError> {
+        let path = self.path();
+        let from = File::open(path).map_err(RootDiskError::io("open the root disk", path))?;
+        let unnamed = path.with_file_name(FROZEN_NAME);
+        // Of a process that ended between the two lines below.
+        remove(&unnamed)?;
+        let to = create(&unnamed)?;
+        remove(&unnamed)?;
+        match rustix::fs::ioctl_ficlone(&to, &from) {
+            Ok(()) => {}
+            Err(error) if is_not_shared(error) => {
+                copy_data(&from, &to).map_err(RootDiskError::io("copy the root disk", path))?;
+            }
+            Err(error) => return Err(RootDiskError::io("clone the root disk", path)(error)),
+        }
+        Ok(match self {
+            Self::Reflink(_) => Frozen::Whole(to),
+            Self::Overlay(_) => Frozen::Overlay(to),
+        })
+    }
+}
+
+/// A root disk as it was at one moment.
+#[derive(Debug)]
+pub enum Frozen {
+    /// All of it.
+    Whole(File),
+    /// What was written over its image.
+    Overlay(File),
+}
+
+impl Frozen {
+    /// Whether it takes the image to read it.
+    #[must_use]
+    pub fn needs_base(&self) -> bool {
+        matches!(self, Self::Overlay(_))
+    }
+
+    /// The disk, over `base` if it needs one.
+    ///
+    /// # Errors
+    /// [`RootDiskError::Overlay`], also without the base that it needs.
+    pub fn open(self, base: Option<File>) -> Result<Box<dyn Disk>, RootDiskError> {
+        let failed = |step| move |source| RootDiskError::Overlay(OverlayError::Io { step, source });
+        match self {
+            Self::Whole(file) => Ok(Box::new(RawFile::whole(file, true).map_err(failed("size the copy"))?)),
+            Self::Overlay(file) => {
+                let base =
+                    base.ok_or_else(|| failed("find the image below it")(ErrorKind::NotFound.into()))?;
+                let file = RawFile::whole(file, true).map_err(failed("size the copy"))?;
+                let base = RawFile::whole(base, true).map_err(failed("size the image"))?;
+                let disk = Overlay::over(Box::new(file), Box::new(base)).map_err(RootDiskError::Overlay)?;
+                Ok(Box::new(disk))
+            }
+        }
+    }
+}
+
+/// Copies what of `from` is no hole.
+fn copy_data(from: &File, to: &File) -> io::Result<()> {
+    use rustix::fs::SeekFrom;
+    let size_bytes = file_size_bytes(from)?;
+    to.set_len(size_bytes)?;
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut at = 0;
+    while at < size_bytes {
+        let (start, end) = match rustix::fs::seek(from, SeekFrom::Data(at)) {
+            Ok(start) => (start, rustix::fs::seek(from, SeekFrom::Hole(start))?),
+            // Holes are all that is left.
+            Err(Errno::NXIO) => break,
+            // A filesystem that does not know where its holes are.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => (at, size_bytes),
+            Err(error) => return Err(error.into()),
+        };
+        at = start;
+        while at < end {
+            let length = usize::try_from(end - at).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
+            from.read_exact_at(&mut piece[..length], at)?;
+            to.write_all_at(&piece[..length], at)?;
+            at += length as u64;
+        }
+    }
+    Ok(())
 }
 
 /// Makes the root disk of `size_bytes` (a multiple of 512) in `directory` out of `base`, a regular file of raw bytes that
@@ -136,7 +231,7 @@ pub fn find_root_disk(directory: &Path) -> Result<Option<RootDisk>, RootDiskErro
 /// # Errors
 /// [`RootDiskError::Io`].
 pub fn delete_root_disk(directory: &Path) -> Result<(), RootDiskError> {
-    for name in [RAW_NAME, OVERLAY_NAME, PARTIAL_NAME] {
+    for name in [RAW_NAME, OVERLAY_NAME, PARTIAL_NAME, FROZEN_NAME] {
         remove(&directory.join(name))?;
     }
     Ok(())
@@ -149,23 +244,30 @@ fn make(
     base_size_bytes: u64,
     size_bytes: u64,
 ) -> Result<&'static str, RootDiskError> {
-    use std::os::unix::fs::OpenOptionsExt as _;
-    let mut options = File::options();
-    let created = options.read(true).write(true).create_new(true).mode(0o600).open(partial);
-    let file = created.map_err(RootDiskError::io("create", partial))?;
+    let file = create(partial)?;
     match rustix::fs::ioctl_ficlone(&file, base) {
         Ok(()) => {
             file.set_len(size_bytes).map_err(RootDiskError::io("size", partial))?;
             file.sync_all().map_err(RootDiskError::io("sync", partial))?;
             Ok(RAW_NAME)
         }
-        // Not this filesystem, not between these two, or not these files.
-        Err(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::XDEV | Errno::INVAL | Errno::PERM) => {
+        Err(error) if is_not_shared(error) => {
             Overlay::create(&file, base_size_bytes, size_bytes).map_err(RootDiskError::Overlay)?;
             Ok(OVERLAY_NAME)
         }
         Err(error) => Err(RootDiskError::io("clone the image into", partial)(error)),
     }
+}
+
+fn create(path: &Path) -> Result<File, RootDiskError> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let created = File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
+    created.map_err(RootDiskError::io("create", path))
+}
+
+/// Whether a clone is not to be had: not this filesystem, not between these two, or not these files.
+fn is_not_shared(error: Errno) -> bool {
+    matches!(error, Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOSYS | Errno::XDEV | Errno::INVAL | Errno::PERM)
 }
 
 fn remove(path: &Path) -> Result<(), RootDiskError> {
@@ -182,10 +284,7 @@ fn sync_directory(directory: &Path) -> Result<(), RootDiskError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt as _;
-
     use super::*;
-    use crate::format::{Disk, RawFile};
 
     fn base(directory: &Path, size_bytes: usize) -> File {
         let path = directory.join("base");
@@ -224,6 +323,34 @@ mod tests {
         let mut unchanged = [0; 512];
         base.read_exact_at(&mut unchanged, 4096).unwrap();
         assert_eq!(unchanged, [7; 512]);
+    }
+
+    #[test]
+    fn frozen_disk_stays_what_it_was_and_takes_no_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = base(directory.path(), 10_000);
+        let root = create_root_disk(directory.path(), &base, 8 << 20).unwrap();
+        let opened = disk(&root, &base);
+        for (byte, offset) in [(9, 4096), (8, (8 << 20) - 512)] {
+            opened.write_at(&[byte; 512], offset).unwrap();
+        }
+        opened.flush().unwrap();
+        std::fs::write(directory.path().join(FROZEN_NAME), b"what a crash left").unwrap();
+        let names = || std::fs::read_dir(directory.path()).unwrap().count();
+        let frozen = root.freeze().unwrap();
+        assert_eq!(names(), 2, "the base and the disk");
+        opened.write_at(&[1; 8192], 0).unwrap();
+        opened.flush().unwrap();
+        let needs_base = matches!(root, RootDisk::Overlay(_));
+        assert_eq!(frozen.needs_base(), needs_base);
+        let frozen = frozen.open(needs_base.then(|| base.try_clone().unwrap())).unwrap();
+        let mut content = vec![0; 8 << 20];
+        frozen.read_at(&mut content, 0).unwrap();
+        assert!(content[..4096].iter().all(|byte| *byte == 7));
+        assert!(content[4096..4608].iter().all(|byte| *byte == 9));
+        assert!(content[10_000..(8 << 20) - 512].iter().all(|byte| *byte == 0));
+        assert!(content[(8 << 20) - 512..].iter().all(|byte| *byte == 8));
+        assert!(frozen.write_at(&[0; 512], 0).is_err());
     }
 
     #[test]

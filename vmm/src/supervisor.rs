@@ -211,7 +211,9 @@ impl Supervisor {
     fn flush(&self) -> Reply {
         let state = self.machine.state();
         if state != VmState::Paused {
-            return Reply::Error { message: "the guest is not paused, so its disks do not stand still".to_owned() };
+            return Reply::Error {
+                message: "the guest is not paused, so its disks do not stand still".to_owned(),
+            };
         }
         match self.machine.flush_disks() {
             Ok(()) => Reply::Done { state },

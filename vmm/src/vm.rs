@@ -140,7 +140,7 @@ pub struct Machine {
     _vm: Arc<kvm::Vm>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -269,7 +269,7 @@ impl Machine {
     /// # Errors
     /// The disks'; all of them are tried.
     pub fn flush_disks(&self) -> io::Result<()> {
-        self.devices.iter().map(|device| lock(device).flush()).fold(Ok(()), Result::and)
+        self.devices.iter().map(|device| lock(device).write_out()).fold(Ok(()), Result::and)
     }
 
     /// Ends the threads. A process that is about to exit need not.

@@ -1,26 +1,28 @@
 //! What is asked of a server by `POST /servers/{id}/action` (Compute API: servers, run an action).
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use control::caller::Caller;
 use control::model::compute::VmState;
 use control::service::server::Action;
+use control::service::server::image::{BackupSeries, NewServerImage};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
+use crate::microversion::Microversion;
 
 /// Actions that the protocol has and Wisp does not.
-const ABSENT: [&str; 27] = [
+const ABSENT: [&str; 25] = [
     "addFixedIp",
     "addFloatingIp",
     "changePassword",
     "confirmResize",
-    "createBackup",
-    "createImage",
     "evacuate",
     "forceDelete",
     "injectNetworkInfo",
@@ -52,6 +54,25 @@ struct Reboot {
     kind: String,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateImage {
+    name: String,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateBackup {
+    name: String,
+    backup_type: String,
+    /// A number, or one as text.
+    rotation: Value,
+    #[serde(default)]
+    metadata: BTreeMap<String, String>,
+}
+
 #[derive(Debug, Default, Deserialize)]
 struct Lock {
     locked_reason: Option<String>,
@@ -78,6 +99,7 @@ struct Console {
 pub(super) async fn act(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
+    version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<Map<String, Value>>,
 ) -> Result<Response, Fault> {
@@ -130,6 +152,13 @@ pub(super) async fn act(
             control.server_change_group(&caller, &id, &group.name, add).await?;
             Ok(StatusCode::ACCEPTED.into_response())
         }
+        "createImage" => {
+            let CreateImage { name, metadata } = parsed(argument)?;
+            let new = NewServerImage { name, metadata, backup: None };
+            let image = control.server_image_create(&caller, &id, &new).await?;
+            Ok(image_made(&state, version, &image))
+        }
+        "createBackup" => backup(&state, &caller, version, &id, parsed(argument)?).await,
         "os-getConsoleOutput" => console(&state, &caller, &id, argument).await,
         other if ABSENT.contains(&other) || ABSENT_TOO.contains(&other) => {
             control.server(&caller, &id).await?;
@@ -137,6 +166,37 @@ pub(super) async fn act(
         }
         other => Err(Fault::malformed(format!("There is no such action: {other}"))),
     }
+}
+
+async fn backup(
+    state: &AppState,
+    caller: &Caller,
+    version: Microversion,
+    id: &str,
+    backup: CreateBackup,
+) -> Result<Response, Fault> {
+    let CreateBackup { name, backup_type: kind, rotation, metadata } = backup;
+    let rotation = match &rotation {
+        Value::Number(number) => number.as_u64(),
+        Value::String(text) => text.parse().ok(),
+        _ => None,
+    };
+    let rotation = rotation.and_then(|rotation| u32::try_from(rotation).ok()).ok_or_else(|| {
+        Fault::malformed("Invalid input for field/attribute rotation: it is a number from 0 on.")
+    })?;
+    let new = NewServerImage { name, metadata, backup: Some(BackupSeries { kind, rotation }) };
+    let image = state.control.server_image_create(caller, id, &new).await?;
+    // Of an image that is deleted as soon as it is there, nothing is said.
+    Ok(if rotation == 0 { StatusCode::ACCEPTED.into_response() } else { image_made(state, version, &image) })
+}
+
+/// Where the new image is; from microversion 2.45 on, which it is.
+fn image_made(state: &AppState, version: Microversion, image: &str) -> Response {
+    if version.at_least(2, 45) {
+        return (StatusCode::ACCEPTED, Json(json!({"image_id": image}))).into_response();
+    }
+    let location = format!("{}/image/images/{image}", state.public_url());
+    (StatusCode::ACCEPTED, [(header::LOCATION, location)]).into_response()
 }
 
 async fn console(state: &AppState, caller: &Caller, id: &str, argument: Value) -> Result<Response, Fault> {

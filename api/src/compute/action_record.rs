@@ -45,7 +45,7 @@ fn full(version: Microversion, server: &Server, record: &ActionRecord) -> Value 
     let mut shown = json!({
         "action": record.action,
         "instance_uuid": server.id,
-        "message": null,
+        "message": record.message,
         "project_id": record.project_id,
         "request_id": record.request_id,
         "start_time": microseconds(record.started_at),

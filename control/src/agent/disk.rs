@@ -103,6 +103,11 @@ pub enum DiskShape {
         /// The disk whose bytes they are.
         of: String,
     },
+    /// The same of an instance's root disk that is no volume.
+    OutgoingRoot {
+        /// The instance.
+        instance: String,
+    },
     /// The file for control is no longer there.
     OutgoingDeleted,
     /// A backup.

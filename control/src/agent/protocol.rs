@@ -23,8 +23,8 @@ pub use super::disk::{
 /// The longest frame in bytes: a few thousand instances' wanted state with room to spare.
 pub const FRAME_BYTES_MAX: u32 = 64 << 20;
 /// The protocol's version; two ends that differ part with a clear error. Since 2 disks may have keys: who does not know
-/// them would keep in the clear what shall be encrypted.
-pub const PROTOCOL_VERSION: u32 = 2;
+/// them would keep in the clear what shall be encrypted. Since 3 root disks can be brought out.
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// From control to an agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The steps in which the host driver starts an instance, in order.
+/// The steps in which the host driver starts an instance, in order, then those in which it copies a root disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
     /// The instance's directory.
@@ -30,10 +30,20 @@ pub enum Step {
     Configuration,
     /// Running the guest.
     Start,
+    /// Having a guest stand still.
+    Pause,
+    /// Writing out what the guest wrote.
+    Flush,
+    /// Copying its disk's own file.
+    Freeze,
+    /// Opening the copy, while the guest goes on.
+    OpenFrozen,
 }
 
 impl Step {
-    /// All of them, in order.
+    /// Those of copying a root disk, in order.
+    pub const OF_A_COPY: [Self; 4] = [Self::Pause, Self::Flush, Self::Freeze, Self::OpenFrozen];
+    /// Those of a start, in order.
     pub const ALL: [Self; 12] = [
         Self::Directory,
         Self::Record,

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::volumes::Volumes;
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake, instance_id_is_safe};
 use crate::agent::protocol::{
-    DiskFound, DiskObserved, DiskWanted, HostReport, InstanceObserved, InstanceState, InstanceWanted, Power,
+    DiskFound, DiskObserved, DiskShape, DiskWanted, HostReport, InstanceObserved, InstanceState,
+    InstanceWanted, Power,
 };
 
 /// What a fake host claims to have, unless told otherwise: a common server's size.
@@ -43,6 +44,9 @@ struct FakeInstance {
     memory_mib: u32,
     disk_bytes: u64,
     vcpus: u8,
+    /// The file that its root disk begins as, and stays.
+    #[serde(default)]
+    image_id: String,
 }
 
 impl FakeDriver {
@@ -82,6 +86,12 @@ impl FakeDriver {
         }
         self.instances().insert(instance.observed.id.clone(), instance);
         Ok(())
+    }
+
+    fn image_of(&self, id: &str) -> Result<String, String> {
+        let instances = self.instances();
+        let found = instances.get(id).map(|instance| instance.image_id.clone());
+        found.ok_or_else(|| DriverError::NoInstance(id.into()).to_string())
     }
 
     fn forget(&self, id: &str) -> io::Result<()> {
@@ -193,6 +203,7 @@ impl Driver for FakeDriver {
                 memory_mib: wanted.memory_mib,
                 disk_bytes: wanted.root_disk.size_bytes,
                 vcpus: wanted.vcpus,
+                image_id: wanted.root_disk.image_id.clone(),
             })
         };
         if let Err(error) = done {
@@ -207,9 +218,12 @@ impl Driver for FakeDriver {
     }
 
     fn apply_disk(&self, wanted: &DiskWanted) -> DiskObserved {
-        match &self.volumes {
-            Some(volumes) => volumes.apply(wanted),
-            None => DiskObserved {
+        match (&self.volumes, &wanted.shape) {
+            (Some(volumes), DiskShape::OutgoingRoot { instance }) => {
+                volumes.bring_out_root(wanted, || volumes.image(&self.image_of(instance)?))
+            }
+            (Some(volumes), _) => volumes.apply(wanted),
+            (None, _) => DiskObserved {
                 id: wanted.id.clone(),
                 generation: wanted.generation,
                 bytes: None,

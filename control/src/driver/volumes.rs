@@ -2,10 +2,11 @@
 //!
 //! Must never know: who owns a volume, which instance has it.
 
+mod outgoing;
+
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,8 +22,7 @@ use vmm::config::{DiskConfig, DiskFormat, InheritedFd};
 use super::host::open_image;
 use super::instance_id_is_safe;
 use crate::agent::protocol::{
-    DiskCipher, DiskFound, DiskObserved, DiskShape, DiskSource, DiskWanted, InstanceWanted, PoolReport,
-    VolumeWanted,
+    DiskFound, DiskObserved, DiskShape, DiskSource, DiskWanted, InstanceWanted, PoolReport, VolumeWanted,
 };
 
 /// Bytes of a serial number (VIRTIO 1.3 §5.2.6.4): the guest finds a volume by the beginning of its id, as with Nova.
@@ -191,6 +191,10 @@ enum Error {
     Layers(#[source] storage::format::overlay::OverlayError),
     #[error(transparent)]
     Backup(#[from] BackupError),
+    #[error("{0}")]
+    Root(String),
+    #[error("this host has no instances")]
+    NoInstances,
 }
 
 fn io_error<E: Into<std::io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error {
@@ -300,13 +304,7 @@ impl Volumes {
 
     /// See [`super::Driver::apply_disk`].
     pub fn apply(&self, wanted: &DiskWanted) -> DiskObserved {
-        let applied = self.bring(wanted);
-        DiskObserved {
-            id: wanted.id.clone(),
-            generation: wanted.generation,
-            bytes: applied.as_ref().ok().copied().flatten(),
-            fault: applied.err().map(|error| super::host::sentence(&error)),
-        }
+        observed(wanted, self.bring(wanted))
     }
 
     fn bring(&self, wanted: &DiskWanted) -> Result<Option<u64>, Error> {
@@ -348,8 +346,15 @@ impl Volumes {
             DiskShape::Reverted { snapshot } => backend.revert(id, snapshot, *generation)?,
             DiskShape::Outgoing { of } => {
                 drop(users);
-                self.bring_out(backend, id, (of, cipher))?;
+                self.bring_out(id, || {
+                    let stored = backend.export(of, true)?.open(true).map_err(Error::Layers)?;
+                    Ok(match cipher.key().map_err(Error::Key)? {
+                        Some(key) => Box::new(EncryptedDisk::new(stored, key)),
+                        None => stored,
+                    })
+                })?;
             }
+            DiskShape::OutgoingRoot { .. } => return Err(Error::NoInstances),
             DiskShape::OutgoingDeleted => self.take_back(id)?,
             DiskShape::Moved { .. } if in_use(id) => {
                 return Err(BackendError::InUse { id: id.clone() }.into());
@@ -381,56 +386,6 @@ impl Volumes {
             }
         }
         Ok(None)
-    }
-
-    /// Writes a disk's bytes, in the clear, to a file that the images' owner can read.
-    fn bring_out(
-        &self,
-        backend: &dyn Backend,
-        id: &str,
-        (of, cipher): (&str, &DiskCipher),
-    ) -> Result<(), Error> {
-        let path = self.outgoing(id)?;
-        if path.try_exists().map_err(io_error("look for the outgoing file"))? {
-            return Ok(());
-        }
-        let stored = backend.export(of, true)?.open(true).map_err(Error::Layers)?;
-        let from: Box<dyn Disk> = match cipher.key().map_err(Error::Key)? {
-            Some(key) => Box::new(EncryptedDisk::new(stored, key)),
-            None => stored,
-        };
-        let partial = path.with_extension("new");
-        let made = self.copy_out(&*from, &partial);
-        if made.is_err() {
-            // The first failure is the one to tell of; the space is for others.
-            let _ = fs::remove_file(&partial);
-        }
-        made?;
-        fs::rename(&partial, &path).map_err(io_error("name the outgoing file"))
-    }
-
-    fn copy_out(&self, from: &dyn Disk, partial: &Path) -> Result<(), Error> {
-        let file = File::create(partial).map_err(io_error("make the outgoing file"))?;
-        let copied = file.try_clone().map_err(io_error("open the outgoing file"))?;
-        copy_sparse(from, &RawFile::new(copied, from.size_bytes())).map_err(io_error("copy the volume"))?;
-        file.set_len(from.size_bytes()).map_err(io_error("size the outgoing file"))?;
-        let owner = fs::symlink_metadata(&self.paths.images).map_err(io_error("look at the images"))?;
-        std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))
-            .map_err(io_error("give the outgoing file away"))
-    }
-
-    fn take_back(&self, id: &str) -> Result<(), Error> {
-        match fs::remove_file(self.outgoing(id)?) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(io_error("remove the outgoing file")(error))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn outgoing(&self, id: &str) -> Result<PathBuf, Error> {
-        check_id(id)?;
-        Ok(self.paths.root.join(OUTGOING).join(id))
     }
 
     /// Backs a disk up; one that a guest writes to by way of a copy.
@@ -479,6 +434,16 @@ impl Volumes {
             limits: wanted.limits,
             key: wanted.cipher.key()?.cloned(),
         })
+    }
+}
+
+/// What there is to say of a wish.
+fn observed(wanted: &DiskWanted, applied: Result<Option<u64>, Error>) -> DiskObserved {
+    DiskObserved {
+        id: wanted.id.clone(),
+        generation: wanted.generation,
+        bytes: applied.as_ref().ok().copied().flatten(),
+        fault: applied.err().map(|error| super::host::sentence(&error)),
     }
 }
 

@@ -113,6 +113,9 @@ pub struct ActionRecord {
     pub project_id: String,
     /// When.
     pub started_at: Timestamp,
+    /// What Nova says of it where it failed: `Error`.
+    #[serde(default)]
+    pub message: Option<String>,
 }
 
 /// The most actions kept per server: the newest ones, so that a row stays small.

@@ -101,8 +101,11 @@ fn backend_of(cache: &Cache, task: &DiskTask) -> Option<String> {
         }
         DiskTask::CreateBackup { backup } => of_volume(&cache.get::<Backup>(backup)?.row.volume_id),
         DiskTask::Move { backend, .. } => Some(backend.clone()),
-        // Wherever it is, or was on its way to.
-        DiskTask::DeleteVolume { .. } | DiskTask::Clear | DiskTask::DeleteBackup { .. } => None,
+        // Wherever it is, or was on its way to; or in none.
+        DiskTask::DeleteVolume { .. }
+        | DiskTask::Clear
+        | DiskTask::DeleteBackup { .. }
+        | DiskTask::UploadRoot { .. } => None,
     }
 }
 

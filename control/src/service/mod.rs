@@ -7,6 +7,7 @@
 pub mod addressing;
 pub mod auth;
 pub(crate) mod db;
+pub(crate) mod disk_image;
 pub mod disk_limits;
 pub mod flavor;
 pub mod host;

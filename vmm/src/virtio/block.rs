@@ -307,7 +307,7 @@ impl VirtioDevice for Block {
         }
     }
 
-    fn flush(&mut self) -> std::io::Result<()> {
+    fn write_out(&mut self) -> std::io::Result<()> {
         self.disk.flush()
     }
 }

@@ -172,7 +172,7 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     ///
     /// # Errors
     /// The back end's.
-    fn flush(&mut self) -> io::Result<()> {
+    fn write_out(&mut self) -> io::Result<()> {
         Ok(())
     }
 }

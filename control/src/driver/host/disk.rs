@@ -11,7 +11,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
-use storage::root_disk::{RootDisk, RootDiskError, create_root_disk, find_root_disk};
+use storage::format::Disk;
+use storage::root_disk::{Frozen, RootDisk, RootDiskError, create_root_disk, find_root_disk};
 use vmm::config::{DiskFormat, InheritedFd};
 
 use crate::driver::instance_id_is_safe;
@@ -100,6 +101,17 @@ pub(super) fn open_root(
             Ok(DiskFormat::Overlay { file, base: inherit(open_base(disks, images, image_id)?) })
         }
     }
+}
+
+/// The root disk as it is now, to be read for as long as it takes, after it has been frozen.
+pub(super) fn open_frozen(
+    frozen: Frozen,
+    disks: &Path,
+    images: &Path,
+    image_id: &str,
+) -> Result<Box<dyn Disk>, Error> {
+    let base = frozen.needs_base().then(|| open_base(disks, images, image_id)).transpose()?;
+    Ok(frozen.open(base)?)
 }
 
 /// Opens the image below an overlay by its name beside it, which is made if it is missing.

@@ -68,6 +68,13 @@ impl Exits {
         let _ = self.0.wake.set(wake);
     }
 
+    /// Has an instance looked at, for another reason than its end.
+    pub(super) fn look_at(&self, instance: &str) {
+        if let Some(wake) = self.0.wake.get() {
+            wake(instance);
+        }
+    }
+
     /// Tells when this process ends.
     pub(super) fn watch(&self, instance: &str, process: Arc<OwnedFd>) -> io::Result<()> {
         let mut watched = self.0.watched();

@@ -9,6 +9,7 @@ mod directory;
 mod disk;
 mod exits;
 mod figures;
+mod frozen;
 mod network;
 mod power;
 mod removal;
@@ -33,8 +34,8 @@ use super::process_id::{ProcessId, has_ended_within};
 use super::volumes::{VolumePaths, Volumes};
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake};
 use crate::agent::protocol::{
-    DiskFound, DiskObserved, DiskWanted, HostReport, InstanceObserved, InstanceState, InstanceWanted,
-    NicWanted, Power,
+    DiskFound, DiskObserved, DiskShape, DiskWanted, HostReport, InstanceObserved, InstanceState,
+    InstanceWanted, NicWanted, Power,
 };
 
 pub use self::removal::{Removed, remove_all};
@@ -328,7 +329,12 @@ impl Driver for HostDriver {
     }
 
     fn apply_disk(&self, wanted: &DiskWanted) -> DiskObserved {
-        self.volumes.apply(wanted)
+        match &wanted.shape {
+            DiskShape::OutgoingRoot { instance } => {
+                self.volumes.bring_out_root(wanted, || self.freeze_root(instance))
+            }
+            _ => self.volumes.apply(wanted),
+        }
     }
 
     fn console(&self, instance: &str, bytes_max: u32) -> Result<String, DriverError> {

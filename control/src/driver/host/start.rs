@@ -86,7 +86,7 @@ impl Files {
 }
 
 impl HostDriver {
-    fn check(&self, step: Step) -> Result<(), String> {
+    pub(super) fn check(&self, step: Step) -> Result<(), String> {
         if self.fail.is_set(step) { Err(format!("the step {step:?} was made to fail")) } else { Ok(()) }
     }
 

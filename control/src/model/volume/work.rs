@@ -77,6 +77,16 @@ pub enum DiskTask {
         /// Which image.
         image: String,
     },
+    /// Making an image of a server's root disk.
+    UploadRoot {
+        /// Which server.
+        server: String,
+        /// Which image.
+        image: String,
+        /// How many backups of its kind are kept, if it is one.
+        #[serde(default)]
+        rotation: Option<u32>,
+    },
     /// Clearing after an image was made.
     Clear,
     /// Making a backup.
@@ -99,4 +109,14 @@ pub enum DiskTask {
         /// Which.
         backup: String,
     },
+}
+
+impl DiskTask {
+    /// The image that is made of what the host brings out.
+    pub fn image(&self) -> Option<&str> {
+        match self {
+            Self::Upload { image, .. } | Self::UploadRoot { image, .. } => Some(image),
+            _ => None,
+        }
+    }
 }

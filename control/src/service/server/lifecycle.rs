@@ -90,10 +90,7 @@ pub fn ask(server: &mut Server, action: Action, now: Timestamp) -> Result<(), Er
         return Err(wrong_state(server, action.name(), "vm_state", server.vm_state.name()));
     }
     if server.launched_at.is_none() || server.host.is_none() || server.discard {
-        return Err(Error::conflict(
-            "InstanceInvalidState",
-            format!("Cannot '{}' an instance which has never been active", action.name()),
-        ));
+        return Err(never_active(action.name()));
     }
     server.shutdown_timeout_ms = match action {
         Action::Stop | Action::RebootSoft => shutdown_timeout_ms(server),
@@ -110,6 +107,35 @@ pub fn ask(server: &mut Server, action: Action, now: Timestamp) -> Result<(), Er
     }
     server.task = Some(action.task().to_owned());
     server.generation += 1;
+    server.updated_at = now;
+    Ok(())
+}
+
+/// What is said of a server while an image is made of its disk (`nova.compute.task_states`): asked for, being made by
+/// the host, on its way into the store.
+pub const IMAGE_TASKS: [&str; 4] =
+    ["image_snapshot", "image_backup", "image_pending_upload", "image_uploading"];
+
+/// Whether an image is being made of the server's disk: what its host says of its power does not end that.
+pub fn becomes_image(server: &Server) -> bool {
+    server.task.as_deref().is_some_and(|task| IMAGE_TASKS.contains(&task))
+}
+
+/// Writes down that an image shall be made of the server's disk, by what Nova calls `action`.
+///
+/// # Errors
+/// [`Error::Conflict`] in Nova's words if the server's state does not allow it.
+pub fn ask_image(server: &mut Server, action: &str, task: &str, now: Timestamp) -> Result<(), Error> {
+    if let Some(task) = &server.task {
+        return Err(wrong_state(server, action, "task_state", task));
+    }
+    if !matches!(server.vm_state, VmState::Active | VmState::Stopped | VmState::Paused) {
+        return Err(wrong_state(server, action, "vm_state", server.vm_state.name()));
+    }
+    if server.launched_at.is_none() || server.host.is_none() || server.discard {
+        return Err(never_active(action));
+    }
+    server.task = Some(task.to_owned());
     server.updated_at = now;
     Ok(())
 }
@@ -195,7 +221,9 @@ fn settle(server: &mut Server, report: &InstanceObserved, now: Timestamp) {
     // A server in error leaves that state only because somebody asked something of it.
     if server.task.is_some() || server.vm_state != VmState::Error {
         server.vm_state = rest;
-        server.task = None;
+        if !becomes_image(server) {
+            server.task = None;
+        }
     }
 }
 
@@ -211,12 +239,21 @@ fn fail(server: &mut Server, report: &InstanceObserved, now: Timestamp) {
     }
     // It ran, so its disk is its owner's: it stays, and nobody starts it again unasked.
     server.vm_state = VmState::Error;
-    server.task = None;
+    if !becomes_image(server) {
+        server.task = None;
+    }
     server.fault = Some(fault);
     if server.power != Power::Stopped {
         server.power = Power::Stopped;
         server.generation += 1;
     }
+}
+
+fn never_active(action: &str) -> Error {
+    Error::conflict(
+        "InstanceInvalidState",
+        format!("Cannot '{action}' an instance which has never been active"),
+    )
 }
 
 fn wrong_state(server: &Server, action: &str, attribute: &str, state: &str) -> Error {

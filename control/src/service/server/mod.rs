@@ -2,6 +2,7 @@
 //! the agents bring it about.
 
 pub mod create;
+pub mod image;
 pub mod lifecycle;
 pub mod power;
 pub mod read;

@@ -148,6 +148,7 @@ pub(crate) fn action_record(caller: &Caller, action: &str) -> ActionRecord {
         user_id: caller.user_id.clone(),
         project_id: caller.project_id().unwrap_or_default().to_owned(),
         started_at: Timestamp::now(),
+        message: None,
     }
 }
 

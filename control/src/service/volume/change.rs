@@ -4,34 +4,25 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::BytesMut;
-use tokio::io::AsyncReadExt as _;
-
 use super::encryption;
 use super::kind::{self, is_multiattach};
 use super::place::backend_name;
-use super::work::{upload_ended, want};
+use super::work::want;
 use super::{
     SIZE_GIB_MAX, VolumeView, check_properties, check_text, find_for_change, invalid_input, invalid_volume,
     require_status,
 };
 use crate::Control;
 use crate::agent::protocol::DiskShape;
-use crate::caller::{Caller, RoleLevel, Scope};
+use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::model::image::{Image, ImageStatus};
+use crate::model::image::Image;
 use crate::model::random_uuid;
-use crate::model::volume::{DiskTask, DiskWork, Snapshot, Status, Volume};
+use crate::model::volume::{DiskTask, Snapshot, Status, Volume};
 use crate::policy::require_admin;
-use crate::reconcile::RETRY_INTERVAL;
-use crate::reconcile::image_task::sentence;
 use crate::service::image::{ImageChange, described_image, new_image};
-use crate::service::image_data::UploadTo;
 use crate::service::quota::{Resource, charge_of_type};
 use crate::store::{Stored, Txn};
-
-/// How much of a file is read at once when it becomes an image.
-const PIECE_BYTES: usize = 256 << 10;
 
 /// What to change of a volume's description; `None` leaves it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -341,70 +332,6 @@ impl Control {
             .await?;
         let image = self.image_stored(&image.id)?;
         Ok((view, image))
-    }
-
-    /// Reads the file that a host made of a volume into its image, then has the host clear it.
-    pub(crate) async fn volume_image_take(self: &Arc<Self>, host: &str, work: &DiskWork) {
-        let DiskTask::Upload { volume, image } = &work.task else { return };
-        if !self.image_tasks.begin(image) {
-            // A repeated report: the first one is taken care of.
-            return;
-        }
-        let taken = self.take_image(host, volume, image).await;
-        if let Err(error) = &taken {
-            tracing::warn!(image.id = image, error = error as &dyn std::error::Error, "no image of a volume");
-        }
-        let fault = taken.err().map(|error| sentence(&error));
-        loop {
-            let ended = self.db.transact(|cache| match cache.get::<DiskWork>(&work.id) {
-                Some(stored) if stored.row.generation == work.generation => {
-                    Ok(upload_ended(cache, &stored, host, fault.as_deref()))
-                }
-                _ => Ok(Txn::new()),
-            });
-            let Err(error) = ended.await else { break };
-            tracing::error!(
-                volume.id = volume,
-                error = &error as &dyn std::error::Error,
-                "an upload does not end"
-            );
-            if !matches!(error, Error::Unavailable(_)) {
-                break;
-            }
-            tokio::time::sleep(RETRY_INTERVAL).await;
-        }
-        self.image_tasks.end(image);
-    }
-
-    async fn take_image(self: &Arc<Self>, host: &str, volume: &str, image: &str) -> Result<()> {
-        let Some(found) = self.db.get::<Image>(image) else { return Ok(()) };
-        if found.row.status != ImageStatus::Queued {
-            // Done before the process ended, or its owner brings other data.
-            return Ok(());
-        }
-        let owner = Caller {
-            user_id: self.db.get::<Volume>(volume).map(|found| found.row.user_id.clone()).unwrap_or_default(),
-            scope: Scope::Project(found.row.owner.clone().unwrap_or_default()),
-            role: Some(RoleLevel::Member),
-            ..Caller::default()
-        };
-        let path = self.settings.volumes_dir.join(host).join(crate::driver::volumes::OUTGOING).join(image);
-        let failed = |source| Error::Io { step: "read the file made of a volume", source };
-        let mut file = tokio::fs::File::open(&path).await.map_err(failed)?;
-        let mut upload = self.image_upload(&owner, image, UploadTo::Store(None)).await?;
-        let mut piece = BytesMut::with_capacity(PIECE_BYTES);
-        loop {
-            piece.reserve(PIECE_BYTES);
-            match file.read_buf(&mut piece).await {
-                Ok(0) => return upload.finish().await,
-                Ok(_) if upload.write(piece.split().freeze()).await => {}
-                Ok(_) => return upload.finish().await,
-                Err(error) => {
-                    upload.abandon().await;
-                    return Err(failed(error));
-                }
-            }
-        }
     }
 }
 

@@ -15,6 +15,7 @@ use crate::model::volume::{
 };
 use crate::service::image_data::deletion;
 use crate::service::quota::{Resource, charge_of_type};
+use crate::service::server::image::{brought_out, root_uploaded};
 use crate::store::{Cache, Stored, Txn};
 
 /// Wants `shape` of a host's disk; an older wish about the same disk is over, and whoever waited for it waits no more.
@@ -64,6 +65,7 @@ fn let_go(cache: &Cache, txn: Txn, task: &DiskTask) -> Txn {
         | DiskTask::CreateSnapshot { .. }
         | DiskTask::DeleteSnapshot { .. }
         | DiskTask::Upload { .. }
+        | DiskTask::UploadRoot { .. }
         | DiskTask::Move { type_id: None, .. }
         | DiskTask::Clear
         | DiskTask::DeleteBackup { .. } => txn,
@@ -96,9 +98,9 @@ impl Control {
                 let Some(work) = work.filter(|work| work.row.generation == report.generation) else {
                     return Ok((Txn::new(), Next::Nothing));
                 };
-                if let (DiskTask::Upload { .. }, None) = (&work.row.task, &report.fault) {
+                if work.row.task.image().is_some() && report.fault.is_none() {
                     let next = Next::TakeImage { host: host.to_owned(), work: work.row.clone() };
-                    return Ok((Txn::new(), next));
+                    return Ok((brought_out(cache, Txn::new(), &work.row.task), next));
                 }
                 let txn = Txn::new().delete(&work);
                 Ok((finish(cache, txn, &work, report), Next::Nothing))
@@ -107,7 +109,7 @@ impl Control {
         if let Next::TakeImage { host, work } = next {
             // A task of its own: an image takes its time, and reports do not wait for it.
             let control = self.clone();
-            tokio::spawn(async move { control.volume_image_take(&host, &work).await });
+            tokio::spawn(async move { control.disk_image_take(&host, &work).await });
         }
         Ok(())
     }
@@ -130,6 +132,9 @@ fn finish(cache: &Cache, txn: Txn, work: &Stored<DiskWork>, report: &DiskObserve
         DiskTask::CreateSnapshot { snapshot } => done.snapshot_made(txn, snapshot),
         DiskTask::DeleteSnapshot { snapshot } => done.snapshot_gone(txn, snapshot),
         DiskTask::Upload { volume, image } => done.uploaded(txn, volume, image),
+        DiskTask::UploadRoot { server, image, .. } => {
+            root_uploaded(cache, txn, (server, image), &work.row.request_id, report.fault.as_deref())
+        }
         DiskTask::Clear => txn,
         DiskTask::CreateBackup { backup } => done.backup_made(txn, backup, report.bytes),
         DiskTask::Restore { backup, volume, encryption } => {
@@ -140,10 +145,17 @@ fn finish(cache: &Cache, txn: Txn, work: &Stored<DiskWork>, report: &DiskObserve
 }
 
 /// The end of an upload, whose data control has taken, or could not take.
-pub(super) fn upload_ended(cache: &Cache, work: &Stored<DiskWork>, host: &str, fault: Option<&str>) -> Txn {
-    let DiskTask::Upload { volume, image } = &work.row.task else { return Txn::new() };
+pub(crate) fn upload_ended(cache: &Cache, work: &Stored<DiskWork>, host: &str, fault: Option<&str>) -> Txn {
     let request_id = &work.row.request_id;
-    let txn = Done { cache, request_id, fault }.uploaded(Txn::new(), volume, image);
+    let (txn, image) = match &work.row.task {
+        DiskTask::Upload { volume, image } => {
+            (Done { cache, request_id, fault }.uploaded(Txn::new(), volume, image), image)
+        }
+        DiskTask::UploadRoot { server, image, .. } => {
+            (root_uploaded(cache, Txn::new(), (server, image), request_id, fault), image)
+        }
+        _ => return Txn::new(),
+    };
     want(cache, txn, request_id, (host, image), DiskShape::OutgoingDeleted, DiskTask::Clear)
 }
 

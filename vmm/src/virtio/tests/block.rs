@@ -234,7 +234,7 @@ fn held_device_changes_nothing_and_does_afterwards_what_came_meanwhile() {
     driver.guest.kick(0);
     assert_eq!(driver.queue.take_used(&driver.guest.memory), None);
     disk.state(|state| assert_eq!((state.bytes[0], state.flushes), (0, 0)));
-    device.lock().unwrap().flush().unwrap();
+    device.lock().unwrap().write_out().unwrap();
     disk.state(|state| assert_eq!((state.bytes[0], state.flushes), (0, 1)));
     device.lock().unwrap().hold(false);
     assert!(driver.guest.run());

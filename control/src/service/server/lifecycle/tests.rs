@@ -186,7 +186,14 @@ fn only_the_newest_actions_are_kept() {
         let (user_id, project_id) = ("u".to_owned(), "p".to_owned());
         record(
             &mut server,
-            ActionRecord { action: "stop".to_owned(), request_id, user_id, project_id, started_at: now() },
+            ActionRecord {
+                action: "stop".to_owned(),
+                request_id,
+                user_id,
+                project_id,
+                started_at: now(),
+                message: None,
+            },
         );
     }
     assert_eq!((server.actions.len(), server.actions[0].request_id.as_str()), (ACTIONS_MAX, "req-3"));
