@@ -7,6 +7,7 @@ mod crash;
 mod encryption;
 mod every_step;
 mod identity_steps;
+mod images;
 mod limits;
 mod manage;
 mod volumes;

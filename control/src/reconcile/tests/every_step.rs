@@ -12,6 +12,7 @@ use crate::model::volume::{
     Backup, DiskWork, Group, GroupSnapshot, Snapshot, Status, Transfer, Volume, VolumeAttachment,
 };
 use crate::service::quota::{Resource, of_type};
+use crate::service::server::image::{BackupSeries, NewServerImage};
 use crate::service::server::volume::{DeviceSource, NewServerVolume};
 use crate::service::volume::NewVolume;
 use crate::service::volume::attachment::NewAttachment;
@@ -301,6 +302,11 @@ impl Cloud {
         Ok(self.control.volume_backup_create(&self.admin, new).await?.row.id.clone())
     }
 
+    async fn image_of(&self, server: &str, backup: Option<BackupSeries>) -> Result<()> {
+        let new = NewServerImage { name: "i".to_owned(), backup, ..NewServerImage::default() };
+        self.control.server_image_create(&self.admin, server, &new).await.map(drop)
+    }
+
     async fn group_with(&self, volumes: &[&str]) -> String {
         let (control, admin) = (&self.control, &self.admin);
         let kind = ("kind".to_owned(), None, true);
@@ -362,9 +368,14 @@ impl Cloud {
             ids.insert("type", kind.row.id.clone());
         }
         if action.starts_with("server") && action != "server with new volumes" {
+            self.fill_image();
             let server = self.create().await;
             self.until_status(&server, "ACTIVE").await;
             ids.insert("server", server);
+        }
+        if action == "server becomes the only backup" {
+            self.act(action, &ids).await.unwrap();
+            self.settle().await;
         }
         if action == "server gives back" || action == "server goes with its volume" {
             let new = NewServerVolume {
@@ -545,6 +556,15 @@ impl Cloud {
                 std::fs::write(self._state.path().join("images").join(IMAGE), [0; 512]).unwrap();
                 control.servers_create(admin, new).await.map(drop)
             }
+            "server becomes an image" => self.image_of(&ids["server"], None).await,
+            "server goes while it becomes an image" => {
+                self.image_of(&ids["server"], None).await?;
+                control.server_delete(admin, &ids["server"]).await
+            }
+            "server becomes the only backup" => {
+                let series = BackupSeries { kind: "daily".to_owned(), rotation: 1 };
+                self.image_of(&ids["server"], Some(series)).await
+            }
             "image import" => self.import_staged().await,
             other => panic!("no action {other}"),
         }
@@ -596,7 +616,7 @@ async fn cut_off(actions: &[&str]) {
             let answer = cloud.act(action, &ids).await;
             cloud.settle().await;
             let died = cloud.process.is_dead();
-            if action.starts_with("upload") {
+            if action.starts_with("upload") || action.contains("image") && action.starts_with("server") {
                 // Only owners have images without data.
                 let queued =
                     cloud.control.db.cache().filter::<Image>(|one| one.status == ImageStatus::Queued);
@@ -683,6 +703,12 @@ async fn attachments_and_servers_volumes_cut_off_at_each_commit_leave_nothing_ha
     cut_off(&["attach", "detach", "attachment", "attachment complete", "attachment delete"]).await;
     cut_off(&["server takes", "server gives back", "server goes with its volume"]).await;
     cut_off(&["server with new volumes"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_of_servers_cut_off_at_each_commit_leave_nothing_half_made() {
+    cut_off(&["server becomes an image", "server goes while it becomes an image"]).await;
+    cut_off(&["server becomes the only backup"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,7 +45,8 @@ impl Cloud {
             NamedPlace { name: "other".into(), place: Place::Directory(self._state.path().join("other")) };
         let places = vec![Place::Files.into(), other];
         let volumes = Volumes::open(VolumePaths { root, places, images, bucket: None }).unwrap();
-        let fake = FakeDriver::new("fake-0", None).unwrap().with_volumes(volumes);
+        let instances = Some(self._state.path().join("instances"));
+        let fake = FakeDriver::new("fake-0", instances).unwrap().with_volumes(volumes);
         let disk = move |wanted: &DiskWanted, observed: &DiskObserved| {
             if matches!(wanted.shape, DiskShape::Outgoing { .. }) && observed.fault.is_none() {
                 let file = std::fs::File::options().write(true).open(outgoing.join(&wanted.id)).unwrap();
