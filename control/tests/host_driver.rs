@@ -3,6 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "host_driver/copies.rs"]
+mod copies;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::Ipv4Addr;
@@ -33,7 +36,7 @@ fn main() {
     if missing.is_none() {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");
     }
-    let trials: [(&str, Body); 9] = [
+    let trials: [(&str, Body); 12] = [
         ("instance_is_started_paused_resumed_stopped_restarted_and_deleted_without_a_trace", whole_life),
         ("driver_that_comes_anew_adopts_the_same_process", adoption),
         ("first_boot_that_fails_at_any_step_leaves_nothing", failing_first_boot),
@@ -43,6 +46,9 @@ fn main() {
         ("broken_image_missing_image_missing_network_and_too_much_memory_are_faults", faults),
         ("guest_that_is_asked_to_end_powers_itself_off", graceful_stop),
         ("cloud_that_is_taken_down_leaves_no_process_and_no_link_and_starts_again", taken_down),
+        ("root_disk_comes_out_of_a_guest_that_runs_stands_still_or_is_off", copies::disks_come_out),
+        ("copy_of_a_disk_that_fails_at_any_step_leaves_a_running_guest_and_no_file", copies::failing_copies),
+        ("guest_that_a_killed_agent_left_standing_still_goes_on", copies::guest_left_still),
     ];
     let trials = trials.into_iter().map(|(name, trial)| {
         let missing = missing.clone();
