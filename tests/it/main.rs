@@ -17,6 +17,7 @@ mod lab;
 mod limits;
 mod openstack;
 mod processes;
+mod server_images;
 mod serving;
 mod survive;
 mod tenants;
@@ -41,6 +42,7 @@ fn main() {
         tenants::trials(),
         survive::trials(),
         volumes::trials(),
+        server_images::trials(),
         limits::trials(),
         encryption::trials(),
         openstack::trials(),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::http::Method;
 use control::driver::fake::FakeDriver;
+use control::driver::volumes::{Place, VolumePaths, Volumes};
 use serde_json::{Value, json};
 
 use crate::harness::{Harness, Reply};
@@ -40,6 +41,19 @@ impl Cloud {
 
     async fn post(&self, path: &str, version: &str, body: Value) -> Reply {
         self.call(Method::POST, path, version, body).await
+    }
+}
+
+impl Cloud {
+    /// With a host that pretends, but for its disks.
+    async fn with_disks() -> Self {
+        let cloud = Self::new().await;
+        let state = cloud.harness.directory();
+        let (root, images) = (state.join("volumes/fake-0"), state.join("images"));
+        let paths = VolumePaths { root, places: vec![Place::Files.into()], images, bucket: None };
+        let volumes = Volumes::open(paths).unwrap();
+        cloud.harness.start_host(FakeDriver::new("fake-0", None).unwrap().with_volumes(volumes)).await;
+        cloud
     }
 }
 
@@ -350,4 +364,63 @@ async fn server_lives_through_its_actions_over_rest_and_is_gone_after_its_deleti
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("the server is still there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn image_of_a_server_is_told_by_its_place_and_later_by_its_id() {
+    let cloud = Cloud::with_disks().await;
+    let image = cloud.image().await;
+    let id = cloud.server(&image, json!({})).await;
+    cloud.until(&id, "ACTIVE").await;
+    let act = |version, body| {
+        let (cloud, path) = (&cloud, format!("/servers/{id}/action"));
+        async move { cloud.post(&path, version, body).await }
+    };
+    let made = act("2.44", json!({"createImage": {"name": "one", "metadata": {"k": "v"}}})).await;
+    assert_eq!((made.status.as_u16(), made.bytes.len()), (202, 0));
+    let location = made.header("location").unwrap().to_owned();
+    let first = location.strip_prefix("http://cloud.test/image/images/").unwrap();
+    cloud.until(&id, "ACTIVE").await;
+    let shown =
+        cloud.harness.admin(Method::GET, &format!("/image/v2/images/{first}"), Value::Null).await.json();
+    assert_eq!(
+        (&shown["status"], &shown["k"], &shown["os_distro"], &shown["base_image_ref"], &shown["size"]),
+        (&json!("active"), &json!("v"), &json!("tiny"), &json!(image), &json!(4096))
+    );
+    assert_eq!((&shown["owner_user_name"], &shown["owner_project_name"]), (&json!("admin"), &json!("admin")));
+    let made = act("2.45", json!({"createImage": {"name": "two"}})).await;
+    assert_eq!((made.status.as_u16(), made.header("location")), (202, None));
+    assert_eq!(members(&made.json()), ["image_id"]);
+    let busy = act("2.45", json!({"createImage": {"name": "three"}})).await;
+    assert!(matches!(busy.status.as_u16(), 202 | 409), "{:?}", busy.json());
+    cloud.until(&id, "ACTIVE").await;
+    let series =
+        |rotation| json!({"createBackup": {"name": "b", "backup_type": "daily", "rotation": rotation}});
+    let made = act("2.45", series(json!("1"))).await;
+    assert_eq!((made.status.as_u16(), members(&made.json())), (202, vec!["image_id"]));
+    cloud.until(&id, "ACTIVE").await;
+    let made = act("2.45", series(json!(0))).await;
+    assert_eq!((made.status.as_u16(), made.bytes.len()), (202, 0));
+    cloud.until(&id, "ACTIVE").await;
+    let actions = cloud.get(&format!("/servers/{id}/os-instance-actions"), "2.84").await.json();
+    let first = &actions["instanceActions"][0];
+    assert_eq!((&first["action"], &first["message"]), (&json!("createBackup"), &Value::Null));
+    for wrong in [
+        json!({"createImage": {}}),
+        json!({"createImage": null}),
+        json!({"createImage": {"name": ""}}),
+        json!({"createImage": {"name": "x".repeat(256)}}),
+        json!({"createImage": {"name": "n", "metadata": {"k": 1}}}),
+        json!({"createImage": {"name": "n", "metadata": {"": "v"}}}),
+        json!({"createImage": {"name": "n", "other": 1}}),
+        series(json!(-1)),
+        series(json!("x")),
+        series(Value::Null),
+        json!({"createBackup": {"name": "b", "rotation": 1}}),
+    ] {
+        let refused = act("2.45", wrong.clone()).await;
+        assert_eq!(refused.status, 400, "{wrong}: {:?}", refused.json());
+    }
+    let missing = cloud.post("/servers/nope/action", "2.1", json!({"createImage": {"name": "n"}})).await;
+    assert_eq!(missing.status, 404);
 }
