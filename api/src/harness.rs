@@ -62,7 +62,9 @@ impl Harness {
     pub(crate) async fn with(identity: IdentitySettings) -> Self {
         let directory = Arc::new(tempfile::tempdir().unwrap());
         let store = control::store::RedbStore::open(&directory.path().join("store.redb")).unwrap();
-        let settings = Settings { identity, ..Settings::new("http://cloud.test", directory.path()) };
+        let volumes_dir = directory.path().join("volumes");
+        let settings =
+            Settings { identity, volumes_dir, ..Settings::new("http://cloud.test", directory.path()) };
         let cloud = Self::open(Arc::new(store), directory, settings).await;
         cloud.control.bootstrap(ADMIN_PASSWORD.to_owned().into()).await.unwrap();
         cloud

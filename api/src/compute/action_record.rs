@@ -7,6 +7,7 @@ use control::model::compute::{ActionRecord, Server};
 use serde_json::{Value, json};
 
 use super::microseconds;
+use super::server_view::host_id;
 use crate::context::{Answer, AppState, Authenticated, Segments};
 use crate::microversion::Microversion;
 
@@ -23,7 +24,7 @@ pub(super) async fn list(
     Ok(Json(json!({"instanceActions": shown})))
 }
 
-/// `GET /servers/{id}/os-instance-actions/{request}`. The events that an action is made of are not recorded.
+/// `GET /servers/{id}/os-instance-actions/{request}`. An action has one event, that of its host, where its end is kept.
 pub(super) async fn show(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
@@ -36,9 +37,40 @@ pub(super) async fn show(
     let record = record.ok_or_else(|| Error::not_found("Action", format!("{request} of instance {id}")))?;
     let mut shown = full(version, server, record);
     if caller.is_admin() || version.at_least(2, 51) {
-        shown["events"] = json!([]);
+        let events: Vec<Value> = event(version, caller.is_admin(), server, record).into_iter().collect();
+        shown["events"] = json!(events);
     }
     Ok(Json(json!({"instanceAction": shown})))
+}
+
+/// What the host did for an action (Nova's `compute_…` events).
+fn event(version: Microversion, is_admin: bool, server: &Server, record: &ActionRecord) -> Option<Value> {
+    let name = match record.action.as_str() {
+        "createImage" => "compute_snapshot_instance",
+        "createBackup" => "compute_backup_instance",
+        "extend_volume" => "compute_extend_volume",
+        _ => return None,
+    };
+    let finished_at = record.finished_at?;
+    let mut shown = json!({
+        "event": name,
+        "finish_time": microseconds(finished_at),
+        "result": if record.message.is_some() { "Error" } else { "Success" },
+        "start_time": microseconds(record.started_at),
+    });
+    if is_admin {
+        shown["traceback"] = Value::Null;
+    }
+    if version.at_least(2, 62) {
+        shown["hostId"] = json!(host_id(server));
+        if is_admin {
+            shown["host"] = json!(server.host);
+        }
+    }
+    if version.at_least(2, 84) {
+        shown["details"] = Value::Null;
+    }
+    Some(shown)
 }
 
 fn full(version: Microversion, server: &Server, record: &ActionRecord) -> Value {
@@ -52,7 +84,7 @@ fn full(version: Microversion, server: &Server, record: &ActionRecord) -> Value 
         "user_id": record.user_id,
     });
     if version.at_least(2, 58) {
-        shown["updated_at"] = json!(microseconds(record.started_at));
+        shown["updated_at"] = json!(microseconds(record.finished_at.unwrap_or(record.started_at)));
     }
     shown
 }

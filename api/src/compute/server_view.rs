@@ -193,7 +193,7 @@ pub(super) fn disk_config(server: &Server) -> &'static str {
 }
 
 /// A name for the host that says nothing of it but whether two servers of one project share it.
-fn host_id(server: &Server) -> String {
+pub(super) fn host_id(server: &Server) -> String {
     let host = match &server.host {
         Some(host) if server.power != Power::Deleted => host,
         _ => return String::new(),

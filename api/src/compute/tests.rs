@@ -405,6 +405,12 @@ async fn image_of_a_server_is_told_by_its_place_and_later_by_its_id() {
     let actions = cloud.get(&format!("/servers/{id}/os-instance-actions"), "2.84").await.json();
     let first = &actions["instanceActions"][0];
     assert_eq!((&first["action"], &first["message"]), (&json!("createBackup"), &Value::Null));
+    let request = first["request_id"].as_str().unwrap();
+    let shown = cloud.get(&format!("/servers/{id}/os-instance-actions/{request}"), "2.84").await.json();
+    let event = &shown["instanceAction"]["events"][0];
+    assert_eq!((&event["event"], &event["result"]), (&json!("compute_backup_instance"), &json!("Success")));
+    let fields = ["details", "event", "finish_time", "host", "hostId", "result", "start_time", "traceback"];
+    assert_eq!(members(event), fields);
     for wrong in [
         json!({"createImage": {}}),
         json!({"createImage": null}),

@@ -16,7 +16,7 @@ use super::volumes::Volumes;
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake, instance_id_is_safe};
 use crate::agent::protocol::{
     DiskFound, DiskObserved, DiskShape, DiskWanted, HostReport, InstanceObserved, InstanceState,
-    InstanceWanted, Power,
+    InstanceWanted, PoolReport, Power,
 };
 
 /// What a fake host claims to have, unless told otherwise: a common server's size.
@@ -135,7 +135,11 @@ impl Driver for FakeDriver {
             address: "127.0.0.1".into(),
             uptime_s: self.started.elapsed().as_secs(),
             hot_plug: true,
-            pools: self.volumes.as_ref().map(Volumes::report).unwrap_or_default(),
+            // No guest writes to its disks.
+            pools: self.volumes.as_ref().map_or_else(Vec::new, |volumes| {
+                let copied = |pool| PoolReport { copies_in_use: true, ..pool };
+                volumes.report().into_iter().map(copied).collect()
+            }),
         }
     }
 

@@ -116,6 +116,9 @@ pub struct ActionRecord {
     /// What Nova says of it where it failed: `Error`.
     #[serde(default)]
     pub message: Option<String>,
+    /// When its host was done with it, where that is kept: of images and of extended volumes.
+    #[serde(default)]
+    pub finished_at: Option<Timestamp>,
 }
 
 /// The most actions kept per server: the newest ones, so that a row stays small.

@@ -29,6 +29,12 @@ const PIECES_MAX: usize = 8;
 /// How large one is, but the last.
 const PIECE_BYTES: usize = 256 << 10;
 
+/// The MD5 of nothing (RFC 1321 §A.5).
+const EMPTY_MD5: &str = "d41d8cd98f00b204e9800998ecf8427e";
+/// The SHA-512 of nothing (FIPS 180-4).
+const EMPTY_SHA512: &str = "cf83e1357eefb8bdf1542850d66d8007d620e4050b5715dc83f4a921d36ce9ce\
+                            47d0d13c5d85f2b0ff8318d2877eec2f63b931bd47417a81a538327af927da3e";
+
 /// Where an upload goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UploadTo {
@@ -309,6 +315,9 @@ impl Control {
     /// # Errors
     /// `NotFound` if the image was deleted meanwhile; `Io`.
     pub async fn image_data(&self, image: &Image, range: Range<u64>) -> Result<DataStream> {
+        if range.is_empty() {
+            return Ok(Box::pin(futures_util::stream::empty()));
+        }
         let name = image.data.as_deref().unwrap_or(&image.id);
         let mut failed = None;
         for store in
@@ -481,6 +490,17 @@ fn activated(image: Image, digest: &ImageDigest, stores: &[String], virtual_byte
         import_task: None,
         importing_to: Vec::new(),
         updated_at: Timestamp::now(),
+        ..image
+    }
+}
+
+/// A new image that is whole without any data; nothing of it is in a store.
+pub(crate) fn without_data(image: Image) -> Image {
+    Image {
+        status: ImageStatus::Active,
+        size_bytes: Some(0),
+        checksum: Some(EMPTY_MD5.to_owned()),
+        sha512: Some(EMPTY_SHA512.to_owned()),
         ..image
     }
 }

@@ -367,7 +367,9 @@ impl Cloud {
             let kind = control.volume_type_create(admin, kind, specs).await.unwrap();
             ids.insert("type", kind.row.id.clone());
         }
-        if action.starts_with("server") && action != "server with new volumes" {
+        if action == "server of volumes becomes an image" {
+            ids.insert("server", self.server_of_volumes().await);
+        } else if action.starts_with("server") && action != "server with new volumes" {
             self.fill_image();
             let server = self.create().await;
             self.until_status(&server, "ACTIVE").await;
@@ -556,7 +558,9 @@ impl Cloud {
                 std::fs::write(self._state.path().join("images").join(IMAGE), [0; 512]).unwrap();
                 control.servers_create(admin, new).await.map(drop)
             }
-            "server becomes an image" => self.image_of(&ids["server"], None).await,
+            "server becomes an image" | "server of volumes becomes an image" => {
+                self.image_of(&ids["server"], None).await
+            }
             "server goes while it becomes an image" => {
                 self.image_of(&ids["server"], None).await?;
                 control.server_delete(admin, &ids["server"]).await
@@ -708,7 +712,7 @@ async fn attachments_and_servers_volumes_cut_off_at_each_commit_leave_nothing_ha
 #[tokio::test(flavor = "multi_thread")]
 async fn images_of_servers_cut_off_at_each_commit_leave_nothing_half_made() {
     cut_off(&["server becomes an image", "server goes while it becomes an image"]).await;
-    cut_off(&["server becomes the only backup"]).await;
+    cut_off(&["server becomes the only backup", "server of volumes becomes an image"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,10 +1,12 @@
 //! Images of servers: from the wish to the bytes, with hosts that refuse and owners that change their minds.
 
+use super::volumes::device;
 use super::*;
 use crate::model::image::{ImageBlob, ImageMember};
-use crate::model::volume::DiskWork;
+use crate::model::volume::{DiskWork, Snapshot, Status, Volume};
 use crate::service::quota::Resource;
 use crate::service::server::image::{BackupSeries, NewServerImage};
+use crate::service::server::volume::DeviceSource;
 
 /// What the image, and so the fake driver's disk, has.
 const CONTENT: &[u8] = &[7; 2048];
@@ -204,4 +206,96 @@ async fn of_backups_of_one_kind_only_the_newest_stay() {
     assert_eq!(cloud.image_row(&weekly), None);
     assert_eq!(cloud.images_counted()[0], 2);
     assert_eq!(control.db.list::<ImageBlob>().len(), 1, "the same bytes once");
+}
+
+impl Cloud {
+    /// A server that boots from a new volume of the image, with an empty one beside it.
+    pub(super) async fn server_of_volumes(&self) -> String {
+        self.fill_image();
+        let devices = vec![
+            device(DeviceSource::Image(IMAGE.to_owned()), true, 1),
+            device(DeviceSource::Blank, false, 2),
+        ];
+        let new = NewServers { image_id: String::new(), devices, ..self.new_servers() };
+        let created = self.control.servers_create(&self.admin, new).await.unwrap();
+        let server = created.servers[0].id.clone();
+        self.until_status(&server, "ACTIVE").await;
+        server
+    }
+
+    fn volumes_of(&self, server: &str) -> Vec<Volume> {
+        let server = self.server(server).unwrap();
+        let volumes =
+            server.volumes.iter().map(|attached| self.control.db.get::<Volume>(&attached.volume_id));
+        volumes.map(|volume| volume.unwrap().row.clone()).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn image_of_a_server_of_volumes_stands_for_snapshots_and_makes_servers_of_them() {
+    let cloud = Cloud::with_volumes().await;
+    let (control, admin) = (&cloud.control, &cloud.admin);
+    let server = cloud.server_of_volumes().await;
+    let of_kind = NewServerImage { backup: Some(BackupSeries::default()), ..new_image("b") };
+    let refused = control.server_image_create(admin, &server, &of_kind).await;
+    assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
+    let id = control.server_image_create(admin, &server, &new_image("i")).await.unwrap();
+    cloud.until_free(&server).await;
+    let image = cloud.image_row(&id).unwrap();
+    assert_eq!((image.status, image.size_bytes, image.stores.len()), (ImageStatus::Active, Some(0), 0));
+    let mapping: serde_json::Value = serde_json::from_str(&image.properties["block_device_mapping"]).unwrap();
+    let mapping = mapping.as_array().unwrap().clone();
+    let shown: Vec<_> = mapping
+        .iter()
+        .map(|entry| {
+            (entry["device_name"].clone(), entry["boot_index"].clone(), entry["volume_size"].clone())
+        })
+        .collect();
+    assert_eq!(shown, [("/dev/vda".into(), 0.into(), 1.into()), ("/dev/vdb".into(), ().into(), 2.into())]);
+    let snapshots: Vec<_> = mapping.iter().map(|entry| entry["snapshot_id"].as_str().unwrap()).collect();
+    for snapshot in &snapshots {
+        let row = control.db.get::<Snapshot>(snapshot).unwrap().row.clone();
+        assert_eq!((row.status, row.name.as_deref()), (Status::Available, Some("snapshot for i")));
+    }
+    let said: Vec<_> = image.properties.keys().map(String::as_str).collect();
+    let expected = ["bdm_v2", "block_device_mapping", "purpose", "root_device_name"];
+    assert_eq!(said, expected);
+
+    let new = NewServers { image_id: id.clone(), ..cloud.new_servers() };
+    let created = control.servers_create(admin, new).await.unwrap();
+    let second = created.servers[0].id.clone();
+    cloud.until_status(&second, "ACTIVE").await;
+    assert_eq!(cloud.server(&second).unwrap().image_id, "");
+    let of: Vec<_> =
+        cloud.volumes_of(&second).iter().map(|volume| volume.snapshot_id.clone().unwrap()).collect();
+    assert_eq!(of, snapshots);
+    let actions: Vec<_> =
+        cloud.server(&server).unwrap().actions.iter().map(|one| one.action.clone()).collect();
+    assert_eq!(actions, ["create", "createImage"]);
+
+    for wrong in ["", "{}", "[{}]", "[]", "[{\"source_type\":\"volume\",\"destination_type\":\"volume\"}]"] {
+        let stored = control.db.get::<Image>(&id).unwrap();
+        let mut row = stored.row.clone();
+        row.properties.insert("block_device_mapping".to_owned(), wrong.to_owned());
+        control.db.transact(|_| Ok(Txn::new().update(&stored, &row))).await.unwrap();
+        let new = NewServers { image_id: id.clone(), ..cloud.new_servers() };
+        let refused = control.servers_create(admin, new).await;
+        assert!(matches!(refused, Err(Error::Invalid { .. })), "{wrong}: {refused:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn server_whose_volume_grows_has_that_among_its_actions() {
+    let cloud = Cloud::with_volumes().await;
+    let server = cloud.server_of_volumes().await;
+    let grower = Caller { request_id: "req-grow".to_owned(), ..cloud.admin.clone() };
+    let volume = cloud.volumes_of(&server).remove(1).id;
+    cloud.control.volume_extend(&grower, &volume, 5, true).await.unwrap();
+    cloud.until_volume(&volume, Some(Status::InUse)).await;
+    let found = cloud.server(&server).unwrap();
+    let action = found.actions.last().unwrap();
+    let told = (action.action.as_str(), action.request_id.as_str(), action.project_id.as_str());
+    assert_eq!(told, ("extend_volume", "req-grow", "p"));
+    assert!(action.finished_at.is_some() && action.message.is_none());
+    assert_eq!(cloud.volumes_of(&server)[1].size_gib, 5);
 }

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use vmm::document::Document;
 
+use super::image_of_volumes::with_volumes_of_image;
 use super::lifecycle::record;
 use super::power::action_record;
 use super::volume::{NewDevice, boot_source, is_one_thing, new_ids};
@@ -122,6 +123,7 @@ impl Control {
         self.db.caught_up().await?;
         self.check_property_count(&project_id, new.metadata.len())?;
         let cache = self.db.cache();
+        let new = with_volumes_of_image(cache, caller, new)?;
         let template = Template::prepare(cache, caller, &project_id, &new)?;
         let nics = self.resolve_nics(caller, &project_id, &new.nics)?;
         let group_ids = self.resolve_groups(&project_id, &new.security_groups).await?;

@@ -28,19 +28,32 @@ use crate::store::{Cache, Stored, Txn};
 /// The longest `backup_type` in characters.
 const BACKUP_TYPE_CHARS_MAX: usize = 255;
 
-/// Properties that no image takes over from the one that its server was made of (Nova's
-/// `NON_INHERITABLE_IMAGE_PROPERTIES`, `non_inheritable_image_properties` and `SM_SKIP_KEYS`).
-const NOT_INHERITED: [&str; 10] = [
+/// Properties that no image takes over from the one that its server was made of: Nova's
+/// `NON_INHERITABLE_IMAGE_PROPERTIES`, `non_inheritable_image_properties` and `SM_SKIP_KEYS`; what an image of a server says
+/// anew; and what a volume keeps of its image beside properties.
+const NOT_INHERITED: [&str; 22] = [
+    "backup_type",
+    "bdm_v2",
     "bittorrent",
     "block_device_mapping",
     "cache_in_nova",
+    "checksum",
     "cinder_encryption_key_deletion_policy",
     "cinder_encryption_key_id",
+    "container_format",
+    "disk_format",
+    "image_id",
+    "image_name",
     "img_signature",
     "img_signature_certificate_uuid",
     "img_signature_hash_method",
     "img_signature_key_type",
+    "instance_owner",
     "mappings",
+    "min_disk",
+    "min_ram",
+    "root_device_name",
+    "size",
 ];
 
 /// An image that shall be made of a server.
@@ -64,7 +77,7 @@ pub struct BackupSeries {
 }
 
 impl NewServerImage {
-    fn action(&self) -> &'static str {
+    pub(super) fn action(&self) -> &'static str {
         if self.backup.is_some() { "createBackup" } else { "createImage" }
     }
 
@@ -78,11 +91,11 @@ impl NewServerImage {
 }
 
 impl Control {
-    /// Makes an image of a server's root disk; its id. The data follows.
+    /// Makes an image of a server's root disk; its id. The data follows. Of a server that boots from a volume, all volumes
+    /// get snapshots, and the image says which.
     ///
     /// # Errors
-    /// `NotFound`, `Forbidden`, `Invalid`, `QuotaExceeded`; `Conflict` if the server's state does not allow it;
-    /// `NotImplemented` for one that boots from a volume.
+    /// `NotFound`, `Forbidden`, `Invalid`, `QuotaExceeded`; `Conflict` if the server's state does not allow it.
     pub async fn server_image_create(
         &self,
         caller: &Caller,
@@ -102,12 +115,16 @@ impl Control {
                 let stored = find(cache, caller, id)?;
                 require_write(caller, &stored.row.project_id, new.rule(), "Instance", id)?;
                 self.check_property_count(&stored.row.project_id, new.metadata.len())?;
-                refuse_volumes(&stored.row, new)?;
+                if stored.row.volumes.iter().any(|attached| attached.boot) {
+                    refuse_backup_of_volumes(new)?;
+                    return self.image_of_volumes(cache, caller, (&image_id, &stored), new);
+                }
                 let mut server = stored.row.clone();
                 let task = if new.backup.is_some() { "image_backup" } else { "image_snapshot" };
                 ask_image(&mut server, new.action(), task, Timestamp::now())?;
                 record(&mut server, action_record(caller, new.action()));
-                let image = described(cache, caller, image_id.clone(), &stored.row, new)?;
+                let more = of_disk(caller, &server, new);
+                let image = described(cache, caller, image_id.clone(), &server, new, more)?;
                 let txn = new_image(cache, Txn::new().update(&stored, &server), &image)?;
                 let txn = shared_with_owner(txn, &image, &stored.row);
                 let host = server.host.clone().unwrap_or_default();
@@ -122,7 +139,7 @@ impl Control {
 
     /// The bytes are on their way into the image.
     pub(crate) async fn server_image_uploading(&self, id: &str) -> Result<()> {
-        self.db.transact(|cache| Ok(in_task(cache, Txn::new(), id, Some("image_uploading")))).await
+        self.db.transact(|cache| Ok(in_task(cache, Txn::new(), id, "image_uploading"))).await
     }
 
     /// Deletes the oldest of a server's backups of the image's kind, until no more than `rotation` are there. One that is
@@ -145,24 +162,23 @@ impl Control {
     }
 }
 
-fn refuse_volumes(server: &Server, new: &NewServerImage) -> Result<()> {
-    match server.volumes.iter().any(|attached| attached.boot) {
-        false => Ok(()),
-        true if new.backup.is_some() => {
-            let message = "Backup is not supported for volume-backed instances.";
-            Err(Error::invalid("InvalidRequest", message))
+fn refuse_backup_of_volumes(new: &NewServerImage) -> Result<()> {
+    match new.backup {
+        Some(_) => {
+            Err(Error::invalid("InvalidRequest", "Backup is not supported for volume-backed instances."))
         }
-        true => Err(Error::NotImplemented("an image of a server that boots from a volume")),
+        None => Ok(()),
     }
 }
 
-/// The image as it is described before there is data, in Nova's words.
-fn described(
+/// The image as it is described before there is data, in Nova's words, with properties of its own kind.
+pub(super) fn described(
     cache: &Cache,
     caller: &Caller,
     id: String,
     server: &Server,
     new: &NewServerImage,
+    more: BTreeMap<String, String>,
 ) -> Result<Image> {
     let source = cache.get::<Image>(&server.image_id);
     let own = caller.project_id() == Some(server.project_id.as_str());
@@ -175,7 +191,7 @@ fn described(
         ImageChange::MinDisk(min_disk),
         ImageChange::MinRam(source.as_ref().map_or(0, |source| source.row.min_ram_mib)),
     ];
-    let properties = properties(cache, caller, server, new);
+    let properties = properties(cache, caller, server, new, more);
     changes.extend(properties.into_iter().map(|(name, value)| ImageChange::AddProperty(name, value)));
     described_image(caller, id, changes)
 }
@@ -187,36 +203,44 @@ fn properties(
     caller: &Caller,
     server: &Server,
     new: &NewServerImage,
+    more: BTreeMap<String, String>,
 ) -> BTreeMap<String, String> {
     let inherited = server.image_properties.iter();
     let inherited =
         inherited.filter(|(name, _)| !NOT_INHERITED.contains(&name.as_str()) && !is_reserved(name));
     let mut properties: BTreeMap<_, _> =
         inherited.map(|(name, value)| (name.clone(), value.clone())).collect();
-    let base = properties.get("base_image_ref").unwrap_or(&server.image_id).clone();
+    if !server.image_id.is_empty() {
+        properties.entry("base_image_ref".to_owned()).or_insert_with(|| server.image_id.clone());
+    }
     let user = cache.get::<User>(&server.user_id).map(|user| user.row.name.clone());
     let project = cache.get::<Project>(&server.project_id).map(|project| project.row.name.clone());
-    let kind = new.backup.as_ref().map(|series| series.kind.clone());
     let foreign = caller.project_id() != Some(server.project_id.as_str());
     let said = [
-        ("base_image_ref", Some(base)),
-        ("image_type", Some(if kind.is_some() { "backup" } else { "snapshot" }.to_owned())),
-        ("backup_type", kind),
-        ("image_location", Some("snapshot".to_owned())),
-        ("image_state", Some("available".to_owned())),
-        ("instance_uuid", Some(server.id.clone())),
         ("instance_owner", foreign.then(|| server.project_id.clone())),
-        ("owner_id", Some(server.project_id.clone())),
         ("owner_project_name", project),
         ("owner_user_name", user),
-        ("user_id", Some(caller.user_id.clone())),
     ];
-    properties.remove("backup_type");
-    properties.remove("instance_owner");
     properties.extend(said.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+    properties.extend(more);
     let given = new.metadata.iter().filter(|(name, _)| !is_reserved(name));
     properties.extend(given.map(|(name, value)| (name.clone(), value.clone())));
     properties
+}
+
+/// What an image of a server's own disk says besides.
+fn of_disk(caller: &Caller, server: &Server, new: &NewServerImage) -> BTreeMap<String, String> {
+    let kind = new.backup.as_ref().map(|series| series.kind.as_str());
+    let said = [
+        ("image_type", Some(if kind.is_some() { "backup" } else { "snapshot" })),
+        ("backup_type", kind),
+        ("image_location", Some("snapshot")),
+        ("image_state", Some("available")),
+        ("instance_uuid", Some(server.id.as_str())),
+        ("owner_id", Some(server.project_id.as_str())),
+        ("user_id", Some(caller.user_id.as_str())),
+    ];
+    said.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))).collect()
 }
 
 /// What Glance keeps for itself.
@@ -225,7 +249,7 @@ fn is_reserved(name: &str) -> bool {
 }
 
 /// The owner of a server of which somebody else has made an image is a member of that.
-fn shared_with_owner(txn: Txn, image: &Image, server: &Server) -> Txn {
+pub(super) fn shared_with_owner(txn: Txn, image: &Image, server: &Server) -> Txn {
     if image.owner.as_ref() == Some(&server.project_id) {
         return txn;
     }
@@ -242,17 +266,17 @@ fn shared_with_owner(txn: Txn, image: &Image, server: &Server) -> Txn {
 /// The host has brought a disk out.
 pub(crate) fn brought_out(cache: &Cache, txn: Txn, task: &DiskTask) -> Txn {
     match task {
-        DiskTask::UploadRoot { server, .. } => in_task(cache, txn, server, Some("image_pending_upload")),
+        DiskTask::UploadRoot { server, .. } => in_task(cache, txn, server, "image_pending_upload"),
         _ => txn,
     }
 }
 
-/// A server whose image is being made is further, or free again. One that has come to something else stays that.
-fn in_task(cache: &Cache, txn: Txn, id: &str, task: Option<&str>) -> Txn {
+/// A server whose image is being made is further. One that has come to something else stays that.
+fn in_task(cache: &Cache, txn: Txn, id: &str, task: &str) -> Txn {
     match cache.get::<Server>(id).filter(|stored| becomes_image(&stored.row)) {
-        Some(stored) if stored.row.task.as_deref() != task => {
+        Some(stored) if stored.row.task.as_deref() != Some(task) => {
             let now = Timestamp::now();
-            let server = Server { task: task.map(str::to_owned), updated_at: now, ..stored.row.clone() };
+            let server = Server { task: Some(task.to_owned()), updated_at: now, ..stored.row.clone() };
             txn.update(&stored, &server)
         }
         _ => txn,
@@ -267,18 +291,18 @@ pub(crate) fn root_uploaded(
     request_id: &str,
     fault: Option<&str>,
 ) -> Txn {
-    let txn = match fault {
-        None => return in_task(cache, txn, server, None),
-        Some(_) => failed(cache, txn, server, request_id),
-    };
+    let txn = ended(cache, txn, server, request_id, fault.is_some());
+    if fault.is_none() {
+        return txn;
+    }
     match cache.get::<Image>(image) {
         Some(image) if image.row.status == ImageStatus::Queued => txn.and(deletion(cache, &image)),
         _ => txn,
     }
 }
 
-/// The server is free again, and its action says that it failed.
-fn failed(cache: &Cache, txn: Txn, id: &str, request_id: &str) -> Txn {
+/// The server is free again, and its action says that it is over, or has failed.
+fn ended(cache: &Cache, txn: Txn, id: &str, request_id: &str, failed: bool) -> Txn {
     let Some(stored) = cache.get::<Server>(id) else { return txn };
     let mut server = stored.row.clone();
     if becomes_image(&server) {
@@ -287,7 +311,8 @@ fn failed(cache: &Cache, txn: Txn, id: &str, request_id: &str) -> Txn {
     let of_image = |action: &str| matches!(action, "createImage" | "createBackup");
     let mut actions = server.actions.iter_mut().rev();
     if let Some(action) = actions.find(|record| record.request_id == request_id && of_image(&record.action)) {
-        action.message = Some("Error".to_owned());
+        action.message = failed.then(|| "Error".to_owned());
+        action.finished_at = Some(Timestamp::now());
     }
     server.updated_at = Timestamp::now();
     txn.update(&stored, &server)

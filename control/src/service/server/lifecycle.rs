@@ -126,6 +126,17 @@ pub fn becomes_image(server: &Server) -> bool {
 /// # Errors
 /// [`Error::Conflict`] in Nova's words if the server's state does not allow it.
 pub fn ask_image(server: &mut Server, action: &str, task: &str, now: Timestamp) -> Result<(), Error> {
+    may_become_image(server, action)?;
+    server.task = Some(task.to_owned());
+    server.updated_at = now;
+    Ok(())
+}
+
+/// Refuses an image of a server whose state does not allow one.
+///
+/// # Errors
+/// [`Error::Conflict`] in Nova's words.
+pub fn may_become_image(server: &Server, action: &str) -> Result<(), Error> {
     if let Some(task) = &server.task {
         return Err(wrong_state(server, action, "task_state", task));
     }
@@ -135,8 +146,6 @@ pub fn ask_image(server: &mut Server, action: &str, task: &str, now: Timestamp) 
     if server.launched_at.is_none() || server.host.is_none() || server.discard {
         return Err(never_active(action));
     }
-    server.task = Some(task.to_owned());
-    server.updated_at = now;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 
 pub mod create;
 pub mod image;
+mod image_of_volumes;
 pub mod lifecycle;
 pub mod power;
 pub mod read;

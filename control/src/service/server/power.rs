@@ -149,6 +149,7 @@ pub(crate) fn action_record(caller: &Caller, action: &str) -> ActionRecord {
         project_id: caller.project_id().unwrap_or_default().to_owned(),
         started_at: Timestamp::now(),
         message: None,
+        finished_at: None,
     }
 }
 

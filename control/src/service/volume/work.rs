@@ -1,6 +1,8 @@
 //! What hosts have to do about disks: a wish is a row, and the host's report about it changes what it was for in the
 //! transaction that takes the wish away. So a crash between the two repeats the report, and nothing is done twice.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
 use super::message::tell;
@@ -8,6 +10,7 @@ use super::{relocate, remove, snapshot};
 use crate::Control;
 use crate::agent::protocol::{DiskObserved, DiskShape};
 use crate::error::Result;
+use crate::model::compute::{ActionRecord, Server};
 use crate::model::image::{Image, ImageStatus};
 use crate::model::volume::{
     AttachStatus, Backup, DiskEncryption, DiskTask, DiskWork, Snapshot, Status, Volume, VolumeAttachment,
@@ -16,6 +19,7 @@ use crate::model::volume::{
 use crate::service::image_data::deletion;
 use crate::service::quota::{Resource, charge_of_type};
 use crate::service::server::image::{brought_out, root_uploaded};
+use crate::service::server::lifecycle::record;
 use crate::store::{Cache, Stored, Txn};
 
 /// Wants `shape` of a host's disk; an older wish about the same disk is over, and whoever waited for it waits no more.
@@ -217,6 +221,7 @@ impl Done<'_> {
     fn extended(&self, txn: Txn, id: &str, size_gib: u64) -> Txn {
         let Some(stored) = self.cache.get::<Volume>(id) else { return txn };
         if self.fault.is_none() {
+            let txn = self.server_told(txn, &stored.row);
             return self.volume(txn, id, |volume| {
                 volume.size_gib = size_gib;
                 volume.status = volume.previous_status.take().unwrap_or(Status::Available);
@@ -225,6 +230,30 @@ impl Done<'_> {
         let txn = not_extended(txn, &stored.row, size_gib);
         let txn = self.volume(txn, id, |volume| volume.status = Status::ErrorExtending);
         self.tell_of_volume(txn, id, "VOLUME_VOLUME_006_002")
+    }
+
+    /// Servers that have a volume are told that it has grown, as Cinder tells Nova.
+    fn server_told(&self, txn: Txn, volume: &Volume) -> Txn {
+        let attachments = volume.attachments.iter().filter_map(|id| self.cache.get::<VolumeAttachment>(id));
+        // One that has it twice is told once.
+        let servers: BTreeSet<String> =
+            attachments.filter_map(|attachment| attachment.row.server_id.clone()).collect();
+        let servers = servers.iter().filter_map(|id| self.cache.get::<Server>(id));
+        servers.fold(txn, |txn, stored| {
+            let now = Timestamp::now();
+            let mut server = stored.row.clone();
+            let action = ActionRecord {
+                action: "extend_volume".to_owned(),
+                request_id: self.request_id.to_owned(),
+                user_id: volume.user_id.clone(),
+                project_id: volume.project_id.clone(),
+                started_at: now,
+                message: None,
+                finished_at: Some(now),
+            };
+            record(&mut server, action);
+            txn.update(&stored, &server)
+        })
     }
 
     fn deleted(&self, txn: Txn, id: &str) -> Txn {

@@ -193,6 +193,7 @@ fn only_the_newest_actions_are_kept() {
                 project_id,
                 started_at: now(),
                 message: None,
+                finished_at: None,
             },
         );
     }
