@@ -17,9 +17,9 @@ PASSWORD = "correct horse battery staple"
 READY_SECONDS_MAX = 120
 
 
-def enter_environment(package):
-    """Makes the virtual environment of a package where it is not there, and becomes its Python; its path."""
-    environment = BUILD / "tmp" / package.replace("==", "-")
+def make_environment(package, name=None):
+    """Makes the virtual environment of a package where it is not there; its path."""
+    environment = BUILD / "tmp" / (name or package.replace("==", "-"))
     python = environment / "bin/python"
     if not (environment / "complete").exists():
         print(f"installing {package} from PyPI (once) …", file=sys.stderr)
@@ -27,6 +27,13 @@ def enter_environment(package):
         venv.create(environment, with_pip=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-input", package], check=True, timeout=600)
         (environment / "complete").touch()
+    return environment
+
+
+def enter_environment(package):
+    """As `make_environment`, and becomes its Python."""
+    environment = make_environment(package)
+    python = environment / "bin/python"
     if pathlib.Path(sys.prefix) != environment:
         os.execv(python, [python, *sys.argv])
     return environment
