@@ -20,6 +20,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             KVM_CLOUD,
             guest_writes_and_another_reads,
         ),
+        trial(
+            "server_images::volumes_of_a_server_that_is_off_become_those_of_another",
+            KVM_CLOUD,
+            volumes_become_anothers,
+        ),
         trial("server_images::wishes_and_guests_outlive_kill_9_at_any_time", KVM_CLOUD, outlive_kill),
     ]
 }
@@ -139,6 +144,54 @@ fn guest_writes_and_another_reads() -> Result<()> {
     let data = rest.data(&format!("/image/v2/images/{again}/file"), DISK_BYTES)?;
     let at = 512 * usize::try_from(SECTOR)?;
     ensure!(data.len() == DISK_BYTES && &data[at..at + 5] == b"kept\0", "the bytes are not the disk's");
+    Ok(())
+}
+
+/// A server that boots from a new volume of the image.
+fn server_of_volume(cloud: &Cloud, rest: &Rest, name: &str, more: Value) -> Result<String> {
+    let flavors = rest.shown("/compute/v2.1/flavors")?;
+    let flavors = flavors["flavors"].as_array().context("no list of flavors")?;
+    let flavor = flavors.iter().find(|flavor| flavor["name"] == "bare").context("no such flavor")?;
+    let mut server = json!({
+        "name": name, "flavorRef": flavor["id"], "networks": [{"uuid": cloud.public_network(rest)?}],
+    });
+    if let (Some(fields), Value::Object(more)) = (server.as_object_mut(), more) {
+        fields.extend(more);
+    }
+    let made = rest.made("/compute/v2.1/servers", &json!({"server": server}))?;
+    let id = made["server"]["id"].as_str().context("no id")?.to_owned();
+    cloud.wait_status(rest, &id, "ACTIVE")?;
+    Ok(id)
+}
+
+fn volumes_become_anothers() -> Result<()> {
+    use base64::Engine as _;
+    isolate()?;
+    let cloud = Cloud::start()?;
+    let rest = cloud.rest()?;
+    let image = prepare(&cloud, &rest)?;
+    let encoded = |text: String| base64::engine::general_purpose::STANDARD.encode(text);
+    let writes = encoded(format!("#wisp\ndisk-write 0 {SECTOR} kept\n"));
+    let root = json!([{"boot_index": 0, "source_type": "image", "uuid": image, "volume_size": 1,
+        "destination_type": "volume", "delete_on_termination": true}]);
+    let more = json!({"imageRef": "", "user_data": writes, "block_device_mapping_v2": root});
+    let first = server_of_volume(&cloud, &rest, "first", more)?;
+    cloud.wait_console(&rest, &first, &format!("command: disk-write 0 {SECTOR} ok"))?;
+    rest.made(&format!("/compute/v2.1/servers/{first}/action"), &json!({"os-stop": null}))?;
+    cloud.wait_status(&rest, &first, "SHUTOFF")?;
+    let copy = image_of(&rest, &first, "of-volumes")?;
+    let shown = until_active(&rest, &copy, &first)?;
+    ensure!(shown["size"] == 0 && shown["bdm_v2"] == "True", "{shown}");
+    rest.data(&format!("/image/v2/images/{copy}/file"), 0)?;
+    within(WAIT_SECONDS_MAX, || {
+        let snapshots = rest.shown("/volume/v3/snapshots")?;
+        ensure!(snapshots["snapshots"][0]["status"] == "available", "{snapshots}");
+        Ok(())
+    })?;
+    let reads = encoded(format!("#wisp\ndisk-read 0 {SECTOR}\n"));
+    let more = json!({"imageRef": copy, "user_data": reads});
+    let second = server_of_volume(&cloud, &rest, "second", more)?;
+    cloud.wait_console(&rest, &second, &format!("command: disk-read 0 {SECTOR} ok kept"))?;
     Ok(())
 }
 
