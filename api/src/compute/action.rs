@@ -49,6 +49,7 @@ const ABSENT: [&str; 25] = [
 const ABSENT_TOO: [&str; 3] = ["shelveOffload", "unrescue", "unshelve"];
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Reboot {
     #[serde(rename = "type")]
     kind: String,
@@ -74,21 +75,25 @@ struct CreateBackup {
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Lock {
     locked_reason: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ResetState {
     state: String,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Group {
     name: String,
 }
 
 #[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Console {
     /// Lines from the end; any form that a client may send, −1 for all.
     #[serde(default)]
@@ -124,7 +129,9 @@ pub(super) async fn act(
     }
     match name.as_str() {
         "lock" => {
-            let lock: Lock = if argument.is_null() { Lock::default() } else { parsed(argument)? };
+            // Before 2.73 whatever is said of a lock says nothing.
+            let says = version.at_least(2, 73) && !argument.is_null();
+            let lock: Lock = if says { parsed(argument)? } else { Lock::default() };
             control.server_lock(&caller, &id, true, lock.locked_reason.as_deref()).await?;
             Ok(StatusCode::ACCEPTED.into_response())
         }

@@ -10,6 +10,7 @@ use crate::microversion::Microversion;
 
 /// One entry. What only some hypervisors have (`disk_bus`, `device_type`, `guest_format`) is taken and not used.
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct BlockDevice {
     uuid: Option<String>,
     source_type: Option<String>,
@@ -24,6 +25,14 @@ pub(super) struct BlockDevice {
     device_name: Option<String>,
     tag: Option<String>,
     no_device: Option<Value>,
+    #[serde(rename = "connection_info")]
+    _connection_info: Option<Value>,
+    #[serde(rename = "device_type")]
+    _device_type: Option<Value>,
+    #[serde(rename = "disk_bus")]
+    _disk_bus: Option<Value>,
+    #[serde(rename = "guest_format")]
+    _guest_format: Option<Value>,
 }
 
 impl BlockDevice {

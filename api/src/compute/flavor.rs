@@ -18,6 +18,7 @@ use crate::microversion::Microversion;
 use crate::page::{Direction, Page, Slice, SortValue};
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct CreateBody {
     flavor: CreateFields,
 }
@@ -44,6 +45,7 @@ struct CreateFields {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct UpdateBody {
     flavor: UpdateFields,
 }
@@ -55,11 +57,13 @@ struct UpdateFields {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ExtraSpecsBody {
     extra_specs: BTreeMap<String, Value>,
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct AccessArgument {
     tenant: String,
 }

@@ -30,6 +30,7 @@ const NETWORK: [&str; 4] = ["fixed_ips", "floating_ips", "security_groups", "sec
 const INJECTED: [&str; 3] = ["injected_files", "injected_file_content_bytes", "injected_file_path_bytes"];
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct UpdateBody {
     quota_set: UpdateFields,
 }

@@ -54,6 +54,7 @@ pub(super) async fn show(
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct UpdateBody {
     server: UpdateFields,
 }

@@ -430,3 +430,35 @@ async fn image_of_a_server_is_told_by_its_place_and_later_by_its_id() {
     let missing = cloud.post("/servers/nope/action", "2.1", json!({"createImage": {"name": "n"}})).await;
     assert_eq!(missing.status, 404);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn members_that_novas_schemas_do_not_know_are_refused_by_name() {
+    let cloud = Cloud::with_host().await;
+    let id = cloud.server(&cloud.image().await, json!({})).await;
+    cloud.until(&id, "ACTIVE").await;
+    let action = format!("/servers/{id}/action");
+    let disk = json!({"boot_index": 0, "source_type": "image", "uuid": "x", "bus": "y"});
+    let server = json!({"name": "s", "imageRef": "x", "flavorRef": "42", "networks": "none",
+        "block_device_mapping_v2": [disk]});
+    for (method, path, body) in [
+        (Method::POST, action.as_str(), json!({"reboot": {"type": "HARD", "x": 1}})),
+        (Method::POST, &action, json!({"lock": {"x": 1}})),
+        (Method::POST, &action, json!({"os-resetState": {"state": "active", "x": 1}})),
+        (Method::POST, &action, json!({"addSecurityGroup": {"name": "default", "x": 1}})),
+        (Method::POST, &action, json!({"os-getConsoleOutput": {"length": 1, "x": 1}})),
+        (Method::PUT, &format!("/servers/{id}"), json!({"server": {"name": "n"}, "x": 1})),
+        (Method::POST, "/servers", json!({ "server": server })),
+        (Method::POST, "/flavors", json!({"flavor": {"name": "f", "ram": 1, "vcpus": 1, "disk": 1}, "x": 1})),
+        (Method::PUT, "/flavors/42", json!({"flavor": {"description": "d"}, "x": 1})),
+        (Method::POST, "/flavors/42/os-extra_specs", json!({"extra_specs": {"a": "b"}, "x": 1})),
+        (Method::POST, "/flavors/42/action", json!({"addTenantAccess": {"tenant": "t", "x": 1}})),
+        (Method::PUT, "/os-quota-sets/p", json!({"quota_set": {"cores": 1}, "x": 1})),
+    ] {
+        let refused = cloud.call(method, path, "2.100", body.clone()).await;
+        let message = refused.json()["badRequest"]["message"].as_str().unwrap_or_default().to_owned();
+        let named = message.contains("'x'") || message.contains("`x`") || message.contains("'bus'");
+        assert!(refused.status == 400 && named, "{path} {body}: {} {message}", refused.status);
+    }
+    let old = cloud.post(&action, "2.72", json!({"lock": {"x": 1}})).await;
+    assert_eq!(old.status, 202, "before 2.73 it says nothing");
+}

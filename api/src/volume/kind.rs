@@ -151,6 +151,7 @@ pub(super) struct TypeBody {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct TypeFields {
     name: Option<String>,
     #[serde(default)]

@@ -28,6 +28,7 @@ const RESOURCES: [Resource; 7] = [
 ];
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct UpdateBody {
     quota_set: Map<String, Value>,
 }
@@ -87,6 +88,7 @@ pub(super) async fn class(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ClassBody {
     quota_class_set: Map<String, Value>,
 }

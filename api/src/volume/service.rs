@@ -58,6 +58,7 @@ pub(super) async fn list(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ServiceBody {
     host: Option<String>,
     binary: Option<String>,

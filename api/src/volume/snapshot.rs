@@ -67,11 +67,13 @@ fn full(caller: &Caller, version: Microversion, snapshot: &Snapshot) -> Value {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct CreateBody {
     snapshot: CreateFields,
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct CreateFields {
     #[serde(default)]
     volume_id: Option<String>,
@@ -169,6 +171,7 @@ pub(super) async fn show(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct UpdateBody {
     snapshot: Map<String, Value>,
 }

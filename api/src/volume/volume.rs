@@ -45,6 +45,7 @@ impl Listed for Volume {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct CreateBody {
     volume: CreateFields,
     /// Taken and not used: no filter here reads hints.
@@ -206,6 +207,7 @@ pub(super) async fn show(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct UpdateBody {
     volume: Map<String, Value>,
 }
