@@ -51,6 +51,8 @@ pub struct Settings {
     pub image_sources: Vec<String>,
     /// A bucket that images can be kept in.
     pub image_bucket: Option<S3Settings>,
+    /// New backups of volumes go to a bucket.
+    pub backups_in_bucket: bool,
     /// How the identity service behaves where clouds differ.
     pub identity: IdentitySettings,
     /// Who may do what. What the cloud does of itself, its first start included, is nobody's request: no rule is asked.
@@ -73,6 +75,7 @@ impl Settings {
             token_lifetime_s: Self::TOKEN_LIFETIME_S,
             image_sources: Vec::new(),
             image_bucket: None,
+            backups_in_bucket: false,
             identity: IdentitySettings::default(),
             policy: Arc::default(),
         }
@@ -111,6 +114,7 @@ impl Control {
             passwords: Passwords::new()?,
         };
         control.volume_type_bootstrap().await?;
+        control.volume_types_recover().await?;
         control.image_recover().await?;
         Ok(Arc::new(control))
     }

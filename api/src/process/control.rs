@@ -138,6 +138,7 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
     let mut settings = Settings {
         image_sources: parts.images.sources,
         image_bucket: parts.images.bucket.map(Into::into),
+        backups_in_bucket: parts.backups.is_some(),
         identity: parts.identity.identity,
         policy: Arc::new(parts.policy),
         ..Settings::new(parts.public_url, "control")

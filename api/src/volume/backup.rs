@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use control::caller::Caller;
 use control::model::volume::{Backup, Status};
 use control::policy::Default;
-use control::service::volume::backup::{NewBackup, SERVICE};
+use control::service::volume::backup::NewBackup;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -172,6 +172,7 @@ pub(super) async fn show(
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct UpdateBody {
     backup: Map<String, Value>,
 }
@@ -280,8 +281,8 @@ pub(super) async fn export_record(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
-    let record = state.control.volume_backup_export(&caller, &id).await?;
-    Ok(Json(json!({"backup-record": {"backup_service": SERVICE, "backup_url": record}})))
+    let (service, record) = state.control.volume_backup_export(&caller, &id).await?;
+    Ok(Json(json!({"backup-record": {"backup_service": service, "backup_url": record}})))
 }
 
 #[derive(Deserialize)]

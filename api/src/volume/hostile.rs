@@ -540,3 +540,28 @@ async fn no_field_of_any_type_breaks_anything() {
         }
     }
 }
+
+#[tokio::test]
+async fn members_that_cinders_schemas_do_not_know_are_refused_by_name() {
+    let hostile = Hostile::new().await;
+    for (method, path, body) in [
+        (Method::POST, "volumes", json!({"volume": {"size": 1}, "x": 1})),
+        (Method::PUT, "volumes/v", json!({"volume": {"name": "n"}, "x": 1})),
+        (Method::POST, "snapshots", json!({"snapshot": {"volume_id": "v", "x": 1}})),
+        (Method::POST, "snapshots", json!({"snapshot": {"volume_id": "v"}, "x": 1})),
+        (Method::PUT, "snapshots/s", json!({"snapshot": {"name": "n"}, "x": 1})),
+        (Method::PUT, "backups/b", json!({"backup": {"name": "n"}, "x": 1})),
+        (Method::POST, "types", json!({"volume_type": {"name": "n", "x": 1}})),
+        (Method::PUT, "os-quota-sets/p", json!({"quota_set": {"volumes": 1}, "x": 1})),
+        (Method::PUT, "os-quota-class-sets/default", json!({"quota_class_set": {"volumes": 1}, "x": 1})),
+        (Method::PUT, "os-services/enable", json!({"host": "h", "binary": "b", "x": 1})),
+    ] {
+        let refused = hostile.newest(method, path, body.clone()).await;
+        let message = refused.json()["badRequest"]["message"].as_str().unwrap_or_default().to_owned();
+        assert!(
+            refused.status == 400 && message.contains("'x'"),
+            "{path} {body}: {} {message}",
+            refused.status
+        );
+    }
+}

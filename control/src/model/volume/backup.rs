@@ -52,6 +52,9 @@ pub struct Backup {
     pub bytes: u64,
     /// The owner's properties.
     pub metadata: BTreeMap<String, String>,
+    /// It lies in a bucket, and not in a directory of its host's.
+    #[serde(default)]
+    pub in_bucket: bool,
     /// The host that has it.
     pub host: Option<String>,
     /// Zone.

@@ -24,6 +24,9 @@ pub struct VolumeType {
     pub qos_id: Option<String>,
     /// How its volumes are to be encrypted.
     pub encryption: Option<Encryption>,
+    /// It is being deleted: no volume gets it any more.
+    #[serde(default)]
+    pub leaving: bool,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it last changed.

@@ -12,7 +12,7 @@ use crate::agent::protocol::{DiskCipher, DiskShape, DiskSource};
 use crate::model::volume::{Backup, DiskEncryption, Encryption, Snapshot, Status, Volume};
 use crate::service::server::volume::NewServerVolume;
 use crate::service::volume::NewVolume;
-use crate::service::volume::backup::{NewBackup, SERVICE};
+use crate::service::volume::backup::{DIRECTORY_SERVICE, NewBackup};
 use crate::service::volume::encryption::cipher;
 use crate::service::volume::manage::{NewManaged, NewManagedSnapshot};
 use crate::service::volume::snapshot::NewSnapshot;
@@ -243,7 +243,7 @@ async fn backup_of_an_encrypted_volume_brings_its_key_along() {
     cloud.until_volume(&other, Some(Status::Available)).await;
     assert_eq!((cloud.encryption(&other), cloud.decrypted(&other)), (before, vec![0; CONTENT_BYTES]));
 
-    let record = control.volume_backup_export(admin, &difference).await.unwrap();
+    let (_, record) = control.volume_backup_export(admin, &difference).await.unwrap();
     let text = String::from_utf8(STANDARD.decode(&record).unwrap()).unwrap();
     assert!(
         text.contains(&encryption.sealed_key) && !text.contains(&STANDARD.encode(cloud.key(&id).as_bytes()))
@@ -252,9 +252,9 @@ async fn backup_of_an_encrypted_volume_brings_its_key_along() {
     let row = control.db.get::<Backup>(&difference).unwrap();
     control.db.transact(|_| Ok(Txn::new().delete(&row))).await.unwrap();
     control.db.caught_up().await.unwrap();
-    let refused = control.volume_backup_import(admin, SERVICE, &STANDARD.encode(forged)).await;
+    let refused = control.volume_backup_import(admin, DIRECTORY_SERVICE, &STANDARD.encode(forged)).await;
     assert!(matches!(refused, Err(Error::Invalid { reason: "InvalidBackup", .. })), "{refused:?}");
-    control.volume_backup_import(admin, SERVICE, &record).await.unwrap();
+    control.volume_backup_import(admin, DIRECTORY_SERVICE, &record).await.unwrap();
     let again = cloud.made(NewVolume { backup_id: Some(difference), ..of_size(1) }).await;
     assert_eq!((cloud.encryption(&again), cloud.decrypted(&again)), (encryption, content()));
 }

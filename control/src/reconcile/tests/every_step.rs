@@ -9,14 +9,14 @@ use super::volumes::{device, of_size};
 use super::*;
 use crate::model::image::{ImageBlob, ImageTask};
 use crate::model::volume::{
-    Backup, DiskWork, Group, GroupSnapshot, Snapshot, Status, Transfer, Volume, VolumeAttachment,
+    Backup, DiskWork, Group, GroupSnapshot, Snapshot, Status, Transfer, Volume, VolumeAttachment, VolumeType,
 };
 use crate::service::quota::{Resource, of_type};
 use crate::service::server::image::{BackupSeries, NewServerImage};
 use crate::service::server::volume::{DeviceSource, NewServerVolume};
 use crate::service::volume::NewVolume;
 use crate::service::volume::attachment::NewAttachment;
-use crate::service::volume::backup::{NewBackup, SERVICE};
+use crate::service::volume::backup::{DIRECTORY_SERVICE, NewBackup};
 use crate::service::volume::group::{GroupUpdate, NewGroup};
 use crate::service::volume::snapshot::NewSnapshot;
 
@@ -135,6 +135,8 @@ impl Cloud {
                 }
             }
         }
+        let leaving = db.cache().filter::<VolumeType>(|kind| kind.leaving);
+        wrong.extend(leaving.iter().map(|kind| format!("type {} stays on its way out", kind.row.id)));
         for backup in &backups {
             let children =
                 backups.iter().filter(|one| one.row.parent_id.as_ref() == Some(&backup.row.id)).count();
@@ -358,10 +360,10 @@ impl Cloud {
                 ids.insert("group snapshot", made.unwrap().row.id.clone());
             }
         }
-        if action.starts_with("retype") || action == "delete while it moves" {
+        if action.starts_with("retype") || action == "delete while it moves" || action == "type delete" {
             let kind = ("other", None, true);
             let mut specs = BTreeMap::new();
-            if action != "retype" {
+            if action != "retype" && action != "type delete" {
                 specs.insert("volume_backend_name".to_owned(), "other".to_owned());
             }
             let kind = control.volume_type_create(admin, kind, specs).await.unwrap();
@@ -403,7 +405,7 @@ impl Cloud {
             ids.insert("key", key);
         }
         if action == "backup import" {
-            let record = control.volume_backup_export(admin, &ids["backup"]).await.unwrap();
+            let (_, record) = control.volume_backup_export(admin, &ids["backup"]).await.unwrap();
             // Under an id of its own, as a cloud that lost its rows would: it shares the files.
             use base64::Engine as _;
             let json = base64::engine::general_purpose::STANDARD.decode(record).unwrap();
@@ -475,6 +477,7 @@ impl Cloud {
             "extend" => control.volume_extend(admin, volume, 3, false).await,
             "retype" => control.volume_retype(admin, volume, &ids["type"], false).await,
             "retype by moving" => control.volume_retype(admin, volume, &ids["type"], true).await,
+            "type delete" => control.volume_type_delete(admin, &ids["type"]).await,
             "migrate" => control.volume_migrate(admin, volume, "fake-0@other").await,
             "delete while it moves" => {
                 control.volume_retype(admin, volume, &ids["type"], true).await?;
@@ -503,7 +506,9 @@ impl Cloud {
                 let made = self.backup_of(volume, true).await?;
                 control.volume_backup_delete(admin, &made, true).await
             }
-            "backup import" => control.volume_backup_import(admin, SERVICE, &ids["record"]).await.map(drop),
+            "backup import" => {
+                control.volume_backup_import(admin, DIRECTORY_SERVICE, &ids["record"]).await.map(drop)
+            }
             "group" => {
                 let update = GroupUpdate { remove: vec![volume.to_owned()], ..GroupUpdate::default() };
                 control.volume_group_update(admin, &ids["group"], &update).await
@@ -662,6 +667,7 @@ async fn volumes_cut_off_at_each_commit_leave_nothing_half_made() {
     cut_off(&["create", "clone", "volume of a snapshot", "volume of a backup", "volume of a qcow2 image"])
         .await;
     cut_off(&["delete", "cascade", "extend", "retype", "retype by moving", "migrate", "upload"]).await;
+    cut_off(&["type delete"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

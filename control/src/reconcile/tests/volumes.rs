@@ -4,7 +4,7 @@ use super::*;
 use crate::agent::protocol::{DiskShape, DiskSource};
 use crate::driver::volumes::{NamedPlace, Place, VolumePaths, Volumes};
 use crate::model::volume::{
-    AttachStatus, DiskWork, Snapshot, Status, Volume, VolumeAttachment, VolumeMessage,
+    AttachStatus, Backup, DiskWork, Snapshot, Status, Volume, VolumeAttachment, VolumeMessage, VolumeType,
 };
 use crate::service::server::volume::{DeviceSource, NewDevice, NewServerVolume};
 use crate::service::volume::NewVolume;
@@ -514,4 +514,63 @@ async fn volume_set_to_error_while_somebody_has_it_is_free_once_it_is_detached()
     control.volume_reset(admin, &id, Some(Status::Error), false, None).await.unwrap();
     control.volume_detach(admin, &id, None).await.unwrap();
     cloud.until_volume(&id, Some(Status::Available)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn type_is_never_gone_from_under_a_volume_that_gets_it_meanwhile() {
+    let cloud = Cloud::with_volumes().await;
+    let mut kept = 0;
+    for round in 0..40 {
+        let name = format!("t{round}");
+        let kind = cloud.control.volume_type_create(&cloud.admin, (&name, None, true), BTreeMap::new()).await;
+        let id = kind.unwrap().row.id.clone();
+        let (creator, deleter) = (cloud.control.clone(), cloud.control.clone());
+        let (by, then) = (cloud.admin.clone(), cloud.admin.clone());
+        let (of, gone) = (id.clone(), id.clone());
+        let made = tokio::spawn(async move {
+            creator.volume_create(&by, NewVolume { volume_type: Some(of), ..of_size(1) }).await.map(drop)
+        });
+        let deleted = tokio::spawn(async move { deleter.volume_type_delete(&then, &gone).await });
+        let (made, deleted) = (made.await.unwrap(), deleted.await.unwrap());
+        cloud.control.db.caught_up().await.unwrap();
+        let there = cloud.control.db.get::<VolumeType>(&id);
+        let used = cloud.control.db.cache().find(|volume: &Volume| volume.type_id == id);
+        assert_eq!(
+            (made.is_ok(), deleted.is_ok()),
+            (used.is_some(), there.is_none()),
+            "{made:?} {deleted:?}"
+        );
+        assert!(there.is_some() || used.is_none(), "round {round}: the type is gone, and a volume has it");
+        assert!(!there.as_ref().is_some_and(|kind| kind.row.leaving), "it stays on its way out");
+        kept += usize::from(there.is_some());
+        if let Some(volume) = used {
+            cloud.until_volume(&volume.row.id, Some(Status::Available)).await;
+            cloud.control.volume_delete(&cloud.admin, &volume.row.id, false, false).await.unwrap();
+            cloud.until_volume(&volume.row.id, None).await;
+        }
+    }
+    println!("{kept} of 40 types were kept by a volume");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn record_of_a_backup_names_what_keeps_it() {
+    let cloud = Cloud::with_volumes().await;
+    let (control, admin) = (&cloud.control, &cloud.admin);
+    let volume = cloud.volume(of_size(1)).await;
+    cloud.until_volume(&volume, Some(Status::Available)).await;
+    let new = NewBackup { volume_id: volume, ..NewBackup::default() };
+    let id = control.volume_backup_create(admin, new).await.unwrap().row.id.clone();
+    let backup = || control.db.get::<Backup>(&id).unwrap();
+    while backup().row.status != Status::Available {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let (service, record) = control.volume_backup_export(admin, &id).await.unwrap();
+    assert_eq!(service, "cinder.backup.drivers.posix.PosixBackupDriver");
+    let stored = backup();
+    let elsewhere = Backup { in_bucket: true, ..stored.row.clone() };
+    control.db.transact(|_| Ok(Txn::new().update(&stored, &elsewhere))).await.unwrap();
+    let (service, _) = control.volume_backup_export(admin, &id).await.unwrap();
+    assert_eq!(service, "cinder.backup.drivers.s3.S3BackupDriver");
+    let refused = control.volume_backup_import(admin, service, &record).await;
+    assert!(matches!(refused, Err(Error::Invalid { .. })), "no bucket is here: {refused:?}");
 }

@@ -22,8 +22,10 @@ use crate::policy::{require_admin, require_list, require_own_project, require_re
 use crate::service::quota::{Resource, charge};
 use crate::store::{Cache, Stored, Txn};
 
-/// What keeps backups, as records of them name it.
-pub const SERVICE: &str = "cinder.backup.drivers.posix.PosixBackupDriver";
+/// What keeps backups in a host's directory, as records of them name it: Cinder's driver of that kind.
+pub const DIRECTORY_SERVICE: &str = "cinder.backup.drivers.posix.PosixBackupDriver";
+/// The same of those in a bucket.
+pub const BUCKET_SERVICE: &str = "cinder.backup.drivers.s3.S3BackupDriver";
 /// The longest record in bytes, in base64.
 const RECORD_BYTES_MAX: usize = 64 << 10;
 
@@ -122,7 +124,12 @@ impl Control {
         check_properties(&new.metadata)?;
         self.db.caught_up().await?;
         let id = random_uuid();
-        self.db.transact(|cache| prepare(cache, caller, &new, &id)).await?;
+        self.db
+            .transact(|cache| {
+                let backup = (id.as_str(), self.settings.backups_in_bucket);
+                prepare(cache, caller, &new, backup)
+            })
+            .await?;
         self.stored(&id, "Backup")
     }
 
@@ -243,7 +250,7 @@ impl Control {
     ///
     /// # Errors
     /// `Forbidden` unless the caller is an administrator; `NotFound`; `Invalid` unless it is available.
-    pub async fn volume_backup_export(&self, caller: &Caller, id: &str) -> Result<String> {
+    pub async fn volume_backup_export(&self, caller: &Caller, id: &str) -> Result<(&'static str, String)> {
         require_admin(caller, "backup:export-import")?;
         let stored = self.volume_backup(caller, id).await?;
         let backup = &stored.row;
@@ -265,7 +272,8 @@ impl Control {
             encryption: backup.encryption.clone(),
         };
         let json = serde_json::to_vec(&record).expect("invariant: a record is plain data");
-        Ok(STANDARD.encode(json))
+        let service = if backup.in_bucket { BUCKET_SERVICE } else { DIRECTORY_SERVICE };
+        Ok((service, STANDARD.encode(json)))
     }
 
     /// Takes a backup in again.
@@ -280,11 +288,14 @@ impl Control {
     ) -> Result<Arc<Stored<Backup>>> {
         require_admin(caller, "backup:export-import")?;
         let project_id = require_own_project(caller, "backup:export-import")?.to_owned();
-        if service != SERVICE {
-            return Err(invalid_input(format!(
-                "Invalid input received: no backup service {service} is here."
-            )));
-        }
+        let in_bucket = match service {
+            BUCKET_SERVICE if self.settings.backups_in_bucket => true,
+            DIRECTORY_SERVICE => false,
+            _ => {
+                let message = format!("Invalid input received: no backup service {service} is here.");
+                return Err(invalid_input(message));
+            }
+        };
         let wrong = || invalid_input("Invalid input received: Can't parse backup record.");
         if record.len() > RECORD_BYTES_MAX {
             return Err(wrong());
@@ -310,7 +321,7 @@ impl Control {
                 if !hosts.iter().any(|pool| pool.host == record.host) || record.size > super::SIZE_GIB_MAX {
                     return Err(wrong());
                 }
-                let backup = imported(caller, &project_id, &record);
+                let backup = Backup { in_bucket, ..imported(caller, &project_id, &record) };
                 let gib = i64::try_from(backup.size_gib).unwrap_or(i64::MAX);
                 let charges = [(Resource::Backups, 1), (Resource::BackupGib, gib)];
                 let mut txn = Txn::new().create(&backup);
@@ -347,6 +358,7 @@ fn imported(caller: &Caller, project_id: &str, record: &Record) -> Backup {
         container: record.container.clone(),
         bytes: record.bytes,
         metadata: BTreeMap::new(),
+        in_bucket: false,
         host: Some(record.host.clone()),
         zone: crate::service::host::DEFAULT_ZONE.to_owned(),
         data_at: now,
@@ -355,7 +367,7 @@ fn imported(caller: &Caller, project_id: &str, record: &Record) -> Backup {
     }
 }
 
-fn prepare(cache: &Cache, caller: &Caller, new: &NewBackup, id: &str) -> Result<Txn> {
+fn prepare(cache: &Cache, caller: &Caller, new: &NewBackup, (id, in_bucket): (&str, bool)) -> Result<Txn> {
     let stored = find_for_change(cache, caller, &new.volume_id, "backup:create")?;
     let volume = &stored.row;
     let host = host_of(volume)?;
@@ -415,6 +427,7 @@ fn prepare(cache: &Cache, caller: &Caller, new: &NewBackup, id: &str) -> Result<
         container: new.container.clone(),
         bytes: 0,
         metadata: new.metadata.clone(),
+        in_bucket,
         host: Some(host.clone()),
         zone: new.zone.clone().unwrap_or_else(|| volume.zone.clone()),
         data_at: now,

@@ -11,7 +11,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::identity::Project;
 use crate::model::random_uuid;
-use crate::model::volume::{Encryption, QosSpec, Volume, VolumeDefault, VolumeType};
+use crate::model::volume::{DiskTask, DiskWork, Encryption, QosSpec, Volume, VolumeDefault, VolumeType};
 use crate::policy::require_admin;
 use crate::store::{Cache, Stored, Txn};
 
@@ -36,6 +36,17 @@ fn may_use(caller: &Caller, kind: &VolumeType) -> bool {
     kind.is_public
         || caller.is_admin()
         || caller.project_id().is_some_and(|project| kind.access.contains(project))
+}
+
+/// A transaction in which something gets a type: a conflict if that has changed since, as it has when it is being deleted.
+///
+/// # Errors
+/// `NotFound` if it is gone, or on its way.
+pub(crate) fn given(cache: &Cache, txn: Txn, type_id: &str) -> Result<Txn> {
+    match cache.get::<VolumeType>(type_id).filter(|stored| !stored.row.leaving) {
+        Some(stored) => Ok(txn.require(&stored)),
+        None => Err(Error::not_found("Volume type", type_id)),
+    }
 }
 
 /// The type that a project's volumes have if none is said.
@@ -167,23 +178,48 @@ impl Control {
     pub async fn volume_type_delete(&self, caller: &Caller, id: &str) -> Result<()> {
         require_admin(caller, "volume_extension:type_delete")?;
         self.db.caught_up().await?;
+        // No transaction can compare that no row has it. So first no volume gets it any more; then those that have it are
+        // all that ever will.
         self.db
             .transact(|cache| {
                 let stored =
                     cache.get::<VolumeType>(id).ok_or_else(|| Error::not_found("Volume type", id))?;
-                if cache.find(|volume: &Volume| volume.type_id == id).is_some() {
-                    let message = format!("Target volume type is still in use: {id}");
-                    return Err(Error::invalid("VolumeTypeInUse", message));
-                }
-                let is_default = cache.find(|default: &VolumeDefault| default.type_id == id).is_some();
-                if is_default || cache.list::<VolumeType>().len() == 1 {
-                    let message =
-                        format!("The volume type {id} is a default volume type and cannot be deleted.");
-                    return Err(Error::invalid("VolumeTypeDefault", message));
-                }
-                Ok(Txn::new().delete(&stored).release(name_key(&stored.row.name)))
+                refuse_in_use(cache, &stored.row)?;
+                Ok(Txn::new().update(&stored, &VolumeType { leaving: true, ..stored.row.clone() }))
             })
-            .await
+            .await?;
+        self.volume_type_leaves(id).await
+    }
+
+    /// Deletes a type that no volume gets any more, or keeps it if one has it.
+    async fn volume_type_leaves(&self, id: &str) -> Result<()> {
+        self.db.caught_up().await?;
+        let refused = self.db.transact_with(|cache| {
+            let Some(stored) = cache.get::<VolumeType>(id).filter(|stored| stored.row.leaving) else {
+                return Ok((Txn::new(), None));
+            };
+            Ok(match refuse_in_use(cache, &stored.row) {
+                Ok(()) => (Txn::new().delete(&stored).release(name_key(&stored.row.name)), None),
+                Err(refused) => {
+                    let kept = VolumeType { leaving: false, ..stored.row.clone() };
+                    (Txn::new().update(&stored, &kept), Some(refused))
+                }
+            })
+        });
+        refused.await?.map_or(Ok(()), Err)
+    }
+
+    /// At start: deletions of types that a crash cut off come to their end.
+    pub(crate) async fn volume_types_recover(&self) -> Result<()> {
+        self.db.caught_up().await?;
+        for stored in self.db.cache().filter::<VolumeType>(|kind| kind.leaving) {
+            match self.volume_type_leaves(&stored.row.id).await {
+                // In use, it is kept.
+                Ok(()) | Err(Error::Invalid { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Changes a type by what `change` makes of its row.
@@ -325,10 +361,11 @@ impl Control {
                     return Err(Error::not_found("Project", project_id));
                 }
                 let type_id = find(cache, caller, wished)?.row.id.clone();
+                let given = given(cache, Txn::new(), &type_id)?;
                 let row = VolumeDefault { id: project_id.to_owned(), type_id };
                 let txn = match stored {
-                    Some(stored) => Txn::new().update(&stored, &row),
-                    None => Txn::new().create(&row),
+                    Some(stored) => given.update(&stored, &row),
+                    None => given.create(&row),
                 };
                 Ok((txn, Some(row)))
             })
@@ -376,9 +413,27 @@ fn new_type(name: &str, description: Option<String>, is_public: bool) -> VolumeT
         access: std::collections::BTreeSet::new(),
         qos_id: None,
         encryption: None,
+        leaving: false,
         created_at: Timestamp::now(),
         updated_at: None,
     }
+}
+
+/// Refuses to delete a type that a volume has or is about to get, or that has to be there.
+fn refuse_in_use(cache: &Cache, kind: &VolumeType) -> Result<()> {
+    let id = &kind.id;
+    let moves = |work: &DiskWork| matches!(&work.task, DiskTask::Move { type_id: Some(to), .. } if to == id);
+    if cache.find(|volume: &Volume| volume.type_id == *id).is_some() || cache.find(moves).is_some() {
+        let message = format!("Target volume type is still in use: {id}");
+        return Err(Error::invalid("VolumeTypeInUse", message));
+    }
+    let is_default = cache.find(|default: &VolumeDefault| default.type_id == *id).is_some();
+    let is_last = cache.find(|other: &VolumeType| other.id != *id && !other.leaving).is_none();
+    if is_default || is_last {
+        let message = format!("The volume type {id} is a default volume type and cannot be deleted.");
+        return Err(Error::invalid("VolumeTypeDefault", message));
+    }
+    Ok(())
 }
 
 fn check_name(name: &str) -> Result<()> {

@@ -14,7 +14,7 @@ use crate::agent::link::QueryError;
 use crate::agent::protocol::{Answer, DiskFound, Query};
 use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::model::volume::{DiskWork, Snapshot, Status, Volume, VolumeType};
+use crate::model::volume::{DiskWork, Snapshot, Status, Volume};
 use crate::policy::{require_admin, require_own_project};
 use crate::service::quota::{Resource, charge_of_type};
 use crate::store::{Cache, Stored, Txn};
@@ -165,7 +165,7 @@ impl Control {
                     (Resource::Volumes, 1),
                     (Resource::VolumeGib, i64::try_from(size_gib).unwrap_or(i64::MAX)),
                 ];
-                let txn = Txn::new().create(&volume).require_present::<VolumeType>(&of_type.row.id);
+                let txn = kind::given(cache, Txn::new().create(&volume), &of_type.row.id)?;
                 Ok(charge_of_type(txn, &project_id, &of_type.row.id, &charges))
             })
             .await?;
