@@ -16,13 +16,13 @@ use crate::error::Fault;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MetadataBody {
-    metadata: BTreeMap<String, String>,
+    pub(super) metadata: BTreeMap<String, String>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct MetaBody {
-    meta: BTreeMap<String, String>,
+    pub(super) meta: BTreeMap<String, String>,
 }
 
 /// `GET /servers/{id}/metadata`.

@@ -8,6 +8,7 @@ mod action_record;
 mod block_device;
 mod flavor;
 mod hypervisor;
+mod image;
 mod interface;
 mod keypair;
 mod limits;
@@ -33,7 +34,12 @@ use crate::openapi::{Routes, get, post, put};
 
 /// The routes below `/compute`. A project id after the version is taken out before routing.
 pub fn routes() -> Routes {
-    Routes::new().merge(server_routes()).merge(flavor_routes()).merge(host_routes()).merge(project_routes())
+    Routes::new()
+        .merge(server_routes())
+        .merge(flavor_routes())
+        .merge(image_routes())
+        .merge(host_routes())
+        .merge(project_routes())
 }
 
 fn server_routes() -> Routes {
@@ -88,6 +94,21 @@ fn flavor_routes() -> Routes {
         .route(
             "/v2.1/flavors/{id}/os-extra_specs/{key}",
             get(flavor::extra_spec).put(flavor::set_extra_spec).delete(flavor::unset_extra_spec),
+        )
+}
+
+fn image_routes() -> Routes {
+    Routes::new()
+        .route("/v2.1/images", get(image::list))
+        .route("/v2.1/images/detail", get(image::detail))
+        .route("/v2.1/images/{id}", get(image::show).delete(image::delete))
+        .route(
+            "/v2.1/images/{id}/metadata",
+            get(image::metadata).post(image::metadata_add).put(image::metadata_replace),
+        )
+        .route(
+            "/v2.1/images/{id}/metadata/{key}",
+            get(image::metadata_show).put(image::metadata_set).delete(image::metadata_unset),
         )
 }
 

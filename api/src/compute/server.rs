@@ -281,7 +281,7 @@ impl<'a> Query<'a> {
 }
 
 /// A time in any form that ISO 8601 clients send; without a zone it is UTC.
-fn time(filters: &Filters, key: &str) -> Result<Option<Timestamp>, Fault> {
+pub(super) fn time(filters: &Filters, key: &str) -> Result<Option<Timestamp>, Fault> {
     let Some(text) = filters.get(key) else { return Ok(None) };
     let zoned = text.parse::<Timestamp>().or_else(|_| format!("{text}Z").parse::<Timestamp>());
     zoned.map(Some).map_err(|_| {

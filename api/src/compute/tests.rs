@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use axum::http::Method;
 use control::driver::fake::FakeDriver;
-use control::driver::volumes::{Place, VolumePaths, Volumes};
 use serde_json::{Value, json};
 
 use crate::harness::{Harness, Reply};
+
+mod images;
 
 struct Cloud {
     harness: Harness,
@@ -41,19 +42,6 @@ impl Cloud {
 
     async fn post(&self, path: &str, version: &str, body: Value) -> Reply {
         self.call(Method::POST, path, version, body).await
-    }
-}
-
-impl Cloud {
-    /// With a host that pretends, but for its disks.
-    async fn with_disks() -> Self {
-        let cloud = Self::new().await;
-        let state = cloud.harness.directory();
-        let (root, images) = (state.join("volumes/fake-0"), state.join("images"));
-        let paths = VolumePaths { root, places: vec![Place::Files.into()], images, bucket: None };
-        let volumes = Volumes::open(paths).unwrap();
-        cloud.harness.start_host(FakeDriver::new("fake-0", None).unwrap().with_volumes(volumes)).await;
-        cloud
     }
 }
 
@@ -364,101 +352,4 @@ async fn server_lives_through_its_actions_over_rest_and_is_gone_after_its_deleti
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     panic!("the server is still there");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn image_of_a_server_is_told_by_its_place_and_later_by_its_id() {
-    let cloud = Cloud::with_disks().await;
-    let image = cloud.image().await;
-    let id = cloud.server(&image, json!({})).await;
-    cloud.until(&id, "ACTIVE").await;
-    let act = |version, body| {
-        let (cloud, path) = (&cloud, format!("/servers/{id}/action"));
-        async move { cloud.post(&path, version, body).await }
-    };
-    let made = act("2.44", json!({"createImage": {"name": "one", "metadata": {"k": "v"}}})).await;
-    assert_eq!((made.status.as_u16(), made.bytes.len()), (202, 0));
-    let location = made.header("location").unwrap().to_owned();
-    let first = location.strip_prefix("http://cloud.test/image/images/").unwrap();
-    cloud.until(&id, "ACTIVE").await;
-    let shown =
-        cloud.harness.admin(Method::GET, &format!("/image/v2/images/{first}"), Value::Null).await.json();
-    assert_eq!(
-        (&shown["status"], &shown["k"], &shown["os_distro"], &shown["base_image_ref"], &shown["size"]),
-        (&json!("active"), &json!("v"), &json!("tiny"), &json!(image), &json!(4096))
-    );
-    assert_eq!((&shown["owner_user_name"], &shown["owner_project_name"]), (&json!("admin"), &json!("admin")));
-    let made = act("2.45", json!({"createImage": {"name": "two"}})).await;
-    assert_eq!((made.status.as_u16(), made.header("location")), (202, None));
-    assert_eq!(members(&made.json()), ["image_id"]);
-    let busy = act("2.45", json!({"createImage": {"name": "three"}})).await;
-    assert!(matches!(busy.status.as_u16(), 202 | 409), "{:?}", busy.json());
-    cloud.until(&id, "ACTIVE").await;
-    let series =
-        |rotation| json!({"createBackup": {"name": "b", "backup_type": "daily", "rotation": rotation}});
-    let made = act("2.45", series(json!("1"))).await;
-    assert_eq!((made.status.as_u16(), members(&made.json())), (202, vec!["image_id"]));
-    cloud.until(&id, "ACTIVE").await;
-    let made = act("2.45", series(json!(0))).await;
-    assert_eq!((made.status.as_u16(), made.bytes.len()), (202, 0));
-    cloud.until(&id, "ACTIVE").await;
-    let actions = cloud.get(&format!("/servers/{id}/os-instance-actions"), "2.84").await.json();
-    let first = &actions["instanceActions"][0];
-    assert_eq!((&first["action"], &first["message"]), (&json!("createBackup"), &Value::Null));
-    let request = first["request_id"].as_str().unwrap();
-    let shown = cloud.get(&format!("/servers/{id}/os-instance-actions/{request}"), "2.84").await.json();
-    let event = &shown["instanceAction"]["events"][0];
-    assert_eq!((&event["event"], &event["result"]), (&json!("compute_backup_instance"), &json!("Success")));
-    let fields = ["details", "event", "finish_time", "host", "hostId", "result", "start_time", "traceback"];
-    assert_eq!(members(event), fields);
-    for wrong in [
-        json!({"createImage": {}}),
-        json!({"createImage": null}),
-        json!({"createImage": {"name": ""}}),
-        json!({"createImage": {"name": "x".repeat(256)}}),
-        json!({"createImage": {"name": "n", "metadata": {"k": 1}}}),
-        json!({"createImage": {"name": "n", "metadata": {"": "v"}}}),
-        json!({"createImage": {"name": "n", "other": 1}}),
-        series(json!(-1)),
-        series(json!("x")),
-        series(Value::Null),
-        json!({"createBackup": {"name": "b", "rotation": 1}}),
-    ] {
-        let refused = act("2.45", wrong.clone()).await;
-        assert_eq!(refused.status, 400, "{wrong}: {:?}", refused.json());
-    }
-    let missing = cloud.post("/servers/nope/action", "2.1", json!({"createImage": {"name": "n"}})).await;
-    assert_eq!(missing.status, 404);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn members_that_novas_schemas_do_not_know_are_refused_by_name() {
-    let cloud = Cloud::with_host().await;
-    let id = cloud.server(&cloud.image().await, json!({})).await;
-    cloud.until(&id, "ACTIVE").await;
-    let action = format!("/servers/{id}/action");
-    let disk = json!({"boot_index": 0, "source_type": "image", "uuid": "x", "bus": "y"});
-    let server = json!({"name": "s", "imageRef": "x", "flavorRef": "42", "networks": "none",
-        "block_device_mapping_v2": [disk]});
-    for (method, path, body) in [
-        (Method::POST, action.as_str(), json!({"reboot": {"type": "HARD", "x": 1}})),
-        (Method::POST, &action, json!({"lock": {"x": 1}})),
-        (Method::POST, &action, json!({"os-resetState": {"state": "active", "x": 1}})),
-        (Method::POST, &action, json!({"addSecurityGroup": {"name": "default", "x": 1}})),
-        (Method::POST, &action, json!({"os-getConsoleOutput": {"length": 1, "x": 1}})),
-        (Method::PUT, &format!("/servers/{id}"), json!({"server": {"name": "n"}, "x": 1})),
-        (Method::POST, "/servers", json!({ "server": server })),
-        (Method::POST, "/flavors", json!({"flavor": {"name": "f", "ram": 1, "vcpus": 1, "disk": 1}, "x": 1})),
-        (Method::PUT, "/flavors/42", json!({"flavor": {"description": "d"}, "x": 1})),
-        (Method::POST, "/flavors/42/os-extra_specs", json!({"extra_specs": {"a": "b"}, "x": 1})),
-        (Method::POST, "/flavors/42/action", json!({"addTenantAccess": {"tenant": "t", "x": 1}})),
-        (Method::PUT, "/os-quota-sets/p", json!({"quota_set": {"cores": 1}, "x": 1})),
-    ] {
-        let refused = cloud.call(method, path, "2.100", body.clone()).await;
-        let message = refused.json()["badRequest"]["message"].as_str().unwrap_or_default().to_owned();
-        let named = message.contains("'x'") || message.contains("`x`") || message.contains("'bus'");
-        assert!(refused.status == 400 && named, "{path} {body}: {} {message}", refused.status);
-    }
-    let old = cloud.post(&action, "2.72", json!({"lock": {"x": 1}})).await;
-    assert_eq!(old.status, 202, "before 2.73 it says nothing");
 }

@@ -129,7 +129,7 @@ fn check_words(filters: &Filters) -> Result<(), Fault> {
 
 /// Whether a list without further columns shows an image: community images only if asked for by that visibility,
 /// shared ones only once accepted.
-fn is_listed(state: &AppState, caller: &Caller, filters: &Filters, image: &Image) -> bool {
+pub(crate) fn is_listed(state: &AppState, caller: &Caller, filters: &Filters, image: &Image) -> bool {
     let own = image.owner.as_deref().is_some_and(|owner| caller.project_id() == Some(owner));
     match filters.get("visibility") {
         Some("all") => true,

@@ -19,6 +19,8 @@ use jiff::Timestamp;
 
 use crate::openapi::{Routes, delete, get, post, put};
 
+pub(crate) use list::is_listed;
+
 /// The routes below `/image`.
 pub fn routes() -> Routes {
     Routes::new()
