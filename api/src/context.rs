@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::{FromRef, FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, Uri, header};
+use axum::http::{HeaderMap, Method, Uri, header};
 use control::Control;
 use control::caller::Caller;
 use http_body_util::{BodyExt, Limited};
@@ -105,7 +105,10 @@ impl FromRequestParts<AppState> for Authenticated {
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Fault> {
         let token = token_of(&parts.headers)?;
-        let caller = state.control.token_caller(token, request_id_of(parts)).await?;
+        let mut caller = state.control.token_caller(token, request_id_of(parts)).await?;
+        if matches!(parts.method, Method::PUT | Method::DELETE) {
+            caller.if_revision = if_revision(&parts.headers)?;
+        }
         if let Some(seat) = parts.extensions.get::<Seat>() {
             seat.take(&caller);
         }
@@ -126,6 +129,14 @@ impl FromRequestParts<AppState> for Authenticated {
         }
         Ok(Self(caller))
     }
+}
+
+/// The revision that a change is for (Network API: `If-Match: revision_number=N`); other conditions are nobody's here.
+fn if_revision(headers: &HeaderMap) -> Result<Option<u64>, Fault> {
+    let text = headers.get(header::IF_MATCH).and_then(|value| value.to_str().ok());
+    let number = text.and_then(|text| text.trim().trim_matches('"').strip_prefix("revision_number="));
+    let invalid = |_| Fault::malformed("Bad If-Match header: revision_number is not a number.");
+    number.map(|number| number.trim().parse().map_err(invalid)).transpose()
 }
 
 /// Whether a token is good for a request: one of an application credential may be bounded to some. The rules name paths

@@ -87,6 +87,7 @@ pub fn status_of(service: Service, fault: &Fault) -> StatusCode {
             Error::NotFound { .. } => StatusCode::NOT_FOUND,
             Error::Invalid { .. } => StatusCode::BAD_REQUEST,
             Error::Conflict { .. } => StatusCode::CONFLICT,
+            Error::Precondition { .. } => StatusCode::PRECONDITION_FAILED,
             Error::QuotaExceeded { .. } => match service {
                 Service::Identity | Service::Compute => StatusCode::FORBIDDEN,
                 Service::Network | Service::Placement => StatusCode::CONFLICT,
@@ -217,7 +218,9 @@ fn neutron(fault: &Fault, message: &str) -> Value {
                 });
                 format!("{}NotFound", words.collect::<String>())
             }
-            Error::Invalid { reason, .. } | Error::Conflict { reason, .. } => (*reason).to_owned(),
+            Error::Invalid { reason, .. }
+            | Error::Conflict { reason, .. }
+            | Error::Precondition { reason, .. } => (*reason).to_owned(),
             Error::QuotaExceeded { .. } => "OverQuota".to_owned(),
             Error::TooLarge { .. } => "RequestTooLarge".to_owned(),
             Error::NotImplemented(_) => "NotImplementedError".to_owned(),

@@ -205,11 +205,12 @@ impl<T> Slice<T> {
         Value::Object(body)
     }
 
-    /// The body of Neutron: `<collection>_links` with next and previous page, only if the request said a limit.
+    /// The body of Neutron: `<collection>_links` with next and previous page, if the request said a limit or not all rows
+    /// fit in one answer.
     pub fn neutron(self, collection: &str, url: &RequestUrl, show: impl FnMut(T) -> Value) -> Value {
         let mut body = Map::new();
         let mut links = Vec::new();
-        if self.limited {
+        if self.limited || self.next.is_some() {
             if let Some(next) = &self.next {
                 links.push(json!({"rel": "next", "href": url.with_marker(next)}));
             }

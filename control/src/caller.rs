@@ -109,6 +109,8 @@ pub struct Caller {
     pub delegation: Delegation,
     /// The request's id, `req-<uuid>`, for logs and for what the request leaves behind.
     pub request_id: String,
+    /// The revision that the request's resource must have, where the request says so (Network API: `If-Match`).
+    pub if_revision: Option<u64>,
     /// The rules of the cloud that is asked.
     pub policy: Arc<Policy>,
 }

@@ -40,6 +40,14 @@ pub enum Error {
         /// What is in the way.
         message: String,
     },
+    /// The request holds for another state of the resource than the one it is in (`If-Match`).
+    #[error("{message}")]
+    Precondition {
+        /// A stable name, in the service's own vocabulary where it has one (`RevisionNumberConstraintFailed`).
+        reason: &'static str,
+        /// What was wanted and what is.
+        message: String,
+    },
     /// A quota would be crossed.
     #[error("quota exceeded for {resource}: requested {requested}, already used {used} of {limit}")]
     QuotaExceeded {

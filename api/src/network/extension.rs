@@ -8,32 +8,87 @@ use crate::context::{AppState, Authenticated, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 
 /// Alias, name, description.
-const EXTENSIONS: [(&str, &str, &str); 14] = [
+type Extension = (&'static str, &'static str, &'static str);
+
+/// What all resources share.
+const SHARED: [Extension; 10] = [
+    ("pagination", "Pagination support", "Extension that indicates that pagination is enabled."),
+    ("project-id", "project_id field enabled", "Extension that indicates that project_id field is enabled."),
+    (
+        "revision-if-match",
+        "If-Match constraints based on revision_number",
+        "Extension indicating that If-Match based on revision_number is supported.",
+    ),
+    ("sorting", "Sorting support", "Extension that indicates that sorting is enabled."),
+    (
+        "standard-attr-description",
+        "standard-attr-description",
+        "Extension to add descriptions to standard attributes",
+    ),
+    (
+        "standard-attr-revisions",
+        "Resource revision numbers",
+        "This extension will display the revision number of neutron resources.",
+    ),
+    (
+        "standard-attr-tag",
+        "Tag support for resources with standard attribute",
+        "Enables to set tag on resources with standard attribute.",
+    ),
+    (
+        "standard-attr-timestamp",
+        "Resource timestamps",
+        "Adds created_at and updated_at fields to all Neutron resources that have Neutron standard attributes.",
+    ),
+    ("tag-creation", "Tag creation extension", "Allow to create multiple tags using POST method"),
+    (
+        "tag-ports-during-bulk-creation",
+        "Tag Ports During Bulk Creation",
+        "Allow to tag ports during bulk creation",
+    ),
+];
+
+/// What networks and ports have beyond the core.
+const NETWORKS: [Extension; 9] = [
     ("allowed-address-pairs", "Allowed Address Pairs", "Provides allowed address pairs"),
     ("binding", "Port Binding", "Expose port bindings of a virtual port to external application"),
     ("external-net", "Neutron external network", "Adds external network attribute to network resource."),
+    (
+        "ip-substring-filtering",
+        "IP address substring filtering",
+        "Provides IP address substring filtering when listing ports",
+    ),
     ("net-mtu", "Network MTU", "Provides MTU attribute for a network resource."),
     (
         "net-mtu-writable",
         "Network MTU (writable)",
         "Provides a writable MTU attribute for a network resource.",
     ),
-    ("pagination", "Pagination support", "Extension that indicates that pagination is enabled."),
     ("port-security", "Port Security", "Provides port security"),
-    ("project-id", "project_id field enabled", "Extension that indicates that project_id field is enabled."),
     ("provider", "Provider Network", "Expose mapping of virtual networks to physical networks"),
+    ("security-group", "security-group", "The security groups extension."),
+];
+
+/// What there is to administer.
+const ADMINISTRATION: [Extension; 3] = [
+    (
+        "quota-check-limit",
+        "Quota engine limit check",
+        "Support for checking the resource usage before applying a new quota limit",
+    ),
     ("quotas", "Quota management support", "Expose functions for quotas management per project"),
     (
         "quota_details",
         "Quota details management support",
         "Expose functions for quotas usage statistics per project",
     ),
-    ("security-group", "security-group", "The security groups extension."),
-    ("sorting", "Sorting support", "Extension that indicates that sorting is enabled."),
-    ("standard-attr-tag", "Tag support for networks", "Enables to set tag on resources."),
 ];
 
-fn row(extension: &(&str, &str, &str)) -> Value {
+fn extensions() -> impl Iterator<Item = &'static Extension> {
+    SHARED.iter().chain(&NETWORKS).chain(&ADMINISTRATION)
+}
+
+fn row(extension: &Extension) -> Value {
     let (alias, name, description) = extension;
     json!({
         "id": alias, "alias": alias, "name": name, "description": description, "links": [],
@@ -50,7 +105,7 @@ fn without_id(mut row: Value) -> Value {
 
 /// `GET /v2.0/extensions`.
 pub(super) async fn list(_: Authenticated, filters: Filters, url: RequestUrl) -> Result<Json<Value>, Fault> {
-    let Json(mut body) = listing("extensions", EXTENSIONS.iter().map(row).collect(), &filters, &url)?;
+    let Json(mut body) = listing("extensions", extensions().map(row).collect(), &filters, &url)?;
     if let Some(rows) = body["extensions"].as_array_mut() {
         rows.iter_mut().for_each(|row| *row = without_id(row.take()));
     }
@@ -63,7 +118,7 @@ pub(super) async fn show(
     Segments(alias): Segments<String>,
     filters: Filters,
 ) -> Result<Json<Value>, Fault> {
-    let extension = EXTENSIONS.iter().find(|(known, _, _)| *known == alias);
+    let extension = extensions().find(|(known, _, _)| *known == alias);
     let extension = extension.ok_or_else(|| control::error::Error::not_found("Extension", alias))?;
     Ok(shown("extension", without_id(row(extension)), &filters))
 }

@@ -11,19 +11,14 @@ use control::service::network::{NetworkCreate, NetworkUpdate};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::bulk::{OneOrMany, Several};
 use super::{Created, listing, shown, standard_fields, with_fields};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct CreateBody {
-    network: CreateFields,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CreateFields {
+pub(super) struct CreateFields {
     #[serde(default)]
     name: String,
     #[serde(default)]
@@ -45,6 +40,10 @@ struct CreateFields {
     segmentation_id: Option<u32>,
     #[serde(default)]
     tags: BTreeSet<String>,
+}
+
+impl Several for CreateFields {
+    const NAMES: &'static [&'static str; 2] = &["network", "networks"];
 }
 
 impl From<CreateFields> for NetworkCreate {
@@ -87,11 +86,6 @@ struct UpdateFields {
     port_security_enabled: Option<bool>,
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct TagsBody {
-    tags: BTreeSet<String>,
-}
-
 /// A network as it is shown: provider attributes to administrators only.
 fn view(state: &AppState, caller: &Caller, network: &Network) -> Value {
     let mut fields = standard_fields(&network.standard);
@@ -129,10 +123,11 @@ fn view(state: &AppState, caller: &Caller, network: &Network) -> Value {
 pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
-    Body(body): Body<CreateBody>,
+    Body(body): Body<OneOrMany<CreateFields>>,
 ) -> Created {
-    let network = state.control.network_create(&caller, body.network.into()).await?;
-    Ok((StatusCode::CREATED, Json(json!({"network": view(&state, &caller, &network.row)}))))
+    let (requests, answered) = body.try_map(|fields| Ok::<_, Fault>(NetworkCreate::from(fields)))?;
+    let networks = state.control.network_create_many(&caller, requests).await?;
+    answered.with(networks.iter().map(|network| view(&state, &caller, &network.row)).collect())
 }
 
 /// `GET /v2.0/networks`.
@@ -187,25 +182,4 @@ pub(super) async fn delete(
 ) -> Result<StatusCode, Fault> {
     state.control.network_delete(&caller, &id).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// `GET /v2.0/networks/{id}/tags`.
-pub(super) async fn tags(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-) -> Result<Json<Value>, Fault> {
-    let network = state.control.network_get(&caller, &id).await?;
-    Ok(Json(json!({"tags": network.row.standard.tags})))
-}
-
-/// `PUT /v2.0/networks/{id}/tags`.
-pub(super) async fn set_tags(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-    Body(body): Body<TagsBody>,
-) -> Result<Json<Value>, Fault> {
-    state.control.network_set_tags(&caller, &id, body.tags.clone()).await?;
-    Ok(Json(json!({"tags": body.tags})))
 }

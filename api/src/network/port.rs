@@ -14,19 +14,14 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::bulk::{OneOrMany, Several};
 use super::{Created, invalid, listing, read_mac, shown, standard_fields, with_fields};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct CreateBody {
-    port: CreateFields,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CreateFields {
+pub(super) struct CreateFields {
     network_id: String,
     project_id: Option<String>,
     tenant_id: Option<String>,
@@ -101,6 +96,10 @@ fn pairs(fields: Vec<PairFields>) -> Result<Vec<(IpNet, [u8; 6])>, Fault> {
             Ok((prefix, pair.mac_address.as_deref().map(read_mac).transpose()?.unwrap_or_default()))
         })
         .collect()
+}
+
+impl Several for CreateFields {
+    const NAMES: &'static [&'static str; 2] = &["port", "ports"];
 }
 
 impl TryFrom<CreateFields> for PortCreate {
@@ -179,10 +178,11 @@ fn view(caller: &Caller, port: &Port) -> Value {
 pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
-    Body(body): Body<CreateBody>,
+    Body(body): Body<OneOrMany<CreateFields>>,
 ) -> Created {
-    let port = state.control.port_create(&caller, body.port.try_into()?).await?;
-    Ok((StatusCode::CREATED, Json(json!({"port": view(&caller, &port.row)}))))
+    let (requests, answered) = body.try_map(PortCreate::try_from)?;
+    let ports = state.control.port_create_many(&caller, requests).await?;
+    answered.with(ports.iter().map(|port| view(&caller, &port.row)).collect())
 }
 
 /// `GET /v2.0/ports`.

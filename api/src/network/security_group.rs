@@ -1,34 +1,49 @@
 //! Security groups and their rules on the wire (Network API v2.0: security-groups, security-group-rules).
 
+use std::collections::BTreeSet;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use control::model::network::{SecurityGroup, SecurityGroupRule};
-use control::service::security_group::RuleCreate;
+use control::service::security_group::{GroupCreate, RuleCreate};
 use ipnet::IpNet;
 use net::spec::Direction;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::bulk::{OneOrMany, Several};
 use super::{Created, invalid, listing, shown, standard_fields, with_fields};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct CreateBody {
-    security_group: CreateFields,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CreateFields {
+pub(super) struct CreateFields {
     name: String,
     #[serde(default)]
     description: String,
     project_id: Option<String>,
     tenant_id: Option<String>,
     stateful: Option<bool>,
+    #[serde(default)]
+    tags: BTreeSet<String>,
+}
+
+impl Several for CreateFields {
+    const NAMES: &'static [&'static str; 2] = &["security_group", "security_groups"];
+}
+
+impl From<CreateFields> for GroupCreate {
+    fn from(fields: CreateFields) -> Self {
+        Self {
+            name: fields.name,
+            description: fields.description,
+            project_id: fields.project_id.or(fields.tenant_id),
+            stateful: fields.stateful.unwrap_or(true),
+            tags: fields.tags,
+        }
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -47,13 +62,7 @@ struct UpdateFields {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RuleBody {
-    security_group_rule: RuleFields,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct RuleFields {
+pub(super) struct RuleFields {
     security_group_id: String,
     direction: Direction,
     ethertype: Option<String>,
@@ -83,6 +92,10 @@ fn number(field: &str, value: Option<Value>) -> Result<Option<u16>, Fault> {
     parsed
         .map(Some)
         .ok_or_else(|| invalid(format!("Invalid input for {field}. Reason: it is not a port number.")))
+}
+
+impl Several for RuleFields {
+    const NAMES: &'static [&'static str; 2] = &["security_group_rule", "security_group_rules"];
 }
 
 impl TryFrom<RuleFields> for RuleCreate {
@@ -173,21 +186,11 @@ fn rule_view(rule: &SecurityGroupRule) -> Value {
 pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
-    Body(body): Body<CreateBody>,
+    Body(body): Body<OneOrMany<CreateFields>>,
 ) -> Created {
-    let fields = body.security_group;
-    let project_id = fields.project_id.or(fields.tenant_id);
-    let group = state
-        .control
-        .security_group_create(
-            &caller,
-            project_id.as_deref(),
-            &fields.name,
-            &fields.description,
-            fields.stateful.unwrap_or(true),
-        )
-        .await?;
-    Ok((StatusCode::CREATED, Json(json!({"security_group": view(&state, &group.row)}))))
+    let (requests, answered) = body.try_map(|fields| Ok::<_, Fault>(GroupCreate::from(fields)))?;
+    let groups = state.control.security_group_create_many(&caller, requests).await?;
+    answered.with(groups.iter().map(|group| view(&state, &group.row)).collect())
 }
 
 /// `GET /v2.0/security-groups`.
@@ -244,11 +247,11 @@ pub(super) async fn delete(
 pub(super) async fn rule_create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
-    Body(body): Body<RuleBody>,
+    Body(body): Body<OneOrMany<RuleFields>>,
 ) -> Created {
-    let rule =
-        state.control.security_group_rule_create(&caller, body.security_group_rule.try_into()?).await?;
-    Ok((StatusCode::CREATED, Json(json!({"security_group_rule": rule_view(&rule.row)}))))
+    let (requests, answered) = body.try_map(RuleCreate::try_from)?;
+    let rules = state.control.security_group_rule_create_many(&caller, requests).await?;
+    answered.with(rules.iter().map(|rule| rule_view(&rule.row)).collect())
 }
 
 /// `GET /v2.0/security-group-rules`.

@@ -12,19 +12,14 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::bulk::{OneOrMany, Several};
 use super::{Created, invalid, listing, nullable, shown, standard_fields, with_fields};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct CreateBody {
-    subnet: CreateFields,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CreateFields {
+pub(super) struct CreateFields {
     network_id: String,
     cidr: Option<String>,
     ip_version: Option<u8>,
@@ -102,6 +97,10 @@ fn routes(fields: Vec<RouteFields>) -> Vec<(IpNet, IpAddr)> {
     fields.into_iter().map(|route| (route.destination, route.nexthop)).collect()
 }
 
+impl Several for CreateFields {
+    const NAMES: &'static [&'static str; 2] = &["subnet", "subnets"];
+}
+
 impl TryFrom<CreateFields> for SubnetCreate {
     type Error = Fault;
 
@@ -171,10 +170,11 @@ fn view(subnet: &Subnet) -> Value {
 pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
-    Body(body): Body<CreateBody>,
+    Body(body): Body<OneOrMany<CreateFields>>,
 ) -> Created {
-    let subnet = state.control.subnet_create(&caller, body.subnet.try_into()?).await?;
-    Ok((StatusCode::CREATED, Json(json!({"subnet": view(&subnet.row)}))))
+    let (requests, answered) = body.try_map(SubnetCreate::try_from)?;
+    let subnets = state.control.subnet_create_many(&caller, requests).await?;
+    answered.with(subnets.iter().map(|subnet| view(&subnet.row)).collect())
 }
 
 /// `GET /v2.0/subnets`.

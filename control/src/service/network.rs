@@ -11,10 +11,11 @@ use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::{Network, NetworkKind, Port, Standard, Subnet};
-use crate::model::random_uuid;
 use crate::policy::{require_admin, require_member};
+use crate::service::network_resource::{at_once, made, network_resources, new_ids, only, owned, visible};
 use crate::service::quota::{self, Resource};
 use crate::service::subnet::SubnetCreate;
+use crate::service::tag::check_tags;
 use crate::store::{Cache, Stored, Txn};
 
 /// The smallest MTU IPv4 guests can work with (RFC 791).
@@ -88,70 +89,55 @@ pub struct NetworkUpdate {
 }
 
 impl Control {
-    /// Makes a network.
+    /// Makes a network; see [`Control::network_create_many`].
     ///
     /// # Errors
-    /// `Forbidden` for what only administrators may say, `Invalid` for a kind or MTU that cannot be, `Conflict` for a
-    /// VXLAN identifier or physical network in use, `QuotaExceeded`.
+    /// As there.
     pub async fn network_create(
         &self,
         caller: &Caller,
         request: NetworkCreate,
     ) -> Result<Arc<Stored<Network>>> {
-        let project_id = owner_project(caller, request.project_id.as_deref(), "create_network")?;
-        for (given, action) in [
-            (request.shared, "create_network:shared"),
-            (request.external, "create_network:router:external"),
-            (request.is_default, "create_network:is_default"),
-            (request.network_type.is_some(), "create_network:provider:network_type"),
-            (request.physical_network.is_some(), "create_network:provider:physical_network"),
-            (request.segmentation_id.is_some(), "create_network:provider:segmentation_id"),
-        ] {
-            if given {
-                require_admin(caller, action)?;
-            }
-        }
-        check_text("name", &request.name)?;
-        check_text("description", &request.description)?;
-        let id = random_uuid();
+        only(self.network_create_many(caller, vec![request]).await?)
+    }
+
+    /// Makes networks, all or none.
+    ///
+    /// # Errors
+    /// `Forbidden` for what only administrators may say, `Invalid` for a kind or MTU that cannot be, `Conflict` for a
+    /// VXLAN identifier or physical network in use, `QuotaExceeded`.
+    pub async fn network_create_many(
+        &self,
+        caller: &Caller,
+        requests: Vec<NetworkCreate>,
+    ) -> Result<Vec<Arc<Stored<Network>>>> {
+        let owners =
+            requests.iter().map(|request| check_create(caller, request)).collect::<Result<Vec<String>>>()?;
+        let ids = new_ids(requests.len());
         self.db
             .transact(|cache| {
-                let (kind, unique) = choose_kind(cache, &request)?;
-                let mtu = request.mtu.unwrap_or(default_mtu(&kind));
-                check_mtu(mtu)?;
-                let network = Network {
-                    standard: Standard {
-                        description: request.description.clone(),
-                        tags: request.tags.clone(),
-                        ..new_standard(id.clone(), project_id.clone(), request.name.clone())
-                    },
-                    kind,
-                    mtu,
-                    admin_state_up: request.admin_state_up.unwrap_or(true),
-                    shared: request.shared,
-                    external: request.external,
-                    port_security_enabled: request.port_security_enabled.unwrap_or(true),
-                    is_default: request.is_default,
-                };
-                let txn = Txn::new().create(&network).unique(&unique);
-                Ok(quota::charge(txn, &project_id, &[(Resource::Networks, 1)]))
+                let mut txn = Txn::new();
+                let mut siblings = Vec::with_capacity(ids.len());
+                for ((request, project_id), id) in requests.iter().zip(&owners).zip(&ids) {
+                    let network = build_network(cache, &siblings, request, (id, project_id))?;
+                    txn = txn.create(&network).unique(kind_key(&network.kind));
+                    txn = quota::charge(txn, project_id, &[(Resource::Networks, 1)]);
+                    siblings.push(network);
+                }
+                at_once(txn)
             })
             .await?;
-        self.network_stored(&id)
+        made(self.db.cache(), &ids)
     }
 
     /// All networks the caller may see: its project's, shared and external ones.
     pub async fn network_list(&self, caller: &Caller) -> Result<Vec<Arc<Stored<Network>>>> {
-        self.db.caught_up().await?;
-        let mut networks = self.db.cache().list::<Network>();
-        networks.retain(|network| may_see(caller, &network.row));
-        Ok(networks)
+        self.network_resources(caller).await
     }
 
     /// One network the caller may see.
     pub async fn network_get(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<Network>>> {
-        self.db.caught_up().await?;
-        visible_network(self.db.cache(), caller, id)
+        self.network_resource(caller, id).await
     }
 
     /// Changes a network of the caller's.
@@ -181,20 +167,6 @@ impl Control {
             })
             .await?;
         self.network_stored(id)
-    }
-
-    /// Replaces the tags of a network of the caller's.
-    pub async fn network_set_tags(&self, caller: &Caller, id: &str, tags: BTreeSet<String>) -> Result<()> {
-        self.db.caught_up().await?;
-        self.db
-            .transact(|cache| {
-                let stored = owned_network(cache, caller, id, "update_network")?;
-                let mut network = stored.row.clone();
-                network.standard.tags = tags.clone();
-                touch(&mut network.standard);
-                Ok(Txn::new().update(&stored, &network))
-            })
-            .await
     }
 
     /// Deletes a network of the caller's with its subnets.
@@ -320,17 +292,15 @@ pub(crate) fn check_text(field: &'static str, text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Whether the caller may see a network.
-pub(crate) fn may_see(caller: &Caller, network: &Network) -> bool {
-    network.shared || network.external || caller.may_read(&network.standard.project_id)
+network_resources! {
+    Network: "Network", "get_network", |row, _cache, caller| {
+        row.shared || row.external || caller.may_read(&row.standard.project_id)
+    };
 }
 
 /// A network the caller may see, or `NotFound`.
 pub(crate) fn visible_network(cache: &Cache, caller: &Caller, id: &str) -> Result<Arc<Stored<Network>>> {
-    cache
-        .get::<Network>(id)
-        .filter(|network| may_see(caller, &network.row))
-        .ok_or_else(|| Error::not_found("Network", id))
+    visible(cache, caller, id)
 }
 
 /// A network the caller may change.
@@ -340,9 +310,53 @@ pub(crate) fn owned_network(
     id: &str,
     action: &'static str,
 ) -> Result<Arc<Stored<Network>>> {
-    let network = visible_network(cache, caller, id)?;
-    require_member(caller, &network.row.standard.project_id, action)?;
-    Ok(network)
+    owned(cache, caller, id, action)
+}
+
+/// What of a new network can be checked before the others are looked at; the project it is for.
+fn check_create(caller: &Caller, request: &NetworkCreate) -> Result<String> {
+    let project_id = owner_project(caller, request.project_id.as_deref(), "create_network")?;
+    for (given, action) in [
+        (request.shared, "create_network:shared"),
+        (request.external, "create_network:router:external"),
+        (request.is_default, "create_network:is_default"),
+        (request.network_type.is_some(), "create_network:provider:network_type"),
+        (request.physical_network.is_some(), "create_network:provider:physical_network"),
+        (request.segmentation_id.is_some(), "create_network:provider:segmentation_id"),
+    ] {
+        if given {
+            require_admin(caller, action)?;
+        }
+    }
+    check_text("name", &request.name)?;
+    check_text("description", &request.description)?;
+    check_tags(&request.tags)?;
+    Ok(project_id)
+}
+
+fn build_network(
+    cache: &Cache,
+    siblings: &[Network],
+    request: &NetworkCreate,
+    (id, project_id): (&str, &str),
+) -> Result<Network> {
+    let kind = choose_kind(cache, siblings, request)?;
+    let mtu = request.mtu.unwrap_or(default_mtu(&kind));
+    check_mtu(mtu)?;
+    Ok(Network {
+        standard: Standard {
+            description: request.description.clone(),
+            tags: request.tags.clone(),
+            ..new_standard(id.to_owned(), project_id.to_owned(), request.name.clone())
+        },
+        kind,
+        mtu,
+        admin_state_up: request.admin_state_up.unwrap_or(true),
+        shared: request.shared,
+        external: request.external,
+        port_security_enabled: request.port_security_enabled.unwrap_or(true),
+        is_default: request.is_default,
+    })
 }
 
 fn apply_update(network: &mut Network, update: &NetworkUpdate) -> Result<()> {
@@ -391,9 +405,10 @@ fn kind_key(kind: &NetworkKind) -> String {
     }
 }
 
-/// How the network's frames shall travel, with the key that must be free for it.
-fn choose_kind(cache: &Cache, request: &NetworkCreate) -> Result<(NetworkKind, String)> {
-    let networks = cache.list::<Network>();
+/// How the network's frames shall travel, as no other's do.
+fn choose_kind(cache: &Cache, siblings: &[Network], request: &NetworkCreate) -> Result<NetworkKind> {
+    let stored = cache.list::<Network>();
+    let networks: Vec<&Network> = stored.iter().map(|stored| &stored.row).chain(siblings).collect();
     let kind = match request.network_type.as_deref() {
         None | Some("vxlan") => {
             if request.physical_network.is_some() {
@@ -424,8 +439,7 @@ fn choose_kind(cache: &Cache, request: &NetworkCreate) -> Result<(NetworkKind, S
             ));
         }
     };
-    let key = kind_key(&kind);
-    let in_use = networks.iter().any(|network| network.row.kind == kind);
+    let in_use = networks.iter().any(|network| network.kind == kind);
     match (&kind, in_use) {
         (NetworkKind::Flat { physical_network }, true) => Err(Error::conflict(
             "FlatNetworkInUse",
@@ -435,12 +449,12 @@ fn choose_kind(cache: &Cache, request: &NetworkCreate) -> Result<(NetworkKind, S
             "TunnelIdInUse",
             format!("Unable to create the network. The tunnel ID {vni} is in use."),
         )),
-        (_, false) => Ok((kind, key)),
+        (_, false) => Ok(kind),
     }
 }
 
 /// The wished VXLAN network identifier, or the lowest that no network has.
-fn choose_vni(networks: &[Arc<Stored<Network>>], wished: Option<u32>) -> Result<u32> {
+fn choose_vni(networks: &[&Network], wished: Option<u32>) -> Result<u32> {
     match wished {
         Some(vni) if (1..=VNI_MAX).contains(&vni) => Ok(vni),
         Some(vni) => Err(Error::invalid(
@@ -450,7 +464,7 @@ fn choose_vni(networks: &[Arc<Stored<Network>>], wished: Option<u32>) -> Result<
         None => {
             let taken: BTreeSet<u32> = networks
                 .iter()
-                .filter_map(|network| match network.row.kind {
+                .filter_map(|network| match network.kind {
                     NetworkKind::Vxlan { vni } => Some(vni),
                     NetworkKind::Flat { .. } => None,
                 })

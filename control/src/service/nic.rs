@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::network::may_see;
-use super::port::{FixedIpWish, OWNER_COMPUTE, PortCreate, add_port, build_port, owned_port, remove_port};
+use super::network_resource::sees;
+use super::port::{
+    FixedIpWish, OWNER_COMPUTE, PortCreate, PortOwner, add_port, build_port, owned_port, remove_port,
+};
 use super::security_group::groups_wanted;
 use crate::Control;
 use crate::agent::protocol::{GroupWanted, NetworkWanted, NicWanted};
@@ -91,7 +93,7 @@ impl Control {
                     .list::<Network>()
                     .into_iter()
                     .filter(|network| {
-                        may_see(caller, &network.row) && with_subnets.contains(&network.row.standard.id)
+                        sees(cache, caller, &network.row) && with_subnets.contains(&network.row.standard.id)
                     })
                     .collect();
                 let (own, foreign): (Vec<_>, Vec<_>) =
@@ -235,7 +237,8 @@ fn build_server_port(
         owned_by_server: true,
         ..PortCreate::default()
     };
-    let port = build_port(cache, caller, server.project_id, "", port_id, &request)?;
+    let owner = PortOwner { project_id: server.project_id, default_group: "", siblings };
+    let port = build_port(cache, caller, owner, port_id, &request)?;
     let clash = siblings.iter().any(|other| other.network_id == network_id);
     if clash {
         return Err(Error::invalid(

@@ -1,17 +1,22 @@
 //! Ports: where something is on a network, with its MAC address, its addresses and its security groups.
 
+mod address;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use super::addressing::{is_usable, next_free, random_mac};
+use self::address::choose_addresses;
+use super::addressing::random_mac;
 use super::network::{check_text, new_standard, touch, visible_network};
+use super::network_resource::{at_once, made, network_resources, new_ids, only, owned, visible};
+use super::tag::check_tags;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::model::network::{FixedIp, Network, Port, Standard, Subnet};
+use crate::model::network::{FixedIp, Network, Port, Standard};
 use crate::model::random_uuid;
 use crate::policy::{require_admin, require_member};
 use crate::service::quota::{self, Resource};
@@ -94,38 +99,59 @@ pub struct PortUpdate {
 }
 
 impl Control {
-    /// Makes a port on a network that the caller may use.
+    /// Makes a port; see [`Control::port_create_many`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn port_create(&self, caller: &Caller, request: PortCreate) -> Result<Arc<Stored<Port>>> {
+        only(self.port_create_many(caller, vec![request]).await?)
+    }
+
+    /// Makes ports on networks that the caller may use, all or none.
     ///
     /// # Errors
     /// `Conflict` (`IpAddressInUse`, `MacAddressInUse`, `IpAddressGenerationFailure`), `Invalid` for addresses that
     /// no subnet holds, `QuotaExceeded`.
-    pub async fn port_create(&self, caller: &Caller, request: PortCreate) -> Result<Arc<Stored<Port>>> {
-        let project_id = super::network::owner_project(caller, request.project_id.as_deref(), "create_port")?;
-        check_text("name", &request.name)?;
-        check_text("description", &request.description)?;
-        let default_group = self.ensure_default_group(&project_id).await?;
-        let id = random_uuid();
+    pub async fn port_create_many(
+        &self,
+        caller: &Caller,
+        requests: Vec<PortCreate>,
+    ) -> Result<Vec<Arc<Stored<Port>>>> {
+        let mut owners = Vec::with_capacity(requests.len());
+        for request in &requests {
+            let project_id =
+                super::network::owner_project(caller, request.project_id.as_deref(), "create_port")?;
+            check_text("name", &request.name)?;
+            check_text("description", &request.description)?;
+            check_tags(&request.tags)?;
+            let default_group = self.ensure_default_group(&project_id).await?;
+            owners.push((project_id, default_group));
+        }
+        let ids = new_ids(requests.len());
         self.db
             .transact(|cache| {
-                let port = build_port(cache, caller, &project_id, &default_group, &id, &request)?;
-                Ok(add_port(Txn::new(), &port))
+                let mut txn = Txn::new();
+                let mut siblings = Vec::with_capacity(ids.len());
+                for ((request, (project_id, default_group)), id) in requests.iter().zip(&owners).zip(&ids) {
+                    let owner = PortOwner { project_id, default_group, siblings: &siblings };
+                    let port = build_port(cache, caller, owner, id, request)?;
+                    txn = add_port(txn, &port);
+                    siblings.push(port);
+                }
+                at_once(txn)
             })
             .await?;
-        self.db.cache().get::<Port>(&id).ok_or_else(|| Error::not_found("Port", id))
+        made(self.db.cache(), &ids)
     }
 
     /// All ports of the projects the caller may see.
     pub async fn port_list(&self, caller: &Caller) -> Result<Vec<Arc<Stored<Port>>>> {
-        self.db.caught_up().await?;
-        let mut ports = self.db.cache().list::<Port>();
-        ports.retain(|port| sees_port(self.db.cache(), caller, &port.row));
-        Ok(ports)
+        self.network_resources(caller).await
     }
 
     /// One port the caller may see.
     pub async fn port_get(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<Port>>> {
-        self.db.caught_up().await?;
-        visible_port(self.db.cache(), caller, id)
+        self.network_resource(caller, id).await
     }
 
     /// Changes a port of the caller's.
@@ -236,12 +262,19 @@ fn unique_keys(port: &Port) -> Vec<String> {
     addresses.chain([mac]).collect()
 }
 
-/// A port the caller may see: of its project, or on its network.
+network_resources! {
+    // Of its project, or on its network.
+    Port: "Port", "get_port", |row, cache, caller| {
+        caller.may_read(&row.standard.project_id)
+            || cache
+                .get::<Network>(&row.network_id)
+                .is_some_and(|network| caller.may_read(&network.row.standard.project_id))
+    };
+}
+
+/// A port the caller may see.
 pub(crate) fn visible_port(cache: &Cache, caller: &Caller, id: &str) -> Result<Arc<Stored<Port>>> {
-    cache
-        .get::<Port>(id)
-        .filter(|port| sees_port(cache, caller, &port.row))
-        .ok_or_else(|| Error::not_found("Port", id))
+    visible(cache, caller, id)
 }
 
 /// A port the caller may change.
@@ -251,27 +284,28 @@ pub(crate) fn owned_port(
     id: &str,
     action: &'static str,
 ) -> Result<Arc<Stored<Port>>> {
-    let port = visible_port(cache, caller, id)?;
-    require_member(caller, &port.row.standard.project_id, action)?;
-    Ok(port)
+    owned(cache, caller, id, action)
 }
 
-fn sees_port(cache: &Cache, caller: &Caller, port: &Port) -> bool {
-    caller.may_read(&port.standard.project_id)
-        || cache
-            .get::<Network>(&port.network_id)
-            .is_some_and(|network| caller.may_read(&network.row.standard.project_id))
+/// Whose a new port is, and what is made beside it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PortOwner<'a> {
+    pub(crate) project_id: &'a str,
+    /// The group of a port for which none is named.
+    pub(crate) default_group: &'a str,
+    /// Ports made in the same transaction before it.
+    pub(crate) siblings: &'a [Port],
 }
 
 /// Builds the row of a new port: checks what is wished, chooses the rest.
 pub(crate) fn build_port(
     cache: &Cache,
     caller: &Caller,
-    project_id: &str,
-    default_group: &str,
+    owner_of_port: PortOwner<'_>,
     id: &str,
     request: &PortCreate,
 ) -> Result<Port> {
+    let PortOwner { project_id, default_group, siblings } = owner_of_port;
     let network = visible_network(cache, caller, &request.network_id)?;
     let own = caller.may_write(&network.row.standard.project_id);
     if !own && !network.row.shared {
@@ -294,22 +328,11 @@ pub(crate) fn build_port(
         None => Vec::new(),
     };
     check_security(port_security_enabled, &security_groups, &request.allowed_address_pairs)?;
-    if let Some(mac) = request.mac
-        && cache
-            .list::<Port>()
-            .iter()
-            .any(|port| port.row.network_id == request.network_id && port.row.mac == mac)
-    {
-        return Err(Error::conflict(
-            "MacAddressInUse",
-            format!(
-                "Unable to complete operation for network {}. The mac address {} is in use.",
-                request.network_id,
-                super::addressing::mac_text(mac)
-            ),
-        ));
+    if let Some(mac) = request.mac {
+        check_mac_free(cache, siblings, &request.network_id, mac)?;
     }
-    let fixed_ips = choose_addresses(cache, &request.network_id, request.fixed_ips.as_deref())?;
+    let mac = request.mac.unwrap_or_else(random_mac);
+    let fixed_ips = choose_addresses(cache, siblings, &request.network_id, request.fixed_ips.as_deref())?;
     Ok(Port {
         standard: Standard {
             description: request.description.clone(),
@@ -317,7 +340,7 @@ pub(crate) fn build_port(
             ..new_standard(id.to_owned(), project_id.to_owned(), request.name.clone())
         },
         network_id: request.network_id.clone(),
-        mac: request.mac.unwrap_or_else(random_mac),
+        mac,
         fixed_ips,
         allowed_address_pairs: request.allowed_address_pairs.clone(),
         admin_state_up: request.admin_state_up.unwrap_or(true),
@@ -331,86 +354,17 @@ pub(crate) fn build_port(
     })
 }
 
-/// The addresses of a new port: what is wished, or one of each family that the network has subnets of.
-fn choose_addresses(cache: &Cache, network_id: &str, wished: Option<&[FixedIpWish]>) -> Result<Vec<FixedIp>> {
-    let subnets: Vec<_> =
-        cache.list::<Subnet>().into_iter().filter(|subnet| subnet.row.network_id == network_id).collect();
-    let mut taken: BTreeSet<IpAddr> = cache
-        .list::<Port>()
-        .iter()
-        .filter(|port| port.row.network_id == network_id)
-        .flat_map(|port| port.row.fixed_ips.iter().map(|ip| ip.ip_address))
-        .collect();
-    let Some(wished) = wished else {
-        let mut chosen = Vec::new();
-        for ipv4 in [true, false] {
-            let family: Vec<_> =
-                subnets.iter().filter(|subnet| subnet.row.cidr.addr().is_ipv4() == ipv4).collect();
-            if family.is_empty() {
-                continue;
-            }
-            let found = family.iter().find_map(|subnet| take_from(&subnet.row, &mut taken));
-            chosen.push(found.ok_or_else(|| exhausted(network_id))?);
-        }
-        return Ok(chosen);
-    };
-    if wished.len() > FIXED_IPS_MAX {
-        return Err(Error::invalid(
-            "InvalidInput",
-            format!("At most {FIXED_IPS_MAX} fixed_ips are possible."),
-        ));
+fn check_mac_free(cache: &Cache, siblings: &[Port], network_id: &str, mac: [u8; 6]) -> Result<()> {
+    let stored = cache.list::<Port>();
+    let mut ports = stored.iter().map(|stored| &stored.row).chain(siblings);
+    if !ports.any(|port| port.network_id == network_id && port.mac == mac) {
+        return Ok(());
     }
-    let mut chosen = Vec::with_capacity(wished.len());
-    for wish in wished {
-        let candidates: Vec<_> = subnets
-            .iter()
-            .filter(|subnet| wish.subnet_id.as_ref().is_none_or(|id| *id == subnet.row.standard.id))
-            .collect();
-        if candidates.is_empty() {
-            let subnet = wish.subnet_id.clone().unwrap_or_default();
-            return Err(Error::invalid(
-                "InvalidInput",
-                format!(
-                    "Failed to create port on network {network_id}, because fixed_ips included invalid subnet {subnet}."
-                ),
-            ));
-        }
-        chosen.push(match wish.ip_address {
-            None => candidates
-                .iter()
-                .find_map(|subnet| take_from(&subnet.row, &mut taken))
-                .ok_or_else(|| exhausted(network_id))?,
-            Some(address) => {
-                let subnet = candidates.iter().find(|subnet| is_usable(subnet.row.cidr, address)).ok_or_else(|| {
-                    Error::invalid(
-                        "InvalidIpForNetwork",
-                        format!("IP address {address} is not a valid IP for any of the subnets on the specified network."),
-                    )
-                })?;
-                if subnet.row.gateway_ip == Some(address) || !taken.insert(address) {
-                    return Err(Error::conflict(
-                        "IpAddressAlreadyAllocated",
-                        format!("IP address {address} already allocated in subnet {}.", subnet.row.standard.id),
-                    ));
-                }
-                FixedIp { subnet_id: subnet.row.standard.id.clone(), ip_address: address }
-            }
-        });
-    }
-    Ok(chosen)
-}
-
-fn take_from(subnet: &Subnet, taken: &mut BTreeSet<IpAddr>) -> Option<FixedIp> {
-    let ip_address = next_free(subnet.cidr, &subnet.allocation_pools, taken)?;
-    taken.insert(ip_address);
-    Some(FixedIp { subnet_id: subnet.standard.id.clone(), ip_address })
-}
-
-fn exhausted(network_id: &str) -> Error {
-    Error::conflict(
-        "IpAddressGenerationFailure",
-        format!("No more IP addresses available on network {network_id}."),
-    )
+    let mac = super::addressing::mac_text(mac);
+    Err(Error::conflict(
+        "MacAddressInUse",
+        format!("Unable to complete operation for network {network_id}. The mac address {mac} is in use."),
+    ))
 }
 
 fn check_groups(cache: &Cache, caller: &Caller, groups: &[String]) -> Result<()> {

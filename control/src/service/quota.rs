@@ -211,9 +211,12 @@ pub(crate) fn settle(cache: &Cache, mut txn: Txn) -> Result<Txn> {
 fn check(cache: &Cache, key: &str, used: u64, more: u64) -> Result<u64> {
     let then = used.saturating_add(more);
     let (owner, name) = key.rsplit_once('/').expect("invariant: a usage key is {owner}/{resource}");
-    let resource = Resource::ALL.into_iter().find(|resource| {
-        name.strip_prefix(resource.name()).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
-    });
+    let of_type = |resource: &Resource| {
+        OF_TYPES.contains(resource)
+            && name.strip_prefix(resource.name()).is_some_and(|rest| rest.starts_with('_'))
+    };
+    let mut resources = Resource::ALL.into_iter();
+    let resource = resources.find(|resource| resource.name() == name || of_type(resource));
     let resource = resource.expect("invariant: charges are made of resources");
     let limit = if name == resource.name() {
         limit(cache, owner, resource)

@@ -3,7 +3,7 @@
 
 mod rule;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use net::spec::Direction;
@@ -11,50 +11,102 @@ use net::spec::Direction;
 pub use self::rule::{ICMP_CODE_ANY, RuleCreate, protocol_number};
 use self::rule::{check_rule, resolve, same};
 use super::network::{check_text, new_standard, owner_project, touch};
+use super::network_resource::{at_once, made, network_resources, new_ids, only, owned, visible};
+use super::tag::check_tags;
 use crate::Control;
 use crate::agent::protocol::GroupWanted;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::{Port, SecurityGroup, SecurityGroupRule, Standard};
 use crate::model::random_uuid;
-use crate::policy::require_member;
 use crate::service::quota::{self, Resource};
 use crate::store::{Cache, Stored, Txn};
 
 /// The name of the group that every project has.
 pub const DEFAULT_NAME: &str = "default";
+
+/// What a group is made from.
+#[derive(Debug, Clone)]
+pub struct GroupCreate {
+    /// Name.
+    pub name: String,
+    /// Free text.
+    pub description: String,
+    /// The owner, if an administrator makes it for another project.
+    pub project_id: Option<String>,
+    /// Replies to what is allowed are allowed.
+    pub stateful: bool,
+    /// Tags.
+    pub tags: BTreeSet<String>,
+}
+
+impl GroupCreate {
+    /// One by this name, with everything as it is unless said otherwise.
+    pub fn new(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            description: String::new(),
+            project_id: None,
+            stateful: true,
+            tags: BTreeSet::new(),
+        }
+    }
+}
+
 impl Control {
-    /// Makes a group with the two rules that let everything out.
+    /// Makes a group; see [`Control::security_group_create_many`].
+    ///
+    /// # Errors
+    /// As there.
     pub async fn security_group_create(
         &self,
         caller: &Caller,
-        project_id: Option<&str>,
-        name: &str,
-        description: &str,
-        stateful: bool,
+        request: GroupCreate,
     ) -> Result<Arc<Stored<SecurityGroup>>> {
-        let project_id = owner_project(caller, project_id, "create_security_group")?;
-        self.ensure_default_group(&project_id).await?;
-        check_text("name", name)?;
-        check_text("description", description)?;
-        if name == DEFAULT_NAME {
-            return Err(Error::conflict(
-                "SecurityGroupDefaultAlreadyExists",
-                "Default security group already exists.",
-            ));
+        only(self.security_group_create_many(caller, vec![request]).await?)
+    }
+
+    /// Makes groups with the two rules that let everything out; all or none.
+    ///
+    /// # Errors
+    /// `Conflict` for one by the name of the default one, `QuotaExceeded`.
+    pub async fn security_group_create_many(
+        &self,
+        caller: &Caller,
+        requests: Vec<GroupCreate>,
+    ) -> Result<Vec<Arc<Stored<SecurityGroup>>>> {
+        let mut owners = Vec::with_capacity(requests.len());
+        for request in &requests {
+            let project_id = owner_project(caller, request.project_id.as_deref(), "create_security_group")?;
+            self.ensure_default_group(&project_id).await?;
+            check_text("name", &request.name)?;
+            check_text("description", &request.description)?;
+            check_tags(&request.tags)?;
+            if request.name == DEFAULT_NAME {
+                return Err(Error::conflict(
+                    "SecurityGroupDefaultAlreadyExists",
+                    "Default security group already exists.",
+                ));
+            }
+            if !request.stateful {
+                return Err(Error::NotImplemented("a stateless security group"));
+            }
+            owners.push(project_id);
         }
-        if !stateful {
-            return Err(Error::NotImplemented("a stateless security group"));
-        }
-        let id = random_uuid();
+        let ids = new_ids(requests.len());
         self.db
             .transact(|_| {
-                let group = group_row(&id, &project_id, name, description);
-                let txn = Txn::new().create(&group);
-                Ok(add_rules(txn, &project_id, &egress_rules(&id, &project_id), 1))
+                let mut txn = Txn::new();
+                for ((request, project_id), id) in requests.iter().zip(&owners).zip(&ids) {
+                    let mut group = group_row(id, project_id, &request.name, &request.description);
+                    group.standard.tags.clone_from(&request.tags);
+                    txn = txn.create(&group);
+                    txn = add_rules(txn, project_id, &egress_rules(id, project_id), 1);
+                }
+                at_once(txn)
             })
             .await?;
-        self.db.cache().get::<SecurityGroup>(&id).ok_or_else(|| Error::not_found("Security group", id))
+        made(self.db.cache(), &ids)
     }
 
     /// All groups of the projects the caller may see.
@@ -62,16 +114,12 @@ impl Control {
         if let Some(project_id) = caller.project_id() {
             self.ensure_default_group(project_id).await?;
         }
-        self.db.caught_up().await?;
-        let mut groups = self.db.cache().list::<SecurityGroup>();
-        groups.retain(|group| caller.may_read(&group.row.standard.project_id));
-        Ok(groups)
+        self.network_resources(caller).await
     }
 
     /// One group the caller may see.
     pub async fn security_group_get(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<SecurityGroup>>> {
-        self.db.caught_up().await?;
-        visible_group(self.db.cache(), caller, id)
+        self.network_resource(caller, id).await
     }
 
     /// Changes a group's name or description.
@@ -152,59 +200,62 @@ impl Control {
             .await
     }
 
-    /// Makes a rule in a group of the caller's.
+    /// Makes a rule; see [`Control::security_group_rule_create_many`].
     ///
     /// # Errors
-    /// `Invalid` for ranges and prefixes that cannot be, `Conflict` for a rule that exists.
+    /// As there.
     pub async fn security_group_rule_create(
         &self,
         caller: &Caller,
         request: RuleCreate,
     ) -> Result<Arc<Stored<SecurityGroupRule>>> {
+        only(self.security_group_rule_create_many(caller, vec![request]).await?)
+    }
+
+    /// Makes rules in groups of the caller's, all or none.
+    ///
+    /// # Errors
+    /// `Invalid` for ranges and prefixes that cannot be, `Conflict` for a rule that exists.
+    pub async fn security_group_rule_create_many(
+        &self,
+        caller: &Caller,
+        requests: Vec<RuleCreate>,
+    ) -> Result<Vec<Arc<Stored<SecurityGroupRule>>>> {
         self.db.caught_up().await?;
-        check_text("description", &request.description)?;
-        check_rule(&request)?;
-        let id = random_uuid();
+        for request in &requests {
+            check_text("description", &request.description)?;
+            check_rule(request)?;
+        }
+        let ids = new_ids(requests.len());
         self.db
             .transact(|cache| {
-                let group =
-                    owned_group(cache, caller, &request.security_group_id, "create_security_group_rule")?;
-                if let Some(remote) = &request.remote_group_id {
-                    visible_group(cache, caller, remote)?;
+                let mut txn = Txn::new();
+                let mut groups = BTreeMap::new();
+                let mut rules: Vec<SecurityGroupRule> = Vec::with_capacity(ids.len());
+                for (request, id) in requests.iter().zip(&ids) {
+                    let group =
+                        owned_group(cache, caller, &request.security_group_id, "create_security_group_rule")?;
+                    let rule = build_rule(cache, caller, &group.row, request, id)?;
+                    if rules.iter().any(|other| same(other, &rule)) {
+                        return Err(Error::conflict(
+                            "DuplicateSecurityGroupRuleInPost",
+                            "Duplicate Security Group Rule in POST.",
+                        ));
+                    }
+                    txn = add_rules(txn, &rule.standard.project_id, std::slice::from_ref(&rule), 0);
+                    groups.insert(group.row.standard.id.clone(), group);
+                    rules.push(rule);
                 }
-                let project_id = group.row.standard.project_id.clone();
-                let rule = SecurityGroupRule {
-                    standard: Standard {
-                        description: request.description.clone(),
-                        ..new_standard(id.clone(), project_id.clone(), String::new())
-                    },
-                    security_group_id: request.security_group_id.clone(),
-                    direction: request.direction,
-                    ip_version: request.ip_version,
-                    protocol: request.protocol.clone(),
-                    port_range_min: request.port_range_min,
-                    port_range_max: request.port_range_max,
-                    remote_ip_prefix: request.remote_ip_prefix.map(|prefix| prefix.trunc()),
-                    remote_group_id: request.remote_group_id.clone(),
-                };
-                if let Some(twin) =
-                    cache.list::<SecurityGroupRule>().iter().find(|other| same(&other.row, &rule))
-                {
-                    return Err(Error::conflict(
-                        "SecurityGroupRuleExists",
-                        format!("Security group rule already exists. Rule id is {}.", twin.row.standard.id),
-                    ));
+                // The groups' rows are written too: their deletion and new rules exclude each other.
+                for group in groups.values() {
+                    let mut touched = group.row.clone();
+                    touch(&mut touched.standard);
+                    txn = txn.update(group, &touched);
                 }
-                // The group's row is written too: its deletion and a new rule exclude each other.
-                let mut touched = group.row.clone();
-                touch(&mut touched.standard);
-                Ok(add_rules(Txn::new().update(&group, &touched), &project_id, &[rule], 0))
+                at_once(txn)
             })
             .await?;
-        self.db
-            .cache()
-            .get::<SecurityGroupRule>(&id)
-            .ok_or_else(|| Error::not_found("Security group rule", id))
+        made(self.db.cache(), &ids)
     }
 
     /// All rules of the projects the caller may see.
@@ -215,10 +266,7 @@ impl Control {
         if let Some(project_id) = caller.project_id() {
             self.ensure_default_group(project_id).await?;
         }
-        self.db.caught_up().await?;
-        let mut rules = self.db.cache().list::<SecurityGroupRule>();
-        rules.retain(|rule| caller.may_read(&rule.row.standard.project_id));
-        Ok(rules)
+        self.network_resources(caller).await
     }
 
     /// The rules of one group, for showing it; the caller has been let see the group.
@@ -234,23 +282,15 @@ impl Control {
         caller: &Caller,
         id: &str,
     ) -> Result<Arc<Stored<SecurityGroupRule>>> {
-        self.db.caught_up().await?;
-        self.db
-            .cache()
-            .get::<SecurityGroupRule>(id)
-            .filter(|rule| caller.may_read(&rule.row.standard.project_id))
-            .ok_or_else(|| Error::not_found("Security group rule", id))
+        self.network_resource(caller, id).await
     }
 
     /// Deletes a rule.
     pub async fn security_group_rule_delete(&self, caller: &Caller, id: &str) -> Result<()> {
-        let rule = self.security_group_rule_get(caller, id).await?;
-        require_member(caller, &rule.row.standard.project_id, "delete_security_group_rule")?;
+        self.db.caught_up().await?;
         self.db
             .transact(|cache| {
-                let rule = cache
-                    .get::<SecurityGroupRule>(id)
-                    .ok_or_else(|| Error::not_found("Security group rule", id))?;
+                let rule = owned::<SecurityGroupRule>(cache, caller, id, "delete_security_group_rule")?;
                 Ok(quota::charge(
                     Txn::new().delete(&rule),
                     &rule.row.standard.project_id,
@@ -334,12 +374,14 @@ impl Control {
     }
 }
 
+network_resources! {
+    SecurityGroup: "Security group", "get_security_group";
+    SecurityGroupRule: "Security group rule", "get_security_group_rule";
+}
+
 /// A group the caller may see.
 pub(crate) fn visible_group(cache: &Cache, caller: &Caller, id: &str) -> Result<Arc<Stored<SecurityGroup>>> {
-    cache
-        .get::<SecurityGroup>(id)
-        .filter(|group| caller.may_read(&group.row.standard.project_id))
-        .ok_or_else(|| Error::not_found("Security group", id))
+    visible(cache, caller, id)
 }
 
 fn owned_group(
@@ -348,9 +390,41 @@ fn owned_group(
     id: &str,
     action: &'static str,
 ) -> Result<Arc<Stored<SecurityGroup>>> {
-    let group = visible_group(cache, caller, id)?;
-    require_member(caller, &group.row.standard.project_id, action)?;
-    Ok(group)
+    owned(cache, caller, id, action)
+}
+
+/// The row of a new rule, which no rule of its group says already.
+fn build_rule(
+    cache: &Cache,
+    caller: &Caller,
+    group: &SecurityGroup,
+    request: &RuleCreate,
+    id: &str,
+) -> Result<SecurityGroupRule> {
+    if let Some(remote) = &request.remote_group_id {
+        visible_group(cache, caller, remote)?;
+    }
+    let rule = SecurityGroupRule {
+        standard: Standard {
+            description: request.description.clone(),
+            ..new_standard(id.to_owned(), group.standard.project_id.clone(), String::new())
+        },
+        security_group_id: request.security_group_id.clone(),
+        direction: request.direction,
+        ip_version: request.ip_version,
+        protocol: request.protocol.clone(),
+        port_range_min: request.port_range_min,
+        port_range_max: request.port_range_max,
+        remote_ip_prefix: request.remote_ip_prefix.map(|prefix| prefix.trunc()),
+        remote_group_id: request.remote_group_id.clone(),
+    };
+    match cache.list::<SecurityGroupRule>().iter().find(|other| same(&other.row, &rule)) {
+        Some(twin) => Err(Error::conflict(
+            "SecurityGroupRuleExists",
+            format!("Security group rule already exists. Rule id is {}.", twin.row.standard.id),
+        )),
+        None => Ok(rule),
+    }
 }
 
 /// The groups with these ids as an agent enforces them: remote groups resolved to their members' addresses.

@@ -1,20 +1,20 @@
 //! Subnets: prefixes of networks, with their gateway, pools and what DHCP says.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::addressing::{check_pools, default_gateway, default_pools, is_usable};
-use super::network::{check_text, may_see, new_standard, owned_network, touch};
+use super::network::{check_text, new_standard, owned_network, touch};
+use super::network_resource::{at_once, made, network_resources, new_ids, only, owned, sees, visible};
 use super::port::{self, NewPort};
+use super::tag::check_tags;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::{FixedIp, Network, Port, Standard, Subnet};
-use crate::model::random_uuid;
-use crate::policy::require_member;
 use crate::service::quota::{self, Resource};
 use crate::store::{Cache, Stored, Txn};
 
@@ -100,43 +100,62 @@ pub struct SubnetUpdate {
 }
 
 impl Control {
-    /// Makes a subnet on a network of the caller's, with the DHCP port that its answers come from.
+    /// Makes a subnet; see [`Control::subnet_create_many`].
     ///
     /// # Errors
-    /// `Invalid` for pools, gateways or routes that do not fit; `Invalid` (`OverlapsWithExistingSubnet`) for a prefix
-    /// that overlaps another of the network; `QuotaExceeded`.
+    /// As there.
     pub async fn subnet_create(&self, caller: &Caller, request: SubnetCreate) -> Result<Arc<Stored<Subnet>>> {
+        only(self.subnet_create_many(caller, vec![request]).await?)
+    }
+
+    /// Makes subnets on networks of the caller's, each with the DHCP port that its answers come from; all or none.
+    ///
+    /// # Errors
+    /// `Invalid` for pools, gateways or routes that do not fit; `Invalid` (`InvalidInput`) for a prefix that overlaps
+    /// another of the network; `QuotaExceeded`.
+    pub async fn subnet_create_many(
+        &self,
+        caller: &Caller,
+        requests: Vec<SubnetCreate>,
+    ) -> Result<Vec<Arc<Stored<Subnet>>>> {
         self.db.caught_up().await?;
-        let id = random_uuid();
+        let ids = new_ids(requests.len());
         self.db
             .transact(|cache| {
-                let network = owned_network(cache, caller, &request.network_id, "create_subnet")?;
-                let (subnet, dhcp) = build_subnet(cache, &network.row, &request, &id)?;
-                // The network's row is written too, so that two overlapping subnets at once cannot both pass.
-                let mut changed = network.row.clone();
-                touch(&mut changed.standard);
-                let mut txn = Txn::new().update(&network, &changed).create(&subnet);
-                if let Some(dhcp) = dhcp {
-                    txn = port::add_port(txn, &dhcp);
+                let mut txn = Txn::new();
+                let mut siblings = Vec::with_capacity(ids.len());
+                let mut networks = BTreeMap::new();
+                for (request, id) in requests.iter().zip(&ids) {
+                    let network = owned_network(cache, caller, &request.network_id, "create_subnet")?;
+                    let (subnet, dhcp) = build_subnet(cache, &siblings, &network.row, request, id)?;
+                    txn = txn.create(&subnet);
+                    if let Some(dhcp) = dhcp {
+                        txn = port::add_port(txn, &dhcp);
+                    }
+                    txn = quota::charge(txn, &subnet.standard.project_id, &[(Resource::Subnets, 1)]);
+                    networks.insert(network.row.standard.id.clone(), network);
+                    siblings.push(subnet);
                 }
-                Ok(quota::charge(txn, &subnet.standard.project_id, &[(Resource::Subnets, 1)]))
+                // The networks' rows are written too, so that two overlapping subnets at once cannot both pass.
+                for network in networks.values() {
+                    let mut changed = network.row.clone();
+                    touch(&mut changed.standard);
+                    txn = txn.update(network, &changed);
+                }
+                at_once(txn)
             })
             .await?;
-        self.db.cache().get::<Subnet>(&id).ok_or_else(|| Error::not_found("Subnet", id))
+        made(self.db.cache(), &ids)
     }
 
     /// All subnets of networks the caller may see.
     pub async fn subnet_list(&self, caller: &Caller) -> Result<Vec<Arc<Stored<Subnet>>>> {
-        self.db.caught_up().await?;
-        let mut subnets = self.db.cache().list::<Subnet>();
-        subnets.retain(|subnet| sees_subnet(self.db.cache(), caller, &subnet.row));
-        Ok(subnets)
+        self.network_resources(caller).await
     }
 
     /// One subnet the caller may see.
     pub async fn subnet_get(&self, caller: &Caller, id: &str) -> Result<Arc<Stored<Subnet>>> {
-        self.db.caught_up().await?;
-        visible_subnet(self.db.cache(), caller, id)
+        self.network_resource(caller, id).await
     }
 
     /// Changes a subnet of the caller's.
@@ -149,14 +168,14 @@ impl Control {
         self.db.caught_up().await?;
         self.db
             .transact(|cache| {
-                let stored = owned_subnet(cache, caller, id, "update_subnet")?;
+                let stored = owned::<Subnet>(cache, caller, id, "update_subnet")?;
                 let mut subnet = stored.row.clone();
                 apply_update(&mut subnet, &update)?;
                 touch(&mut subnet.standard);
                 Ok(Txn::new().update(&stored, &subnet))
             })
             .await?;
-        visible_subnet(self.db.cache(), caller, id)
+        visible(self.db.cache(), caller, id)
     }
 
     /// Deletes a subnet of the caller's.
@@ -167,7 +186,7 @@ impl Control {
         self.db.caught_up().await?;
         self.db
             .transact(|cache| {
-                let stored = owned_subnet(cache, caller, id, "delete_subnet")?;
+                let stored = owned::<Subnet>(cache, caller, id, "delete_subnet")?;
                 let users: Vec<_> = cache
                     .list::<Port>()
                     .into_iter()
@@ -197,38 +216,24 @@ pub(crate) fn remove_subnet(txn: Txn, subnet: &Stored<Subnet>) -> Txn {
     quota::charge(txn.delete(subnet), &subnet.row.standard.project_id, &[(Resource::Subnets, -1)])
 }
 
-fn sees_subnet(cache: &Cache, caller: &Caller, subnet: &Subnet) -> bool {
-    caller.may_read(&subnet.standard.project_id)
-        || cache.get::<Network>(&subnet.network_id).is_some_and(|network| may_see(caller, &network.row))
-}
-
-fn visible_subnet(cache: &Cache, caller: &Caller, id: &str) -> Result<Arc<Stored<Subnet>>> {
-    cache
-        .get::<Subnet>(id)
-        .filter(|subnet| sees_subnet(cache, caller, &subnet.row))
-        .ok_or_else(|| Error::not_found("Subnet", id))
-}
-
-fn owned_subnet(
-    cache: &Cache,
-    caller: &Caller,
-    id: &str,
-    action: &'static str,
-) -> Result<Arc<Stored<Subnet>>> {
-    let subnet = visible_subnet(cache, caller, id)?;
-    require_member(caller, &subnet.row.standard.project_id, action)?;
-    Ok(subnet)
+network_resources! {
+    Subnet: "Subnet", "get_subnet", |row, cache, caller| {
+        caller.may_read(&row.standard.project_id)
+            || cache.get::<Network>(&row.network_id).is_some_and(|network| sees(cache, caller, &network.row))
+    };
 }
 
 /// Builds the rows of a subnet and of its DHCP port.
 fn build_subnet(
     cache: &Cache,
+    siblings: &[Subnet],
     network: &Network,
     request: &SubnetCreate,
     id: &str,
 ) -> Result<(Subnet, Option<Port>)> {
     check_text("name", &request.name)?;
     check_text("description", &request.description)?;
+    check_tags(&request.tags)?;
     let cidr = request.cidr.trunc();
     if cidr.prefix_len() == 0 || cidr.addr().is_multicast() || cidr.addr().is_loopback() {
         return Err(Error::invalid(
@@ -236,16 +241,15 @@ fn build_subnet(
             format!("Invalid input for cidr. Reason: '{cidr}' cannot be a subnet."),
         ));
     }
-    let other = cache
-        .list::<Subnet>()
-        .into_iter()
-        .find(|other| other.row.network_id == network.standard.id && overlap(other.row.cidr, cidr));
+    let stored = cache.list::<Subnet>();
+    let mut others = stored.iter().map(|stored| &stored.row).chain(siblings);
+    let other = others.find(|other| other.network_id == network.standard.id && overlap(other.cidr, cidr));
     if let Some(other) = other {
         return Err(Error::invalid(
             "InvalidInput",
             format!(
                 "Invalid input for operation: Requested subnet with cidr: {cidr} for network: {} overlaps with another subnet with cidr: {}.",
-                network.standard.id, other.row.cidr
+                network.standard.id, other.cidr
             ),
         ));
     }

@@ -91,6 +91,7 @@ impl Control {
             roles: facts.roles.iter().map(|role| role.row.name.clone()).collect(),
             delegation,
             request_id,
+            if_revision: None,
             policy: self.settings.policy.clone(),
         }
     }

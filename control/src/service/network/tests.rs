@@ -7,7 +7,7 @@ use crate::Settings;
 use crate::caller::{RoleLevel, Scope};
 use crate::service::nic::{NicRequest, NicRequests, ServerOfPorts, network_wanted, nics_wanted};
 use crate::service::port::{FixedIpWish, PortCreate};
-use crate::service::security_group::RuleCreate;
+use crate::service::security_group::{GroupCreate, RuleCreate};
 use crate::store::RedbStore;
 
 struct Cloud {
@@ -190,7 +190,7 @@ async fn rules_are_checked_and_not_doubled() {
     let alice = member("a");
     let group = cloud
         .control
-        .security_group_create(&alice, None, "web", "", true)
+        .security_group_create(&alice, GroupCreate::new("web"))
         .await
         .unwrap()
         .row

@@ -1,0 +1,173 @@
+//! Lists of the network service: filtering, sorting, paging and choosing fields over rows as they are shown.
+//!
+//! Must never know: any one resource.
+
+use axum::Json;
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use serde_json::{Map, Value, json};
+
+use super::invalid;
+use crate::context::{Filters, RequestUrl};
+use crate::error::Fault;
+use crate::page::{Direction, Page, SortValue};
+
+/// Query parameters that say how to list, not what.
+const LIST_PARAMETERS: [&str; 8] =
+    ["fields", "limit", "marker", "sort_key", "sort_dir", "page_reverse", "project_domain_id", CHANGED_SINCE];
+/// What a list of rows that changed from a time on is asked by (Network API: time stamp filtering).
+const CHANGED_SINCE: &str = "changed_since";
+
+/// A list as the network service answers it: rows filtered by their own fields, sorted, cut, with only the fields
+/// asked for. A filter on a field that rows do not have matches nothing it should not: it is ignored, as Neutron does.
+pub(super) fn listing(
+    collection: &str,
+    rows: Vec<Value>,
+    filters: &Filters,
+    url: &RequestUrl,
+) -> Result<Json<Value>, Fault> {
+    if filters.all("sort_key").count() != filters.all("sort_dir").count() {
+        return Err(Fault::malformed("The number of sort_keys and sort_dirs must be same"));
+    }
+    let since = filters.get(CHANGED_SINCE).map(read_time).transpose()?;
+    let changed = |row: &Value| since.is_none_or(|since| changed_at(row).is_none_or(|at| at >= since));
+    let rows: Vec<Value> = rows.into_iter().filter(|row| changed(row) && wanted(row, filters)).collect();
+    let page = Page::of(filters, &[("id", Direction::Ascending)])?;
+    let page = Page { limit: page.limit.filter(|limit| *limit > 0), ..page };
+    let slice = page.cut(rows, id_of, |row, key| row.get(key).map(sort_value))?;
+    let fields: Vec<&str> = filters.all("fields").collect();
+    Ok(Json(slice.neutron(collection, url, |row| choose_fields(row, &fields))))
+}
+
+/// One row as it is shown, with only the fields asked for.
+pub(super) fn shown(member: &str, row: Value, filters: &Filters) -> Json<Value> {
+    let fields: Vec<&str> = filters.all("fields").collect();
+    Json(json!({ member: choose_fields(row, &fields) }))
+}
+
+/// A time with or without a zone; in UTC if it has none.
+fn read_time(text: &str) -> Result<Timestamp, Fault> {
+    let zoned = text.parse::<Timestamp>().ok();
+    let plain =
+        || text.parse::<DateTime>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok().map(|time| time.timestamp());
+    zoned.or_else(plain).ok_or_else(|| {
+        invalid(format!("Invalid input for operation: The input {CHANGED_SINCE} must be in the following format: YYYY-MM-DDTHH:MM:SS[Z|[+-]hh:mm]."))
+    })
+}
+
+fn changed_at(row: &Value) -> Option<Timestamp> {
+    row.get("updated_at")?.as_str()?.parse().ok()
+}
+
+fn id_of(row: &Value) -> &str {
+    row.get("id").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn sort_value(value: &Value) -> SortValue {
+    match value {
+        Value::Bool(flag) => (*flag).into(),
+        Value::Number(number) => number.as_i64().map_or(SortValue::Absent, |n| SortValue::Number(n.into())),
+        Value::String(text) => text.as_str().into(),
+        _ => SortValue::Absent,
+    }
+}
+
+fn choose_fields(row: Value, fields: &[&str]) -> Value {
+    match row {
+        Value::Object(map) if !fields.is_empty() => Value::Object(
+            map.into_iter().filter(|(key, _)| fields.contains(&key.as_str())).collect::<Map<_, _>>(),
+        ),
+        other => other,
+    }
+}
+
+fn wanted(row: &Value, filters: &Filters) -> bool {
+    let mut keys: Vec<&str> = filters.pairs().iter().map(|(key, _)| key.as_str()).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys.into_iter().filter(|key| !LIST_PARAMETERS.contains(key)).all(|key| match key {
+        "tags" => tag_filter(row, filters, key, true),
+        "tags-any" => tag_filter(row, filters, key, false),
+        "not-tags" => !tag_filter(row, filters, key, true),
+        "not-tags-any" => !tag_filter(row, filters, key, false),
+        _ => row.get(key).is_none_or(|value| matches_any(value, &filters.all(key).collect::<Vec<_>>())),
+    })
+}
+
+fn tag_filter(row: &Value, filters: &Filters, key: &str, all: bool) -> bool {
+    let has = |tag: &str| row["tags"].as_array().is_some_and(|tags| tags.iter().any(|t| t == tag));
+    let mut tags = filters.all(key).flat_map(|list| list.split(','));
+    if all { tags.all(has) } else { tags.any(has) }
+}
+
+/// Whether a shown value is what any of a query's texts says. Texts about members of objects (`fixed_ips`) must hold for
+/// each member they name.
+fn matches_any(value: &Value, texts: &[&str]) -> bool {
+    let is_objects = value.as_array().is_some_and(|items| items.first().is_some_and(Value::is_object));
+    if !is_objects {
+        return texts.iter().any(|text| matches_text(value, text));
+    }
+    let member = |text: &str| text.split_once('=').map(|(member, _)| member.to_owned());
+    texts.iter().all(|text| {
+        let same = texts.iter().filter(|other| member(other) == member(text));
+        same.into_iter().any(|other| matches_text(value, other))
+    })
+}
+
+/// Whether a shown value is what a query's text says: lists match by any element, elements that are objects
+/// (`fixed_ips`) by `member=value`.
+fn matches_text(value: &Value, text: &str) -> bool {
+    match value {
+        Value::Bool(flag) => matches!(
+            (flag, text.to_ascii_lowercase().as_str()),
+            (true, "true" | "1" | "yes") | (false, "false" | "0" | "no")
+        ),
+        Value::Number(number) => number.to_string() == text,
+        Value::String(own) => own == text,
+        Value::Null => text.is_empty(),
+        Value::Array(items) => items.iter().any(|item| matches_text(item, text)),
+        Value::Object(members) => {
+            text.split_once('=').is_some_and(|(key, wanted)| match key.strip_suffix("_substr") {
+                Some(key) => members.get(key).and_then(Value::as_str).is_some_and(|own| own.contains(wanted)),
+                None => members.get(key).is_some_and(|value| matches_text(value, wanted)),
+            })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filters(query: &str) -> Filters {
+        Filters::of(&format!("/x?{query}").parse().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn rows_are_filtered_by_any_value_of_each_key() {
+        let row = json!({
+            "name": "a", "admin_state_up": true, "mtu": 1450, "tags": ["t1", "t2"],
+            "fixed_ips": [{"subnet_id": "s", "ip_address": "10.0.0.5"}], "device_id": ""
+        });
+        for (query, expected) in [
+            ("name=a", true),
+            ("name=b&name=a", true),
+            ("name=b", false),
+            ("admin_state_up=True&mtu=1450", true),
+            ("fixed_ips=ip_address%3D10.0.0.5", true),
+            ("fixed_ips=ip_address%3D10.0.0.6", false),
+            ("fixed_ips=ip_address%3D10.0.0.6&fixed_ips=ip_address%3D10.0.0.5", true),
+            ("fixed_ips=ip_address%3D10.0.0.5&fixed_ips=subnet_id%3Dother", false),
+            ("fixed_ips=ip_address_substr%3D0.0.5", true),
+            ("fixed_ips=ip_address_substr%3D0.0.6", false),
+            ("tags=t1,t2", true),
+            ("tags=t1,t3", false),
+            ("tags-any=t1,t3", true),
+            ("not-tags=t1", false),
+            ("unknown=1", true),
+            ("fields=id&limit=3", true),
+        ] {
+            assert_eq!(wanted(&row, &filters(query)), expected, "{query}");
+        }
+    }
+}
