@@ -69,6 +69,23 @@ const NETWORKS: [Extension; 9] = [
     ("security-group", "security-group", "The security groups extension."),
 ];
 
+/// Prefixes that subnets are cut from.
+const POOLS: [Extension; 5] = [
+    ("address-scope", "Address scope", "Address scopes extension."),
+    (
+        "default-subnetpools",
+        "Default Subnetpools",
+        "Provides ability to mark and use a subnetpool as the default.",
+    ),
+    ("subnet_allocation", "Subnet Allocation", "Enables allocation of subnets from a subnet pool"),
+    ("subnet_onboard", "Subnet Onboard", "Provides support for onboarding subnets into subnet pools"),
+    (
+        "subnetpool-prefix-ops",
+        "Subnet Pool Prefix Operations",
+        "Provides support for adjusting the prefix list of subnet pools",
+    ),
+];
+
 /// What there is to administer.
 const ADMINISTRATION: [Extension; 3] = [
     (
@@ -85,7 +102,7 @@ const ADMINISTRATION: [Extension; 3] = [
 ];
 
 fn extensions() -> impl Iterator<Item = &'static Extension> {
-    SHARED.iter().chain(&NETWORKS).chain(&ADMINISTRATION)
+    SHARED.iter().chain(&NETWORKS).chain(&POOLS).chain(&ADMINISTRATION)
 }
 
 fn row(extension: &Extension) -> Value {
@@ -132,6 +149,8 @@ pub(super) async fn resources(axum::extract::State(state): axum::extract::State<
     Json(json!({"resources": [
         resource("networks", "network"),
         resource("subnets", "subnet"),
+        resource("subnetpools", "subnetpool"),
+        resource("address-scopes", "address_scope"),
         resource("ports", "port"),
         resource("security-groups", "security_group"),
         resource("security-group-rules", "security_group_rule"),

@@ -1,6 +1,7 @@
 //! The network service (Network API v2.0): one file per resource, each with its wire structures and handlers, and
 //! here what they share.
 
+mod address_scope;
 mod bulk;
 mod extension;
 mod listing;
@@ -10,11 +11,14 @@ mod port;
 mod quota;
 mod security_group;
 mod subnet;
+mod subnet_pool;
 mod tag;
 
 use axum::Json;
 use axum::http::StatusCode;
+use control::model::network::pool::SubnetPool;
 use control::model::network::{Network, Port, SecurityGroup, Subnet};
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
@@ -51,6 +55,9 @@ pub fn routes() -> Routes {
         .route("/v2.0/quotas/{project_id}", get(quota::show).put(quota::update).delete(quota::reset))
         .route("/v2.0/quotas/{project_id}/default", get(quota::defaults))
         .route("/v2.0/quotas/{project_id}/details", get(quota::details))
+        .merge(address_scope::routes())
+        .merge(subnet_pool::routes())
+        .merge(tag::routes::<SubnetPool>("subnetpools"))
         .merge(tag::routes::<Network>("networks"))
         .merge(tag::routes::<Subnet>("subnets"))
         .merge(tag::routes::<Port>("ports"))
@@ -75,6 +82,15 @@ fn standard_fields(standard: &control::model::network::Standard) -> Map<String, 
     map
 }
 
+/// Merges a row's own fields into its id and owner: for resources without the attributes that most have.
+fn owner_fields(standard: &control::model::network::Standard, own: Value) -> Value {
+    let mut map = Map::new();
+    map.insert("id".into(), json!(standard.id));
+    map.insert("project_id".into(), json!(standard.project_id));
+    map.insert("tenant_id".into(), json!(standard.project_id));
+    with_fields(map, own)
+}
+
 /// Times as Neutron writes them: whole seconds.
 fn time_text(time: jiff::Timestamp) -> String {
     time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
@@ -86,6 +102,38 @@ fn with_fields(mut map: Map<String, Value>, own: Value) -> Value {
         map.extend(own);
     }
     Value::Object(map)
+}
+
+/// A whole number, or its text, as Neutron converts both.
+#[derive(Debug, Clone, Copy)]
+struct Number<T>(T);
+
+impl<'de, T: std::str::FromStr + Deserialize<'de>> Deserialize<'de> for Number<T> {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(input)?;
+        let number = match &value {
+            Value::Number(number) => number.to_string().parse().ok(),
+            Value::String(text) => text.trim().parse().ok(),
+            _ => None,
+        };
+        number
+            .map(Self)
+            .ok_or_else(|| serde::de::Error::custom(format!("'{value}' is not an integer in its range")))
+    }
+}
+
+/// A prefix without bits behind it, or a fault in Neutron's words.
+fn read_subnet(field: &str, text: &str) -> Result<IpNet, Fault> {
+    let strange =
+        || invalid(format!("Invalid input for {field}. Reason: '{text}' is not a valid IP subnet."));
+    let prefix: IpNet = text.parse().map_err(|_| strange())?;
+    if prefix.trunc() != prefix {
+        return Err(invalid(format!(
+            "Invalid input for {field}. Reason: '{text}' isn't a recognized IP subnet cidr, '{}' is recommended.",
+            prefix.trunc()
+        )));
+    }
+    Ok(prefix)
 }
 
 /// A MAC address, or a fault in Neutron's words.

@@ -113,8 +113,8 @@ fn view(state: &AppState, caller: &Caller, network: &Network) -> Value {
             "tags": network.standard.tags,
             "availability_zone_hints": [],
             "availability_zones": [control::service::network::ZONE],
-            "ipv4_address_scope": null,
-            "ipv6_address_scope": null,
+            "ipv4_address_scope": state.control.address_scope_of(&network.standard.id, 4),
+            "ipv6_address_scope": state.control.address_scope_of(&network.standard.id, 6),
         }),
     )
 }

@@ -14,9 +14,10 @@ use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 
 /// The quotas that this service counts.
-const RESOURCES: [Resource; 7] = [
+const RESOURCES: [Resource; 8] = [
     Resource::Networks,
     Resource::Subnets,
+    Resource::SubnetPools,
     Resource::Ports,
     Resource::Routers,
     Resource::FloatingIps,

@@ -42,6 +42,7 @@ pub(super) struct CreateFields {
     _tenant_id: Option<String>,
     subnetpool_id: Option<String>,
     prefixlen: Option<u8>,
+    use_default_subnetpool: Option<bool>,
     ipv6_address_mode: Option<String>,
     ipv6_ra_mode: Option<String>,
     #[serde(default)]
@@ -105,26 +106,30 @@ impl TryFrom<CreateFields> for SubnetCreate {
     type Error = Fault;
 
     fn try_from(fields: CreateFields) -> Result<Self, Fault> {
-        if fields.subnetpool_id.is_some() || fields.prefixlen.is_some() {
-            return Err(Fault::not_implemented("a subnet from a subnet pool"));
-        }
         if fields.ipv6_address_mode.is_some() || fields.ipv6_ra_mode.is_some() {
             return Err(Fault::not_implemented("a subnet with an IPv6 address or RA mode"));
         }
-        let text =
-            fields.cidr.ok_or_else(|| invalid("Bad subnets request: a subnetpool or a cidr is required."))?;
-        let cidr: IpNet = text.parse().map_err(|_| {
-            invalid(format!("Invalid input for cidr. Reason: '{text}' is not a valid IP subnet."))
-        })?;
-        let version = if cidr.addr().is_ipv4() { 4 } else { 6 };
-        if fields.ip_version.is_some_and(|said| said != version) {
+        let read = |text: String| {
+            text.parse::<IpNet>().map_err(|_| {
+                invalid(format!("Invalid input for cidr. Reason: '{text}' is not a valid IP subnet."))
+            })
+        };
+        let cidr = fields.cidr.map(read).transpose()?;
+        let version = cidr.map(|cidr| if cidr.addr().is_ipv4() { 4 } else { 6 });
+        if let (Some(said), Some(version), Some(cidr)) = (fields.ip_version, version, cidr)
+            && said != version
+        {
             return Err(invalid(format!(
-                "Invalid input for operation: ip_version does not match the cidr {cidr}."
+                "Invalid input for operation: ip_version {said} does not match the cidr {cidr}."
             )));
         }
         Ok(Self {
             network_id: fields.network_id,
             cidr,
+            ip_version: fields.ip_version,
+            subnetpool_id: fields.subnetpool_id,
+            use_default_subnetpool: fields.use_default_subnetpool.unwrap_or(false),
+            prefixlen: fields.prefixlen,
             name: fields.name,
             description: fields.description,
             gateway: gateway(fields.gateway_ip),
@@ -160,7 +165,7 @@ fn view(subnet: &Subnet) -> Value {
             "tags": subnet.standard.tags,
             "ipv6_address_mode": null,
             "ipv6_ra_mode": null,
-            "subnetpool_id": null,
+            "subnetpool_id": subnet.subnetpool_id,
             "service_types": [],
         }),
     )

@@ -1,6 +1,7 @@
 //! The network service over HTTP: what is answered, in which form, and what is refused by which name.
 
 mod lists;
+mod pools;
 
 use axum::http::Method;
 use serde_json::{Value, json};
@@ -43,4 +44,11 @@ fn refusal(reply: &Reply) -> (u16, String) {
 async fn refused(cloud: &Harness, method: Method, path: &str, body: Value, status: u16, kind: &str) {
     let reply = ask(cloud, method.clone(), path, body.clone()).await;
     assert_eq!(refusal(&reply), (status, kind.to_owned()), "{method} {path} {body}: {}", reply.json());
+}
+
+/// Asserts that these fields of a row are so.
+fn has(row: &Value, fields: Value) {
+    for (key, wanted) in fields.as_object().unwrap() {
+        assert_eq!(row[key], *wanted, "{key} of {row}");
+    }
 }

@@ -68,6 +68,8 @@ rows! {
     network::Port: "port", 1, |row| &row.standard.id;
     network::SecurityGroup: "security_group", 1, |row| &row.standard.id;
     network::SecurityGroupRule: "security_group_rule", 1, |row| &row.standard.id;
+    network::pool::AddressScope: "address_scope", 1, |row| &row.standard.id;
+    network::pool::SubnetPool: "subnet_pool", 1, |row| &row.standard.id;
     compute::Flavor: "flavor", 1, |row| &row.id;
     compute::Keypair: "keypair", 1, |row| &row.id;
     compute::Server: "server", 1, |row| &row.id;

@@ -1,5 +1,7 @@
 //! Rows of the network service.
 
+pub mod pool;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -86,6 +88,9 @@ pub struct Subnet {
     pub dns_nameservers: Vec<IpAddr>,
     /// Destination and next hop.
     pub host_routes: Vec<(IpNet, IpAddr)>,
+    /// The pool that its prefix is of.
+    #[serde(default)]
+    pub subnetpool_id: Option<String>,
     /// The address that DHCP answers come from, taken from the pool when the subnet is made.
     pub dhcp_server: Option<Ipv4Addr>,
 }

@@ -4,6 +4,7 @@
 //! Reads: `self.db.caught_up().await?`, then the cache. Writes: `self.db.transact(|cache| …)`, whose closure reads
 //! the cache and returns the transaction, and runs again if another writer came first.
 
+pub mod address_scope;
 pub mod addressing;
 pub mod auth;
 pub(crate) mod db;
@@ -25,9 +26,11 @@ pub mod network_resource;
 pub mod nic;
 pub(crate) mod password;
 pub mod port;
+pub mod prefix;
 pub mod quota;
 pub mod security_group;
 pub mod server;
 pub mod subnet;
+pub mod subnet_pool;
 pub mod tag;
 pub mod volume;

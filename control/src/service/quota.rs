@@ -33,6 +33,8 @@ pub enum Resource {
     Networks,
     /// Subnets.
     Subnets,
+    /// Subnet pools.
+    SubnetPools,
     /// Ports.
     Ports,
     /// Routers.
@@ -65,7 +67,7 @@ pub enum Resource {
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Instances,
         Self::Cores,
         Self::RamMib,
@@ -75,6 +77,7 @@ impl Resource {
         Self::ServerGroupMembers,
         Self::Networks,
         Self::Subnets,
+        Self::SubnetPools,
         Self::Ports,
         Self::Routers,
         Self::FloatingIps,
@@ -112,6 +115,7 @@ impl Resource {
             Self::ServerGroupMembers => ("server_group_members", 10),
             Self::Networks => ("network", 100),
             Self::Subnets => ("subnet", 100),
+            Self::SubnetPools => ("subnetpool", UNLIMITED),
             Self::Ports => ("port", 500),
             Self::Routers => ("router", 10),
             Self::FloatingIps => ("floatingip", 50),

@@ -1,15 +1,19 @@
 //! Subnets: prefixes of networks, with their gateway, pools and what DHCP says.
 
+mod choice;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use self::choice::{Choice, choose};
 use super::addressing::{check_pools, default_gateway, default_pools, is_usable};
 use super::network::{check_text, new_standard, owned_network, touch};
 use super::network_resource::{at_once, made, network_resources, new_ids, only, owned, sees, visible};
 use super::port::{self, NewPort};
+use super::prefix::overlap;
 use super::tag::check_tags;
 use crate::Control;
 use crate::caller::Caller;
@@ -42,8 +46,16 @@ pub enum Gateway {
 pub struct SubnetCreate {
     /// The network.
     pub network_id: String,
-    /// The prefix.
-    pub cidr: IpNet,
+    /// The prefix; one of a pool if absent.
+    pub cidr: Option<IpNet>,
+    /// 4 or 6, where no prefix says it.
+    pub ip_version: Option<u8>,
+    /// The pool that the prefix is of.
+    pub subnetpool_id: Option<String>,
+    /// The default pool of its family.
+    pub use_default_subnetpool: bool,
+    /// The length of a prefix of a pool; the pool's default if absent.
+    pub prefixlen: Option<u8>,
     /// Name.
     pub name: String,
     /// Free text.
@@ -67,7 +79,11 @@ impl SubnetCreate {
     pub fn new(network_id: String, cidr: IpNet, name: &str) -> Self {
         Self {
             network_id,
-            cidr,
+            cidr: Some(cidr),
+            ip_version: None,
+            subnetpool_id: None,
+            use_default_subnetpool: false,
+            prefixlen: None,
             name: name.to_owned(),
             description: String::new(),
             gateway: Gateway::First,
@@ -112,7 +128,7 @@ impl Control {
     ///
     /// # Errors
     /// `Invalid` for pools, gateways or routes that do not fit; `Invalid` (`InvalidInput`) for a prefix that overlaps
-    /// another of the network; `QuotaExceeded`.
+    /// another of the network; what pools refuse; `QuotaExceeded`.
     pub async fn subnet_create_many(
         &self,
         caller: &Caller,
@@ -124,10 +140,13 @@ impl Control {
             .transact(|cache| {
                 let mut txn = Txn::new();
                 let mut siblings = Vec::with_capacity(ids.len());
-                let mut networks = BTreeMap::new();
+                let (mut networks, mut pools) = (BTreeMap::new(), BTreeMap::new());
                 for (request, id) in requests.iter().zip(&ids) {
                     let network = owned_network(cache, caller, &request.network_id, "create_subnet")?;
-                    let (subnet, dhcp) = build_subnet(cache, &siblings, &network.row, request, id)?;
+                    let choice = choose(cache, caller, &siblings, &network.row, request)?;
+                    let (subnet, dhcp) =
+                        build_subnet(cache, &siblings, &network.row, request, (id, &choice))?;
+                    pools.extend(choice.pool.map(|pool| (pool.row.standard.id.clone(), pool)));
                     txn = txn.create(&subnet);
                     if let Some(dhcp) = dhcp {
                         txn = port::add_port(txn, &dhcp);
@@ -136,7 +155,10 @@ impl Control {
                     networks.insert(network.row.standard.id.clone(), network);
                     siblings.push(subnet);
                 }
-                // The networks' rows are written too, so that two overlapping subnets at once cannot both pass.
+                // The networks' and pools' rows are written too, so that two overlapping subnets at once cannot both pass.
+                for pool in pools.values() {
+                    txn = txn.update(pool, &pool.row);
+                }
                 for network in networks.values() {
                     let mut changed = network.row.clone();
                     touch(&mut changed.standard);
@@ -229,12 +251,12 @@ fn build_subnet(
     siblings: &[Subnet],
     network: &Network,
     request: &SubnetCreate,
-    id: &str,
+    (id, choice): (&str, &Choice),
 ) -> Result<(Subnet, Option<Port>)> {
     check_text("name", &request.name)?;
     check_text("description", &request.description)?;
     check_tags(&request.tags)?;
-    let cidr = request.cidr.trunc();
+    let cidr = choice.cidr;
     if cidr.prefix_len() == 0 || cidr.addr().is_multicast() || cidr.addr().is_loopback() {
         return Err(Error::invalid(
             "InvalidInput",
@@ -243,7 +265,7 @@ fn build_subnet(
     }
     let stored = cache.list::<Subnet>();
     let mut others = stored.iter().map(|stored| &stored.row).chain(siblings);
-    let other = others.find(|other| other.network_id == network.standard.id && overlap(other.cidr, cidr));
+    let other = others.find(|other| other.network_id == network.standard.id && overlap(&other.cidr, &cidr));
     if let Some(other) = other {
         return Err(Error::invalid(
             "InvalidInput",
@@ -281,6 +303,7 @@ fn build_subnet(
         allocation_pools: pools,
         dns_nameservers: request.dns_nameservers.clone(),
         host_routes: request.host_routes.clone(),
+        subnetpool_id: choice.pool.as_ref().map(|pool| pool.row.standard.id.clone()),
         dhcp_server: None,
     };
     let dhcp = dhcp_port(&subnet);
@@ -345,10 +368,6 @@ fn apply_update(subnet: &mut Subnet, update: &SubnetUpdate) -> Result<()> {
         subnet.enable_dhcp = enable_dhcp;
     }
     Ok(())
-}
-
-fn overlap(a: IpNet, b: IpNet) -> bool {
-    a.contains(&b.network()) || b.contains(&a.network())
 }
 
 fn checked_gateway(cidr: IpNet, address: IpAddr) -> Result<IpAddr> {

@@ -35,6 +35,8 @@ macro_rules! taggable {
         })*
     };
 }
+pub(crate) use taggable;
+
 taggable! {
     crate::model::network::Network: "network";
     crate::model::network::Subnet: "subnet";

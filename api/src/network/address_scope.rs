@@ -1,0 +1,116 @@
+//! Address scopes on the wire (Network API v2.0: address-scopes).
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::model::network::pool::AddressScope;
+use control::service::address_scope::AddressScopeCreate;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Created, owner_fields};
+use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::error::Fault;
+use crate::network::listing::{listing, shown};
+use crate::openapi::{Routes, get};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateBody {
+    address_scope: CreateFields,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateFields {
+    #[serde(default)]
+    name: String,
+    ip_version: Option<u8>,
+    shared: Option<bool>,
+    project_id: Option<String>,
+    tenant_id: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateBody {
+    address_scope: UpdateFields,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateFields {
+    name: Option<String>,
+    shared: Option<bool>,
+}
+
+/// The routes of address scopes.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route("/v2.0/address-scopes", get(list).post(create))
+        .route("/v2.0/address-scopes/{id}", get(show).put(update).delete(delete))
+}
+
+fn view(scope: &AddressScope) -> Value {
+    owner_fields(
+        &scope.standard,
+        json!({"name": scope.standard.name, "ip_version": scope.ip_version, "shared": scope.shared}),
+    )
+}
+
+async fn create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Body(body): Body<CreateBody>,
+) -> Created {
+    let fields = body.address_scope;
+    let request = AddressScopeCreate {
+        name: fields.name,
+        project_id: fields.project_id.or(fields.tenant_id),
+        ip_version: fields.ip_version.unwrap_or(4),
+        shared: fields.shared.unwrap_or(false),
+    };
+    let scope = state.control.address_scope_create(&caller, request).await?;
+    Ok((StatusCode::CREATED, Json(json!({"address_scope": view(&scope.row)}))))
+}
+
+async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    filters: Filters,
+    url: RequestUrl,
+) -> Result<Json<Value>, Fault> {
+    let scopes = state.control.network_resources::<AddressScope>(&caller).await?;
+    listing("address_scopes", scopes.iter().map(|scope| view(&scope.row)).collect(), &filters, &url)
+}
+
+async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    filters: Filters,
+) -> Result<Json<Value>, Fault> {
+    let scope = state.control.network_resource::<AddressScope>(&caller, &id).await?;
+    Ok(shown("address_scope", view(&scope.row), &filters))
+}
+
+async fn update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<UpdateBody>,
+) -> Result<Json<Value>, Fault> {
+    let fields = body.address_scope;
+    let scope =
+        state.control.address_scope_update(&caller, &id, fields.name.as_deref(), fields.shared).await?;
+    Ok(Json(json!({"address_scope": view(&scope.row)})))
+}
+
+async fn delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    state.control.address_scope_delete(&caller, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

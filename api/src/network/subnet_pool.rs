@@ -1,0 +1,241 @@
+//! Subnet pools on the wire (Network API v2.0: subnetpools, with onboarding and operations on prefixes).
+
+use std::collections::BTreeSet;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::model::network::pool::SubnetPool;
+use control::service::subnet_pool::{SubnetPoolCreate, SubnetPoolUpdate};
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Created, Number, nullable, read_subnet, standard_fields, with_fields};
+use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::error::Fault;
+use crate::network::listing::{listing, shown};
+use crate::openapi::{Routes, get, put};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateBody {
+    subnetpool: CreateFields,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateFields {
+    name: String,
+    #[serde(default)]
+    description: String,
+    project_id: Option<String>,
+    tenant_id: Option<String>,
+    prefixes: Vec<String>,
+    min_prefixlen: Option<Number<u8>>,
+    max_prefixlen: Option<Number<u8>>,
+    default_prefixlen: Option<Number<u8>>,
+    default_quota: Option<Number<u64>>,
+    address_scope_id: Option<String>,
+    is_default: Option<bool>,
+    shared: Option<bool>,
+    #[serde(default)]
+    tags: BTreeSet<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateBody {
+    subnetpool: UpdateFields,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateFields {
+    name: Option<String>,
+    description: Option<String>,
+    prefixes: Option<Vec<String>>,
+    min_prefixlen: Option<Number<u8>>,
+    max_prefixlen: Option<Number<u8>>,
+    default_prefixlen: Option<Number<u8>>,
+    #[serde(default, deserialize_with = "nullable")]
+    default_quota: Option<Option<Number<u64>>>,
+    #[serde(default, deserialize_with = "nullable")]
+    address_scope_id: Option<Option<String>>,
+    is_default: Option<bool>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PrefixesBody {
+    prefixes: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OnboardBody {
+    network_id: String,
+}
+
+/// The routes of subnet pools.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route("/v2.0/subnetpools", get(list).post(create))
+        .route("/v2.0/subnetpools/{id}", get(show).put(update).delete(delete))
+        .route("/v2.0/subnetpools/{id}/add_prefixes", put(add_prefixes))
+        .route("/v2.0/subnetpools/{id}/remove_prefixes", put(remove_prefixes))
+        .route("/v2.0/subnetpools/{id}/onboard_network_subnets", put(onboard))
+}
+
+fn prefixes(texts: &[String]) -> Result<Vec<IpNet>, Fault> {
+    texts.iter().map(|text| read_subnet("prefixes", text)).collect()
+}
+
+fn value<T>(number: Option<Number<T>>) -> Option<T> {
+    number.map(|number| number.0)
+}
+
+/// 0 is no limit, as absence is.
+fn quota(number: Option<Number<u64>>) -> Option<u64> {
+    value(number).filter(|quota| *quota > 0)
+}
+
+impl TryFrom<CreateFields> for SubnetPoolCreate {
+    type Error = Fault;
+
+    fn try_from(fields: CreateFields) -> Result<Self, Fault> {
+        Ok(Self {
+            name: fields.name,
+            description: fields.description,
+            project_id: fields.project_id.or(fields.tenant_id),
+            fields: SubnetPoolUpdate {
+                name: None,
+                description: None,
+                prefixes: Some(prefixes(&fields.prefixes)?),
+                min_prefixlen: value(fields.min_prefixlen),
+                max_prefixlen: value(fields.max_prefixlen),
+                default_prefixlen: value(fields.default_prefixlen),
+                default_quota: Some(quota(fields.default_quota)),
+                address_scope_id: Some(fields.address_scope_id),
+                is_default: fields.is_default,
+            },
+            shared: fields.shared.unwrap_or(false),
+            tags: fields.tags,
+        })
+    }
+}
+
+impl TryFrom<UpdateFields> for SubnetPoolUpdate {
+    type Error = Fault;
+
+    fn try_from(fields: UpdateFields) -> Result<Self, Fault> {
+        Ok(Self {
+            name: fields.name,
+            description: fields.description,
+            prefixes: fields.prefixes.as_deref().map(prefixes).transpose()?,
+            min_prefixlen: value(fields.min_prefixlen),
+            max_prefixlen: value(fields.max_prefixlen),
+            default_prefixlen: value(fields.default_prefixlen),
+            default_quota: fields.default_quota.map(quota),
+            address_scope_id: fields.address_scope_id,
+            is_default: fields.is_default,
+        })
+    }
+}
+
+fn view(pool: &SubnetPool) -> Value {
+    with_fields(
+        standard_fields(&pool.standard),
+        json!({
+            "name": pool.standard.name,
+            "prefixes": pool.prefixes,
+            "ip_version": pool.ip_version,
+            "min_prefixlen": pool.min_prefixlen,
+            "max_prefixlen": pool.max_prefixlen,
+            "default_prefixlen": pool.default_prefixlen,
+            "default_quota": pool.default_quota,
+            "address_scope_id": pool.address_scope_id,
+            "is_default": pool.is_default,
+            "shared": pool.shared,
+            "tags": pool.standard.tags,
+        }),
+    )
+}
+
+async fn create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Body(body): Body<CreateBody>,
+) -> Created {
+    let pool = state.control.subnet_pool_create(&caller, body.subnetpool.try_into()?).await?;
+    Ok((StatusCode::CREATED, Json(json!({"subnetpool": view(&pool.row)}))))
+}
+
+async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    filters: Filters,
+    url: RequestUrl,
+) -> Result<Json<Value>, Fault> {
+    let pools = state.control.network_resources::<SubnetPool>(&caller).await?;
+    listing("subnetpools", pools.iter().map(|pool| view(&pool.row)).collect(), &filters, &url)
+}
+
+async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    filters: Filters,
+) -> Result<Json<Value>, Fault> {
+    let pool = state.control.network_resource::<SubnetPool>(&caller, &id).await?;
+    Ok(shown("subnetpool", view(&pool.row), &filters))
+}
+
+async fn update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<UpdateBody>,
+) -> Result<Json<Value>, Fault> {
+    let pool = state.control.subnet_pool_update(&caller, &id, body.subnetpool.try_into()?).await?;
+    Ok(Json(json!({"subnetpool": view(&pool.row)})))
+}
+
+async fn delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    state.control.subnet_pool_delete(&caller, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn add_prefixes(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<PrefixesBody>,
+) -> Result<Json<Value>, Fault> {
+    let all = state.control.subnet_pool_add_prefixes(&caller, &id, &prefixes(&body.prefixes)?).await?;
+    Ok(Json(json!({"prefixes": all})))
+}
+
+async fn remove_prefixes(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<PrefixesBody>,
+) -> Result<Json<Value>, Fault> {
+    let left = state.control.subnet_pool_remove_prefixes(&caller, &id, &prefixes(&body.prefixes)?).await?;
+    Ok(Json(json!({"prefixes": left})))
+}
+
+async fn onboard(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<OnboardBody>,
+) -> Result<Json<Value>, Fault> {
+    state.control.subnet_pool_onboard(&caller, &id, &body.network_id).await?;
+    Ok(Json(json!({})))
+}
