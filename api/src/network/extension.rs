@@ -49,7 +49,7 @@ const SHARED: [Extension; 10] = [
 ];
 
 /// What networks and ports have beyond the core.
-const NETWORKS: [Extension; 9] = [
+const NETWORKS: [Extension; 8] = [
     ("allowed-address-pairs", "Allowed Address Pairs", "Provides allowed address pairs"),
     ("binding", "Port Binding", "Expose port bindings of a virtual port to external application"),
     ("external-net", "Neutron external network", "Adds external network attribute to network resource."),
@@ -66,7 +66,32 @@ const NETWORKS: [Extension; 9] = [
     ),
     ("port-security", "Port Security", "Provides port security"),
     ("provider", "Provider Network", "Expose mapping of virtual networks to physical networks"),
+];
+
+/// Security groups.
+const GROUPS: [Extension; 6] = [
+    ("address-group", "Address group", "Support address group"),
     ("security-group", "security-group", "The security groups extension."),
+    (
+        "security-groups-default-rules",
+        "Default rules for security groups",
+        "Configure set of security group rules used as default rules for every new security group",
+    ),
+    (
+        "security-groups-normalized-cidr",
+        "Normalized CIDR field for security group rules",
+        "Add new field with normalized remote_ip_prefix cidr in SG rule",
+    ),
+    (
+        "security-groups-remote-address-group",
+        "Remote address group id field for security group rules",
+        "Add new field of remote address group id in SG rules",
+    ),
+    (
+        "security-groups-rules-belongs-to-default-sg",
+        "Security group rule belongs to the project's default security group",
+        "Flag to determine if the security group rule belongs to the project's default security group.",
+    ),
 ];
 
 /// Prefixes that subnets are cut from.
@@ -102,7 +127,7 @@ const ADMINISTRATION: [Extension; 3] = [
 ];
 
 fn extensions() -> impl Iterator<Item = &'static Extension> {
-    SHARED.iter().chain(&NETWORKS).chain(&POOLS).chain(&ADMINISTRATION)
+    SHARED.iter().chain(&NETWORKS).chain(&GROUPS).chain(&POOLS).chain(&ADMINISTRATION)
 }
 
 fn row(extension: &Extension) -> Value {

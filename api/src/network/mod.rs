@@ -1,8 +1,10 @@
 //! The network service (Network API v2.0): one file per resource, each with its wire structures and handlers, and
 //! here what they share.
 
+mod address_group;
 mod address_scope;
 mod bulk;
+mod default_rule;
 mod extension;
 mod listing;
 #[expect(clippy::module_inception, reason = "the resource has the name of its service")]
@@ -55,7 +57,9 @@ pub fn routes() -> Routes {
         .route("/v2.0/quotas/{project_id}", get(quota::show).put(quota::update).delete(quota::reset))
         .route("/v2.0/quotas/{project_id}/default", get(quota::defaults))
         .route("/v2.0/quotas/{project_id}/details", get(quota::details))
+        .merge(address_group::routes())
         .merge(address_scope::routes())
+        .merge(default_rule::routes())
         .merge(subnet_pool::routes())
         .merge(tag::routes::<SubnetPool>("subnetpools"))
         .merge(tag::routes::<Network>("networks"))

@@ -14,7 +14,7 @@ use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 
 /// The quotas that this service counts.
-const RESOURCES: [Resource; 8] = [
+const RESOURCES: [Resource; 9] = [
     Resource::Networks,
     Resource::Subnets,
     Resource::SubnetPools,
@@ -23,6 +23,7 @@ const RESOURCES: [Resource; 8] = [
     Resource::FloatingIps,
     Resource::SecurityGroups,
     Resource::SecurityGroupRules,
+    Resource::AddressGroups,
 ];
 
 #[derive(Debug, Deserialize)]

@@ -20,6 +20,7 @@ use crate::error::Fault;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CreateFields {
+    #[serde(default)]
     name: String,
     #[serde(default)]
     description: String,
@@ -63,35 +64,39 @@ struct UpdateFields {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RuleFields {
-    security_group_id: String,
-    direction: Direction,
-    ethertype: Option<String>,
-    protocol: Option<Value>,
-    port_range_min: Option<Value>,
-    port_range_max: Option<Value>,
-    remote_ip_prefix: Option<String>,
-    remote_group_id: Option<String>,
-    remote_address_group_id: Option<String>,
+    pub(super) security_group_id: String,
+    pub(super) direction: Direction,
+    pub(super) ethertype: Option<String>,
+    pub(super) protocol: Option<Value>,
+    pub(super) port_range_min: Option<Value>,
+    pub(super) port_range_max: Option<Value>,
+    pub(super) remote_ip_prefix: Option<String>,
+    pub(super) remote_group_id: Option<String>,
+    pub(super) remote_address_group_id: Option<String>,
     #[serde(default)]
-    description: Option<String>,
+    pub(super) description: Option<String>,
     // A rule belongs to its group's project.
     #[serde(rename = "project_id")]
-    _project_id: Option<String>,
+    pub(super) _project_id: Option<String>,
     #[serde(rename = "tenant_id")]
-    _tenant_id: Option<String>,
+    pub(super) _tenant_id: Option<String>,
 }
 
 /// A port or an ICMP type, as a number or as its text.
-fn number(field: &str, value: Option<Value>) -> Result<Option<u16>, Fault> {
-    let parsed = match &value {
+fn number(value: Option<Value>) -> Result<Option<u16>, Fault> {
+    let (parsed, text) = match &value {
         None | Some(Value::Null) => return Ok(None),
-        Some(Value::Number(number)) => number.as_u64().and_then(|number| u16::try_from(number).ok()),
-        Some(Value::String(text)) => text.parse().ok(),
-        Some(_) => None,
+        Some(Value::String(text)) if text.is_empty() => return Ok(None),
+        Some(Value::String(text)) => (text.parse().ok(), text.clone()),
+        Some(other) => (other.as_u64().and_then(|number| u16::try_from(number).ok()), other.to_string()),
     };
-    parsed
-        .map(Some)
-        .ok_or_else(|| invalid(format!("Invalid input for {field}. Reason: it is not a port number.")))
+    parsed.map(Some).ok_or_else(|| {
+        control::error::Error::invalid(
+            "SecurityGroupInvalidPortValue",
+            format!("Invalid value for port {text}"),
+        )
+        .into()
+    })
 }
 
 impl Several for RuleFields {
@@ -102,9 +107,6 @@ impl TryFrom<RuleFields> for RuleCreate {
     type Error = Fault;
 
     fn try_from(fields: RuleFields) -> Result<Self, Fault> {
-        if fields.remote_address_group_id.is_some() {
-            return Err(Fault::not_implemented("a rule with a remote address group"));
-        }
         let ip_version = match fields.ethertype.as_deref().map(str::to_ascii_lowercase).as_deref() {
             None | Some("ipv4") => 4,
             Some("ipv6") => 6,
@@ -134,10 +136,11 @@ impl TryFrom<RuleFields> for RuleCreate {
             direction: fields.direction,
             ip_version,
             protocol,
-            port_range_min: number("port_range_min", fields.port_range_min)?,
-            port_range_max: number("port_range_max", fields.port_range_max)?,
+            port_range_min: number(fields.port_range_min)?,
+            port_range_max: number(fields.port_range_max)?,
             remote_ip_prefix: prefix.transpose()?,
             remote_group_id: fields.remote_group_id,
+            remote_address_group_id: fields.remote_address_group_id,
             description: fields.description.unwrap_or_default(),
         })
     }
@@ -148,7 +151,7 @@ fn view(state: &AppState, group: &SecurityGroup) -> Value {
         .control
         .security_group_rules_of(&group.standard.id)
         .iter()
-        .map(|rule| rule_view(&rule.row))
+        .map(|rule| rule_view(state, &rule.row))
         .collect();
     with_fields(
         standard_fields(&group.standard),
@@ -162,7 +165,7 @@ fn view(state: &AppState, group: &SecurityGroup) -> Value {
     )
 }
 
-fn rule_view(rule: &SecurityGroupRule) -> Value {
+fn rule_view(state: &AppState, rule: &SecurityGroupRule) -> Value {
     with_fields(
         standard_fields(&rule.standard),
         json!({
@@ -174,9 +177,9 @@ fn rule_view(rule: &SecurityGroupRule) -> Value {
             "port_range_max": rule.port_range_max,
             "remote_ip_prefix": rule.remote_ip_prefix,
             "remote_group_id": rule.remote_group_id,
-            "remote_address_group_id": null,
+            "remote_address_group_id": rule.remote_address_group_id,
             "normalized_cidr": rule.remote_ip_prefix,
-            "belongs_to_default_sg": null,
+            "belongs_to_default_sg": state.control.is_default_group(&rule.security_group_id),
             "tags": rule.standard.tags,
         }),
     )
@@ -251,7 +254,7 @@ pub(super) async fn rule_create(
 ) -> Created {
     let (requests, answered) = body.try_map(RuleCreate::try_from)?;
     let rules = state.control.security_group_rule_create_many(&caller, requests).await?;
-    answered.with(rules.iter().map(|rule| rule_view(&rule.row)).collect())
+    answered.with(rules.iter().map(|rule| rule_view(&state, &rule.row)).collect())
 }
 
 /// `GET /v2.0/security-group-rules`.
@@ -262,7 +265,12 @@ pub(super) async fn rule_list(
     url: RequestUrl,
 ) -> Result<Json<Value>, Fault> {
     let rules = state.control.security_group_rule_list(&caller).await?;
-    listing("security_group_rules", rules.iter().map(|rule| rule_view(&rule.row)).collect(), &filters, &url)
+    listing(
+        "security_group_rules",
+        rules.iter().map(|rule| rule_view(&state, &rule.row)).collect(),
+        &filters,
+        &url,
+    )
 }
 
 /// `GET /v2.0/security-group-rules/{id}`.
@@ -273,7 +281,7 @@ pub(super) async fn rule_show(
     filters: Filters,
 ) -> Result<Json<Value>, Fault> {
     let rule = state.control.security_group_rule_get(&caller, &id).await?;
-    Ok(shown("security_group_rule", rule_view(&rule.row), &filters))
+    Ok(shown("security_group_rule", rule_view(&state, &rule.row), &filters))
 }
 
 /// `DELETE /v2.0/security-group-rules/{id}`.

@@ -1,5 +1,6 @@
 //! The network service over HTTP: what is answered, in which form, and what is refused by which name.
 
+mod groups;
 mod lists;
 mod pools;
 

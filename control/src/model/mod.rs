@@ -68,6 +68,8 @@ rows! {
     network::Port: "port", 1, |row| &row.standard.id;
     network::SecurityGroup: "security_group", 1, |row| &row.standard.id;
     network::SecurityGroupRule: "security_group_rule", 1, |row| &row.standard.id;
+    network::address_group::AddressGroup: "address_group", 1, |row| &row.standard.id;
+    network::address_group::DefaultRules: "default_security_group_rules", 1, |row| &row.id;
     network::pool::AddressScope: "address_scope", 1, |row| &row.standard.id;
     network::pool::SubnetPool: "subnet_pool", 1, |row| &row.standard.id;
     compute::Flavor: "flavor", 1, |row| &row.id;

@@ -1,5 +1,6 @@
 //! Rows of the network service.
 
+pub mod address_group;
 pub mod pool;
 
 use std::collections::BTreeSet;
@@ -168,4 +169,7 @@ pub struct SecurityGroupRule {
     pub remote_ip_prefix: Option<IpNet>,
     /// The other side by group.
     pub remote_group_id: Option<String>,
+    /// The other side by address group.
+    #[serde(default)]
+    pub remote_address_group_id: Option<String>,
 }

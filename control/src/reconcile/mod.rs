@@ -262,11 +262,12 @@ async fn follow(control: &Control, rows: &[(&'static str, String)], patient: boo
 }
 
 /// Kinds of rows that a host's wanted state is made of besides servers and ports.
-const NETWORK_KINDS: [&str; 4] = [
+const NETWORK_KINDS: [&str; 5] = [
     network::Network::KIND,
     network::Subnet::KIND,
     network::SecurityGroup::KIND,
     network::SecurityGroupRule::KIND,
+    network::address_group::AddressGroup::KIND,
 ];
 
 /// Takes in reports until the agents' registry is gone. Of what has come meanwhile, only the newest of each instance

@@ -4,6 +4,7 @@
 //! Reads: `self.db.caught_up().await?`, then the cache. Writes: `self.db.transact(|cache| …)`, whose closure reads
 //! the cache and returns the transaction, and runs again if another writer came first.
 
+pub mod address_group;
 pub mod address_scope;
 pub mod addressing;
 pub mod auth;

@@ -45,6 +45,8 @@ pub enum Resource {
     SecurityGroups,
     /// Rules of all security groups.
     SecurityGroupRules,
+    /// Address groups.
+    AddressGroups,
     /// Images.
     Images,
     /// Bytes of all images' data in MiB, rounded up per image.
@@ -67,7 +69,7 @@ pub enum Resource {
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Instances,
         Self::Cores,
         Self::RamMib,
@@ -83,6 +85,7 @@ impl Resource {
         Self::FloatingIps,
         Self::SecurityGroups,
         Self::SecurityGroupRules,
+        Self::AddressGroups,
         Self::Images,
         Self::ImageMib,
         Self::Volumes,
@@ -121,6 +124,7 @@ impl Resource {
             Self::FloatingIps => ("floatingip", 50),
             Self::SecurityGroups => ("security_group", 10),
             Self::SecurityGroupRules => ("security_group_rule", 100),
+            Self::AddressGroups => ("address_group", 10),
             Self::Images => ("image_count_total", 100),
             Self::ImageMib => ("image_size_total", 1 << 20),
             Self::Volumes => ("volumes", 10),

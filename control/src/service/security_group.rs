@@ -2,11 +2,10 @@
 //! else is dropped.
 
 mod rule;
+pub mod template;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-use net::spec::Direction;
 
 pub use self::rule::{ICMP_CODE_ANY, RuleCreate, protocol_number};
 use self::rule::{check_rule, resolve, same};
@@ -17,6 +16,7 @@ use crate::Control;
 use crate::agent::protocol::GroupWanted;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
+use crate::model::network::address_group::AddressGroup;
 use crate::model::network::{Port, SecurityGroup, SecurityGroupRule, Standard};
 use crate::model::random_uuid;
 use crate::service::quota::{self, Resource};
@@ -66,7 +66,7 @@ impl Control {
         only(self.security_group_create_many(caller, vec![request]).await?)
     }
 
-    /// Makes groups with the two rules that let everything out; all or none.
+    /// Makes groups with the rules that groups begin with; all or none.
     ///
     /// # Errors
     /// `Conflict` for one by the name of the default one, `QuotaExceeded`.
@@ -95,13 +95,13 @@ impl Control {
         }
         let ids = new_ids(requests.len());
         self.db
-            .transact(|_| {
+            .transact(|cache| {
                 let mut txn = Txn::new();
                 for ((request, project_id), id) in requests.iter().zip(&owners).zip(&ids) {
                     let mut group = group_row(id, project_id, &request.name, &request.description);
                     group.standard.tags.clone_from(&request.tags);
-                    txn = txn.create(&group);
-                    txn = add_rules(txn, project_id, &egress_rules(id, project_id), 1);
+                    let rules = template::rules_of(cache, &group, false);
+                    txn = add_rules(txn.create(&group), project_id, &rules, 1);
                 }
                 at_once(txn)
             })
@@ -180,7 +180,10 @@ impl Control {
                     .list::<SecurityGroupRule>()
                     .into_iter()
                     .partition(|rule| rule.row.security_group_id == id);
-                if others.iter().any(|rule| rule.row.remote_group_id.as_deref() == Some(id)) {
+                let named = |group: &Option<String>| group.as_deref() == Some(id);
+                if others.iter().any(|rule| named(&rule.row.remote_group_id))
+                    || template::all(cache).iter().any(|rule| named(&rule.remote_group_id))
+                {
                     return Err(in_use());
                 }
                 let mut txn = Txn::new().delete(&stored);
@@ -269,6 +272,12 @@ impl Control {
         self.network_resources(caller).await
     }
 
+    /// Whether a group is its project's default one, for showing its rules.
+    pub fn is_default_group(&self, group_id: &str) -> bool {
+        let group = self.db.cache().get::<SecurityGroup>(group_id);
+        group.is_some_and(|group| group.row.standard.name == DEFAULT_NAME)
+    }
+
     /// The rules of one group, for showing it; the caller has been let see the group.
     pub fn security_group_rules_of(&self, group_id: &str) -> Vec<Arc<Stored<SecurityGroupRule>>> {
         let mut rules = self.db.cache().list::<SecurityGroupRule>();
@@ -300,7 +309,7 @@ impl Control {
             .await
     }
 
-    /// Makes a project's default group at its first use: everything out, in only from its own members.
+    /// Makes a project's default group at its first use, with the rules that such groups begin with.
     pub(crate) async fn ensure_default_group(&self, project_id: &str) -> Result<String> {
         self.db.caught_up().await?;
         if let Some(id) = default_group(self.db.cache(), project_id) {
@@ -313,12 +322,7 @@ impl Control {
                     return Ok(Txn::new());
                 }
                 let group = group_row(&id, project_id, DEFAULT_NAME, "Default security group");
-                let mut rules = egress_rules(&id, project_id);
-                for ip_version in [4, 6] {
-                    let mut rule = open_rule(&id, project_id, Direction::Ingress, ip_version);
-                    rule.remote_group_id = Some(id.clone());
-                    rules.push(rule);
-                }
+                let rules = template::rules_of(cache, &group, true);
                 let txn = Txn::new().create(&group).unique(default_key(project_id));
                 Ok(add_rules(txn, project_id, &rules, 1))
             })
@@ -404,6 +408,9 @@ fn build_rule(
     if let Some(remote) = &request.remote_group_id {
         visible_group(cache, caller, remote)?;
     }
+    if let Some(remote) = &request.remote_address_group_id {
+        visible::<AddressGroup>(cache, caller, remote)?;
+    }
     let rule = SecurityGroupRule {
         standard: Standard {
             description: request.description.clone(),
@@ -417,6 +424,7 @@ fn build_rule(
         port_range_max: request.port_range_max,
         remote_ip_prefix: request.remote_ip_prefix.map(|prefix| prefix.trunc()),
         remote_group_id: request.remote_group_id.clone(),
+        remote_address_group_id: request.remote_address_group_id.clone(),
     };
     match cache.list::<SecurityGroupRule>().iter().find(|other| same(&other.row, &rule)) {
         Some(twin) => Err(Error::conflict(
@@ -437,7 +445,7 @@ pub(crate) fn groups_wanted(cache: &Cache, ids: &BTreeSet<String>) -> Vec<GroupW
             rules: rules
                 .iter()
                 .filter(|rule| rule.row.security_group_id == *id)
-                .filter_map(|rule| resolve(&rule.row, &ports))
+                .flat_map(|rule| resolve(&rule.row, &ports, cache))
                 .collect(),
         })
         .collect()
@@ -463,24 +471,6 @@ fn group_row(id: &str, project_id: &str, name: &str, description: &str) -> Secur
             ..new_standard(id.to_owned(), project_id.to_owned(), name.to_owned())
         },
         stateful: true,
-    }
-}
-
-fn egress_rules(group_id: &str, project_id: &str) -> Vec<SecurityGroupRule> {
-    [4, 6].map(|ip_version| open_rule(group_id, project_id, Direction::Egress, ip_version)).into()
-}
-
-fn open_rule(group_id: &str, project_id: &str, direction: Direction, ip_version: u8) -> SecurityGroupRule {
-    SecurityGroupRule {
-        standard: new_standard(random_uuid(), project_id.to_owned(), String::new()),
-        security_group_id: group_id.to_owned(),
-        direction,
-        ip_version,
-        protocol: None,
-        port_range_min: None,
-        port_range_max: None,
-        remote_ip_prefix: None,
-        remote_group_id: None,
     }
 }
 

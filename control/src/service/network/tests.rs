@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::*;
 use crate::Settings;
 use crate::caller::{RoleLevel, Scope};
+use crate::service::address_group::AddressGroupCreate;
 use crate::service::nic::{NicRequest, NicRequests, ServerOfPorts, network_wanted, nics_wanted};
 use crate::service::port::{FixedIpWish, PortCreate};
-use crate::service::security_group::{GroupCreate, RuleCreate};
+use crate::service::security_group::{GroupCreate, RuleCreate, groups_wanted};
 use crate::store::RedbStore;
 
 struct Cloud {
@@ -206,6 +207,7 @@ async fn rules_are_checked_and_not_doubled() {
         port_range_max: max,
         remote_ip_prefix: None,
         remote_group_id: None,
+        remote_address_group_id: None,
         description: String::new(),
     };
     let make = async |request| {
@@ -266,4 +268,38 @@ async fn public_network_is_made_once_and_the_host_is_its_gateway() {
     assert_eq!(wanted.host_addresses, ["172.24.4.1/24".parse::<IpNet>().unwrap()]);
     let auto = cloud.control.resolve_nics(&member("a"), "a", &NicRequests::Auto).unwrap();
     assert_eq!(auto, [NicRequest::Network { id: networks[0].row.standard.id.clone(), fixed_ip: None }]);
+}
+
+#[tokio::test]
+async fn a_rule_of_an_address_group_is_one_rule_for_each_address_of_its_family() {
+    let cloud = Cloud::new().await;
+    let alice = member("a");
+    let addresses = ["10.0.0.0/8", "192.168.0.7/32", "2001:db8::/32"].map(|text| text.parse().unwrap());
+    let request = AddressGroupCreate { addresses: addresses.into(), ..AddressGroupCreate::default() };
+    let named = cloud.control.address_group_create(&alice, request).await.unwrap();
+    let group = cloud.control.security_group_create(&alice, GroupCreate::new("web")).await.unwrap();
+    let id = &group.row.standard.id;
+    let rule = RuleCreate {
+        security_group_id: id.clone(),
+        direction: net::spec::Direction::Ingress,
+        ip_version: 4,
+        protocol: Some("tcp".into()),
+        port_range_min: Some(80),
+        port_range_max: Some(80),
+        remote_ip_prefix: None,
+        remote_group_id: None,
+        remote_address_group_id: Some(named.row.standard.id.clone()),
+        description: String::new(),
+    };
+    cloud.control.security_group_rule_create(&alice, rule).await.unwrap();
+    let remotes = async || {
+        let wanted = groups_wanted(cloud.control.db.cache(), &BTreeSet::from([id.clone()]));
+        let ingress = wanted[0].rules.iter().filter(|rule| rule.direction == net::spec::Direction::Ingress);
+        ingress.map(|rule| (rule.remote.clone(), rule.ports)).collect::<Vec<_>>()
+    };
+    let prefix = |text: &str| (net::spec::Remote::Prefix(text.parse().unwrap()), Some((80, 80)));
+    assert_eq!(remotes().await, [prefix("10.0.0.0/8"), prefix("192.168.0.7/32")]);
+    let taken = BTreeSet::from(addresses);
+    cloud.control.address_group_remove(&alice, &named.row.standard.id, &taken).await.unwrap();
+    assert!(remotes().await.is_empty(), "an empty group lets nobody in");
 }

@@ -1,6 +1,6 @@
 //! Rules of security groups as pure functions: what a rule may say, when two say the same, what a host is told of one.
 //!
-//! Must never know: the store, who asks.
+//! Must never know: who asks.
 
 use std::sync::Arc;
 
@@ -8,8 +8,9 @@ use ipnet::IpNet;
 use net::spec::{Direction, Remote, Rule};
 
 use crate::error::{Error, Result};
+use crate::model::network::address_group::AddressGroup;
 use crate::model::network::{Port, SecurityGroupRule};
-use crate::store::Stored;
+use crate::store::{Cache, Stored};
 
 /// In [`net::spec::Rule::ports`] of an ICMP rule: any code.
 pub const ICMP_CODE_ANY: u16 = u16::MAX;
@@ -33,12 +34,29 @@ pub struct RuleCreate {
     pub remote_ip_prefix: Option<IpNet>,
     /// The other side by group.
     pub remote_group_id: Option<String>,
+    /// The other side by address group.
+    pub remote_address_group_id: Option<String>,
     /// Free text.
     pub description: String,
 }
 
-/// A rule as the host's filter knows it; none for a protocol that stands in the store but not in our table.
-pub(super) fn resolve(rule: &SecurityGroupRule, ports: &[Arc<Stored<Port>>]) -> Option<Rule> {
+/// A rule as the host's filter knows it: none for a protocol that stands in the store but not in our table, one for each
+/// address of an address group.
+pub(super) fn resolve(rule: &SecurityGroupRule, ports: &[Arc<Stored<Port>>], cache: &Cache) -> Vec<Rule> {
+    let Some(id) = &rule.remote_address_group_id else {
+        return resolve_one(rule, ports).into_iter().collect();
+    };
+    let group = cache.get::<AddressGroup>(id);
+    let addresses = group.iter().flat_map(|group| &group.row.addresses);
+    let own = addresses.filter(|prefix| prefix.addr().is_ipv4() == (rule.ip_version == 4));
+    let of = |prefix: &IpNet| {
+        let rule = SecurityGroupRule { remote_ip_prefix: Some(*prefix), ..rule.clone() };
+        resolve_one(&rule, ports)
+    };
+    own.filter_map(of).collect()
+}
+
+fn resolve_one(rule: &SecurityGroupRule, ports: &[Arc<Stored<Port>>]) -> Option<Rule> {
     let protocol = match &rule.protocol {
         None => None,
         Some(name) => Some(protocol_number(name, rule.ip_version)?),
@@ -99,10 +117,15 @@ pub fn protocol_number(name: &str, ip_version: u8) -> Option<u8> {
 
 pub(super) fn check_rule(rule: &RuleCreate) -> Result<()> {
     let invalid = |reason, message: String| Err(Error::invalid(reason, message));
-    if rule.remote_ip_prefix.is_some() && rule.remote_group_id.is_some() {
+    let remotes = [
+        rule.remote_ip_prefix.is_some(),
+        rule.remote_group_id.is_some(),
+        rule.remote_address_group_id.is_some(),
+    ];
+    if remotes.into_iter().filter(|given| *given).count() > 1 {
         return invalid(
             "SecurityGroupMultipleRemoteEntites",
-            "Only one of remote_ip_prefix or remote_group_id may be provided.".into(),
+            "Only remote_ip_prefix or remote_group_id or remote_address_group_id may be provided.".into(),
         );
     }
     if let Some(prefix) = rule.remote_ip_prefix
@@ -136,14 +159,15 @@ pub(super) fn check_rule(rule: &RuleCreate) -> Result<()> {
                 if value.is_some_and(|value| value > 255) {
                     return invalid(
                         "SecurityGroupInvalidIcmpValue",
-                        format!("Invalid value for ICMP {field}: it must be 0 to 255."),
+                        format!("Invalid value for ICMP {field}. It must be 0 to 255."),
                     );
                 }
             }
             if rule.port_range_max.is_some() && rule.port_range_min.is_none() {
                 return invalid(
                     "SecurityGroupMissingIcmpType",
-                    "ICMP code is provided but ICMP type is missing.".into(),
+                    "ICMP code (port-range-max) is provided but ICMP type (port-range-min) is missing."
+                        .into(),
                 );
             }
             Ok(())
@@ -175,4 +199,5 @@ pub(super) fn same(a: &SecurityGroupRule, b: &SecurityGroupRule) -> bool {
         && a.port_range_max == b.port_range_max
         && a.remote_ip_prefix == b.remote_ip_prefix
         && a.remote_group_id == b.remote_group_id
+        && a.remote_address_group_id == b.remote_address_group_id
 }

@@ -1,0 +1,134 @@
+//! The rules that new security groups begin with, on the wire (Network API v2.0: default-security-group-rules).
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::model::network::address_group::DefaultRule;
+use control::service::security_group::RuleCreate;
+use control::service::security_group::template::DefaultRuleCreate;
+use net::spec::Direction;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::Created;
+use super::bulk::{OneOrMany, Several};
+use super::security_group::RuleFields;
+use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::error::Fault;
+use crate::network::listing::{listing, shown};
+use crate::openapi::{Routes, get};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fields {
+    direction: Direction,
+    ethertype: Option<String>,
+    protocol: Option<Value>,
+    port_range_min: Option<Value>,
+    port_range_max: Option<Value>,
+    remote_ip_prefix: Option<String>,
+    remote_group_id: Option<String>,
+    remote_address_group_id: Option<String>,
+    description: Option<String>,
+    used_in_default_sg: Option<bool>,
+    used_in_non_default_sg: Option<bool>,
+    // They are the cloud's.
+    #[serde(rename = "project_id")]
+    _project_id: Option<String>,
+    #[serde(rename = "tenant_id")]
+    _tenant_id: Option<String>,
+}
+
+impl Several for Fields {
+    const NAMES: &'static [&'static str; 2] =
+        &["default_security_group_rule", "default_security_group_rules"];
+}
+
+impl TryFrom<Fields> for DefaultRuleCreate {
+    type Error = Fault;
+
+    fn try_from(fields: Fields) -> Result<Self, Fault> {
+        let rule = RuleFields {
+            security_group_id: String::new(),
+            direction: fields.direction,
+            ethertype: fields.ethertype,
+            protocol: fields.protocol,
+            port_range_min: fields.port_range_min,
+            port_range_max: fields.port_range_max,
+            remote_ip_prefix: fields.remote_ip_prefix,
+            remote_group_id: fields.remote_group_id,
+            remote_address_group_id: fields.remote_address_group_id,
+            description: fields.description,
+            _project_id: None,
+            _tenant_id: None,
+        };
+        Ok(Self {
+            rule: RuleCreate::try_from(rule)?,
+            used_in_default_sg: fields.used_in_default_sg.unwrap_or(false),
+            used_in_non_default_sg: fields.used_in_non_default_sg.unwrap_or(true),
+        })
+    }
+}
+
+/// The routes of default rules.
+pub(super) fn routes() -> Routes {
+    Routes::new()
+        .route("/v2.0/default-security-group-rules", get(list).post(create))
+        .route("/v2.0/default-security-group-rules/{id}", get(show).delete(delete))
+}
+
+fn view(rule: &DefaultRule) -> Value {
+    json!({
+        "id": rule.id,
+        "description": rule.description,
+        "direction": rule.direction,
+        "ethertype": if rule.ip_version == 4 { "IPv4" } else { "IPv6" },
+        "protocol": rule.protocol,
+        "port_range_min": rule.port_range_min,
+        "port_range_max": rule.port_range_max,
+        "remote_ip_prefix": rule.remote_ip_prefix,
+        "remote_group_id": rule.remote_group_id,
+        "remote_address_group_id": rule.remote_address_group_id,
+        "used_in_default_sg": rule.used_in_default_sg,
+        "used_in_non_default_sg": rule.used_in_non_default_sg,
+    })
+}
+
+async fn create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Body(body): Body<OneOrMany<Fields>>,
+) -> Created {
+    let (requests, answered) = body.try_map(DefaultRuleCreate::try_from)?;
+    let rules = state.control.default_rule_create_many(&caller, requests).await?;
+    answered.with(rules.iter().map(view).collect())
+}
+
+async fn list(
+    State(state): State<AppState>,
+    _: Authenticated,
+    filters: Filters,
+    url: RequestUrl,
+) -> Result<Json<Value>, Fault> {
+    let rules = state.control.default_rules().await?;
+    listing("default_security_group_rules", rules.iter().map(view).collect(), &filters, &url)
+}
+
+async fn show(
+    State(state): State<AppState>,
+    _: Authenticated,
+    Segments(id): Segments<String>,
+    filters: Filters,
+) -> Result<Json<Value>, Fault> {
+    let rule = state.control.default_rule(&id).await?;
+    Ok(shown("default_security_group_rule", view(&rule), &filters))
+}
+
+async fn delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    state.control.default_rule_delete(&caller, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
