@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use control::caller::Caller;
 use control::model::network::address_group::AddressGroup;
 use control::service::address_group::AddressGroupCreate;
 use ipnet::IpNet;
@@ -77,10 +78,11 @@ fn addresses(texts: &[String]) -> Result<BTreeSet<IpNet>, Fault> {
     texts.iter().map(read).collect()
 }
 
-fn view(group: &AddressGroup) -> Value {
+fn view(state: &AppState, caller: &Caller, group: &AddressGroup) -> Value {
+    let shared = state.control.is_shared_with(caller, &group.standard.id);
     with_fields(
         standard_fields(&group.standard),
-        json!({"name": group.standard.name, "addresses": group.addresses, "shared": false}),
+        json!({"name": group.standard.name, "addresses": group.addresses, "shared": shared}),
     )
 }
 
@@ -97,7 +99,7 @@ async fn create(
         addresses: addresses(&fields.addresses)?,
     };
     let group = state.control.address_group_create(&caller, request).await?;
-    Ok((StatusCode::CREATED, Json(json!({"address_group": view(&group.row)}))))
+    Ok((StatusCode::CREATED, Json(json!({"address_group": view(&state, &caller, &group.row)}))))
 }
 
 async fn list(
@@ -107,7 +109,12 @@ async fn list(
     url: RequestUrl,
 ) -> Result<Json<Value>, Fault> {
     let groups = state.control.network_resources::<AddressGroup>(&caller).await?;
-    listing("address_groups", groups.iter().map(|group| view(&group.row)).collect(), &filters, &url)
+    listing(
+        "address_groups",
+        groups.iter().map(|group| view(&state, &caller, &group.row)).collect(),
+        &filters,
+        &url,
+    )
 }
 
 async fn show(
@@ -117,7 +124,7 @@ async fn show(
     filters: Filters,
 ) -> Result<Json<Value>, Fault> {
     let group = state.control.network_resource::<AddressGroup>(&caller, &id).await?;
-    Ok(shown("address_group", view(&group.row), &filters))
+    Ok(shown("address_group", view(&state, &caller, &group.row), &filters))
 }
 
 async fn update(
@@ -129,7 +136,7 @@ async fn update(
     let fields = body.address_group;
     let (name, description) = (fields.name.as_deref(), fields.description.as_deref());
     let group = state.control.address_group_update(&caller, &id, name, description).await?;
-    Ok(Json(json!({"address_group": view(&group.row)})))
+    Ok(Json(json!({"address_group": view(&state, &caller, &group.row)})))
 }
 
 async fn delete(
@@ -148,7 +155,7 @@ async fn add(
     Body(body): Body<AddressesBody>,
 ) -> Result<Json<Value>, Fault> {
     let group = state.control.address_group_add(&caller, &id, &addresses(&body.addresses)?).await?;
-    Ok(Json(json!({"address_group": view(&group.row)})))
+    Ok(Json(json!({"address_group": view(&state, &caller, &group.row)})))
 }
 
 async fn remove(
@@ -158,5 +165,5 @@ async fn remove(
     Body(body): Body<AddressesBody>,
 ) -> Result<Json<Value>, Fault> {
     let group = state.control.address_group_remove(&caller, &id, &addresses(&body.addresses)?).await?;
-    Ok(Json(json!({"address_group": view(&group.row)})))
+    Ok(Json(json!({"address_group": view(&state, &caller, &group.row)})))
 }

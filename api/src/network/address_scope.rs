@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use control::caller::Caller;
 use control::model::network::pool::AddressScope;
 use control::service::address_scope::AddressScopeCreate;
 use serde::Deserialize;
@@ -51,10 +52,11 @@ pub(super) fn routes() -> Routes {
         .route("/v2.0/address-scopes/{id}", get(show).put(update).delete(delete))
 }
 
-fn view(scope: &AddressScope) -> Value {
+fn view(state: &AppState, caller: &Caller, scope: &AddressScope) -> Value {
+    let shared = scope.shared || state.control.is_shared_with(caller, &scope.standard.id);
     owner_fields(
         &scope.standard,
-        json!({"name": scope.standard.name, "ip_version": scope.ip_version, "shared": scope.shared}),
+        json!({"name": scope.standard.name, "ip_version": scope.ip_version, "shared": shared}),
     )
 }
 
@@ -71,7 +73,7 @@ async fn create(
         shared: fields.shared.unwrap_or(false),
     };
     let scope = state.control.address_scope_create(&caller, request).await?;
-    Ok((StatusCode::CREATED, Json(json!({"address_scope": view(&scope.row)}))))
+    Ok((StatusCode::CREATED, Json(json!({"address_scope": view(&state, &caller, &scope.row)}))))
 }
 
 async fn list(
@@ -81,7 +83,12 @@ async fn list(
     url: RequestUrl,
 ) -> Result<Json<Value>, Fault> {
     let scopes = state.control.network_resources::<AddressScope>(&caller).await?;
-    listing("address_scopes", scopes.iter().map(|scope| view(&scope.row)).collect(), &filters, &url)
+    listing(
+        "address_scopes",
+        scopes.iter().map(|scope| view(&state, &caller, &scope.row)).collect(),
+        &filters,
+        &url,
+    )
 }
 
 async fn show(
@@ -91,7 +98,7 @@ async fn show(
     filters: Filters,
 ) -> Result<Json<Value>, Fault> {
     let scope = state.control.network_resource::<AddressScope>(&caller, &id).await?;
-    Ok(shown("address_scope", view(&scope.row), &filters))
+    Ok(shown("address_scope", view(&state, &caller, &scope.row), &filters))
 }
 
 async fn update(
@@ -103,7 +110,7 @@ async fn update(
     let fields = body.address_scope;
     let scope =
         state.control.address_scope_update(&caller, &id, fields.name.as_deref(), fields.shared).await?;
-    Ok(Json(json!({"address_scope": view(&scope.row)})))
+    Ok(Json(json!({"address_scope": view(&state, &caller, &scope.row)})))
 }
 
 async fn delete(

@@ -111,6 +111,28 @@ const POOLS: [Extension; 5] = [
     ),
 ];
 
+/// What is shared between projects.
+const SHARING: [Extension; 6] = [
+    (
+        "rbac-policies",
+        "RBAC Policies",
+        "Allows creation and modification of policies that control project access to resources.",
+    ),
+    ("rbac-address-group", "Add address_group type to RBAC", "Add address_group type to network RBAC"),
+    ("rbac-address-scope", "Address scope RBAC", "Add address_scope type to RBAC"),
+    (
+        "rbac-security-groups",
+        "Add security_group type to network RBAC",
+        "Add security_group type to network RBAC",
+    ),
+    ("rbac-subnetpool", "Add subnetpool type to RBAC", "Add subnetpool type to RBAC"),
+    (
+        "subnet-external-network",
+        "Subnet belongs to an external network",
+        "Informs if the subnet belongs to an external network",
+    ),
+];
+
 /// What there is to administer.
 const ADMINISTRATION: [Extension; 3] = [
     (
@@ -127,7 +149,7 @@ const ADMINISTRATION: [Extension; 3] = [
 ];
 
 fn extensions() -> impl Iterator<Item = &'static Extension> {
-    SHARED.iter().chain(&NETWORKS).chain(&GROUPS).chain(&POOLS).chain(&ADMINISTRATION)
+    SHARED.iter().chain(&NETWORKS).chain(&GROUPS).chain(&POOLS).chain(&SHARING).chain(&ADMINISTRATION)
 }
 
 fn row(extension: &Extension) -> Value {

@@ -11,6 +11,7 @@ mod listing;
 mod network;
 mod port;
 mod quota;
+mod rbac;
 mod security_group;
 mod subnet;
 mod subnet_pool;
@@ -60,6 +61,7 @@ pub fn routes() -> Routes {
         .merge(address_group::routes())
         .merge(address_scope::routes())
         .merge(default_rule::routes())
+        .merge(rbac::routes())
         .merge(subnet_pool::routes())
         .merge(tag::routes::<SubnetPool>("subnetpools"))
         .merge(tag::routes::<Network>("networks"))

@@ -14,7 +14,7 @@ use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 
 /// The quotas that this service counts.
-const RESOURCES: [Resource; 9] = [
+const RESOURCES: [Resource; 10] = [
     Resource::Networks,
     Resource::Subnets,
     Resource::SubnetPools,
@@ -24,6 +24,7 @@ const RESOURCES: [Resource; 9] = [
     Resource::SecurityGroups,
     Resource::SecurityGroupRules,
     Resource::AddressGroups,
+    Resource::RbacPolicies,
 ];
 
 #[derive(Debug, Deserialize)]

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use control::caller::Caller;
 use control::model::network::{SecurityGroup, SecurityGroupRule};
 use control::service::security_group::{GroupCreate, RuleCreate};
 use ipnet::IpNet;
@@ -146,7 +147,7 @@ impl TryFrom<RuleFields> for RuleCreate {
     }
 }
 
-fn view(state: &AppState, group: &SecurityGroup) -> Value {
+fn view(state: &AppState, caller: &Caller, group: &SecurityGroup) -> Value {
     let rules: Vec<_> = state
         .control
         .security_group_rules_of(&group.standard.id)
@@ -158,7 +159,7 @@ fn view(state: &AppState, group: &SecurityGroup) -> Value {
         json!({
             "name": group.standard.name,
             "stateful": group.stateful,
-            "shared": false,
+            "shared": state.control.is_shared_with(caller, &group.standard.id),
             "security_group_rules": rules,
             "tags": group.standard.tags,
         }),
@@ -193,7 +194,7 @@ pub(super) async fn create(
 ) -> Created {
     let (requests, answered) = body.try_map(|fields| Ok::<_, Fault>(GroupCreate::from(fields)))?;
     let groups = state.control.security_group_create_many(&caller, requests).await?;
-    answered.with(groups.iter().map(|group| view(&state, &group.row)).collect())
+    answered.with(groups.iter().map(|group| view(&state, &caller, &group.row)).collect())
 }
 
 /// `GET /v2.0/security-groups`.
@@ -204,7 +205,12 @@ pub(super) async fn list(
     url: RequestUrl,
 ) -> Result<Json<Value>, Fault> {
     let groups = state.control.security_group_list(&caller).await?;
-    listing("security_groups", groups.iter().map(|group| view(&state, &group.row)).collect(), &filters, &url)
+    listing(
+        "security_groups",
+        groups.iter().map(|group| view(&state, &caller, &group.row)).collect(),
+        &filters,
+        &url,
+    )
 }
 
 /// `GET /v2.0/security-groups/{id}`.
@@ -215,7 +221,7 @@ pub(super) async fn show(
     filters: Filters,
 ) -> Result<Json<Value>, Fault> {
     let group = state.control.security_group_get(&caller, &id).await?;
-    Ok(shown("security_group", view(&state, &group.row), &filters))
+    Ok(shown("security_group", view(&state, &caller, &group.row), &filters))
 }
 
 /// `PUT /v2.0/security-groups/{id}`.
@@ -233,7 +239,7 @@ pub(super) async fn update(
         .control
         .security_group_update(&caller, &id, fields.name.as_deref(), fields.description.as_deref())
         .await?;
-    Ok(Json(json!({"security_group": view(&state, &group.row)})))
+    Ok(Json(json!({"security_group": view(&state, &caller, &group.row)})))
 }
 
 /// `DELETE /v2.0/security-groups/{id}`.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use control::caller::Caller;
 use control::model::network::pool::SubnetPool;
 use control::service::subnet_pool::{SubnetPoolCreate, SubnetPoolUpdate};
 use ipnet::IpNet;
@@ -143,7 +144,8 @@ impl TryFrom<UpdateFields> for SubnetPoolUpdate {
     }
 }
 
-fn view(pool: &SubnetPool) -> Value {
+fn view(state: &AppState, caller: &Caller, pool: &SubnetPool) -> Value {
+    let shared = pool.shared || state.control.is_shared_with(caller, &pool.standard.id);
     with_fields(
         standard_fields(&pool.standard),
         json!({
@@ -156,7 +158,7 @@ fn view(pool: &SubnetPool) -> Value {
             "default_quota": pool.default_quota,
             "address_scope_id": pool.address_scope_id,
             "is_default": pool.is_default,
-            "shared": pool.shared,
+            "shared": shared,
             "tags": pool.standard.tags,
         }),
     )
@@ -168,7 +170,7 @@ async fn create(
     Body(body): Body<CreateBody>,
 ) -> Created {
     let pool = state.control.subnet_pool_create(&caller, body.subnetpool.try_into()?).await?;
-    Ok((StatusCode::CREATED, Json(json!({"subnetpool": view(&pool.row)}))))
+    Ok((StatusCode::CREATED, Json(json!({"subnetpool": view(&state, &caller, &pool.row)}))))
 }
 
 async fn list(
@@ -178,7 +180,12 @@ async fn list(
     url: RequestUrl,
 ) -> Result<Json<Value>, Fault> {
     let pools = state.control.network_resources::<SubnetPool>(&caller).await?;
-    listing("subnetpools", pools.iter().map(|pool| view(&pool.row)).collect(), &filters, &url)
+    listing(
+        "subnetpools",
+        pools.iter().map(|pool| view(&state, &caller, &pool.row)).collect(),
+        &filters,
+        &url,
+    )
 }
 
 async fn show(
@@ -188,7 +195,7 @@ async fn show(
     filters: Filters,
 ) -> Result<Json<Value>, Fault> {
     let pool = state.control.network_resource::<SubnetPool>(&caller, &id).await?;
-    Ok(shown("subnetpool", view(&pool.row), &filters))
+    Ok(shown("subnetpool", view(&state, &caller, &pool.row), &filters))
 }
 
 async fn update(
@@ -198,7 +205,7 @@ async fn update(
     Body(body): Body<UpdateBody>,
 ) -> Result<Json<Value>, Fault> {
     let pool = state.control.subnet_pool_update(&caller, &id, body.subnetpool.try_into()?).await?;
-    Ok(Json(json!({"subnetpool": view(&pool.row)})))
+    Ok(Json(json!({"subnetpool": view(&state, &caller, &pool.row)})))
 }
 
 async fn delete(

@@ -3,6 +3,7 @@
 mod groups;
 mod lists;
 mod pools;
+mod sharing;
 
 use axum::http::Method;
 use serde_json::{Value, json};

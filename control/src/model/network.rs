@@ -2,6 +2,7 @@
 
 pub mod address_group;
 pub mod pool;
+pub mod rbac;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};

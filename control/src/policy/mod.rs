@@ -75,6 +75,8 @@ pub enum Default {
     Admin,
     /// Administrators, and members of the target's project.
     Member,
+    /// Administrators, and managers of the target's project.
+    Manager,
     /// Administrators, and readers of the target's project.
     Reader,
     /// Administrators, and the target's own user.
@@ -101,6 +103,7 @@ impl Default {
         match self {
             Self::Admin => "admin_api",
             Self::Member => "project_member_or_admin",
+            Self::Manager => "project_manager_or_admin",
             Self::Reader => "project_reader_or_admin",
             Self::Owner => "admin_or_user",
             Self::SystemReader => "admin_or_system_reader",

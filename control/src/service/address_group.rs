@@ -7,6 +7,7 @@ use ipnet::IpNet;
 
 use super::network::{check_text, new_standard, owner_project, touch};
 use super::network_resource::{made, network_resources, new_ids, only, owned};
+use super::rbac;
 use super::security_group::template;
 use crate::Control;
 use crate::caller::Caller;
@@ -33,7 +34,9 @@ pub struct AddressGroupCreate {
 }
 
 network_resources! {
-    AddressGroup: "Address group", "get_address_group";
+    AddressGroup: "Address group", "get_address_group", |row, cache, caller| {
+        caller.may_read(&row.standard.project_id) || rbac::is_known(cache, caller, &row.standard.id)
+    };
 }
 
 impl Control {
@@ -152,7 +155,8 @@ impl Control {
                     ));
                 }
                 let project_id = &stored.row.standard.project_id;
-                Ok(quota::charge(Txn::new().delete(&stored), project_id, &[(Resource::AddressGroups, -1)]))
+                let txn = rbac::forget(cache, Txn::new().delete(&stored), id)?;
+                Ok(quota::charge(txn, project_id, &[(Resource::AddressGroups, -1)]))
             })
             .await
     }

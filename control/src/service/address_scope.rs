@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use super::network::{check_text, new_standard, owner_project, touch};
 use super::network_resource::{made, network_resources, new_ids, only, owned};
+use super::rbac;
 use super::subnet_pool::version_of;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::Subnet;
 use crate::model::network::pool::{AddressScope, SubnetPool};
+use crate::model::network::rbac::Access;
 use crate::policy::require_admin;
 use crate::store::{Stored, Txn};
 
@@ -27,8 +29,10 @@ pub struct AddressScopeCreate {
 }
 
 network_resources! {
-    AddressScope: "Address scope", "get_address_scope", |row, _cache, caller| {
-        row.shared || caller.may_read(&row.standard.project_id)
+    AddressScope: "Address scope", "get_address_scope", |row, cache, caller| {
+        row.shared
+            || caller.may_read(&row.standard.project_id)
+            || rbac::is_known(cache, caller, &row.standard.id)
     };
 }
 
@@ -50,13 +54,14 @@ impl Control {
         check_version(request.ip_version)?;
         let ids = new_ids(1);
         self.db
-            .transact(|_| {
+            .transact(|cache| {
                 let scope = AddressScope {
                     standard: new_standard(ids[0].clone(), project_id.clone(), request.name.clone()),
                     ip_version: request.ip_version,
                     shared: request.shared,
                 };
-                Ok(Txn::new().create(&scope))
+                let txn = Txn::new().create(&scope);
+                rbac::imply::<AddressScope>(cache, txn, &scope.standard, Access::AccessAsShared, scope.shared)
             })
             .await?;
         only(made(self.db.cache(), &ids)?)
@@ -95,7 +100,8 @@ impl Control {
                 }
                 scope.shared = shared.unwrap_or(scope.shared);
                 touch(&mut scope.standard);
-                Ok(Txn::new().update(&stored, &scope))
+                let txn = Txn::new().update(&stored, &scope);
+                rbac::imply::<AddressScope>(cache, txn, &scope.standard, Access::AccessAsShared, scope.shared)
             })
             .await?;
         self.network_resource(caller, id).await
@@ -129,7 +135,7 @@ impl Control {
                         ),
                     ));
                 }
-                Ok(Txn::new().delete(&stored))
+                rbac::forget(cache, Txn::new().delete(&stored), id)
             })
             .await
     }

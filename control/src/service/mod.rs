@@ -29,6 +29,7 @@ pub(crate) mod password;
 pub mod port;
 pub mod prefix;
 pub mod quota;
+pub mod rbac;
 pub mod security_group;
 pub mod server;
 pub mod subnet;

@@ -10,10 +10,12 @@ use jiff::Timestamp;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
+use crate::model::network::rbac::Access;
 use crate::model::network::{Network, NetworkKind, Port, Standard, Subnet};
 use crate::policy::{require_admin, require_member};
 use crate::service::network_resource::{at_once, made, network_resources, new_ids, only, owned, visible};
 use crate::service::quota::{self, Resource};
+use crate::service::rbac;
 use crate::service::subnet::SubnetCreate;
 use crate::service::tag::check_tags;
 use crate::store::{Cache, Stored, Txn};
@@ -121,6 +123,7 @@ impl Control {
                 for ((request, project_id), id) in requests.iter().zip(&owners).zip(&ids) {
                     let network = build_network(cache, &siblings, request, (id, project_id))?;
                     txn = txn.create(&network).unique(kind_key(&network.kind));
+                    txn = say_shared(cache, txn, &network)?;
                     txn = quota::charge(txn, project_id, &[(Resource::Networks, 1)]);
                     siblings.push(network);
                 }
@@ -163,7 +166,8 @@ impl Control {
                 let mut network = stored.row.clone();
                 apply_update(&mut network, &update)?;
                 touch(&mut network.standard);
-                Ok(Txn::new().update(&stored, &network))
+                let txn = say_shared(cache, Txn::new().update(&stored, &network), &network);
+                txn.map_err(|error| still_shared(id, error))
             })
             .await?;
         self.network_stored(id)
@@ -194,6 +198,7 @@ impl Control {
                     ));
                 }
                 let mut txn = Txn::new().delete(&stored).release(kind_key(&stored.row.kind));
+                txn = rbac::forget(cache, txn, id)?;
                 for port in &dhcp {
                     txn = super::port::remove_port(txn, port);
                 }
@@ -202,7 +207,7 @@ impl Control {
                 for subnet in &subnets {
                     txn = super::subnet::remove_subnet(txn, subnet);
                 }
-                Ok(quota::charge(txn, &stored.row.standard.project_id, &[(Resource::Networks, -1)]))
+                at_once(quota::charge(txn, &stored.row.standard.project_id, &[(Resource::Networks, -1)]))
             })
             .await
     }
@@ -293,8 +298,11 @@ pub(crate) fn check_text(field: &'static str, text: &str) -> Result<()> {
 }
 
 network_resources! {
-    Network: "Network", "get_network", |row, _cache, caller| {
-        row.shared || row.external || caller.may_read(&row.standard.project_id)
+    Network: "Network", "get_network", |row, cache, caller| {
+        row.shared
+            || row.external
+            || caller.may_read(&row.standard.project_id)
+            || rbac::is_known(cache, caller, &row.standard.id)
     };
 }
 
@@ -332,6 +340,25 @@ fn check_create(caller: &Caller, request: &NetworkCreate) -> Result<String> {
     check_text("description", &request.description)?;
     check_tags(&request.tags)?;
     Ok(project_id)
+}
+
+/// Adds the policies that say what the network's own row says of sharing.
+fn say_shared(cache: &Cache, txn: Txn, network: &Network) -> Result<Txn> {
+    let standard = &network.standard;
+    let txn = rbac::imply::<Network>(cache, txn, standard, Access::AccessAsShared, network.shared)?;
+    rbac::imply::<Network>(cache, txn, standard, Access::AccessAsExternal, network.external)
+}
+
+fn still_shared(id: &str, error: Error) -> Error {
+    match error {
+        Error::Conflict { reason: "RbacPolicyInUse", .. } => Error::conflict(
+            "InvalidSharedSetting",
+            format!(
+                "Unable to reconfigure sharing settings for network {id}. Multiple projects are using it."
+            ),
+        ),
+        other => other,
+    }
 }
 
 fn build_network(

@@ -16,10 +16,12 @@ use super::tag::check_tags;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
+use crate::model::network::rbac::Access;
 use crate::model::network::{FixedIp, Network, Port, Standard};
 use crate::model::random_uuid;
 use crate::policy::{require_admin, require_member};
 use crate::service::quota::{self, Resource};
+use crate::service::rbac;
 use crate::store::{Cache, Stored, Txn};
 
 /// The owner of ports that DHCP answers come from.
@@ -308,7 +310,9 @@ pub(crate) fn build_port(
     let PortOwner { project_id, default_group, siblings } = owner_of_port;
     let network = visible_network(cache, caller, &request.network_id)?;
     let own = caller.may_write(&network.row.standard.project_id);
-    if !own && !network.row.shared {
+    let shared =
+        network.row.shared || rbac::is_granted(cache, caller, &request.network_id, Access::AccessAsShared);
+    if !own && !shared {
         return Err(Error::Forbidden { action: "create_port on a network that is not shared" });
     }
     let owner = &network.row.standard.project_id;

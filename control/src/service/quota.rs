@@ -47,6 +47,8 @@ pub enum Resource {
     SecurityGroupRules,
     /// Address groups.
     AddressGroups,
+    /// RBAC policies.
+    RbacPolicies,
     /// Images.
     Images,
     /// Bytes of all images' data in MiB, rounded up per image.
@@ -69,7 +71,7 @@ pub enum Resource {
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Instances,
         Self::Cores,
         Self::RamMib,
@@ -86,6 +88,7 @@ impl Resource {
         Self::SecurityGroups,
         Self::SecurityGroupRules,
         Self::AddressGroups,
+        Self::RbacPolicies,
         Self::Images,
         Self::ImageMib,
         Self::Volumes,
@@ -125,6 +128,7 @@ impl Resource {
             Self::SecurityGroups => ("security_group", 10),
             Self::SecurityGroupRules => ("security_group_rule", 100),
             Self::AddressGroups => ("address_group", 10),
+            Self::RbacPolicies => ("rbac_policy", 10),
             Self::Images => ("image_count_total", 100),
             Self::ImageMib => ("image_size_total", 1 << 20),
             Self::Volumes => ("volumes", 10),

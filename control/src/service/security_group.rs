@@ -11,6 +11,7 @@ pub use self::rule::{ICMP_CODE_ANY, RuleCreate, protocol_number};
 use self::rule::{check_rule, resolve, same};
 use super::network::{check_text, new_standard, owner_project, touch};
 use super::network_resource::{at_once, made, network_resources, new_ids, only, owned, visible};
+use super::rbac;
 use super::tag::check_tags;
 use crate::Control;
 use crate::agent::protocol::GroupWanted;
@@ -186,7 +187,7 @@ impl Control {
                 {
                     return Err(in_use());
                 }
-                let mut txn = Txn::new().delete(&stored);
+                let mut txn = rbac::forget(cache, Txn::new().delete(&stored), id)?;
                 if is_default {
                     txn = txn.release(default_key(&stored.row.standard.project_id));
                 }
@@ -194,7 +195,7 @@ impl Control {
                     txn = txn.delete(rule);
                 }
                 let count = i64::try_from(own.len()).unwrap_or(i64::MAX);
-                Ok(quota::charge(
+                at_once(quota::charge(
                     txn,
                     &stored.row.standard.project_id,
                     &[(Resource::SecurityGroups, -1), (Resource::SecurityGroupRules, -count)],
@@ -379,7 +380,9 @@ impl Control {
 }
 
 network_resources! {
-    SecurityGroup: "Security group", "get_security_group";
+    SecurityGroup: "Security group", "get_security_group", |row, cache, caller| {
+        caller.may_read(&row.standard.project_id) || rbac::is_known(cache, caller, &row.standard.id)
+    };
     SecurityGroupRule: "Security group rule", "get_security_group_rule";
 }
 

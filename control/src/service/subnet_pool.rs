@@ -7,11 +7,13 @@ use ipnet::IpNet;
 use super::network::{check_text, new_standard, owner_project, touch};
 use super::network_resource::{at_once, made, network_resources, new_ids, only, owned, visible};
 use super::prefix::{joined, overlap, without};
+use super::rbac;
 use super::tag::check_tags;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::pool::{AddressScope, SubnetPool};
+use crate::model::network::rbac::Access;
 use crate::model::network::{Network, Subnet};
 use crate::policy::{require_admin, require_member};
 use crate::service::quota::{self, Resource};
@@ -61,8 +63,10 @@ pub struct SubnetPoolUpdate {
 }
 
 network_resources! {
-    SubnetPool: "Subnet pool", "get_subnetpool", |row, _cache, caller| {
-        row.shared || caller.may_read(&row.standard.project_id)
+    SubnetPool: "Subnet pool", "get_subnetpool", |row, cache, caller| {
+        row.shared
+            || caller.may_read(&row.standard.project_id)
+            || rbac::is_known(cache, caller, &row.standard.id)
     };
 }
 
@@ -115,6 +119,8 @@ impl Control {
                 };
                 let txn = apply(cache, caller, Txn::new(), &mut pool, &request.fields)?;
                 let txn = txn.create(&pool);
+                let access = Access::AccessAsShared;
+                let txn = rbac::imply::<SubnetPool>(cache, txn, &pool.standard, access, pool.shared)?;
                 Ok(quota::charge(txn, &project_id, &[(Resource::SubnetPools, 1)]))
             })
             .await?;
@@ -163,7 +169,8 @@ impl Control {
                     ));
                 }
                 let project_id = &stored.row.standard.project_id;
-                Ok(quota::charge(Txn::new().delete(&stored), project_id, &[(Resource::SubnetPools, -1)]))
+                let txn = rbac::forget(cache, Txn::new().delete(&stored), id)?;
+                Ok(quota::charge(txn, project_id, &[(Resource::SubnetPools, -1)]))
             })
             .await
     }
@@ -385,7 +392,8 @@ fn check_scope(cache: &Cache, caller: &Caller, pool: &SubnetPool) -> Result<Arc<
             format!("Illegal subnetpool association: subnetpool {id} {why} address scope {scope_id}.");
         Err(Error::invalid(reason, message))
     };
-    if scope.row.standard.project_id != pool.standard.project_id && !scope.row.shared && !caller.is_admin() {
+    let shared = scope.row.shared || rbac::is_granted(cache, caller, &scope_id, Access::AccessAsShared);
+    if scope.row.standard.project_id != pool.standard.project_id && !shared && !caller.is_admin() {
         return illegal("IllegalSubnetPoolAssociationToAddressScope", "cannot be associated with");
     }
     if scope.row.ip_version != pool.ip_version {
