@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 
 use super::Created;
+use crate::error::Fault;
 
 /// What several of can be made at once.
 pub(super) trait Several {
@@ -27,6 +28,14 @@ pub(super) struct OneOrMany<T> {
 }
 
 impl<T: Several> OneOrMany<T> {
+    /// What is made or changed one at a time.
+    pub(super) fn one(mut self) -> Result<T, Fault> {
+        match (self.items.pop(), self.many) {
+            (Some(item), false) => Ok(item),
+            _ => Err(Fault::malformed("Bulk operation not supported")),
+        }
+    }
+
     /// The same of something else, or the first refusal.
     pub(super) fn try_map<U, E>(self, read: impl FnMut(T) -> Result<U, E>) -> Result<(Vec<U>, Answered), E> {
         let answered = Answered { names: T::NAMES, many: self.many };

@@ -111,6 +111,39 @@ const POOLS: [Extension; 5] = [
     ),
 ];
 
+/// Quality of service.
+const QOS: [Extension; 9] = [
+    ("qos", "Quality of Service", "The Quality of Service extension."),
+    (
+        "alias_bandwidth_limit_rules",
+        "Quality of Service rules alias API",
+        "API to enable GET, PUT and DELETE operations on QoS policy rules without specifying policy ID",
+    ),
+    (
+        "alias_minimum_packet_rate_rules",
+        "QoS minimum packet rate rule alias",
+        "API to enable GET, PUT and DELETE operations on QoS minimum packet rate rule without specifying policy ID",
+    ),
+    (
+        "qos-bw-limit-direction",
+        "Direction for QoS bandwidth limit rule",
+        "Allow to configure QoS bandwidth limit rule with specific direction: ingress or egress",
+    ),
+    (
+        "qos-bw-minimum-ingress",
+        "Ingress direction for QoS minimum bandwidth rule",
+        "Allow to configure QoS minumum bandwidth rule with ingress direction.",
+    ),
+    ("qos-default", "QoS default policy", "Expose the QoS default policy per project"),
+    (
+        "qos-port-network-policy",
+        "QoS port network policy ID",
+        "Adds a the QoS network ID to the port definition",
+    ),
+    ("qos-pps", "QoS Rule Type Packet per Second Extension", "Add QoS Rule Type Packet per Second"),
+    ("qos-pps-minimum", "minimum_packet_rate_rule", "Allow to configure QoS minimum packet rate rule."),
+];
+
 /// What is shared between projects.
 const SHARING: [Extension; 6] = [
     (
@@ -149,7 +182,14 @@ const ADMINISTRATION: [Extension; 3] = [
 ];
 
 fn extensions() -> impl Iterator<Item = &'static Extension> {
-    SHARED.iter().chain(&NETWORKS).chain(&GROUPS).chain(&POOLS).chain(&SHARING).chain(&ADMINISTRATION)
+    SHARED
+        .iter()
+        .chain(&NETWORKS)
+        .chain(&GROUPS)
+        .chain(&POOLS)
+        .chain(&QOS)
+        .chain(&SHARING)
+        .chain(&ADMINISTRATION)
 }
 
 fn row(extension: &Extension) -> Value {

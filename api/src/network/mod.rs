@@ -10,6 +10,7 @@ mod listing;
 #[expect(clippy::module_inception, reason = "the resource has the name of its service")]
 mod network;
 mod port;
+mod qos;
 mod quota;
 mod rbac;
 mod security_group;
@@ -61,6 +62,7 @@ pub fn routes() -> Routes {
         .merge(address_group::routes())
         .merge(address_scope::routes())
         .merge(default_rule::routes())
+        .merge(qos::routes())
         .merge(rbac::routes())
         .merge(subnet_pool::routes())
         .merge(tag::routes::<SubnetPool>("subnetpools"))

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::bulk::{OneOrMany, Several};
-use super::{Created, listing, shown, standard_fields, with_fields};
+use super::{Created, listing, nullable, shown, standard_fields, with_fields};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 
@@ -40,6 +40,7 @@ pub(super) struct CreateFields {
     segmentation_id: Option<u32>,
     #[serde(default)]
     tags: BTreeSet<String>,
+    qos_policy_id: Option<String>,
 }
 
 impl Several for CreateFields {
@@ -62,6 +63,7 @@ impl From<CreateFields> for NetworkCreate {
             physical_network: fields.physical_network,
             segmentation_id: fields.segmentation_id,
             tags: fields.tags,
+            qos_policy_id: fields.qos_policy_id,
         }
     }
 }
@@ -84,6 +86,8 @@ struct UpdateFields {
     is_default: Option<bool>,
     mtu: Option<u32>,
     port_security_enabled: Option<bool>,
+    #[serde(default, deserialize_with = "nullable")]
+    qos_policy_id: Option<Option<String>>,
 }
 
 /// A network as it is shown: provider attributes to administrators only.
@@ -111,6 +115,7 @@ fn view(state: &AppState, caller: &Caller, network: &Network) -> Value {
             "port_security_enabled": network.port_security_enabled,
             "subnets": state.control.subnet_ids_of(&network.standard.id),
             "tags": network.standard.tags,
+            "qos_policy_id": network.qos_policy_id,
             "availability_zone_hints": [],
             "availability_zones": [control::service::network::ZONE],
             "ipv4_address_scope": state.control.address_scope_of(&network.standard.id, 4),
@@ -169,6 +174,7 @@ pub(super) async fn update(
         is_default: fields.is_default,
         mtu: fields.mtu,
         port_security_enabled: fields.port_security_enabled,
+        qos_policy_id: fields.qos_policy_id,
     };
     let network = state.control.network_update(&caller, &id, update).await?;
     Ok(Json(json!({"network": view(&state, &caller, &network.row)})))

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::bulk::{OneOrMany, Several};
-use super::{Created, invalid, listing, read_mac, shown, standard_fields, with_fields};
+use super::{Created, invalid, listing, nullable, read_mac, shown, standard_fields, with_fields};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 
@@ -46,6 +46,7 @@ pub(super) struct CreateFields {
     vnic_type: Option<String>,
     #[serde(default)]
     tags: BTreeSet<String>,
+    qos_policy_id: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -79,6 +80,8 @@ struct UpdateFields {
     allowed_address_pairs: Option<Vec<PairFields>>,
     device_id: Option<String>,
     device_owner: Option<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    qos_policy_id: Option<Option<String>>,
 }
 
 /// Pairs without a MAC address stand for the port's own, which the row writes as zeros.
@@ -126,12 +129,13 @@ impl TryFrom<CreateFields> for PortCreate {
             host: fields.host,
             owned_by_server: false,
             tags: fields.tags,
+            qos_policy_id: fields.qos_policy_id,
         })
     }
 }
 
 /// A port as it is shown: bindings to administrators only.
-fn view(caller: &Caller, port: &Port) -> Value {
+fn view(state: &AppState, caller: &Caller, port: &Port) -> Value {
     let mut fields = standard_fields(&port.standard);
     if caller.is_admin() {
         let host = port.host.as_deref().unwrap_or_default();
@@ -169,6 +173,8 @@ fn view(caller: &Caller, port: &Port) -> Value {
             "device_owner": port.device_owner,
             "binding:vnic_type": "normal",
             "extra_dhcp_opts": [],
+            "qos_policy_id": port.qos_policy_id,
+            "qos_network_policy_id": state.control.qos_policy_of_network(&port.network_id),
             "tags": port.standard.tags,
         }),
     )
@@ -182,7 +188,7 @@ pub(super) async fn create(
 ) -> Created {
     let (requests, answered) = body.try_map(PortCreate::try_from)?;
     let ports = state.control.port_create_many(&caller, requests).await?;
-    answered.with(ports.iter().map(|port| view(&caller, &port.row)).collect())
+    answered.with(ports.iter().map(|port| view(&state, &caller, &port.row)).collect())
 }
 
 /// `GET /v2.0/ports`.
@@ -193,7 +199,7 @@ pub(super) async fn list(
     url: RequestUrl,
 ) -> Result<Json<Value>, Fault> {
     let ports = state.control.port_list(&caller).await?;
-    listing("ports", ports.iter().map(|port| view(&caller, &port.row)).collect(), &filters, &url)
+    listing("ports", ports.iter().map(|port| view(&state, &caller, &port.row)).collect(), &filters, &url)
 }
 
 /// `GET /v2.0/ports/{id}`.
@@ -204,7 +210,7 @@ pub(super) async fn show(
     filters: Filters,
 ) -> Result<Json<Value>, Fault> {
     let port = state.control.port_get(&caller, &id).await?;
-    Ok(shown("port", view(&caller, &port.row), &filters))
+    Ok(shown("port", view(&state, &caller, &port.row), &filters))
 }
 
 /// `PUT /v2.0/ports/{id}`.
@@ -224,9 +230,10 @@ pub(super) async fn update(
         allowed_address_pairs: fields.allowed_address_pairs.map(pairs).transpose()?,
         device_id: fields.device_id,
         device_owner: fields.device_owner,
+        qos_policy_id: fields.qos_policy_id,
     };
     let port = state.control.port_update(&caller, &id, update).await?;
-    Ok(Json(json!({"port": view(&caller, &port.row)})))
+    Ok(Json(json!({"port": view(&state, &caller, &port.row)})))
 }
 
 /// `DELETE /v2.0/ports/{id}`.

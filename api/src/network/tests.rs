@@ -3,6 +3,7 @@
 mod groups;
 mod lists;
 mod pools;
+mod qos;
 mod sharing;
 
 use axum::http::Method;

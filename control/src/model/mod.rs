@@ -70,6 +70,7 @@ rows! {
     network::SecurityGroupRule: "security_group_rule", 1, |row| &row.standard.id;
     network::address_group::AddressGroup: "address_group", 1, |row| &row.standard.id;
     network::address_group::DefaultRules: "default_security_group_rules", 1, |row| &row.id;
+    network::qos::QosPolicy: "qos_policy", 1, |row| &row.standard.id;
     network::rbac::RbacPolicy: "rbac_policy", 1, |row| &row.key;
     network::pool::AddressScope: "address_scope", 1, |row| &row.standard.id;
     network::pool::SubnetPool: "subnet_pool", 1, |row| &row.standard.id;

@@ -2,6 +2,7 @@
 
 pub mod address_group;
 pub mod pool;
+pub mod qos;
 pub mod rbac;
 
 use std::collections::BTreeSet;
@@ -68,6 +69,9 @@ pub struct Network {
     pub port_security_enabled: bool,
     /// The default for `--nic auto` among external networks.
     pub is_default: bool,
+    /// The QoS policy of its ports that have none of their own.
+    #[serde(default)]
+    pub qos_policy_id: Option<String>,
 }
 
 /// A subnet.
@@ -136,6 +140,9 @@ pub struct Port {
     pub active: bool,
     /// Made with its server, and deleted with it.
     pub owned_by_server: bool,
+    /// Its QoS policy.
+    #[serde(default)]
+    pub qos_policy_id: Option<String>,
 }
 
 /// A security group.

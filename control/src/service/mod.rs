@@ -28,6 +28,7 @@ pub mod nic;
 pub(crate) mod password;
 pub mod port;
 pub mod prefix;
+pub mod qos;
 pub mod quota;
 pub mod rbac;
 pub mod security_group;

@@ -14,6 +14,7 @@ use crate::model::network::rbac::Access;
 use crate::model::network::{Network, NetworkKind, Port, Standard, Subnet};
 use crate::policy::{require_admin, require_member};
 use crate::service::network_resource::{at_once, made, network_resources, new_ids, only, owned, visible};
+use crate::service::qos;
 use crate::service::quota::{self, Resource};
 use crate::service::rbac;
 use crate::service::subnet::SubnetCreate;
@@ -65,6 +66,8 @@ pub struct NetworkCreate {
     pub physical_network: Option<String>,
     /// The VXLAN network identifier; administrators only.
     pub segmentation_id: Option<u32>,
+    /// The QoS policy; the project's default one if absent.
+    pub qos_policy_id: Option<String>,
     /// Tags.
     pub tags: BTreeSet<String>,
 }
@@ -88,6 +91,8 @@ pub struct NetworkUpdate {
     pub mtu: Option<u32>,
     /// New ports have port security.
     pub port_security_enabled: Option<bool>,
+    /// The QoS policy; `None` inside is none.
+    pub qos_policy_id: Option<Option<String>>,
 }
 
 impl Control {
@@ -127,7 +132,8 @@ impl Control {
                     txn = quota::charge(txn, project_id, &[(Resource::Networks, 1)]);
                     siblings.push(network);
                 }
-                at_once(txn)
+                let policies = siblings.iter().filter_map(|network| network.qos_policy_id.as_ref());
+                at_once(qos::used(cache, caller, txn, policies)?)
             })
             .await?;
         made(self.db.cache(), &ids)
@@ -166,7 +172,11 @@ impl Control {
                 let mut network = stored.row.clone();
                 apply_update(&mut network, &update)?;
                 touch(&mut network.standard);
-                let txn = say_shared(cache, Txn::new().update(&stored, &network), &network);
+                let mut txn = Txn::new().update(&stored, &network);
+                if network.qos_policy_id != stored.row.qos_policy_id {
+                    txn = qos::used(cache, caller, txn, &network.qos_policy_id)?;
+                }
+                let txn = say_shared(cache, txn, &network);
                 txn.map_err(|error| still_shared(id, error))
             })
             .await?;
@@ -383,6 +393,7 @@ fn build_network(
         external: request.external,
         port_security_enabled: request.port_security_enabled.unwrap_or(true),
         is_default: request.is_default,
+        qos_policy_id: request.qos_policy_id.clone().or_else(|| qos::default_of(cache, project_id)),
     })
 }
 
@@ -402,6 +413,9 @@ fn apply_update(network: &mut Network, update: &NetworkUpdate) -> Result<()> {
     network.admin_state_up = update.admin_state_up.unwrap_or(network.admin_state_up);
     network.shared = update.shared.unwrap_or(network.shared);
     network.external = update.external.unwrap_or(network.external);
+    if let Some(policy) = &update.qos_policy_id {
+        network.qos_policy_id.clone_from(policy);
+    }
     network.is_default = update.is_default.unwrap_or(network.is_default);
     network.port_security_enabled = update.port_security_enabled.unwrap_or(network.port_security_enabled);
     Ok(())

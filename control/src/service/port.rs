@@ -20,6 +20,7 @@ use crate::model::network::rbac::Access;
 use crate::model::network::{FixedIp, Network, Port, Standard};
 use crate::model::random_uuid;
 use crate::policy::{require_admin, require_member};
+use crate::service::qos;
 use crate::service::quota::{self, Resource};
 use crate::service::rbac;
 use crate::store::{Cache, Stored, Txn};
@@ -77,6 +78,8 @@ pub struct PortCreate {
     pub owned_by_server: bool,
     /// Tags.
     pub tags: BTreeSet<String>,
+    /// The QoS policy.
+    pub qos_policy_id: Option<String>,
 }
 
 /// What of a port shall change; absent fields stay.
@@ -98,6 +101,8 @@ pub struct PortUpdate {
     pub device_id: Option<String>,
     /// What kind of thing uses it.
     pub device_owner: Option<String>,
+    /// The QoS policy; `None` inside is none.
+    pub qos_policy_id: Option<Option<String>>,
 }
 
 impl Control {
@@ -140,7 +145,8 @@ impl Control {
                     txn = add_port(txn, &port);
                     siblings.push(port);
                 }
-                at_once(txn)
+                let policies = siblings.iter().filter_map(|port| port.qos_policy_id.as_ref());
+                at_once(qos::used(cache, caller, txn, policies)?)
             })
             .await?;
         made(self.db.cache(), &ids)
@@ -170,7 +176,11 @@ impl Control {
                 let mut port = stored.row.clone();
                 apply_update(cache, caller, &mut port, &update)?;
                 touch(&mut port.standard);
-                Ok(Txn::new().update(&stored, &port))
+                let txn = Txn::new().update(&stored, &port);
+                if port.qos_policy_id == stored.row.qos_policy_id {
+                    return Ok(txn);
+                }
+                qos::used(cache, caller, txn, &port.qos_policy_id)
             })
             .await?;
         visible_port(self.db.cache(), caller, id)
@@ -237,6 +247,7 @@ pub(crate) fn new_port(new: NewPort<'_>) -> Port {
         host: None,
         active: new.active,
         owned_by_server: false,
+        qos_policy_id: None,
     }
 }
 
@@ -355,6 +366,7 @@ pub(crate) fn build_port(
         host: request.host.clone(),
         active: false,
         owned_by_server: request.owned_by_server,
+        qos_policy_id: request.qos_policy_id.clone(),
     })
 }
 
@@ -446,6 +458,9 @@ fn apply_update(cache: &Cache, caller: &Caller, port: &mut Port, update: &PortUp
             require_admin(caller, "update_port:device_owner")?;
         }
         port.device_owner.clone_from(owner);
+    }
+    if let Some(policy) = &update.qos_policy_id {
+        port.qos_policy_id.clone_from(policy);
     }
     port.admin_state_up = update.admin_state_up.unwrap_or(port.admin_state_up);
     Ok(())

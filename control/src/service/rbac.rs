@@ -10,6 +10,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::address_group::AddressGroup;
 use crate::model::network::pool::{AddressScope, SubnetPool};
+use crate::model::network::qos::QosPolicy;
 use crate::model::network::rbac::{Access, ObjectType, RbacPolicy};
 use crate::model::network::{Network, Port, SecurityGroup, SecurityGroupRule, Standard, Subnet};
 use crate::model::random_uuid;
@@ -317,6 +318,7 @@ fn by_type<R>(object_type: ObjectType, with: impl FnOnce(&dyn Kind) -> Result<R>
         ObjectType::AddressScope => with(&of::<AddressScope>()),
         ObjectType::Subnetpool => with(&of::<SubnetPool>()),
         ObjectType::AddressGroup => with(&of::<AddressGroup>()),
+        ObjectType::QosPolicy => with(&of::<QosPolicy>()),
     }
 }
 
@@ -437,5 +439,19 @@ impl Shareable for AddressGroup {
 
     fn users(cache: &Cache, id: &str) -> BTreeSet<String> {
         projects::<SecurityGroupRule>(cache, |rule| rule.remote_address_group_id.as_deref() == Some(id))
+    }
+}
+
+impl Shareable for QosPolicy {
+    const TYPE: ObjectType = ObjectType::QosPolicy;
+
+    fn flag(&mut self, _: Access) -> Option<&mut bool> {
+        Some(&mut self.shared)
+    }
+
+    fn users(cache: &Cache, id: &str) -> BTreeSet<String> {
+        let mut users = projects::<Port>(cache, |port| port.qos_policy_id.as_deref() == Some(id));
+        users.extend(projects::<Network>(cache, |network| network.qos_policy_id.as_deref() == Some(id)));
+        users
     }
 }

@@ -16,6 +16,8 @@ pub enum ObjectType {
     Subnetpool,
     /// An address group.
     AddressGroup,
+    /// A QoS policy.
+    QosPolicy,
 }
 
 /// What a policy lets its target do.
