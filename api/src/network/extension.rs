@@ -49,7 +49,10 @@ const SHARED: [Extension; 10] = [
 ];
 
 /// What networks and ports have beyond the core.
-const NETWORKS: [Extension; 8] = [
+const NETWORKS: [Extension; 11] = [
+    ("network_availability_zone", "Network Availability Zone", "Availability zone support for network."),
+    ("trunk", "Trunk Extension", "Provides support for trunk ports"),
+    ("trunk-details", "Trunk port details", "Expose trunk port details"),
     ("allowed-address-pairs", "Allowed Address Pairs", "Provides allowed address pairs"),
     ("binding", "Port Binding", "Expose port bindings of a virtual port to external application"),
     ("external-net", "Neutron external network", "Adds external network attribute to network resource."),
@@ -167,7 +170,25 @@ const SHARING: [Extension; 6] = [
 ];
 
 /// What there is to administer.
-const ADMINISTRATION: [Extension; 3] = [
+const ADMINISTRATION: [Extension; 9] = [
+    ("agent", "agent", "The agent management extension."),
+    ("availability_zone", "Availability Zone", "The availability zone extension."),
+    ("metering", "Neutron Metering", "Neutron Metering extension."),
+    (
+        "metering_source_and_destination_fields",
+        "Neutron Metering with source and destination filtering",
+        "Neutron Metering extension that enables the use of source and destination IP prefixes to create metering label rules.",
+    ),
+    (
+        "network-ip-availability",
+        "Network IP Availability",
+        "Provides IP availability data for each network and subnet.",
+    ),
+    (
+        "service-type",
+        "Neutron Service Type Management",
+        "API for retrieving service providers for Neutron advanced services",
+    ),
     (
         "quota-check-limit",
         "Quota engine limit check",

@@ -6,7 +6,9 @@ mod address_scope;
 mod bulk;
 mod default_rule;
 mod extension;
+mod host;
 mod listing;
+mod metering;
 #[expect(clippy::module_inception, reason = "the resource has the name of its service")]
 mod network;
 mod port;
@@ -17,6 +19,7 @@ mod security_group;
 mod subnet;
 mod subnet_pool;
 mod tag;
+mod trunk;
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -62,6 +65,9 @@ pub fn routes() -> Routes {
         .merge(address_group::routes())
         .merge(address_scope::routes())
         .merge(default_rule::routes())
+        .merge(host::routes())
+        .merge(metering::routes())
+        .merge(trunk::routes())
         .merge(qos::routes())
         .merge(rbac::routes())
         .merge(subnet_pool::routes())

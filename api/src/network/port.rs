@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::bulk::{OneOrMany, Several};
-use super::{Created, invalid, listing, nullable, read_mac, shown, standard_fields, with_fields};
+use super::{Created, invalid, listing, nullable, read_mac, shown, standard_fields, trunk, with_fields};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 
@@ -173,6 +173,7 @@ fn view(state: &AppState, caller: &Caller, port: &Port) -> Value {
             "device_owner": port.device_owner,
             "binding:vnic_type": "normal",
             "extra_dhcp_opts": [],
+            "trunk_details": trunk::details(state, &port.standard.id),
             "qos_policy_id": port.qos_policy_id,
             "qos_network_policy_id": state.control.qos_policy_of_network(&port.network_id),
             "tags": port.standard.tags,

@@ -14,7 +14,7 @@ use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 
 /// The quotas that this service counts.
-const RESOURCES: [Resource; 10] = [
+const RESOURCES: [Resource; 11] = [
     Resource::Networks,
     Resource::Subnets,
     Resource::SubnetPools,
@@ -25,6 +25,7 @@ const RESOURCES: [Resource; 10] = [
     Resource::SecurityGroupRules,
     Resource::AddressGroups,
     Resource::RbacPolicies,
+    Resource::Trunks,
 ];
 
 #[derive(Debug, Deserialize)]
@@ -40,16 +41,19 @@ fn limits(quotas: &BTreeMap<Resource, Quota>) -> Value {
         .into()
 }
 
-/// `GET /v2.0/quotas`: projects whose limits are not the defaults are not listed apart yet, the caller's own is.
+/// `GET /v2.0/quotas`: of the projects whose limits are not the defaults.
 pub(super) async fn list(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
 ) -> Result<Json<Value>, Fault> {
-    let Some(project_id) = caller.project_id() else { return Ok(Json(json!({"quotas": []}))) };
-    let mut row = limits(&state.control.quotas(&caller, project_id, "get_quota").await?);
-    row["project_id"] = json!(project_id);
-    row["tenant_id"] = json!(project_id);
-    Ok(Json(json!({"quotas": [row]})))
+    let mut rows = Vec::new();
+    for project_id in state.control.quota_projects(&caller).await? {
+        let mut row = limits(&state.control.quotas_of(&project_id).await?);
+        row["project_id"] = json!(project_id);
+        row["tenant_id"] = json!(project_id);
+        rows.push(row);
+    }
+    Ok(Json(json!({"quotas": rows})))
 }
 
 /// `GET /v2.0/quotas/{project_id}`.

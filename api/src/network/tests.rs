@@ -1,6 +1,7 @@
 //! The network service over HTTP: what is answered, in which form, and what is refused by which name.
 
 mod groups;
+mod hosts;
 mod lists;
 mod pools;
 mod qos;

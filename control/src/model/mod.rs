@@ -71,6 +71,10 @@ rows! {
     network::address_group::AddressGroup: "address_group", 1, |row| &row.standard.id;
     network::address_group::DefaultRules: "default_security_group_rules", 1, |row| &row.id;
     network::qos::QosPolicy: "qos_policy", 1, |row| &row.standard.id;
+    network::metering::MeteringLabel: "metering_label", 1, |row| &row.standard.id;
+    network::metering::MeteringRule: "metering_label_rule", 1, |row| &row.id;
+    network::metering::AgentNote: "network_agent_note", 1, |row| &row.host;
+    network::trunk::Trunk: "trunk", 1, |row| &row.standard.id;
     network::rbac::RbacPolicy: "rbac_policy", 1, |row| &row.key;
     network::pool::AddressScope: "address_scope", 1, |row| &row.standard.id;
     network::pool::SubnetPool: "subnet_pool", 1, |row| &row.standard.id;

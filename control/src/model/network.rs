@@ -1,9 +1,11 @@
 //! Rows of the network service.
 
 pub mod address_group;
+pub mod metering;
 pub mod pool;
 pub mod qos;
 pub mod rbac;
+pub mod trunk;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};

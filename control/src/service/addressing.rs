@@ -86,6 +86,11 @@ pub fn next_free(cidr: IpNet, pools: &[Pool], taken: &BTreeSet<IpAddr>) -> Optio
     })
 }
 
+/// How many addresses a pool has.
+pub fn pool_size((start, end): &Pool) -> u128 {
+    number(*end).saturating_sub(number(*start)).saturating_add(1)
+}
+
 /// Whether a guest can have this address in this subnet: not its network, not its broadcast address.
 pub fn is_usable(cidr: IpNet, candidate: IpAddr) -> bool {
     let (first, last) = usable(cidr);

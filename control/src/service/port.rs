@@ -213,7 +213,7 @@ impl Control {
                         ),
                     ));
                 }
-                Ok(remove_port(Txn::new(), &stored))
+                super::trunk::check_port_free(cache, remove_port(Txn::new(), &stored), id)
             })
             .await
     }

@@ -49,6 +49,8 @@ pub enum Resource {
     AddressGroups,
     /// RBAC policies.
     RbacPolicies,
+    /// Trunks.
+    Trunks,
     /// Images.
     Images,
     /// Bytes of all images' data in MiB, rounded up per image.
@@ -71,7 +73,7 @@ pub enum Resource {
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Instances,
         Self::Cores,
         Self::RamMib,
@@ -89,6 +91,7 @@ impl Resource {
         Self::SecurityGroupRules,
         Self::AddressGroups,
         Self::RbacPolicies,
+        Self::Trunks,
         Self::Images,
         Self::ImageMib,
         Self::Volumes,
@@ -129,6 +132,7 @@ impl Resource {
             Self::SecurityGroupRules => ("security_group_rule", 100),
             Self::AddressGroups => ("address_group", 10),
             Self::RbacPolicies => ("rbac_policy", 10),
+            Self::Trunks => ("trunk", UNLIMITED),
             Self::Images => ("image_count_total", 100),
             Self::ImageMib => ("image_size_total", 1 << 20),
             Self::Volumes => ("volumes", 10),

@@ -1,0 +1,167 @@
+//! What the network service says of hosts and of itself: agents, how many addresses there are, whether a project can be
+//! given a network.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::addressing::pool_size;
+use super::network::check_text;
+use super::subnet_pool::version_of;
+use crate::Control;
+use crate::caller::Caller;
+use crate::error::{Error, Result};
+use crate::model::compute::Host;
+use crate::model::network::metering::AgentNote;
+use crate::model::network::pool::SubnetPool;
+use crate::model::network::{Network, Port, Subnet};
+use crate::model::quota::QuotaLimits;
+use crate::policy::{Target, allowed, own, require_admin};
+use crate::service::quota::DEFAULT_CLASS;
+use crate::store::{Stored, Txn};
+
+/// A host's agent.
+#[derive(Debug, Clone)]
+pub struct AgentView {
+    /// Its host.
+    pub host: Arc<Stored<Host>>,
+    /// It is connected.
+    pub alive: bool,
+    /// What an administrator noted.
+    pub description: Option<String>,
+}
+
+impl AgentView {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.host.row.service_id
+    }
+}
+
+/// How many addresses a subnet has.
+#[derive(Debug, Clone)]
+pub struct SubnetAddresses {
+    /// The subnet.
+    pub subnet: Arc<Stored<Subnet>>,
+    /// In its allocation pools.
+    pub total: u128,
+    /// That ports have.
+    pub used: u128,
+}
+
+impl Control {
+    /// The agents of all hosts; none to who is no administrator.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn network_agents(&self, caller: &Caller) -> Result<Vec<AgentView>> {
+        self.db.caught_up().await?;
+        if !allowed("get_agent", crate::policy::Default::Admin, caller, &Target::of(&own(caller))) {
+            return Ok(Vec::new());
+        }
+        let view = |host: Arc<Stored<Host>>| AgentView {
+            alive: self.host_is_alive(&host.row.name),
+            description: self.db.get::<AgentNote>(&host.row.name).map(|note| note.row.description.clone()),
+            host,
+        };
+        Ok(self.db.list::<Host>().into_iter().map(view).collect())
+    }
+
+    /// One agent.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn network_agent(&self, caller: &Caller, id: &str) -> Result<AgentView> {
+        let agents = self.network_agents(caller).await?;
+        agents.into_iter().find(|agent| agent.id() == id).ok_or_else(|| Error::not_found("Agent", id))
+    }
+
+    /// Notes something of an agent.
+    ///
+    /// # Errors
+    /// `Forbidden`, `NotFound`; `NotImplemented` for taking it out of service: that is done by its compute service.
+    pub async fn network_agent_update(
+        &self,
+        caller: &Caller,
+        id: &str,
+        description: Option<&str>,
+        admin_state_up: Option<bool>,
+    ) -> Result<AgentView> {
+        let agent = self.network_agent(caller, id).await?;
+        require_admin(caller, "update_agent")?;
+        if admin_state_up == Some(false) {
+            return Err(Error::NotImplemented(
+                "a network agent out of service (disable the host's compute service instead)",
+            ));
+        }
+        if let Some(description) = description {
+            check_text("description", description)?;
+            let host = agent.host.row.name.clone();
+            let note = AgentNote { host, description: description.to_owned() };
+            self.db.transact(|_| Ok(Txn::new().put(&note))).await?;
+        }
+        self.network_agent(caller, id).await
+    }
+
+    /// How many addresses a network has, by subnet.
+    ///
+    /// # Errors
+    /// `Forbidden` unless an administrator asks.
+    pub async fn addresses_of_networks(
+        &self,
+        caller: &Caller,
+    ) -> Result<Vec<(Arc<Stored<Network>>, Vec<SubnetAddresses>)>> {
+        require_admin(caller, "get_network_ip_availability")?;
+        self.db.caught_up().await?;
+        let cache = self.db.cache();
+        let (subnets, ports) = (cache.list::<Subnet>(), cache.list::<Port>());
+        let of = |subnet: &Arc<Stored<Subnet>>| {
+            let ips = ports.iter().flat_map(|port| &port.row.fixed_ips);
+            let used = ips.filter(|ip| ip.subnet_id == subnet.row.standard.id).count();
+            let total = subnet.row.allocation_pools.iter().map(pool_size).fold(0, u128::saturating_add);
+            SubnetAddresses { subnet: subnet.clone(), total, used: used as u128 }
+        };
+        let networks = cache.list::<Network>().into_iter();
+        Ok(networks
+            .map(|network| {
+                let own = subnets.iter().filter(|subnet| subnet.row.network_id == network.row.standard.id);
+                let addresses = own.map(of).collect();
+                (network, addresses)
+            })
+            .collect())
+    }
+
+    /// Whether what a project's own topology is made of is there: a default external network, default subnet pools.
+    ///
+    /// # Errors
+    /// `Forbidden` for another project's; `Conflict` (`AutoAllocationFailure`), saying what is missing.
+    pub async fn topology_check(&self, caller: &Caller, project_id: &str) -> Result<()> {
+        if !caller.may_read(project_id) {
+            return Err(Error::Forbidden { action: "get_auto_allocated_topology" });
+        }
+        self.db.caught_up().await?;
+        let cache = self.db.cache();
+        let fails =
+            |what: &str| Err(Error::conflict("AutoAllocationFailure", format!("Deployment error: {what}.")));
+        if cache.find::<Network>(|network| network.external && network.is_default).is_none() {
+            return fails("No default router:external network");
+        }
+        let defaults = cache.filter::<SubnetPool>(|pool| pool.is_default);
+        let versions: BTreeSet<u8> =
+            defaults.iter().flat_map(|pool| pool.row.prefixes.first()).map(version_of).collect();
+        if versions.is_empty() {
+            return fails("No default subnetpools defined");
+        }
+        Ok(())
+    }
+
+    /// The projects that have limits of their own.
+    ///
+    /// # Errors
+    /// `Forbidden` unless an administrator asks.
+    pub async fn quota_projects(&self, caller: &Caller) -> Result<Vec<String>> {
+        require_admin(caller, "get_quota")?;
+        self.db.caught_up().await?;
+        let limits = self.db.cache().filter::<QuotaLimits>(|limits| limits.id != DEFAULT_CLASS);
+        Ok(limits.iter().map(|limits| limits.row.id.clone()).collect())
+    }
+}
