@@ -80,8 +80,20 @@ struct UpdateFields {
     allowed_address_pairs: Option<Vec<PairFields>>,
     device_id: Option<String>,
     device_owner: Option<String>,
+    fixed_ips: Option<Vec<FixedIpFields>>,
+    mac_address: Option<String>,
+    #[serde(default, rename = "binding:host_id", deserialize_with = "nullable")]
+    host: Option<Option<String>>,
+    #[serde(rename = "binding:vnic_type")]
+    vnic_type: Option<String>,
     #[serde(default, deserialize_with = "nullable")]
     qos_policy_id: Option<Option<String>>,
+}
+
+impl From<FixedIpFields> for FixedIpWish {
+    fn from(ip: FixedIpFields) -> Self {
+        Self { subnet_id: ip.subnet_id, ip_address: ip.ip_address }
+    }
 }
 
 /// Pairs without a MAC address stand for the port's own, which the row writes as zeros.
@@ -112,14 +124,13 @@ impl TryFrom<CreateFields> for PortCreate {
         if fields.vnic_type.as_deref().is_some_and(|kind| kind != "normal") {
             return Err(Fault::not_implemented("a port of another vnic_type than normal"));
         }
-        let wish = |ip: FixedIpFields| FixedIpWish { subnet_id: ip.subnet_id, ip_address: ip.ip_address };
         Ok(Self {
             network_id: fields.network_id,
             project_id: fields.project_id.or(fields.tenant_id),
             name: fields.name,
             description: fields.description,
             mac: fields.mac_address.as_deref().map(read_mac).transpose()?,
-            fixed_ips: fields.fixed_ips.map(|ips| ips.into_iter().map(wish).collect()),
+            fixed_ips: fields.fixed_ips.map(|ips| ips.into_iter().map(FixedIpWish::from).collect()),
             allowed_address_pairs: pairs(fields.allowed_address_pairs)?,
             admin_state_up: fields.admin_state_up,
             security_groups: fields.security_groups,
@@ -154,7 +165,9 @@ fn view(state: &AppState, caller: &Caller, port: &Port) -> Value {
         .iter()
         .map(|(prefix, mac)| {
             let mac = if *mac == [0; 6] { port.mac } else { *mac };
-            json!({"ip_address": prefix.to_string(), "mac_address": mac_text(mac)})
+            let is_host = prefix.prefix_len() == prefix.max_prefix_len();
+            let address = if is_host { prefix.addr().to_string() } else { prefix.to_string() };
+            json!({"ip_address": address, "mac_address": mac_text(mac)})
         })
         .collect();
     with_fields(
@@ -222,6 +235,9 @@ pub(super) async fn update(
     Body(body): Body<UpdateBody>,
 ) -> Result<Json<Value>, Fault> {
     let fields = body.port;
+    if fields.vnic_type.as_deref().is_some_and(|kind| kind != "normal") {
+        return Err(Fault::not_implemented("a port of another vnic_type than normal"));
+    }
     let update = PortUpdate {
         name: fields.name,
         description: fields.description,
@@ -232,6 +248,9 @@ pub(super) async fn update(
         device_id: fields.device_id,
         device_owner: fields.device_owner,
         qos_policy_id: fields.qos_policy_id,
+        fixed_ips: fields.fixed_ips.map(|ips| ips.into_iter().map(FixedIpWish::from).collect()),
+        mac: fields.mac_address.as_deref().map(read_mac).transpose()?,
+        host: fields.host.map(Option::unwrap_or_default),
     };
     let port = state.control.port_update(&caller, &id, update).await?;
     Ok(Json(json!({"port": view(&state, &caller, &port.row)})))

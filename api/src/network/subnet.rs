@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use control::model::network::Subnet;
+use control::model::network::{Ipv6Mode, Subnet};
 use control::service::subnet::{Gateway, SubnetCreate, SubnetUpdate};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -43,8 +43,8 @@ pub(super) struct CreateFields {
     subnetpool_id: Option<String>,
     prefixlen: Option<u8>,
     use_default_subnetpool: Option<bool>,
-    ipv6_address_mode: Option<String>,
-    ipv6_ra_mode: Option<String>,
+    ipv6_address_mode: Option<Ipv6Mode>,
+    ipv6_ra_mode: Option<Ipv6Mode>,
     #[serde(default)]
     tags: BTreeSet<String>,
 }
@@ -106,9 +106,6 @@ impl TryFrom<CreateFields> for SubnetCreate {
     type Error = Fault;
 
     fn try_from(fields: CreateFields) -> Result<Self, Fault> {
-        if fields.ipv6_address_mode.is_some() || fields.ipv6_ra_mode.is_some() {
-            return Err(Fault::not_implemented("a subnet with an IPv6 address or RA mode"));
-        }
         let read = |text: String| {
             text.parse::<IpNet>().map_err(|_| {
                 invalid(format!("Invalid input for cidr. Reason: '{text}' is not a valid IP subnet."))
@@ -137,6 +134,8 @@ impl TryFrom<CreateFields> for SubnetCreate {
             allocation_pools: fields.allocation_pools.map(pools),
             dns_nameservers: fields.dns_nameservers,
             host_routes: routes(fields.host_routes),
+            ipv6_ra_mode: fields.ipv6_ra_mode,
+            ipv6_address_mode: fields.ipv6_address_mode,
             tags: fields.tags,
         })
     }
@@ -163,8 +162,8 @@ fn view(subnet: &Subnet) -> Value {
             "dns_nameservers": subnet.dns_nameservers,
             "host_routes": routes,
             "tags": subnet.standard.tags,
-            "ipv6_address_mode": null,
-            "ipv6_ra_mode": null,
+            "ipv6_address_mode": subnet.ipv6_address_mode,
+            "ipv6_ra_mode": subnet.ipv6_ra_mode,
             "subnetpool_id": subnet.subnetpool_id,
             "service_types": [],
         }),

@@ -6,6 +6,7 @@ mod lists;
 mod pools;
 mod qos;
 mod sharing;
+mod v6;
 
 use axum::http::Method;
 use serde_json::{Value, json};

@@ -96,11 +96,52 @@ pub struct Subnet {
     pub dns_nameservers: Vec<IpAddr>,
     /// Destination and next hop.
     pub host_routes: Vec<(IpNet, IpAddr)>,
+    /// What routers announce of it, if it is IPv6.
+    #[serde(default)]
+    pub ipv6_ra_mode: Option<Ipv6Mode>,
+    /// How hosts come to their addresses, if it is IPv6.
+    #[serde(default)]
+    pub ipv6_address_mode: Option<Ipv6Mode>,
     /// The pool that its prefix is of.
     #[serde(default)]
     pub subnetpool_id: Option<String>,
     /// The address that DHCP answers come from, taken from the pool when the subnet is made.
     pub dhcp_server: Option<Ipv4Addr>,
+}
+
+/// How hosts on an IPv6 subnet come to their addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ipv6Mode {
+    /// They choose them from announced prefixes (RFC 4862).
+    Slaac,
+    /// DHCPv6 gives them (RFC 8415).
+    Dhcpv6Stateful,
+    /// They choose them; DHCPv6 says the rest.
+    Dhcpv6Stateless,
+}
+
+impl Ipv6Mode {
+    /// As the API calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Slaac => "slaac",
+            Self::Dhcpv6Stateful => "dhcpv6-stateful",
+            Self::Dhcpv6Stateless => "dhcpv6-stateless",
+        }
+    }
+
+    /// Whether hosts choose their addresses themselves.
+    pub fn is_auto(self) -> bool {
+        matches!(self, Self::Slaac | Self::Dhcpv6Stateless)
+    }
+}
+
+impl Subnet {
+    /// Whether hosts choose their addresses themselves.
+    pub fn is_auto(&self) -> bool {
+        [self.ipv6_ra_mode, self.ipv6_address_mode].into_iter().flatten().any(Ipv6Mode::is_auto)
+    }
 }
 
 /// One address of a port.

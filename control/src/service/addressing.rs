@@ -97,6 +97,13 @@ pub fn is_usable(cidr: IpNet, candidate: IpAddr) -> bool {
     cidr.contains(&candidate) && (first..=last).contains(&number(candidate))
 }
 
+/// The address that a MAC address gives in a prefix of 64 bits: the modified EUI-64 (RFC 4291 appendix A).
+pub fn eui64(cidr: IpNet, mac: [u8; 6]) -> IpAddr {
+    let [a, b, c, d, e, f] = mac;
+    let interface = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    address(cidr, number(cidr.network()) | u128::from(interface))
+}
+
 /// A random MAC address under [`MAC_PREFIX`].
 pub fn random_mac() -> [u8; 6] {
     let random = uuid::Uuid::new_v4();
@@ -201,6 +208,12 @@ mod tests {
         assert!(check(&[(ip("10.0.0.1"), ip("10.0.0.9"))]).is_err());
         assert!(check(&[(ip("10.0.0.9"), ip("10.0.0.2"))]).is_err());
         assert!(check(&[(ip("10.0.1.2"), ip("10.0.1.9"))]).is_err());
+    }
+
+    #[test]
+    fn mac_address_gives_the_modified_eui_64() {
+        let mac = [0xfa, 0x16, 0x3e, 0x01, 0x02, 0x03];
+        assert_eq!(eui64(net("2001:db8:1::/64"), mac), ip("2001:db8:1:0:f816:3eff:fe01:203"));
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use self::address::choose_addresses;
+pub(crate) use self::address::auto_address;
+use self::address::{Chooser, choose_addresses};
 use super::addressing::random_mac;
 use super::network::{check_text, new_standard, touch, visible_network};
 use super::network_resource::{at_once, made, network_resources, new_ids, only, owned, visible};
@@ -17,7 +18,7 @@ use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::rbac::Access;
-use crate::model::network::{FixedIp, Network, Port, Standard};
+use crate::model::network::{FixedIp, Network, Port, Standard, Subnet};
 use crate::model::random_uuid;
 use crate::policy::{require_admin, require_member};
 use crate::service::qos;
@@ -103,6 +104,12 @@ pub struct PortUpdate {
     pub device_owner: Option<String>,
     /// The QoS policy; `None` inside is none.
     pub qos_policy_id: Option<Option<String>>,
+    /// The addresses; those that are not named go.
+    pub fixed_ips: Option<Vec<FixedIpWish>>,
+    /// The MAC address; administrators only, and of ports that are not bound.
+    pub mac: Option<[u8; 6]>,
+    /// The host it is bound to, or none; administrators only, and not of a server's port.
+    pub host: Option<String>,
 }
 
 impl Control {
@@ -131,6 +138,12 @@ impl Control {
             check_text("name", &request.name)?;
             check_text("description", &request.description)?;
             check_tags(&request.tags)?;
+            if request.host.is_some() {
+                require_admin(caller, "create_port:binding:host_id")?;
+            }
+            if request.device_owner.starts_with("network:") {
+                require_admin(caller, "create_port:device_owner")?;
+            }
             let default_group = self.ensure_default_group(&project_id).await?;
             owners.push((project_id, default_group));
         }
@@ -176,7 +189,7 @@ impl Control {
                 let mut port = stored.row.clone();
                 apply_update(cache, caller, &mut port, &update)?;
                 touch(&mut port.standard);
-                let txn = Txn::new().update(&stored, &port);
+                let txn = change_port(Txn::new(), &stored, &port);
                 if port.qos_policy_id == stored.row.qos_policy_id {
                     return Ok(txn);
                 }
@@ -258,6 +271,18 @@ pub(crate) fn add_port(mut txn: Txn, port: &Port) -> Txn {
         txn = txn.unique(&key);
     }
     quota::charge(txn, &port.standard.project_id, &[(Resource::Ports, 1)])
+}
+
+/// Adds a change of a port to a transaction, with its unique addresses.
+pub(crate) fn change_port(mut txn: Txn, stored: &Stored<Port>, port: &Port) -> Txn {
+    let (before, after) = (unique_keys(&stored.row), unique_keys(port));
+    for key in before.iter().filter(|key| !after.contains(key)) {
+        txn = txn.release(key);
+    }
+    for key in after.iter().filter(|key| !before.contains(key)) {
+        txn = txn.unique(key);
+    }
+    txn.update(stored, port)
 }
 
 /// Adds a port's deletion to a transaction.
@@ -347,7 +372,8 @@ pub(crate) fn build_port(
         check_mac_free(cache, siblings, &request.network_id, mac)?;
     }
     let mac = request.mac.unwrap_or_else(random_mac);
-    let fixed_ips = choose_addresses(cache, siblings, &request.network_id, request.fixed_ips.as_deref())?;
+    let chooser = Chooser { network_id: &request.network_id, mac, siblings, port: None };
+    let fixed_ips = choose_addresses(cache, chooser, request.fixed_ips.as_deref())?;
     Ok(Port {
         standard: Standard {
             description: request.description.clone(),
@@ -368,6 +394,58 @@ pub(crate) fn build_port(
         owned_by_server: request.owned_by_server,
         qos_policy_id: request.qos_policy_id.clone(),
     })
+}
+
+/// Changes a port's addresses, and where it is bound.
+fn place(cache: &Cache, caller: &Caller, port: &mut Port, update: &PortUpdate, bound: bool) -> Result<()> {
+    if let Some(mac) = update.mac.filter(|mac| *mac != port.mac) {
+        require_admin(caller, "update_port:mac_address")?;
+        if port.host.is_some() {
+            return Err(Error::conflict(
+                "PortBound",
+                format!("Unable to complete operation on port {}, port is already bound.", port.standard.id),
+            ));
+        }
+        check_mac_free(cache, &[], &port.network_id, mac)?;
+        port.mac = mac;
+    }
+    if let Some(host) = &update.host {
+        require_admin(caller, "update_port:binding:host_id")?;
+        if bound {
+            let message = format!(
+                "Port {} is used by server {}; its host is that of the server.",
+                port.standard.id, port.device_id
+            );
+            return Err(Error::conflict("PortInUse", message));
+        }
+        port.host = Some(host.clone()).filter(|host| !host.is_empty());
+    }
+    let auto: BTreeSet<String> = cache
+        .filter::<Subnet>(|subnet| subnet.network_id == port.network_id && subnet.is_auto())
+        .iter()
+        .map(|subnet| subnet.row.standard.id.clone())
+        .collect();
+    let moved = update.mac.is_some() && port.fixed_ips.iter().any(|ip| auto.contains(&ip.subnet_id));
+    let wished = match &update.fixed_ips {
+        Some(wished) => wished.clone(),
+        // What follows from the MAC address follows it.
+        None if moved => {
+            let kept = port.fixed_ips.iter().filter(|ip| !auto.contains(&ip.subnet_id));
+            let of = |ip: &FixedIp| FixedIpWish {
+                subnet_id: Some(ip.subnet_id.clone()),
+                ip_address: Some(ip.ip_address),
+            };
+            let first = auto.first().map(|id| FixedIpWish { subnet_id: Some(id.clone()), ip_address: None });
+            kept.map(of).chain(first).collect()
+        }
+        None => return Ok(()),
+    };
+    let mut before = port.clone();
+    before.fixed_ips.retain(|ip| !auto.contains(&ip.subnet_id));
+    let chooser =
+        Chooser { network_id: &before.network_id, mac: port.mac, siblings: &[], port: Some(&before) };
+    port.fixed_ips = choose_addresses(cache, chooser, Some(&wished))?;
+    Ok(())
 }
 
 fn check_mac_free(cache: &Cache, siblings: &[Port], network_id: &str, mac: [u8; 6]) -> Result<()> {
@@ -459,6 +537,7 @@ fn apply_update(cache: &Cache, caller: &Caller, port: &mut Port, update: &PortUp
         }
         port.device_owner.clone_from(owner);
     }
+    place(cache, caller, port, update, bound)?;
     if let Some(policy) = &update.qos_policy_id {
         port.qos_policy_id.clone_from(policy);
     }

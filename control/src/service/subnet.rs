@@ -1,6 +1,7 @@
 //! Subnets: prefixes of networks, with their gateway, pools and what DHCP says.
 
 mod choice;
+mod v6;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -18,7 +19,7 @@ use super::tag::check_tags;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::model::network::{FixedIp, Network, Port, Standard, Subnet};
+use crate::model::network::{FixedIp, Ipv6Mode, Network, Port, Standard, Subnet};
 use crate::service::quota::{self, Resource};
 use crate::store::{Cache, Stored, Txn};
 
@@ -70,6 +71,10 @@ pub struct SubnetCreate {
     pub dns_nameservers: Vec<IpAddr>,
     /// Destination and next hop.
     pub host_routes: Vec<(IpNet, IpAddr)>,
+    /// What routers announce, of IPv6.
+    pub ipv6_ra_mode: Option<Ipv6Mode>,
+    /// How hosts come to their addresses, of IPv6.
+    pub ipv6_address_mode: Option<Ipv6Mode>,
     /// Tags.
     pub tags: BTreeSet<String>,
 }
@@ -91,6 +96,8 @@ impl SubnetCreate {
             allocation_pools: None,
             dns_nameservers: Vec::new(),
             host_routes: Vec::new(),
+            ipv6_ra_mode: None,
+            ipv6_address_mode: None,
             tags: BTreeSet::new(),
         }
     }
@@ -167,7 +174,11 @@ impl Control {
                 at_once(txn)
             })
             .await?;
-        made(self.db.cache(), &ids)
+        let subnets = made::<Subnet>(self.db.cache(), &ids)?;
+        for subnet in &subnets {
+            self.auto_addresses_add(&subnet.row).await?;
+        }
+        Ok(subnets)
     }
 
     /// All subnets of networks the caller may see.
@@ -194,7 +205,12 @@ impl Control {
                 let mut subnet = stored.row.clone();
                 apply_update(&mut subnet, &update)?;
                 touch(&mut subnet.standard);
-                Ok(Txn::new().update(&stored, &subnet))
+                let mut txn = Txn::new();
+                if let Some(dhcp) = lacking_dhcp_port(cache, &subnet)? {
+                    subnet.dhcp_server = dhcp_address(&dhcp);
+                    txn = port::add_port(txn, &dhcp);
+                }
+                Ok(txn.update(&stored, &subnet))
             })
             .await?;
         visible(self.db.cache(), caller, id)
@@ -206,6 +222,8 @@ impl Control {
     /// `Conflict` (`SubnetInUse`) while ports other than DHCP's have addresses of it.
     pub async fn subnet_delete(&self, caller: &Caller, id: &str) -> Result<()> {
         self.db.caught_up().await?;
+        let stored = owned::<Subnet>(self.db.cache(), caller, id, "delete_subnet")?;
+        self.auto_addresses_remove(&stored.row).await?;
         self.db
             .transact(|cache| {
                 let stored = owned::<Subnet>(cache, caller, id, "delete_subnet")?;
@@ -290,6 +308,7 @@ fn build_subnet(
     };
     check_dns(&request.dns_nameservers)?;
     check_routes(&request.host_routes)?;
+    v6::check_modes(&cidr, request.enable_dhcp, (request.ipv6_ra_mode, request.ipv6_address_mode))?;
     let mut subnet = Subnet {
         standard: Standard {
             description: request.description.clone(),
@@ -303,24 +322,46 @@ fn build_subnet(
         allocation_pools: pools,
         dns_nameservers: request.dns_nameservers.clone(),
         host_routes: request.host_routes.clone(),
+        ipv6_ra_mode: request.ipv6_ra_mode,
+        ipv6_address_mode: request.ipv6_address_mode,
         subnetpool_id: choice.pool.as_ref().map(|pool| pool.row.standard.id.clone()),
         dhcp_server: None,
     };
-    let dhcp = dhcp_port(&subnet);
-    subnet.dhcp_server = dhcp.as_ref().and_then(|port| match port.fixed_ips.first()?.ip_address {
-        IpAddr::V4(address) => Some(address),
-        IpAddr::V6(_) => None,
-    });
+    let dhcp = dhcp_port(&subnet, &BTreeSet::new());
+    subnet.dhcp_server = dhcp.as_ref().and_then(dhcp_address);
     Ok((subnet, dhcp))
 }
 
-/// The port that DHCP answers of an IPv4 subnet come from, at the first address of its pools.
-fn dhcp_port(subnet: &Subnet) -> Option<Port> {
-    let address: Ipv4Addr =
-        match super::addressing::next_free(subnet.cidr, &subnet.allocation_pools, &BTreeSet::new())? {
-            IpAddr::V4(address) if subnet.enable_dhcp => address,
-            _ => return None,
-        };
+fn dhcp_address(port: &Port) -> Option<Ipv4Addr> {
+    match port.fixed_ips.first()?.ip_address {
+        IpAddr::V4(address) => Some(address),
+        IpAddr::V6(_) => None,
+    }
+}
+
+/// The port that DHCP answers of a subnet will come from which was made without.
+fn lacking_dhcp_port(cache: &Cache, subnet: &Subnet) -> Result<Option<Port>> {
+    if !subnet.enable_dhcp || subnet.cidr.addr().is_ipv6() || subnet.dhcp_server.is_some() {
+        return Ok(None);
+    }
+    let ports = cache.filter::<Port>(|port| port.network_id == subnet.network_id);
+    let taken = ports.iter().flat_map(|port| port.row.fixed_ips.iter().map(|ip| ip.ip_address)).collect();
+    let port = dhcp_port(subnet, &taken).ok_or_else(|| {
+        Error::conflict(
+            "IpAddressGenerationFailure",
+            format!("No more IP addresses available on network {}.", subnet.network_id),
+        )
+    })?;
+    Ok(Some(port))
+}
+
+/// The port that DHCP answers of an IPv4 subnet come from, at the first free address of its pools.
+fn dhcp_port(subnet: &Subnet, taken: &BTreeSet<IpAddr>) -> Option<Port> {
+    let address: Ipv4Addr = match super::addressing::next_free(subnet.cidr, &subnet.allocation_pools, taken)?
+    {
+        IpAddr::V4(address) if subnet.enable_dhcp => address,
+        _ => return None,
+    };
     Some(port::new_port(NewPort {
         project_id: &subnet.standard.project_id,
         network_id: &subnet.network_id,
@@ -362,16 +403,17 @@ fn apply_update(subnet: &mut Subnet, update: &SubnetUpdate) -> Result<()> {
         subnet.host_routes.clone_from(routes);
     }
     if let Some(enable_dhcp) = update.enable_dhcp {
-        if enable_dhcp && subnet.cidr.addr().is_ipv4() && subnet.dhcp_server.is_none() {
-            return Err(Error::NotImplemented("switching DHCP on for a subnet made without it"));
-        }
+        let modes = (subnet.ipv6_ra_mode, subnet.ipv6_address_mode);
+        v6::check_modes(&subnet.cidr, enable_dhcp, modes)?;
         subnet.enable_dhcp = enable_dhcp;
     }
     Ok(())
 }
 
 fn checked_gateway(cidr: IpNet, address: IpAddr) -> Result<IpAddr> {
-    if is_usable(cidr, address) {
+    let is_link_local =
+        matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local() && cidr.addr().is_ipv6());
+    if is_usable(cidr, address) || is_link_local {
         return Ok(address);
     }
     Err(Error::invalid(

@@ -1,51 +1,103 @@
-//! Which addresses a port gets: what is wished, or one of each family that its network has subnets of.
+//! Which addresses a port gets: what is wished, or one of each family that its network has subnets of; and on IPv6 subnets
+//! whose hosts choose addresses by themselves, the one that its MAC address gives (RFC 4291 appendix A).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::{FIXED_IPS_MAX, FixedIpWish};
 use crate::error::{Error, Result};
 use crate::model::network::{FixedIp, Port, Subnet};
-use crate::service::addressing::{is_usable, next_free};
-use crate::store::Cache;
+use crate::service::addressing::{eui64, is_usable, next_free};
+use crate::store::{Cache, Stored};
 
-/// The addresses of a new port: what is wished, or one of each family that the network has subnets of.
+/// The port that addresses are chosen for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chooser<'a> {
+    pub(super) network_id: &'a str,
+    pub(super) mac: [u8; 6],
+    /// Ports made in the same transaction before it.
+    pub(super) siblings: &'a [Port],
+    /// Itself, where it is there already: its addresses are its own to keep.
+    pub(super) port: Option<&'a Port>,
+}
+
+/// The addresses of a port.
 pub(super) fn choose_addresses(
     cache: &Cache,
-    siblings: &[Port],
-    network_id: &str,
+    chooser: Chooser<'_>,
     wished: Option<&[FixedIpWish]>,
 ) -> Result<Vec<FixedIp>> {
-    let subnets: Vec<_> =
-        cache.list::<Subnet>().into_iter().filter(|subnet| subnet.row.network_id == network_id).collect();
-    let stored = cache.list::<Port>();
-    let mut taken: BTreeSet<IpAddr> = stored
-        .iter()
-        .map(|stored| &stored.row)
-        .chain(siblings)
-        .filter(|port| port.network_id == network_id)
-        .flat_map(|port| port.fixed_ips.iter().map(|ip| ip.ip_address))
-        .collect();
-    let Some(wished) = wished else {
-        let mut chosen = Vec::new();
-        for ipv4 in [true, false] {
-            let family: Vec<_> =
-                subnets.iter().filter(|subnet| subnet.row.cidr.addr().is_ipv4() == ipv4).collect();
-            if family.is_empty() {
-                continue;
-            }
-            let found = family.iter().find_map(|subnet| take_from(&subnet.row, &mut taken));
-            chosen.push(found.ok_or_else(|| exhausted(network_id))?);
-        }
-        return Ok(chosen);
+    let network_id = chooser.network_id;
+    let subnets = cache.filter::<Subnet>(|subnet| subnet.network_id == network_id);
+    let mut taken = taken(cache, chooser);
+    let mut chosen = match wished {
+        None => one_of_each_family(network_id, &subnets, &mut taken)?,
+        Some(wished) => wished_ones(chooser, &subnets, &mut taken, wished)?,
     };
+    // What hosts choose by themselves they have whether it is wished or not, unless none is wished at all.
+    if wished.is_none_or(|wished| !wished.is_empty()) {
+        for subnet in subnets.iter().filter(|subnet| subnet.row.is_auto()) {
+            let own = auto_address(&subnet.row, chooser.mac);
+            if !chosen.contains(&own) {
+                if !taken.insert(own.ip_address) {
+                    return Err(allocated(&own));
+                }
+                chosen.push(own);
+            }
+        }
+    }
+    Ok(chosen)
+}
+
+/// The address that a MAC address gives on a subnet whose hosts choose their own.
+pub(crate) fn auto_address(subnet: &Subnet, mac: [u8; 6]) -> FixedIp {
+    FixedIp { subnet_id: subnet.standard.id.clone(), ip_address: eui64(subnet.cidr, mac) }
+}
+
+fn taken(cache: &Cache, chooser: Chooser<'_>) -> BTreeSet<IpAddr> {
+    let stored = cache.list::<Port>();
+    let others = stored.iter().map(|stored| &stored.row).chain(chooser.siblings).filter(|port| {
+        port.network_id == chooser.network_id
+            && chooser.port.is_none_or(|own| own.standard.id != port.standard.id)
+    });
+    others.flat_map(|port| port.fixed_ips.iter().map(|ip| ip.ip_address)).collect()
+}
+
+fn one_of_each_family(
+    network_id: &str,
+    subnets: &[Arc<Stored<Subnet>>],
+    taken: &mut BTreeSet<IpAddr>,
+) -> Result<Vec<FixedIp>> {
+    let mut chosen = Vec::new();
+    for ipv4 in [true, false] {
+        let family: Vec<_> = subnets
+            .iter()
+            .filter(|subnet| subnet.row.cidr.addr().is_ipv4() == ipv4 && !subnet.row.is_auto())
+            .collect();
+        if family.is_empty() {
+            continue;
+        }
+        let found = family.iter().find_map(|subnet| take_from(&subnet.row, taken));
+        chosen.push(found.ok_or_else(|| exhausted(network_id))?);
+    }
+    Ok(chosen)
+}
+
+fn wished_ones(
+    chooser: Chooser<'_>,
+    subnets: &[Arc<Stored<Subnet>>],
+    taken: &mut BTreeSet<IpAddr>,
+    wished: &[FixedIpWish],
+) -> Result<Vec<FixedIp>> {
+    let network_id = chooser.network_id;
     if wished.len() > FIXED_IPS_MAX {
         return Err(Error::invalid(
             "InvalidInput",
             format!("At most {FIXED_IPS_MAX} fixed_ips are possible."),
         ));
     }
-    let mut chosen = Vec::with_capacity(wished.len());
+    let mut chosen: Vec<FixedIp> = Vec::with_capacity(wished.len());
     for wish in wished {
         let candidates: Vec<_> = subnets
             .iter()
@@ -61,34 +113,75 @@ pub(super) fn choose_addresses(
             ));
         }
         chosen.push(match wish.ip_address {
-            None => candidates
-                .iter()
-                .find_map(|subnet| take_from(&subnet.row, &mut taken))
-                .ok_or_else(|| exhausted(network_id))?,
+            None => any_of(chooser, &candidates, taken, &chosen).ok_or_else(|| exhausted(network_id))?,
             Some(address) => {
-                let subnet = candidates.iter().find(|subnet| is_usable(subnet.row.cidr, address)).ok_or_else(|| {
+                let subnet = candidates.iter().find(|subnet| is_usable(subnet.row.cidr, address));
+                let subnet = subnet.ok_or_else(|| {
                     Error::invalid(
                         "InvalidIpForNetwork",
                         format!("IP address {address} is not a valid IP for any of the subnets on the specified network."),
                     )
                 })?;
-                if subnet.row.gateway_ip == Some(address) || !taken.insert(address) {
-                    return Err(Error::conflict(
-                        "IpAddressAlreadyAllocated",
-                        format!("IP address {address} already allocated in subnet {}.", subnet.row.standard.id),
-                    ));
-                }
-                FixedIp { subnet_id: subnet.row.standard.id.clone(), ip_address: address }
+                this_one(chooser, &subnet.row, taken, address)?
             }
         });
     }
     Ok(chosen)
 }
 
+/// An address of any of these subnets: one that the port has already, if it has, then the next free one.
+fn any_of(
+    chooser: Chooser<'_>,
+    candidates: &[&Arc<Stored<Subnet>>],
+    taken: &mut BTreeSet<IpAddr>,
+    chosen: &[FixedIp],
+) -> Option<FixedIp> {
+    let is_of = |ip: &&FixedIp| candidates.iter().any(|subnet| subnet.row.standard.id == ip.subnet_id);
+    let mut own = chooser.port.into_iter().flat_map(|port| &port.fixed_ips).filter(is_of);
+    if let Some(kept) = own.find(|ip| !chosen.contains(ip) && !taken.contains(&ip.ip_address)) {
+        taken.insert(kept.ip_address);
+        return Some(kept.clone());
+    }
+    candidates.iter().find_map(|subnet| match subnet.row.is_auto() {
+        true => Some(auto_address(&subnet.row, chooser.mac)).filter(|ip| taken.insert(ip.ip_address)),
+        false => take_from(&subnet.row, taken),
+    })
+}
+
+fn this_one(
+    chooser: Chooser<'_>,
+    subnet: &Subnet,
+    taken: &mut BTreeSet<IpAddr>,
+    address: IpAddr,
+) -> Result<FixedIp> {
+    let wished = FixedIp { subnet_id: subnet.standard.id.clone(), ip_address: address };
+    if subnet.is_auto() && wished != auto_address(subnet, chooser.mac) {
+        return Err(Error::invalid(
+            "InvalidInput",
+            format!(
+                "Invalid input for operation: IPv6 address {address} can not be directly assigned to a port on \
+                 subnet {} since the subnet is configured for automatic addresses.",
+                subnet.standard.id
+            ),
+        ));
+    }
+    if subnet.gateway_ip == Some(address) || !taken.insert(address) {
+        return Err(allocated(&wished));
+    }
+    Ok(wished)
+}
+
 fn take_from(subnet: &Subnet, taken: &mut BTreeSet<IpAddr>) -> Option<FixedIp> {
     let ip_address = next_free(subnet.cidr, &subnet.allocation_pools, taken)?;
     taken.insert(ip_address);
     Some(FixedIp { subnet_id: subnet.standard.id.clone(), ip_address })
+}
+
+fn allocated(ip: &FixedIp) -> Error {
+    Error::conflict(
+        "IpAddressAlreadyAllocated",
+        format!("IP address {} already allocated in subnet {}.", ip.ip_address, ip.subnet_id),
+    )
 }
 
 fn exhausted(network_id: &str) -> Error {
