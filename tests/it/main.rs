@@ -56,7 +56,7 @@ fn main() {
         !arguments.list
             && trials.iter().any(|trial| trial.name().starts_with(begin) && selected(trial.name()))
     };
-    if ["openstack::", "commands_of_three_services::", "serving::", "volumes::"].into_iter().any(begins) {
+    if ["openstack::", "commands_of_services::", "serving::", "volumes::"].into_iter().any(begins) {
         // Before any test has moved its thread into a network namespace, from which PyPI cannot be reached.
         harness::prepare_openstack();
     }

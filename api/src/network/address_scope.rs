@@ -9,7 +9,7 @@ use control::service::address_scope::AddressScopeCreate;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Created, owner_fields};
+use super::{Created, Number, owner_fields};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 use crate::network::listing::{listing, shown};
@@ -26,7 +26,7 @@ struct CreateBody {
 struct CreateFields {
     #[serde(default)]
     name: String,
-    ip_version: Option<u8>,
+    ip_version: Option<Number<u8>>,
     shared: Option<bool>,
     project_id: Option<String>,
     tenant_id: Option<String>,
@@ -69,7 +69,7 @@ async fn create(
     let request = AddressScopeCreate {
         name: fields.name,
         project_id: fields.project_id.or(fields.tenant_id),
-        ip_version: fields.ip_version.unwrap_or(4),
+        ip_version: fields.ip_version.map_or(4, |version| version.0),
         shared: fields.shared.unwrap_or(false),
     };
     let scope = state.control.address_scope_create(&caller, request).await?;

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::bulk::{OneOrMany, Several};
-use super::{Created, listing, nullable, shown, standard_fields, with_fields};
+use super::{Created, Number, listing, nullable, shown, standard_fields, with_fields};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 
@@ -28,7 +28,7 @@ pub(super) struct CreateFields {
     #[serde(rename = "router:external")]
     external: Option<bool>,
     is_default: Option<bool>,
-    mtu: Option<u32>,
+    mtu: Option<Number<u32>>,
     port_security_enabled: Option<bool>,
     project_id: Option<String>,
     tenant_id: Option<String>,
@@ -37,7 +37,7 @@ pub(super) struct CreateFields {
     #[serde(rename = "provider:physical_network")]
     physical_network: Option<String>,
     #[serde(rename = "provider:segmentation_id")]
-    segmentation_id: Option<u32>,
+    segmentation_id: Option<Number<u32>>,
     #[serde(default)]
     tags: BTreeSet<String>,
     qos_policy_id: Option<String>,
@@ -57,11 +57,11 @@ impl From<CreateFields> for NetworkCreate {
             shared: fields.shared.unwrap_or(false),
             external: fields.external.unwrap_or(false),
             is_default: fields.is_default.unwrap_or(false),
-            mtu: fields.mtu.filter(|mtu| *mtu > 0),
+            mtu: fields.mtu.map(|mtu| mtu.0).filter(|mtu| *mtu > 0),
             port_security_enabled: fields.port_security_enabled,
             network_type: fields.network_type,
             physical_network: fields.physical_network,
-            segmentation_id: fields.segmentation_id,
+            segmentation_id: fields.segmentation_id.map(|id| id.0),
             tags: fields.tags,
             qos_policy_id: fields.qos_policy_id,
         }
@@ -84,7 +84,7 @@ struct UpdateFields {
     #[serde(rename = "router:external")]
     external: Option<bool>,
     is_default: Option<bool>,
-    mtu: Option<u32>,
+    mtu: Option<Number<u32>>,
     port_security_enabled: Option<bool>,
     #[serde(default, deserialize_with = "nullable")]
     qos_policy_id: Option<Option<String>>,
@@ -172,7 +172,7 @@ pub(super) async fn update(
         shared: fields.shared,
         external: fields.external,
         is_default: fields.is_default,
-        mtu: fields.mtu,
+        mtu: fields.mtu.map(|mtu| mtu.0),
         port_security_enabled: fields.port_security_enabled,
         qos_policy_id: fields.qos_policy_id,
     };

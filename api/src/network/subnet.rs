@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::bulk::{OneOrMany, Several};
-use super::{Created, invalid, listing, nullable, shown, standard_fields, with_fields};
+use super::{Created, Number, invalid, listing, nullable, shown, standard_fields, with_fields};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 
@@ -22,7 +22,7 @@ use crate::error::Fault;
 pub(super) struct CreateFields {
     network_id: String,
     cidr: Option<String>,
-    ip_version: Option<u8>,
+    ip_version: Option<Number<u8>>,
     #[serde(default)]
     name: String,
     #[serde(default)]
@@ -41,7 +41,7 @@ pub(super) struct CreateFields {
     #[serde(rename = "tenant_id")]
     _tenant_id: Option<String>,
     subnetpool_id: Option<String>,
-    prefixlen: Option<u8>,
+    prefixlen: Option<Number<u8>>,
     use_default_subnetpool: Option<bool>,
     ipv6_address_mode: Option<Ipv6Mode>,
     ipv6_ra_mode: Option<Ipv6Mode>,
@@ -111,9 +111,10 @@ impl TryFrom<CreateFields> for SubnetCreate {
                 invalid(format!("Invalid input for cidr. Reason: '{text}' is not a valid IP subnet."))
             })
         };
+        let ip_version = fields.ip_version.map(|version| version.0);
         let cidr = fields.cidr.map(read).transpose()?;
         let version = cidr.map(|cidr| if cidr.addr().is_ipv4() { 4 } else { 6 });
-        if let (Some(said), Some(version), Some(cidr)) = (fields.ip_version, version, cidr)
+        if let (Some(said), Some(version), Some(cidr)) = (ip_version, version, cidr)
             && said != version
         {
             return Err(invalid(format!(
@@ -123,10 +124,10 @@ impl TryFrom<CreateFields> for SubnetCreate {
         Ok(Self {
             network_id: fields.network_id,
             cidr,
-            ip_version: fields.ip_version,
+            ip_version,
             subnetpool_id: fields.subnetpool_id,
             use_default_subnetpool: fields.use_default_subnetpool.unwrap_or(false),
-            prefixlen: fields.prefixlen,
+            prefixlen: fields.prefixlen.map(|length| length.0),
             name: fields.name,
             description: fields.description,
             gateway: gateway(fields.gateway_ip),

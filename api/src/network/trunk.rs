@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use control::model::network::trunk::{SubPort, Trunk};
 use control::service::addressing::mac_text;
-use control::service::trunk::TrunkCreate;
+use control::service::trunk::{TrunkCreate, TrunkDetails};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -123,7 +123,9 @@ fn sub_port_views(trunk: &Trunk) -> Vec<Value> {
 
 /// What a port that carries others says of them; null of any other.
 pub(super) fn details(state: &AppState, port_id: &str) -> Value {
-    let Some((trunk, macs)) = state.control.trunk_of_port(port_id) else { return Value::Null };
+    let Some(TrunkDetails { trunk, macs }) = state.control.trunk_of_port(port_id) else {
+        return Value::Null;
+    };
     let mut rows = sub_port_views(&trunk.row);
     for (row, mac) in rows.iter_mut().zip(macs) {
         row["mac_address"] = json!(mac_text(mac));

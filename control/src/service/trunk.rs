@@ -39,6 +39,15 @@ pub struct TrunkCreate {
     pub tags: BTreeSet<String>,
 }
 
+/// What a trunk's port says of what it carries.
+#[derive(Debug, Clone)]
+pub struct TrunkDetails {
+    /// The trunk.
+    pub trunk: Arc<Stored<Trunk>>,
+    /// The MAC addresses of the ports that it carries, in their order.
+    pub macs: Vec<[u8; 6]>,
+}
+
 network_resources! {
     Trunk: "Trunk", "get_trunk";
 }
@@ -188,13 +197,13 @@ impl Control {
     }
 
     /// The trunk whose port this is, and the MAC addresses of what it carries, for showing the port.
-    pub fn trunk_of_port(&self, port_id: &str) -> Option<(Arc<Stored<Trunk>>, Vec<[u8; 6]>)> {
+    pub fn trunk_of_port(&self, port_id: &str) -> Option<TrunkDetails> {
         let cache = self.db.cache();
         let trunk = cache.find::<Trunk>(|trunk| trunk.port_id == port_id)?;
         let mac =
             |sub_port: &SubPort| cache.get::<Port>(&sub_port.port_id).map_or([0; 6], |port| port.row.mac);
         let macs = trunk.row.sub_ports.iter().map(mac).collect();
-        Some((trunk, macs))
+        Some(TrunkDetails { trunk, macs })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Every command of the identity, image and volume services, one after the other, against a cloud of fake hosts: the
+//! Every command of the identity, image, network (without routers) and volume services, one after the other, against a cloud of fake hosts: the
 //! list with its results is `commands.txt`. A command that worked must go on working; one that is a gap may.
 
 use std::collections::BTreeMap;

@@ -24,7 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
             every_verb_answers_as_in_the_transcript,
         ),
         trial(
-            "commands_of_three_services::every_command_does_what_its_user_expects",
+            "commands_of_services::every_command_does_what_its_user_expects",
             &[Need::OpenStack],
             commands::every_command_does_what_its_user_expects,
         ),

@@ -182,3 +182,25 @@ async fn a_bulk_over_the_quota_or_over_what_fits_makes_nothing() {
     refused(&cloud, Method::POST, "networks", many(80), 400, "InvalidInput").await;
     assert!(names(&cloud, "").await.is_empty());
 }
+
+#[tokio::test]
+async fn a_policy_file_says_who_reads_networks() {
+    let cloud = Harness::new().await;
+    three(&cloud).await;
+    let id = text(&three(&cloud).await[0], "id");
+    let ruled = cloud.ruled("\"get_network\": \"!\"\n").await;
+    assert!(names(&ruled, "").await.is_empty());
+    refused(&ruled, Method::GET, &format!("networks/{id}"), Value::Null, 404, "NetworkNotFound").await;
+}
+
+#[tokio::test]
+async fn numbers_may_be_texts() {
+    let cloud = Harness::new().await;
+    let body = json!({"network": {"mtu": "1400", "provider:network_type": "vxlan", "provider:segmentation_id": "77"}});
+    let row = create(&cloud, "networks", body).await;
+    has(&row, json!({"mtu": 1400, "provider:segmentation_id": 77}));
+    let body = json!({"subnet": {"network_id": row["id"], "ip_version": "4", "cidr": "10.0.0.0/24"}});
+    create(&cloud, "subnets", body).await;
+    let body = json!({"network": {"mtu": "many"}});
+    refused(&cloud, Method::POST, "networks", body, 400, "HTTPBadRequest").await;
+}
