@@ -67,9 +67,12 @@ pub(super) async fn show(
 }
 
 /// `GET /v2.0/quotas/{project_id}/default`.
-pub(super) async fn defaults(_: Authenticated, Segments(_): Segments<String>) -> Json<Value> {
-    let rows = RESOURCES.iter().map(|resource| (resource.name().to_owned(), json!(resource.default_limit())));
-    Json(json!({"quota": rows.collect::<Map<_, _>>()}))
+pub(super) async fn defaults(
+    State(state): State<AppState>,
+    _: Authenticated,
+    Segments(_): Segments<String>,
+) -> Result<Json<Value>, Fault> {
+    Ok(Json(json!({"quota": limits(&state.control.quota_defaults().await?)})))
 }
 
 /// `GET /v2.0/quotas/{project_id}/details`.

@@ -168,6 +168,8 @@ async fn quotas_of_projects_are_listed_where_they_are_not_the_defaults() {
     assert_eq!(ask(&cloud, Method::PUT, &format!("quotas/{project}"), body).await.status, 200);
     let rows = ask(&cloud, Method::GET, "quotas", Value::Null).await.json();
     has(&rows["quotas"][0], json!({"project_id": project, "rbac_policy": 3, "trunk": 4, "network": 100}));
+    let row = ask(&cloud, Method::GET, &format!("quotas/{project}/default"), Value::Null).await.json();
+    has(&row["quota"], json!({"rbac_policy": 10, "trunk": -1, "subnetpool": -1, "network": 100}));
     let row = ask(&cloud, Method::GET, &format!("quotas/{project}/details"), Value::Null).await.json();
     assert_eq!(row["quota"]["network"], json!({"limit": 100, "used": 1, "reserved": 0}));
     assert_eq!(ask(&cloud, Method::DELETE, &format!("quotas/{project}"), Value::Null).await.status, 204);

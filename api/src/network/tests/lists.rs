@@ -204,3 +204,21 @@ async fn numbers_may_be_texts() {
     let body = json!({"network": {"mtu": "many"}});
     refused(&cloud, Method::POST, "networks", body, 400, "HTTPBadRequest").await;
 }
+
+#[tokio::test]
+async fn extensions_are_listed_once_each_and_shown() {
+    let cloud = Harness::new().await;
+    let rows = ask(&cloud, Method::GET, "extensions", Value::Null).await.json()["extensions"].clone();
+    let aliases: Vec<String> = rows.as_array().unwrap().iter().map(|row| text(row, "alias")).collect();
+    let unique: std::collections::BTreeSet<_> = aliases.iter().collect();
+    assert_eq!(unique.len(), aliases.len(), "{aliases:?}");
+    for there in ["address-group", "qos", "rbac-policies", "subnet_allocation", "trunk", "revision-if-match"]
+    {
+        let row = ask(&cloud, Method::GET, &format!("extensions/{there}"), Value::Null).await.json();
+        assert_eq!(row["extension"]["alias"], there);
+    }
+    for absent in ["segment", "auto-allocated-topology", "tag"] {
+        refused(&cloud, Method::GET, &format!("extensions/{absent}"), Value::Null, 404, "ExtensionNotFound")
+            .await;
+    }
+}
