@@ -11,6 +11,7 @@ mod listing;
 mod metering;
 #[expect(clippy::module_inception, reason = "the resource has the name of its service")]
 mod network;
+mod number;
 mod port;
 mod qos;
 mod quota;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
 use self::listing::{listing, shown};
+use self::number::Number;
 use crate::error::Fault;
 use crate::openapi::{Routes, get};
 
@@ -116,24 +118,6 @@ fn with_fields(mut map: Map<String, Value>, own: Value) -> Value {
         map.extend(own);
     }
     Value::Object(map)
-}
-
-/// A whole number, or its text, as Neutron converts both.
-#[derive(Debug, Clone, Copy)]
-struct Number<T>(T);
-
-impl<'de, T: std::str::FromStr + Deserialize<'de>> Deserialize<'de> for Number<T> {
-    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(input)?;
-        let number = match &value {
-            Value::Number(number) => number.to_string().parse().ok(),
-            Value::String(text) => text.trim().parse().ok(),
-            _ => None,
-        };
-        number
-            .map(Self)
-            .ok_or_else(|| serde::de::Error::custom(format!("'{value}' is not an integer in its range")))
-    }
 }
 
 /// A prefix without bits behind it, or a fault in Neutron's words.

@@ -5,7 +5,7 @@
 
 #[cfg(test)]
 mod hostile;
-mod probe;
+pub(crate) mod probe;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

@@ -17,6 +17,9 @@ const DEPTH_MAX: usize = 8;
 /// A field that no type has.
 const STRANGER: &str = "no such field";
 
+/// What a type that takes a whole number, or its text, calls itself when it is read: it is described as the number.
+pub(crate) const WHOLE_NUMBER: &str = "WholeNumber";
+
 /// The schema of what `T` is read from.
 pub(super) fn schema<T: DeserializeOwned>() -> Value {
     schema_at::<T>(&mut Vec::new())
@@ -172,10 +175,13 @@ impl<'de> Deserializer<'de> for Probe<'_> {
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(
         self,
-        _: &'static str,
+        name: &'static str,
         visitor: V,
     ) -> Result<V::Value, Ended> {
-        visitor.visit_newtype_struct(self)
+        match name {
+            WHOLE_NUMBER => Err(self.note(Shape::Integer)),
+            _ => visitor.visit_newtype_struct(self),
+        }
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Ended> {

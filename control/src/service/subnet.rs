@@ -206,7 +206,9 @@ impl Control {
                 apply_update(&mut subnet, &update)?;
                 touch(&mut subnet.standard);
                 let mut txn = Txn::new();
-                if let Some(dhcp) = lacking_dhcp_port(cache, &subnet)? {
+                if !stored.row.enable_dhcp
+                    && let Some(dhcp) = lacking_dhcp_port(cache, &subnet)?
+                {
                     subnet.dhcp_server = dhcp_address(&dhcp);
                     txn = port::add_port(txn, &dhcp);
                 }
@@ -223,24 +225,14 @@ impl Control {
     pub async fn subnet_delete(&self, caller: &Caller, id: &str) -> Result<()> {
         self.db.caught_up().await?;
         let stored = owned::<Subnet>(self.db.cache(), caller, id, "delete_subnet")?;
+        let stays = |port: &Port| stored.row.is_auto() && !port.device_owner.starts_with("network:");
+        check_unused(id, &users_of(self.db.cache(), id), stays)?;
         self.auto_addresses_remove(&stored.row).await?;
         self.db
             .transact(|cache| {
                 let stored = owned::<Subnet>(cache, caller, id, "delete_subnet")?;
-                let users: Vec<_> = cache
-                    .list::<Port>()
-                    .into_iter()
-                    .filter(|port| port.row.fixed_ips.iter().any(|ip| ip.subnet_id == id))
-                    .collect();
-                if users.iter().any(|port| port.row.device_owner != port::OWNER_DHCP) {
-                    return Err(Error::conflict(
-                        "SubnetInUse",
-                        format!(
-                            "Unable to complete operation on subnet {id}: One or more ports have an IP allocation \
-                             from this subnet."
-                        ),
-                    ));
-                }
+                let users = users_of(cache, id);
+                check_unused(id, &users, |_| false)?;
                 let mut txn = remove_subnet(Txn::new(), &stored);
                 for port in &users {
                     txn = port::remove_port(txn, port);
@@ -249,6 +241,25 @@ impl Control {
             })
             .await
     }
+}
+
+/// The ports that have addresses of a subnet.
+fn users_of(cache: &Cache, id: &str) -> Vec<Arc<Stored<Port>>> {
+    cache.filter::<Port>(|port| port.fixed_ips.iter().any(|ip| ip.subnet_id == id))
+}
+
+/// Refuses to delete a subnet that ports have addresses of, besides DHCP's, and those of which `stays` holds.
+fn check_unused(id: &str, users: &[Arc<Stored<Port>>], stays: impl Fn(&Port) -> bool) -> Result<()> {
+    if users.iter().any(|port| port.row.device_owner != port::OWNER_DHCP && !stays(&port.row)) {
+        return Err(Error::conflict(
+            "SubnetInUse",
+            format!(
+                "Unable to complete operation on subnet {id}: One or more ports have an IP allocation from this \
+                 subnet."
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// Adds the deletion of a subnet's row, with its quota, to a transaction; its ports are the caller's affair.
