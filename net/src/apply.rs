@@ -4,6 +4,7 @@
 //! setting; of the settings per interface, those of its own links.
 
 mod error;
+mod router;
 mod setting;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,13 +14,15 @@ use std::os::fd::OwnedFd;
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::filter::{Filter, FilterChange, WantedFilter};
+use crate::keeper::Namespaces;
 use crate::names::{LinkKind, OwnerTag, link_mac};
 use crate::netlink::{Link, Request};
 use crate::plan::{Observed, ObservedBridge, ObservedPort, ObservedVxlan, Operation, plan};
-use crate::spec::{Bridge, HostNetwork};
+use crate::spec::{Bridge, HostNetwork, NamespaceName};
 use crate::{netlink, nftables, tap};
 pub use error::Error;
 use error::partial;
+use router::Inside;
 pub(crate) use setting::has_bridge_netfilter;
 use setting::{set_bridge_reach, set_ipv6};
 
@@ -34,19 +37,25 @@ pub struct Host {
     filters: nftables::Client,
     /// What the packet filter holds, as far as we know; absent until looked at, and after a failure.
     filter: Option<Filter>,
+    namespaces: Namespaces,
+    /// Our routers' namespaces, as far as we have them open.
+    routers: BTreeMap<NamespaceName, Inside>,
 }
 
 impl Host {
-    /// Opens the host's network, in the network namespace of the calling thread. Changes nothing.
+    /// Opens the host's network, in the network namespace of the calling thread. Changes nothing. Routers' namespaces
+    /// are made by `namespaces`.
     ///
     /// # Errors
     /// If there is no netlink.
-    pub fn open(tag: OwnerTag) -> Result<Self, Error> {
+    pub fn open(tag: OwnerTag, namespaces: Namespaces) -> Result<Self, Error> {
         Ok(Self {
             tag,
             links: netlink::Client::open().map_err(Error::Link)?,
             filters: nftables::Client::open(tag).map_err(Error::Filter)?,
             filter: None,
+            namespaces,
+            routers: BTreeMap::new(),
         })
     }
 
@@ -83,6 +92,9 @@ impl Host {
                 (LinkKind::Tap, "tun", _) => {
                     observed.taps.insert(name.clone(), port());
                 }
+                (LinkKind::Router, "veth", _) => {
+                    observed.router_links.insert(name.clone(), port());
+                }
                 (LinkKind::Vxlan, "vxlan", Some((vni, local))) => {
                     let vxlan = ObservedVxlan { vni, local, peers: BTreeSet::new(), port: port() };
                     observed.vxlans.insert(name.clone(), vxlan);
@@ -104,6 +116,7 @@ impl Host {
                 vxlan.map(|vxlan| vxlan.peers.insert(peer));
             }
         }
+        observed.routers = self.observe_routers()?;
         observed.filter = self.filters.observe().map_err(Error::Filter)?;
         self.filter.clone_from(&observed.filter);
         Ok(observed)
@@ -186,7 +199,7 @@ impl Host {
         self.set_port_filter(name, None)
     }
 
-    /// Removes every link and table of this cloud, whatever state they are in, and nothing else.
+    /// Removes every link, namespace and table of this cloud, whatever state they are in, and nothing else.
     ///
     /// # Errors
     /// As [`Host::apply`].
@@ -198,6 +211,7 @@ impl Host {
             .map(|link| link.name.as_str())
             .collect();
         self.delete_links(&owned)?;
+        self.remove_routers()?;
         self.filter = None;
         self.filters.remove().map_err(Error::Filter)
     }
@@ -261,6 +275,7 @@ impl Host {
                 let index = self.existing(vxlan)?;
                 self.execute([Request::remove_flood(vxlan, index, *peer)])
             }
+            Operation::Router(name, operation) => self.carry_out_in_router(name, operation),
             Operation::CreateTap { name } => self.create_tap(name).map(drop),
             Operation::ConfigurePort { name, bridge, mtu } => {
                 self.existing(name)?;
@@ -404,6 +419,9 @@ impl Host {
         for (name, bridge) in &wanted.bridges {
             self.check_name(LinkKind::Bridge, name)?;
             bridge.vxlan.as_ref().map_or(Ok(()), |vxlan| self.check_name(LinkKind::Vxlan, &vxlan.name))?;
+        }
+        for router in wanted.routers.values() {
+            router.links.keys().try_for_each(|name| self.check_name(LinkKind::Router, name))?;
         }
         wanted.taps.keys().try_for_each(|name| self.check_name(LinkKind::Tap, name))
     }

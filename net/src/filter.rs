@@ -382,7 +382,7 @@ mod tests {
         let port = |groups: &[u32]| Tap { groups: groups.iter().copied().collect(), ..tap(&["10.0.0.5/32"]) };
         let taps = [("t1", [1]), ("t2", [1]), ("t3", [2])];
         let taps = taps.into_iter().map(|(name, groups)| (name.to_owned(), port(&groups))).collect();
-        let mut network = HostNetwork { bridges, taps, groups: BTreeMap::new() };
+        let mut network = HostNetwork { bridges, taps, groups: BTreeMap::new(), ..HostNetwork::default() };
         let tag = OwnerTag::new(1);
         let mut filter = WantedFilter::of(&network, None, tag).names();
         assert!(filter.change_for_port(&network, "t1", tag).is_empty());

@@ -8,8 +8,11 @@
 //! namespace of the thread that called [`apply::Host::open`].
 
 pub mod apply;
+mod conntrack;
 pub mod filter;
+pub mod keeper;
 pub mod names;
+pub mod namespace;
 pub mod netlink;
 pub mod nftables;
 pub mod plan;

@@ -6,6 +6,8 @@
 //! | bridge | `wb<tag>-<id>` | 15 |
 //! | tap | `wt<tag>-<id>` | 15 |
 //! | VXLAN device | `wx<tag>-<id>` | 15 |
+//! | link of a router, both ends | `wr<tag>-<id>` | 15 |
+//! | network namespace of a router | `wn<tag>-<id>` | 15 |
 //! | alias of each | `wisp:<tag>:<text>` | at most [`ALIAS_MAX`] |
 //! | nftables table | `wisp-<tag>` | 9 |
 //!
@@ -14,7 +16,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::spec::InterfaceName;
+use crate::spec::{InterfaceName, NamespaceName};
 
 /// The longest interface name in bytes (the kernel's `IFNAMSIZ` less its terminating zero).
 pub const INTERFACE_NAME_MAX: usize = 15;
@@ -31,6 +33,8 @@ pub enum LinkKind {
     Tap,
     /// A network's VXLAN device.
     Vxlan,
+    /// A router's link to a bridge.
+    Router,
 }
 
 impl LinkKind {
@@ -39,6 +43,7 @@ impl LinkKind {
             Self::Bridge => "wb",
             Self::Tap => "wt",
             Self::Vxlan => "wx",
+            Self::Router => "wr",
         }
     }
 }
@@ -93,6 +98,24 @@ impl OwnerTag {
         self.link(LinkKind::Vxlan, id)
     }
 
+    /// The name of a router's link.
+    #[must_use]
+    pub fn router_link(self, id: u32) -> InterfaceName {
+        self.link(LinkKind::Router, id)
+    }
+
+    /// The name of a router's network namespace.
+    #[must_use]
+    pub fn namespace(self, id: u32) -> NamespaceName {
+        format!("wn{self}-{id:08x}")
+    }
+
+    /// Whether a network namespace of this name is this cloud's.
+    #[must_use]
+    pub fn owns_namespace(self, name: &str) -> bool {
+        is_namespace_name(name) && name[2..6] == self.to_string()
+    }
+
     fn link(self, kind: LinkKind, id: u32) -> InterfaceName {
         format!("{}{id:08x}", self.prefix(kind))
     }
@@ -107,10 +130,9 @@ impl OwnerTag {
     #[must_use]
     pub fn kind_of(self, name: &str) -> Option<LinkKind> {
         let is_of = |kind: &LinkKind| {
-            name.strip_prefix(&self.prefix(*kind))
-                .is_some_and(|id| id.len() == 8 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+            name.strip_prefix(&self.prefix(*kind)).is_some_and(|id| id.len() == 8 && is_hexadecimal(id))
         };
-        [LinkKind::Bridge, LinkKind::Tap, LinkKind::Vxlan].into_iter().find(is_of)
+        [LinkKind::Bridge, LinkKind::Tap, LinkKind::Vxlan, LinkKind::Router].into_iter().find(is_of)
     }
 
     /// The alias that marks a link as this cloud's; `text` is for people and cut to fit [`ALIAS_MAX`].
@@ -149,7 +171,7 @@ impl FromStr for OwnerTag {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let invalid = || InvalidOwnerTag(text.chars().take(16).collect());
-        if text.len() != 4 || !text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        if text.len() != 4 || !is_hexadecimal(text) {
             return Err(invalid());
         }
         u16::from_str_radix(text, 16).map(Self).map_err(|_| invalid())
@@ -173,6 +195,18 @@ pub fn link_mac(name: &str) -> [u8; 6] {
     [0x02, 0x77, a, b, c, d]
 }
 
+/// Whether a text has the form of the names of routers' namespaces, of whichever cloud.
+#[must_use]
+pub fn is_namespace_name(name: &str) -> bool {
+    let parts = name.strip_prefix("wn").and_then(|rest| rest.split_once('-'));
+    parts
+        .is_some_and(|(tag, id)| tag.len() == 4 && id.len() == 8 && is_hexadecimal(tag) && is_hexadecimal(id))
+}
+
+fn is_hexadecimal(text: &str) -> bool {
+    text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 /// Whether the kernel takes a text as an interface name, and no file path can be made of it.
 #[must_use]
 pub fn is_interface_name(name: &str) -> bool {
@@ -193,6 +227,7 @@ mod tests {
             (tag.bridge(u32::MAX), LinkKind::Bridge),
             (tag.tap(0), LinkKind::Tap),
             (tag.vxlan(7), LinkKind::Vxlan),
+            (tag.router_link(9), LinkKind::Router),
         ] {
             assert_eq!(name.len(), INTERFACE_NAME_MAX);
             assert!(is_interface_name(&name));
@@ -218,6 +253,24 @@ mod tests {
         assert_eq!(tag.to_string().parse(), Ok(tag));
         for wrong in ["", "12345", "12G4", "+123", "é12"] {
             assert!(wrong.parse::<OwnerTag>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn namespaces_tell_whose_they_are_and_hold_no_path() {
+        let tag = OwnerTag::new(0x1a2b);
+        assert!(tag.owns_namespace(&tag.namespace(7)));
+        assert!(!OwnerTag::new(0x1a2c).owns_namespace(&tag.namespace(7)));
+        for wrong in [
+            "",
+            "wn1a2b-",
+            "wn1a2b-0000000",
+            "wn1a2b-../../ab",
+            "wn1a2b-0000000G",
+            "wr1a2b-00000007",
+            "wné2b-00000007",
+        ] {
+            assert!(!is_namespace_name(wrong) && !tag.owns_namespace(wrong), "{wrong}");
         }
     }
 

@@ -8,13 +8,14 @@ mod request;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
 
 use ipnet::IpNet;
 use netlink_packet_core::{Emitable, NlasIterator, Parseable};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
@@ -81,6 +82,12 @@ impl Client {
         Connection::open(NETLINK_ROUTE).map(|connection| Self { connection })
     }
 
+    /// Works with an open socket of rtnetlink, in whichever namespace it was opened.
+    #[must_use]
+    pub fn of(socket: OwnedFd) -> Self {
+        Self { connection: Connection::of(socket) }
+    }
+
     /// Sends requests, as many in one call as fit, and reads every answer. What is refused stops nothing: the refused
     /// ones are returned, in order.
     ///
@@ -144,6 +151,17 @@ impl Client {
     pub fn routes(&mut self) -> Result<Vec<IpNet>, Error> {
         let received = self.dump("routes", RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
         Ok(received.iter().filter_map(|body| read_route(body)).collect())
+    }
+
+    /// The routes by a next hop that somebody has set: destination and next hop.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn set_routes(&mut self) -> Result<Vec<(IpNet, IpAddr)>, Error> {
+        let received = self.dump("routes", RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
+        let messages = received.iter().filter_map(|body| RouteMessage::parse(body).ok());
+        let set = messages.filter(|message| message.header.protocol == RouteProtocol::Static);
+        Ok(set.filter_map(|message| Some((destination(&message)?, next_hop(&message)?))).collect())
     }
 
     /// The tunnel addresses that each VXLAN device floods to, by the device's index.
@@ -246,7 +264,18 @@ fn read_address(body: &[u8]) -> Option<(u32, IpNet)> {
 }
 
 fn read_route(body: &[u8]) -> Option<IpNet> {
-    let message = RouteMessage::parse(body).ok()?;
+    destination(&RouteMessage::parse(body).ok()?)
+}
+
+fn next_hop(message: &RouteMessage) -> Option<IpAddr> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+        _ => None,
+    })
+}
+
+fn destination(message: &RouteMessage) -> Option<IpNet> {
     let destination = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
         RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),

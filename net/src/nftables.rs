@@ -6,6 +6,7 @@
 mod element;
 mod groups;
 mod message;
+pub(crate) mod nat;
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -155,17 +156,9 @@ impl Client {
 
     /// A line that changes with the rules, kept as the tables' comment: whether the tables are of this version.
     fn comment(&self) -> String {
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        let mut feed = |bytes: &[u8]| {
-            for byte in bytes {
-                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
-            }
-        };
-        feed(format!("{SETS:?}").as_bytes());
-        for chain in chains(self.tag) {
-            feed(format!("{chain:?}").as_bytes());
-        }
-        format!("wisp filter {hash:016x}")
+        let chains = chains(self.tag).into_iter().map(|chain| format!("{chain:?}"));
+        let parts: Vec<String> = [format!("{SETS:?}")].into_iter().chain(chains).collect();
+        format!("wisp filter {:016x}", text_hash(&parts))
     }
 
     /// The comments of the cloud's tables of a family: none or one.
@@ -238,13 +231,9 @@ impl Client {
     }
 
     fn push_tables(&self, transaction: &mut Transaction) {
-        let mut comment = self.comment().into_bytes();
-        comment.push(0);
-        // Comments are kept as type (0), length, text.
-        let mut user_data = vec![0, comment.len() as u8];
-        user_data.extend_from_slice(&comment);
+        let comment = comment_attribute(&self.comment());
         for family in FAMILIES {
-            let table = Attributes::new().text(1, &self.table).put(6, &user_data);
+            let table = Attributes::new().text(1, &self.table).put(6, &comment);
             let subject = format!("create packet filter table {}", self.table);
             transaction.push(subject, NFT_MSG_NEWTABLE, NLM_F_CREATE, family, &table);
         }
@@ -339,6 +328,18 @@ impl Client {
             }
         }
     }
+}
+
+/// A number that tells texts apart (FNV-1a, 64 bits).
+fn text_hash(parts: &[String]) -> u64 {
+    let bytes = parts.iter().flat_map(|part| part.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}
+
+/// A table's comment as its user data: type (0), length, text with a zero at its end.
+fn comment_attribute(comment: &str) -> Vec<u8> {
+    let length = u8::try_from(comment.len() + 1).expect("invariant: comments are shorter than 255 bytes");
+    [&[0, length], comment.as_bytes(), &[0]].concat()
 }
 
 fn attributes_of(body: &[u8]) -> BTreeMap<u16, Vec<u8>> {

@@ -4,6 +4,8 @@
 //! The order holds the invariants: what is in the way goes first, taps before the bridges they are ports of; bridges
 //! come before filters and filters before taps, so no frame of a guest meets a bridge whose rules are not in place.
 
+mod router;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -11,7 +13,8 @@ use ipnet::IpNet;
 
 use crate::filter::{Filter, FilterChange, WantedFilter};
 use crate::names::OwnerTag;
-use crate::spec::{Bridge, HostNetwork, InterfaceName, Tap, Vxlan};
+use crate::spec::{Bridge, HostNetwork, InterfaceName, NamespaceName, Tap, Vxlan};
+pub use router::{ObservedEnd, ObservedRouter, RouterOperation};
 
 /// What a host's network is: only what carries our tag, and the names that others have taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -22,6 +25,10 @@ pub struct Observed {
     pub vxlans: BTreeMap<InterfaceName, ObservedVxlan>,
     /// Our taps.
     pub taps: BTreeMap<InterfaceName, ObservedPort>,
+    /// Our routers, by their namespaces.
+    pub routers: BTreeMap<NamespaceName, ObservedRouter>,
+    /// The host's ends of our routers' links.
+    pub router_links: BTreeMap<InterfaceName, ObservedPort>,
     /// Links of ours whose kind is not what their name says: only good for removal.
     pub misshapen: BTreeSet<InterfaceName>,
     /// The names of all other links.
@@ -132,9 +139,11 @@ pub enum Operation {
         /// Its name.
         name: InterfaceName,
     },
-    /// Make a tap or VXLAN device a port of a bridge, with an MTU, and set it up.
+    /// A step about the router with this namespace.
+    Router(NamespaceName, RouterOperation),
+    /// Make a tap, a VXLAN device or a router's link a port of a bridge, with an MTU, and set it up.
     ConfigurePort {
-        /// The tap or device.
+        /// The tap, device or link.
         name: InterfaceName,
         /// The bridge.
         bridge: InterfaceName,
@@ -144,7 +153,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    /// The link it is about, if it is about one.
+    /// The link or namespace it is about, if it is about one.
     #[must_use]
     pub fn subject(&self) -> Option<&str> {
         match self {
@@ -154,6 +163,7 @@ impl Operation {
             | Self::CreateVxlan { name, .. }
             | Self::CreateTap { name }
             | Self::ConfigurePort { name, .. } => Some(name),
+            Self::Router(name, _) => Some(name),
             Self::AddAddress { bridge, .. } | Self::RemoveAddress { bridge, .. } => Some(bridge),
             Self::AddFlood { vxlan, .. } | Self::RemoveFlood { vxlan, .. } => Some(vxlan),
             Self::RebuildFilter(_) | Self::ChangeFilter(_) => None,
@@ -186,6 +196,26 @@ pub fn plan(tag: OwnerTag, wanted: &HostNetwork, observed: &Observed) -> Vec<Ope
     for (name, tap) in &wanted.taps {
         plan_tap(&mut operations, name, tap, observed.taps.get(name));
     }
+    operations.extend(plan_routers(wanted, observed));
+    operations
+}
+
+/// The steps about routers alone, those that go first left out; their bridges are there.
+fn plan_routers(wanted: &HostNetwork, observed: &Observed) -> Vec<Operation> {
+    let mut operations = Vec::new();
+    for (name, router) in &wanted.routers {
+        let present = observed.routers.get(name);
+        router::plan_router(&mut operations, name, router, present, &observed.router_links);
+    }
+    operations
+}
+
+/// As [`plan`], for one router of an otherwise settled host: its bridges are there, and `observed` holds its namespace
+/// and its links. Without it in `wanted` it is removed.
+#[must_use]
+pub fn plan_one_router(wanted: &HostNetwork, observed: &Observed) -> Vec<Operation> {
+    let mut operations = router::deletions(&wanted.routers, &observed.routers, &observed.router_links);
+    operations.extend(plan_routers(wanted, observed));
     operations
 }
 
@@ -199,11 +229,14 @@ fn deletions(
         vxlans.get(name.as_str()).is_none_or(|(_, _, wanted)| !is_same_tunnel(present, wanted))
     });
     let bridges = observed.bridges.keys().filter(|name| !wanted.bridges.contains_key(*name));
-    taps.chain(tunnels.map(|(name, _)| name))
+    let mut operations = router::deletions(&wanted.routers, &observed.routers, &observed.router_links);
+    let links = taps
+        .chain(tunnels.map(|(name, _)| name))
         .chain(&observed.misshapen)
         .chain(bridges)
-        .map(|name| Operation::DeleteLink(name.clone()))
-        .collect()
+        .map(|name| Operation::DeleteLink(name.clone()));
+    operations.extend(links);
+    operations
 }
 
 /// A VXLAN device's identifier and own address are fixed when it is made.

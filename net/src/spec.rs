@@ -4,13 +4,16 @@
 //! never touches.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 /// A name that fits the kernel's `IFNAMSIZ` (15 bytes): letters, digits, `-`, `_`, `.`.
 pub type InterfaceName = String;
+
+/// The name of a network namespace of ours: see [`crate::names`].
+pub type NamespaceName = String;
 
 /// The whole wanted network of one host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +24,8 @@ pub struct HostNetwork {
     pub taps: BTreeMap<InterfaceName, Tap>,
     /// Security groups by the number that taps name them with.
     pub groups: BTreeMap<u32, Group>,
+    /// Routers by the name of their namespace.
+    pub routers: BTreeMap<NamespaceName, Router>,
 }
 
 /// One network's bridge.
@@ -107,4 +112,60 @@ pub enum Remote {
     Prefix(IpNet),
     /// The member addresses of a group on every host.
     Members(BTreeSet<IpNet>),
+}
+
+/// A router: a network namespace with a link into each of its networks' bridges.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Router {
+    /// Its links by name; both ends of a link have the same.
+    pub links: BTreeMap<InterfaceName, RouterLink>,
+    /// Routes beside those that its addresses give: destination, next hop.
+    pub routes: BTreeSet<(IpNet, IpAddr)>,
+    /// How addresses are translated.
+    pub nat: Nat,
+}
+
+/// A router's link into a bridge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouterLink {
+    /// The bridge.
+    pub bridge: InterfaceName,
+    /// The MAC of the router's end.
+    pub mac: [u8; 6],
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// The router's addresses there.
+    pub addresses: BTreeSet<IpNet>,
+}
+
+/// How a router translates IPv4 addresses (RFC 3022).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nat {
+    /// The link to the outside.
+    pub outside: Option<Outside>,
+    /// Addresses outside, each with the one inside that it stands for, both ways.
+    pub floating: BTreeMap<Ipv4Addr, Ipv4Addr>,
+    /// Single ports outside, each with the address and port inside that it leads to.
+    pub forwardings: BTreeMap<Forwarding, (Ipv4Addr, u16)>,
+}
+
+/// The link to the outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outside {
+    /// Its name.
+    pub link: InterfaceName,
+    /// The address that what has none of its own outside is hidden behind; without it, the inside is routed as it is
+    /// and may be reached.
+    pub hide_behind: Option<Ipv4Addr>,
+}
+
+/// A port outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Forwarding {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// The IP protocol number: TCP (6), UDP (17) and others with ports.
+    pub protocol: u8,
+    /// The port.
+    pub port: u16,
 }

@@ -1,5 +1,6 @@
 //! What tests share: a network namespace of their own, hand-made guests, frames.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::panic::resume_unwind;
@@ -80,6 +81,7 @@ pub(crate) fn network(ports: &[(u8, u32)]) -> HostNetwork {
         taps: ports.iter().map(|(port, number)| (TAG.tap(u32::from(*port)), tap(*port, *number))).collect(),
         groups: [(ANYTHING, group([Direction::Ingress, Direction::Egress].map(|d| rule(d, None, None))))]
             .into(),
+        routers: BTreeMap::new(),
     }
 }
 
@@ -88,9 +90,12 @@ pub(crate) struct Guest(Iface);
 
 impl Guest {
     pub(crate) fn at(port: u8) -> Self {
-        let name = TAG.tap(u32::from(port));
-        let tap = Iface::without_packet_info(&name, Mode::Tap).unwrap();
-        crate::tap::settle(&name).unwrap();
+        Self::named(&TAG.tap(u32::from(port)))
+    }
+
+    pub(crate) fn named(name: &str) -> Self {
+        let tap = Iface::without_packet_info(name, Mode::Tap).unwrap();
+        crate::tap::settle(name).unwrap();
         tap.set_non_blocking().unwrap();
         Self(tap)
     }
@@ -115,7 +120,30 @@ impl Guest {
         self.receives_where(|frame| frame.get(12..14) == Some([8, 6].as_slice()))
     }
 
-    fn receives_where(&self, is_it: impl Fn(&[u8]) -> bool) -> bool {
+    /// The next IPv4 packet that `is_it` holds for, while requests for the MAC of one's own address are answered: what
+    /// follows its Ethernet header.
+    pub(crate) fn receive_ipv4(&self, own: Peer, is_it: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let mut found = None;
+        let is_there = self.receives_where(|frame| {
+            if frame.get(12..22) == Some(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1])
+                && frame.get(38..42) == Some(&own.address.octets())
+            {
+                let [asker, address] = [&frame[22..28], &frame[28..32]];
+                let mut answer = [asker, &own.mac, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2], &own.mac].concat();
+                answer.extend([&own.address.octets(), asker, address].concat());
+                self.send(&answer);
+            }
+            let packet = frame.get(14..).filter(|_| frame.get(12..14) == Some(&[8, 0]));
+            let fits = packet.is_some_and(&is_it);
+            if fits {
+                found = packet.map(<[u8]>::to_vec);
+            }
+            fits
+        });
+        found.filter(|_| is_there)
+    }
+
+    fn receives_where(&self, mut is_it: impl FnMut(&[u8]) -> bool) -> bool {
         let mut buffer = [0; 2048];
         let end = Instant::now() + ARRIVAL_TIMEOUT;
         while Instant::now() < end {
@@ -130,6 +158,13 @@ impl Guest {
         }
         false
     }
+}
+
+/// Who a hand-made guest is.
+#[derive(Clone, Copy)]
+pub(crate) struct Peer {
+    pub(crate) mac: [u8; 6],
+    pub(crate) address: Ipv4Addr,
 }
 
 /// Source and destination of a frame's layers, each to be spoofed at will.
@@ -179,7 +214,10 @@ pub(crate) fn ipv6(ends: Ends, source: Ipv6Addr, target: Ipv6Addr, protocol: u8,
 }
 
 pub(crate) fn udp(ends: Ends, source: u16, target: u16) -> Vec<u8> {
-    let text = b"hello, wisp: a datagram";
+    udp_saying(ends, source, target, b"hello, wisp: a datagram")
+}
+
+pub(crate) fn udp_saying(ends: Ends, source: u16, target: u16, text: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     for word in [source, target, (8 + text.len()) as u16, 0] {
         body.extend_from_slice(&word.to_be_bytes());

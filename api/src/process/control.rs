@@ -208,7 +208,7 @@ async fn first_start(control: &Control, password: String) -> anyhow::Result<()> 
 
 /// The first of the prefixes meant for `public` that nothing on this host uses.
 fn free_public_prefix() -> anyhow::Result<Ipv4Net> {
-    let mut host = net::apply::Host::open(OwnerTag::derive(b"prefix"))?;
+    let mut host = net::apply::Host::open(OwnerTag::derive(b"prefix"), net::keeper::Namespaces::Own)?;
     let candidates = (PUBLIC_THIRD_OCTET..=u8::MAX)
         .map(|octet| Ipv4Net::new_assert(std::net::Ipv4Addr::new(172, 24, octet, 0), 24));
     host.free_ipv4_subnet(candidates)?.context("172.24.4.0/24 to 172.24.255.0/24 are all in use on this host")

@@ -4,7 +4,7 @@ use std::io;
 
 use crate::names::{LinkKind, OwnerTag};
 use crate::spec::InterfaceName;
-use crate::{netlink, nftables, tap};
+use crate::{keeper, netlink, nftables, tap};
 
 /// What went wrong with a host's network.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +37,17 @@ pub enum Error {
         /// The cloud.
         tag: OwnerTag,
     },
+    /// A name that does not carry the cloud's tag in the form of namespaces: see [`crate::names`].
+    #[error("{name:?} is no name for a network namespace of the cloud {tag}")]
+    NamespaceName {
+        /// The name.
+        name: String,
+        /// The cloud.
+        tag: OwnerTag,
+    },
+    /// A router's namespace.
+    #[error("make or open a router's network namespace")]
+    Namespace(#[source] keeper::Error),
     /// What was asked about is not part of the wanted network.
     #[error("{0} is not in the wanted network")]
     NotWanted(InterfaceName),

@@ -5,13 +5,14 @@ use std::process::Command;
 
 mod groups;
 mod measure;
+mod router;
 
 use super::*;
 use crate::spec::{Direction, Rule, Tap, Vxlan};
 use crate::testing::*;
 
 fn host(wanted: &HostNetwork) -> Host {
-    let mut host = Host::open(TAG).unwrap();
+    let mut host = Host::open(TAG, Namespaces::Own).unwrap();
     host.converge(wanted).unwrap();
     host
 }
@@ -172,7 +173,7 @@ fn two_bridges_do_not_reach_each_other_and_one_does() {
 fn remove_all_leaves_what_is_not_ours() {
     in_own_network(|| {
         let other = OwnerTag::new(0x0bad);
-        let mut neighbour = Host::open(other).unwrap();
+        let mut neighbour = Host::open(other, Namespaces::Own).unwrap();
         let theirs =
             HostNetwork { bridges: BTreeMap::from([(other.bridge(1), bridge())]), ..HostNetwork::default() };
         neighbour.converge(&theirs).unwrap();
@@ -209,7 +210,7 @@ fn foreign_link_of_a_wanted_name_is_refused_and_kept() {
     in_own_network(|| {
         foreign_bridge(&TAG.bridge(1));
         let before = netlink::Client::open().unwrap().link(&TAG.bridge(1)).unwrap();
-        let mut host = Host::open(TAG).unwrap();
+        let mut host = Host::open(TAG, Namespaces::Own).unwrap();
         let error = host.converge(&network(&[(1, 1), (2, 2)])).unwrap_err();
         assert!(matches!(error, Error::Partial { .. }), "{error}");
         assert_eq!(netlink::Client::open().unwrap().link(&TAG.bridge(1)).unwrap(), before);
@@ -223,7 +224,7 @@ fn foreign_link_of_a_wanted_name_is_refused_and_kept() {
 fn port_is_added_again_and_removed_again_without_harm() {
     in_own_network(|| {
         let mut wanted = network(&[(1, 1), (2, 1)]);
-        let mut host = Host::open(TAG).unwrap();
+        let mut host = Host::open(TAG, Namespaces::Own).unwrap();
         drop(host.add_port(&wanted, &TAG.tap(1)).unwrap());
         let held = host.add_port(&wanted, &TAG.tap(1)).unwrap();
         let busy = host.add_port(&wanted, &TAG.tap(1)).unwrap_err();
@@ -289,7 +290,7 @@ fn names_without_the_tag_are_refused_before_anything_changes() {
             bridges: BTreeMap::from([("br0".to_owned(), bridge()), (TAG.bridge(1), bridge())]),
             ..HostNetwork::default()
         };
-        let error = Host::open(TAG).unwrap().converge(&wanted).unwrap_err();
+        let error = Host::open(TAG, Namespaces::Own).unwrap().converge(&wanted).unwrap_err();
         assert!(matches!(error, Error::Name { .. }), "{error}");
         assert_eq!(netlink::Client::open().unwrap().links().unwrap(), before);
     });
@@ -305,7 +306,7 @@ fn vxlan_joins_its_bridge_and_floods_to_its_peers() {
             local: Ipv4Addr::LOCALHOST,
             peers: peers.iter().map(|peer| Ipv4Addr::from(*peer)).collect(),
         };
-        let mut host = Host::open(TAG).unwrap();
+        let mut host = Host::open(TAG, Namespaces::Own).unwrap();
         let mut converge = |wanted: &HostNetwork| {
             let result = host.converge(wanted);
             if matches!(&result, Err(error) if format!("{error:?}").contains("Unknown device type")) {

@@ -1,6 +1,9 @@
 //! One netlink socket: framing, sequence numbers, acknowledgements, dumps. Knows no message's meaning.
 
+#![expect(unsafe_code, reason = "sockets are passed between processes as descriptors")]
+
 use std::io;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
 use std::time::Duration;
 
 use netlink_packet_core::{
@@ -128,6 +131,19 @@ impl Connection {
         // Without the right to force it, the default suffices for small transactions.
         let _ = sockopt::set_socket_send_buffer_size_force(&socket, SEND_BUFFER_SIZE);
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_SIZE) })
+    }
+
+    /// Works with a socket that [`Connection::into_descriptor`] gave away.
+    pub(crate) fn of(descriptor: OwnedFd) -> Self {
+        // SAFETY: the descriptor is owned, and from here on the socket alone owns it.
+        let socket = unsafe { Socket::from_raw_fd(descriptor.into_raw_fd()) };
+        Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_SIZE) }
+    }
+
+    /// The bare socket, for another process.
+    pub(crate) fn into_descriptor(self) -> OwnedFd {
+        // SAFETY: the socket gives its descriptor up, and from here on the result alone owns it.
+        unsafe { OwnedFd::from_raw_fd(self.socket.into_raw_fd()) }
     }
 
     /// Sends messages in one call and reads every one's acknowledgement: the refused ones, in order.

@@ -1,16 +1,20 @@
 //! The changes that can be asked of rtnetlink, each with the words its refusal is told in.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{
-    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVlan,
-    InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoPortKind, InfoVeth,
+    InfoVlan, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -88,6 +92,48 @@ impl Request {
             subject: format!("create VLAN device {name}"),
             message: RouteNetlinkMessage::NewLink(message),
             flags: NLM_F_CREATE | NLM_F_EXCL,
+        }
+    }
+
+    /// Makes a pair of links of one name, down: one here, one with `mac` in another network namespace.
+    #[must_use]
+    pub fn create_pair(name: &str, here: [u8; 6], there: [u8; 6], namespace: BorrowedFd<'_>) -> Self {
+        let mut peer = named(name);
+        peer.attributes.push(LinkAttribute::Address(there.to_vec()));
+        peer.attributes.push(LinkAttribute::NetNsFd(namespace.as_raw_fd()));
+        let message = create(name, here, InfoKind::Veth, InfoData::Veth(InfoVeth::Peer(peer)));
+        Self {
+            subject: format!("create the pair of links {name}"),
+            message: RouteNetlinkMessage::NewLink(message),
+            flags: NLM_F_CREATE | NLM_F_EXCL,
+        }
+    }
+
+    /// Gives a link the MAC that it has, which has it say who it is (`arp_notify`).
+    #[must_use]
+    pub fn announce(name: &str, mac: [u8; 6]) -> Self {
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::Address(mac.to_vec()));
+        Self::change(format!("announce the addresses of {name}"), message)
+    }
+
+    /// Adds a route by a next hop, or changes the next hop of one to the same destination.
+    #[must_use]
+    pub fn set_route(destination: IpNet, via: IpAddr) -> Self {
+        Self {
+            subject: format!("set the route to {destination} by {via}"),
+            message: RouteNetlinkMessage::NewRoute(route(destination, via)),
+            flags: NLM_F_CREATE | NLM_F_REPLACE,
+        }
+    }
+
+    /// Removes a route.
+    #[must_use]
+    pub fn remove_route(destination: IpNet, via: IpAddr) -> Self {
+        Self {
+            subject: format!("remove the route to {destination} by {via}"),
+            message: RouteNetlinkMessage::DelRoute(route(destination, via)),
+            flags: 0,
         }
     }
 
@@ -302,6 +348,25 @@ fn address_message(index: u32, address: IpNet) -> AddressMessage {
         vec![AddressAttribute::Local(address.addr()), AddressAttribute::Address(address.addr())];
     if let IpNet::V4(net) = address {
         message.attributes.push(AddressAttribute::Broadcast(net.broadcast()));
+    }
+    message
+}
+
+fn route(destination: IpNet, via: IpAddr) -> RouteMessage {
+    let address = |address| match address {
+        IpAddr::V4(address) => RouteAddress::Inet(address),
+        IpAddr::V6(address) => RouteAddress::Inet6(address),
+    };
+    let mut message = RouteMessage::default();
+    message.header.address_family = family_of(via);
+    message.header.destination_prefix_length = destination.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.scope = RouteScope::Universe;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![RouteAttribute::Gateway(address(via))];
+    if destination.prefix_len() > 0 {
+        message.attributes.push(RouteAttribute::Destination(address(destination.network())));
     }
     message
 }

@@ -20,8 +20,9 @@ pub(super) const NFT_MSG_NEWSETELEM: u16 = 12;
 pub(super) const NFT_MSG_GETSETELEM: u16 = 13;
 pub(super) const NFT_MSG_DELSETELEM: u16 = 14;
 
-/// `NFT_CT_STATE` and `NFT_CT_ZONE`.
+/// `NFT_CT_STATE`, `NFT_CT_STATUS` and `NFT_CT_ZONE`.
 const CT_STATE: u32 = 0;
+const CT_STATUS: u32 = 2;
 const CT_ZONE: u32 = 17;
 
 /// `NLA_F_NESTED`.
@@ -32,6 +33,8 @@ const NESTED: u16 = 0x8000;
 pub(super) enum Family {
     /// IPv4 and IPv6.
     Inet = 1,
+    /// IPv4 alone.
+    Ipv4 = 2,
     /// Frames on bridges.
     Bridge = 7,
 }
@@ -102,6 +105,16 @@ pub(super) enum Meta {
 /// Registers of 16 bytes; a concatenated key starts in the first and runs on.
 pub(super) const FIRST: u32 = 1;
 pub(super) const SECOND: u32 = 2;
+/// Registers of 4 bytes, the second and third of those that [`FIRST`] is made of.
+pub(super) const SECOND_WORD: u32 = 9;
+pub(super) const THIRD_WORD: u32 = 10;
+
+/// Which of a packet's addresses is translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Translation {
+    Source = 0,
+    Destination = 1,
+}
 
 /// One step of a rule: the rule ends unnoticed where a step does not hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -112,6 +125,21 @@ pub(super) enum Expression {
     },
     SetMark {
         from: u32,
+    },
+    /// These bytes.
+    Immediate {
+        to: u32,
+        value: Vec<u8>,
+    },
+    /// The packet's connection is translated to the IPv4 address in a register, and to the port in another.
+    Translate {
+        kind: Translation,
+        address: u32,
+        port: Option<u32>,
+    },
+    /// What has happened to the packet's connection, a bit each.
+    ConnectionStatus {
+        to: u32,
     },
     Payload {
         base: Base,
@@ -167,6 +195,15 @@ impl Expression {
         let (name, data) = match self {
             Self::Meta { key, to } => ("meta", new().number(1, *to).number(2, *key as u32)),
             Self::SetMark { from } => ("meta", new().number(2, Meta::Mark as u32).number(3, *from)),
+            Self::Immediate { to, value: bytes } => {
+                ("immediate", new().number(1, *to).nested(2, &value(bytes)))
+            }
+            Self::Translate { kind, address, port } => {
+                let family = u32::from(Family::Ipv4 as u8);
+                let data = new().number(1, *kind as u32).number(2, family).number(3, *address);
+                ("nat", port.iter().fold(data, |data, port| data.number(5, *port)))
+            }
+            Self::ConnectionStatus { to } => ("ct", new().number(1, *to).number(2, CT_STATUS)),
             Self::Payload { base, offset, length, to } => (
                 "payload",
                 new().number(1, *to).number(2, *base as u32).number(3, *offset).number(4, *length),

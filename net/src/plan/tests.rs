@@ -93,6 +93,7 @@ impl FakeHost {
                 let port = self.port(name).ok_or("no port")?;
                 *port = ObservedPort { bridge: Some(bridge.clone()), mtu: *mtu, is_up: true };
             }
+            Operation::Router(..) => return Err("no routers"),
             Operation::RebuildFilter(filter) => self.0.filter = Some(filter.names()),
             Operation::ChangeFilter(change) => {
                 let filter = self.0.filter.as_mut().ok_or("no filter")?;
@@ -178,7 +179,7 @@ fn wanted() -> impl Strategy<Value = HostNetwork> {
         let bridges: Vec<_> = names.iter().cloned().map(wanted_bridge).collect();
         let taps = btree_map(select(tap_names()), wanted_tap(names), 0..4);
         (bridges, taps, btree_map(0..3_u32, wanted_group(), 0..3)).prop_map(|(bridges, taps, groups)| {
-            HostNetwork { bridges: bridges.into_iter().collect(), taps, groups }
+            HostNetwork { bridges: bridges.into_iter().collect(), taps, groups, routers: BTreeMap::new() }
         })
     })
 }
@@ -225,7 +226,7 @@ fn observed() -> impl Strategy<Value = Observed> {
         taps.retain(|name, _| !misshapen.contains(name));
         let filter = earlier.map(|earlier| WantedFilter::of(&earlier, None, TAG).names());
         let foreign = ["lo", "eth0", "br0"].map(str::to_owned).into();
-        Observed { bridges, vxlans, taps, misshapen, foreign, filter }
+        Observed { bridges, vxlans, taps, misshapen, foreign, filter, ..Observed::default() }
     })
 }
 

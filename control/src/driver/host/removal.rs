@@ -74,7 +74,7 @@ pub fn remove_all(run: &Path, patience: Duration) -> Result<Removed, RemovalErro
         removed.instances.push((id, forced));
     }
     if let Some(tag) = network::kept_tag(run) {
-        let mut host = Host::open(tag)?;
+        let mut host = Host::open(tag, Namespaces::Own)?;
         let observed = host.observe()?;
         let links = observed.taps.keys().chain(observed.vxlans.keys()).chain(observed.bridges.keys());
         removed.links = links.chain(&observed.misshapen).cloned().collect();

@@ -1,0 +1,376 @@
+//! Routers against the kernel: namespaces, translation, what is reached and what is not.
+
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use super::*;
+use crate::namespace;
+use crate::plan::{RouterOperation, plan_one_router};
+use crate::spec::{Forwarding, Nat, Outside, Router, RouterLink};
+
+/// A tag for one test: namespaces have names for all of the host, and tests run at once.
+fn tag(test: u16) -> OwnerTag {
+    OwnerTag::new(0x7f00 | test)
+}
+
+const OUTSIDE: u32 = 1;
+const WEB: u32 = 2;
+const DATABASE: u32 = 3;
+const OUTSIDE_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 1, 0, 1];
+const WEB_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 1, 0, 2];
+const DATABASE_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 1, 0, 3];
+
+const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+const FLOATING: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+
+const WEB_GUEST: Peer = Peer { mac: [0xfa, 0x16, 0x3e, 0, 0, 5], address: Ipv4Addr::new(10, 1, 0, 5) };
+const DATABASE_GUEST: Peer = Peer { mac: [0xfa, 0x16, 0x3e, 0, 0, 6], address: Ipv4Addr::new(10, 2, 0, 5) };
+
+/// A guest on each of two networks, and a router between them and the outside, where the host is.
+fn wanted(tag: OwnerTag) -> HostNetwork {
+    let open = |peer: Peer, bridge| Tap {
+        bridge: tag.bridge(bridge),
+        mac: peer.mac,
+        addresses: [IpNet::from(IpAddr::from(peer.address))].into(),
+        ..tap(0, bridge)
+    };
+    let link = |bridge, mac, address: &str| RouterLink {
+        bridge: tag.bridge(bridge),
+        mac,
+        mtu: 1450,
+        addresses: [address.parse().unwrap()].into(),
+    };
+    let outside = Bridge { host_addresses: vec!["203.0.113.1/24".parse().unwrap()], ..bridge() };
+    let router = Router {
+        links: [
+            (tag.router_link(OUTSIDE), link(OUTSIDE, OUTSIDE_MAC, "203.0.113.2/24")),
+            (tag.router_link(WEB), link(WEB, WEB_MAC, "10.1.0.1/24")),
+            (tag.router_link(DATABASE), link(DATABASE, DATABASE_MAC, "10.2.0.1/24")),
+        ]
+        .into(),
+        routes: [("0.0.0.0/0".parse().unwrap(), HOST.into())].into(),
+        nat: Nat {
+            outside: Some(Outside { link: tag.router_link(OUTSIDE), hide_behind: Some(ROUTER) }),
+            ..Nat::default()
+        },
+    };
+    HostNetwork {
+        bridges: [
+            (tag.bridge(OUTSIDE), outside),
+            (tag.bridge(WEB), bridge()),
+            (tag.bridge(DATABASE), bridge()),
+        ]
+        .into(),
+        taps: [(tag.tap(1), open(WEB_GUEST, WEB)), (tag.tap(2), open(DATABASE_GUEST, DATABASE))].into(),
+        groups: network(&[]).groups,
+        routers: [(tag.namespace(1), router)].into(),
+    }
+}
+
+/// Changes the one router's floating addresses and forwardings, with what it has to answer for outside.
+fn translate(wanted: &mut HostNetwork, change: impl FnOnce(&mut Nat)) {
+    let router = wanted.routers.values_mut().next().unwrap();
+    change(&mut router.nat);
+    let own: IpNet = "203.0.113.2/24".parse().unwrap();
+    let floating = router.nat.floating.keys().chain(router.nat.forwardings.keys().map(|f| &f.address));
+    let addresses = floating.map(|address| IpNet::from(IpAddr::from(*address))).chain([own]).collect();
+    let outside = router.nat.outside.as_ref().unwrap().link.clone();
+    router.links.get_mut(&outside).unwrap().addresses = addresses;
+}
+
+/// The network with its hands, removed at the end of the test whatever its end.
+struct Site {
+    tag: OwnerTag,
+    host: Host,
+    wanted: HostNetwork,
+}
+
+impl Site {
+    fn new(test: u16) -> Self {
+        let tag = tag(test);
+        let wanted = wanted(tag);
+        let mut host = Host::open(tag, Namespaces::Own).unwrap();
+        host.remove_all().unwrap();
+        host.converge(&wanted).unwrap();
+        Self { tag, host, wanted }
+    }
+
+    fn guest(&self, number: u32) -> Guest {
+        Guest::named(&self.tag.tap(number))
+    }
+
+    fn translate(&mut self, change: impl FnOnce(&mut Nat)) {
+        translate(&mut self.wanted, change);
+        self.host.converge_router(&self.wanted, &self.tag.namespace(1)).unwrap();
+    }
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        self.host.remove_all().unwrap();
+    }
+}
+
+/// A datagram by way of the router.
+fn send(guest: &Guest, from: Peer, router: [u8; 6], target: Ipv4Addr, ports: (u16, u16), text: &[u8]) {
+    let ends = Ends { source_mac: from.mac, target_mac: router, source: from.address, target };
+    guest.send(&udp_saying(ends, ports.0, ports.1, text));
+}
+
+/// A datagram with this text: its source and target.
+fn received(guest: &Guest, own: Peer, text: &[u8]) -> Option<((Ipv4Addr, u16), (Ipv4Addr, u16))> {
+    let packet = guest.receive_ipv4(own, |packet| packet.get(28..28 + text.len()) == Some(text))?;
+    let address = |at: usize| Ipv4Addr::from(<[u8; 4]>::try_from(&packet[at..at + 4]).unwrap());
+    let port = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+    Some(((address(12), port(20)), (address(16), port(22))))
+}
+
+fn socket(port: u16) -> UdpSocket {
+    let socket = UdpSocket::bind((HOST, port)).unwrap();
+    socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    socket
+}
+
+/// Who sent what the host hears.
+fn heard(socket: &UdpSocket) -> Option<(Ipv4Addr, u16)> {
+    let mut buffer = [0; 64];
+    let (_, from) = socket.recv_from(&mut buffer).ok()?;
+    match from {
+        std::net::SocketAddr::V4(from) => Some((*from.ip(), from.port())),
+        std::net::SocketAddr::V6(_) => None,
+    }
+}
+
+#[test]
+fn converged_router_needs_nothing_more_and_goes_without_a_trace() {
+    in_own_network(|| {
+        let mut site = Site::new(1);
+        site.translate(|nat| {
+            nat.floating.insert(FLOATING, WEB_GUEST.address);
+            let from = Forwarding { address: ROUTER, protocol: 17, port: 53 };
+            nat.forwardings.insert(from, (DATABASE_GUEST.address, 5353));
+        });
+        let observed = site.host.observe().unwrap();
+        assert_eq!(plan(site.tag, &site.wanted, &observed), []);
+        assert_eq!(
+            observed.routers[&site.tag.namespace(1)].nat,
+            Some(site.wanted.routers[&site.tag.namespace(1)].nat.clone())
+        );
+        site.wanted.routers.clear();
+        site.host.converge_router(&site.wanted, &site.tag.namespace(1)).unwrap();
+        let observed = site.host.observe().unwrap();
+        assert_eq!(plan(site.tag, &site.wanted, &observed), []);
+        assert!(!namespace::is_there(&site.tag.namespace(1)));
+        assert_eq!(observed.router_links, BTreeMap::new());
+    });
+}
+
+#[test]
+fn router_that_somebody_removed_or_changed_by_hand_comes_back() {
+    in_own_network(|| {
+        let mut site = Site::new(2);
+        namespace::remove(&site.tag.namespace(1)).unwrap();
+        site.host.converge(&site.wanted).unwrap();
+        assert_eq!(plan(site.tag, &site.wanted, &site.host.observe().unwrap()), []);
+        let link = site.tag.router_link(WEB);
+        netlink::Client::open().unwrap().execute(vec![Request::delete_link(&link)]).unwrap();
+        let planned = plan(site.tag, &site.wanted, &site.host.observe().unwrap());
+        let creates = |operation: &Operation| matches!(operation, Operation::Router(_, RouterOperation::CreateLink { link: made, .. }) if *made == link);
+        assert!(planned.iter().any(creates), "{planned:?}");
+        site.host.converge(&site.wanted).unwrap();
+        assert_eq!(plan(site.tag, &site.wanted, &site.host.observe().unwrap()), []);
+    });
+}
+
+#[test]
+fn networks_reach_each_other_as_they_are_and_the_outside_hidden() {
+    in_own_network(|| {
+        let site = Site::new(3);
+        let (web, database) = (site.guest(1), site.guest(2));
+        send(&web, WEB_GUEST, WEB_MAC, DATABASE_GUEST.address, (1000, 2000), b"between");
+        let between = received(&database, DATABASE_GUEST, b"between");
+        assert_eq!(between, Some(((WEB_GUEST.address, 1000), (DATABASE_GUEST.address, 2000))));
+        let outside = socket(3000);
+        send(&web, WEB_GUEST, WEB_MAC, HOST, (1001, 3000), b"out");
+        let from = heard(&outside).unwrap();
+        assert_eq!(from.0, ROUTER);
+        outside.send_to(b"answer", from).unwrap();
+        let answer = received(&web, WEB_GUEST, b"answer");
+        assert_eq!(answer, Some(((HOST, 3000), (WEB_GUEST.address, 1001))));
+    });
+}
+
+#[test]
+fn inside_is_reached_from_outside_by_floating_addresses_and_forwarded_ports_only() {
+    in_own_network(|| {
+        let mut site = Site::new(4);
+        let (web, database) = (site.guest(1), site.guest(2));
+        // The host knows the way to the inside, as anybody outside may.
+        let mut links = netlink::Client::open().unwrap();
+        links.execute(vec![Request::set_route("10.1.0.0/24".parse().unwrap(), ROUTER.into())]).unwrap();
+        let outside = socket(3001);
+        outside.send_to(b"direct", (WEB_GUEST.address, 7)).unwrap();
+        assert_eq!(received(&web, WEB_GUEST, b"direct"), None);
+        site.translate(|nat| {
+            nat.floating.insert(FLOATING, WEB_GUEST.address);
+            let from = Forwarding { address: ROUTER, protocol: 17, port: 53 };
+            nat.forwardings.insert(from, (DATABASE_GUEST.address, 5353));
+        });
+        outside.send_to(b"floating", (FLOATING, 7)).unwrap();
+        let floating = received(&web, WEB_GUEST, b"floating");
+        assert_eq!(floating, Some(((HOST, 3001), (WEB_GUEST.address, 7))));
+        send(&web, WEB_GUEST, WEB_MAC, HOST, (7, 3001), b"answer");
+        assert_eq!(heard(&outside), Some((FLOATING, 7)));
+        // What it begins itself comes from its floating address, too.
+        send(&web, WEB_GUEST, WEB_MAC, HOST, (1003, 3001), b"begun");
+        assert_eq!(heard(&outside), Some((FLOATING, 1003)));
+        outside.send_to(b"forwarded", (ROUTER, 53)).unwrap();
+        let forwarded = received(&database, DATABASE_GUEST, b"forwarded");
+        assert_eq!(forwarded, Some(((HOST, 3001), (DATABASE_GUEST.address, 5353))));
+        outside.send_to(b"elsewhere", (ROUTER, 54)).unwrap();
+        assert_eq!(received(&database, DATABASE_GUEST, b"elsewhere"), None);
+    });
+}
+
+#[test]
+fn floating_address_is_reached_from_inside_and_answers_come_back_through_the_router() {
+    in_own_network(|| {
+        let mut site = Site::new(5);
+        site.translate(|nat| {
+            nat.floating.insert(FLOATING, WEB_GUEST.address);
+        });
+        let (web, database) = (site.guest(1), site.guest(2));
+        send(&database, DATABASE_GUEST, DATABASE_MAC, FLOATING, (1004, 80), b"hello");
+        let hello = received(&web, WEB_GUEST, b"hello").unwrap();
+        assert_eq!(hello.0.0, ROUTER);
+        send(&web, WEB_GUEST, WEB_MAC, ROUTER, (80, hello.0.1), b"back");
+        let back = received(&database, DATABASE_GUEST, b"back");
+        assert_eq!(back, Some(((FLOATING, 80), (DATABASE_GUEST.address, 1004))));
+    });
+}
+
+#[test]
+fn floating_address_moves_with_an_end_to_its_connections_and_no_others() {
+    in_own_network(|| {
+        let mut site = Site::new(6);
+        let second = Ipv4Addr::new(203, 0, 113, 11);
+        site.translate(|nat| {
+            nat.floating.insert(FLOATING, WEB_GUEST.address);
+            nat.floating.insert(second, DATABASE_GUEST.address);
+        });
+        let (web, database) = (site.guest(1), site.guest(2));
+        let outside = socket(3002);
+        for (address, guest, own, text) in
+            [(FLOATING, &web, WEB_GUEST, b"one".as_slice()), (second, &database, DATABASE_GUEST, b"two")]
+        {
+            outside.send_to(text, (address, 9)).unwrap();
+            assert!(received(guest, own, text).is_some());
+        }
+        let third = Ipv4Addr::new(203, 0, 113, 12);
+        site.translate(|nat| {
+            nat.floating.remove(&second);
+            nat.floating.insert(FLOATING, DATABASE_GUEST.address);
+            nat.floating.insert(third, WEB_GUEST.address);
+        });
+        // The same source and target as before: a tracked connection would still lead to where it did.
+        outside.send_to(b"moved", (FLOATING, 9)).unwrap();
+        let moved = received(&database, DATABASE_GUEST, b"moved");
+        assert_eq!(moved, Some(((HOST, 3002), (DATABASE_GUEST.address, 9))));
+        outside.send_to(b"gone", (second, 9)).unwrap();
+        assert_eq!(received(&database, DATABASE_GUEST, b"gone"), None);
+        outside.send_to(b"third", (third, 9)).unwrap();
+        assert!(received(&web, WEB_GUEST, b"third").is_some());
+        // A change that has nothing to do with a connection leaves it: its answer is translated as its question was.
+        site.translate(|nat| {
+            nat.floating.remove(&FLOATING);
+        });
+        send(&web, WEB_GUEST, WEB_MAC, HOST, (9, 3002), b"still");
+        assert_eq!(heard(&outside), Some((third, 9)));
+    });
+}
+
+#[test]
+fn router_without_hiding_routes_the_inside_as_it_is() {
+    in_own_network(|| {
+        let mut site = Site::new(7);
+        let mut links = netlink::Client::open().unwrap();
+        links.execute(vec![Request::set_route("10.1.0.0/24".parse().unwrap(), ROUTER.into())]).unwrap();
+        site.translate(|nat| nat.outside.as_mut().unwrap().hide_behind = None);
+        let web = site.guest(1);
+        let outside = socket(3003);
+        send(&web, WEB_GUEST, WEB_MAC, HOST, (1005, 3003), b"plain");
+        assert_eq!(heard(&outside), Some((WEB_GUEST.address, 1005)));
+        outside.send_to(b"in", (WEB_GUEST.address, 1006)).unwrap();
+        assert!(received(&web, WEB_GUEST, b"in").is_some());
+    });
+}
+
+#[test]
+fn routers_of_two_tenants_with_the_same_addresses_do_not_meet() {
+    in_own_network(|| {
+        let mut site = Site::new(8);
+        let tag = site.tag;
+        let mut other = site.wanted.routers[&tag.namespace(1)].clone();
+        other.links.clear();
+        for (number, bridge, mac, address) in
+            [(11, OUTSIDE, [0xfa, 0x16, 0x3e, 2, 0, 1], "203.0.113.3/24"), (12, 12, WEB_MAC, "10.1.0.1/24")]
+        {
+            let addresses = [address.parse().unwrap()].into();
+            let link = RouterLink { bridge: tag.bridge(bridge), mac, mtu: 1450, addresses };
+            other.links.insert(tag.router_link(number), link);
+        }
+        let hide_behind = Some(Ipv4Addr::new(203, 0, 113, 3));
+        other.nat.outside = Some(Outside { link: tag.router_link(11), hide_behind });
+        site.wanted.bridges.insert(tag.bridge(12), bridge());
+        let twin = Tap { bridge: tag.bridge(12), ..site.wanted.taps[&tag.tap(1)].clone() };
+        site.wanted.taps.insert(tag.tap(12), twin);
+        site.wanted.routers.insert(tag.namespace(2), other);
+        site.host.converge(&site.wanted).unwrap();
+        let (web, twin, database) = (site.guest(1), site.guest(12), site.guest(2));
+        let outside = socket(3004);
+        for (guest, address) in [(&web, ROUTER), (&twin, Ipv4Addr::new(203, 0, 113, 3))] {
+            send(guest, WEB_GUEST, WEB_MAC, HOST, (1007, 3004), b"who");
+            let from = heard(&outside).unwrap();
+            assert_eq!(from.0, address);
+            outside.send_to(b"you", from).unwrap();
+            assert!(received(guest, WEB_GUEST, b"you").is_some());
+        }
+        send(&twin, WEB_GUEST, WEB_MAC, DATABASE_GUEST.address, (1008, 1), b"across");
+        assert_eq!(received(&database, DATABASE_GUEST, b"across"), None);
+    });
+}
+
+#[test]
+fn making_that_stops_after_any_step_goes_on_and_can_be_undone() {
+    in_own_network(|| {
+        let tag = tag(9);
+        let wanted = wanted(tag);
+        let name = tag.namespace(1);
+        let mut host = Host::open(tag, Namespaces::Own).unwrap();
+        host.remove_all().unwrap();
+        let without = HostNetwork { routers: BTreeMap::new(), ..wanted.clone() };
+        let routers =
+            |wanted: &HostNetwork| HostNetwork { routers: wanted.routers.clone(), ..HostNetwork::default() };
+        let steps = plan_one_router(&routers(&wanted), &Observed::default()).len();
+        assert!(steps > 10);
+        for step in 0..=steps {
+            host.converge(&without).unwrap();
+            let planned = plan_one_router(&routers(&wanted), &Observed::default());
+            host.apply(&planned[..step]).unwrap();
+            // Whoever carries on knows nothing of it.
+            let mut next = Host::open(tag, Namespaces::Own).unwrap();
+            if step % 2 == 0 {
+                next.converge(&wanted).unwrap();
+                assert_eq!(plan(tag, &wanted, &next.observe().unwrap()), []);
+            }
+            next.converge_router(&without, &name).unwrap();
+            assert!(!namespace::is_there(&name));
+            next.converge(&without).unwrap();
+            let observed = next.observe().unwrap();
+            assert_eq!((observed.routers, observed.router_links), (BTreeMap::new(), BTreeMap::new()));
+            host = next;
+        }
+        host.remove_all().unwrap();
+    });
+}
