@@ -138,6 +138,7 @@ impl Host {
             cloud_tag: tag.clone(),
             networks: networks.into_iter().map(|network| (network.id.clone(), network)).collect(),
             groups: BTreeMap::new(),
+            routers: BTreeMap::new(),
         };
         Ok(Self { directory, fail: FailPoints::default(), surroundings: Arc::new(surroundings), tag })
     }
@@ -159,6 +160,7 @@ impl Host {
                 root: self.directory.path().join("volumes"),
                 images: self.directory.path().join("images"),
             },
+            namespaces: net::keeper::Namespaces::Own,
             fail: self.fail.clone(),
         });
         let driver = driver.unwrap();

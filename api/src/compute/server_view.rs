@@ -239,7 +239,7 @@ pub(super) fn addresses(addresses: &[Address], extended: bool) -> Value {
             "addr": address.address,
         });
         if extended {
-            shown["OS-EXT-IPS:type"] = json!("fixed");
+            shown["OS-EXT-IPS:type"] = json!(if address.floating { "floating" } else { "fixed" });
             shown["OS-EXT-IPS-MAC:mac_addr"] = json!(mac_text(address.mac));
         }
         let list = networks.entry(address.network.clone()).or_insert_with(|| json!([]));

@@ -77,6 +77,52 @@ const NETWORKS: [Extension; 10] = [
     ("provider", "Provider Network", "Expose mapping of virtual networks to physical networks"),
 ];
 
+/// Routers and what leads in by them.
+const ROUTERS: [Extension; 10] = [
+    (
+        "expose-port-forwarding-in-fip",
+        "Expose Port Forwarding in FIP",
+        "Add 'port_forwardings' attribute to floating IP.",
+    ),
+    (
+        "ext-gw-mode",
+        "Neutron L3 Configurable external gateway mode",
+        "Extension of the router abstraction for specifying whether SNAT should occur on the external gateway",
+    ),
+    ("extraroute", "Neutron Extra Route", "Extra routes configuration for L3 router"),
+    (
+        "extraroute-atomic",
+        "Atomically add/remove extra routes",
+        "Edit extra routes of a router on server side by atomically adding/removing extra routes",
+    ),
+    (
+        "fip-port-details",
+        "Floating IP Port Details Extension",
+        "Add port_details attribute to Floating IP resource",
+    ),
+    (
+        "floating-ip-port-forwarding",
+        "Floating IP Port Forwarding",
+        "Expose floating IP port forwarding resource",
+    ),
+    (
+        "floating-ip-port-forwarding-description",
+        "Floating IP Port Forwarding new field description",
+        "Add a description field to Port Forwarding rules",
+    ),
+    (
+        "floating-ip-port-forwarding-port-ranges",
+        "Floating IP Port Forwarding support port ranges",
+        "Support port ranges for a port forwarding",
+    ),
+    (
+        "router",
+        "Neutron L3 Router",
+        "Router abstraction for basic L3 forwarding between L2 Neutron networks and access to external networks via a NAT gateway.",
+    ),
+    ("router_availability_zone", "Router Availability Zone", "Availability zone support for router."),
+];
+
 /// Security groups.
 const GROUPS: [Extension; 7] = [
     (
@@ -217,6 +263,7 @@ fn extensions() -> impl Iterator<Item = &'static Extension> {
     SHARED
         .iter()
         .chain(&NETWORKS)
+        .chain(&ROUTERS)
         .chain(&GROUPS)
         .chain(&POOLS)
         .chain(&QOS)
@@ -271,6 +318,8 @@ pub(super) async fn resources(axum::extract::State(state): axum::extract::State<
         resource("subnetpools", "subnetpool"),
         resource("address-scopes", "address_scope"),
         resource("ports", "port"),
+        resource("routers", "router"),
+        resource("floatingips", "floatingip"),
         resource("trunks", "trunk"),
         resource("security-groups", "security_group"),
         resource("security-group-rules", "security_group_rule"),

@@ -6,6 +6,7 @@ mod address_scope;
 mod bulk;
 mod default_rule;
 mod extension;
+mod floating_ip;
 mod host;
 mod listing;
 mod metering;
@@ -13,9 +14,11 @@ mod metering;
 mod network;
 mod number;
 mod port;
+mod port_forwarding;
 mod qos;
 mod quota;
 mod rbac;
+mod router;
 mod security_group;
 mod subnet;
 mod subnet_pool;
@@ -26,6 +29,7 @@ use axum::Json;
 use axum::http::StatusCode;
 use control::model::network::pool::SubnetPool;
 use control::model::network::{Network, Port, SecurityGroup, Subnet};
+use control::model::router::{FloatingIp, Router};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
@@ -33,7 +37,7 @@ use serde_json::{Map, Value, json};
 use self::listing::{listing, shown};
 use self::number::Number;
 use crate::error::Fault;
-use crate::openapi::{Routes, get};
+use crate::openapi::{Routes, get, put};
 
 /// What a handler that makes something answers.
 type Created = Result<(StatusCode, Json<Value>), Fault>;
@@ -50,6 +54,25 @@ pub fn routes() -> Routes {
         .route("/v2.0/subnets/{id}", get(subnet::show).put(subnet::update).delete(subnet::delete))
         .route("/v2.0/ports", get(port::list).post(port::create))
         .route("/v2.0/ports/{id}", get(port::show).put(port::update).delete(port::delete))
+        .route("/v2.0/routers", get(router::list).post(router::create))
+        .route("/v2.0/routers/{id}", get(router::show).put(router::update).delete(router::delete))
+        .route("/v2.0/routers/{id}/add_router_interface", put(router::add_interface))
+        .route("/v2.0/routers/{id}/remove_router_interface", put(router::remove_interface))
+        .route("/v2.0/routers/{id}/add_extraroutes", put(router::add_routes))
+        .route("/v2.0/routers/{id}/remove_extraroutes", put(router::remove_routes))
+        .route("/v2.0/floatingips", get(floating_ip::list).post(floating_ip::create))
+        .route(
+            "/v2.0/floatingips/{id}",
+            get(floating_ip::show).put(floating_ip::update).delete(floating_ip::delete),
+        )
+        .route(
+            "/v2.0/floatingips/{id}/port_forwardings",
+            get(port_forwarding::list).post(port_forwarding::create),
+        )
+        .route(
+            "/v2.0/floatingips/{id}/port_forwardings/{forwarding_id}",
+            get(port_forwarding::show).put(port_forwarding::update).delete(port_forwarding::delete),
+        )
         .route("/v2.0/security-groups", get(security_group::list).post(security_group::create))
         .route(
             "/v2.0/security-groups/{id}",
@@ -78,6 +101,8 @@ pub fn routes() -> Routes {
         .merge(tag::routes::<Subnet>("subnets"))
         .merge(tag::routes::<Port>("ports"))
         .merge(tag::routes::<SecurityGroup>("security-groups"))
+        .merge(tag::routes::<Router>("routers"))
+        .merge(tag::routes::<FloatingIp>("floatingips"))
 }
 
 /// For fields where `null` says something else than absence.

@@ -10,6 +10,7 @@ use control::driver::fail_points::FailPoints;
 use control::driver::fake::FakeDriver;
 use control::driver::host::{HostDriver, HostOptions};
 use control::driver::volumes::{NamedPlace, Place, VolumePaths, Volumes};
+use net::keeper::Namespaces;
 use serde::{Deserialize, Serialize};
 use storage::backup::{LineObjects, Objects};
 use tokio::task::JoinSet;
@@ -43,6 +44,8 @@ pub struct Handover {
     pub volumes: Vec<NamedPlace>,
     /// The line to the bucket of backups, if there is one.
     pub backups: Option<Inherited>,
+    /// The line to who makes routers' network namespaces, unless nobody does.
+    pub namespaces: Option<Inherited>,
     /// Each host's name with its line to control; more than one only with the fake driver.
     pub hosts: Vec<(String, Inherited)>,
 }
@@ -56,6 +59,8 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
     }
     let backups =
         handover.backups.map(Inherited::take).transpose().context("take over the line of backups")?;
+    let namespaces = handover.namespaces.map(Inherited::take).transpose();
+    let namespaces = namespaces.context("take over the line to the keeper of namespaces")?;
     let bucket = backups.map(|line| Arc::new(LineObjects::new(line.into())) as Arc<dyn Objects>);
     terminal::log(&handover.log)?;
     nix::sys::signal::SigSet::empty().thread_set_mask().context("let signals through")?;
@@ -68,7 +73,7 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("start the runtime")?;
-    let served = runtime.block_on(serve(handover.driver, &handover.volumes, bucket, lines));
+    let served = runtime.block_on(serve(handover.driver, &handover.volumes, bucket, namespaces, lines));
     // What a worker still does is healed by the next agent; a guest is not waited for.
     runtime.shutdown_background();
     served
@@ -78,6 +83,7 @@ async fn serve(
     kind: DriverKind,
     volumes: &[NamedPlace],
     bucket: Option<Arc<dyn Objects>>,
+    namespaces: Option<OwnedFd>,
     lines: Vec<(String, OwnedFd)>,
 ) -> anyhow::Result<()> {
     let mut hosts = JoinSet::new();
@@ -85,7 +91,11 @@ async fn serve(
         let root = std::path::Path::new("volumes").join(&name);
         let (places, bucket) = (volumes.to_vec(), bucket.clone());
         let paths = VolumePaths { root, places, images: "control/images".into(), bucket };
-        let driver = driver(kind, paths, &name)?;
+        let namespaces = match &namespaces {
+            Some(line) => Some(line.try_clone().context("share the line to the keeper of namespaces")?),
+            None => None,
+        };
+        let driver = driver(kind, paths, namespaces, &name)?;
         let line = std::os::unix::net::UnixStream::from(line);
         line.set_nonblocking(true)?;
         let line = tokio::net::UnixStream::from_std(line).context("use the line to control")?;
@@ -102,7 +112,12 @@ async fn serve(
     }
 }
 
-fn driver(kind: DriverKind, volumes: VolumePaths, name: &str) -> anyhow::Result<Arc<dyn Driver>> {
+fn driver(
+    kind: DriverKind,
+    volumes: VolumePaths,
+    namespaces: Option<OwnedFd>,
+    name: &str,
+) -> anyhow::Result<Arc<dyn Driver>> {
     match kind {
         DriverKind::Fake => {
             let directory = std::path::Path::new("run").join("fake").join(name);
@@ -117,6 +132,7 @@ fn driver(kind: DriverKind, volumes: VolumePaths, name: &str) -> anyhow::Result<
                 images: "control/images".into(),
                 program: "/proc/self/exe".into(),
                 volumes,
+                namespaces: namespaces.map_or(Namespaces::Own, Namespaces::kept),
                 fail: FailPoints::default(),
             });
             Ok(Arc::new(driver.context("start the kvm driver")?))

@@ -252,16 +252,22 @@ impl Cloud<'_> {
             None => None,
         };
 
+        let keeper = match self.options.driver {
+            DriverKind::Kvm => Some(start_keeper()?),
+            DriverKind::Fake => None,
+        };
         let handover = agent::Handover {
             parent,
             log: self.options.log.clone(),
             driver: self.options.driver,
             volumes: self.options.volumes.clone(),
             backups: backups.as_ref().map(|(_, (_, line))| Inherited::of(line)),
+            namespaces: keeper.as_ref().map(Inherited::of),
             hosts: lines.iter().map(|(name, _, line)| (name.clone(), Inherited::of(line))).collect(),
         };
         let mut fds: Vec<&dyn AsFdDyn> = lines.iter().map(|(_, _, line)| line as &dyn AsFdDyn).collect();
         fds.extend(backups.as_ref().map(|(_, (_, line))| line as &dyn AsFdDyn));
+        fds.extend(keeper.as_ref().map(|line| line as &dyn AsFdDyn));
         let agent = self.start_child("agent", &handover, &fds)?;
 
         let handover = control::Handover {
@@ -424,4 +430,17 @@ fn wait_for_signal(signals: &SignalFd, timeout: Duration) -> anyhow::Result<bool
         Err(rustix::io::Errno::INTR) => Ok(false),
         Err(error) => Err(error).context("wait for signals"),
     }
+}
+
+/// Starts the keeper of namespaces for one agent, on a thread that ends with the line: the line's other end. It is a
+/// thread and no process, since making namespaces is the one right that the agent lacks and this process has anyhow.
+fn start_keeper() -> anyhow::Result<OwnedFd> {
+    let (ours, theirs) = net::keeper::line().context("make the line to the keeper of namespaces")?;
+    let keep = move || {
+        if let Err(error) = net::keeper::serve(&ours) {
+            tracing::error!(%error, "the keeper of namespaces has ended");
+        }
+    };
+    std::thread::Builder::new().name("namespaces".to_owned()).spawn(keep).context("start the keeper")?;
+    Ok(theirs)
 }

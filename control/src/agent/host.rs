@@ -16,13 +16,15 @@ use tokio::task::JoinSet;
 use self::disks::Disks;
 use super::frame::{self, FrameError};
 use super::protocol::{
-    Answer, InstanceObserved, InstanceState, InstanceWanted, PROTOCOL_VERSION, Power, Query, ToAgent,
-    ToControl, Wanted,
+    Answer, InstanceObserved, InstanceState, InstanceWanted, PROTOCOL_VERSION, Power, Query, RouterObserved,
+    ToAgent, ToControl, Wanted,
 };
 use crate::driver::{Driver, Surroundings};
 
 /// How often the agent says that it lives, with fresh figures of the host.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How often the host's networks are looked at without a wish, and mended where somebody else has changed them.
+const HEAL_INTERVAL: Duration = Duration::from_secs(10);
 /// The most instances that are worked on at the same time: enough to keep a host's disks and kernel busy.
 const APPLY_MAX: usize = 16;
 /// The most questions that wait for their answers; more are refused.
@@ -72,6 +74,13 @@ pub async fn serve(
     // Ended with this line, however that ends: also when the future that serves it is dropped.
     let mut sending = JoinSet::new();
     sending.spawn(async move { sender.send(&mut writer).await });
+    let healer = host.clone();
+    sending.spawn(async move {
+        loop {
+            tokio::time::sleep(HEAL_INTERVAL).await;
+            healer.network_work(|driver| driver.heal()).await;
+        }
+    });
     let receive = async {
         while let Some(message) = frame::read(&mut reader).await? {
             host.receive(message).await?;
@@ -102,6 +111,10 @@ struct State {
     instances: HashMap<String, Instance>,
     /// What was observed and not yet sent: only the newest of each instance.
     observed: BTreeMap<String, InstanceObserved>,
+    /// The routers as they were last told of, so that nothing is said twice.
+    routers: BTreeMap<String, RouterObserved>,
+    /// What was observed of routers and not yet sent.
+    routers_observed: BTreeMap<String, RouterObserved>,
     answers: VecDeque<ToControl>,
     queries: usize,
 }
@@ -126,13 +139,14 @@ impl Host {
         match message {
             ToAgent::Wanted(wanted) => self.want(wanted, true).await,
             ToAgent::Change(wanted) => self.want(wanted, false).await,
-            ToAgent::Forget { networks, groups, disks } => {
+            ToAgent::Forget { networks, groups, disks, routers } => {
                 self.disks.forget(&disks);
                 let surroundings = {
                     let mut state = self.state();
                     let mut surroundings = (*state.surroundings).clone();
                     surroundings.networks.retain(|id, _| !networks.contains(id));
                     surroundings.groups.retain(|id, _| !groups.contains(id));
+                    surroundings.routers.retain(|id, _| !routers.contains(id));
                     state.surroundings = Arc::new(surroundings);
                     state.surroundings.clone()
                 };
@@ -146,7 +160,7 @@ impl Host {
         }
     }
 
-    /// Takes over what is wanted; `whole` replaces the networks and groups, else they are added to.
+    /// Takes over what is wanted; `whole` replaces the networks, groups and routers, else they are added to.
     async fn want(self: &Arc<Self>, wanted: Wanted, whole: bool) -> Result<(), HostError> {
         let (surroundings, changed) = {
             let mut state = self.state();
@@ -154,10 +168,12 @@ impl Host {
             if whole {
                 surroundings.networks.clear();
                 surroundings.groups.clear();
+                surroundings.routers.clear();
             }
             surroundings.cloud_tag = wanted.cloud_tag;
             surroundings.networks.extend(wanted.networks.into_iter().map(|n| (n.id.clone(), n)));
             surroundings.groups.extend(wanted.groups.into_iter().map(|g| (g.id.clone(), g)));
+            surroundings.routers.extend(wanted.routers.into_iter().map(|r| (r.id.clone(), r)));
             let changed = whole || surroundings != *state.surroundings;
             if changed {
                 state.surroundings = Arc::new(surroundings);
@@ -196,10 +212,24 @@ impl Host {
     }
 
     async fn surround(self: &Arc<Self>, surroundings: Arc<Surroundings>) {
+        self.network_work(move |driver| driver.surround(&surroundings)).await;
+    }
+
+    /// Has the driver work on the host's networks, and tells what came of the routers.
+    async fn network_work(&self, work: impl FnOnce(&dyn Driver) -> Result<(), String> + Send + 'static) {
         let driver = self.driver.clone();
-        if let Err(error) = run_blocking(move || driver.surround(&surroundings)).await {
+        let (done, routers) = run_blocking(move || (work(&*driver), driver.routers())).await;
+        if let Err(error) = done {
             tracing::error!(error, "the host's networks are not what they shall be");
         }
+        let mut state = self.state();
+        let known: BTreeMap<_, _> = routers.into_iter().map(|router| (router.id.clone(), router)).collect();
+        let news = known.values().filter(|router| state.routers.get(&router.id) != Some(router));
+        let news: Vec<_> = news.cloned().map(|router| (router.id.clone(), router)).collect();
+        state.routers_observed.extend(news);
+        state.routers = known;
+        drop(state);
+        self.outgoing.notify_one();
     }
 
     /// Has an instance applied, now or once more after the worker that has it.
@@ -349,7 +379,10 @@ impl Host {
                         Some(answer) => Some(answer),
                         None => match self.disks.next_report() {
                             Some(report) => Some(ToControl::Disk(report)),
-                            None => state.observed.pop_first().map(|(_, seen)| ToControl::Observed(seen)),
+                            None => match state.routers_observed.pop_first() {
+                                Some((_, router)) => Some(ToControl::Router(router)),
+                                None => state.observed.pop_first().map(|(_, seen)| ToControl::Observed(seen)),
+                            },
                         },
                     }
                 };

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::frame::{self, FrameError};
 use super::protocol::{
     Answer, DiskObserved, DiskWanted, GroupWanted, HostReport, InstanceObserved, InstanceWanted,
-    NetworkWanted, PROTOCOL_VERSION, Query, ToAgent, ToControl, Wanted,
+    NetworkWanted, PROTOCOL_VERSION, Query, RouterObserved, RouterWanted, ToAgent, ToControl, Wanted,
 };
 
 /// A line on which nothing is heard for so long is cut: four heartbeats.
@@ -56,6 +56,13 @@ pub enum AgentEvent {
         host: String,
         /// The disk.
         disk: DiskObserved,
+    },
+    /// What became of a router that is wanted of this host.
+    Router {
+        /// The host's name.
+        host: String,
+        /// The router.
+        router: RouterObserved,
     },
     /// The line to the host has ended.
     Gone {
@@ -308,6 +315,10 @@ impl Agents {
                     // What is wanted of a disk is kept by host: a report about another's finds nothing.
                     self.event(AgentEvent::Disk { host: line.host.clone(), disk }).await?;
                 }
+                Some(ToControl::Router(router)) => {
+                    // Whether the router is this host's is seen where its rows are.
+                    self.event(AgentEvent::Router { host: line.host.clone(), router }).await?;
+                }
                 Some(ToControl::Answer { number, answer }) => {
                     if let Some(asker) = lock(&line.queries).waiting.remove(&number) {
                         // Whoever asked may have stopped waiting.
@@ -339,6 +350,7 @@ struct Told {
     groups: BTreeMap<String, GroupWanted>,
     instances: BTreeMap<String, InstanceWanted>,
     disks: BTreeMap<String, DiskWanted>,
+    routers: BTreeMap<String, RouterWanted>,
 }
 
 impl Told {
@@ -350,17 +362,20 @@ impl Told {
         let groups: BTreeMap<_, _> = wanted.groups.into_iter().map(|g| (g.id.clone(), g)).collect();
         let instances: BTreeMap<_, _> = wanted.instances.into_iter().map(|i| (i.id.clone(), i)).collect();
         let disks: BTreeMap<_, _> = wanted.disks.into_iter().map(|d| (d.id.clone(), d)).collect();
+        let routers: BTreeMap<_, _> = wanted.routers.into_iter().map(|r| (r.id.clone(), r)).collect();
         let change = Wanted {
             cloud_tag: wanted.cloud_tag.clone(),
             networks: differing(&self.networks, &networks),
             groups: differing(&self.groups, &groups),
             instances: differing(&self.instances, &instances),
             disks: differing(&self.disks, &disks),
+            routers: differing(&self.routers, &routers),
         };
         let empty = change.networks.is_empty()
             && change.groups.is_empty()
             && change.instances.is_empty()
-            && change.disks.is_empty();
+            && change.disks.is_empty()
+            && change.routers.is_empty();
         if whole {
             messages.push(ToAgent::Wanted(change));
         } else if !empty || tag_changed {
@@ -369,11 +384,16 @@ impl Told {
         let gone_networks = gone(&self.networks, &networks);
         let gone_groups = gone(&self.groups, &groups);
         let gone_disks = gone(&self.disks, &disks);
-        if !gone_networks.is_empty() || !gone_groups.is_empty() || !gone_disks.is_empty() {
-            let (networks, groups, disks) = (gone_networks, gone_groups, gone_disks);
-            messages.push(ToAgent::Forget { networks, groups, disks });
+        let gone_routers = gone(&self.routers, &routers);
+        if ![&gone_networks, &gone_groups, &gone_disks, &gone_routers].iter().all(|gone| gone.is_empty()) {
+            messages.push(ToAgent::Forget {
+                networks: gone_networks,
+                groups: gone_groups,
+                disks: gone_disks,
+                routers: gone_routers,
+            });
         }
-        *self = Self { cloud_tag: wanted.cloud_tag, networks, groups, instances, disks };
+        *self = Self { cloud_tag: wanted.cloud_tag, networks, groups, instances, disks, routers };
         messages
     }
 }

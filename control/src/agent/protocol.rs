@@ -9,7 +9,7 @@
 //! Absence never deletes: what shall go is named as such ([`Power::Deleted`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ pub use super::disk::{
 /// The longest frame in bytes: a few thousand instances' wanted state with room to spare.
 pub const FRAME_BYTES_MAX: u32 = 64 << 20;
 /// The protocol's version; two ends that differ part with a clear error. Since 2 disks may have keys: who does not know
-/// them would keep in the clear what shall be encrypted. Since 3 root disks can be brought out.
+/// them would keep in the clear what shall be encrypted. Since 3 root disks can be brought out, and there are routers.
 pub const PROTOCOL_VERSION: u32 = 3;
 
 /// From control to an agent.
@@ -34,7 +34,7 @@ pub enum ToAgent {
     Wanted(Wanted),
     /// What changed since: each part present replaces the one with the same id.
     Change(Wanted),
-    /// These networks and groups are no longer needed by any instance of the host.
+    /// These networks, groups and routers are no longer wanted of the host.
     Forget {
         /// Network ids.
         networks: Vec<String>,
@@ -43,6 +43,9 @@ pub enum ToAgent {
         /// Disks of which nothing is wanted any more; they stay as they are.
         #[serde(default)]
         disks: Vec<String>,
+        /// Routers, which go.
+        #[serde(default)]
+        routers: Vec<String>,
     },
     /// A question; answered by [`ToControl::Answer`] with the same number.
     Query {
@@ -72,6 +75,8 @@ pub enum ToControl {
     Observed(InstanceObserved),
     /// A disk is what it shall be, or cannot be made so.
     Disk(DiskObserved),
+    /// A router is what it shall be, or cannot be made so.
+    Router(RouterObserved),
     /// The answer to a query.
     Answer {
         /// The question's number.
@@ -86,7 +91,7 @@ pub enum ToControl {
 pub struct Wanted {
     /// The cloud's tag in the names of links, four hexadecimal digits.
     pub cloud_tag: String,
-    /// The networks that the instances below need, and those the host itself serves as a gateway.
+    /// The networks that the instances and routers below need.
     pub networks: Vec<NetworkWanted>,
     /// The security groups that the ports below name.
     pub groups: Vec<GroupWanted>,
@@ -95,6 +100,9 @@ pub struct Wanted {
     /// The disks of the volume backend that are not yet as they shall be.
     #[serde(default)]
     pub disks: Vec<DiskWanted>,
+    /// The routers. They hold nothing and are made in milliseconds, so one that the whole wanted state does not name goes.
+    #[serde(default)]
+    pub routers: Vec<RouterWanted>,
 }
 
 /// One network on one host.
@@ -117,6 +125,78 @@ pub struct GroupWanted {
     pub id: String,
     /// What it allows; members of remote groups stand as addresses.
     pub rules: BTreeSet<net::spec::Rule>,
+}
+
+/// A router as it shall be.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouterWanted {
+    /// The router's id.
+    pub id: String,
+    /// Its ports.
+    pub links: Vec<RouterLinkWanted>,
+    /// Routes beside those that its addresses give: destination and next hop.
+    pub routes: BTreeSet<(IpNet, IpAddr)>,
+    /// The port that leads outside, with the address that what has none of its own there is hidden behind.
+    pub outside: Option<(String, Option<Ipv4Addr>)>,
+    /// Addresses outside, each with the one inside that it stands for.
+    pub floating: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
+    /// Ports outside, each with where it leads.
+    pub forwardings: BTreeSet<ForwardingWanted>,
+}
+
+/// A port of a router.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouterLinkWanted {
+    /// The port's id.
+    pub port_id: String,
+    /// The network's id.
+    pub network_id: String,
+    /// The router's MAC address there.
+    pub mac: [u8; 6],
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// The router's own addresses there.
+    pub addresses: BTreeSet<IpNet>,
+}
+
+/// One forwarded port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ForwardingWanted {
+    /// The address outside.
+    pub address: Ipv4Addr,
+    /// The IP protocol number.
+    pub protocol: u8,
+    /// The port outside.
+    pub port: u16,
+    /// The address inside.
+    pub to: Ipv4Addr,
+    /// The port inside.
+    pub to_port: u16,
+}
+
+/// A router as its host has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouterObserved {
+    /// The router's id.
+    pub id: String,
+    /// The ids of the ports that it has up.
+    pub ports: BTreeSet<String>,
+    /// The floating addresses that it translates, each with the one inside.
+    pub floating: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
+    /// Why it is not as it shall be: one sentence.
+    pub fault: Option<String>,
+}
+
+impl RouterObserved {
+    /// All that is wanted.
+    pub fn whole(wanted: &RouterWanted) -> Self {
+        Self {
+            id: wanted.id.clone(),
+            ports: wanted.links.iter().map(|link| link.port_id.clone()).collect(),
+            floating: wanted.floating.clone(),
+            fault: None,
+        }
+    }
 }
 
 /// What an instance shall be doing.

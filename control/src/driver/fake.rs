@@ -16,7 +16,7 @@ use super::volumes::Volumes;
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake, instance_id_is_safe};
 use crate::agent::protocol::{
     DiskFound, DiskObserved, DiskShape, DiskWanted, HostReport, InstanceObserved, InstanceState,
-    InstanceWanted, PoolReport, Power,
+    InstanceWanted, PoolReport, Power, RouterObserved,
 };
 
 /// What a fake host claims to have, unless told otherwise: a common server's size.
@@ -32,6 +32,7 @@ pub struct FakeDriver {
     directory: Option<PathBuf>,
     started: Instant,
     instances: Mutex<HashMap<String, FakeInstance>>,
+    routers: Mutex<Vec<RouterObserved>>,
     /// Volumes are as real as on any host.
     volumes: Option<Volumes>,
 }
@@ -60,6 +61,7 @@ impl FakeDriver {
             directory,
             started: Instant::now(),
             instances: Mutex::new(HashMap::new()),
+            routers: Mutex::default(),
             volumes: None,
         })
     }
@@ -168,8 +170,18 @@ impl Driver for FakeDriver {
         self.instances().values().map(|instance| instance.observed.clone()).collect()
     }
 
-    fn surround(&self, _surroundings: &Arc<Surroundings>) -> Result<(), String> {
+    fn surround(&self, surroundings: &Arc<Surroundings>) -> Result<(), String> {
+        let routers = surroundings.routers.values().map(RouterObserved::whole).collect();
+        *self.routers.lock().unwrap_or_else(PoisonError::into_inner) = routers;
         Ok(())
+    }
+
+    fn heal(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn routers(&self) -> Vec<RouterObserved> {
+        self.routers.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn apply(

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::agent::protocol::{
     DiskFound, DiskObserved, DiskWanted, GroupWanted, HostReport, InstanceObserved, InstanceWanted,
-    NetworkWanted,
+    NetworkWanted, RouterObserved, RouterWanted,
 };
 
 /// The most console text one question is answered with, in bytes: all that a VMM keeps.
@@ -34,6 +34,8 @@ pub struct Surroundings {
     pub networks: BTreeMap<String, NetworkWanted>,
     /// The security groups by id.
     pub groups: BTreeMap<String, GroupWanted>,
+    /// The routers by id.
+    pub routers: BTreeMap<String, RouterWanted>,
 }
 
 /// Where an instance stands after [`Driver::apply`].
@@ -72,9 +74,18 @@ pub trait Driver: Send + Sync + 'static {
     /// Finds and takes over what runs from before; called once, before everything else.
     fn adopt(&self, wake: Wake) -> Vec<InstanceObserved>;
 
-    /// Brings the networks in use and the groups' rules to what is wanted. Called before
+    /// Brings the networks in use, the groups' rules and the routers to what is wanted. Called before
     /// the instances that need them and again whenever one changes; repeating it changes nothing.
     fn surround(&self, surroundings: &Arc<Surroundings>) -> Result<(), String>;
+
+    /// How far the routers are, after [`Driver::surround`].
+    fn routers(&self) -> Vec<RouterObserved>;
+
+    /// Looks whether the networks and routers still are as they shall be, and mends what somebody else has changed.
+    ///
+    /// # Errors
+    /// One sentence.
+    fn heal(&self) -> Result<(), String>;
 
     /// Brings one instance to what is wanted and says where it stands. Level-triggered: repeating it changes
     /// nothing; a crash at any point is healed by the next call. A failure is an observed state with a fault.

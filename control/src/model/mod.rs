@@ -9,6 +9,7 @@ pub mod image;
 pub mod metadef;
 pub mod network;
 pub mod quota;
+pub mod router;
 pub mod volume;
 
 use crate::store::{Kinds, Row};
@@ -78,6 +79,10 @@ rows! {
     network::rbac::RbacPolicy: "rbac_policy", 1, |row| &row.key;
     network::pool::AddressScope: "address_scope", 1, |row| &row.standard.id;
     network::pool::SubnetPool: "subnet_pool", 1, |row| &row.standard.id;
+    router::Router: "router", 1, |row| &row.standard.id;
+    router::FloatingIp: "floating_ip", 1, |row| &row.standard.id;
+    router::PortForwarding: "port_forwarding", 1, |row| &row.standard.id;
+    router::RouterState: "router_state", 1, |row| &row.id;
     compute::Flavor: "flavor", 1, |row| &row.id;
     compute::Keypair: "keypair", 1, |row| &row.id;
     compute::Server: "server", 1, |row| &row.id;

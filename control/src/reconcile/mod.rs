@@ -7,6 +7,7 @@
 pub(crate) mod image_task;
 pub(crate) mod metadata;
 mod place;
+mod router;
 pub mod wanted;
 
 use std::collections::{BTreeSet, HashMap};
@@ -20,11 +21,13 @@ use tokio::task::JoinHandle;
 
 use crate::Control;
 use crate::agent::link::{AgentEvent, Agents, SILENCE_MAX, WantedSource};
-use crate::agent::protocol::{DiskObserved, HostReport, InstanceObserved, InstanceState, Power};
+use crate::agent::protocol::{
+    DiskObserved, HostReport, InstanceObserved, InstanceState, Power, RouterObserved,
+};
 use crate::error::{Error, Result};
 use crate::model::compute::{Cloud, Fault, Host, Server, VmState};
 use crate::model::volume::{DiskWork, Status, Volume, VolumeAttachment};
-use crate::model::{network, random_hex_id};
+use crate::model::{network, random_hex_id, router as router_rows};
 use crate::scheduler::{Allocation, Scheduler};
 use crate::service::db::Db;
 use crate::service::server::lifecycle::{fail_building, observe};
@@ -262,12 +265,15 @@ async fn follow(control: &Control, rows: &[(&'static str, String)], patient: boo
 }
 
 /// Kinds of rows that a host's wanted state is made of besides servers and ports.
-const NETWORK_KINDS: [&str; 5] = [
+const NETWORK_KINDS: [&str; 8] = [
     network::Network::KIND,
     network::Subnet::KIND,
     network::SecurityGroup::KIND,
     network::SecurityGroupRule::KIND,
     network::address_group::AddressGroup::KIND,
+    router_rows::Router::KIND,
+    router_rows::FloatingIp::KIND,
+    router_rows::PortForwarding::KIND,
 ];
 
 /// Takes in reports until the agents' registry is gone. Of what has come meanwhile, only the newest of each instance
@@ -276,9 +282,10 @@ async fn take_reports(control: Arc<Control>, mut events: mpsc::Receiver<AgentEve
     let mut batch = Vec::with_capacity(EVENTS_MAX);
     let mut instances: HashMap<(String, String), InstanceObserved> = HashMap::new();
     let mut disks: HashMap<(String, String), DiskObserved> = HashMap::new();
+    let mut routers: HashMap<(String, String), RouterObserved> = HashMap::new();
     loop {
         let received = events.recv_many(&mut batch, EVENTS_MAX);
-        let received = if disks.is_empty() && instances.is_empty() {
+        let received = if disks.is_empty() && instances.is_empty() && routers.is_empty() {
             received.await
         } else {
             // None have come, but some are kept.
@@ -301,6 +308,9 @@ async fn take_reports(control: Arc<Control>, mut events: mpsc::Receiver<AgentEve
                 AgentEvent::Observed { host, instance } => {
                     instances.insert((host, instance.id.clone()), instance);
                 }
+                AgentEvent::Router { host, router } => {
+                    routers.insert((host, router.id.clone()), router);
+                }
                 AgentEvent::Disk { host, disk } => {
                     disks.insert((host, disk.id.clone()), disk);
                 }
@@ -311,8 +321,14 @@ async fn take_reports(control: Arc<Control>, mut events: mpsc::Receiver<AgentEve
         }
         let control = &control;
         each(hosts.into_values().collect(), |host| async move { control.host_reported(&host).await }).await;
-        let (kept_disks, kept_instances) = (Mutex::default(), Mutex::default());
-        let (kept_disks, kept_instances) = (&kept_disks, &kept_instances);
+        let (kept_disks, kept_instances, kept_routers) =
+            (&Mutex::default(), &Mutex::default(), &Mutex::default());
+        each(routers.drain().collect(), |(id, router)| async move {
+            let taken = control.router_observed(&id.0, &router).await;
+            keep(kept_routers, &taken, id, router);
+            taken
+        })
+        .await;
         each(disks.drain().collect(), |(id, disk)| async move {
             let taken = control.disk_observed(&id.0, &disk).await;
             keep(kept_disks, &taken, id, disk);
@@ -325,6 +341,7 @@ async fn take_reports(control: Arc<Control>, mut events: mpsc::Receiver<AgentEve
             taken
         })
         .await;
+        routers.extend(kept_routers.lock().unwrap_or_else(PoisonError::into_inner).drain());
         disks.extend(kept_disks.lock().unwrap_or_else(PoisonError::into_inner).drain());
         instances.extend(kept_instances.lock().unwrap_or_else(PoisonError::into_inner).drain());
         if connected {

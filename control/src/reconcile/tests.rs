@@ -206,6 +206,12 @@ where
     fn surround(&self, surroundings: &Arc<Surroundings>) -> std::result::Result<(), String> {
         self.fake.surround(surroundings)
     }
+    fn routers(&self) -> Vec<RouterObserved> {
+        self.fake.routers()
+    }
+    fn heal(&self) -> std::result::Result<(), String> {
+        self.fake.heal()
+    }
     fn apply(
         &self,
         wanted: &InstanceWanted,

@@ -13,6 +13,7 @@ use crate::model::volume::{Backup, DiskTask, DiskWork, Snapshot, Status, Volume}
 use crate::service::disk_limits;
 use crate::service::host::DEFAULT_ZONE;
 use crate::service::nic::nics_wanted;
+use crate::service::router::wanted::routers_wanted;
 use crate::service::volume::encryption::cipher;
 use crate::store::Cache;
 use crate::token::MasterKey;
@@ -23,6 +24,9 @@ pub fn host_wanted(cache: &Cache, master: &MasterKey, cloud_tag: &str, host: &st
     let mut wanted = Wanted { cloud_tag: cloud_tag.to_owned(), ..Wanted::default() };
     let works = cache.list_under::<DiskWork>(&format!("{host}/"));
     wanted.disks.extend(works.iter().map(|work| disk_wanted(cache, master, &work.row)));
+    let routers = routers_wanted(cache, host);
+    wanted.routers = routers.routers;
+    wanted.networks = routers.networks.values().cloned().collect();
     let Some(claims) = cache.get::<HostClaims>(host) else { return wanted };
     let zone = cache.get::<Host>(host).map_or_else(|| DEFAULT_ZONE.to_owned(), |host| host.row.zone.clone());
     let servers = claims.row.servers.keys().filter_map(|id| cache.get::<Server>(id));
@@ -37,7 +41,8 @@ pub fn host_wanted(cache: &Cache, master: &MasterKey, cloud_tag: &str, host: &st
         // A row went away between the check and the use: the change that took it tells this host again.
         return wanted;
     };
-    wanted.networks = resolved.networks;
+    let others = resolved.networks.into_iter().filter(|network| !routers.networks.contains_key(&network.id));
+    wanted.networks.extend(others);
     wanted.groups = resolved.groups;
     let nics: BTreeMap<&str, &NicWanted> =
         resolved.nics.iter().map(|nic| (nic.port_id.as_str(), nic)).collect();

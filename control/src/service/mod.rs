@@ -33,6 +33,7 @@ pub mod prefix;
 pub mod qos;
 pub mod quota;
 pub mod rbac;
+pub mod router;
 pub mod security_group;
 pub mod server;
 pub mod subnet;

@@ -11,6 +11,7 @@ use super::network_resource::sees;
 use super::port::{
     FixedIpWish, OWNER_COMPUTE, PortCreate, PortOwner, add_port, build_port, owned_port, remove_port,
 };
+use super::router::floating_ip::abandon_port;
 use super::security_group::groups_wanted;
 use crate::Control;
 use crate::agent::protocol::{GroupWanted, NetworkWanted, NicWanted};
@@ -165,6 +166,7 @@ impl Control {
     pub(crate) fn release_server_ports(cache: &Cache, mut txn: Txn, server_id: &str) -> Txn {
         for stored in server_ports(cache, server_id) {
             if stored.row.owned_by_server {
+                txn = abandon_port(cache, txn, &stored.row.standard.id);
                 txn = remove_port(txn, &stored);
             } else {
                 let mut port = stored.row.clone();

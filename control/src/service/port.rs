@@ -1,6 +1,6 @@
 //! Ports: where something is on a network, with its MAC address, its addresses and its security groups.
 
-mod address;
+pub(crate) mod address;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -24,6 +24,7 @@ use crate::policy::{require_admin, require_member};
 use crate::service::qos;
 use crate::service::quota::{self, Resource};
 use crate::service::rbac;
+use crate::service::router::floating_ip::abandon_port;
 use crate::store::{Cache, Stored, Txn};
 
 /// The owner of ports that DHCP answers come from.
@@ -226,7 +227,8 @@ impl Control {
                         ),
                     ));
                 }
-                super::trunk::check_port_free(cache, remove_port(Txn::new(), &stored), id)
+                let txn = remove_port(abandon_port(cache, Txn::new(), id), &stored);
+                super::trunk::check_port_free(cache, txn, id)
             })
             .await
     }
@@ -270,7 +272,7 @@ pub(crate) fn add_port(mut txn: Txn, port: &Port) -> Txn {
     for key in unique_keys(port) {
         txn = txn.unique(&key);
     }
-    quota::charge(txn, &port.standard.project_id, &[(Resource::Ports, 1)])
+    charge(txn, port, 1)
 }
 
 /// Adds a change of a port to a transaction, with its unique addresses.
@@ -291,7 +293,13 @@ pub(crate) fn remove_port(mut txn: Txn, port: &Stored<Port>) -> Txn {
     for key in unique_keys(&port.row) {
         txn = txn.release(&key);
     }
-    quota::charge(txn, &port.row.standard.project_id, &[(Resource::Ports, -1)])
+    charge(txn, &port.row, -1)
+}
+
+/// The network service's own ports belong to no project.
+fn charge(txn: Txn, port: &Port, change: i64) -> Txn {
+    let owner = &port.standard.project_id;
+    if owner.is_empty() { txn } else { quota::charge(txn, owner, &[(Resource::Ports, change)]) }
 }
 
 fn unique_keys(port: &Port) -> Vec<String> {

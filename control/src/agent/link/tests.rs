@@ -170,6 +170,7 @@ fn only_what_differs_is_told_and_what_is_gone_is_forgotten() {
         groups: Vec::new(),
         instances: vec![instance_wanted("a")],
         disks: vec![disk.clone()],
+        routers: Vec::new(),
     };
     assert_eq!(told.advance(wanted.clone(), true), vec![ToAgent::Wanted(wanted.clone())]);
     assert_eq!(told.advance(wanted.clone(), false), Vec::new());
@@ -177,6 +178,11 @@ fn only_what_differs_is_told_and_what_is_gone_is_forgotten() {
     wanted.disks.clear();
     let change =
         Wanted { cloud_tag: "0abc".into(), networks: vec![network("n1", 1450)], ..Wanted::default() };
-    let forget = ToAgent::Forget { networks: vec!["n2".into()], groups: Vec::new(), disks: vec!["d".into()] };
+    let forget = ToAgent::Forget {
+        networks: vec!["n2".into()],
+        groups: Vec::new(),
+        disks: vec!["d".into()],
+        routers: Vec::new(),
+    };
     assert_eq!(told.advance(wanted, false), vec![ToAgent::Change(change), forget]);
 }

@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use net::keeper::Namespaces;
 use vmm::rpc::{Client, VmState};
 
 use self::cgroup::Cgroups;
@@ -35,7 +36,7 @@ use super::volumes::{VolumePaths, Volumes};
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake};
 use crate::agent::protocol::{
     DiskFound, DiskObserved, DiskShape, DiskWanted, HostReport, InstanceObserved, InstanceState,
-    InstanceWanted, NicWanted, Power,
+    InstanceWanted, NicWanted, Power, RouterObserved,
 };
 
 pub use self::removal::{Removed, remove_all};
@@ -61,6 +62,8 @@ pub struct HostOptions {
     pub program: String,
     /// Where volumes are.
     pub volumes: VolumePaths,
+    /// Who makes routers' network namespaces.
+    pub namespaces: Namespaces,
     /// Steps that a test has fail.
     pub fail: FailPoints,
 }
@@ -117,7 +120,7 @@ impl HostDriver {
     /// Opens the run directory, which exists. Changes nothing.
     pub fn new(options: HostOptions) -> io::Result<Self> {
         Ok(Self {
-            network: Network::new(&options.run),
+            network: Network::new(&options.run, options.namespaces),
             cgroups: Cgroups::find(),
             exits: Exits::start()?,
             volumes: Volumes::open(options.volumes).map_err(|error| io::Error::other(sentence(&error)))?,
@@ -299,6 +302,14 @@ impl Driver for HostDriver {
 
     fn surround(&self, surroundings: &Arc<Surroundings>) -> Result<(), String> {
         self.network.surround(surroundings, &self.running_nics()).map_err(|error| sentence(&error))
+    }
+
+    fn routers(&self) -> Vec<RouterObserved> {
+        self.network.routers()
+    }
+
+    fn heal(&self) -> Result<(), String> {
+        self.network.heal().map_err(|error| sentence(&error))
     }
 
     fn apply(

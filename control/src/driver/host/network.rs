@@ -1,7 +1,9 @@
 //! The instances' part of the host's network: from networks, groups and devices to bridges, taps and rules.
 //!
-//! What the host shall have is kept here as one [`HostNetwork`]; single ports take `net`'s short way, everything
+//! Routers are in [`router`]. What the host shall have is kept here as one [`HostNetwork`]; single ports take `net`'s short way, everything
 //! else is looked at and planned.
+
+mod router;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,8 +13,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use net::apply::Host;
+use net::keeper::Namespaces;
 use net::names::{InvalidOwnerTag, OwnerTag, short_id};
-use net::spec::{Bridge, Group, HostNetwork, InterfaceName, Tap};
+use net::spec::{Bridge, Group, HostNetwork, InterfaceName, NamespaceName, Tap};
 
 use crate::agent::protocol::{NetworkWanted, NicWanted};
 use crate::driver::Surroundings;
@@ -51,6 +54,7 @@ pub(super) enum Error {
 /// The host's network.
 pub(super) struct Network {
     run: PathBuf,
+    namespaces: Namespaces,
     state: Mutex<State>,
 }
 
@@ -58,14 +62,16 @@ pub(super) struct Network {
 struct State {
     host: Option<Host>,
     wanted: HostNetwork,
-    /// Whose each link is: the id of the network or port.
+    /// Whose each link or namespace is: the id of the network, port or router.
     owners: BTreeMap<InterfaceName, String>,
+    /// The routers that are asked for, by their namespaces.
+    routers: BTreeMap<NamespaceName, router::Known>,
 }
 
 impl Network {
     /// Nothing is known or changed yet.
-    pub(super) fn new(run: &Path) -> Self {
-        Self { run: run.to_path_buf(), state: Mutex::default() }
+    pub(super) fn new(run: &Path, namespaces: Namespaces) -> Self {
+        Self { run: run.to_path_buf(), namespaces, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -73,13 +79,13 @@ impl Network {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the networks that are in use and the rules of all groups what is wanted, and keeps the taps of what
-    /// runs: `running` are the devices of all instances with a process.
+    /// Makes the networks that are in use, the rules of all groups and the routers what is wanted, and keeps the taps of
+    /// what runs: `running` are the devices of all instances with a process.
     pub(super) fn surround(&self, surroundings: &Surroundings, running: &[NicWanted]) -> Result<(), Error> {
         let mut state = self.state();
         let is_first = state.host.is_none();
-        let tag = state.open(&self.run, &surroundings.cloud_tag)?;
-        let before = state.wanted.clone();
+        let tag = state.open(self, &surroundings.cloud_tag)?;
+        let mut before = state.wanted.clone();
         for network in surroundings.networks.values() {
             let name = tag.bridge(short_id(network.id.as_bytes()));
             if state.wanted.bridges.contains_key(&name) {
@@ -103,8 +109,14 @@ impl Network {
                 *kept = Group { rules: group.rules.clone() };
             }
         }
+        state.want_routers(tag, surroundings);
         state.sweep();
-        if is_first || state.wanted != before { state.converge() } else { Ok(()) }
+        let routers_before = std::mem::replace(&mut before.routers, state.wanted.routers.clone());
+        if is_first || state.wanted != before {
+            return state.converge();
+        }
+        state.converge_routers(&routers_before);
+        Ok(())
     }
 
     /// Makes the devices' taps, all or none, and opens them in order.
@@ -114,7 +126,7 @@ impl Network {
         nics: &[NicWanted],
     ) -> Result<Vec<OwnedFd>, Error> {
         let mut state = self.state();
-        let tag = state.open(&self.run, &surroundings.cloud_tag)?;
+        let tag = state.open(self, &surroundings.cloud_tag)?;
         let mut taps = Vec::with_capacity(nics.len());
         for nic in nics {
             let wanted = network_of(surroundings, nic)
@@ -140,7 +152,7 @@ impl Network {
     /// Brings the taps of an instance that runs to what is wanted of them now.
     pub(super) fn update(&self, surroundings: &Surroundings, nics: &[NicWanted]) -> Result<(), Error> {
         let mut state = self.state();
-        let tag = state.open(&self.run, &surroundings.cloud_tag)?;
+        let tag = state.open(self, &surroundings.cloud_tag)?;
         let before = state.wanted.clone();
         for nic in nics {
             state.want_nic(tag, surroundings, network_of(surroundings, nic)?, nic)?;
@@ -154,13 +166,14 @@ impl Network {
             return Ok(());
         }
         let mut state = self.state();
-        let tag = state.open(&self.run, &surroundings.cloud_tag)?;
+        let tag = state.open(self, &surroundings.cloud_tag)?;
         state.remove(tag, nics)
     }
 }
 
 impl State {
-    fn open(&mut self, run: &Path, tag: &str) -> Result<OwnerTag, Error> {
+    fn open(&mut self, network: &Network, tag: &str) -> Result<OwnerTag, Error> {
+        let run = &network.run;
         let tag: OwnerTag = tag.parse()?;
         match self.host.as_ref().map(Host::tag).or_else(|| kept_tag(run)) {
             Some(kept) if kept != tag => {
@@ -170,7 +183,7 @@ impl State {
             None => fs::write(run.join(TAG_FILE), tag.to_string()).map_err(Error::KeepTag)?,
         }
         if self.host.is_none() {
-            self.host = Some(Host::open(tag)?);
+            self.host = Some(Host::open(tag, network.namespaces.clone())?);
         }
         Ok(tag)
     }
@@ -242,19 +255,34 @@ impl State {
         outcome
     }
 
-    /// Stops wanting bridges and groups that no tap needs, those with the host's own address too; returns whether a bridge was among them.
+    /// Stops wanting bridges that no tap and no router needs, those with the host's own address too, and groups that no
+    /// tap needs; returns whether a bridge was among them.
     fn sweep(&mut self) -> bool {
-        let HostNetwork { bridges, taps, groups } = &mut self.wanted;
+        let HostNetwork { bridges, taps, groups, routers } = &mut self.wanted;
         let before = bridges.len();
-        bridges.retain(|name, _| taps.values().any(|tap| tap.bridge == *name));
+        let links = || routers.values().flat_map(|router| &router.links);
+        bridges.retain(|name, _| {
+            taps.values().any(|tap| tap.bridge == *name) || links().any(|(_, link)| link.bridge == *name)
+        });
         groups.retain(|number, _| taps.values().any(|tap| tap.groups.contains(number)));
-        self.owners.retain(|name, _| bridges.contains_key(name) || taps.contains_key(name));
+        self.owners.retain(|name, _| {
+            bridges.contains_key(name)
+                || taps.contains_key(name)
+                || routers.contains_key(name)
+                || links().any(|(link, _)| link == name)
+        });
         bridges.len() < before
     }
 
     fn converge(&mut self) -> Result<(), Error> {
         let host = self.host.as_mut().expect("invariant: opened by every caller");
-        Ok(host.converge(&self.wanted)?)
+        let done = host.converge(&self.wanted).map_err(Error::from);
+        if done.is_ok() {
+            self.note_whole_routers()
+        } else {
+            self.converge_each_router()
+        }
+        done
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use net::apply::Host;
+use net::keeper::Namespaces;
 use rustix::process::Signal;
 use vmm::rpc::Client;
 
@@ -21,6 +22,8 @@ pub struct Removed {
     pub instances: Vec<(String, bool)>,
     /// Links by name.
     pub links: Vec<String>,
+    /// Network namespaces of routers by name.
+    pub namespaces: Vec<String>,
     /// Tables of packet filter rules by name.
     pub tables: Vec<String>,
 }
@@ -77,7 +80,9 @@ pub fn remove_all(run: &Path, patience: Duration) -> Result<Removed, RemovalErro
         let mut host = Host::open(tag, Namespaces::Own)?;
         let observed = host.observe()?;
         let links = observed.taps.keys().chain(observed.vxlans.keys()).chain(observed.bridges.keys());
-        removed.links = links.chain(&observed.misshapen).cloned().collect();
+        removed.links =
+            links.chain(observed.router_links.keys()).chain(&observed.misshapen).cloned().collect();
+        removed.namespaces = observed.routers.into_keys().collect();
         if observed.filter.is_some() {
             removed.tables.push(tag.table());
         }

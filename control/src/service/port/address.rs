@@ -7,23 +7,30 @@ use std::sync::Arc;
 
 use super::{FIXED_IPS_MAX, FixedIpWish};
 use crate::error::{Error, Result};
-use crate::model::network::{FixedIp, Port, Subnet};
+use crate::model::network::{FixedIp, Network, NetworkKind, Port, Subnet};
 use crate::service::addressing::{eui64, is_usable, next_free};
 use crate::store::{Cache, Stored};
 
 /// The port that addresses are chosen for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Chooser<'a> {
-    pub(super) network_id: &'a str,
-    pub(super) mac: [u8; 6],
+pub(crate) struct Chooser<'a> {
+    pub(crate) network_id: &'a str,
+    pub(crate) mac: [u8; 6],
     /// Ports made in the same transaction before it.
-    pub(super) siblings: &'a [Port],
+    pub(crate) siblings: &'a [Port],
     /// Itself, where it is there already: its addresses are its own to keep.
-    pub(super) port: Option<&'a Port>,
+    pub(crate) port: Option<&'a Port>,
+}
+
+impl<'a> Chooser<'a> {
+    /// A port of the network service's own, new and alone.
+    pub(crate) fn alone(network_id: &'a str, mac: [u8; 6]) -> Self {
+        Self { network_id, mac, siblings: &[], port: None }
+    }
 }
 
 /// The addresses of a port.
-pub(super) fn choose_addresses(
+pub(crate) fn choose_addresses(
     cache: &Cache,
     chooser: Chooser<'_>,
     wished: Option<&[FixedIpWish]>,
@@ -31,6 +38,9 @@ pub(super) fn choose_addresses(
     let network_id = chooser.network_id;
     let subnets = cache.filter::<Subnet>(|subnet| subnet.network_id == network_id);
     let mut taken = taken(cache, chooser);
+    if host_is_gateway(cache, network_id) {
+        taken.extend(subnets.iter().filter_map(|subnet| subnet.row.gateway_ip));
+    }
     let mut chosen = match wished {
         None => one_of_each_family(network_id, &subnets, &mut taken)?,
         Some(wished) => wished_ones(chooser, &subnets, &mut taken, wished)?,
@@ -53,6 +63,12 @@ pub(super) fn choose_addresses(
 /// The address that a MAC address gives on a subnet whose hosts choose their own.
 pub(crate) fn auto_address(subnet: &Subnet, mac: [u8; 6]) -> FixedIp {
     FixedIp { subnet_id: subnet.standard.id.clone(), ip_address: eui64(subnet.cidr, mac) }
+}
+
+/// Whether the gateways of a network's subnets are the host's own addresses. Elsewhere a router has them, or anybody.
+fn host_is_gateway(cache: &Cache, network_id: &str) -> bool {
+    let network = cache.get::<Network>(network_id);
+    network.is_some_and(|network| matches!(network.row.kind, NetworkKind::Flat { .. }))
 }
 
 fn taken(cache: &Cache, chooser: Chooser<'_>) -> BTreeSet<IpAddr> {
@@ -165,7 +181,7 @@ fn this_one(
             ),
         ));
     }
-    if subnet.gateway_ip == Some(address) || !taken.insert(address) {
+    if !taken.insert(address) {
         return Err(allocated(&wished));
     }
     Ok(wished)

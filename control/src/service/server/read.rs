@@ -21,6 +21,8 @@ pub struct Address {
     pub address: IpAddr,
     /// The port's MAC address.
     pub mac: [u8; 6],
+    /// It is a floating IP's.
+    pub floating: bool,
 }
 
 /// A server with what is known of it besides its row.
@@ -96,11 +98,11 @@ impl Control {
             let network = cache.get::<Network>(&port.row.network_id);
             let name = network
                 .map_or_else(|| port.row.network_id.clone(), |network| network.row.standard.name.clone());
-            addresses.extend(port.row.fixed_ips.iter().map(|ip| Address {
-                network: name.clone(),
-                address: ip.ip_address,
-                mac: port.row.mac,
-            }));
+            let address =
+                |address, floating| Address { network: name.clone(), address, mac: port.row.mac, floating };
+            addresses.extend(port.row.fixed_ips.iter().map(|ip| address(ip.ip_address, false)));
+            let floating = self.floating_addresses_of(&port.row.standard.id);
+            addresses.extend(floating.into_iter().map(|(_, outside)| address(outside.into(), true)));
             let groups = port.row.security_groups.iter().filter_map(|id| cache.get::<SecurityGroup>(id));
             security_groups.extend(groups.map(|group| group.row.standard.name.clone()));
         }

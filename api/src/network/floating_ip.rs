@@ -1,0 +1,152 @@
+//! Floating IPs on the wire (Network API v2.0: floating IPs).
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use control::model::router::FloatingIp;
+use control::service::addressing::mac_text;
+use control::service::router::floating_ip::{FloatingIpCreate, FloatingIpUpdate};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Created, listing, nullable, port_forwarding, shown, standard_fields, with_fields};
+use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::error::Fault;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CreateBody {
+    floatingip: CreateFields,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CreateFields {
+    floating_network_id: String,
+    subnet_id: Option<String>,
+    floating_ip_address: Option<Ipv4Addr>,
+    port_id: Option<String>,
+    fixed_ip_address: Option<Ipv4Addr>,
+    project_id: Option<String>,
+    tenant_id: Option<String>,
+    #[serde(default)]
+    description: String,
+    #[serde(default)]
+    tags: BTreeSet<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UpdateBody {
+    floatingip: UpdateFields,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UpdateFields {
+    #[serde(default, deserialize_with = "nullable")]
+    port_id: Option<Option<String>>,
+    fixed_ip_address: Option<Ipv4Addr>,
+    description: Option<String>,
+}
+
+fn view(state: &AppState, floating: &FloatingIp) -> Value {
+    let facts = state.control.floating_ip_facts(floating);
+    let port = facts.port.as_ref().map(|port| {
+        let port = &port.row;
+        json!({
+            "name": port.standard.name,
+            "network_id": port.network_id,
+            "mac_address": mac_text(port.mac),
+            "admin_state_up": port.admin_state_up,
+            "status": if port.active { "ACTIVE" } else { "DOWN" },
+            "device_id": port.device_id,
+            "device_owner": port.device_owner,
+        })
+    });
+    let forwardings: Vec<_> =
+        facts.forwardings.iter().map(|forwarding| port_forwarding::summary(&forwarding.row)).collect();
+    with_fields(
+        standard_fields(&floating.standard),
+        json!({
+            "floating_network_id": floating.network_id,
+            "floating_ip_address": floating.address,
+            "router_id": floating.router_id,
+            "port_id": floating.target.as_ref().map(|target| &target.port_id),
+            "fixed_ip_address": floating.target.as_ref().map(|target| target.address),
+            "status": if facts.is_active { "ACTIVE" } else { "DOWN" },
+            "port_details": port,
+            "port_forwardings": forwardings,
+            "tags": floating.standard.tags,
+        }),
+    )
+}
+
+/// `POST /v2.0/floatingips`.
+pub(super) async fn create(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Body(body): Body<CreateBody>,
+) -> Created {
+    let fields = body.floatingip;
+    let request = FloatingIpCreate {
+        project_id: fields.project_id.or(fields.tenant_id),
+        network_id: fields.floating_network_id,
+        subnet_id: fields.subnet_id,
+        address: fields.floating_ip_address,
+        port_id: fields.port_id,
+        fixed_ip_address: fields.fixed_ip_address,
+        description: fields.description,
+        tags: fields.tags,
+    };
+    let floating = state.control.floating_ip_create(&caller, request).await?;
+    Ok((StatusCode::CREATED, Json(json!({"floatingip": view(&state, &floating.row)}))))
+}
+
+/// `GET /v2.0/floatingips`.
+pub(super) async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    filters: Filters,
+    url: RequestUrl,
+) -> Result<Json<Value>, Fault> {
+    let all = state.control.network_resources::<FloatingIp>(&caller).await?;
+    listing("floatingips", all.iter().map(|floating| view(&state, &floating.row)).collect(), &filters, &url)
+}
+
+/// `GET /v2.0/floatingips/{id}`.
+pub(super) async fn show(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    filters: Filters,
+) -> Result<Json<Value>, Fault> {
+    let floating = state.control.network_resource::<FloatingIp>(&caller, &id).await?;
+    Ok(shown("floatingip", view(&state, &floating.row), &filters))
+}
+
+/// `PUT /v2.0/floatingips/{id}`.
+pub(super) async fn update(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+    Body(body): Body<UpdateBody>,
+) -> Result<Json<Value>, Fault> {
+    let UpdateFields { port_id, fixed_ip_address, description } = body.floatingip;
+    let update = FloatingIpUpdate { port_id, fixed_ip_address, description };
+    let floating = state.control.floating_ip_update(&caller, &id, update).await?;
+    Ok(Json(json!({"floatingip": view(&state, &floating.row)})))
+}
+
+/// `DELETE /v2.0/floatingips/{id}`.
+pub(super) async fn delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    state.control.floating_ip_delete(&caller, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
