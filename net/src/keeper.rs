@@ -123,7 +123,11 @@ pub fn serve(line: &OwnedFd) -> io::Result<()> {
                 (text, Vec::new())
             }
         };
-        send(line, &text, &descriptors)?;
+        match send(line, &text, &descriptors) {
+            // Whoever asked has ended meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            sent => sent?,
+        }
     }
 }
 

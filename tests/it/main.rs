@@ -17,6 +17,7 @@ mod lab;
 mod limits;
 mod openstack;
 mod processes;
+mod routers;
 mod server_images;
 mod serving;
 mod survive;
@@ -40,6 +41,7 @@ fn main() {
         faults::trials(),
         firmware::trials(),
         tenants::trials(),
+        routers::trials(),
         survive::trials(),
         volumes::trials(),
         server_images::trials(),

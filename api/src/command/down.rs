@@ -15,7 +15,7 @@ const END_PATIENCE: Duration = Duration::from_secs(40);
 /// How long its lock may stay held after it has ended.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Stop the cloud's instances and remove every tap, bridge and rule that it made on this host, and nothing else.
+/// Stop the cloud's instances and remove every tap, bridge, router and rule that it made on this host, and nothing else.
 ///
 /// A running `wisp up` is ended first. What is in the cloud's directory stays, the instances' disks included: the
 /// next `wisp up` starts again what was running.
@@ -88,6 +88,9 @@ fn print(removed: &Removed) {
     }
     for link in &removed.links {
         println!("removed  link {link}");
+    }
+    for namespace in &removed.namespaces {
+        println!("removed  network namespace {namespace}");
     }
     for table in &removed.tables {
         println!("removed  nftables table {table}");

@@ -13,7 +13,7 @@ use crate::store::Txn;
 
 impl Control {
     /// Takes in what a host says of a router. Of one that is another host's, or nobody's, it is passed over.
-    pub(super) async fn router_observed(&self, host: &str, report: &RouterObserved) -> Result<()> {
+    pub(crate) async fn router_observed(&self, host: &str, report: &RouterObserved) -> Result<()> {
         self.db
             .transact(|cache| {
                 let Some(router) = cache.get::<Router>(&report.id) else { return Ok(Txn::new()) };
