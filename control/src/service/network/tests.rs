@@ -102,6 +102,8 @@ async fn wished_addresses_are_checked() {
     };
     assert_eq!(wish("10.0.0.77").await, Ok(()));
     assert_eq!(wish("10.0.0.77").await, Err("IpAddressAlreadyAllocated"));
+    // The gateway's, too, once: where no host has it, a port may be made for a router.
+    assert_eq!(wish("10.0.0.1").await, Ok(()));
     assert_eq!(wish("10.0.0.1").await, Err("IpAddressAlreadyAllocated"));
     assert_eq!(wish("10.0.0.255").await, Err("InvalidIpForNetwork"));
     assert_eq!(wish("10.0.1.7").await, Err("InvalidIpForNetwork"));

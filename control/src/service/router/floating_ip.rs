@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
+use super::gateway::is_external;
 use super::{interfaces, new_service_port, touch_parts};
 use crate::Control;
 use crate::caller::Caller;
@@ -217,7 +218,7 @@ fn holder_of(
     id: &str,
 ) -> Result<(Port, Ipv4Addr)> {
     let network = visible::<Network>(cache, caller, &request.network_id)?;
-    if !network.row.external {
+    if !is_external(cache, caller, &network.row) {
         return Err(bad_request(format!("Network {} is not a valid external network", request.network_id)));
     }
     let wish =

@@ -6,6 +6,7 @@ use super::floating_ip::through_router;
 use super::{OWNER_GATEWAY, in_use, interfaces, new_service_port};
 use crate::caller::Caller;
 use crate::error::{Error, Result};
+use crate::model::network::rbac::Access;
 use crate::model::network::{Network, Port, Subnet};
 use crate::model::router::{Router, RouterGateway};
 use crate::policy::require_admin;
@@ -13,6 +14,7 @@ use crate::service::addressing::random_mac;
 use crate::service::network_resource::visible;
 use crate::service::port::address::{Chooser, choose_addresses};
 use crate::service::port::{FixedIpWish, add_port, remove_port};
+use crate::service::rbac::is_granted;
 use crate::store::{Cache, Txn};
 
 /// A way out as a client wishes it.
@@ -41,7 +43,7 @@ pub(super) fn set(
         require_admin(caller, "update_router:external_gateway_info:external_fixed_ips")?;
     }
     let network = visible::<Network>(cache, caller, &wish.network_id)?;
-    if !network.row.external {
+    if !is_external(cache, caller, &network.row) {
         let id = &wish.network_id;
         return Err(bad_request(format!("Network {id} is not an external network")));
     }
@@ -143,6 +145,11 @@ fn check_overlap(cache: &Cache, router: &Router, network_id: &str) -> Result<()>
         }
     }
     Ok(())
+}
+
+/// Whether a network leads outside for the caller.
+pub(super) fn is_external(cache: &Cache, caller: &Caller, network: &Network) -> bool {
+    network.external || is_granted(cache, caller, &network.standard.id, Access::AccessAsExternal)
 }
 
 pub(super) fn overlap(a: ipnet::IpNet, b: ipnet::IpNet) -> bool {

@@ -8,11 +8,13 @@ use super::{OWNER_INTERFACE, interfaces, touch_parts};
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
+use crate::model::network::rbac::Access;
 use crate::model::network::{FixedIp, Network, Port, Subnet};
 use crate::model::router::Router;
 use crate::service::network::touch;
 use crate::service::network_resource::{owned, visible};
 use crate::service::port::{self, NewPort, add_port, owned_port, remove_port};
+use crate::service::rbac::is_granted;
 use crate::store::{Cache, Stored, Txn};
 
 /// What a router gets an interface by, or loses one by.
@@ -112,8 +114,11 @@ impl Control {
 fn port_for_subnet(cache: &Cache, caller: &Caller, router: &Router, subnet_id: &str) -> Result<Port> {
     let subnet = visible::<Subnet>(cache, caller, subnet_id)?;
     let network = cache.get::<Network>(&subnet.row.network_id);
-    let usable = network
-        .is_some_and(|network| network.row.shared || caller.may_write(&network.row.standard.project_id));
+    let usable = network.is_some_and(|network| {
+        network.row.shared
+            || caller.may_write(&network.row.standard.project_id)
+            || is_granted(cache, caller, &network.row.standard.id, Access::AccessAsShared)
+    });
     if !usable {
         return Err(Error::not_found("Subnet", subnet_id));
     }

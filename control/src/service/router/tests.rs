@@ -94,8 +94,6 @@ impl Cloud {
     }
 }
 
-use crate::model::router::FloatingIp;
-
 fn by_subnet(subnet: &str) -> InterfaceRequest {
     InterfaceRequest { subnet_id: Some(subnet.to_owned()), port_id: None }
 }
@@ -342,12 +340,15 @@ async fn floating_ip_leads_to_one_address_and_moves() {
     control.floating_ip_update(&me, id, lead(Some(first))).await.unwrap();
     let other = cloud.floating(&me, Some(second)).await.unwrap();
     control.port_delete(&me, second).await.unwrap();
-    let other = control.floating_ip_get(&me, &other.row.standard.id).await.unwrap();
+    let other = control.network_resource::<FloatingIp>(&me, &other.row.standard.id).await.unwrap();
     assert_eq!((&other.row.target, &other.row.router_id), (&None, &None));
     let nowhere = control.floating_ip_update(&me, id, lead(None)).await.unwrap();
     assert_eq!((&nowhere.row.target, &nowhere.row.router_id), (&None, &None));
     assert_eq!(cloud.wanted(&router).floating, [].into());
-    assert_eq!(reason(control.floating_ip_get(&member("q"), id).await.unwrap_err()), "Floating IP");
+    assert_eq!(
+        reason(control.network_resource::<FloatingIp>(&member("q"), id).await.unwrap_err()),
+        "Floating IP"
+    );
     let foreign = cloud.port(&member("q"), &cloud.subnet(&member("q"), "10.5.0.0/24").await.1).await;
     assert_eq!(
         reason(control.floating_ip_update(&me, id, lead(Some(&foreign.row.standard.id))).await.unwrap_err()),
@@ -416,7 +417,7 @@ async fn ports_are_forwarded_each_to_one_place() {
     let changed = control.forwarding_update(&me, id, &made.row.standard.id, update).await.unwrap();
     assert_eq!((changed.row.external, changed.row.internal), ((7000, 7000), (70, 70)));
     control.forwarding_delete(&me, id, &made.row.standard.id).await.unwrap();
-    assert_eq!(control.floating_ip_get(&me, id).await.unwrap().row.router_id, None);
+    assert_eq!(control.network_resource::<FloatingIp>(&me, id).await.unwrap().row.router_id, None);
     create((22, 22), (22, 22)).await.unwrap();
     control.port_delete(&me, &port).await.unwrap();
     assert!(control.forwarding_list(&me, id).await.unwrap().is_empty());
