@@ -5,6 +5,7 @@ mod hosts;
 mod lists;
 mod pools;
 mod qos;
+mod routers;
 mod sharing;
 mod v6;
 

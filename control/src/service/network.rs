@@ -223,7 +223,7 @@ impl Control {
     }
 
     /// Makes the external network `public`, whose gateway is the host, at a cloud's first start; once it is there,
-    /// nothing happens. Every project may use it: until there are routers it is the way to a guest from outside.
+    /// nothing happens. Every project may use it: it is the host's own way to a guest.
     ///
     /// # Errors
     /// As [`Control::network_create`] and [`Control::subnet_create`].

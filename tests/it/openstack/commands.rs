@@ -1,5 +1,5 @@
-//! Every command of the identity, image and volume services, and of networks without routers, one after the other, against
-//! a cloud of fake hosts: the list with its results is `commands.txt`. A command that worked must go on working; one that
+//! Every command of the identity, image, network and volume services, one after the other, against a cloud of fake
+//! hosts: the list with its results is `commands.txt`. A command that worked must go on working; one that
 //! is a gap may.
 
 use std::collections::BTreeMap;
