@@ -1,5 +1,7 @@
 //! What holds for every wanted network and every state a host may be in.
 
+mod routers;
+
 use proptest::collection::{btree_map, btree_set};
 use proptest::option;
 use proptest::prelude::*;
@@ -26,7 +28,7 @@ impl FakeHost {
 
     fn port(&mut self, name: &str) -> Option<&mut ObservedPort> {
         let vxlan = self.0.vxlans.get_mut(name).map(|vxlan| &mut vxlan.port);
-        vxlan.or_else(|| self.0.taps.get_mut(name))
+        vxlan.or_else(|| self.0.taps.get_mut(name)).or_else(|| self.0.router_links.get_mut(name))
     }
 
     fn carry_out(&mut self, operation: &Operation) -> Result<(), &'static str> {
@@ -53,11 +55,12 @@ impl FakeHost {
                     return Err("foreign");
                 }
                 self.0.taps.remove(name);
+                self.delete_router_link(name);
                 self.0.vxlans.remove(name);
                 self.0.misshapen.remove(name);
                 if self.0.bridges.remove(name).is_some() {
                     let ports = self.0.vxlans.values_mut().map(|vxlan| &mut vxlan.port);
-                    let ports = ports.chain(self.0.taps.values_mut());
+                    let ports = ports.chain(self.0.taps.values_mut()).chain(self.0.router_links.values_mut());
                     ports
                         .filter(|port| port.bridge.as_ref() == Some(name))
                         .for_each(|port| port.bridge = None);
@@ -93,7 +96,7 @@ impl FakeHost {
                 let port = self.port(name).ok_or("no port")?;
                 *port = ObservedPort { bridge: Some(bridge.clone()), mtu: *mtu, is_up: true };
             }
-            Operation::Router(..) => return Err("no routers"),
+            Operation::Router(name, operation) => return self.carry_out_in_router(name, operation),
             Operation::RebuildFilter(filter) => self.0.filter = Some(filter.names()),
             Operation::ChangeFilter(change) => {
                 let filter = self.0.filter.as_mut().ok_or("no filter")?;
@@ -177,10 +180,16 @@ prop_compose! {
 fn wanted() -> impl Strategy<Value = HostNetwork> {
     subsequence(bridge_names(), 1..=3).prop_flat_map(|names| {
         let bridges: Vec<_> = names.iter().cloned().map(wanted_bridge).collect();
-        let taps = btree_map(select(tap_names()), wanted_tap(names), 0..4);
-        (bridges, taps, btree_map(0..3_u32, wanted_group(), 0..3)).prop_map(|(bridges, taps, groups)| {
-            HostNetwork { bridges: bridges.into_iter().collect(), taps, groups, routers: BTreeMap::new() }
-        })
+        let taps = btree_map(select(tap_names()), wanted_tap(names.clone()), 0..4);
+        let groups = btree_map(0..3_u32, wanted_group(), 0..3);
+        (bridges, taps, groups, routers::wanted_routers(names)).prop_map(
+            |(bridges, taps, groups, routers)| HostNetwork {
+                bridges: bridges.into_iter().collect(),
+                taps,
+                groups,
+                routers,
+            },
+        )
     })
 }
 
@@ -220,13 +229,14 @@ fn observed() -> impl Strategy<Value = Observed> {
         btree_map(select(tap_names()), observed_port(), 0..4),
         option::of(wanted()),
         any::<bool>(),
+        routers::observed_routers(),
     );
-    parts.prop_map(|(bridges, vxlans, mut taps, earlier, is_misshapen)| {
+    parts.prop_map(|(bridges, vxlans, mut taps, earlier, is_misshapen, (routers, router_links))| {
         let misshapen: BTreeSet<String> = [TAG.tap(0)].into_iter().filter(|_| is_misshapen).collect();
         taps.retain(|name, _| !misshapen.contains(name));
         let filter = earlier.map(|earlier| WantedFilter::of(&earlier, None, TAG).names());
         let foreign = ["lo", "eth0", "br0"].map(str::to_owned).into();
-        Observed { bridges, vxlans, taps, misshapen, foreign, filter, ..Observed::default() }
+        Observed { bridges, vxlans, taps, routers, router_links, misshapen, foreign, filter }
     })
 }
 
