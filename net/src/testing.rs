@@ -109,6 +109,16 @@ impl Guest {
         self.receives_where(|received| received == frame)
     }
 
+    /// All frames that arrive until this one does, with it; nothing if it does not in time.
+    pub(crate) fn until(&self, frame: &[u8]) -> Option<Vec<Vec<u8>>> {
+        let mut arrived = Vec::new();
+        let is_there = self.receives_where(|received| {
+            arrived.push(received.to_vec());
+            received == frame
+        });
+        is_there.then_some(arrived)
+    }
+
     /// Whether a datagram between these ports arrives in time.
     pub(crate) fn receives_udp(&self, source: u16, target: u16) -> bool {
         let ports = [source.to_be_bytes(), target.to_be_bytes()].concat();

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::process::Command;
 
+mod forbidden;
 mod groups;
 mod measure;
 mod router;
