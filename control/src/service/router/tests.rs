@@ -170,7 +170,9 @@ async fn router_that_is_down_or_has_no_way_out_leads_nowhere() {
     let router = cloud.router(&me).await;
     let off = RouterUpdate { admin_state_up: Some(false), ..RouterUpdate::default() };
     cloud.control.router_update(&me, &router, off).await.unwrap();
-    assert_eq!(routers_wanted(cloud.control.db.cache(), "h1").routers, []);
+    let wanted = cloud.wanted(&router);
+    assert!(wanted.links.len() == 1 && wanted.links[0].addresses.is_empty(), "{wanted:?}");
+    assert_eq!((wanted.outside, wanted.routes.len()), (None, 0));
     let on = RouterUpdate { admin_state_up: Some(true), gateway: Some(None), ..RouterUpdate::default() };
     cloud.control.router_update(&me, &router, on).await.unwrap();
     let wanted = cloud.wanted(&router);

@@ -42,9 +42,8 @@ pub(crate) fn routers_wanted(cache: &Cache, host: &str) -> RoutersWanted {
         return wanted;
     }
     let hosts = cache.list::<Host>();
-    let own = |router: &&Arc<Stored<Router>>| {
-        router.row.admin_state_up && host_of(&hosts, &router.row.standard.id).as_deref() == Some(host)
-    };
+    let own =
+        |router: &&Arc<Stored<Router>>| host_of(&hosts, &router.row.standard.id).as_deref() == Some(host);
     let own: Vec<_> = routers.iter().filter(own).collect();
     // All ports and floating IPs once, not once for each router.
     let mut ports: BTreeMap<&str, Vec<Arc<Stored<Port>>>> = BTreeMap::new();
@@ -83,6 +82,11 @@ fn router_wanted(
             mtu: network.row.mtu,
             addresses: addresses_of(cache, port),
         });
+    }
+    if !router.admin_state_up {
+        // It is connected, and leads nowhere: without an address it answers nobody and has no way to anybody.
+        wanted.links.iter_mut().for_each(|link| link.addresses.clear());
+        return wanted;
     }
     wanted.routes.clone_from(&router.routes);
     let gateway = router.gateway.as_ref().and_then(|gateway| {
