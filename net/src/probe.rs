@@ -9,6 +9,7 @@ use nix::sched::{CloneFlags, unshare};
 
 use crate::names::OwnerTag;
 use crate::netlink::{self, Request};
+use crate::spec::{Nat, Outside};
 use crate::{nftables, tap};
 
 /// One thing a host can do or cannot.
@@ -70,6 +71,11 @@ fn try_all(links: &mut netlink::Client) -> Vec<Facility> {
     };
     let nftables = nftables::Client::open(TAG).and_then(|mut filters| filters.rebuild(&Default::default()));
     let conntrack = nftables::Client::open(TAG).and_then(|mut filters| filters.try_bridge_conntrack());
+    let nat = Nat {
+        outside: Some(Outside { link: TAG.router_link(1), hide_behind: Some(Ipv4Addr::LOCALHOST) }),
+        ..Nat::default()
+    };
+    let translation = nftables::nat::Client::open().and_then(|mut client| client.rebuild(&nat));
     vec![
         facility(
             "tun",
@@ -100,6 +106,12 @@ fn try_all(links: &mut netlink::Client) -> Vec<Facility> {
             nftables,
             "Guests are held to their own addresses.",
             "No port with port security can come up: load the module `nf_tables` and those of its bridge family",
+        ),
+        facility(
+            "nat",
+            translation,
+            "Routers hide their networks, and floating IPs lead in.",
+            "Routers translate no addresses: load the modules `nf_nat`, `nft_nat` and `nft_chain_nat`",
         ),
         facility(
             "bridge conntrack",
@@ -158,8 +170,8 @@ mod tests {
                 println!("{name}: {works}. {sentence}");
             }
             let works = |name| facilities.iter().any(|facility| facility.name == name && facility.works);
-            assert!(works("tun") && works("bridge") && works("nftables"));
-            assert_eq!(facilities.len(), 7);
+            assert!(works("tun") && works("bridge") && works("nftables") && works("nat"));
+            assert_eq!(facilities.len(), 8);
             assert_eq!(netlink::Client::open().unwrap().links().unwrap(), before);
         });
     }

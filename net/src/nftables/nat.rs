@@ -15,6 +15,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NlasIterator};
+use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::message::{
     Attributes, Base, Expression, FIRST, Family, Meta, NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE,
@@ -242,6 +243,14 @@ pub(crate) struct Client {
 }
 
 impl Client {
+    /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// If there is no nfnetlink.
+    pub(crate) fn open() -> Result<Self, Error> {
+        Ok(Self { connection: Connection::open(NETLINK_NETFILTER)? })
+    }
+
     /// Works with an open socket of nfnetlink.
     pub(crate) fn of(socket: OwnedFd) -> Self {
         Self { connection: Connection::of(socket) }
