@@ -17,6 +17,7 @@ use crate::service::network_resource::{at_once, made, network_resources, new_ids
 use crate::service::qos;
 use crate::service::quota::{self, Resource};
 use crate::service::rbac;
+use crate::service::router::floating_ip::remove_idle;
 use crate::service::subnet::SubnetCreate;
 use crate::service::tag::check_tags;
 use crate::store::{Cache, Stored, Txn};
@@ -183,19 +184,20 @@ impl Control {
         self.network_stored(id)
     }
 
-    /// Deletes a network of the caller's with its subnets.
+    /// Deletes a network of the caller's with its subnets, and with the floating IPs of it that lead nowhere.
     ///
     /// # Errors
-    /// `Conflict` (`NetworkInUse`) while ports other than DHCP's are on it.
+    /// `Conflict` (`NetworkInUse`) while other ports than these and DHCP's are on it.
     pub async fn network_delete(&self, caller: &Caller, id: &str) -> Result<()> {
         self.db.caught_up().await?;
         self.db
             .transact(|cache| {
                 let stored = owned_network(cache, caller, id, "delete_network")?;
-                let ports = cache.list::<Port>();
+                let (txn, held) = remove_idle(cache, Txn::new(), id);
+                let ports = cache
+                    .filter::<Port>(|port| port.network_id == id && !held.contains(&port.standard.id));
                 let (dhcp, others): (Vec<_>, Vec<_>) = ports
                     .into_iter()
-                    .filter(|port| port.row.network_id == id)
                     .partition(|port| port.row.device_owner == super::port::OWNER_DHCP);
                 if let Some(port) = others.first() {
                     return Err(Error::conflict(
@@ -207,7 +209,7 @@ impl Control {
                         ),
                     ));
                 }
-                let mut txn = Txn::new().delete(&stored).release(kind_key(&stored.row.kind));
+                let mut txn = txn.delete(&stored).release(kind_key(&stored.row.kind));
                 txn = rbac::forget(cache, txn, id)?;
                 for port in &dhcp {
                     txn = super::port::remove_port(txn, port);

@@ -14,6 +14,7 @@ use crate::model::network::qos::QosPolicy;
 use crate::model::network::rbac::{Access, ObjectType, RbacPolicy};
 use crate::model::network::{Network, Port, SecurityGroup, SecurityGroupRule, Standard, Subnet};
 use crate::model::random_uuid;
+use crate::model::router::{FloatingIp, Router};
 use crate::policy::{Target, require_admin, require_member, said};
 use crate::service::network::{owner_project, touch};
 use crate::service::quota::{self, Resource};
@@ -265,17 +266,19 @@ fn check_action(request: &RbacCreate) -> Result<()> {
 
 /// Refuses to take away what somebody uses an object by, unless another policy, or its new target, lets them.
 fn check_unused(cache: &Cache, policy: &RbacPolicy, new_target: Option<&str>) -> Result<()> {
-    if policy.action != Access::AccessAsShared {
-        return Ok(());
-    }
     let others = policies_of(cache, &policy.object_id);
     let mut left: BTreeSet<&str> = others
         .iter()
-        .filter(|other| other.row.id != policy.id && other.row.action == Access::AccessAsShared)
+        .filter(|other| other.row.id != policy.id && other.row.action == policy.action)
         .map(|other| other.row.target.as_str())
         .collect();
     left.extend(new_target);
-    let users = by_type(policy.object_type, |kind| Ok(kind.users(cache, &policy.object_id)))?;
+    let users = match policy.action {
+        Access::AccessAsShared => {
+            by_type(policy.object_type, |kind| Ok(kind.users(cache, &policy.object_id)))?
+        }
+        Access::AccessAsExternal => leaving_by(cache, &policy.object_id),
+    };
     let held = |project: &&String| {
         (policy.target == EVERYONE || policy.target == **project)
             && !left.contains(EVERYONE)
@@ -292,6 +295,21 @@ fn check_unused(cache: &Cache, policy: &RbacPolicy, new_target: Option<&str>) ->
         )),
         None => Ok(()),
     }
+}
+
+/// The projects, besides its own, whose routers or floating IPs are on a network as one that leads outside.
+fn leaving_by(cache: &Cache, network_id: &str) -> BTreeSet<String> {
+    let on_it =
+        |router: &Router| router.gateway.as_ref().is_some_and(|gateway| gateway.network_id == network_id);
+    let routers = cache.filter(on_it);
+    let floating = cache.filter::<FloatingIp>(|floating| floating.network_id == network_id);
+    let standards = routers.iter().map(|router| &router.row.standard);
+    let standards = standards.chain(floating.iter().map(|floating| &floating.row.standard));
+    let mut projects: BTreeSet<String> = standards.map(|standard| standard.project_id.clone()).collect();
+    if let Some(network) = cache.get::<Network>(network_id) {
+        projects.remove(&network.row.standard.project_id);
+    }
+    projects
 }
 
 /// What can be done with an object of a kind that is only known when a policy is read.

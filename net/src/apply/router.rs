@@ -11,6 +11,7 @@ use crate::netlink::{self, Request};
 use crate::nftables::nat;
 use crate::plan::{Observed, ObservedEnd, ObservedPort, ObservedRouter, RouterOperation, plan_one_router};
 use crate::spec::{HostNetwork, NamespaceName, Nat};
+use crate::tap;
 
 /// A router's namespace, open.
 #[derive(Debug)]
@@ -149,7 +150,11 @@ impl Host {
             _ => {}
         }
         let inside = self.inside(name)?.ok_or_else(|| Error::Missing(name.to_owned()))?;
-        inside.carry_out(operation)
+        inside.carry_out(operation)?;
+        match operation {
+            RouterOperation::SetUp { link, .. } => tap::settle(link).map_err(Error::Tap),
+            _ => Ok(()),
+        }
     }
 
     fn create_router_link(&mut self, name: &str, link: &str, mac: [u8; 6]) -> Result<(), Error> {

@@ -188,10 +188,12 @@ fn plan_link(
         let announce = is_up.then_some(wanted.mac);
         push(RouterOperation::AddAddress { link: of_link(), address: *address, announce });
     }
-    if !end.is_some_and(|end| end.is_up && end.mtu == wanted.mtu) {
-        push(RouterOperation::SetUp { link: of_link(), mtu: wanted.mtu });
-    }
+    // The end that is set up last sends at once, the other when the kernel gets to it: that one the host can hurry.
     let host_end = host_end.filter(|_| end.is_some());
     super::plan_port(operations, link, &wanted.bridge, wanted.mtu, host_end);
+    if !end.is_some_and(|end| end.is_up && end.mtu == wanted.mtu) {
+        let set_up = RouterOperation::SetUp { link: of_link(), mtu: wanted.mtu };
+        operations.push(Operation::Router(name.clone(), set_up));
+    }
     end.is_none() || !removed.is_empty()
 }

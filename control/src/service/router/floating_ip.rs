@@ -166,16 +166,7 @@ impl Control {
         self.db
             .transact(|cache| {
                 let stored = owned::<FloatingIp>(cache, caller, id, "delete_floatingip")?;
-                let mut floating = stored.row.clone();
-                let mut txn = lead_nowhere(Txn::new(), &mut floating);
-                for forwarding in forwardings_of(cache, id) {
-                    txn = super::forwarding::remove(txn, &forwarding);
-                }
-                if let Some(holder) = cache.get::<Port>(&stored.row.holder_port_id) {
-                    txn = remove_port(txn, &holder);
-                }
-                let project_id = &stored.row.standard.project_id;
-                Ok(quota::charge(txn.delete(&stored), project_id, &[(Resource::FloatingIps, -1)]))
+                Ok(remove(cache, Txn::new(), &stored))
             })
             .await
     }
@@ -208,6 +199,30 @@ impl Control {
     fn floating_ip_stored(&self, id: &str) -> Result<Arc<Stored<FloatingIp>>> {
         self.db.cache().get::<FloatingIp>(id).ok_or_else(|| Error::not_found("Floating IP", id))
     }
+}
+
+/// Adds a floating IP's deletion to a transaction, with its forwardings and the port that holds its address.
+fn remove(cache: &Cache, txn: Txn, stored: &Stored<FloatingIp>) -> Txn {
+    let mut floating = stored.row.clone();
+    let mut txn = lead_nowhere(txn, &mut floating);
+    for forwarding in forwardings_of(cache, &floating.standard.id) {
+        txn = super::forwarding::remove(txn, &forwarding);
+    }
+    if let Some(holder) = cache.get::<Port>(&floating.holder_port_id) {
+        txn = remove_port(txn, &holder);
+    }
+    quota::charge(txn.delete(stored), &floating.standard.project_id, &[(Resource::FloatingIps, -1)])
+}
+
+/// Adds to a transaction that the floating IPs of a network that lead nowhere go with it; returns the ports that held
+/// their addresses, which go with them.
+pub(crate) fn remove_idle(cache: &Cache, mut txn: Txn, network_id: &str) -> (Txn, BTreeSet<String>) {
+    let idle = cache
+        .filter::<FloatingIp>(|floating| floating.network_id == network_id && floating.router_id.is_none());
+    for stored in &idle {
+        txn = remove(cache, txn, stored);
+    }
+    (txn, idle.iter().map(|stored| stored.row.holder_port_id.clone()).collect())
 }
 
 /// The port that holds a new floating IP's address.

@@ -468,3 +468,21 @@ async fn deleted_router_leaves_no_row_and_a_late_report_makes_none() {
     assert!(cache.list::<RouterState>().is_empty() && cache.list::<Router>().is_empty());
     assert!(cache.list::<Network>().iter().any(|network| network.row.standard.id == cloud.outside));
 }
+
+#[tokio::test]
+async fn external_network_goes_with_its_idle_floating_ips_and_stays_while_something_leads_out_by_it() {
+    let cloud = Cloud::new().await;
+    let me = member("p");
+    let control = &cloud.control;
+    let router = cloud.router(&me).await;
+    cloud.floating(&me, None).await.unwrap();
+    assert_eq!(reason(control.network_delete(&admin(), &cloud.outside).await.unwrap_err()), "NetworkInUse");
+    let policies = control.rbac_list(&admin()).await.unwrap();
+    let policy = policies.iter().find(|policy| policy.row.object_id == cloud.outside).unwrap();
+    assert_eq!(reason(control.rbac_delete(&admin(), &policy.row.id).await.unwrap_err()), "RbacPolicyInUse");
+    control.router_delete(&me, &router).await.unwrap();
+    control.network_delete(&admin(), &cloud.outside).await.unwrap();
+    assert!(control.network_resources::<FloatingIp>(&me).await.unwrap().is_empty());
+    let quotas = control.quotas(&me, "p", "get_quota").await.unwrap();
+    assert_eq!(quotas[&Resource::FloatingIps].used, 0);
+}
