@@ -298,9 +298,7 @@ fn lead_to(
     // What is decided from stays as it is: no two floating IPs lead to one address.
     txn = txn.unique(target_key(floating, &target)).require(&port);
     floating.target = Some(target);
-    if floating.router_id.as_ref() != Some(&router.row.standard.id) {
-        floating.router_id = Some(router.row.standard.id.clone());
-    }
+    floating.router_id = Some(router.row.standard.id.clone());
     Ok(touch_parts(txn, &router))
 }
 

@@ -286,22 +286,18 @@ fn attach(
     let port = cache
         .get::<Port>(&forwarding.internal_port_id)
         .ok_or_else(|| Error::not_found("Port", &forwarding.internal_port_id))?;
-    let found = router_to(cache, &floating.row.network_id, &port.row, forwarding.internal_address)?;
-    let router = match &floating.row.router_id {
-        Some(id) if *id != found.row.standard.id => {
-            let has_others = forwardings_of(cache, &floating.row.standard.id)
-                .iter()
-                .any(|other| other.row.standard.id != forwarding.standard.id);
-            if has_others {
-                return Err(bad_request(format!(
-                    "Floating IP {} forwards ports by router {id}, which does not lead to port {}",
-                    floating.row.address, forwarding.internal_port_id
-                )));
-            }
-            found
-        }
-        _ => found,
-    };
+    let router = router_to(cache, &floating.row.network_id, &port.row, forwarding.internal_address)?;
+    let mut others = forwardings_of(cache, &floating.row.standard.id);
+    others.retain(|other| other.row.standard.id != forwarding.standard.id);
+    if let Some(id) = &floating.row.router_id
+        && *id != router.row.standard.id
+        && !others.is_empty()
+    {
+        return Err(bad_request(format!(
+            "Floating IP {} forwards ports by router {id}, which does not lead to port {}",
+            floating.row.address, forwarding.internal_port_id
+        )));
+    }
     let mut row = floating.row.clone();
     row.router_id = Some(router.row.standard.id.clone());
     touch(&mut row.standard);

@@ -15,7 +15,6 @@ use crate::driver::host::sentence;
 /// How far a router is.
 #[derive(Debug)]
 pub(super) struct Known {
-    id: String,
     wanted: RouterWanted,
     /// Why it is not as it shall be.
     fault: Option<String>,
@@ -28,7 +27,7 @@ impl Network {
         let observed = state.routers.values().map(|known| match &known.fault {
             None => RouterObserved::whole(&known.wanted),
             Some(fault) => RouterObserved {
-                id: known.id.clone(),
+                id: known.wanted.id.clone(),
                 fault: Some(fault.clone()),
                 ..RouterObserved::default()
             },
@@ -52,9 +51,14 @@ impl State {
         let mut known = BTreeMap::new();
         for (id, wanted) in &surroundings.routers {
             let name = tag.namespace(short_id(id.as_bytes()));
-            let fault =
-                self.want_router(tag, &name, surroundings, wanted).err().map(|error| sentence(&error));
-            known.insert(name, Known { id: id.clone(), wanted: wanted.clone(), fault });
+            // What has failed has failed until it is tried again.
+            let before = self.routers.get(&name).filter(|known| known.wanted == *wanted);
+            let before = before.and_then(|known| known.fault.clone());
+            let fault = match self.want_router(tag, &name, surroundings, wanted) {
+                Ok(()) => before,
+                Err(error) => Some(sentence(&error)),
+            };
+            known.insert(name, Known { wanted: wanted.clone(), fault });
         }
         self.routers = known;
     }
