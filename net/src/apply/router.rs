@@ -179,11 +179,16 @@ impl Inside {
         match operation {
             RouterOperation::RebuildNat(nat) => {
                 self.nat.rebuild(nat).map_err(Error::Filter)?;
-                // What was translated by other rules cannot go on by these.
-                self.nat.end_connections(is_translated).map_err(Error::Filter)
+                // What was translated by other rules cannot go on by these; without a link nothing was. The kernel looks
+                // through the connections of the whole host, so nobody is asked in vain.
+                let is_new = self.links.links().map_err(Error::Link)?.len() <= 1;
+                if is_new { Ok(()) } else { self.nat.end_connections(is_translated).map_err(Error::Filter) }
             }
             RouterOperation::ChangeNat { from, to } => {
                 self.nat.change(from, to).map_err(Error::Filter)?;
+                if !loses(from, to) {
+                    return Ok(());
+                }
                 self.nat
                     .end_connections(|begun, answered| lost(from, to, begun, answered))
                     .map_err(Error::Filter)
@@ -230,6 +235,12 @@ impl Inside {
 
 fn is_translated(begun: &Tuple, answered: &Tuple) -> bool {
     begun.source != answered.target || begun.target != answered.source
+}
+
+/// Whether `from` translates anything that `to` does not.
+fn loses(from: &Nat, to: &Nat) -> bool {
+    from.floating.iter().any(|(outside, inside)| to.floating.get(outside) != Some(inside))
+        || from.forwardings.iter().any(|(port, target)| to.forwardings.get(port) != Some(target))
 }
 
 /// Whether a connection was translated by what `from` has and `to` has not.
