@@ -207,7 +207,8 @@ fn receive(line: &OwnedFd) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>)>> {
     Ok(Some((bytes, descriptors)))
 }
 
-fn sentence(error: &dyn std::error::Error) -> String {
+/// An error with its causes as one sentence.
+pub(crate) fn sentence(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

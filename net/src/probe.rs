@@ -7,6 +7,7 @@ use std::thread;
 
 use nix::sched::{CloneFlags, unshare};
 
+use crate::keeper::sentence;
 use crate::names::OwnerTag;
 use crate::netlink::{self, Request};
 use crate::spec::{Nat, Outside};
@@ -141,20 +142,9 @@ fn facility<E: std::error::Error>(
 ) -> Facility {
     let sentence = match &result {
         Ok(()) => then.to_owned(),
-        Err(error) => format!("{otherwise} ({}).", with_sources(error)),
+        Err(error) => format!("{otherwise} ({}).", sentence(error)),
     };
     Facility { name, works: result.is_ok(), sentence }
-}
-
-fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::harness::{Cloud, KVM_CLOUD, NewServer, Remains, Rest, isolate, processes, trial, within};
+use crate::survive::ping_until;
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -200,16 +201,7 @@ fn traffic_goes_on() -> Result<()> {
     let stop = Arc::new(AtomicBool::new(false));
     let pinger = {
         let (stop, address) = (stop.clone(), floating.address);
-        std::thread::spawn(move || -> Result<(u32, u32)> {
-            let mut pinger = Pinger::open(address)?;
-            let (mut sent, mut lost) = (0, 0);
-            while !stop.load(Ordering::Relaxed) {
-                sent += 1;
-                lost += u32::from(pinger.once(Duration::from_secs(1))?.is_none());
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            Ok((sent, lost))
-        })
+        std::thread::spawn(move || ping_until(&stop, address))
     };
     cloud.kill_all_but_guests()?;
     std::thread::sleep(Duration::from_millis(300));

@@ -105,7 +105,7 @@ fn vmm_pids(servers: &[String]) -> Result<Vec<i32>> {
 }
 
 /// Pings every 10 ms until told to stop: how many were sent, how many found no answer within a second.
-fn ping_until(stop: &AtomicBool, address: std::net::Ipv4Addr) -> Result<(u32, u32)> {
+pub(crate) fn ping_until(stop: &AtomicBool, address: std::net::Ipv4Addr) -> Result<(u32, u32)> {
     let mut pinger = Pinger::open(address)?;
     let (mut sent, mut lost) = (0, 0);
     while !stop.load(Ordering::Relaxed) {

@@ -51,7 +51,7 @@ pub(super) struct CreateFields {
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FixedIpFields {
+pub(super) struct FixedIpFields {
     subnet_id: Option<String>,
     ip_address: Option<IpAddr>,
 }

@@ -14,7 +14,8 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Created, invalid, listing, nullable, shown, standard_fields, with_fields};
+use super::port::FixedIpFields;
+use super::{Created, invalid, listing, nullable, read_subnet, shown, standard_fields, with_fields};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 
@@ -49,13 +50,6 @@ struct GatewayFields {
     network_id: Option<String>,
     enable_snat: Option<bool>,
     external_fixed_ips: Option<Vec<FixedIpFields>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FixedIpFields {
-    subnet_id: Option<String>,
-    ip_address: Option<IpAddr>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -118,27 +112,18 @@ fn gateway(fields: Option<GatewayFields>) -> Result<Option<GatewayWish>, Fault> 
         }
         return Ok(None);
     };
-    let wish = |ip: FixedIpFields| FixedIpWish { subnet_id: ip.subnet_id, ip_address: ip.ip_address };
-    let fixed_ips = external_fixed_ips.map(|ips| ips.into_iter().map(wish).collect());
+    let fixed_ips = external_fixed_ips.map(|ips| ips.into_iter().map(FixedIpWish::from).collect());
     Ok(Some(GatewayWish { network_id, enable_snat, fixed_ips }))
 }
 
 fn routes(fields: Vec<RouteFields>) -> Result<Vec<(IpNet, IpAddr)>, Fault> {
-    let wrong = |what: &str, text: &str| {
-        invalid(format!("Invalid input for routes. Reason: '{text}' is not a valid {what}."))
-    };
     fields
         .into_iter()
         .map(|RouteFields { destination, nexthop }| {
-            let to: IpNet = destination.parse().map_err(|_| wrong("IP subnet", &destination))?;
-            if to.trunc() != to {
-                return Err(invalid(format!(
-                    "Invalid input for routes. Reason: '{destination}' isn't a recognized IP subnet cidr, '{}' is \
-                     recommended.",
-                    to.trunc()
-                )));
-            }
-            let via = nexthop.parse().map_err(|_| wrong("IP address", &nexthop))?;
+            let to = read_subnet("routes", &destination)?;
+            let via = nexthop.parse().map_err(|_| {
+                invalid(format!("Invalid input for routes. Reason: '{nexthop}' is not a valid IP address."))
+            })?;
             Ok((to, via))
         })
         .collect()

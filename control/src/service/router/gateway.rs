@@ -14,6 +14,7 @@ use crate::service::addressing::random_mac;
 use crate::service::network_resource::visible;
 use crate::service::port::address::{Chooser, choose_addresses};
 use crate::service::port::{FixedIpWish, add_port, remove_port};
+use crate::service::prefix::overlap;
 use crate::service::rbac::is_granted;
 use crate::store::{Cache, Txn};
 
@@ -135,7 +136,7 @@ fn check_overlap(cache: &Cache, router: &Router, network_id: &str) -> Result<()>
     for interface in interfaces(cache, &router.standard.id) {
         for ip in &interface.row.fixed_ips {
             let Some(inside) = cache.get::<Subnet>(&ip.subnet_id) else { continue };
-            let clash = outside.iter().find(|subnet| overlap(subnet.row.cidr, inside.row.cidr));
+            let clash = outside.iter().find(|subnet| overlap(&subnet.row.cidr, &inside.row.cidr));
             if let Some(clash) = clash {
                 return Err(bad_request(format!(
                     "Cidr {} of subnet {} overlaps with cidr {} of subnet {}",
@@ -150,10 +151,6 @@ fn check_overlap(cache: &Cache, router: &Router, network_id: &str) -> Result<()>
 /// Whether a network leads outside for the caller.
 pub(super) fn is_external(cache: &Cache, caller: &Caller, network: &Network) -> bool {
     network.external || is_granted(cache, caller, &network.standard.id, Access::AccessAsExternal)
-}
-
-pub(super) fn overlap(a: ipnet::IpNet, b: ipnet::IpNet) -> bool {
-    a.contains(&b.network()) || b.contains(&a.network())
 }
 
 /// Neutron's error for requests about routers that cannot be.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::floating_ip::{behind_subnets, forwards_to_subnets};
-use super::gateway::{bad_request, overlap};
+use super::gateway::bad_request;
 use super::{OWNER_INTERFACE, interfaces, touch_parts};
 use crate::Control;
 use crate::caller::Caller;
@@ -14,6 +14,7 @@ use crate::model::router::Router;
 use crate::service::network::touch;
 use crate::service::network_resource::{owned, visible};
 use crate::service::port::{self, NewPort, add_port, owned_port, remove_port};
+use crate::service::prefix::overlap;
 use crate::service::rbac::is_granted;
 use crate::store::{Cache, Stored, Txn};
 
@@ -200,7 +201,7 @@ fn check_fits(cache: &Cache, router: &Router, new: &[Arc<Stored<Subnet>>]) -> Re
                     subnet.row.standard.id
                 )));
             }
-            if overlap(other.row.cidr, subnet.row.cidr) {
+            if overlap(&other.row.cidr, &subnet.row.cidr) {
                 return Err(bad_request(format!(
                     "Cidr {} of subnet {} overlaps with cidr {} of subnet {}",
                     subnet.row.cidr, subnet.row.standard.id, other.row.cidr, other.row.standard.id
