@@ -197,7 +197,7 @@ fn many_routers() -> Result<()> {
 }
 
 fn add_router(wanted: &mut HostNetwork, tag: OwnerTag, number: u32) {
-    let bridge = Bridge { mtu: 1450, host_addresses: Vec::new(), vxlan: None };
+    let bridge = Bridge { mtu: 1450, ..Bridge::default() };
     let outside = tag.bridge(u32::MAX);
     wanted.bridges.insert(outside.clone(), bridge.clone());
     wanted.bridges.insert(tag.bridge(number), bridge);

@@ -4,8 +4,10 @@
 //! setting; of the settings per interface, those of its own links.
 
 mod error;
+mod observe;
 mod router;
 mod setting;
+mod underlay;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,8 +19,8 @@ use crate::filter::{Filter, FilterChange, WantedFilter};
 use crate::keeper::Namespaces;
 use crate::names::{LinkKind, OwnerTag, link_mac};
 use crate::netlink::{Link, Request};
-use crate::plan::{Observed, ObservedBridge, ObservedPort, ObservedVxlan, Operation, plan};
-use crate::spec::{Bridge, HostNetwork, NamespaceName};
+use crate::plan::{Observed, ObservedBridge, Operation, plan};
+use crate::spec::{Bridge, HostNetwork, NamespaceName, Uplink};
 use crate::{netlink, nftables, tap};
 pub use error::Error;
 use error::partial;
@@ -63,63 +65,6 @@ impl Host {
     #[must_use]
     pub fn tag(&self) -> OwnerTag {
         self.tag
-    }
-
-    /// Looks at all that is ours.
-    ///
-    /// # Errors
-    /// The kernel's answer.
-    pub fn observe(&mut self) -> Result<Observed, Error> {
-        let links = self.links.links().map_err(Error::Link)?;
-        let names: BTreeMap<u32, &str> =
-            links.values().map(|link| (link.index, link.name.as_str())).collect();
-        let mut observed = Observed::default();
-        for (name, link) in &links {
-            let port = || ObservedPort {
-                bridge: link.master.and_then(|index| names.get(&index)).map(|name| (*name).to_owned()),
-                mtu: link.mtu,
-                is_up: link.is_up,
-            };
-            let Some(kind) = self.owned_kind(link) else {
-                observed.foreign.insert(name.clone());
-                continue;
-            };
-            match (kind, link.kind.as_str(), link.vxlan) {
-                (LinkKind::Bridge, "bridge", _) => {
-                    let bridge = ObservedBridge { mtu: link.mtu, is_up: link.is_up, ..Default::default() };
-                    observed.bridges.insert(name.clone(), bridge);
-                }
-                (LinkKind::Tap, "tun", _) => {
-                    observed.taps.insert(name.clone(), port());
-                }
-                (LinkKind::Router, "veth", _) => {
-                    observed.router_links.insert(name.clone(), port());
-                }
-                (LinkKind::Vxlan, "vxlan", Some((vni, local))) => {
-                    let vxlan = ObservedVxlan { vni, local, peers: BTreeSet::new(), port: port() };
-                    observed.vxlans.insert(name.clone(), vxlan);
-                }
-                _ => {
-                    observed.misshapen.insert(name.clone());
-                }
-            }
-        }
-        for (index, address) in self.links.addresses().map_err(Error::Link)? {
-            let bridge = names.get(&index).and_then(|name| observed.bridges.get_mut(*name));
-            if let Some(bridge) = bridge.filter(|_| !is_link_local(address)) {
-                bridge.addresses.insert(address);
-            }
-        }
-        if !observed.vxlans.is_empty() {
-            for (index, peer) in self.links.floods().map_err(Error::Link)? {
-                let vxlan = names.get(&index).and_then(|name| observed.vxlans.get_mut(*name));
-                vxlan.map(|vxlan| vxlan.peers.insert(peer));
-            }
-        }
-        observed.routers = self.observe_routers()?;
-        observed.filter = self.filters.observe().map_err(Error::Filter)?;
-        self.filter.clone_from(&observed.filter);
-        Ok(observed)
     }
 
     /// Makes the host's network what is wanted: looks, plans, applies.
@@ -243,9 +188,9 @@ impl Host {
         match operation {
             Operation::DeleteLink(name) => self.delete_link(name),
             Operation::CreateBridge { name } => self.create_bridge(name),
-            Operation::ConfigureBridge { name, mtu, has_host, has_ipv6 } => {
+            Operation::ConfigureBridge { name, mtu, has_host, ipv6 } => {
                 self.existing(name)?;
-                set_bridge_reach(name, *has_host, *has_ipv6)?;
+                set_bridge_reach(name, *has_host, *ipv6)?;
                 if has_bridge_netfilter() {
                     self.execute([Request::set_bridge_calls_ip_filters(name, true)])?;
                 }
@@ -261,20 +206,8 @@ impl Host {
             }
             Operation::RebuildFilter(filter) => self.rebuild_filter(filter.clone()),
             Operation::ChangeFilter(change) => self.change_filter(change),
-            Operation::CreateVxlan { name, vni, local } => {
-                self.check_name(LinkKind::Vxlan, name)?;
-                self.execute([Request::create_vxlan(name, link_mac(name), *vni, *local)])?;
-                self.execute([self.alias(name)])?;
-                set_ipv6(name, false)
-            }
-            Operation::AddFlood { vxlan, peer } => {
-                let index = self.existing(vxlan)?;
-                self.execute([Request::add_flood(vxlan, index, *peer)])
-            }
-            Operation::RemoveFlood { vxlan, peer } => {
-                let index = self.existing(vxlan)?;
-                self.execute([Request::remove_flood(vxlan, index, *peer)])
-            }
+            Operation::Tunnel(name, operation) => self.carry_out_in_tunnel(name, operation),
+            Operation::Uplink(name, operation) => self.carry_out_at_uplink(name, operation),
             Operation::Router(name, operation) => self.carry_out_in_router(name, operation),
             Operation::CreateTap { name } => self.create_tap(name).map(drop),
             Operation::ConfigurePort { name, bridge, mtu } => {
@@ -419,6 +352,11 @@ impl Host {
         for (name, bridge) in &wanted.bridges {
             self.check_name(LinkKind::Bridge, name)?;
             bridge.vxlan.as_ref().map_or(Ok(()), |vxlan| self.check_name(LinkKind::Vxlan, &vxlan.name))?;
+        }
+        for bridge in wanted.bridges.values() {
+            if let Some(Uplink::Vlan { device, .. }) = &bridge.uplink {
+                self.check_name(LinkKind::Vlan, device)?;
+            }
         }
         for router in wanted.routers.values() {
             router.links.keys().try_for_each(|name| self.check_name(LinkKind::Router, name))?;

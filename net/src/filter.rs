@@ -377,8 +377,7 @@ mod tests {
 
     #[test]
     fn changed_group_reaches_the_ports_that_have_it_and_no_others() {
-        let bridges =
-            [("b".to_owned(), Bridge { mtu: 1500, host_addresses: Vec::new(), vxlan: None })].into();
+        let bridges = [("b".to_owned(), Bridge { mtu: 1500, ..Bridge::default() })].into();
         let port = |groups: &[u32]| Tap { groups: groups.iter().copied().collect(), ..tap(&["10.0.0.5/32"]) };
         let taps = [("t1", [1]), ("t2", [1]), ("t3", [2])];
         let taps = taps.into_iter().map(|(name, groups)| (name.to_owned(), port(&groups))).collect();
@@ -417,7 +416,7 @@ mod tests {
     #[test]
     fn bridges_keep_their_zones_and_share_none() {
         let tag = OwnerTag::new(0xffff);
-        let bridge = Bridge { mtu: 1500, host_addresses: Vec::new(), vxlan: None };
+        let bridge = Bridge { mtu: 1500, ..Bridge::default() };
         let network = |names: &[&str]| HostNetwork {
             bridges: names.iter().map(|name| ((*name).to_owned(), bridge.clone())).collect(),
             ..HostNetwork::default()

@@ -6,6 +6,7 @@
 //! | bridge | `wb<tag>-<id>` | 15 |
 //! | tap | `wt<tag>-<id>` | 15 |
 //! | VXLAN device | `wx<tag>-<id>` | 15 |
+//! | VLAN device | `wv<tag>-<id>` | 15 |
 //! | link of a router, both ends | `wr<tag>-<id>` | 15 |
 //! | network namespace of a router | `wn<tag>-<id>` | 15 |
 //! | alias of each | `wisp:<tag>:<text>` | at most [`ALIAS_MAX`] |
@@ -33,16 +34,21 @@ pub enum LinkKind {
     Tap,
     /// A network's VXLAN device.
     Vxlan,
+    /// A network's VLAN device on a physical interface.
+    Vlan,
     /// A router's link to a bridge.
     Router,
 }
 
 impl LinkKind {
+    const ALL: [Self; 5] = [Self::Bridge, Self::Tap, Self::Vxlan, Self::Vlan, Self::Router];
+
     const fn letters(self) -> &'static str {
         match self {
             Self::Bridge => "wb",
             Self::Tap => "wt",
             Self::Vxlan => "wx",
+            Self::Vlan => "wv",
             Self::Router => "wr",
         }
     }
@@ -98,6 +104,12 @@ impl OwnerTag {
         self.link(LinkKind::Vxlan, id)
     }
 
+    /// The name of a VLAN device.
+    #[must_use]
+    pub fn vlan(self, id: u32) -> InterfaceName {
+        self.link(LinkKind::Vlan, id)
+    }
+
     /// The name of a router's link.
     #[must_use]
     pub fn router_link(self, id: u32) -> InterfaceName {
@@ -132,7 +144,7 @@ impl OwnerTag {
         let is_of = |kind: &LinkKind| {
             name.strip_prefix(&self.prefix(*kind)).is_some_and(|id| id.len() == 8 && is_hexadecimal(id))
         };
-        [LinkKind::Bridge, LinkKind::Tap, LinkKind::Vxlan, LinkKind::Router].into_iter().find(is_of)
+        LinkKind::ALL.into_iter().find(is_of)
     }
 
     /// The alias that marks a link as this cloud's; `text` is for people and cut to fit [`ALIAS_MAX`].
@@ -227,6 +239,7 @@ mod tests {
             (tag.bridge(u32::MAX), LinkKind::Bridge),
             (tag.tap(0), LinkKind::Tap),
             (tag.vxlan(7), LinkKind::Vxlan),
+            (tag.vlan(8), LinkKind::Vlan),
             (tag.router_link(9), LinkKind::Router),
         ] {
             assert_eq!(name.len(), INTERFACE_NAME_MAX);

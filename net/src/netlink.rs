@@ -14,7 +14,9 @@ use ipnet::IpNet;
 use netlink_packet_core::{Emitable, NlasIterator, Parseable};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteProtocol};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -33,14 +35,20 @@ const LINK_HEADER_SIZE: usize = 16;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_GROUP: u16 = 27;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_VXLAN_ID: u16 = 1;
 const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VLAN_ID: u16 = 1;
+const IFLA_BRPORT_LEARNING: u16 = 8;
+const IFLA_BRPORT_NEIGH_SUPPRESS: u16 = 32;
+const IFLA_BRPORT_ISOLATED: u16 = 33;
 
 /// A link as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,8 +71,27 @@ pub struct Link {
     pub group: u32,
     /// The index of the bridge it is a port of.
     pub master: Option<u32>,
+    /// How its bridge treats it, if it is a port of one.
+    pub port: Option<PortFlags>,
     /// Network identifier and tunnel address, of a VXLAN device.
     pub vxlan: Option<(u32, Option<Ipv4Addr>)>,
+    /// The VLAN identifier, of a VLAN device.
+    pub vlan: Option<u16>,
+    /// The index of the link it is on, if it is on one.
+    pub parent: Option<u32>,
+}
+
+/// What a link is told about what is behind it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// A VXLAN device floods to this host.
+    Flood(Ipv4Addr),
+    /// A MAC is on this host, as a VXLAN device is told.
+    OnHost([u8; 6], Ipv4Addr),
+    /// A MAC is behind this link, as its bridge is told for good.
+    BehindPort([u8; 6]),
+    /// An address has this MAC, for good.
+    Neighbour(IpAddr, [u8; 6]),
 }
 
 /// An rtnetlink socket in the network namespace of the thread that opened it.
@@ -164,15 +191,19 @@ impl Client {
         Ok(set.filter_map(|message| Some((destination(&message)?, next_hop(&message)?))).collect())
     }
 
-    /// The tunnel addresses that each VXLAN device floods to, by the device's index.
+    /// What links are told about MACs and addresses, by their index: what they learnt themselves is left out.
     ///
     /// # Errors
     /// As [`Error`] says.
-    pub fn floods(&mut self) -> Result<Vec<(u32, Ipv4Addr)>, Error> {
-        let mut filter = NeighbourMessage::default();
-        filter.header.family = AddressFamily::Bridge;
-        let received = self.dump("forwarding entries", RouteNetlinkMessage::GetNeighbour(filter))?;
-        Ok(received.iter().filter_map(|body| read_flood(body)).collect())
+    pub fn known(&mut self) -> Result<Vec<(u32, Known)>, Error> {
+        let mut known = Vec::new();
+        for family in [AddressFamily::Bridge, AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut filter = NeighbourMessage::default();
+            filter.header.family = family;
+            let received = self.dump("forwarding entries", RouteNetlinkMessage::GetNeighbour(filter))?;
+            known.extend(received.iter().filter_map(|body| read_known(body)));
+        }
+        Ok(known)
     }
 
     fn dump(&mut self, what: &'static str, filter: RouteNetlinkMessage) -> Result<Vec<Vec<u8>>, Error> {
@@ -207,7 +238,10 @@ fn read_link(body: &[u8]) -> Option<Link> {
         is_up: flags & libc::IFF_UP.cast_unsigned() != 0,
         group: 0,
         master: None,
+        port: None,
         vxlan: None,
+        vlan: None,
+        parent: None,
     };
     for nla in NlasIterator::new(body.get(LINK_HEADER_SIZE..)?).flatten() {
         let value = nla.value();
@@ -215,23 +249,43 @@ fn read_link(body: &[u8]) -> Option<Link> {
             IFLA_ADDRESS => link.mac = value.try_into().ok(),
             IFLA_IFNAME => link.name = text(value),
             IFLA_MTU => link.mtu = word(value)?,
+            IFLA_LINK => link.parent = word(value),
             IFLA_MASTER => link.master = word(value),
             IFLA_GROUP => link.group = word(value)?,
             IFLA_IFALIAS => link.alias = text(value),
-            IFLA_LINKINFO => {
-                let parts: BTreeMap<u16, Vec<u8>> = NlasIterator::new(value)
-                    .flatten()
-                    .map(|nla| (nla.kind(), nla.value().to_vec()))
-                    .collect();
-                link.kind = parts.get(&IFLA_INFO_KIND).map(|kind| text(kind)).unwrap_or_default();
-                if link.kind == "vxlan" {
-                    link.vxlan = parts.get(&IFLA_INFO_DATA).and_then(|data| read_vxlan(data));
-                }
-            }
+            IFLA_LINKINFO => read_kind(&mut link, value),
             _ => {}
         }
     }
     Some(link)
+}
+
+/// What is told by links of one kind, and of those that are ports of a bridge.
+fn read_kind(link: &mut Link, value: &[u8]) {
+    let parts = parts_of(value);
+    link.kind = parts.get(&IFLA_INFO_KIND).map(|kind| text(kind)).unwrap_or_default();
+    let data = parts.get(&IFLA_INFO_DATA);
+    match link.kind.as_str() {
+        "vxlan" => link.vxlan = data.and_then(|data| read_vxlan(data)),
+        "vlan" => {
+            let id = data.and_then(|data| parts_of(data).remove(&IFLA_VLAN_ID));
+            link.vlan = id.and_then(|id| <[u8; 2]>::try_from(id).ok()).map(u16::from_ne_bytes);
+        }
+        _ => {}
+    }
+    link.port = parts.get(&IFLA_INFO_SLAVE_DATA).map(|data| {
+        let flags = parts_of(data);
+        let is_set = |kind| flags.get(&kind).is_some_and(|value| value.first() == Some(&1));
+        PortFlags {
+            isolated: is_set(IFLA_BRPORT_ISOLATED),
+            learning: is_set(IFLA_BRPORT_LEARNING),
+            neigh_suppress: is_set(IFLA_BRPORT_NEIGH_SUPPRESS),
+        }
+    });
+}
+
+fn parts_of(value: &[u8]) -> BTreeMap<u16, Vec<u8>> {
+    NlasIterator::new(value).flatten().map(|nla| (nla.kind(), nla.value().to_vec())).collect()
 }
 
 fn read_vxlan(data: &[u8]) -> Option<(u32, Option<Ipv4Addr>)> {
@@ -290,21 +344,39 @@ fn destination(message: &RouteMessage) -> Option<IpNet> {
     IpNet::new(destination, message.header.destination_prefix_length).ok()
 }
 
-fn read_flood(body: &[u8]) -> Option<(u32, Ipv4Addr)> {
+fn read_known(body: &[u8]) -> Option<(u32, Known)> {
     let message = NeighbourMessage::parse(body).ok()?;
-    let mut is_flood = false;
-    let mut peer = None;
+    let header = &message.header;
+    let mut mac = None;
+    let mut destination = None;
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::LinkLayerAddress(mac) => is_flood = *mac == request::FLOOD_MAC,
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => peer = Some(*address),
+            NeighbourAttribute::LinkLayerAddress(value) => mac = <[u8; 6]>::try_from(value.as_slice()).ok(),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+                destination = Some(IpAddr::V4(*address));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+                destination = Some(IpAddr::V6(*address));
+            }
             NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
-                peer = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(Ipv4Addr::from);
+                destination = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(IpAddr::from);
             }
             _ => {}
         }
     }
-    peer.filter(|_| is_flood).map(|peer| (message.header.ifindex, peer))
+    let known = match (header.family, mac?, destination) {
+        (AddressFamily::Bridge, request::FLOOD_MAC, Some(IpAddr::V4(host))) => Known::Flood(host),
+        (AddressFamily::Bridge, mac, Some(IpAddr::V4(host))) => Known::OnHost(mac, host),
+        // A port's own MAC is "permanent" there.
+        (AddressFamily::Bridge, mac, None) if header.state == NeighbourState::Noarp => Known::BehindPort(mac),
+        (AddressFamily::Inet | AddressFamily::Inet6, mac, Some(address))
+            if header.state == NeighbourState::Permanent =>
+        {
+            Known::Neighbour(address, mac)
+        }
+        _ => return None,
+    };
+    Some((header.ifindex, known))
 }
 
 fn word(value: &[u8]) -> Option<u32> {

@@ -5,9 +5,10 @@
 //! come before filters and filters before taps, so no frame of a guest meets a bridge whose rules are not in place.
 
 mod router;
+mod tunnel;
+mod uplink;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
 
 use ipnet::IpNet;
 
@@ -15,6 +16,8 @@ use crate::filter::{Filter, FilterChange, WantedFilter};
 use crate::names::OwnerTag;
 use crate::spec::{Bridge, HostNetwork, InterfaceName, NamespaceName, Tap, Vxlan};
 pub use router::{ObservedEnd, ObservedRouter, RouterOperation};
+pub use tunnel::{ObservedVxlan, TunnelOperation};
+pub use uplink::{ObservedVlan, UplinkOperation};
 
 /// What a host's network is: only what carries our tag, and the names that others have taken.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub struct Observed {
     pub bridges: BTreeMap<InterfaceName, ObservedBridge>,
     /// Our VXLAN devices.
     pub vxlans: BTreeMap<InterfaceName, ObservedVxlan>,
+    /// Our VLAN devices.
+    pub vlans: BTreeMap<InterfaceName, ObservedVlan>,
     /// Our taps.
     pub taps: BTreeMap<InterfaceName, ObservedPort>,
     /// Our routers, by their namespaces.
@@ -31,8 +36,8 @@ pub struct Observed {
     pub router_links: BTreeMap<InterfaceName, ObservedPort>,
     /// Links of ours whose kind is not what their name says: only good for removal.
     pub misshapen: BTreeSet<InterfaceName>,
-    /// The names of all other links.
-    pub foreign: BTreeSet<InterfaceName>,
+    /// All other links.
+    pub foreign: BTreeMap<InterfaceName, ObservedPort>,
     /// What the packet filter holds; absent if it is missing or damaged.
     pub filter: Option<Filter>,
 }
@@ -48,7 +53,7 @@ pub struct ObservedBridge {
     pub addresses: BTreeSet<IpNet>,
 }
 
-/// A port of a bridge.
+/// A link that is a port of a bridge, or can be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ObservedPort {
     /// The bridge it is a port of.
@@ -59,17 +64,15 @@ pub struct ObservedPort {
     pub is_up: bool,
 }
 
-/// A VXLAN device of ours.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ObservedVxlan {
-    /// The network identifier.
-    pub vni: u32,
-    /// This host's tunnel address.
-    pub local: Option<Ipv4Addr>,
-    /// The tunnel addresses it floods to.
-    pub peers: BTreeSet<Ipv4Addr>,
-    /// It as a port.
-    pub port: ObservedPort,
+/// What a host has to do with IPv6 on a bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ipv6Reach {
+    /// Nothing.
+    Off,
+    /// It answers in place of ports on other hosts, without an address of its own.
+    Neighbours,
+    /// It has addresses there.
+    Host,
 }
 
 /// One step; each may fail without making a later plan wrong.
@@ -90,8 +93,8 @@ pub enum Operation {
         mtu: u32,
         /// Whether the host takes part in the network.
         has_host: bool,
-        /// Whether it does so with IPv6 too.
-        has_ipv6: bool,
+        /// What it has to do with IPv6 there.
+        ipv6: Ipv6Reach,
     },
     /// Give the host an address on a bridge.
     AddAddress {
@@ -111,29 +114,10 @@ pub enum Operation {
     RebuildFilter(WantedFilter),
     /// Change what the packet filter holds.
     ChangeFilter(FilterChange),
-    /// Make a VXLAN device with our alias; it is down.
-    CreateVxlan {
-        /// Its name.
-        name: InterfaceName,
-        /// The network identifier.
-        vni: u32,
-        /// This host's tunnel address.
-        local: Ipv4Addr,
-    },
-    /// Let a VXLAN device flood to another host.
-    AddFlood {
-        /// The device.
-        vxlan: InterfaceName,
-        /// The other host.
-        peer: Ipv4Addr,
-    },
-    /// Stop a VXLAN device from flooding to another host.
-    RemoveFlood {
-        /// The device.
-        vxlan: InterfaceName,
-        /// The other host.
-        peer: Ipv4Addr,
-    },
+    /// A step about this VXLAN device.
+    Tunnel(InterfaceName, TunnelOperation),
+    /// A step about this VLAN device, or about an interface that is not ours.
+    Uplink(InterfaceName, UplinkOperation),
     /// Make a persistent tap with our alias; it is down.
     CreateTap {
         /// Its name.
@@ -141,9 +125,9 @@ pub enum Operation {
     },
     /// A step about the router with this namespace.
     Router(NamespaceName, RouterOperation),
-    /// Make a tap, a VXLAN device or a router's link a port of a bridge, with an MTU, and set it up.
+    /// Make a link of ours a port of a bridge, with an MTU, and set it up.
     ConfigurePort {
-        /// The tap, device or link.
+        /// The tap, device or router's link.
         name: InterfaceName,
         /// The bridge.
         bridge: InterfaceName,
@@ -160,12 +144,12 @@ impl Operation {
             Self::DeleteLink(name)
             | Self::CreateBridge { name }
             | Self::ConfigureBridge { name, .. }
-            | Self::CreateVxlan { name, .. }
+            | Self::Tunnel(name, _)
+            | Self::Uplink(name, _)
             | Self::CreateTap { name }
             | Self::ConfigurePort { name, .. } => Some(name),
             Self::Router(name, _) => Some(name),
             Self::AddAddress { bridge, .. } | Self::RemoveAddress { bridge, .. } => Some(bridge),
-            Self::AddFlood { vxlan, .. } | Self::RemoveFlood { vxlan, .. } => Some(vxlan),
             Self::RebuildFilter(_) | Self::ChangeFilter(_) => None,
         }
     }
@@ -190,9 +174,10 @@ pub fn plan(tag: OwnerTag, wanted: &HostNetwork, observed: &Observed) -> Vec<Ope
     }
     operations.extend(plan_filter(tag, wanted, observed));
     for (name, (bridge_name, bridge, vxlan)) in &vxlans {
-        let present = observed.vxlans.get(*name).filter(|present| is_same_tunnel(present, vxlan));
-        plan_vxlan(&mut operations, bridge_name, bridge.mtu, vxlan, present);
+        let present = observed.vxlans.get(*name).filter(|present| present.is_same(vxlan));
+        tunnel::plan_vxlan(&mut operations, bridge_name, bridge.mtu, vxlan, present);
     }
+    uplink::plan_uplinks(&mut operations, wanted, observed);
     for (name, tap) in &wanted.taps {
         plan_tap(&mut operations, name, tap, observed.taps.get(name));
     }
@@ -226,22 +211,19 @@ fn deletions(
 ) -> Vec<Operation> {
     let taps = observed.taps.keys().filter(|name| !wanted.taps.contains_key(*name));
     let tunnels = observed.vxlans.iter().filter(|(name, present)| {
-        vxlans.get(name.as_str()).is_none_or(|(_, _, wanted)| !is_same_tunnel(present, wanted))
+        vxlans.get(name.as_str()).is_none_or(|(_, _, wanted)| !present.is_same(wanted))
     });
+    let vlans = uplink::superfluous(wanted, observed);
     let bridges = observed.bridges.keys().filter(|name| !wanted.bridges.contains_key(*name));
     let mut operations = router::deletions(&wanted.routers, &observed.routers, &observed.router_links);
     let links = taps
         .chain(tunnels.map(|(name, _)| name))
+        .chain(vlans)
         .chain(&observed.misshapen)
         .chain(bridges)
         .map(|name| Operation::DeleteLink(name.clone()));
     operations.extend(links);
     operations
-}
-
-/// A VXLAN device's identifier and own address are fixed when it is made.
-fn is_same_tunnel(present: &ObservedVxlan, wanted: &Vxlan) -> bool {
-    present.vni == wanted.vni && present.local == Some(wanted.local)
 }
 
 fn plan_bridge(
@@ -266,7 +248,12 @@ fn plan_bridge(
     });
     if !is_configured {
         let name = name.to_owned();
-        operations.push(Operation::ConfigureBridge { name, mtu: bridge.mtu, has_host, has_ipv6 });
+        let ipv6 = match (has_ipv6, &bridge.vxlan) {
+            (true, _) => Ipv6Reach::Host,
+            (false, Some(_)) => Ipv6Reach::Neighbours,
+            (false, None) => Ipv6Reach::Off,
+        };
+        operations.push(Operation::ConfigureBridge { name, mtu: bridge.mtu, has_host, ipv6 });
     }
     let bridge = || name.to_owned();
     operations.extend(
@@ -288,25 +275,6 @@ fn plan_filter(tag: OwnerTag, wanted: &HostNetwork, observed: &Observed) -> Opti
     };
     let change = present.change_to(&wanted);
     (!change.is_empty()).then_some(Operation::ChangeFilter(change))
-}
-
-fn plan_vxlan(
-    operations: &mut Vec<Operation>,
-    bridge: &str,
-    mtu: u32,
-    vxlan: &Vxlan,
-    present: Option<&ObservedVxlan>,
-) {
-    let name = || vxlan.name.clone();
-    if present.is_none() {
-        operations.push(Operation::CreateVxlan { name: name(), vni: vxlan.vni, local: vxlan.local });
-    }
-    let empty = BTreeSet::new();
-    let peers = present.map_or(&empty, |present| &present.peers);
-    operations
-        .extend(peers.difference(&vxlan.peers).map(|p| Operation::RemoveFlood { vxlan: name(), peer: *p }));
-    operations.extend(vxlan.peers.difference(peers).map(|p| Operation::AddFlood { vxlan: name(), peer: *p }));
-    plan_port(operations, &vxlan.name, bridge, mtu, present.map(|present| &present.port));
 }
 
 fn plan_tap(operations: &mut Vec<Operation>, name: &str, tap: &Tap, present: Option<&ObservedPort>) {

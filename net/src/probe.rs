@@ -66,8 +66,10 @@ fn try_all(links: &mut netlink::Client) -> Vec<Facility> {
     let vxlan = Request::create_vxlan(&TAG.vxlan(1), [2, 0, 0, 0, 0, 2], 1, Ipv4Addr::LOCALHOST);
     let vxlan = links.execute(vec![vxlan]);
     let vlan = match links.link(&parent) {
-        Ok(Some(link)) => links.execute(vec![Request::create_vlan("wprobe-vlan", link.index, 5)]),
-        Ok(None) => links.execute(vec![Request::create_vlan("wprobe-vlan", 0, 5)]),
+        Ok(Some(link)) => {
+            links.execute(vec![Request::create_vlan(&TAG.vlan(1), [2, 0, 0, 0, 0, 3], link.index, 5)])
+        }
+        Ok(None) => links.execute(vec![Request::create_vlan(&TAG.vlan(1), [2, 0, 0, 0, 0, 3], 0, 5)]),
         Err(error) => Err(error),
     };
     let nftables = nftables::Client::open(TAG).and_then(|mut filters| filters.rebuild(&Default::default()));

@@ -29,7 +29,7 @@ pub struct HostNetwork {
 }
 
 /// One network's bridge.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bridge {
     /// MTU in bytes.
     pub mtu: u32,
@@ -37,9 +37,31 @@ pub struct Bridge {
     pub host_addresses: Vec<IpNet>,
     /// A VXLAN device that carries the network between hosts.
     pub vxlan: Option<Vxlan>,
+    /// What joins it to a network that is not the cloud's.
+    pub uplink: Option<Uplink>,
 }
 
-/// A VXLAN device (RFC 7348), made with `nolearning`.
+/// How a bridge is joined to a physical network, on an interface that is not ours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Uplink {
+    /// The interface is a port of the bridge: frames travel as they are, and the interface is this bridge's alone.
+    Flat {
+        /// The interface.
+        interface: InterfaceName,
+    },
+    /// A device of ours on the interface is: frames travel with a VLAN tag (IEEE 802.1Q).
+    Vlan {
+        /// The interface.
+        interface: InterfaceName,
+        /// The tag's VLAN identifier, 1 to 4094.
+        vlan: u16,
+        /// The device's name.
+        device: InterfaceName,
+    },
+}
+
+/// A VXLAN device (RFC 7348), made with `nolearning`: what is behind it is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vxlan {
     /// The device's name.
@@ -50,6 +72,18 @@ pub struct Vxlan {
     pub local: Ipv4Addr,
     /// The other hosts' tunnel addresses, for flooding.
     pub peers: BTreeSet<Ipv4Addr>,
+    /// The ports of the network on other hosts, by MAC: what is sent to them goes to their host alone, and who asks for
+    /// their addresses is answered here.
+    pub remotes: BTreeMap<[u8; 6], RemotePort>,
+}
+
+/// A port on another host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemotePort {
+    /// The host's tunnel address.
+    pub host: Ipv4Addr,
+    /// The port's addresses.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// One port's tap.

@@ -39,7 +39,7 @@ pub(crate) fn in_own_network(test: impl FnOnce() + Send + 'static) {
 }
 
 pub(crate) fn bridge() -> Bridge {
-    Bridge { mtu: 1450, host_addresses: Vec::new(), vxlan: None }
+    Bridge { mtu: 1450, ..Bridge::default() }
 }
 
 pub(crate) fn mac(number: u8) -> [u8; 6] {
@@ -96,6 +96,11 @@ impl Guest {
     pub(crate) fn named(name: &str) -> Self {
         let tap = Iface::without_packet_info(name, Mode::Tap).unwrap();
         crate::tap::settle(name).unwrap();
+        Self::of(tap)
+    }
+
+    /// Somebody at a tap that is open.
+    pub(crate) fn of(tap: Iface) -> Self {
         tap.set_non_blocking().unwrap();
         Self(tap)
     }
@@ -153,7 +158,7 @@ impl Guest {
         found.filter(|_| is_there)
     }
 
-    fn receives_where(&self, mut is_it: impl FnMut(&[u8]) -> bool) -> bool {
+    pub(crate) fn receives_where(&self, mut is_it: impl FnMut(&[u8]) -> bool) -> bool {
         let mut buffer = [0; 2048];
         let end = Instant::now() + ARRIVAL_TIMEOUT;
         while Instant::now() < end {

@@ -57,6 +57,20 @@ pub enum Error {
     /// A link of somebody else has the name.
     #[error("link {0} exists and is not ours")]
     Foreign(InterfaceName),
+    /// The interface of a physical network is not there.
+    #[error("there is no interface {0}, which a physical network is on")]
+    NoInterface(InterfaceName),
+    /// The interface of a physical network is a link of ours.
+    #[error("{0} is a link of this cloud's and cannot be a physical network's interface")]
+    NotPhysical(InterfaceName),
+    /// The interface of a physical network serves something else, which would lose it.
+    #[error("interface {name} is in use by {by}: give the cloud one without addresses that is in no bridge")]
+    InterfaceInUse {
+        /// The interface.
+        name: InterfaceName,
+        /// An address of the host's, or a bridge.
+        by: String,
+    },
     /// A plan was carried out in part.
     #[error("{} of {steps} steps failed, the first: {first}", .others + 1)]
     Partial {

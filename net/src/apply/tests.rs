@@ -7,9 +7,10 @@ mod forbidden;
 mod groups;
 mod measure;
 mod router;
+mod underlay;
 
 use super::*;
-use crate::spec::{Direction, Rule, Tap, Vxlan};
+use crate::spec::{Direction, Rule, Tap};
 use crate::testing::*;
 
 fn host(wanted: &HostNetwork) -> Host {
@@ -294,38 +295,5 @@ fn names_without_the_tag_are_refused_before_anything_changes() {
         let error = Host::open(TAG, Namespaces::Own).unwrap().converge(&wanted).unwrap_err();
         assert!(matches!(error, Error::Name { .. }), "{error}");
         assert_eq!(netlink::Client::open().unwrap().links().unwrap(), before);
-    });
-}
-
-#[test]
-fn vxlan_joins_its_bridge_and_floods_to_its_peers() {
-    in_own_network(|| {
-        let mut wanted = network(&[(1, 1)]);
-        let vxlan = |vni, peers: &[[u8; 4]]| Vxlan {
-            name: TAG.vxlan(1),
-            vni,
-            local: Ipv4Addr::LOCALHOST,
-            peers: peers.iter().map(|peer| Ipv4Addr::from(*peer)).collect(),
-        };
-        let mut host = Host::open(TAG, Namespaces::Own).unwrap();
-        let mut converge = |wanted: &HostNetwork| {
-            let result = host.converge(wanted);
-            if matches!(&result, Err(error) if format!("{error:?}").contains("Unknown device type")) {
-                return false;
-            }
-            result.unwrap();
-            assert_eq!(plan(TAG, wanted, &host.observe().unwrap()), []);
-            true
-        };
-        for vxlan in [vxlan(5, &[[192, 0, 2, 1], [192, 0, 2, 2]]), vxlan(5, &[[192, 0, 2, 2]]), vxlan(6, &[])]
-        {
-            wanted.bridges.get_mut(&TAG.bridge(1)).unwrap().vxlan = Some(vxlan);
-            if !converge(&wanted) {
-                crate::testing::skipped("no vxlan");
-                return;
-            }
-        }
-        wanted.bridges.get_mut(&TAG.bridge(1)).unwrap().vxlan = None;
-        assert!(converge(&wanted));
     });
 }

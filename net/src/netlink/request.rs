@@ -81,13 +81,10 @@ impl Request {
 
     /// Makes a VLAN device (802.1Q) on a link by its index, down, that must not exist yet.
     #[must_use]
-    pub fn create_vlan(name: &str, parent: u32, vlan: u16) -> Self {
+    pub fn create_vlan(name: &str, mac: [u8; 6], parent: u32, vlan: u16) -> Self {
         let data = InfoData::Vlan(vec![InfoVlan::Id(vlan)]);
-        let mut message = named(name);
+        let mut message = create(name, mac, InfoKind::Vlan, data);
         message.attributes.push(LinkAttribute::Link(parent));
-        message
-            .attributes
-            .push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(data)]));
         Self {
             subject: format!("create VLAN device {name}"),
             message: RouteNetlinkMessage::NewLink(message),
@@ -274,35 +271,65 @@ impl Request {
         }
     }
 
+    /// Lets a VXLAN device forget which host a MAC is on.
+    #[must_use]
+    pub fn forget_remote_mac(link: &str, index: u32, mac: [u8; 6], host: Ipv4Addr) -> Self {
+        Self {
+            subject: format!("forget a MAC on {host} in {link}"),
+            message: RouteNetlinkMessage::DelNeighbour(remote_mac(index, mac, host)),
+            flags: 0,
+        }
+    }
+
     /// Tells a bridge which port a MAC is behind, replacing what it knew.
     #[must_use]
     pub fn set_port_mac(port: &str, index: u32, mac: [u8; 6]) -> Self {
-        let mut message = forwarding(index, mac);
-        message.header.flags = NeighbourFlags::Controller;
-        message.header.state = NeighbourState::Noarp;
         Self {
             subject: format!("place a MAC behind {port}"),
-            message: RouteNetlinkMessage::NewNeighbour(message),
+            message: RouteNetlinkMessage::NewNeighbour(port_mac(index, mac)),
             flags: NLM_F_CREATE | NLM_F_REPLACE,
+        }
+    }
+
+    /// Lets a bridge forget that a MAC is behind a port.
+    #[must_use]
+    pub fn forget_port_mac(port: &str, index: u32, mac: [u8; 6]) -> Self {
+        Self {
+            subject: format!("forget a MAC behind {port}"),
+            message: RouteNetlinkMessage::DelNeighbour(port_mac(index, mac)),
+            flags: 0,
         }
     }
 
     /// Tells a link an address's MAC, replacing what it knew; ports with `neigh_suppress` are answered from it.
     #[must_use]
     pub fn set_neighbour(link: &str, index: u32, address: IpAddr, mac: [u8; 6]) -> Self {
-        let mut message = NeighbourMessage::default();
-        message.header.family = family_of(address);
-        message.header.ifindex = index;
+        let mut message = neighbour(index, address);
         message.header.state = NeighbourState::Permanent;
-        message.attributes = vec![
-            NeighbourAttribute::Destination(neighbour_address(address)),
-            NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
-        ];
+        message.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
         Self {
             subject: format!("tell {link} the MAC of {address}"),
             message: RouteNetlinkMessage::NewNeighbour(message),
             flags: NLM_F_CREATE | NLM_F_REPLACE,
         }
+    }
+
+    /// Lets a link forget an address's MAC.
+    #[must_use]
+    pub fn forget_neighbour(link: &str, index: u32, address: IpAddr) -> Self {
+        Self {
+            subject: format!("let {link} forget the MAC of {address}"),
+            message: RouteNetlinkMessage::DelNeighbour(neighbour(index, address)),
+            flags: 0,
+        }
+    }
+
+    /// Makes a link a port of a bridge by its index (0 takes it out of the one it is in), its MTU left alone.
+    #[must_use]
+    pub fn set_bridge(name: &str, bridge: u32) -> Self {
+        let mut message = named(name);
+        message.attributes.push(LinkAttribute::Controller(bridge));
+        Self::change(format!("set the bridge of {name}"), message)
     }
 
     /// Asks for a link.
@@ -384,6 +411,21 @@ fn remote_mac(index: u32, mac: [u8; 6], host: Ipv4Addr) -> NeighbourMessage {
     message.header.flags = NeighbourFlags::Own;
     message.header.state = NeighbourState::Permanent;
     message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(host)));
+    message
+}
+
+fn port_mac(index: u32, mac: [u8; 6]) -> NeighbourMessage {
+    let mut message = forwarding(index, mac);
+    message.header.flags = NeighbourFlags::Controller;
+    message.header.state = NeighbourState::Noarp;
+    message
+}
+
+fn neighbour(index: u32, address: IpAddr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family_of(address);
+    message.header.ifindex = index;
+    message.attributes = vec![NeighbourAttribute::Destination(neighbour_address(address))];
     message
 }
 

@@ -1,6 +1,7 @@
 //! What holds for every wanted network and every state a host may be in.
 
 mod routers;
+mod underlay;
 
 use proptest::collection::{btree_map, btree_set};
 use proptest::option;
@@ -18,50 +19,49 @@ struct FakeHost(Observed);
 
 impl FakeHost {
     fn has_link(&self, name: &str) -> bool {
-        let Observed { bridges, vxlans, taps, misshapen, foreign, .. } = &self.0;
+        let Observed { bridges, vxlans, vlans, taps, misshapen, foreign, .. } = &self.0;
         bridges.contains_key(name)
             || vxlans.contains_key(name)
+            || vlans.contains_key(name)
             || taps.contains_key(name)
             || misshapen.contains(name)
-            || foreign.contains(name)
+            || foreign.contains_key(name)
     }
 
     fn port(&mut self, name: &str) -> Option<&mut ObservedPort> {
-        let vxlan = self.0.vxlans.get_mut(name).map(|vxlan| &mut vxlan.port);
-        vxlan.or_else(|| self.0.taps.get_mut(name)).or_else(|| self.0.router_links.get_mut(name))
+        let Observed { vxlans, vlans, taps, router_links, .. } = &mut self.0;
+        let vxlan = vxlans.get_mut(name).map(|vxlan| &mut vxlan.port);
+        let vlan = vlans.get_mut(name).map(|vlan| &mut vlan.port);
+        vxlan.or(vlan).or(taps.get_mut(name)).or(router_links.get_mut(name))
     }
 
     fn carry_out(&mut self, operation: &Operation) -> Result<(), &'static str> {
         let exists = operation.subject().is_some_and(|name| self.has_link(name));
         match operation {
-            Operation::CreateBridge { .. } | Operation::CreateVxlan { .. } | Operation::CreateTap { .. }
-                if exists =>
-            {
+            Operation::CreateBridge { .. } | Operation::CreateTap { .. } if exists => {
                 return Err("exists");
             }
             Operation::CreateBridge { name } => {
                 self.0.bridges.insert(name.clone(), ObservedBridge::default());
             }
-            Operation::CreateVxlan { name, vni, local } => {
-                let (peers, port) = Default::default();
-                let vxlan = ObservedVxlan { vni: *vni, local: Some(*local), peers, port };
-                self.0.vxlans.insert(name.clone(), vxlan);
-            }
             Operation::CreateTap { name } => {
                 self.0.taps.insert(name.clone(), ObservedPort::default());
             }
             Operation::DeleteLink(name) => {
-                if self.0.foreign.contains(name) {
+                if self.0.foreign.contains_key(name) {
                     return Err("foreign");
                 }
                 self.0.taps.remove(name);
                 self.delete_router_link(name);
                 self.0.vxlans.remove(name);
+                self.0.vlans.remove(name);
                 self.0.misshapen.remove(name);
                 if self.0.bridges.remove(name).is_some() {
                     let ports = self.0.vxlans.values_mut().map(|vxlan| &mut vxlan.port);
                     let ports = ports.chain(self.0.taps.values_mut()).chain(self.0.router_links.values_mut());
+                    let ports = ports.chain(self.0.vlans.values_mut().map(|vlan| &mut vlan.port));
                     ports
+                        .chain(self.0.foreign.values_mut())
                         .filter(|port| port.bridge.as_ref() == Some(name))
                         .for_each(|port| port.bridge = None);
                 }
@@ -78,14 +78,8 @@ impl FakeHost {
                 let bridge = self.0.bridges.get_mut(bridge).ok_or("no bridge")?;
                 bridge.addresses.remove(address).then_some(()).ok_or("has it not")?;
             }
-            Operation::AddFlood { vxlan, peer } => {
-                let vxlan = self.0.vxlans.get_mut(vxlan).ok_or("no device")?;
-                vxlan.peers.insert(*peer).then_some(()).ok_or("has it")?;
-            }
-            Operation::RemoveFlood { vxlan, peer } => {
-                let vxlan = self.0.vxlans.get_mut(vxlan).ok_or("no device")?;
-                vxlan.peers.remove(peer).then_some(()).ok_or("has it not")?;
-            }
+            Operation::Tunnel(name, operation) => return self.carry_out_in_tunnel(name, operation),
+            Operation::Uplink(name, operation) => return self.carry_out_at_uplink(name, operation),
             Operation::ConfigurePort { name, bridge, mtu } => {
                 self.0.bridges.get(bridge).ok_or("no bridge")?;
                 let filter = self.0.filter.as_ref().ok_or("no filter")?;
@@ -94,7 +88,12 @@ impl FakeHost {
                     return Err("a tap without rules");
                 }
                 let port = self.port(name).ok_or("no port")?;
-                *port = ObservedPort { bridge: Some(bridge.clone()), mtu: *mtu, is_up: true };
+                let had = port.bridge.replace(bridge.clone());
+                (port.mtu, port.is_up) = (*mtu, true);
+                if had.as_ref() != Some(bridge) {
+                    // A bridge knows nothing of a port that it did not have.
+                    self.forget_what_is_behind(name);
+                }
             }
             Operation::Router(name, operation) => return self.carry_out_in_router(name, operation),
             Operation::RebuildFilter(filter) => self.0.filter = Some(filter.names()),
@@ -128,10 +127,6 @@ fn vxlan_name(bridge: &str) -> String {
     bridge.replacen("wb", "wx", 1)
 }
 
-fn peers() -> impl Strategy<Value = BTreeSet<Ipv4Addr>> {
-    btree_set((1..4_u8).prop_map(|last| Ipv4Addr::new(192, 0, 2, last)), 0..3)
-}
-
 fn addresses() -> impl Strategy<Value = BTreeSet<IpNet>> {
     let all = ["10.0.0.1/24", "10.0.0.2/32", "10.0.0.0/25", "2001:db8::1/64", "2001:db8::2/128"];
     let all: Vec<IpNet> = all.iter().map(|net| net.parse().unwrap()).collect();
@@ -143,15 +138,12 @@ fn mtu() -> impl Strategy<Value = u32> {
 }
 
 fn wanted_bridge(name: String) -> impl Strategy<Value = (String, Bridge)> {
-    (mtu(), addresses(), option::of((1..3_u32, peers()))).prop_map(move |(mtu, addresses, vxlan)| {
-        let vxlan = vxlan.map(|(vni, peers)| Vxlan {
-            name: vxlan_name(&name),
-            vni,
-            local: Ipv4Addr::new(192, 0, 2, 9),
-            peers,
-        });
-        (name.clone(), Bridge { mtu, host_addresses: addresses.into_iter().collect(), vxlan })
-    })
+    let (vxlan, uplink) = (underlay::wanted_vxlan(&name), underlay::wanted_uplink(&name));
+    (mtu(), addresses(), option::of(vxlan), option::of(uplink)).prop_map(
+        move |(mtu, addresses, vxlan, uplink)| {
+            (name.clone(), Bridge { mtu, host_addresses: addresses.into_iter().collect(), vxlan, uplink })
+        },
+    )
 }
 
 fn wanted_group() -> impl Strategy<Value = Group> {
@@ -209,34 +201,26 @@ prop_compose! {
     }
 }
 
-prop_compose! {
-    fn observed_vxlan()(
-        vni in 1..3_u32,
-        local in option::of(Just(Ipv4Addr::new(192, 0, 2, 9))),
-        peers in peers(),
-        port in observed_port(),
-    ) -> ObservedVxlan {
-        ObservedVxlan { vni, local, peers, port }
-    }
-}
-
 /// Any state our links may be in, those of an older wanted network included; `earlier` is what its filter was made for.
 fn observed() -> impl Strategy<Value = Observed> {
     let vxlan_names: Vec<String> = bridge_names().iter().map(|name| vxlan_name(name)).collect();
     let parts = (
         btree_map(select(bridge_names()), observed_bridge(), 0..3),
-        btree_map(select(vxlan_names), observed_vxlan(), 0..3),
+        btree_map(select(vxlan_names), underlay::observed_vxlan(), 0..3),
+        underlay::observed_vlans(),
+        underlay::foreign(),
         btree_map(select(tap_names()), observed_port(), 0..4),
         option::of(wanted()),
         any::<bool>(),
         routers::observed_routers(),
     );
-    parts.prop_map(|(bridges, vxlans, mut taps, earlier, is_misshapen, (routers, router_links))| {
+    parts.prop_map(|parts| {
+        let (bridges, vxlans, vlans, foreign, mut taps, earlier, is_misshapen, (routers, router_links)) =
+            parts;
         let misshapen: BTreeSet<String> = [TAG.tap(0)].into_iter().filter(|_| is_misshapen).collect();
         taps.retain(|name, _| !misshapen.contains(name));
         let filter = earlier.map(|earlier| WantedFilter::of(&earlier, None, TAG).names());
-        let foreign = ["lo", "eth0", "br0"].map(str::to_owned).into();
-        Observed { bridges, vxlans, taps, routers, router_links, misshapen, foreign, filter }
+        Observed { bridges, vxlans, vlans, taps, routers, router_links, misshapen, foreign, filter }
     })
 }
 
@@ -281,14 +265,18 @@ proptest! {
             observed.taps.remove(name);
             observed.misshapen.remove(name);
         }
-        observed.foreign.extend(taken);
+        let taken: BTreeMap<_, _> = taken.into_iter().map(|name| (name, ObservedPort::default())).collect();
+        observed.foreign.extend(taken.clone());
         let mut host = FakeHost(observed.clone());
         for operation in plan(TAG, &wanted, &host.0) {
-            let is_foreign = operation.subject().is_some_and(|name| observed.foreign.contains(name));
+            let is_foreign = operation.subject().is_some_and(|name| taken.contains_key(name));
             let result = host.carry_out(&operation);
             prop_assert!(!is_foreign || result.is_err(), "{operation:?}");
-            prop_assert!(!matches!(&operation, Operation::DeleteLink(name) if observed.foreign.contains(name)));
+            prop_assert!(!matches!(&operation, Operation::DeleteLink(name) if observed.foreign.contains_key(name)));
         }
-        prop_assert_eq!(host.0.foreign, observed.foreign);
+        for (name, port) in &observed.foreign {
+            let is_named = wanted.bridges.values().any(|bridge| underlay::names(bridge, name));
+            prop_assert!(is_named || underlay::is_as_it_was(port, &host.0.foreign[name], &wanted));
+        }
     }
 }

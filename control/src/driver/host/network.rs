@@ -202,7 +202,8 @@ impl State {
     fn want_bridge(&mut self, tag: OwnerTag, network: &NetworkWanted) -> Result<InterfaceName, Error> {
         let name = tag.bridge(short_id(network.id.as_bytes()));
         self.own(&name, &network.id)?;
-        let bridge = Bridge { mtu: network.mtu, host_addresses: network.host_addresses.clone(), vxlan: None };
+        let bridge =
+            Bridge { mtu: network.mtu, host_addresses: network.host_addresses.clone(), ..Bridge::default() };
         self.wanted.bridges.insert(name.clone(), bridge);
         Ok(name)
     }

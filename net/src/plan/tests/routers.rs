@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use super::*;
 use crate::plan::{ObservedEnd, ObservedRouter, RouterOperation};
 use crate::spec::{Nat, Outside, Router, RouterLink};
+use std::net::Ipv4Addr;
 
 impl FakeHost {
     /// Both ends of a link go at once.

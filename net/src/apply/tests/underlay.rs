@@ -1,0 +1,313 @@
+//! Between hosts and to physical networks, against the kernel: each host is a network namespace.
+
+use std::os::fd::AsFd;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use super::*;
+use crate::plan::UplinkOperation;
+use crate::spec::{RemotePort, Vxlan};
+
+/// The interface that a physical network is on, and by which hosts reach each other.
+const INTERFACE: &str = "phys0";
+/// How long another host may take for its part.
+const STEP_TIMEOUT: Duration = Duration::from_secs(20);
+
+fn tunnel_address(host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(198, 51, 100, host)
+}
+
+/// Another host: a thread in a network namespace of its own, at the other end of our [`INTERFACE`].
+struct OtherHost {
+    work: Sender<Box<dyn FnOnce() + Send>>,
+    done: Receiver<()>,
+}
+
+impl OtherHost {
+    fn start() -> Self {
+        let (work, jobs) = channel::<Box<dyn FnOnce() + Send>>();
+        let (say, done) = channel();
+        let (hand_over, namespace) = channel();
+        thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            hand_over.send(std::fs::File::open("/proc/thread-self/ns/net").unwrap()).unwrap();
+            for job in jobs {
+                job();
+                say.send(()).unwrap();
+            }
+        });
+        let namespace = namespace.recv_timeout(STEP_TIMEOUT).unwrap();
+        let mut links = netlink::Client::open().unwrap();
+        let (here, there) = ([2, 0, 0, 0, 1, 1], [2, 0, 0, 0, 1, 2]);
+        links.execute(vec![Request::create_pair(INTERFACE, here, there, namespace.as_fd())]).unwrap();
+        Self { work, done }
+    }
+
+    /// Takes notice that our end is up.
+    fn settles(&self) {
+        self.does(|| crate::tap::settle(INTERFACE).unwrap());
+    }
+
+    /// Does something on it, to its end.
+    fn does(&self, job: impl FnOnce() + Send + 'static) {
+        self.work.send(Box::new(job)).unwrap();
+        self.done.recv_timeout(STEP_TIMEOUT).unwrap();
+    }
+}
+
+fn set_up(address: Option<Ipv4Addr>) {
+    let mut links = netlink::Client::open().unwrap();
+    let link = links.link(INTERFACE).unwrap().unwrap();
+    let net = address.map(|address| IpNet::new(address.into(), 24).unwrap());
+    let mut requests: Vec<Request> =
+        net.map(|net| Request::add_address(INTERFACE, link.index, net)).into_iter().collect();
+    requests.push(Request::set_up(INTERFACE, true));
+    links.execute(requests).unwrap();
+}
+
+/// One port on each of two hosts, on one network; the other host's is told.
+fn spanning(host: u8, other: u8) -> HostNetwork {
+    let mut wanted = network(&[(host, 1)]);
+    let remote = RemotePort { host: tunnel_address(other), addresses: [IpAddr::from(address(other))].into() };
+    wanted.bridges.get_mut(&TAG.bridge(1)).unwrap().vxlan = Some(Vxlan {
+        name: TAG.vxlan(1),
+        vni: 5,
+        local: tunnel_address(host),
+        peers: [tunnel_address(other)].into(),
+        remotes: [(mac(other), remote)].into(),
+    });
+    wanted
+}
+
+fn has_vxlan() -> bool {
+    let mut links = netlink::Client::open().unwrap();
+    let made = links.execute(vec![Request::create_vxlan("vx0", [2; 6], 1, Ipv4Addr::LOCALHOST)]);
+    let works = made.is_ok() && links.execute(vec![Request::delete_link("vx0")]).is_ok();
+    if !works {
+        skipped("no vxlan");
+    }
+    works
+}
+
+/// What two hosts' ports send each other travels; who asks for the other's MAC is answered without a frame between hosts.
+#[test]
+fn ports_on_two_hosts_reach_each_other_and_know_each_other_without_asking() {
+    in_own_network(|| {
+        if !has_vxlan() {
+            return;
+        }
+        let other = OtherHost::start();
+        set_up(Some(tunnel_address(1)));
+        let mut here = host(&spanning(1, 2));
+        assert_eq!(plan(TAG, &spanning(1, 2), &here.observe().unwrap()), []);
+        let datagram = udp(ends(1, 2), 4000, 5000);
+        let request = arp(Ends { target_mac: [0xff; 6], ..ends(1, 2) }, mac(1), address(1));
+        let (guests, ready) = channel();
+        other.does(move || {
+            set_up(Some(tunnel_address(2)));
+            let _ = host(&spanning(2, 1));
+            guests.send(Guest::at(2)).unwrap();
+        });
+        let (sender, receiver) = (Guest::at(1), ready.recv().unwrap());
+        sender.send(&datagram);
+        assert!(receiver.receives(&datagram));
+        let answer = udp(ends(2, 1), 5000, 4000);
+        receiver.send(&answer);
+        assert!(sender.receives(&answer));
+        sender.send(&request);
+        let answered = sender.receives_where(|frame| {
+            frame.get(12..22) == Some(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 2]) && frame.get(22..28) == Some(&mac(2))
+        });
+        assert!(answered, "the bridge answers for the other host's port");
+        assert!(!receiver.receives(&request), "nobody is asked who is known");
+    });
+}
+
+#[test]
+fn what_a_tunnel_is_told_changes_with_what_is_wanted() {
+    in_own_network(|| {
+        if !has_vxlan() {
+            return;
+        }
+        let told = |hosts: &[(u8, u8)]| {
+            let mut wanted = spanning(1, 2);
+            let vxlan = wanted.bridges.get_mut(&TAG.bridge(1)).unwrap().vxlan.as_mut().unwrap();
+            vxlan.peers = hosts.iter().map(|(_, host)| tunnel_address(*host)).collect();
+            let port = |(port, host): &(u8, u8)| {
+                let v6 = format!("2001:db8::{port}").parse().unwrap();
+                let addresses = [IpAddr::from(address(*port)), v6].into();
+                (mac(*port), RemotePort { host: tunnel_address(*host), addresses })
+            };
+            vxlan.remotes = hosts.iter().map(port).collect();
+            wanted
+        };
+        let mut host = Host::open(TAG, Namespaces::Own).unwrap();
+        for hosts in [&[(2, 2), (3, 3)][..], &[(2, 3), (4, 3)], &[(4, 2)], &[]] {
+            let wanted = told(hosts);
+            host.converge(&wanted).unwrap();
+            assert_eq!(plan(TAG, &wanted, &host.observe().unwrap()), [], "{hosts:?}");
+        }
+        // A device with another identifier is another one.
+        let mut wanted = told(&[(2, 2)]);
+        wanted.bridges.get_mut(&TAG.bridge(1)).unwrap().vxlan.as_mut().unwrap().vni = 6;
+        host.converge(&wanted).unwrap();
+        assert_eq!(plan(TAG, &wanted, &host.observe().unwrap()), []);
+        wanted.bridges.get_mut(&TAG.bridge(1)).unwrap().vxlan = None;
+        host.converge(&wanted).unwrap();
+        assert_eq!(plan(TAG, &wanted, &host.observe().unwrap()), []);
+        assert!(host.observe().unwrap().vxlans.is_empty());
+    });
+}
+
+/// A host with one port on a network that is joined to a physical one.
+fn joined(uplink: Uplink) -> HostNetwork {
+    let mut wanted = network(&[(1, 1)]);
+    wanted.bridges.get_mut(&TAG.bridge(1)).unwrap().uplink = Some(uplink);
+    wanted
+}
+
+fn flat() -> Uplink {
+    Uplink::Flat { interface: INTERFACE.to_owned() }
+}
+
+/// Frames on the other end of the interface, as somebody on the physical network sees and sends them.
+fn on_the_wire(other: &OtherHost) -> Guest {
+    let (guests, ready) = channel();
+    other.does(move || {
+        let mut links = netlink::Client::open().unwrap();
+        links.execute(vec![Request::create_bridge("br0", [2, 0, 0, 0, 2, 0])]).unwrap();
+        let bridge = links.link("br0").unwrap().unwrap().index;
+        let tap = tun_tap::Iface::without_packet_info("wire0", tun_tap::Mode::Tap).unwrap();
+        for port in [INTERFACE, "wire0"] {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{port}/disable_ipv6"), "1").unwrap();
+            links.execute(vec![Request::configure(port, 1500, Some(bridge))]).unwrap();
+        }
+        links.execute(vec![Request::set_up("br0", true)]).unwrap();
+        crate::tap::settle("wire0").unwrap();
+        guests.send(Guest::of(tap)).unwrap();
+    });
+    ready.recv().unwrap()
+}
+
+#[test]
+fn flat_network_is_the_interfaces_and_lets_it_go() {
+    in_own_network(|| {
+        let other = OtherHost::start();
+        let wire = on_the_wire(&other);
+        let before = netlink::Client::open().unwrap().link(INTERFACE).unwrap().unwrap();
+        let mut host = host(&joined(flat()));
+        other.settles();
+        assert_eq!(plan(TAG, &joined(flat()), &host.observe().unwrap()), []);
+        let guest = Guest::at(1);
+        let (out, back) = (udp(ends(1, 7), 4000, 5000), udp(ends(7, 1), 5000, 4000));
+        guest.send(&out);
+        assert!(wire.receives(&out));
+        wire.send(&back);
+        assert!(guest.receives(&back));
+        // Somebody takes it out by hand.
+        let mut hand = netlink::Client::open().unwrap();
+        hand.execute(vec![Request::set_bridge(INTERFACE, 0)]).unwrap();
+        host.converge(&joined(flat())).unwrap();
+        other.settles();
+        guest.send(&out);
+        assert!(wire.receives(&out));
+        host.remove_all().unwrap();
+        let after = netlink::Client::open().unwrap().link(INTERFACE).unwrap().unwrap();
+        assert_eq!((after.master, after.mtu, after.mac), (None, before.mtu, before.mac));
+    });
+}
+
+#[test]
+fn interface_that_serves_something_else_is_left_to_it() {
+    in_own_network(|| {
+        let _other = OtherHost::start();
+        set_up(Some(tunnel_address(1)));
+        let mut host = Host::open(TAG, Namespaces::Own).unwrap();
+        let refused = |host: &mut Host, wanted: &HostNetwork| {
+            let Err(Error::Partial { first, .. }) = host.converge(wanted) else { panic!("not refused") };
+            first.to_string()
+        };
+        let said = refused(&mut host, &joined(flat()));
+        assert!(said.contains("phys0 is in use by 198.51.100.1/24"), "{said}");
+        let said = refused(&mut host, &joined(Uplink::Flat { interface: "eth9".to_owned() }));
+        assert!(said.contains("there is no interface eth9"), "{said}");
+        let said = refused(&mut host, &joined(Uplink::Flat { interface: TAG.tap(1) }));
+        assert!(said.contains("cannot be a physical network's interface"), "{said}");
+        let mut hand = netlink::Client::open().unwrap();
+        let link = hand.link(INTERFACE).unwrap().unwrap();
+        let own = IpNet::new(tunnel_address(1).into(), 24).unwrap();
+        hand.execute(vec![Request::remove_address(INTERFACE, link.index, own)]).unwrap();
+        foreign_bridge("br7");
+        let bridge = hand.link("br7").unwrap().unwrap().index;
+        hand.execute(vec![Request::set_bridge(INTERFACE, bridge)]).unwrap();
+        let said = refused(&mut host, &joined(flat()));
+        assert!(said.contains("phys0 is in use by br7"), "{said}");
+        assert_eq!(hand.link(INTERFACE).unwrap().unwrap().master, Some(bridge));
+        // The port itself is there all the same.
+        assert_eq!(host.observe().unwrap().taps[&TAG.tap(1)].bridge, Some(TAG.bridge(1)));
+    });
+}
+
+#[test]
+fn network_that_changes_its_interface_leaves_the_old_one() {
+    in_own_network(|| {
+        let _other = OtherHost::start();
+        foreign_bridge("second0");
+        let mut host = host(&joined(flat()));
+        let wanted = joined(Uplink::Flat { interface: "second0".to_owned() });
+        let observed = host.observe().unwrap();
+        let release = Operation::Uplink(INTERFACE.to_owned(), UplinkOperation::Release);
+        assert!(plan(TAG, &wanted, &observed).contains(&release));
+        assert!(observed.foreign[INTERFACE].bridge.is_some());
+        let _ = host.converge(&wanted);
+        assert_eq!(host.observe().unwrap().foreign[INTERFACE].bridge, None);
+    });
+}
+
+/// Two networks on one interface, each with its tag, and one without.
+#[test]
+fn vlans_on_one_interface_are_told_apart() {
+    in_own_network(|| {
+        let other = OtherHost::start();
+        let wire = on_the_wire(&other);
+        let vlan = |number: u32, vlan| Uplink::Vlan {
+            interface: INTERFACE.to_owned(),
+            vlan,
+            device: TAG.vlan(number),
+        };
+        let mut wanted = network(&[(1, 1), (2, 2), (3, 3)]);
+        for (number, uplink) in [(1, vlan(1, 100)), (2, vlan(2, 200)), (3, flat())] {
+            wanted.bridges.get_mut(&TAG.bridge(number)).unwrap().uplink = Some(uplink);
+        }
+        let mut host = Host::open(TAG, Namespaces::Own).unwrap();
+        if let Err(error) = host.converge(&wanted) {
+            assert!(format!("{error:?}").contains("Unknown device type"), "{error:?}");
+            println!("no 802.1Q here: the lab has it");
+            return;
+        }
+        other.settles();
+        assert_eq!(plan(TAG, &wanted, &host.observe().unwrap()), []);
+        let guests = [Guest::at(1), Guest::at(2), Guest::at(3)];
+        let tagged = |vlan: u8, frame: &[u8]| [&frame[..12], &[0x81, 0, 0, vlan], &frame[12..]].concat();
+        for (number, tag) in [(1_u8, Some(100)), (2, Some(200)), (3, None)] {
+            let guest = &guests[usize::from(number) - 1];
+            let (out, back) = (udp(ends(number, 9), 4000, 5000), udp(ends(9, number), 5000, 4000));
+            let as_sent = |frame: &[u8]| tag.map_or(frame.to_vec(), |tag| tagged(tag, frame));
+            guest.send(&out);
+            assert!(wire.receives(&as_sent(&out)), "{tag:?}");
+            wire.send(&as_sent(&back));
+            assert!(guest.receives(&back), "{tag:?}");
+        }
+        let broadcast = udp(Ends { target_mac: [0xff; 6], ..ends(9, 1) }, 1, 2);
+        wire.send(&tagged(100, &broadcast));
+        assert!(guests[0].receives(&broadcast));
+        assert!(!guests[1].receives(&broadcast) && !guests[2].receives(&broadcast));
+        // Another tag is another device.
+        wanted.bridges.get_mut(&TAG.bridge(2)).unwrap().uplink = Some(vlan(2, 201));
+        host.converge(&wanted).unwrap();
+        assert_eq!(plan(TAG, &wanted, &host.observe().unwrap()), []);
+        host.remove_all().unwrap();
+        assert_eq!(host.observe().unwrap().vlans.len(), 0);
+    });
+}
