@@ -63,8 +63,14 @@ impl Harness {
         let directory = Arc::new(tempfile::tempdir().unwrap());
         let store = control::store::RedbStore::open(&directory.path().join("store.redb")).unwrap();
         let volumes_dir = directory.path().join("volumes");
-        let settings =
-            Settings { identity, volumes_dir, ..Settings::new("http://cloud.test", directory.path()) };
+        // Fake hosts are on whichever interfaces are said.
+        let providers = ["outside=eth1", "physnet1=eth2,100-101"].map(|text| text.parse().unwrap()).into();
+        let settings = Settings {
+            identity,
+            volumes_dir,
+            providers,
+            ..Settings::new("http://cloud.test", directory.path())
+        };
         let cloud = Self::open(Arc::new(store), directory, settings).await;
         cloud.control.bootstrap(ADMIN_PASSWORD.to_owned().into()).await.unwrap();
         cloud

@@ -24,6 +24,7 @@ use std::sync::Arc;
 use storage::download::Sources;
 use storage::store::S3Settings;
 
+use crate::driver::provider::Provider;
 use crate::error::Result;
 use crate::policy::Policy;
 use crate::reconcile::image_task::ImageTasks;
@@ -51,6 +52,8 @@ pub struct Settings {
     pub image_sources: Vec<String>,
     /// A bucket that images can be kept in.
     pub image_bucket: Option<S3Settings>,
+    /// The physical networks that hosts are on.
+    pub providers: Vec<Provider>,
     /// New backups of volumes go to a bucket.
     pub backups_in_bucket: bool,
     /// How the identity service behaves where clouds differ.
@@ -75,6 +78,7 @@ impl Settings {
             token_lifetime_s: Self::TOKEN_LIFETIME_S,
             image_sources: Vec::new(),
             image_bucket: None,
+            providers: Vec::new(),
             backups_in_bucket: false,
             identity: IdentitySettings::default(),
             policy: Arc::default(),

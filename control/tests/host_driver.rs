@@ -131,6 +131,7 @@ impl Host {
             mtu: 1500,
             host_addresses,
             vni: None,
+            physical: None,
         };
         let gateway = format!("10.{}.{}.1/24", number >> 8, number & 0xff).parse().unwrap();
         let networks = [network("public", vec![gateway]), network("private", Vec::new())];
@@ -160,6 +161,7 @@ impl Host {
                 root: self.directory.path().join("volumes"),
                 images: self.directory.path().join("images"),
             },
+            interfaces: BTreeMap::new(),
             namespaces: net::keeper::Namespaces::Own,
             fail: self.fail.clone(),
         });

@@ -17,6 +17,7 @@ mod lab;
 mod limits;
 mod openstack;
 mod processes;
+mod providers;
 mod routers;
 mod server_images;
 mod serving;
@@ -41,6 +42,7 @@ fn main() {
         faults::trials(),
         firmware::trials(),
         tenants::trials(),
+        providers::trials(),
         routers::trials(),
         survive::trials(),
         volumes::trials(),

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use control::driver::provider::{Provider, check_providers};
 use control::driver::volumes::{NamedPlace, check_places};
+use control::service::network::PUBLIC_NAME;
 
 use crate::process::agent::DriverKind;
 use crate::process::bucket::Bucket;
@@ -75,6 +77,11 @@ pub(super) struct Arguments {
     /// `volume_backend_name`: `fast=lvm:vg/pool`. One that has volumes must stay.
     #[arg(long, value_name = "[NAME=]BACKEND", default_value = "file")]
     volumes: Vec<NamedPlace>,
+    /// An interface of this host that is on a physical network, for networks of type `flat` and `vlan`; may be given several
+    /// times. For flat networks the cloud has the interface for itself: it must have no addresses and be in no bridge. From
+    /// FIRST to LAST are the VLANs of networks that name none.
+    #[arg(long, value_name = "NAME=INTERFACE[,FIRST-LAST]")]
+    provider: Vec<Provider>,
     /// A bucket of an S3-compatible service that backups of volumes go to, instead of a directory of the host. Keys and region
     /// are taken from where --image-bucket takes them. Backups in the directory stay good.
     #[arg(long, value_name = "URL/BUCKET[/PREFIX]")]
@@ -118,6 +125,10 @@ pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode>
         DriverKind::Fake => {}
     }
     check_places(&arguments.volumes).map_err(|why| anyhow::anyhow!("--volumes: {why}"))?;
+    check_providers(&arguments.provider, PUBLIC_NAME).map_err(|why| anyhow::anyhow!("--provider: {why}"))?;
+    if arguments.driver == DriverKind::Kvm {
+        check_interfaces(&arguments.provider)?;
+    }
     supervisor::run(&Options {
         directory: StateDirectory::at(&arguments.state)?,
         listen,
@@ -126,6 +137,7 @@ pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode>
         driver: arguments.driver,
         fake_hosts: arguments.fake_hosts,
         volumes: arguments.volumes,
+        providers: arguments.provider,
         images: ImageOptions {
             sources: arguments.image_source,
             bucket: option_bucket("--image-bucket", arguments.image_bucket.as_deref())?,
@@ -227,6 +239,18 @@ pub(super) fn check_host() -> anyhow::Result<()> {
         std::fs::OpenOptions::new().read(true).write(true).open(path).with_context(|| {
             format!("{path} is there but cannot be used; {FAKE}; `wisp doctor` says more")
         })?;
+    }
+    Ok(())
+}
+
+/// Says which interface of a physical network is missing.
+fn check_interfaces(providers: &[Provider]) -> anyhow::Result<()> {
+    for Provider { name, interface, .. } in providers {
+        if nix::net::if_::if_nametoindex(interface.as_str()).is_err() {
+            bail!(
+                "--provider {name}={interface}: this host has no interface {interface}; `ip link` lists them"
+            );
+        }
     }
     Ok(())
 }

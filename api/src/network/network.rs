@@ -96,7 +96,10 @@ fn view(state: &AppState, caller: &Caller, network: &Network) -> Value {
     if caller.is_admin() {
         let (network_type, physical, segment) = match &network.kind {
             NetworkKind::Flat { physical_network } => ("flat", Some(physical_network), None),
-            NetworkKind::Vxlan { vni } => ("vxlan", None, Some(vni)),
+            NetworkKind::Vlan { physical_network, vlan } => {
+                ("vlan", Some(physical_network), Some(u32::from(*vlan)))
+            }
+            NetworkKind::Vxlan { vni } => ("vxlan", None, Some(*vni)),
         };
         fields.insert("provider:network_type".into(), json!(network_type));
         fields.insert("provider:physical_network".into(), json!(physical));

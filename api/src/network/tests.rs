@@ -4,6 +4,7 @@ mod groups;
 mod hosts;
 mod lists;
 mod pools;
+mod providers;
 mod qos;
 mod routers;
 mod sharing;

@@ -9,6 +9,7 @@ use control::driver::Driver;
 use control::driver::fail_points::FailPoints;
 use control::driver::fake::FakeDriver;
 use control::driver::host::{HostDriver, HostOptions};
+use control::driver::provider::{Provider, interfaces};
 use control::driver::volumes::{NamedPlace, Place, VolumePaths, Volumes};
 use net::keeper::Namespaces;
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,8 @@ pub struct Handover {
     pub driver: DriverKind,
     /// What keeps the disks of volumes.
     pub volumes: Vec<NamedPlace>,
+    /// The physical networks that the host is on.
+    pub providers: Vec<Provider>,
     /// The line to the bucket of backups, if there is one.
     pub backups: Option<Inherited>,
     /// The line to who makes routers' network namespaces, unless nobody does.
@@ -73,7 +76,14 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("start the runtime")?;
-    let served = runtime.block_on(serve(handover.driver, &handover.volumes, bucket, namespaces, lines));
+    let served = runtime.block_on(serve(
+        handover.driver,
+        &handover.volumes,
+        &handover.providers,
+        bucket,
+        namespaces,
+        lines,
+    ));
     // What a worker still does is healed by the next agent; a guest is not waited for.
     runtime.shutdown_background();
     served
@@ -82,6 +92,7 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
 async fn serve(
     kind: DriverKind,
     volumes: &[NamedPlace],
+    providers: &[Provider],
     bucket: Option<Arc<dyn Objects>>,
     namespaces: Option<OwnedFd>,
     lines: Vec<(String, OwnedFd)>,
@@ -95,7 +106,7 @@ async fn serve(
             Some(line) => Some(line.try_clone().context("share the line to the keeper of namespaces")?),
             None => None,
         };
-        let driver = driver(kind, paths, namespaces, &name)?;
+        let driver = driver(kind, paths, providers, namespaces, &name)?;
         let line = std::os::unix::net::UnixStream::from(line);
         line.set_nonblocking(true)?;
         let line = tokio::net::UnixStream::from_std(line).context("use the line to control")?;
@@ -115,6 +126,7 @@ async fn serve(
 fn driver(
     kind: DriverKind,
     volumes: VolumePaths,
+    providers: &[Provider],
     namespaces: Option<OwnedFd>,
     name: &str,
 ) -> anyhow::Result<Arc<dyn Driver>> {
@@ -133,6 +145,7 @@ fn driver(
                 program: "/proc/self/exe".into(),
                 volumes,
                 namespaces: namespaces.map_or(Namespaces::Own, Namespaces::kept),
+                interfaces: interfaces(providers),
                 fail: FailPoints::default(),
             });
             Ok(Arc::new(driver.context("start the kvm driver")?))

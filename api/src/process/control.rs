@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::control::agent::link::{Agents, LinkError};
+use ::control::driver::provider::Provider;
 use ::control::policy::Policy;
 use ::control::store::RedbStore;
 use ::control::{Control, Settings};
@@ -58,6 +59,8 @@ pub struct Handover {
     pub ready: Inherited,
     /// The URL that clients reach the API by.
     pub public_url: String,
+    /// The physical networks that hosts are on.
+    pub providers: Vec<Provider>,
     /// TLS is spoken, with the certificate that lies in the directory.
     pub tls: bool,
     /// The administrator's password at the first start.
@@ -87,6 +90,7 @@ struct Parts {
     hosts: Vec<(String, std::os::unix::net::UnixStream)>,
     ready: File,
     public_url: String,
+    providers: Vec<Provider>,
     tls: bool,
     admin_password: String,
     policy: Policy,
@@ -108,6 +112,7 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
         hosts,
         ready: File::from(take(handover.ready)?),
         public_url: handover.public_url,
+        providers: handover.providers,
         tls: handover.tls,
         admin_password: handover.admin_password,
         policy: Policy::parse(&handover.policy).context("read the policy")?,
@@ -136,6 +141,7 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
     let tls = parts.tls.then(|| Tls::open(certificate, key).map(Arc::new)).transpose()?;
     let store = RedbStore::open(Path::new("control/store.redb")).context("open the store")?;
     let mut settings = Settings {
+        providers: parts.providers,
         image_sources: parts.images.sources,
         image_bucket: parts.images.bucket.map(Into::into),
         backups_in_bucket: parts.backups.is_some(),

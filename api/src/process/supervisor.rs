@@ -30,6 +30,7 @@ use super::handover::{self, AsFdDyn, Inherited};
 use super::privileges::User;
 use super::state_directory::StateDirectory;
 use ::control::driver::process_id;
+use ::control::driver::provider::Provider;
 use ::control::driver::volumes::NamedPlace;
 
 use super::{agent, certificates, control, credentials, privileges};
@@ -64,6 +65,8 @@ pub struct Options {
     pub fake_hosts: u32,
     /// What keeps the disks of volumes.
     pub volumes: Vec<NamedPlace>,
+    /// The physical networks that hosts are on.
+    pub providers: Vec<Provider>,
     /// The bucket that backups go to, if not into a directory.
     pub backups: Option<Bucket>,
     /// The text of the policy file, or nothing.
@@ -261,6 +264,7 @@ impl Cloud<'_> {
             log: self.options.log.clone(),
             driver: self.options.driver,
             volumes: self.options.volumes.clone(),
+            providers: self.options.providers.clone(),
             backups: backups.as_ref().map(|(_, (_, line))| Inherited::of(line)),
             namespaces: keeper.as_ref().map(Inherited::of),
             hosts: lines.iter().map(|(name, _, line)| (name.clone(), Inherited::of(line))).collect(),
@@ -278,6 +282,7 @@ impl Cloud<'_> {
             hosts: lines.iter().map(|(name, line, _)| (name.clone(), Inherited::of(line))).collect(),
             ready: Inherited::of(&ready_writer),
             public_url: self.public_url.clone(),
+            providers: self.options.providers.clone(),
             tls: self.options.tls.is_some(),
             admin_password: self.password.clone(),
             policy: self.options.policy.clone(),

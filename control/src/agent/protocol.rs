@@ -24,7 +24,7 @@ pub use super::disk::{
 pub const FRAME_BYTES_MAX: u32 = 64 << 20;
 /// The protocol's version; two ends that differ part with a clear error. Since 2 disks may have keys: who does not know
 /// them would keep in the clear what shall be encrypted. Since 3 root disks can be brought out, and there are routers.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// From control to an agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -116,6 +116,17 @@ pub struct NetworkWanted {
     pub host_addresses: Vec<IpNet>,
     /// The VXLAN network identifier, if the network spans hosts.
     pub vni: Option<u32>,
+    /// The physical network that it is on, if it is on one.
+    pub physical: Option<PhysicalWanted>,
+}
+
+/// Where a network is on a physical one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhysicalWanted {
+    /// The physical network's name: hosts know which interface of theirs it is.
+    pub name: String,
+    /// The VLAN identifier; frames travel without a tag if absent.
+    pub vlan: Option<u16>,
 }
 
 /// One security group with its rules resolved.

@@ -7,6 +7,7 @@ pub mod fail_points;
 pub mod fake;
 pub mod host;
 pub mod process_id;
+pub mod provider;
 pub mod volumes;
 
 use std::collections::BTreeMap;

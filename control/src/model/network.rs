@@ -39,10 +39,17 @@ pub struct Standard {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkKind {
-    /// Untagged on a physical network of the host's; on one host a bridge whose gateway is the host.
+    /// Untagged on a physical network; on the one called `public`, which is on no interface, the host is the gateway.
     Flat {
         /// The physical network's name.
         physical_network: String,
+    },
+    /// With a tag on a physical network (IEEE 802.1Q).
+    Vlan {
+        /// The physical network's name.
+        physical_network: String,
+        /// The VLAN identifier.
+        vlan: u16,
     },
     /// In VXLAN between hosts.
     Vxlan {

@@ -1,6 +1,8 @@
 //! Networks: making, finding, changing, deleting. A network is what ports are on; one host has a bridge for it, and
 //! between hosts a VXLAN network identifier names it.
 
+mod kind;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -9,6 +11,7 @@ use jiff::Timestamp;
 
 use crate::Control;
 use crate::caller::Caller;
+use crate::driver::provider::Provider;
 use crate::error::{Error, Result};
 use crate::model::network::rbac::Access;
 use crate::model::network::{Network, NetworkKind, Port, Standard, Subnet};
@@ -21,18 +24,13 @@ use crate::service::router::floating_ip::remove_idle;
 use crate::service::subnet::SubnetCreate;
 use crate::service::tag::check_tags;
 use crate::store::{Cache, Stored, Txn};
+pub use kind::{MTU_FLAT, MTU_VXLAN};
+use kind::{choose_kind, default_mtu, kind_key};
 
 /// The smallest MTU IPv4 guests can work with (RFC 791).
 pub const MTU_MIN: u32 = 68;
 /// The largest MTU a virtual link carries.
 pub const MTU_MAX: u32 = 65_535;
-/// The MTU of networks whose frames travel as they are.
-pub const MTU_FLAT: u32 = 1500;
-/// The MTU of networks in VXLAN over a 1500-byte path: the outer IPv4, UDP and VXLAN headers and the inner
-/// Ethernet header take 50 bytes (RFC 7348 §5).
-pub const MTU_VXLAN: u32 = 1450;
-/// The greatest VXLAN network identifier: 24 bits.
-const VNI_MAX: u32 = (1 << 24) - 1;
 /// The name of the external network that every cloud has, and of the physical network it is on.
 pub const PUBLIC_NAME: &str = "public";
 /// The one availability zone.
@@ -61,11 +59,11 @@ pub struct NetworkCreate {
     pub mtu: Option<u32>,
     /// New ports have port security; true unless said otherwise.
     pub port_security_enabled: Option<bool>,
-    /// `flat` or `vxlan`; administrators only.
+    /// `flat`, `vlan` or `vxlan`; administrators only.
     pub network_type: Option<String>,
     /// The physical network's name; administrators only.
     pub physical_network: Option<String>,
-    /// The VXLAN network identifier; administrators only.
+    /// The VLAN or VXLAN identifier; administrators only.
     pub segmentation_id: Option<u32>,
     /// The QoS policy; the project's default one if absent.
     pub qos_policy_id: Option<String>,
@@ -113,7 +111,7 @@ impl Control {
     ///
     /// # Errors
     /// `Forbidden` for what only administrators may say, `Invalid` for a kind or MTU that cannot be, `Conflict` for a
-    /// VXLAN identifier or physical network in use, `QuotaExceeded`.
+    /// VLAN or VXLAN identifier or physical network in use, `QuotaExceeded`.
     pub async fn network_create_many(
         &self,
         caller: &Caller,
@@ -122,12 +120,13 @@ impl Control {
         let owners =
             requests.iter().map(|request| check_create(caller, request)).collect::<Result<Vec<String>>>()?;
         let ids = new_ids(requests.len());
+        let providers = &self.settings.providers;
         self.db
             .transact(|cache| {
                 let mut txn = Txn::new();
                 let mut siblings = Vec::with_capacity(ids.len());
                 for ((request, project_id), id) in requests.iter().zip(&owners).zip(&ids) {
-                    let network = build_network(cache, &siblings, request, (id, project_id))?;
+                    let network = build_network(cache, providers, &siblings, request, (id, project_id))?;
                     txn = txn.create(&network).unique(kind_key(&network.kind));
                     txn = say_shared(cache, txn, &network)?;
                     txn = quota::charge(txn, project_id, &[(Resource::Networks, 1)]);
@@ -375,11 +374,12 @@ fn still_shared(id: &str, error: Error) -> Error {
 
 fn build_network(
     cache: &Cache,
+    providers: &[Provider],
     siblings: &[Network],
     request: &NetworkCreate,
     (id, project_id): (&str, &str),
 ) -> Result<Network> {
-    let kind = choose_kind(cache, siblings, request)?;
+    let kind = choose_kind(cache, providers, siblings, request)?;
     let mtu = request.mtu.unwrap_or(default_mtu(&kind));
     check_mtu(mtu)?;
     Ok(Network {
@@ -431,95 +431,6 @@ fn check_mtu(mtu: u32) -> Result<()> {
         "InvalidInput",
         format!("Invalid input for mtu. Reason: '{mtu}' is not between {MTU_MIN} and {MTU_MAX}."),
     ))
-}
-
-fn default_mtu(kind: &NetworkKind) -> u32 {
-    match kind {
-        NetworkKind::Flat { .. } => MTU_FLAT,
-        NetworkKind::Vxlan { .. } => MTU_VXLAN,
-    }
-}
-
-/// The key that keeps a kind's identifier unique.
-fn kind_key(kind: &NetworkKind) -> String {
-    match kind {
-        NetworkKind::Flat { physical_network } => format!("unique/physical-network/{physical_network}"),
-        NetworkKind::Vxlan { vni } => format!("unique/vni/{vni}"),
-    }
-}
-
-/// How the network's frames shall travel, as no other's do.
-fn choose_kind(cache: &Cache, siblings: &[Network], request: &NetworkCreate) -> Result<NetworkKind> {
-    let stored = cache.list::<Network>();
-    let networks: Vec<&Network> = stored.iter().map(|stored| &stored.row).chain(siblings).collect();
-    let kind = match request.network_type.as_deref() {
-        None | Some("vxlan") => {
-            if request.physical_network.is_some() {
-                return Err(Error::invalid(
-                    "InvalidInput",
-                    "Invalid input for operation: provider:physical_network specified for vxlan network.",
-                ));
-            }
-            NetworkKind::Vxlan { vni: choose_vni(&networks, request.segmentation_id)? }
-        }
-        Some("flat") => {
-            let physical_network = request.physical_network.clone().ok_or_else(|| {
-                Error::invalid(
-                    "InvalidInput",
-                    "Invalid input for operation: physical_network required for flat provider network.",
-                )
-            })?;
-            check_text("provider:physical_network", &physical_network)?;
-            NetworkKind::Flat { physical_network }
-        }
-        Some("vlan") => return Err(Error::NotImplemented("a network of type vlan")),
-        Some(other) => {
-            return Err(Error::invalid(
-                "InvalidInput",
-                format!(
-                    "Invalid input for operation: Invalid network type '{other}'; flat and vxlan are known."
-                ),
-            ));
-        }
-    };
-    let in_use = networks.iter().any(|network| network.kind == kind);
-    match (&kind, in_use) {
-        (NetworkKind::Flat { physical_network }, true) => Err(Error::conflict(
-            "FlatNetworkInUse",
-            format!("Unable to create the flat network. Physical network {physical_network} is in use."),
-        )),
-        (NetworkKind::Vxlan { vni }, true) => Err(Error::conflict(
-            "TunnelIdInUse",
-            format!("Unable to create the network. The tunnel ID {vni} is in use."),
-        )),
-        (_, false) => Ok(kind),
-    }
-}
-
-/// The wished VXLAN network identifier, or the lowest that no network has.
-fn choose_vni(networks: &[&Network], wished: Option<u32>) -> Result<u32> {
-    match wished {
-        Some(vni) if (1..=VNI_MAX).contains(&vni) => Ok(vni),
-        Some(vni) => Err(Error::invalid(
-            "InvalidInput",
-            format!("Invalid input for operation: segmentation_id {vni} is not between 1 and {VNI_MAX}."),
-        )),
-        None => {
-            let taken: BTreeSet<u32> = networks
-                .iter()
-                .filter_map(|network| match network.kind {
-                    NetworkKind::Vxlan { vni } => Some(vni),
-                    NetworkKind::Flat { .. } => None,
-                })
-                .collect();
-            (1..=VNI_MAX).find(|vni| !taken.contains(vni)).ok_or_else(|| {
-                Error::conflict(
-                    "NoNetworkAvailable",
-                    "Unable to create the network. No tenant network is available.",
-                )
-            })
-        }
-    }
 }
 
 #[cfg(test)]

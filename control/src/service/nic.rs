@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::network::PUBLIC_NAME;
 use super::network_resource::sees;
 use super::port::{
     FixedIpWish, OWNER_COMPUTE, PortCreate, PortOwner, add_port, build_port, owned_port, remove_port,
@@ -14,7 +15,7 @@ use super::port::{
 use super::router::floating_ip::abandon_port;
 use super::security_group::groups_wanted;
 use crate::Control;
-use crate::agent::protocol::{GroupWanted, NetworkWanted, NicWanted};
+use crate::agent::protocol::{GroupWanted, NetworkWanted, NicWanted, PhysicalWanted};
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::{Network, NetworkKind, Port, Subnet};
@@ -282,13 +283,18 @@ pub(crate) fn nics_wanted(cache: &Cache, port_ids: &[String]) -> std::result::Re
     Ok(wanted)
 }
 
-/// A network as a host makes it: where it is flat, the host itself is the gateway of its subnets.
+/// Whether the host itself is the gateway of a network's subnets: elsewhere a router is, or anybody.
+pub(crate) fn host_is_gateway(network: &Network) -> bool {
+    matches!(&network.kind, NetworkKind::Flat { physical_network } if physical_network == PUBLIC_NAME)
+}
+
+/// A network as a host makes it.
 pub(crate) fn network_wanted(cache: &Cache, network: &Network) -> NetworkWanted {
-    let flat = matches!(network.kind, NetworkKind::Flat { .. });
+    let has_host = host_is_gateway(network);
     let host_addresses = cache
         .list::<Subnet>()
         .iter()
-        .filter(|subnet| flat && subnet.row.network_id == network.standard.id)
+        .filter(|subnet| has_host && subnet.row.network_id == network.standard.id)
         .filter_map(|subnet| IpNet::new(subnet.row.gateway_ip?, subnet.row.cidr.prefix_len()).ok())
         .collect();
     NetworkWanted {
@@ -297,7 +303,17 @@ pub(crate) fn network_wanted(cache: &Cache, network: &Network) -> NetworkWanted 
         host_addresses,
         vni: match network.kind {
             NetworkKind::Vxlan { vni } => Some(vni),
-            NetworkKind::Flat { .. } => None,
+            NetworkKind::Flat { .. } | NetworkKind::Vlan { .. } => None,
+        },
+        physical: match &network.kind {
+            NetworkKind::Flat { .. } if has_host => None,
+            NetworkKind::Flat { physical_network } => {
+                Some(PhysicalWanted { name: physical_network.clone(), vlan: None })
+            }
+            NetworkKind::Vlan { physical_network, vlan } => {
+                Some(PhysicalWanted { name: physical_network.clone(), vlan: Some(*vlan) })
+            }
+            NetworkKind::Vxlan { .. } => None,
         },
     }
 }

@@ -53,6 +53,11 @@ impl Cloud {
         Self::start_with("kvm")
     }
 
+    /// A cloud on this machine's KVM, with further options of `wisp up`.
+    pub(crate) fn start_kvm_with(options: &[&str]) -> Result<Self> {
+        Self::start_of("kvm", options)
+    }
+
     /// A cloud of fake hosts.
     pub(crate) fn start_fake() -> Result<Self> {
         Self::start_with("fake")

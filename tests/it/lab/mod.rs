@@ -5,6 +5,7 @@ mod container;
 mod crypt;
 mod generic;
 mod linux;
+mod network;
 mod storage;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     let mut trials = generic::trials();
     trials.extend(linux::trials());
     trials.extend(cloud::trials());
+    trials.extend(network::trials());
     trials.extend(storage::trials());
     trials.extend(container::trials());
     trials.extend(crypt::trials());

@@ -44,7 +44,7 @@ pub(super) fn every_command_does_what_its_user_expects() -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/openstack/commands.txt");
     let text = std::fs::read_to_string(&path).context("read the list of commands")?;
     let lines = text.lines().map(parse).collect::<Result<Vec<_>>>()?;
-    let cloud = Cloud::start_fake()?;
+    let cloud = Cloud::start_fake_with(&["--provider", "physnet1=eth1,100-199"])?;
     let files = tempfile::tempdir()?;
     make_files(files.path())?;
     let mut shell = Shell::start(&cloud.clouds_yaml())?;

@@ -155,7 +155,13 @@ async fn end_of_a_line_is_an_event() {
 
 #[test]
 fn only_what_differs_is_told_and_what_is_gone_is_forgotten() {
-    let network = |id: &str, mtu| NetworkWanted { id: id.into(), mtu, host_addresses: Vec::new(), vni: None };
+    let network = |id: &str, mtu| NetworkWanted {
+        id: id.into(),
+        mtu,
+        host_addresses: Vec::new(),
+        vni: None,
+        physical: None,
+    };
     let disk = DiskWanted {
         id: "d".into(),
         generation: 1,

@@ -16,7 +16,7 @@ mod removal;
 mod spawn;
 mod start;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -64,6 +64,8 @@ pub struct HostOptions {
     pub volumes: VolumePaths,
     /// Who makes routers' network namespaces.
     pub namespaces: Namespaces,
+    /// The interface of each physical network that the host is on.
+    pub interfaces: BTreeMap<String, String>,
     /// Steps that a test has fail.
     pub fail: FailPoints,
 }
@@ -120,7 +122,7 @@ impl HostDriver {
     /// Opens the run directory, which exists. Changes nothing.
     pub fn new(options: HostOptions) -> io::Result<Self> {
         Ok(Self {
-            network: Network::new(&options.run, options.namespaces),
+            network: Network::new(&options.run, options.namespaces, options.interfaces),
             cgroups: Cgroups::find(),
             exits: Exits::start()?,
             volumes: Volumes::open(options.volumes).map_err(|error| io::Error::other(sentence(&error)))?,

@@ -15,9 +15,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use net::apply::Host;
 use net::keeper::Namespaces;
 use net::names::{InvalidOwnerTag, OwnerTag, short_id};
-use net::spec::{Bridge, Group, HostNetwork, InterfaceName, NamespaceName, Tap};
+use net::spec::{Bridge, Group, HostNetwork, InterfaceName, NamespaceName, Tap, Uplink};
 
-use crate::agent::protocol::{NetworkWanted, NicWanted};
+use crate::agent::protocol::{NetworkWanted, NicWanted, PhysicalWanted};
 use crate::driver::Surroundings;
 
 /// The file in the run directory that holds the cloud's tag, so that the host can be cleaned without the cloud.
@@ -32,6 +32,9 @@ pub(super) enum Error {
     /// Two ids share the 32 bits that links are named by.
     #[error("the link {0} is another one's already")]
     NameTaken(InterfaceName),
+    /// A network is on a physical network that this host is not on.
+    #[error("this host is on no physical network {0}: start it with --provider {0}=INTERFACE")]
+    NoPhysicalNetwork(String),
     /// The cloud's tag is none.
     #[error(transparent)]
     Tag(#[from] InvalidOwnerTag),
@@ -62,6 +65,8 @@ pub(super) struct Network {
 struct State {
     host: Option<Host>,
     wanted: HostNetwork,
+    /// The interface of each physical network.
+    interfaces: BTreeMap<String, InterfaceName>,
     /// Whose each link or namespace is: the id of the network, port or router.
     owners: BTreeMap<InterfaceName, String>,
     /// The routers that are asked for, by their namespaces.
@@ -70,8 +75,13 @@ struct State {
 
 impl Network {
     /// Nothing is known or changed yet.
-    pub(super) fn new(run: &Path, namespaces: Namespaces) -> Self {
-        Self { run: run.to_path_buf(), namespaces, state: Mutex::default() }
+    pub(super) fn new(
+        run: &Path,
+        namespaces: Namespaces,
+        interfaces: BTreeMap<String, InterfaceName>,
+    ) -> Self {
+        let state = State { interfaces, ..State::default() };
+        Self { run: run.to_path_buf(), namespaces, state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -99,6 +109,7 @@ impl Network {
                 mtu: nic.mtu.into(),
                 host_addresses: Vec::new(),
                 vni: None,
+                physical: None,
             };
             let network = surroundings.networks.get(&nic.network_id).cloned().unwrap_or_else(missing);
             state.want_nic(tag, surroundings, &network, nic)?;
@@ -202,10 +213,24 @@ impl State {
     fn want_bridge(&mut self, tag: OwnerTag, network: &NetworkWanted) -> Result<InterfaceName, Error> {
         let name = tag.bridge(short_id(network.id.as_bytes()));
         self.own(&name, &network.id)?;
-        let bridge =
-            Bridge { mtu: network.mtu, host_addresses: network.host_addresses.clone(), ..Bridge::default() };
+        let uplink = network.physical.as_ref().map(|physical| self.uplink(tag, &network.id, physical));
+        let bridge = Bridge {
+            mtu: network.mtu,
+            host_addresses: network.host_addresses.clone(),
+            vxlan: None,
+            uplink: uplink.transpose()?,
+        };
         self.wanted.bridges.insert(name.clone(), bridge);
         Ok(name)
+    }
+
+    fn uplink(&mut self, tag: OwnerTag, id: &str, physical: &PhysicalWanted) -> Result<Uplink, Error> {
+        let interface = self.interfaces.get(&physical.name).cloned();
+        let interface = interface.ok_or_else(|| Error::NoPhysicalNetwork(physical.name.clone()))?;
+        Ok(match physical.vlan {
+            None => Uplink::Flat { interface },
+            Some(vlan) => Uplink::Vlan { interface, vlan, device: tag.vlan(short_id(id.as_bytes())) },
+        })
     }
 
     fn want_nic(

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use super::{FIXED_IPS_MAX, FixedIpWish};
 use crate::error::{Error, Result};
-use crate::model::network::{FixedIp, Network, NetworkKind, Port, Subnet};
+use crate::model::network::{FixedIp, Network, Port, Subnet};
 use crate::service::addressing::{eui64, is_usable, next_free};
+use crate::service::nic;
 use crate::store::{Cache, Stored};
 
 /// The port that addresses are chosen for.
@@ -68,7 +69,7 @@ pub(crate) fn auto_address(subnet: &Subnet, mac: [u8; 6]) -> FixedIp {
 /// Whether the gateways of a network's subnets are the host's own addresses. Elsewhere a router has them, or anybody.
 fn host_is_gateway(cache: &Cache, network_id: &str) -> bool {
     let network = cache.get::<Network>(network_id);
-    network.is_some_and(|network| matches!(network.row.kind, NetworkKind::Flat { .. }))
+    network.is_some_and(|network| nic::host_is_gateway(&network.row))
 }
 
 fn taken(cache: &Cache, chooser: Chooser<'_>) -> BTreeSet<IpAddr> {

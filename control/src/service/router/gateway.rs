@@ -7,7 +7,7 @@ use super::{OWNER_GATEWAY, in_use, interfaces, new_service_port};
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::rbac::Access;
-use crate::model::network::{Network, Port, Subnet};
+use crate::model::network::{FixedIp, Network, Port, Subnet};
 use crate::model::router::{Router, RouterGateway};
 use crate::policy::require_admin;
 use crate::service::addressing::random_mac;
@@ -68,6 +68,12 @@ pub(super) fn set(
     if fixed_ips.is_empty() {
         let id = &wish.network_id;
         return Err(bad_request(format!("No subnet of external network {id} has an address for the router")));
+    }
+    let is_gateway = |ip: &&FixedIp| {
+        cache.get::<Subnet>(&ip.subnet_id).is_some_and(|subnet| subnet.row.gateway_ip == Some(ip.ip_address))
+    };
+    if let Some(ip) = fixed_ips.iter().find(is_gateway) {
+        return Err(bad_request(format!("External IP {} is the same as the gateway IP", ip.ip_address)));
     }
     let port = new_service_port(&wish.network_id, mac, fixed_ips, &router.standard.id, OWNER_GATEWAY);
     router.gateway = Some(RouterGateway {

@@ -110,8 +110,7 @@ fn ports_on_two_hosts_reach_each_other_and_know_each_other_without_asking() {
             guests.send(Guest::at(2)).unwrap();
         });
         let (sender, receiver) = (Guest::at(1), ready.recv().unwrap());
-        sender.send(&datagram);
-        assert!(receiver.receives(&datagram));
+        assert!(gets_through(&sender, &receiver, &datagram, &datagram));
         let answer = udp(ends(2, 1), 5000, 4000);
         receiver.send(&answer);
         assert!(sender.receives(&answer));
@@ -190,6 +189,14 @@ fn on_the_wire(other: &OtherHost) -> Guest {
     ready.recv().unwrap()
 }
 
+/// Whether a frame gets through, once the links are up: kernels before 6.8 take notice of a carrier in their own time.
+fn gets_through(from: &Guest, to: &Guest, sent: &[u8], received: &[u8]) -> bool {
+    (0..10).any(|_| {
+        from.send(sent);
+        to.receives(received)
+    })
+}
+
 #[test]
 fn flat_network_is_the_interfaces_and_lets_it_go() {
     in_own_network(|| {
@@ -201,8 +208,7 @@ fn flat_network_is_the_interfaces_and_lets_it_go() {
         assert_eq!(plan(TAG, &joined(flat()), &host.observe().unwrap()), []);
         let guest = Guest::at(1);
         let (out, back) = (udp(ends(1, 7), 4000, 5000), udp(ends(7, 1), 5000, 4000));
-        guest.send(&out);
-        assert!(wire.receives(&out));
+        assert!(gets_through(&guest, &wire, &out, &out));
         wire.send(&back);
         assert!(guest.receives(&back));
         // Somebody takes it out by hand.
@@ -210,8 +216,7 @@ fn flat_network_is_the_interfaces_and_lets_it_go() {
         hand.execute(vec![Request::set_bridge(INTERFACE, 0)]).unwrap();
         host.converge(&joined(flat())).unwrap();
         other.settles();
-        guest.send(&out);
-        assert!(wire.receives(&out));
+        assert!(gets_through(&guest, &wire, &out, &out));
         host.remove_all().unwrap();
         let after = netlink::Client::open().unwrap().link(INTERFACE).unwrap().unwrap();
         assert_eq!((after.master, after.mtu, after.mac), (None, before.mtu, before.mac));
@@ -294,8 +299,7 @@ fn vlans_on_one_interface_are_told_apart() {
             let guest = &guests[usize::from(number) - 1];
             let (out, back) = (udp(ends(number, 9), 4000, 5000), udp(ends(9, number), 5000, 4000));
             let as_sent = |frame: &[u8]| tag.map_or(frame.to_vec(), |tag| tagged(tag, frame));
-            guest.send(&out);
-            assert!(wire.receives(&as_sent(&out)), "{tag:?}");
+            assert!(gets_through(guest, &wire, &out, &as_sent(&out)), "{tag:?}");
             wire.send(&as_sent(&back));
             assert!(guest.receives(&back), "{tag:?}");
         }
