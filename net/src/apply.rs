@@ -192,7 +192,8 @@ impl Host {
                 self.existing(name)?;
                 set_bridge_reach(name, *has_host, *ipv6)?;
                 if has_bridge_netfilter() {
-                    self.execute([Request::set_bridge_calls_ip_filters(name, true)])?;
+                    let calls = self.filters.tracking() == nftables::Tracking::Inet;
+                    self.execute([Request::set_bridge_calls_ip_filters(name, calls)])?;
                 }
                 self.execute([Request::configure(name, *mtu, None)])
             }

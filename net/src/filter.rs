@@ -49,6 +49,8 @@ pub enum Element {
     Gateway(InterfaceName),
     /// Connections on the bridge are tracked apart from all others, under this number.
     Zone(InterfaceName, u16),
+    /// The same, for the bridge family's own tracking.
+    BridgeZone(InterfaceName, u16),
 }
 
 /// Everything the rules look up, and the chains there are.
@@ -173,6 +175,7 @@ impl WantedFilter {
             let zone = zones.get(name.as_str()).copied().unwrap_or_else(|| free_zone(&taken, tag));
             taken.insert(zone);
             self.elements.insert(Element::Zone(name.clone(), zone));
+            self.elements.insert(Element::BridgeZone(name.clone(), zone));
         }
     }
 }
@@ -283,7 +286,8 @@ impl Element {
             | Self::Groups(link, _, _)
             | Self::Bridged(link)
             | Self::Gateway(link)
-            | Self::Zone(link, _) => link,
+            | Self::Zone(link, _)
+            | Self::BridgeZone(link, _) => link,
         }
     }
 }

@@ -46,9 +46,11 @@ const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_VXLAN_ID: u16 = 1;
 const IFLA_VXLAN_LOCAL: u16 = 4;
 const IFLA_VLAN_ID: u16 = 1;
+const IFLA_BRPORT_STATE: u16 = 1;
 const IFLA_BRPORT_LEARNING: u16 = 8;
 const IFLA_BRPORT_NEIGH_SUPPRESS: u16 = 32;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
+const BR_STATE_FORWARDING: u8 = 3;
 
 /// A link as the kernel has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,6 +75,8 @@ pub struct Link {
     pub master: Option<u32>,
     /// How its bridge treats it, if it is a port of one.
     pub port: Option<PortFlags>,
+    /// It is a port of a bridge that passes frames on.
+    pub is_forwarding: bool,
     /// Network identifier and tunnel address, of a VXLAN device.
     pub vxlan: Option<(u32, Option<Ipv4Addr>)>,
     /// The VLAN identifier, of a VLAN device.
@@ -239,6 +243,7 @@ fn read_link(body: &[u8]) -> Option<Link> {
         group: 0,
         master: None,
         port: None,
+        is_forwarding: false,
         vxlan: None,
         vlan: None,
         parent: None,
@@ -275,6 +280,8 @@ fn read_kind(link: &mut Link, value: &[u8]) {
     }
     link.port = parts.get(&IFLA_INFO_SLAVE_DATA).map(|data| {
         let flags = parts_of(data);
+        link.is_forwarding =
+            flags.get(&IFLA_BRPORT_STATE).is_some_and(|state| state.first() == Some(&BR_STATE_FORWARDING));
         let is_set = |kind| flags.get(&kind).is_some_and(|value| value.first() == Some(&1));
         PortFlags {
             isolated: is_set(IFLA_BRPORT_ISOLATED),

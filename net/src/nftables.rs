@@ -26,7 +26,8 @@ use message::{
     NFT_MSG_GETRULE, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET,
     NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, Transaction, body, encode_rule, kind,
 };
-use rules::{SETS, Set, chains};
+pub use rules::Tracking;
+use rules::{SETS, Set, chains, tracking_trial};
 
 /// Elements in one message: each is at most 160 bytes, and an attribute ends at 64 KiB.
 const ELEMENTS_PER_MESSAGE_MAX: usize = 256;
@@ -59,6 +60,7 @@ pub struct Client {
     connection: Connection,
     tag: OwnerTag,
     table: String,
+    tracking: Tracking,
 }
 
 impl Client {
@@ -68,7 +70,17 @@ impl Client {
     /// If there is no nfnetlink.
     pub fn open(tag: OwnerTag) -> Result<Self, Error> {
         let connection = Connection::open(NETLINK_NETFILTER)?;
-        Ok(Self { connection, tag, table: tag.table() })
+        let mut client = Self { connection, tag, table: tag.table(), tracking: Tracking::Inet };
+        if client.try_bridge_tracking()? {
+            client.tracking = Tracking::Bridge;
+        }
+        Ok(client)
+    }
+
+    /// Where the connections of bridged packets are seen.
+    #[must_use]
+    pub fn tracking(&self) -> Tracking {
+        self.tracking
     }
 
     /// What the sets and chains hold; nothing if a table, chain or rule of ours is missing or is not as this version
@@ -137,26 +149,29 @@ impl Client {
         self.connection.transaction(&transaction.into_messages())
     }
 
-    /// Tries whether the bridge family can match on connections: fails if not. For a namespace that is thrown away.
-    pub(crate) fn try_bridge_conntrack(&mut self) -> Result<(), Error> {
+    /// Whether the bridge family tracks connections: tried in a transaction that cannot succeed, so nothing changes.
+    fn try_bridge_tracking(&mut self) -> Result<bool, Error> {
+        const END: &str = "remove a chain that is not there";
         let mut transaction = Transaction::default();
-        let table = Attributes::new().text(1, &self.table);
-        let chain = Attributes::new().text(1, &self.table).text(3, "trial");
+        let (table, chain) = (format!("{}-trial", self.table), "trial");
+        let named = || Attributes::new().text(1, &table);
         let subject = || "make a rule on connections in the bridge family".to_owned();
-        transaction.push(subject(), NFT_MSG_NEWTABLE, NLM_F_CREATE, Family::Bridge, &table);
-        transaction.push(subject(), NFT_MSG_NEWCHAIN, NLM_F_CREATE, Family::Bridge, &chain);
-        self.push_rule(
-            &mut transaction,
-            Family::Bridge,
-            "trial",
-            &[Expression::ConnectionState { to: message::FIRST }],
-        );
-        self.connection.transaction(&transaction.into_messages())
+        let (bridge, flags) = (Family::Bridge, NLM_F_CREATE | NLM_F_APPEND);
+        transaction.push(subject(), NFT_MSG_NEWTABLE, NLM_F_CREATE, bridge, &named());
+        transaction.push(subject(), NFT_MSG_NEWCHAIN, NLM_F_CREATE, bridge, &named().text(3, chain));
+        let rule = named().text(2, chain).nested(4, &encode_rule(&tracking_trial()));
+        transaction.push(subject(), NFT_MSG_NEWRULE, flags, bridge, &rule);
+        transaction.push(END.to_owned(), NFT_MSG_DELCHAIN, 0, bridge, &named().text(3, "none"));
+        match self.connection.transaction(&transaction.into_messages()) {
+            Err(Error::Refused { subject, .. }) => Ok(subject == END),
+            Err(error) => Err(error),
+            Ok(()) => Ok(false),
+        }
     }
 
     /// A line that changes with the rules, kept as the tables' comment: whether the tables are of this version.
     fn comment(&self) -> String {
-        let chains = chains(self.tag).into_iter().map(|chain| format!("{chain:?}"));
+        let chains = chains(self.tag, self.tracking).into_iter().map(|chain| format!("{chain:?}"));
         let parts: Vec<String> = [format!("{SETS:?}")].into_iter().chain(chains).collect();
         format!("wisp filter {:016x}", text_hash(&parts))
     }
@@ -190,7 +205,8 @@ impl Client {
                 *counts.entry(item.get(&chain).map(text).unwrap_or_default()).or_default() += count;
             }
         }
-        let wanted = rules::chains(self.tag).into_iter().filter(|chain| chain.family == family);
+        let wanted =
+            rules::chains(self.tag, self.tracking).into_iter().filter(|chain| chain.family == family);
         for chain in wanted {
             if counts.remove(chain.name) != Some(chain.rules.len()) {
                 return Ok(None);
@@ -242,7 +258,7 @@ impl Client {
             let attributes = set_attributes(&self.table, *set, index as u32 + 1, false);
             transaction.push(subject, NFT_MSG_NEWSET, NLM_F_CREATE, set.family, &attributes);
         }
-        for chain in chains(self.tag) {
+        for chain in chains(self.tag, self.tracking) {
             let mut attributes = Attributes::new().text(1, &self.table).text(3, chain.name);
             if let Some((hook, priority)) = chain.hook {
                 let hook = Attributes::new().number(1, hook).number(2, priority.cast_unsigned());

@@ -10,6 +10,7 @@ use nix::sched::{CloneFlags, unshare};
 use crate::keeper::sentence;
 use crate::names::OwnerTag;
 use crate::netlink::{self, Request};
+use crate::nftables::Tracking;
 use crate::spec::{Nat, Outside};
 use crate::{nftables, tap};
 
@@ -73,7 +74,12 @@ fn try_all(links: &mut netlink::Client) -> Vec<Facility> {
         Err(error) => Err(error),
     };
     let nftables = nftables::Client::open(TAG).and_then(|mut filters| filters.rebuild(&Default::default()));
-    let conntrack = nftables::Client::open(TAG).and_then(|mut filters| filters.try_bridge_conntrack());
+    let tracking = nftables::Client::open(TAG).map(|filters| filters.tracking());
+    let conntrack = match &tracking {
+        Ok(Tracking::Bridge) => Ok(()),
+        Ok(Tracking::Inet) => Err(Lacks("nf_conntrack_bridge")),
+        Err(_) => Err(Lacks("nf_tables")),
+    };
     let nat = Nat {
         outside: Some(Outside { link: TAG.router_link(1), hide_behind: Some(Ipv4Addr::LOCALHOST) }),
         ..Nat::default()
@@ -119,16 +125,23 @@ fn try_all(links: &mut netlink::Client) -> Vec<Facility> {
         facility(
             "bridge conntrack",
             conntrack,
-            "The bridge family can track connections; security groups use br_netfilter all the same.",
-            "Nothing follows: security groups track connections through br_netfilter",
+            "Security groups are stateful by the bridge family's own tracking.",
+            "Security groups track connections through br_netfilter instead",
         ),
-        bridge_netfilter(),
+        bridge_netfilter(matches!(tracking, Ok(Tracking::Bridge))),
     ]
 }
 
-fn bridge_netfilter() -> Facility {
+/// What a kernel lacks.
+#[derive(Debug, thiserror::Error)]
+#[error("no {0}")]
+struct Lacks(&'static str);
+
+fn bridge_netfilter(is_spare: bool) -> Facility {
     let works = crate::apply::has_bridge_netfilter();
-    let sentence = if works {
+    let sentence = if is_spare {
+        "Nothing follows: the bridge family tracks connections itself."
+    } else if works {
         "Security groups are stateful."
     } else {
         "Replies pass security groups only where a rule lets them in: load the module `br_netfilter`."

@@ -85,6 +85,19 @@ pub(crate) fn network(ports: &[(u8, u32)]) -> HostNetwork {
     }
 }
 
+/// Kernels before 6.8 take notice of a carrier in their own time.
+fn wait_until_forwarding(name: &str) {
+    let mut links = crate::netlink::Client::open().unwrap();
+    let end = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < end {
+        let link = links.link(name).unwrap().unwrap();
+        if link.master.is_none() || link.is_forwarding {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// A hand-made guest at a port's tap.
 pub(crate) struct Guest(Iface);
 
@@ -96,6 +109,7 @@ impl Guest {
     pub(crate) fn named(name: &str) -> Self {
         let tap = Iface::without_packet_info(name, Mode::Tap).unwrap();
         crate::tap::settle(name).unwrap();
+        wait_until_forwarding(name);
         Self::of(tap)
     }
 
@@ -135,11 +149,21 @@ impl Guest {
         self.receives_where(|frame| frame.get(12..14) == Some([8, 6].as_slice()))
     }
 
+    /// As [`Guest::receive_ipv4_within`], in the usual time.
+    pub(crate) fn receive_ipv4(&self, own: Peer, is_it: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        self.receive_ipv4_within(ARRIVAL_TIMEOUT, own, is_it)
+    }
+
     /// The next IPv4 packet that `is_it` holds for, while requests for the MAC of one's own address are answered: what
     /// follows its Ethernet header.
-    pub(crate) fn receive_ipv4(&self, own: Peer, is_it: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+    pub(crate) fn receive_ipv4_within(
+        &self,
+        time: Duration,
+        own: Peer,
+        is_it: impl Fn(&[u8]) -> bool,
+    ) -> Option<Vec<u8>> {
         let mut found = None;
-        let is_there = self.receives_where(|frame| {
+        let is_there = self.receives_within(time, |frame| {
             if frame.get(12..22) == Some(&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1])
                 && frame.get(38..42) == Some(&own.address.octets())
             {
@@ -158,9 +182,13 @@ impl Guest {
         found.filter(|_| is_there)
     }
 
-    pub(crate) fn receives_where(&self, mut is_it: impl FnMut(&[u8]) -> bool) -> bool {
+    pub(crate) fn receives_where(&self, is_it: impl FnMut(&[u8]) -> bool) -> bool {
+        self.receives_within(ARRIVAL_TIMEOUT, is_it)
+    }
+
+    fn receives_within(&self, time: Duration, mut is_it: impl FnMut(&[u8]) -> bool) -> bool {
         let mut buffer = [0; 2048];
-        let end = Instant::now() + ARRIVAL_TIMEOUT;
+        let end = Instant::now() + time;
         while Instant::now() < end {
             match self.0.recv(&mut buffer) {
                 Ok(length) if is_it(&buffer[..length]) => return true,

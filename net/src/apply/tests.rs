@@ -19,6 +19,13 @@ fn host(wanted: &HostNetwork) -> Host {
     host
 }
 
+/// Whether security groups are stateful here.
+fn tracks_connections() -> bool {
+    let tracking = nftables::Client::open(TAG).unwrap().tracking();
+    println!("connections are tracked in {tracking:?}");
+    tracking == nftables::Tracking::Bridge || has_bridge_netfilter()
+}
+
 /// Other links of the namespace, as `ip link add` makes them.
 fn foreign_bridge(name: &str) {
     let mut links = netlink::Client::open().unwrap();

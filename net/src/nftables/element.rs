@@ -70,9 +70,10 @@ pub(super) fn encode(element: &Element) -> Encoded {
         }
         Element::Bridged(link) => plain(rules::BRIDGED, &interface_key(link)),
         Element::Gateway(_) => plain(rules::GATEWAYS, &[]),
-        Element::Zone(_, zone) => {
+        Element::Zone(_, zone) | Element::BridgeZone(_, zone) => {
+            let set = if matches!(element, Element::Zone(..)) { rules::ZONES } else { rules::BRIDGE_ZONES };
             let data = Attributes::new().put(1, &zone.to_ne_bytes());
-            Encoded { data: Some(data), ..plain(rules::ZONES, &[]) }
+            Encoded { data: Some(data), ..plain(set, &[]) }
         }
     }
 }
@@ -116,8 +117,10 @@ pub(super) fn decode(set: Set, item: &[u8]) -> Option<Element> {
         rules::INGRESS => groups(name, Direction::Ingress),
         rules::BRIDGED => Some(Element::Bridged(name)),
         rules::GATEWAYS => Some(Element::Gateway(name)),
-        rules::ZONES => {
-            Some(Element::Zone(name, u16::from_ne_bytes(value_of(2)?.get(..2)?.try_into().ok()?)))
+        rules::ZONES | rules::BRIDGE_ZONES => {
+            let zone = u16::from_ne_bytes(value_of(2)?.get(..2)?.try_into().ok()?);
+            let make = if set == rules::ZONES { Element::Zone } else { Element::BridgeZone };
+            Some(make(name, zone))
         }
         _ => None,
     }

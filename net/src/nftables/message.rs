@@ -100,6 +100,8 @@ pub(super) enum Meta {
     InputName = 6,
     OutputName = 7,
     Protocol = 16,
+    /// In the bridge family: the bridge that the packet came into.
+    InputBridge = 17,
 }
 
 /// Registers of 16 bytes; a concatenated key starts in the first and runs on.

@@ -5,16 +5,17 @@
 //! taps, wrong source MACs, sources that are not the port's (IPv4, IPv6, ARP sender, advertised neighbour), DHCP
 //! servers, router advertisements and every other ethertype, VLAN tags and spanning tree included, are dropped.
 //!
-//! **Security groups** need what no family has alone: only the bridge family sees taps, and without bridge-family
-//! connection tracking only the inet family, which `br_netfilter` shows bridged packets as the bridge's, sees
-//! connections. They meet in the packet's mark:
+//! **Security groups** mark what may not begin and drop it unless it belongs to a connection:
 //!
 //! 1. bridge, forward and input, −200: a packet that a tap's groups do not let begin gets a "deny" bit per direction;
-//! 2. inet, forward and input: the packet of an established connection loses its "deny" bits;
+//! 2. the packet of an established connection loses its "deny" bits;
 //! 3. bridge, forward, 100: what still has one is dropped. (To the host: inet, input.)
 //!
-//! Without `br_netfilter` step 2 never happens: then replies pass only where a rule lets them begin, never more. What
-//! the host itself sends to a guest is tracked on its way out in inet, which marks replies, and judged in bridge output.
+//! Step 2 is in one of two places ([`Tracking`]). Where the bridge family tracks connections (module
+//! `nf_conntrack_bridge`) it is just before step 3. Elsewhere only the inet family sees connections, which `br_netfilter`
+//! shows bridged packets as the bridge's, never the tap's; so it is there, and the mark carries what the bridge family
+//! found. Without either, step 2 never happens: then replies pass only where a rule lets them begin, never more. What the
+//! host itself sends to a guest is tracked on its way out in inet, which marks replies, and judged in bridge output.
 //!
 //! **Host** (inet family): nothing is forwarded by the host's IP stack from or to a bridge of ours, and only bridges on
 //! which the host has addresses reach the host.
@@ -53,6 +54,15 @@ const _: () = assert!(DENY_EGRESS | DENY_INGRESS | REPLY == MARK_BITS);
 
 /// `ct state established,related`.
 const STATE_ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+
+/// Where the connections of bridged packets are seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tracking {
+    /// In the bridge family itself.
+    Bridge,
+    /// In the inet family, if `br_netfilter` is there.
+    Inet,
+}
 
 /// A chain and its rules.
 #[derive(Debug)]
@@ -114,9 +124,10 @@ pub(super) const GATEWAYS: Set = set(Family::Inet, "gateways", &[INTERFACE]);
 pub(super) const EGRESS: Set = map(Family::Bridge, "egress", Data::Verdict);
 pub(super) const INGRESS: Set = map(Family::Bridge, "ingress", Data::Verdict);
 pub(super) const ZONES: Set = map(Family::Inet, "zones", Data::Zone);
+pub(super) const BRIDGE_ZONES: Set = map(Family::Bridge, "bridge_zones", Data::Zone);
 
 /// Every set.
-pub(super) const SETS: [Set; 12] = [
+pub(super) const SETS: [Set; 13] = [
     OPEN,
     MACS,
     IPV4,
@@ -129,13 +140,14 @@ pub(super) const SETS: [Set; 12] = [
     BRIDGED,
     GATEWAYS,
     ZONES,
+    BRIDGE_ZONES,
 ];
 
 const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_ICMPV6: u8 = 58;
 
 /// Every chain; one that others go to stands before them.
-pub(super) fn chains(tag: OwnerTag) -> Vec<Chain> {
+pub(super) fn chains(tag: OwnerTag, tracking: Tracking) -> Vec<Chain> {
     let taps = tag.prefix(LinkKind::Tap);
     let bridges = tag.prefix(LinkKind::Bridge);
     let plain = |name, rules| Chain { family: Family::Bridge, name, hook: None, rules };
@@ -143,7 +155,7 @@ pub(super) fn chains(tag: OwnerTag) -> Vec<Chain> {
         |family, name, hook, priority, rules| Chain { family, name, hook: Some((hook, priority)), rules };
     let bridge = Family::Bridge;
     let inet = Family::Inet;
-    vec![
+    let mut chains = vec![
         plain("from_guest_ipv4", ipv4_rules()),
         plain("from_guest_arp", arp_rules()),
         plain("from_guest_ipv6_source", ipv6_source_rules()),
@@ -156,13 +168,23 @@ pub(super) fn chains(tag: OwnerTag) -> Vec<Chain> {
         base(bridge, "judge_to_host", HOOK_INPUT, PRIORITY_JUDGE, judge_to_host_rules(&taps)),
         base(bridge, "judge_forward", HOOK_FORWARD, PRIORITY_JUDGE, judge_forward_rules(&taps)),
         base(bridge, "judge_from_host", HOOK_OUTPUT, PRIORITY_JUDGE, judge_from_host_rules(&taps)),
-        base(bridge, "sentence_forward", HOOK_FORWARD, PRIORITY_SENTENCE, sentence_rules(&taps)),
-        base(inet, "zone_in", HOOK_PREROUTING, PRIORITY_ZONE, vec![zone_rule(Meta::InputName)]),
-        base(inet, "zone_out", HOOK_OUTPUT, PRIORITY_ZONE, vec![zone_rule(Meta::OutputName)]),
+        base(bridge, "sentence_forward", HOOK_FORWARD, PRIORITY_SENTENCE, sentence_rules(&taps, tracking)),
+        base(inet, "zone_in", HOOK_PREROUTING, PRIORITY_ZONE, vec![zone_rule(Meta::InputName, &ZONES)]),
+        base(inet, "zone_out", HOOK_OUTPUT, PRIORITY_ZONE, vec![zone_rule(Meta::OutputName, &ZONES)]),
         base(inet, "forward", HOOK_FORWARD, PRIORITY_HOST, forward_rules(&bridges)),
         base(inet, "input", HOOK_INPUT, PRIORITY_HOST, input_rules(&bridges)),
         base(inet, "output", HOOK_OUTPUT, PRIORITY_HOST, output_rules(&bridges)),
-    ]
+    ];
+    if tracking == Tracking::Bridge {
+        let rules = vec![zone_rule(Meta::InputBridge, &BRIDGE_ZONES)];
+        chains.push(base(bridge, "zone_bridged", HOOK_PREROUTING, PRIORITY_ZONE, rules));
+    }
+    chains
+}
+
+/// Whether the bridge family can do what [`Tracking::Bridge`] needs: a rule that asks for it.
+pub(super) fn tracking_trial() -> Vec<Expression> {
+    rule([name(Meta::InputBridge), established()])
 }
 
 fn prerouting_rules(taps: &str) -> Vec<Vec<Expression>> {
@@ -223,18 +245,21 @@ fn judge_from_host_rules(taps: &str) -> Vec<Vec<Expression>> {
     ]
 }
 
-fn sentence_rules(taps: &str) -> Vec<Vec<Expression>> {
+fn sentence_rules(taps: &str, tracking: Tracking) -> Vec<Vec<Expression>> {
     let denied = || has_mark(DENY_EGRESS | DENY_INGRESS, true);
-    vec![
+    let pardon = rule([established(), clear_mark(DENY_EGRESS | DENY_INGRESS)]);
+    let mut rules = if tracking == Tracking::Bridge { vec![pardon] } else { Vec::new() };
+    rules.extend([
         rule([name_prefix(Meta::InputName, taps, true), denied(), verdict(Verdict::Drop)]),
         rule([name_prefix(Meta::OutputName, taps, true), denied(), verdict(Verdict::Drop)]),
-    ]
+    ]);
+    rules
 }
 
-fn zone_rule(name_of: Meta) -> Vec<Expression> {
+fn zone_rule(name_of: Meta, zones: &Set) -> Vec<Expression> {
     rule([
         name(name_of),
-        vec![Expression::Map { map: ZONES.name, to: FIRST }, Expression::SetZone { from: FIRST }],
+        vec![Expression::Map { map: zones.name, to: FIRST }, Expression::SetZone { from: FIRST }],
     ])
 }
 

@@ -14,7 +14,10 @@ use crate::harness::{Need, trial};
 
 /// The tests.
 pub(super) fn trials() -> Vec<Trial> {
-    vec![trial("lab::network::vlans_are_told_apart", &[Need::Lab], vlans)]
+    vec![
+        trial("lab::network::vlans_are_told_apart", &[Need::Lab], vlans),
+        trial("lab::network::bridges_track_connections_themselves", &[Need::Lab], bridge_tracking),
+    ]
 }
 
 /// The program that cargo made of `net`'s tests in the run that made this one.
@@ -37,13 +40,13 @@ fn tests_of_net() -> Result<PathBuf> {
     Ok(found.context("cargo made no tests of `net`: run `cargo test --workspace --no-run`")?.1)
 }
 
-/// Runs those of `net`'s tests whose names have a word, with modules loaded; so many pass.
-fn pass(word: &str, modules: &[&str], at_least: usize) -> Result<()> {
+/// Runs those of `net`'s tests whose names have one of these words, with modules loaded: so many pass. What they said.
+fn pass(words: &str, modules: &[&str], at_least: usize) -> Result<String> {
     let directory = tempfile::tempdir()?;
     let program = tests_of_net()?;
     let name = program.file_name().and_then(OsStr::to_str).context("the program's name")?;
     let script = format!(
-        "mount -t tmpfs tmpfs /run; exec env WISP_REQUIRE_ALL=1 {name} {word} --test-threads 1 2>&1\n"
+        "mount -t tmpfs tmpfs /run; exec env WISP_REQUIRE_ALL=1 {name} {words} --nocapture --test-threads 1 2>&1\n"
     );
     let script = write(directory.path(), "host.sh", &script)?;
     let paths = [&script, &program].map(|path| path.display().to_string());
@@ -54,15 +57,23 @@ fn pass(word: &str, modules: &[&str], at_least: usize) -> Result<()> {
     let passed = passed(&said).unwrap_or_default();
     ensure!(ran.status.success() && passed >= at_least, "{}: {passed} passed\n{said}\n{errors}", ran.status);
     ensure!(!said.contains("the lab has it"), "a test did not find in the lab what it needs:\n{said}");
-    Ok(())
+    Ok(said.into_owned())
 }
 
 fn passed(said: &str) -> Option<usize> {
     said.split_once("test result: ok. ")?.1.split_once(" passed")?.0.parse().ok()
 }
 
-const MODULES: [&str; 5] = ["tun", "bridge", "veth", "nf_tables", "br_netfilter"];
+const MODULES: [&str; 5] = ["tun", "bridge", "veth", "nf_tables", "nft_ct"];
 
 fn vlans() -> Result<()> {
-    pass("vlans", &[&MODULES[..], &["8021q"]].concat(), 1)
+    pass("vlans", &[&MODULES[..], &["8021q"]].concat(), 1).map(drop)
+}
+
+/// Without `br_netfilter`, which other kernels need.
+fn bridge_tracking() -> Result<()> {
+    let modules = ["nf_conntrack_bridge", "nft_meta_bridge", "nf_conntrack_netlink"];
+    let said = pass("groups forbidden", &[&MODULES[..], &modules].concat(), 10)?;
+    ensure!(said.contains("tracked in Bridge") && !said.contains("tracked in Inet"), "{said}");
+    Ok(())
 }

@@ -24,10 +24,10 @@ fn passes(from: &Guest, to: &Guest, frame: &[u8]) -> bool {
     to.receives(frame)
 }
 
-fn skips_without_bridge_netfilter() -> bool {
-    let skips = !has_bridge_netfilter();
+fn skips_without_tracking() -> bool {
+    let skips = !tracks_connections();
     if skips {
-        crate::testing::skipped("no br_netfilter");
+        crate::testing::skipped("neither nf_conntrack_bridge nor br_netfilter");
     }
     skips
 }
@@ -58,7 +58,7 @@ fn port_without_groups_is_sent_and_sends_nothing_but_arp() {
 #[test]
 fn replies_pass_and_new_connections_back_do_not() {
     in_own_network(|| {
-        if skips_without_bridge_netfilter() {
+        if skips_without_tracking() {
             return;
         }
         let _host = host(&pair(
@@ -142,7 +142,7 @@ fn changed_group_holds_at_once_and_leaves_no_chain_behind() {
 #[test]
 fn same_addresses_on_another_bridge_are_another_connection() {
     in_own_network(|| {
-        if skips_without_bridge_netfilter() {
+        if skips_without_tracking() {
             return;
         }
         let mut wanted =
