@@ -15,12 +15,12 @@ use std::os::fd::OwnedFd;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::filter::{Filter, FilterChange, WantedFilter};
+use crate::filter::{Chain, ChainName, Element, Ending, Filter, FilterChange, WantedFilter};
 use crate::keeper::Namespaces;
 use crate::names::{LinkKind, OwnerTag, link_mac};
 use crate::netlink::{Link, Request};
 use crate::plan::{Observed, ObservedBridge, Operation, plan};
-use crate::spec::{Bridge, HostNetwork, NamespaceName, Uplink};
+use crate::spec::{Bridge, HostNetwork, InterfaceName, NamespaceName, Uplink};
 use crate::{netlink, nftables, tap};
 pub use error::Error;
 use error::partial;
@@ -39,6 +39,10 @@ pub struct Host {
     filters: nftables::Client,
     /// What the packet filter holds, as far as we know; absent until looked at, and after a failure.
     filter: Option<Filter>,
+    /// What the chains of groups and ports hold, as far as we have made them.
+    chains: BTreeMap<ChainName, Chain>,
+    /// The bridge of each tap, as it was last looked at or made.
+    bridges: BTreeMap<InterfaceName, InterfaceName>,
     namespaces: Namespaces,
     /// Our routers' namespaces, as far as we have them open.
     routers: BTreeMap<NamespaceName, Inside>,
@@ -56,6 +60,8 @@ impl Host {
             links: netlink::Client::open().map_err(Error::Link)?,
             filters: nftables::Client::open(tag).map_err(Error::Filter)?,
             filter: None,
+            chains: BTreeMap::new(),
+            bridges: BTreeMap::new(),
             namespaces,
             routers: BTreeMap::new(),
         })
@@ -119,6 +125,7 @@ impl Host {
         self.check_name(LinkKind::Tap, name)?;
         self.check_name(LinkKind::Bridge, &port.bridge)?;
         self.set_port_filter(name, Some(wanted))?;
+        self.bridges.insert(name.to_owned(), port.bridge.clone());
         let master = self.ensure_bridge(&port.bridge, bridge)?;
         let present = self.owned(name)?;
         let file = match present {
@@ -141,7 +148,9 @@ impl Host {
     pub fn remove_port(&mut self, name: &str) -> Result<(), Error> {
         self.check_name(LinkKind::Tap, name)?;
         self.delete_link(name)?;
-        self.set_port_filter(name, None)
+        self.set_port_filter(name, None)?;
+        self.bridges.remove(name);
+        Ok(())
     }
 
     /// Removes every link, namespace and table of this cloud, whatever state they are in, and nothing else.
@@ -214,7 +223,9 @@ impl Host {
             Operation::ConfigurePort { name, bridge, mtu } => {
                 self.existing(name)?;
                 let master = self.existing(bridge)?;
-                self.execute([Request::configure(name, *mtu, Some(master))])
+                self.execute([Request::configure(name, *mtu, Some(master))])?;
+                self.bridges.insert(name.clone(), bridge.clone());
+                Ok(())
             }
         }
     }
@@ -295,17 +306,39 @@ impl Host {
         self.filter = None;
         self.filters.rebuild(&filter).map_err(Error::Filter)?;
         self.filter = Some(filter.names());
+        self.chains = filter.chains;
         Ok(())
     }
 
     fn change_filter(&mut self, change: &FilterChange) -> Result<(), Error> {
         let known = self.filter.take();
         self.filters.change(change).map_err(Error::Filter)?;
+        let ended = self.end_connections(&change.ending, known.as_ref());
         self.filter = known.map(|mut filter| {
             filter.apply(change);
             filter
         });
-        Ok(())
+        change.remove_chains.iter().for_each(|name| drop(self.chains.remove(name)));
+        self.chains.extend(change.add_chains.iter().map(|(name, chain)| (name.clone(), chain.clone())));
+        ended
+    }
+
+    /// Ends the connections that the new rules would not let begin. The rules hold already, so nothing new slips by.
+    fn end_connections(&mut self, ending: &Ending, known: Option<&Filter>) -> Result<(), Error> {
+        if ending.is_empty() {
+            return Ok(());
+        }
+        let elements = known.iter().flat_map(|filter| &filter.elements);
+        let zones: BTreeMap<&str, u16> = elements
+            .filter_map(|element| match element {
+                Element::Zone(bridge, zone) => Some((bridge.as_str(), *zone)),
+                _ => None,
+            })
+            .collect();
+        let bridges = &self.bridges;
+        let zone_of = |link: &str| zones.get(bridges.get(link)?.as_str()).copied();
+        let judge = ending.judge(&self.chains, zone_of);
+        if judge.is_empty() { Ok(()) } else { self.filters.end_connections(&judge).map_err(Error::Filter) }
     }
 
     /// Lets the packet filter say about a tap and its bridge what is wanted, or nothing at all. Where there is no filter,

@@ -9,6 +9,7 @@
 //! groups that ports have, with a jump to each. A chain's name tells its content, so two filters with the same names
 //! are the same, and a changed group is a new chain that ports are moved to in one transaction.
 
+mod ending;
 mod groups;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,8 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::names::OwnerTag;
 use crate::spec::{Bridge, Direction, Group, HostNetwork, InterfaceName, Tap};
+pub use ending::Ending;
+pub(crate) use ending::Judge;
 pub(crate) use groups::has_types;
 pub use groups::{Chain, ChainName, is_chain_name, rule_count};
 
@@ -82,6 +85,8 @@ pub struct FilterChange {
     pub remove: BTreeSet<Element>,
     /// Chains to remove, which nothing is left to need.
     pub remove_chains: BTreeSet<ChainName>,
+    /// The connections that end with it.
+    pub ending: Ending,
 }
 
 impl FilterChange {
@@ -208,10 +213,12 @@ impl Filter {
     #[must_use]
     pub fn change_to(&self, wanted: &WantedFilter) -> FilterChange {
         let add_chains = wanted.chains.iter().filter(|(name, _)| !self.chains.contains(*name));
+        let remove = self.elements.difference(&wanted.elements).cloned().collect();
         FilterChange {
             add_chains: add_chains.map(|(name, chain)| (name.clone(), chain.clone())).collect(),
             add: wanted.elements.difference(&self.elements).cloned().collect(),
-            remove: self.elements.difference(&wanted.elements).cloned().collect(),
+            ending: Ending::of(self, &remove, wanted),
+            remove,
             remove_chains: self
                 .chains
                 .iter()
@@ -257,7 +264,9 @@ impl Filter {
     #[must_use]
     pub fn removal_of_link(&self, link: &str) -> FilterChange {
         let elements = self.elements.iter().filter(|element| element.link() == link);
-        FilterChange { remove: elements.cloned().collect(), ..FilterChange::default() }
+        let remove = elements.cloned().collect();
+        let ending = Ending::of(self, &remove, &WantedFilter::default());
+        FilterChange { remove, ending, ..FilterChange::default() }
     }
 
     /// What turns this filter into one that says exactly `wanted` about every link that `wanted` says anything about.

@@ -14,8 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
+use crate::conntrack;
 use crate::filter::{
-    Chain, ChainName, Element, Filter, FilterChange, WantedFilter, is_chain_name, rule_count,
+    Chain, ChainName, Element, Filter, FilterChange, Judge, WantedFilter, is_chain_name, rule_count,
 };
 use crate::names::OwnerTag;
 pub use crate::netlink::Error;
@@ -137,6 +138,18 @@ impl Client {
             return Ok(());
         }
         self.connection.transaction(&transaction.into_messages())
+    }
+
+    /// Ends the tracked connections of this network namespace that a judge is against.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub(crate) fn end_connections(&mut self, judge: &Judge<'_>) -> Result<(), Error> {
+        let families = [Some(conntrack::Family::Ipv4), judge.has_ipv6().then_some(conntrack::Family::Ipv6)];
+        for family in families.into_iter().flatten() {
+            conntrack::end(&mut self.connection, family, |zone, begun, _| judge.ends(zone, begun))?;
+        }
+        Ok(())
     }
 
     /// Removes the cloud's tables, if there are any.

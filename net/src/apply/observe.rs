@@ -34,6 +34,9 @@ impl Host {
         observed.routers = self.observe_routers()?;
         observed.filter = self.filters.observe().map_err(Error::Filter)?;
         self.filter.clone_from(&observed.filter);
+        let taps = observed.taps.iter();
+        let bridges = taps.filter_map(|(name, port)| Some((name.clone(), port.bridge.clone()?)));
+        self.bridges.extend(bridges);
         Ok(observed)
     }
 

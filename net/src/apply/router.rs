@@ -1,6 +1,7 @@
 //! Routers: looking into their namespaces and carrying out what is planned there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use super::{Error, Host, is_link_local, setting::set_ipv6};
@@ -245,13 +246,20 @@ fn loses(from: &Nat, to: &Nat) -> bool {
 
 /// Whether a connection was translated by what `from` has and `to` has not.
 fn lost(from: &Nat, to: &Nat, begun: &Tuple, answered: &Tuple) -> bool {
+    let (IpAddr::V4(begun_target), IpAddr::V4(begun_source)) = (begun.target, begun.source) else {
+        return false;
+    };
+    let (IpAddr::V4(answered_target), IpAddr::V4(answered_source)) = (answered.target, answered.source)
+    else {
+        return false;
+    };
     let is_lost = |outside, inside| {
         from.floating.get(outside) == Some(inside) && to.floating.get(outside) != Some(inside)
     };
     let forwarding =
-        crate::spec::Forwarding { address: begun.target, protocol: begun.protocol, port: begun.target_port };
+        crate::spec::Forwarding { address: begun_target, protocol: begun.protocol, port: begun.target_port };
     let forwarded = from.forwardings.get(&forwarding);
-    is_lost(&begun.target, &answered.source)
-        || is_lost(&answered.target, &begun.source)
+    is_lost(&begun_target, &answered_source)
+        || is_lost(&answered_target, &begun_source)
         || (forwarded.is_some() && forwarded != to.forwardings.get(&forwarding))
 }

@@ -351,7 +351,10 @@ impl Client {
         &mut self,
         is_to_end: impl Fn(&Tuple, &Tuple) -> bool,
     ) -> Result<(), Error> {
-        conntrack::end(&mut self.connection, is_to_end)
+        // IPv4 alone is translated.
+        conntrack::end(&mut self.connection, conntrack::Family::Ipv4, |_, begun, answered| {
+            is_to_end(begun, answered)
+        })
     }
 }
 

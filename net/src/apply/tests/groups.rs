@@ -235,3 +235,43 @@ fn host_is_out_of_reach_of_a_bridge_it_has_no_address_on() {
         assert!(!guest.receives_any_arp());
     });
 }
+
+/// What a rule once let through goes with it, and nothing else does.
+#[test]
+fn connections_end_that_new_rules_forbid() {
+    in_own_network(|| {
+        if skips_without_tracking() {
+            return;
+        }
+        let out = rule(Direction::Egress, None, None);
+        let [web, other] = [80, 90].map(|port| rule(Direction::Ingress, Some(17), Some((port, port))));
+        let mut wanted = pair(&[out.clone()], &[web.clone(), other.clone()]);
+        let mut host = host(&wanted);
+        let guests = [1, 2].map(Guest::at);
+        let exchange = |port: u16| {
+            let there = passes(&guests[0], &guests[1], &udp(ends(1, 2), 4000, port));
+            (there, passes(&guests[1], &guests[0], &udp(ends(2, 1), port, 4000)))
+        };
+        assert_eq!((exchange(80), exchange(90)), ((true, true), (true, true)));
+        wanted.groups.insert(12, group([other]));
+        host.converge(&wanted).unwrap();
+        assert_eq!((exchange(80), exchange(90)), ((false, false), (true, true)));
+        // The rule is back, and the sender may not send any more.
+        wanted.groups.insert(12, group([web.clone()]));
+        host.converge(&wanted).unwrap();
+        assert_eq!(exchange(80), (true, true));
+        wanted.groups.insert(11, group([]));
+        host.converge(&wanted).unwrap();
+        assert_eq!(exchange(80), (false, false));
+        // Whoever comes after with the same address begins anew.
+        wanted.groups.insert(11, group([out]));
+        host.converge(&wanted).unwrap();
+        assert_eq!(exchange(80), (true, true));
+        host.remove_port(&TAG.tap(2)).unwrap();
+        wanted.groups.insert(12, group([]));
+        drop(host.add_port(&wanted, &TAG.tap(2)).unwrap());
+        let second = Guest::at(2);
+        assert!(!passes(&guests[0], &second, &udp(ends(1, 2), 4000, 80)));
+        assert!(!passes(&second, &guests[0], &udp(ends(2, 1), 80, 4000)));
+    });
+}

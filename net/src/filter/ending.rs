@@ -1,0 +1,340 @@
+//! Which tracked connections a change of the filter ends: those that no rule would let begin any more. Pure.
+//!
+//! Rules are asked only when a connection begins, so a rule that goes would go on holding for what it once let through.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::groups::has_types;
+use super::{Chain, ChainName, Element, Filter, WantedFilter};
+use crate::conntrack::Tuple;
+use crate::spec::{Direction, InterfaceName, Remote, Rule};
+
+/// What a change takes from ports.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ending {
+    ports: BTreeMap<InterfaceName, EndingPort>,
+    /// What the chains hold that the ports have from now on.
+    chains: BTreeMap<ChainName, Chain>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct EndingPort {
+    /// Addresses that the port has no more: all that they were part of ends.
+    lost: BTreeSet<IpNet>,
+    /// Addresses that it keeps: what its chains would not let begin ends.
+    kept: BTreeSet<IpNet>,
+    /// Its chains until now, by direction, and from now on.
+    before: BTreeMap<Direction, ChainName>,
+    after: BTreeMap<Direction, ChainName>,
+}
+
+impl Ending {
+    /// Whether no connection can be meant.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ports.is_empty()
+    }
+
+    /// What ends when a filter becomes another one.
+    pub(super) fn of(present: &Filter, removed: &BTreeSet<Element>, wanted: &WantedFilter) -> Self {
+        let touched: BTreeSet<&str> = removed
+            .iter()
+            .filter(|element| matches!(element, Element::Groups(..)) || address_of(element).is_some())
+            .map(Element::link)
+            .filter(|link| !wanted.elements.contains(&Element::Open((*link).to_owned())))
+            .collect();
+        let mut ending = Self::default();
+        if touched.is_empty() {
+            return ending;
+        }
+        for element in present.elements.iter().filter(|element| touched.contains(element.link())) {
+            let port = ending.ports.entry(element.link().to_owned()).or_default();
+            if let Element::Groups(_, direction, chain) = element {
+                port.before.insert(*direction, chain.clone());
+            }
+            if let Some(address) = address_of(element) {
+                let addresses =
+                    if wanted.elements.contains(element) { &mut port.kept } else { &mut port.lost };
+                addresses.insert(address);
+            }
+        }
+        for element in &wanted.elements {
+            if let Element::Groups(link, direction, chain) = element
+                && let Some(port) = ending.ports.get_mut(link)
+            {
+                port.after.insert(*direction, chain.clone());
+            }
+        }
+        let used: BTreeSet<&ChainName> = ending.ports.values().flat_map(|port| port.after.values()).collect();
+        for name in used {
+            let Some(chain) = wanted.chains.get(name) else { continue };
+            if let Chain::Port { groups, .. } = chain {
+                let groups = groups.iter().filter_map(|group| wanted.chains.get_key_value(group));
+                ending.chains.extend(groups.map(|(name, chain)| (name.clone(), chain.clone())));
+            }
+            ending.chains.insert(name.clone(), chain.clone());
+        }
+        ending
+    }
+
+    /// The ports that can have lost something: those with fewer addresses, and those whose rules of before, as far as
+    /// `known` chains tell, are not all among those of now.
+    fn losers<'a>(
+        &'a self,
+        known: &'a BTreeMap<ChainName, Chain>,
+    ) -> impl Iterator<Item = (&'a InterfaceName, &'a EndingPort)> {
+        let mut judged: BTreeMap<(&ChainName, Option<&ChainName>), bool> = BTreeMap::new();
+        self.ports.iter().filter(move |(_, port)| {
+            !port.lost.is_empty()
+                || port.before.iter().any(|(direction, before)| {
+                    let after = port.after.get(direction);
+                    Some(before) != after
+                        && *judged.entry((before, after)).or_insert_with(|| {
+                            let Some(before) = rules_of(before, known) else { return true };
+                            let after = after.and_then(|after| rules_of(after, &self.chains));
+                            let after = after.unwrap_or_default();
+                            !before.iter().all(|rule| after.iter().any(|other| covers(other, rule)))
+                        })
+                })
+        })
+    }
+
+    /// Which connections end: `zone_of` gives the zone of a port's bridge, `known` what chains of before hold.
+    pub(crate) fn judge<'a>(
+        &'a self,
+        known: &'a BTreeMap<ChainName, Chain>,
+        zone_of: impl Fn(&str) -> Option<u16>,
+    ) -> Judge<'a> {
+        let mut judge = Judge::default();
+        for (link, port) in self.losers(known) {
+            let Some(zone) = zone_of(link) else { continue };
+            let rules = |direction| {
+                let rules = port.after.get(&direction).and_then(|chain| rules_of(chain, &self.chains));
+                rules.unwrap_or_default()
+            };
+            let kept = judge
+                .add(Verdict::Rules { egress: rules(Direction::Egress), ingress: rules(Direction::Ingress) });
+            let lost = judge.add(Verdict::Ends);
+            for (addresses, verdict) in [(&port.kept, kept), (&port.lost, lost)] {
+                addresses.iter().for_each(|net| judge.place(zone, *net, verdict));
+            }
+        }
+        judge
+    }
+}
+
+fn address_of(element: &Element) -> Option<IpNet> {
+    Some(match element {
+        Element::Ipv4(_, address) => IpNet::from(IpAddr::V4(*address)),
+        Element::Ipv4Prefix(_, net) => IpNet::V4(*net),
+        Element::Ipv6(_, address) => IpNet::from(IpAddr::V6(*address)),
+        Element::Ipv6Prefix(_, net) => IpNet::V6(*net),
+        _ => return None,
+    })
+}
+
+/// The rules of all groups that a port's chain jumps to; nothing if a chain is not known.
+fn rules_of<'a>(name: &str, chains: &'a BTreeMap<ChainName, Chain>) -> Option<Vec<&'a Rule>> {
+    let Chain::Port { groups, .. } = chains.get(name)? else { return None };
+    let mut all = Vec::new();
+    for group in groups {
+        let Chain::Group { rules, .. } = chains.get(group)? else { return None };
+        all.extend(rules);
+    }
+    Some(all)
+}
+
+/// Whether one rule lets begin all that another does.
+fn covers(rule: &Rule, other: &Rule) -> bool {
+    let holds = |net: &IpNet| match &rule.remote {
+        Remote::Any => true,
+        Remote::Prefix(prefix) => prefix.contains(net),
+        Remote::Members(members) => members.iter().any(|member| member.contains(net)),
+    };
+    let remote = match &other.remote {
+        Remote::Any => rule.remote == Remote::Any,
+        Remote::Prefix(net) => holds(net),
+        Remote::Members(members) => {
+            matches!(&rule.remote, Remote::Members(mine) if members.is_subset(mine))
+                || members.iter().all(holds)
+        }
+    };
+    let within = |(first, last): (u16, u16)| {
+        rule.ports.is_none_or(|(from, to)| {
+            if has_types(rule.protocol) { (first, last) == (from, to) } else { from <= first && last <= to }
+        })
+    };
+    rule.direction == other.direction
+        && rule.ip_version == other.ip_version
+        && (rule.protocol.is_none() || rule.protocol == other.protocol)
+        && other.ports.map_or(rule.ports.is_none(), within)
+        && remote
+}
+
+#[derive(Debug)]
+enum Verdict<'a> {
+    Ends,
+    Rules { egress: Vec<&'a Rule>, ingress: Vec<&'a Rule> },
+}
+
+/// Tells for each tracked connection whether it ends.
+#[derive(Debug, Default)]
+pub(crate) struct Judge<'a> {
+    verdicts: Vec<Verdict<'a>>,
+    addresses: BTreeMap<(u16, IpAddr), usize>,
+    prefixes: Vec<(u16, IpNet, usize)>,
+}
+
+impl<'a> Judge<'a> {
+    /// Whether no connection can be meant.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.addresses.is_empty() && self.prefixes.is_empty()
+    }
+
+    /// Whether IPv6 connections can be meant.
+    pub(crate) fn has_ipv6(&self) -> bool {
+        self.addresses.keys().any(|(_, address)| address.is_ipv6())
+            || self.prefixes.iter().any(|(_, net, _)| matches!(net, IpNet::V6(_)))
+    }
+
+    fn add(&mut self, verdict: Verdict<'a>) -> usize {
+        self.verdicts.push(verdict);
+        self.verdicts.len() - 1
+    }
+
+    fn place(&mut self, zone: u16, net: IpNet, verdict: usize) {
+        if net.prefix_len() == net.max_prefix_len() {
+            self.addresses.insert((zone, net.addr()), verdict);
+        } else {
+            self.prefixes.push((zone, net, verdict));
+        }
+    }
+
+    /// Whether a connection of this zone that began so ends.
+    pub(crate) fn ends(&self, zone: u16, begun: &Tuple) -> bool {
+        let ends = |own: IpAddr, other: IpAddr, direction| {
+            let single = self.addresses.get(&(zone, own)).copied();
+            let of_prefix = self.prefixes.iter().find(|(of, net, _)| *of == zone && net.contains(&own));
+            let verdict = single.or(of_prefix.map(|(_, _, verdict)| *verdict));
+            verdict.is_some_and(|verdict| match &self.verdicts[verdict] {
+                Verdict::Ends => true,
+                Verdict::Rules { egress, ingress } => {
+                    let rules = if direction == Direction::Egress { egress } else { ingress };
+                    !rules.iter().any(|rule| lets_begin(rule, other, begun))
+                }
+            })
+        };
+        ends(begun.source, begun.target, Direction::Egress)
+            || ends(begun.target, begun.source, Direction::Ingress)
+    }
+}
+
+fn lets_begin(rule: &Rule, other: IpAddr, begun: &Tuple) -> bool {
+    let version = if other.is_ipv4() { 4 } else { 6 };
+    let remote = match &rule.remote {
+        Remote::Any => true,
+        Remote::Prefix(net) => net.contains(&other),
+        Remote::Members(members) => members.iter().any(|net| net.contains(&other)),
+    };
+    let ports = match rule.ports {
+        None => true,
+        Some((kind, code)) if has_types(rule.protocol) => begun
+            .kind
+            .is_some_and(|(k, c)| u16::from(k) == kind && (code == u16::MAX || u16::from(c) == code)),
+        Some((first, last)) => (first..=last).contains(&begun.target_port),
+    };
+    rule.ip_version == version
+        && rule.protocol.is_none_or(|protocol| protocol == begun.protocol)
+        && ports
+        && remote
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::OwnerTag;
+    use crate::testing::{ANYTHING, TAG, address, group, network, rule};
+
+    const TCP: Option<u8> = Some(6);
+
+    fn tcp(from: u8, to: u8, port: u16) -> Tuple {
+        Tuple {
+            source: address(from).into(),
+            target: address(to).into(),
+            protocol: 6,
+            target_port: port,
+            kind: None,
+        }
+    }
+
+    /// What ends for ports 1 and 2 when the rules of their group become others.
+    fn ended(before: &[Rule], after: &[Rule], is_known: bool, connections: &[Tuple]) -> Vec<bool> {
+        let mut wanted = network(&[(1, 1), (2, 1)]);
+        wanted.groups.insert(ANYTHING, group(before.to_vec()));
+        let first = WantedFilter::of(&wanted, None, OwnerTag::new(1));
+        wanted.groups.insert(ANYTHING, group(after.to_vec()));
+        let second = WantedFilter::of(&wanted, Some(&first.names()), OwnerTag::new(1));
+        let change = first.names().change_to(&second);
+        let known = if is_known { first.chains.clone() } else { BTreeMap::new() };
+        let judge = change.ending.judge(&known, |_| Some(7));
+        connections.iter().map(|connection| judge.ends(7, connection)).collect()
+    }
+
+    #[test]
+    fn connection_ends_that_no_rule_lets_begin_any_more() {
+        let out = rule(Direction::Egress, None, None);
+        let web = rule(Direction::Ingress, TCP, Some((80, 80)));
+        let ssh = rule(Direction::Ingress, TCP, Some((22, 22)));
+        let connections = [tcp(1, 2, 80), tcp(1, 2, 22), tcp(9, 2, 22), tcp(2, 9, 5)];
+        for is_known in [true, false] {
+            let ended = |after: &[Rule]| {
+                super::tests::ended(&[out.clone(), web.clone(), ssh.clone()], after, is_known, &connections)
+            };
+            assert_eq!(ended(&[out.clone(), web.clone()]), [false, true, true, false]);
+            assert_eq!(ended(&[web.clone(), ssh.clone()]), [true, true, false, true]);
+            assert_eq!(ended(&[]), [true; 4]);
+        }
+    }
+
+    #[test]
+    fn rules_that_grow_end_nothing_and_need_no_look_at_connections() {
+        let web = rule(Direction::Ingress, TCP, Some((80, 80)));
+        let wider = rule(Direction::Ingress, TCP, Some((1, 100)));
+        let members = |number: u8| {
+            let nets = (1..=number).map(|last| IpNet::from(IpAddr::from(address(last)))).collect();
+            Rule { remote: Remote::Members(nets), ..rule(Direction::Ingress, None, None) }
+        };
+        let mut wanted = network(&[(1, 1)]);
+        for (before, after) in [(vec![web.clone()], vec![web, wider]), (vec![members(2)], vec![members(5)])] {
+            wanted.groups.insert(ANYTHING, group(before));
+            let first = WantedFilter::of(&wanted, None, OwnerTag::new(1));
+            wanted.groups.insert(ANYTHING, group(after));
+            let second = WantedFilter::of(&wanted, Some(&first.names()), OwnerTag::new(1));
+            let change = first.names().change_to(&second);
+            assert!(change.ending.judge(&first.chains, |_| Some(7)).is_empty());
+            assert!(
+                !change.ending.judge(&BTreeMap::new(), |_| Some(7)).is_empty(),
+                "what is not known is looked at"
+            );
+        }
+    }
+
+    #[test]
+    fn port_that_goes_and_address_that_goes_end_all_of_theirs_in_their_zone_alone() {
+        let wanted = network(&[(1, 1), (2, 1)]);
+        let filter = WantedFilter::of(&wanted, None, OwnerTag::new(1));
+        let change = filter.names().removal_of_link(&TAG.tap(1));
+        let judge = change.ending.judge(&filter.chains, |_| Some(7));
+        assert!(judge.ends(7, &tcp(1, 2, 80)) && judge.ends(7, &tcp(2, 1, 80)));
+        assert!(!judge.ends(8, &tcp(1, 2, 80)) && !judge.ends(7, &tcp(2, 3, 80)));
+        let mut fewer = wanted.clone();
+        fewer.taps.get_mut(&TAG.tap(2)).unwrap().addresses.clear();
+        let second = WantedFilter::of(&fewer, Some(&filter.names()), OwnerTag::new(1));
+        let change = filter.names().change_to(&second);
+        let judge = change.ending.judge(&filter.chains, |_| Some(7));
+        assert!(judge.ends(7, &tcp(2, 3, 80)) && !judge.ends(7, &tcp(1, 3, 80)));
+    }
+}
