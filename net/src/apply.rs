@@ -83,6 +83,21 @@ impl Host {
         self.apply(&plan(self.tag, wanted, &observed))
     }
 
+    /// Lets the packet filter hold what is wanted, all else being as it is: for changes of groups and of what ports may
+    /// send. What is known of the filter is enough; nothing is looked at.
+    ///
+    /// # Errors
+    /// As [`Host::converge`], which does it where too little is known.
+    pub fn converge_filter(&mut self, wanted: &HostNetwork) -> Result<(), Error> {
+        let Some(known) = &self.filter else { return self.converge(wanted) };
+        let change = known.change_to(&WantedFilter::of(wanted, Some(known), self.tag));
+        match self.change_filter(&change) {
+            // Somebody else has changed it.
+            Err(Error::Filter(error)) if error.refusal().is_some() => self.converge(wanted),
+            result => result,
+        }
+    }
+
     /// Carries a plan out. A link's failing step skips that link's later ones, the others go on; a failing filter ends
     /// it, since no tap may come up without its rules.
     ///
@@ -201,7 +216,8 @@ impl Host {
                 self.existing(name)?;
                 set_bridge_reach(name, *has_host, *ipv6)?;
                 if has_bridge_netfilter() {
-                    let calls = self.filters.tracking() == nftables::Tracking::Inet;
+                    let tracking = self.filters.tracking().map_err(Error::Filter)?;
+                    let calls = tracking == nftables::Tracking::Inet;
                     self.execute([Request::set_bridge_calls_ip_filters(name, calls)])?;
                 }
                 self.execute([Request::configure(name, *mtu, None)])

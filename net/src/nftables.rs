@@ -61,7 +61,8 @@ pub struct Client {
     connection: Connection,
     tag: OwnerTag,
     table: String,
-    tracking: Tracking,
+    /// Absent until it was tried.
+    tracking: Option<Tracking>,
 }
 
 impl Client {
@@ -71,17 +72,20 @@ impl Client {
     /// If there is no nfnetlink.
     pub fn open(tag: OwnerTag) -> Result<Self, Error> {
         let connection = Connection::open(NETLINK_NETFILTER)?;
-        let mut client = Self { connection, tag, table: tag.table(), tracking: Tracking::Inet };
-        if client.try_bridge_tracking()? {
-            client.tracking = Tracking::Bridge;
-        }
-        Ok(client)
+        Ok(Self { connection, tag, table: tag.table(), tracking: None })
     }
 
-    /// Where the connections of bridged packets are seen.
-    #[must_use]
-    pub fn tracking(&self) -> Tracking {
-        self.tracking
+    /// Where the connections of bridged packets are seen. Asked for the first time, it is tried, which needs the right to
+    /// change the filter.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn tracking(&mut self) -> Result<Tracking, Error> {
+        if let Some(tracking) = self.tracking {
+            return Ok(tracking);
+        }
+        let tracking = if self.try_bridge_tracking()? { Tracking::Bridge } else { Tracking::Inet };
+        Ok(*self.tracking.insert(tracking))
     }
 
     /// What the sets and chains hold; nothing if a table, chain or rule of ours is missing or is not as this version
@@ -91,11 +95,13 @@ impl Client {
     /// As [`Error`] says.
     pub fn observe(&mut self) -> Result<Option<Filter>, Error> {
         let mut filter = Filter::default();
+        let chains = chains(self.tag, self.tracking()?);
+        let comment = comment(&chains);
         for family in FAMILIES {
-            if !self.tables(family)?.contains(&Some(self.comment())) {
+            if !self.tables(family)?.contains(&Some(comment.clone())) {
                 return Ok(None);
             }
-            let Some(chains) = self.group_chains(family)? else { return Ok(None) };
+            let Some(chains) = self.group_chains(family, &chains)? else { return Ok(None) };
             filter.chains.extend(chains);
         }
         for set in SETS {
@@ -110,9 +116,10 @@ impl Client {
     /// # Errors
     /// The kernel's first refusal; then nothing has changed.
     pub fn rebuild(&mut self, filter: &WantedFilter) -> Result<(), Error> {
+        let chains = chains(self.tag, self.tracking()?);
         let mut transaction = Transaction::default();
         self.push_removal(&mut transaction);
-        self.push_tables(&mut transaction);
+        self.push_tables(&mut transaction, &chains);
         self.push_chains(&mut transaction, &filter.chains);
         self.push_elements(&mut transaction, true, filter.elements.iter());
         self.connection.transaction(&transaction.into_messages())
@@ -182,13 +189,6 @@ impl Client {
         }
     }
 
-    /// A line that changes with the rules, kept as the tables' comment: whether the tables are of this version.
-    fn comment(&self) -> String {
-        let chains = chains(self.tag, self.tracking).into_iter().map(|chain| format!("{chain:?}"));
-        let parts: Vec<String> = [format!("{SETS:?}")].into_iter().chain(chains).collect();
-        format!("wisp filter {:016x}", text_hash(&parts))
-    }
-
     /// The comments of the cloud's tables of a family: none or one.
     fn tables(&mut self, family: Family) -> Result<Vec<Option<String>>, Error> {
         let attributes = Attributes::new();
@@ -205,7 +205,11 @@ impl Client {
     }
 
     /// The chains of groups and ports; nothing if a chain is missing or has not as many rules as it shall.
-    fn group_chains(&mut self, family: Family) -> Result<Option<BTreeSet<ChainName>>, Error> {
+    fn group_chains(
+        &mut self,
+        family: Family,
+        fixed: &[rules::Chain],
+    ) -> Result<Option<BTreeSet<ChainName>>, Error> {
         let attributes = Attributes::new().text(1, &self.table);
         let body = body(family, &attributes);
         let listed = self.connection.dump("packet filter chains", kind(NFT_MSG_GETCHAIN), &body)?;
@@ -218,8 +222,7 @@ impl Client {
                 *counts.entry(item.get(&chain).map(text).unwrap_or_default()).or_default() += count;
             }
         }
-        let wanted =
-            rules::chains(self.tag, self.tracking).into_iter().filter(|chain| chain.family == family);
+        let wanted = fixed.iter().filter(|chain| chain.family == family);
         for chain in wanted {
             if counts.remove(chain.name) != Some(chain.rules.len()) {
                 return Ok(None);
@@ -259,8 +262,8 @@ impl Client {
         }
     }
 
-    fn push_tables(&self, transaction: &mut Transaction) {
-        let comment = comment_attribute(&self.comment());
+    fn push_tables(&self, transaction: &mut Transaction, chains: &[rules::Chain]) {
+        let comment = comment_attribute(&comment(chains));
         for family in FAMILIES {
             let table = Attributes::new().text(1, &self.table).put(6, &comment);
             let subject = format!("create packet filter table {}", self.table);
@@ -271,7 +274,7 @@ impl Client {
             let attributes = set_attributes(&self.table, *set, index as u32 + 1, false);
             transaction.push(subject, NFT_MSG_NEWSET, NLM_F_CREATE, set.family, &attributes);
         }
-        for chain in chains(self.tag, self.tracking) {
+        for chain in chains {
             let mut attributes = Attributes::new().text(1, &self.table).text(3, chain.name);
             if let Some((hook, priority)) = chain.hook {
                 let hook = Attributes::new().number(1, hook).number(2, priority.cast_unsigned());
@@ -357,6 +360,13 @@ impl Client {
             }
         }
     }
+}
+
+/// A line that changes with the rules, kept as the tables' comment: whether the tables are of this version.
+fn comment(chains: &[rules::Chain]) -> String {
+    let chains = chains.iter().map(|chain| format!("{chain:?}"));
+    let parts: Vec<String> = [format!("{SETS:?}")].into_iter().chain(chains).collect();
+    format!("wisp filter {:016x}", text_hash(&parts))
 }
 
 /// A number that tells texts apart (FNV-1a, 64 bits).

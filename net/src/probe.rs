@@ -74,7 +74,7 @@ fn try_all(links: &mut netlink::Client) -> Vec<Facility> {
         Err(error) => Err(error),
     };
     let nftables = nftables::Client::open(TAG).and_then(|mut filters| filters.rebuild(&Default::default()));
-    let tracking = nftables::Client::open(TAG).map(|filters| filters.tracking());
+    let tracking = nftables::Client::open(TAG).and_then(|mut filters| filters.tracking());
     let conntrack = match &tracking {
         Ok(Tracking::Bridge) => Ok(()),
         Ok(Tracking::Inet) => Err(Lacks("nf_conntrack_bridge")),

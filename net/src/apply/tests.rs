@@ -21,7 +21,7 @@ fn host(wanted: &HostNetwork) -> Host {
 
 /// Whether security groups are stateful here.
 fn tracks_connections() -> bool {
-    let tracking = nftables::Client::open(TAG).unwrap().tracking();
+    let tracking = nftables::Client::open(TAG).unwrap().tracking().unwrap();
     println!("connections are tracked in {tracking:?}");
     tracking == nftables::Tracking::Bridge || has_bridge_netfilter()
 }

@@ -18,7 +18,7 @@
 //! host itself sends to a guest is tracked on its way out in inet, which marks replies, and judged in bridge output.
 //!
 //! **Host** (inet family): nothing is forwarded by the host's IP stack from or to a bridge of ours, and only bridges on
-//! which the host has addresses reach the host.
+//! which the host has addresses reach the host: it answers pings there and what it asked for itself, and serves nothing.
 
 use super::message::{Base, Expression, FIRST, Family, Meta, SECOND, Verdict};
 use crate::filter::MARK_BITS;
@@ -143,6 +143,7 @@ pub(super) const SETS: [Set; 13] = [
     BRIDGE_ZONES,
 ];
 
+const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_ICMPV6: u8 = 58;
 
@@ -278,8 +279,10 @@ fn input_rules(bridges: &str) -> Vec<Vec<Expression>> {
     vec![
         rule([name_prefix(Meta::InputName, bridges, false), verdict(Verdict::Accept)]),
         rule([name(Meta::InputName), without(&GATEWAYS), verdict(Verdict::Drop)]),
-        rule([has_mark(DENY_EGRESS, false), verdict(Verdict::Accept)]),
         rule([established(), clear_mark(MARK_BITS), verdict(Verdict::Accept)]),
+        rule([has_mark(DENY_EGRESS, true), verdict(Verdict::Drop)]),
+        rule([protocol(PROTOCOL_ICMP), verdict(Verdict::Accept)]),
+        rule([protocol(PROTOCOL_ICMPV6), verdict(Verdict::Accept)]),
         rule([verdict(Verdict::Drop)]),
     ]
 }

@@ -123,8 +123,12 @@ impl Network {
         state.want_routers(tag, surroundings);
         state.sweep();
         let routers_before = std::mem::replace(&mut before.routers, state.wanted.routers.clone());
-        if is_first || state.wanted != before {
+        if is_first || !is_same_but_filter(&state.wanted, &before) {
             return state.converge();
+        }
+        if state.wanted != before {
+            let State { host, wanted, .. } = &mut *state;
+            host.as_mut().expect("invariant: opened above").converge_filter(wanted)?;
         }
         state.converge_routers(&routers_before);
         Ok(())
@@ -310,6 +314,15 @@ impl State {
         }
         done
     }
+}
+
+/// Whether links and bridges are the same, whatever may pass them.
+fn is_same_but_filter(a: &HostNetwork, b: &HostNetwork) -> bool {
+    let place = |tap: &Tap| (tap.bridge.clone(), tap.mtu);
+    let same = |(one, other): ((&InterfaceName, &Tap), (&InterfaceName, &Tap))| {
+        one.0 == other.0 && place(one.1) == place(other.1)
+    };
+    a.bridges == b.bridges && a.taps.len() == b.taps.len() && a.taps.iter().zip(&b.taps).all(same)
 }
 
 fn network_of<'a>(surroundings: &'a Surroundings, nic: &NicWanted) -> Result<&'a NetworkWanted, Error> {

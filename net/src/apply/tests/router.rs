@@ -27,7 +27,7 @@ const FLOATING: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 const WEB_GUEST: Peer = Peer { mac: [0xfa, 0x16, 0x3e, 0, 0, 5], address: Ipv4Addr::new(10, 1, 0, 5) };
 const DATABASE_GUEST: Peer = Peer { mac: [0xfa, 0x16, 0x3e, 0, 0, 6], address: Ipv4Addr::new(10, 2, 0, 5) };
 
-/// A guest on each of two networks, and a router between them and the outside, where the host is.
+/// A guest on each of two networks, and a router between them and the outside, where somebody is.
 fn wanted(tag: OwnerTag) -> HostNetwork {
     let open = |peer: Peer, bridge| Tap {
         bridge: tag.bridge(bridge),
@@ -41,7 +41,6 @@ fn wanted(tag: OwnerTag) -> HostNetwork {
         mtu: 1450,
         addresses: [address.parse().unwrap()].into(),
     };
-    let outside = Bridge { host_addresses: vec!["203.0.113.1/24".parse().unwrap()], ..bridge() };
     let router = Router {
         links: [
             (tag.router_link(OUTSIDE), link(OUTSIDE, OUTSIDE_MAC, "203.0.113.2/24")),
@@ -57,7 +56,7 @@ fn wanted(tag: OwnerTag) -> HostNetwork {
     };
     HostNetwork {
         bridges: [
-            (tag.bridge(OUTSIDE), outside),
+            (tag.bridge(OUTSIDE), bridge()),
             (tag.bridge(WEB), bridge()),
             (tag.bridge(DATABASE), bridge()),
         ]
@@ -93,6 +92,7 @@ impl Site {
         let mut host = Host::open(tag, Namespaces::Own).unwrap();
         host.remove_all().unwrap();
         host.converge(&wanted).unwrap();
+        be_outside(&tag.bridge(OUTSIDE));
         Self { tag, host, wanted }
     }
 
@@ -103,6 +103,22 @@ impl Site {
     fn translate(&mut self, change: impl FnOnce(&mut Nat)) {
         translate(&mut self.wanted, change);
         self.host.converge_router(&self.wanted, &self.tag.namespace(1)).unwrap();
+    }
+}
+
+/// Puts this network namespace on the network outside, by a link like any other's: as somebody there who is not the host.
+fn be_outside(bridge: &str) {
+    for step in [
+        "link add there0 type veth peer name here0",
+        &format!("link set there0 master {bridge} up"),
+        "addr add 203.0.113.1/24 dev here0",
+        "link set here0 up",
+    ] {
+        let status = Command::new("ip").args(step.split(' ')).status().unwrap();
+        assert!(status.success(), "ip {step}");
+    }
+    for link in ["there0", "here0"] {
+        crate::tap::settle(link).unwrap();
     }
 }
 
