@@ -83,6 +83,15 @@ pub struct Network {
     pub qos_policy_id: Option<String>,
 }
 
+/// What is on a network has changed so often; see `service::network::parts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkParts {
+    /// The network.
+    pub network_id: String,
+    /// Ports and addresses that came, subnets that went.
+    pub changes: u64,
+}
+
 /// A subnet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subnet {

@@ -2,6 +2,7 @@
 //! between hosts a VXLAN network identifier names it.
 
 mod kind;
+pub(crate) mod parts;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -209,7 +210,7 @@ impl Control {
                     ));
                 }
                 let mut txn = txn.delete(&stored).release(kind_key(&stored.row.kind));
-                txn = rbac::forget(cache, txn, id)?;
+                txn = rbac::forget(cache, parts::forget(cache, txn, id), id)?;
                 for port in &dhcp {
                     txn = super::port::remove_port(txn, port);
                 }

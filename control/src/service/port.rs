@@ -21,6 +21,7 @@ use crate::model::network::rbac::Access;
 use crate::model::network::{FixedIp, Network, Port, Standard, Subnet};
 use crate::model::random_uuid;
 use crate::policy::{require_admin, require_member};
+use crate::service::network::parts;
 use crate::service::qos;
 use crate::service::quota::{self, Resource};
 use crate::service::rbac;
@@ -272,7 +273,7 @@ pub(crate) fn add_port(mut txn: Txn, port: &Port) -> Txn {
     for key in unique_keys(port) {
         txn = txn.unique(&key);
     }
-    charge(txn, port, 1)
+    charge(parts::note(txn, &port.network_id), port, 1)
 }
 
 /// Adds a change of a port to a transaction, with its unique addresses.
@@ -281,8 +282,13 @@ pub(crate) fn change_port(mut txn: Txn, stored: &Stored<Port>, port: &Port) -> T
     for key in before.iter().filter(|key| !after.contains(key)) {
         txn = txn.release(key);
     }
+    let mut gains = false;
     for key in after.iter().filter(|key| !before.contains(key)) {
+        gains = true;
         txn = txn.unique(key);
+    }
+    if gains {
+        txn = parts::note(txn, &port.network_id);
     }
     txn.update(stored, port)
 }

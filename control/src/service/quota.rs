@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::quota::{QuotaLimits, Usage};
 use crate::model::volume::VolumeType;
 use crate::policy::{self, Target, require};
+use crate::service::network::parts;
 use crate::store::{Cache, Txn};
 
 /// What is counted. The defaults are those of the OpenStack services.
@@ -202,9 +203,13 @@ pub(crate) fn queue_of(key: &str, queues: usize) -> usize {
     usize::try_from(hasher.finish() % queues as u64).unwrap_or(0)
 }
 
-/// Turns the charges of a transaction into its usage rows; refuses what crosses a limit. Giving back is never refused.
+/// Turns the charges of a transaction into its usage rows, and what it notes of networks into theirs; refuses what crosses a limit. Giving back is never refused.
 pub(crate) fn settle(cache: &Cache, mut txn: Txn) -> Result<Txn> {
     for (key, by) in txn.take_tallies() {
+        if let Some(network_id) = parts::network_of(&key) {
+            txn = parts::settle(cache, txn, network_id);
+            continue;
+        }
         let stored = cache.get::<Usage>(&key);
         let used = stored.as_ref().map_or(0, |stored| stored.row.used);
         let used_then = match u64::try_from(by) {

@@ -20,6 +20,7 @@ use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::{FixedIp, Ipv6Mode, Network, Port, Standard, Subnet};
+use crate::service::network::parts;
 use crate::service::quota::{self, Resource};
 use crate::store::{Cache, Stored, Txn};
 
@@ -233,7 +234,7 @@ impl Control {
                 let stored = owned::<Subnet>(cache, caller, id, "delete_subnet")?;
                 let users = users_of(cache, id);
                 check_unused(id, &users, |_| false)?;
-                let mut txn = remove_subnet(Txn::new(), &stored);
+                let mut txn = parts::note(remove_subnet(Txn::new(), &stored), &stored.row.network_id);
                 for port in &users {
                     txn = port::remove_port(txn, port);
                 }
