@@ -11,24 +11,6 @@ use crate::context::{Answer, AppState, Authenticated, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
 
-/// `POST /servers/{id}/os-interface`.
-pub(super) async fn interface_attach(
-    state: State<AppState>,
-    caller: Authenticated,
-    id: Segments<String>,
-) -> Answer<Value> {
-    of_server(state, caller, id, "attaching interfaces to a server that exists").await
-}
-
-/// `DELETE /servers/{id}/os-interface/{port}`.
-pub(super) async fn interface_detach(
-    state: State<AppState>,
-    caller: Authenticated,
-    Segments((id, _)): Segments<(String, String)>,
-) -> Answer<Value> {
-    of_server(state, caller, Segments(id), "detaching interfaces from a server").await
-}
-
 /// `GET /servers/{id}/os-server-password`: none was ever set.
 pub(super) async fn server_password(
     State(state): State<AppState>,

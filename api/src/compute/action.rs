@@ -1,6 +1,7 @@
 //! What is asked of a server by `POST /servers/{id}/action` (Compute API: servers, run an action).
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use axum::Json;
 use axum::extract::State;
@@ -13,13 +14,13 @@ use control::service::server::image::{BackupSeries, NewServerImage};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::until;
 use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
 
 /// Actions that the protocol has and Wisp does not.
-const ABSENT: [&str; 25] = [
-    "addFixedIp",
+const ABSENT: [&str; 23] = [
     "addFloatingIp",
     "changePassword",
     "confirmResize",
@@ -33,7 +34,6 @@ const ABSENT: [&str; 25] = [
     "os-getVNCConsole",
     "os-migrateLive",
     "rebuild",
-    "removeFixedIp",
     "removeFloatingIp",
     "rescue",
     "resetNetwork",
@@ -90,6 +90,19 @@ struct ResetState {
 #[serde(deny_unknown_fields)]
 struct Group {
     name: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AddFixedIp {
+    #[serde(rename = "networkId")]
+    network_id: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RemoveFixedIp {
+    address: IpAddr,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -157,6 +170,18 @@ pub(super) async fn act(
             let group: Group = parsed(argument)?;
             let add = name == "addSecurityGroup";
             control.server_change_group(&caller, &id, &group.name, add).await?;
+            Ok(StatusCode::ACCEPTED.into_response())
+        }
+        "addFixedIp" => {
+            until(version, 44)?;
+            let AddFixedIp { network_id } = parsed(argument)?;
+            control.server_fixed_ip_add(&caller, &id, &network_id).await?;
+            Ok(StatusCode::ACCEPTED.into_response())
+        }
+        "removeFixedIp" => {
+            until(version, 44)?;
+            let RemoveFixedIp { address } = parsed(argument)?;
+            control.server_fixed_ip_remove(&caller, &id, address).await?;
             Ok(StatusCode::ACCEPTED.into_response())
         }
         "createImage" => {

@@ -49,6 +49,10 @@ fn event(version: Microversion, is_admin: bool, server: &Server, record: &Action
         "createImage" => "compute_snapshot_instance",
         "createBackup" => "compute_backup_instance",
         "extend_volume" => "compute_extend_volume",
+        "attach_volume" => "compute_attach_volume",
+        "detach_volume" => "compute_detach_volume",
+        "attach_interface" => "compute_attach_interface",
+        "detach_interface" => "compute_detach_interface",
         _ => return None,
     };
     let finished_at = record.finished_at?;

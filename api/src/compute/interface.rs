@@ -1,14 +1,23 @@
-//! A server's addresses, ports and security groups on the wire (Compute API: server IPs, port interfaces, security
-//! groups of a server).
+//! A server's addresses, network devices and security groups on the wire (Compute API: server IPs, port interfaces,
+//! security groups of a server).
+
+use std::net::IpAddr;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use control::error::Error;
+use control::model::compute::Server;
 use control::model::network::Port;
+use control::service::server::interface::NewInterface;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::server_view::{addresses as addresses_view, mac_text};
-use crate::context::{Answer, AppState, Authenticated, Segments};
+use super::volume_attachment::newer;
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
+use crate::error::Fault;
+use crate::microversion::Microversion;
 
 /// `GET /servers/{id}/ips`.
 pub(super) async fn addresses(
@@ -36,10 +45,12 @@ pub(super) async fn addresses_of(
 pub(super) async fn list(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
+    version: Microversion,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
+    let server = state.control.server(&caller, &id).await?;
     let ports = state.control.server_ports(&caller, &id).await?;
-    let shown: Vec<Value> = ports.iter().map(|port| attachment(&port.row)).collect();
+    let shown: Vec<Value> = ports.iter().map(|port| attachment(version, &server.row, &port.row)).collect();
     Ok(Json(json!({"interfaceAttachments": shown})))
 }
 
@@ -47,24 +58,85 @@ pub(super) async fn list(
 pub(super) async fn show(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
+    version: Microversion,
     Segments((id, port_id)): Segments<(String, String)>,
 ) -> Answer<Value> {
+    let server = state.control.server(&caller, &id).await?;
     let ports = state.control.server_ports(&caller, &id).await?;
     let port = ports.iter().find(|port| port.row.standard.id == port_id);
     let port = port.ok_or_else(|| Error::not_found("Port", &port_id))?;
-    Ok(Json(json!({"interfaceAttachment": attachment(&port.row)})))
+    Ok(Json(json!({"interfaceAttachment": attachment(version, &server.row, &port.row)})))
 }
 
-fn attachment(port: &Port) -> Value {
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AttachBody {
+    #[serde(rename = "interfaceAttachment")]
+    attachment: AttachFields,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AttachFields {
+    net_id: Option<String>,
+    port_id: Option<String>,
+    fixed_ips: Option<[FixedIpFields; 1]>,
+    tag: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FixedIpFields {
+    ip_address: IpAddr,
+}
+
+/// `POST /servers/{id}/os-interface`.
+pub(super) async fn attach(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    version: Microversion,
+    Segments(id): Segments<String>,
+    Body(body): Body<AttachBody>,
+) -> Answer<Value> {
+    let AttachFields { net_id, port_id, fixed_ips, tag } = body.attachment;
+    newer(version, tag.is_some(), 49, "tag")?;
+    let fixed_ip = fixed_ips.map(|[ip]| ip.ip_address);
+    if net_id.is_some() && port_id.is_some() {
+        return Err(Fault::malformed("Must not input both network_id and port_id"));
+    }
+    if fixed_ip.is_some() && net_id.is_none() {
+        return Err(Fault::malformed("Must input network_id when request IP address"));
+    }
+    let new = NewInterface { network_id: net_id, port_id, fixed_ip, tag };
+    let port = state.control.server_interface_attach(&caller, &id, &new).await?;
+    let server = state.control.server(&caller, &id).await?;
+    Ok(Json(json!({"interfaceAttachment": attachment(version, &server.row, &port.row)})))
+}
+
+/// `DELETE /servers/{id}/os-interface/{port}`.
+pub(super) async fn detach(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments((id, port_id)): Segments<(String, String)>,
+) -> Result<StatusCode, Fault> {
+    state.control.server_interface_detach(&caller, &id, &port_id).await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+fn attachment(version: Microversion, server: &Server, port: &Port) -> Value {
     let fixed =
         port.fixed_ips.iter().map(|ip| json!({"subnet_id": ip.subnet_id, "ip_address": ip.ip_address}));
-    json!({
+    let mut shown = json!({
         "port_state": if port.active { "ACTIVE" } else { "DOWN" },
         "fixed_ips": fixed.collect::<Vec<_>>(),
         "port_id": port.standard.id,
         "net_id": port.network_id,
         "mac_addr": mac_text(port.mac),
-    })
+    });
+    if version.at_least(2, 70) {
+        shown["tag"] = json!(server.nic_tags.get(&port.standard.id));
+    }
+    shown
 }
 
 /// `GET /servers/{id}/os-security-groups`.

@@ -57,11 +57,8 @@ fn server_routes() -> Routes {
         .route("/v2.1/servers/{id}/tags/{tag}", get(tag::show).put(tag::set).delete(tag::unset))
         .route("/v2.1/servers/{id}/ips", get(interface::addresses))
         .route("/v2.1/servers/{id}/ips/{network}", get(interface::addresses_of))
-        .route("/v2.1/servers/{id}/os-interface", get(interface::list).post(absent::interface_attach))
-        .route(
-            "/v2.1/servers/{id}/os-interface/{port}",
-            get(interface::show).delete(absent::interface_detach),
-        )
+        .route("/v2.1/servers/{id}/os-interface", get(interface::list).post(interface::attach))
+        .route("/v2.1/servers/{id}/os-interface/{port}", get(interface::show).delete(interface::detach))
         .route("/v2.1/servers/{id}/os-security-groups", get(interface::security_groups))
         .route(
             "/v2.1/servers/{id}/os-volume_attachments",

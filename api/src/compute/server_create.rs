@@ -232,22 +232,31 @@ fn nics(networks: Option<Networks>, version: Microversion) -> Result<NicRequests
         }
         // Before 2.37 an empty list says nothing.
         Some(Networks::List(list)) if list.is_empty() => Ok(NicRequests::Unsaid),
-        Some(Networks::List(list)) => {
-            list.into_iter().map(nic).collect::<Result<Vec<_>, _>>().map(NicRequests::Listed)
-        }
+        Some(Networks::List(list)) => list
+            .into_iter()
+            .map(|entry| nic(entry, version))
+            .collect::<Result<Vec<_>, _>>()
+            .map(NicRequests::Listed),
     }
 }
 
-fn nic(entry: NetworkEntry) -> Result<NicRequest, Fault> {
-    if entry.tag.is_some() {
-        return Err(Fault::not_implemented("device tags"));
+fn nic(entry: NetworkEntry, version: Microversion) -> Result<NicRequest, Fault> {
+    // Tags came with 2.32, and were left out from 2.37 to 2.41 by mistake.
+    let tags = version.at_least(2, 42) || version.at_least(2, 32) && !version.at_least(2, 37);
+    if entry.tag.is_some() && !tags {
+        return Err(Fault::malformed(
+            "Invalid input for field/attribute 0. Additional properties are not allowed ('tag' was unexpected)",
+        ));
     }
+    let tag = entry.tag;
     match (entry.port, entry.uuid) {
-        (Some(_), _) if entry.fixed_ip.is_some() => Err(Fault::malformed(
-            "Specified Fixed IP cannot be used with a port: the port has its own addresses.",
-        )),
-        (Some(id), _) => Ok(NicRequest::Port { id }),
-        (None, Some(id)) => Ok(NicRequest::Network { id, fixed_ip: entry.fixed_ip }),
+        (Some(id), _) => match entry.fixed_ip {
+            Some(address) => Err(Fault::malformed(format!(
+                "Specified Fixed IP '{address}' cannot be used with port '{id}': the two cannot be specified together."
+            ))),
+            None => Ok(NicRequest::Port { id, tag }),
+        },
+        (None, Some(id)) => Ok(NicRequest::Network { id, fixed_ip: entry.fixed_ip, tag }),
         (None, None) => Err(Fault::malformed("Bad networks format: network uuid or port is missing.")),
     }
 }
@@ -311,10 +320,7 @@ mod tests {
     fn plain_boot_of_the_command_is_understood() {
         let new = parsed(plain(), 100).unwrap();
         assert_eq!((new.image_id.as_str(), new.min_count, new.max_count), (IMAGE, 1, 1));
-        assert_eq!(
-            new.nics,
-            NicRequests::Listed(vec![NicRequest::Network { id: "net".to_owned(), fixed_ip: None }])
-        );
+        assert_eq!(new.nics, NicRequests::Listed(vec![NicRequest::on("net")]));
     }
 
     #[test]

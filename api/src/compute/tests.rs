@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use crate::harness::{Harness, Reply};
 
 mod images;
+mod interfaces;
 
 struct Cloud {
     harness: Harness,

@@ -118,7 +118,8 @@ pub(super) async fn attach(
     Ok(Json(json!({"volumeAttachment": shown(version, &id, &attached, true)})))
 }
 
-fn newer(version: Microversion, there: bool, minor: u16, name: &str) -> Result<(), Fault> {
+/// Refuses a field that came with a later microversion.
+pub(super) fn newer(version: Microversion, there: bool, minor: u16, name: &str) -> Result<(), Fault> {
     if there && !version.at_least(2, minor) {
         return Err(Fault::malformed(format!(
             "Additional properties are not allowed ('{name}' was unexpected); it came with microversion 2.{minor}."

@@ -35,6 +35,7 @@ pub struct FakeDriver {
     routers: Mutex<Vec<RouterObserved>>,
     /// Volumes are as real as on any host.
     volumes: Option<Volumes>,
+    hot_plug: bool,
 }
 
 /// One fake instance, as it is remembered.
@@ -63,12 +64,19 @@ impl FakeDriver {
             instances: Mutex::new(HashMap::new()),
             routers: Mutex::default(),
             volumes: None,
+            hot_plug: true,
         })
     }
 
     /// The same with a place for volumes.
     pub fn with_volumes(self, volumes: Volumes) -> Self {
         Self { volumes: Some(volumes), ..self }
+    }
+
+    /// The same, which gives devices to what is off and takes them from it alone, as hosts with guests do.
+    #[must_use]
+    pub fn without_hot_plug(self) -> Self {
+        Self { hot_plug: false, ..self }
     }
 
     fn instances(&self) -> MutexGuard<'_, HashMap<String, FakeInstance>> {
@@ -136,7 +144,7 @@ impl Driver for FakeDriver {
             cpu_model: "none (fake driver)".into(),
             address: "127.0.0.1".into(),
             uptime_s: self.started.elapsed().as_secs(),
-            hot_plug: true,
+            hot_plug: self.hot_plug,
             // No guest writes to its disks.
             pools: self.volumes.as_ref().map_or_else(Vec::new, |volumes| {
                 let copied = |pool| PoolReport { copies_in_use: true, ..pool };

@@ -116,7 +116,7 @@ pub struct ActionRecord {
     /// What Nova says of it where it failed: `Error`.
     #[serde(default)]
     pub message: Option<String>,
-    /// When its host was done with it, where that is kept: of images and of extended volumes.
+    /// When its host was done with it, where that is kept: of images, volumes and network devices.
     #[serde(default)]
     pub finished_at: Option<Timestamp>,
 }
@@ -166,6 +166,9 @@ pub struct Server {
     pub key: Option<(String, String)>,
     /// The ports in the order the guest sees them.
     pub port_ids: Vec<String>,
+    /// What the guest finds its devices by: the ports that have a tag, with it.
+    #[serde(default)]
+    pub nic_tags: BTreeMap<String, String>,
     /// The volumes, in the order the guest sees them.
     #[serde(default)]
     pub volumes: Vec<ServerVolume>,

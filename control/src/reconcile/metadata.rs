@@ -26,7 +26,7 @@ pub(crate) fn documents(server: &Server, zone: &str, nics: &[NicWanted]) -> BTre
     put("/openstack".to_owned(), format!("{OPENSTACK_VERSION}\nlatest").into());
     for version in [OPENSTACK_VERSION, "latest"] {
         let base = format!("/openstack/{version}");
-        put(format!("{base}/meta_data.json"), meta_data(server, zone).to_string().into());
+        put(format!("{base}/meta_data.json"), meta_data(server, zone, nics).to_string().into());
         put(format!("{base}/network_data.json"), network_data(nics).to_string().into());
         put(format!("{base}/vendor_data.json"), "{}".into());
         put(format!("{base}/vendor_data2.json"), "{}".into());
@@ -59,7 +59,24 @@ pub(crate) fn documents(server: &Server, zone: &str, nics: &[NicWanted]) -> BTre
     documents
 }
 
-fn meta_data(server: &Server, zone: &str) -> Value {
+/// The devices that their owner has tagged (Nova: device role tagging). Which bus they are on is not known here, for which
+/// Nova says `none`.
+fn devices(server: &Server, nics: &[NicWanted]) -> Vec<Value> {
+    let nics = nics.iter().filter_map(|nic| {
+        let tag = server.nic_tags.get(&nic.port_id)?;
+        Some(
+            json!({"type": "nic", "mac": mac_text(nic.mac), "bus": "none", "address": "none", "tags": [tag]}),
+        )
+    });
+    let volumes = server.volumes.iter().filter_map(|volume| {
+        let serial = &volume.volume_id;
+        let tag = volume.tag.as_ref()?;
+        Some(json!({"type": "disk", "serial": serial, "bus": "none", "address": "none", "tags": [tag]}))
+    });
+    nics.chain(volumes).collect()
+}
+
+fn meta_data(server: &Server, zone: &str, nics: &[NicWanted]) -> Value {
     let mut document = json!({
         "uuid": server.id,
         "name": server.name,
@@ -67,7 +84,7 @@ fn meta_data(server: &Server, zone: &str) -> Value {
         "project_id": server.project_id,
         "launch_index": server.launch_index,
         "availability_zone": zone,
-        "devices": [],
+        "devices": devices(server, nics),
         "dedicated_cpus": [],
     });
     if !server.metadata.is_empty() {

@@ -8,6 +8,7 @@ mod encryption;
 mod every_step;
 mod identity_steps;
 mod images;
+mod interfaces;
 mod limits;
 mod manage;
 mod volumes;
@@ -123,7 +124,7 @@ impl Cloud {
             flavor_id: "42".to_owned(),
             image_id: IMAGE.to_owned(),
             devices: Vec::new(),
-            nics: NicRequests::Listed(vec![NicRequest::Network { id: self.network.clone(), fixed_ip: None }]),
+            nics: NicRequests::Listed(vec![NicRequest::on(&self.network)]),
             security_groups: Vec::new(),
             key_name: None,
             user_data: None,
@@ -433,7 +434,7 @@ async fn creation_that_fails_at_any_server_leaves_none() {
     let mut subnet = SubnetCreate { network_id: id.clone(), ..small };
     subnet.enable_dhcp = false;
     cloud.control.subnet_create(&cloud.admin, subnet).await.unwrap();
-    new.nics = NicRequests::Listed(vec![NicRequest::Network { id, fixed_ip: None }]);
+    new.nics = NicRequests::Listed(vec![NicRequest::on(id)]);
     new.min_count = 3;
     new.max_count = 3;
     assert!(cloud.control.servers_create(&cloud.admin, new).await.is_err());
@@ -444,7 +445,7 @@ async fn creation_that_fails_at_any_server_leaves_none() {
 async fn what_cannot_be_is_refused_before_anything_is_written() {
     let cloud = Cloud::new().await;
     let base = cloud.new_servers();
-    let port = NicRequests::Listed(vec![NicRequest::Port { id: "nope".to_owned() }]);
+    let port = NicRequests::Listed(vec![NicRequest::Port { id: "nope".to_owned(), tag: None }]);
     for new in [
         NewServers { flavor_id: "nope".to_owned(), ..base.clone() },
         NewServers { image_id: "nope".to_owned(), ..base.clone() },

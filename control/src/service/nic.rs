@@ -36,12 +36,30 @@ pub enum NicRequest {
         id: String,
         /// The wished address.
         fixed_ip: Option<IpAddr>,
+        /// What its guest finds it by.
+        tag: Option<String>,
     },
     /// A port that exists.
     Port {
         /// The port's id.
         id: String,
+        /// What its guest finds it by.
+        tag: Option<String>,
     },
+}
+
+impl NicRequest {
+    /// A new port on a network, with whatever address.
+    pub fn on(network_id: impl Into<String>) -> Self {
+        Self::Network { id: network_id.into(), fixed_ip: None, tag: None }
+    }
+
+    /// The device's tag.
+    pub fn tag(&self) -> Option<&str> {
+        match self {
+            Self::Network { tag, .. } | Self::Port { tag, .. } => tag.as_deref(),
+        }
+    }
 }
 
 /// The networks as a server's creation asks for them (Compute API: `networks`).
@@ -104,9 +122,7 @@ impl Control {
                     );
                 let candidates = if own.is_empty() { foreign } else { own };
                 match candidates.as_slice() {
-                    [network] => {
-                        Ok(vec![NicRequest::Network { id: network.row.standard.id.clone(), fixed_ip: None }])
-                    }
+                    [network] => Ok(vec![NicRequest::on(&network.row.standard.id)]),
                     [] if *requests == NicRequests::Unsaid => Ok(Vec::new()),
                     [] => Err(Error::invalid(
                         "UnableToAutoAllocateNetwork",
@@ -137,20 +153,25 @@ impl Control {
         let mut new_ports: Vec<Port> = Vec::new();
         for request in requests {
             match request {
-                NicRequest::Network { id, fixed_ip } => {
+                NicRequest::Network { id, fixed_ip, .. } => {
                     let port_id = random_uuid();
                     let port = build_server_port(cache, caller, server, &port_id, id, *fixed_ip, &new_ports)?;
                     new_ports.push(port);
                     ids.push(port_id);
                 }
-                NicRequest::Port { id } => {
+                NicRequest::Port { id, .. } => {
                     let stored = owned_port(cache, caller, id, "bind_port")?;
+                    if stored.row.standard.project_id != server.project_id {
+                        let message = format!("Port {id} not usable for instance {}.", server.id);
+                        return Err(Error::invalid("PortNotUsable", message));
+                    }
                     if !stored.row.device_id.is_empty() || ids.contains(id) {
                         return Err(Error::conflict("PortInUse", format!("Port {id} is still in use.")));
                     }
                     let mut port = stored.row.clone();
                     port.device_id = server.id.to_owned();
                     port.device_owner = format!("{OWNER_COMPUTE}{}", server.zone);
+                    port.host = server.host.map(str::to_owned);
                     super::network::touch(&mut port.standard);
                     txn = txn.update(&stored, &port);
                     ids.push(id.clone());
@@ -166,20 +187,23 @@ impl Control {
     /// Adds the release of a server's ports to a transaction: its own are deleted, others unbound.
     pub(crate) fn release_server_ports(cache: &Cache, mut txn: Txn, server_id: &str) -> Txn {
         for stored in server_ports(cache, server_id) {
-            if stored.row.owned_by_server {
-                txn = abandon_port(cache, txn, &stored.row.standard.id);
-                txn = remove_port(txn, &stored);
-            } else {
-                let mut port = stored.row.clone();
-                port.device_id.clear();
-                port.device_owner.clear();
-                port.host = None;
-                port.active = false;
-                super::network::touch(&mut port.standard);
-                txn = txn.update(&stored, &port);
-            }
+            txn = Self::release_server_port(cache, txn, &stored);
         }
         txn
+    }
+
+    /// Adds the release of one of a server's ports to a transaction.
+    pub(crate) fn release_server_port(cache: &Cache, txn: Txn, stored: &Stored<Port>) -> Txn {
+        if stored.row.owned_by_server {
+            return remove_port(abandon_port(cache, txn, &stored.row.standard.id), stored);
+        }
+        let mut port = stored.row.clone();
+        port.device_id.clear();
+        port.device_owner.clear();
+        port.host = None;
+        port.active = false;
+        super::network::touch(&mut port.standard);
+        txn.update(stored, &port)
     }
 
     /// Adds to a transaction that a server's ports are bound to a host, and whether they carry traffic.
@@ -210,6 +234,8 @@ pub(crate) struct ServerOfPorts<'a> {
     pub(crate) id: &'a str,
     pub(crate) project_id: &'a str,
     pub(crate) zone: &'a str,
+    /// Where it is, if it is anywhere yet.
+    pub(crate) host: Option<&'a str>,
     /// Security groups' ids for new ports.
     pub(crate) groups: &'a [String],
 }
@@ -237,21 +263,18 @@ fn build_server_port(
         security_groups: network.row.port_security_enabled.then(|| server.groups.to_vec()),
         device_id: server.id.to_owned(),
         device_owner: format!("{OWNER_COMPUTE}{}", server.zone),
+        host: server.host.map(str::to_owned),
         owned_by_server: true,
         ..PortCreate::default()
     };
     let owner = PortOwner { project_id: server.project_id, default_group: "", siblings };
-    let port = build_port(cache, caller, owner, port_id, &request)?;
-    let clash = siblings.iter().any(|other| other.network_id == network_id);
-    if clash {
-        return Err(Error::invalid(
-            "DuplicateNetwork",
-            format!(
-                "Network {network_id} is named twice; make ports for a second device on the same network."
-            ),
-        ));
-    }
-    Ok(port)
+    build_port(cache, caller, owner, port_id, &request).map_err(|error| match (error, fixed_ip) {
+        (Error::Conflict { reason: "IpAddressAlreadyAllocated", .. }, Some(address)) => {
+            let message = format!("Fixed IP address {address} is already in use on instance {}.", server.id);
+            Error::conflict("FixedIpAlreadyInUse", message)
+        }
+        (error, _) => error,
+    })
 }
 
 /// The ports of a server.

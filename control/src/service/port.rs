@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
-pub(crate) use self::address::auto_address;
 use self::address::{Chooser, choose_addresses};
+pub(crate) use self::address::{auto_address, choose_again};
 use super::addressing::random_mac;
 use super::network::{check_text, new_standard, touch, visible_network};
 use super::network_resource::{at_once, made, network_resources, new_ids, only, owned, visible};
@@ -26,6 +26,7 @@ use crate::service::qos;
 use crate::service::quota::{self, Resource};
 use crate::service::rbac;
 use crate::service::router::floating_ip::abandon_port;
+use crate::service::server::interface::unplug;
 use crate::store::{Cache, Stored, Txn};
 
 /// The owner of ports that DHCP answers come from.
@@ -204,8 +205,8 @@ impl Control {
     /// Deletes a port of the caller's.
     ///
     /// # Errors
-    /// `Conflict` (`ServicePortInUse`) for a port that DHCP or a router uses, and for one a server still runs with:
-    /// there is no detaching from a running server yet.
+    /// `Conflict` (`ServicePortInUse`) for a port that DHCP or a router uses, and (`PortInUse`) for one of a server that
+    /// cannot do without it now: its state, or its host, is in the way.
     pub async fn port_delete(&self, caller: &Caller, id: &str) -> Result<()> {
         self.db.caught_up().await?;
         self.db
@@ -215,20 +216,13 @@ impl Control {
                 if owner.starts_with("network:") {
                     return Err(Error::conflict(
                         "ServicePortInUse",
-                        format!("Port {id} cannot be deleted directly via the port API: has device owner {owner}."),
-                    ));
-                }
-                if owner.starts_with(OWNER_COMPUTE) && !stored.row.device_id.is_empty() {
-                    return Err(Error::conflict(
-                        "PortInUse",
                         format!(
-                            "Unable to complete operation on port {id} for network {}. Port already has an attached \
-                             device {}; delete the server first.",
-                            stored.row.network_id, stored.row.device_id
+                            "Port {id} cannot be deleted directly via the port API: has device owner {owner}."
                         ),
                     ));
                 }
-                let txn = remove_port(abandon_port(cache, Txn::new(), id), &stored);
+                let txn = unplug(cache, Txn::new(), &stored.row)?;
+                let txn = remove_port(abandon_port(cache, txn, id), &stored);
                 super::trunk::check_port_free(cache, txn, id)
             })
             .await
@@ -454,11 +448,7 @@ fn place(cache: &Cache, caller: &Caller, port: &mut Port, update: &PortUpdate, b
         }
         None => return Ok(()),
     };
-    let mut before = port.clone();
-    before.fixed_ips.retain(|ip| !auto.contains(&ip.subnet_id));
-    let chooser =
-        Chooser { network_id: &before.network_id, mac: port.mac, siblings: &[], port: Some(&before) };
-    port.fixed_ips = choose_addresses(cache, chooser, Some(&wished))?;
+    port.fixed_ips = choose_again(cache, port, &wished)?;
     Ok(())
 }
 

@@ -61,6 +61,17 @@ pub(crate) fn choose_addresses(
     Ok(chosen)
 }
 
+/// The addresses that a port which is there has when these are wished: those that it has are its own to keep.
+pub(crate) fn choose_again(cache: &Cache, port: &Port, wished: &[FixedIpWish]) -> Result<Vec<FixedIp>> {
+    let mut before = port.clone();
+    before
+        .fixed_ips
+        .retain(|ip| cache.get::<Subnet>(&ip.subnet_id).is_none_or(|subnet| !subnet.row.is_auto()));
+    let chooser =
+        Chooser { network_id: &before.network_id, mac: port.mac, siblings: &[], port: Some(&before) };
+    choose_addresses(cache, chooser, Some(wished))
+}
+
 /// The address that a MAC address gives on a subnet whose hosts choose their own.
 pub(crate) fn auto_address(subnet: &Subnet, mac: [u8; 6]) -> FixedIp {
     FixedIp { subnet_id: subnet.standard.id.clone(), ip_address: eui64(subnet.cidr, mac) }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::create::{check_name, check_properties};
 use super::find;
+use super::form::{check_name, check_properties};
 use super::lifecycle::{ask_image, becomes_image, record};
 use super::power::action_record;
 use crate::Control;

@@ -201,11 +201,24 @@ pub fn observe(server: &mut Server, report: &InstanceObserved, now: Timestamp) -
     if server.power != Power::Deleted && !server.discard && report.generation >= server.generation {
         settle(server, report, now);
     }
+    if report.generation >= server.generation {
+        plugged(server, now);
+    }
     if *server == before {
         return false;
     }
     server.updated_at = now;
     true
+}
+
+/// What is asked of a server's devices (Nova's instance actions): done when its host has reached the generation.
+pub const PLUGGING: [&str; 4] = ["attach_volume", "detach_volume", "attach_interface", "detach_interface"];
+
+fn plugged(server: &mut Server, now: Timestamp) {
+    let asked = |action: &&mut ActionRecord| PLUGGING.contains(&action.action.as_str());
+    for action in server.actions.iter_mut().filter(asked) {
+        action.finished_at.get_or_insert(now);
+    }
 }
 
 /// What a report about the newest generation means for a server that shall live on.

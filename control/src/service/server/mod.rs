@@ -2,8 +2,10 @@
 //! the agents bring it about.
 
 pub mod create;
+mod form;
 pub mod image;
 mod image_of_volumes;
+pub mod interface;
 pub mod lifecycle;
 pub mod power;
 pub mod read;
@@ -95,6 +97,7 @@ pub(crate) mod test {
             config_drive: false,
             key: None,
             port_ids: Vec::new(),
+            nic_tags: BTreeMap::new(),
             volumes: Vec::new(),
             security_groups: vec!["default".to_owned()],
             launch_index: 0,

@@ -82,6 +82,7 @@ pub(crate) fn abandonment(cache: &Cache, txn: Txn, stored: &Stored<Server>, mut 
     server.observed = None;
     server.discard = false;
     server.port_ids.clear();
+    server.nic_tags.clear();
     release(cache, txn.update(stored, &server), &stored.row)
 }
 

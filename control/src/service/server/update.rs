@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::create::{check_hostname, check_name, check_properties, check_tag};
+use super::form::{check_hostname, check_name, check_properties, check_tag};
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};

@@ -97,7 +97,7 @@ impl Control {
                     );
                     return Err(Error::invalid("InvalidVolume", message));
                 }
-                may_change(cache, &server, "attach_volume")?;
+                may_plug(cache, &server, "attach_volume", "disks")?;
                 if found.row.host != server.host {
                     let message = format!("Volume {} is on another host than instance {id}.", new.volume_id);
                     return Err(Error::conflict("VolumeOnOtherHost", message));
@@ -128,7 +128,7 @@ impl Control {
                 if attached.boot {
                     return Err(Error::invalid("InvalidVolume", "Cannot detach a root device volume"));
                 }
-                may_change(cache, &server, "detach_volume")?;
+                may_plug(cache, &server, "detach_volume", "disks")?;
                 server.volumes.retain(|one| one.volume_id != volume_id);
                 touch(&mut server, caller, "detach_volume");
                 Ok(detach(cache, Txn::new().update(&stored, &server), &attached.attachment_id, None))
@@ -273,8 +273,8 @@ fn of_server<'s>(server: &'s Server, volume_id: &str) -> Result<&'s ServerVolume
     found.ok_or_else(|| Error::NotFound { kind: "Volume attachment", id: format!("of volume {volume_id}") })
 }
 
-/// A server takes and gives volumes while it is off, and while it runs only where its host can plug.
-fn may_change(cache: &Cache, server: &Server, action: &str) -> Result<()> {
+/// A server takes and gives devices, `what`, while it is off, and while it runs only where its host can plug.
+pub(super) fn may_plug(cache: &Cache, server: &Server, action: &str, what: &str) -> Result<()> {
     let id = &server.id;
     let refuse = |attribute: &str, state: &str| {
         let message = format!("Cannot '{action}' instance {id} while it is in {attribute} {state}");
@@ -292,7 +292,7 @@ fn may_change(cache: &Cache, server: &Server, action: &str) -> Result<()> {
                 return Ok(());
             }
             let message = format!(
-                "Instance {id} runs, and its host cannot plug disks into a running guest. Stop it, then do this."
+                "Instance {id} runs, and its host cannot plug {what} into a running guest. Stop it, then do this."
             );
             Err(Error::conflict("InstanceCannotPlug", message))
         }
@@ -354,7 +354,8 @@ fn place(
     Ok((attached, attachment))
 }
 
-fn touch(server: &mut Server, caller: &Caller, action: &str) {
+/// Notes what was asked of a server's devices: its host must hear of it.
+pub(super) fn touch(server: &mut Server, caller: &Caller, action: &str) {
     server.generation += 1;
     server.updated_at = Timestamp::now();
     record(server, action_record(caller, action));
