@@ -169,7 +169,10 @@ impl Control {
                     ));
                 }
                 let project_id = &stored.row.standard.project_id;
-                let txn = rbac::forget(cache, Txn::new().delete(&stored), id)?;
+                let mut txn = rbac::forget(cache, Txn::new().delete(&stored), id)?;
+                if stored.row.is_default {
+                    txn = txn.release(default_key(stored.row.ip_version));
+                }
                 Ok(quota::charge(txn, project_id, &[(Resource::SubnetPools, -1)]))
             })
             .await
