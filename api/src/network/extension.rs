@@ -56,7 +56,8 @@ const SHARED: [Extension; 12] = [
 ];
 
 /// What networks and ports have beyond the core.
-const NETWORKS: [Extension; 10] = [
+const NETWORKS: [Extension; 11] = [
+    ("auto-allocated-topology", "Auto Allocated Topology Services", "Auto Allocated Topology Services."),
     ("trunk", "Trunk Extension", "Provides support for trunk ports"),
     ("trunk-details", "Trunk port details", "Expose trunk port details"),
     ("allowed-address-pairs", "Allowed Address Pairs", "Provides allowed address pairs"),

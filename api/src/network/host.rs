@@ -3,6 +3,8 @@
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
+use control::caller::Caller;
 use control::model::network::Network;
 use control::service::network_host::{AgentView, SubnetAddresses};
 use control::store::Stored;
@@ -39,7 +41,7 @@ pub(super) fn routes() -> Routes {
         .route("/v2.0/service-providers", get(providers))
         .route("/v2.0/network-ip-availabilities", get(availabilities))
         .route("/v2.0/network-ip-availabilities/{network_id}", get(availability))
-        .route("/v2.0/auto-allocated-topology/{project_id}", get(topology))
+        .route("/v2.0/auto-allocated-topology/{project_id}", get(topology).delete(topology_delete))
 }
 
 /// Times as Neutron writes those of agents.
@@ -206,18 +208,46 @@ async fn availability(
     Ok(shown("network_ip_availability", view, &filters))
 }
 
-/// `?fields=dry-run` asks whether it could be made; making it takes a router.
+/// Makes it if it is not there; `?fields=dry-run` asks whether it could be made.
 async fn topology(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(project_id): Segments<String>,
     filters: Filters,
 ) -> Result<Json<Value>, Fault> {
-    state.control.topology_check(&caller, &project_id).await?;
-    if !filters.all("fields").any(|field| field == "dry-run") {
-        return Err(Fault::not_implemented("a topology of a project's own, which takes a router,"));
-    }
+    let project_id = project_meant(&caller, project_id);
+    let fields: Vec<_> = filters.all("fields").collect();
+    let id = match fields.as_slice() {
+        [] => state.control.topology(&caller, &project_id).await?,
+        fields if fields.contains(&"dry-run") => {
+            state.control.topology_check(&caller, &project_id).await?;
+            "dry-run=pass".to_owned()
+        }
+        _ => {
+            let message = "Bad auto_allocate request: Unrecognized field.";
+            return Err(control::error::Error::invalid("BadRequest", message).into());
+        }
+    };
     Ok(Json(json!({"auto_allocated_topology": {
-        "id": "dry-run=pass", "project_id": project_id, "tenant_id": project_id,
+        "id": id, "project_id": project_id, "tenant_id": project_id,
     }})))
+}
+
+/// `DELETE /v2.0/auto-allocated-topology/{project_id}`.
+async fn topology_delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(project_id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    let project_id = project_meant(&caller, project_id);
+    state.control.topology_delete(&caller, &project_id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Clients that name no project write `None`.
+fn project_meant(caller: &Caller, named: String) -> String {
+    match caller.project_id() {
+        Some(own) if named == "None" => own.to_owned(),
+        _ => named,
+    }
 }

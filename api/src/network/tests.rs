@@ -8,6 +8,7 @@ mod providers;
 mod qos;
 mod routers;
 mod sharing;
+mod topology;
 mod v6;
 
 use axum::http::Method;

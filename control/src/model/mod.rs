@@ -66,6 +66,7 @@ rows! {
     metadef::MetadefEntry: "metadef_entry", 1, |row| &row.id;
     network::Network: "network", 1, |row| &row.standard.id;
     network::NetworkParts: "network_parts", 1, |row| &row.network_id;
+    network::AutoTopology: "auto_topology", 1, |row| &row.project_id;
     network::Subnet: "subnet", 1, |row| &row.standard.id;
     network::Port: "port", 1, |row| &row.standard.id;
     network::SecurityGroup: "security_group", 1, |row| &row.standard.id;

@@ -83,6 +83,17 @@ pub struct Network {
     pub qos_policy_id: Option<String>,
 }
 
+/// The topology that was made for a project when somebody asked for one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AutoTopology {
+    /// The project.
+    pub project_id: String,
+    /// Its network, with which it goes.
+    pub network_id: String,
+    /// Its router, which may be gone.
+    pub router_id: String,
+}
+
 /// What is on a network has changed so often; see `service::network::parts`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkParts {

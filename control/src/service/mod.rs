@@ -8,6 +8,7 @@ pub mod address_group;
 pub mod address_scope;
 pub mod addressing;
 pub mod auth;
+pub mod auto_topology;
 pub(crate) mod db;
 pub(crate) mod disk_image;
 pub mod disk_limits;

@@ -17,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::model::network::rbac::Access;
 use crate::model::network::{Network, NetworkKind, Port, Standard, Subnet};
 use crate::policy::{require_admin, require_member};
+use crate::service::auto_topology;
 use crate::service::network_resource::{at_once, made, network_resources, new_ids, only, owned, visible};
 use crate::service::qos;
 use crate::service::quota::{self, Resource};
@@ -34,6 +35,8 @@ pub const MTU_MIN: u32 = 68;
 pub const MTU_MAX: u32 = 65_535;
 /// The name of the external network that every cloud has, and of the physical network it is on.
 pub const PUBLIC_NAME: &str = "public";
+/// What keeps the default external network the only one.
+const DEFAULT_KEY: &str = "unique/default-external-network";
 /// The one availability zone.
 pub const ZONE: &str = "nova";
 /// The longest name or description in characters (Neutron's `NAME_FIELD_SIZE`).
@@ -128,9 +131,7 @@ impl Control {
                 let mut siblings = Vec::with_capacity(ids.len());
                 for ((request, project_id), id) in requests.iter().zip(&owners).zip(&ids) {
                     let network = build_network(cache, providers, &siblings, request, (id, project_id))?;
-                    txn = txn.create(&network).unique(kind_key(&network.kind));
-                    txn = say_shared(cache, txn, &network)?;
-                    txn = quota::charge(txn, project_id, &[(Resource::Networks, 1)]);
+                    txn = add(cache, txn, &network)?;
                     siblings.push(network);
                 }
                 let policies = siblings.iter().filter_map(|network| network.qos_policy_id.as_ref());
@@ -174,6 +175,7 @@ impl Control {
                 apply_update(&mut network, &update)?;
                 touch(&mut network.standard);
                 let mut txn = Txn::new().update(&stored, &network);
+                txn = say_default(cache, txn, Some(&stored.row), &network)?;
                 if network.qos_policy_id != stored.row.qos_policy_id {
                     txn = qos::used(cache, caller, txn, &network.qos_policy_id)?;
                 }
@@ -193,33 +195,7 @@ impl Control {
         self.db
             .transact(|cache| {
                 let stored = owned_network(cache, caller, id, "delete_network")?;
-                let (txn, held) = remove_idle(cache, Txn::new(), id);
-                let ports = cache
-                    .filter::<Port>(|port| port.network_id == id && !held.contains(&port.standard.id));
-                let (dhcp, others): (Vec<_>, Vec<_>) = ports
-                    .into_iter()
-                    .partition(|port| port.row.device_owner == super::port::OWNER_DHCP);
-                if let Some(port) = others.first() {
-                    return Err(Error::conflict(
-                        "NetworkInUse",
-                        format!(
-                            "Unable to complete operation on network {id}. There are one or more ports still in \
-                             use on the network, {} among them.",
-                            port.row.standard.id
-                        ),
-                    ));
-                }
-                let mut txn = txn.delete(&stored).release(kind_key(&stored.row.kind));
-                txn = rbac::forget(cache, parts::forget(cache, txn, id), id)?;
-                for port in &dhcp {
-                    txn = super::port::remove_port(txn, port);
-                }
-                let subnets: Vec<_> =
-                    cache.list::<Subnet>().into_iter().filter(|s| s.row.network_id == id).collect();
-                for subnet in &subnets {
-                    txn = super::subnet::remove_subnet(txn, subnet);
-                }
-                at_once(quota::charge(txn, &stored.row.standard.project_id, &[(Resource::Networks, -1)]))
+                remove(cache, Txn::new(), &stored, &BTreeSet::new())
             })
             .await
     }
@@ -354,6 +330,78 @@ fn check_create(caller: &Caller, request: &NetworkCreate) -> Result<String> {
     Ok(project_id)
 }
 
+/// Adds a network to a transaction, with what keeps it unique and its quota.
+pub(crate) fn add(cache: &Cache, txn: Txn, network: &Network) -> Result<Txn> {
+    let txn = txn.create(network).unique(kind_key(&network.kind));
+    let txn = say_default(cache, say_shared(cache, txn, network)?, None, network)?;
+    Ok(quota::charge(txn, &network.standard.project_id, &[(Resource::Networks, 1)]))
+}
+
+/// Adds to a transaction that a network goes, with its subnets, DHCP's ports and idle floating IPs; that the ports of
+/// `leaving` go is in the transaction already.
+///
+/// # Errors
+/// `Conflict` (`NetworkInUse`) while other ports are on it.
+pub(crate) fn remove(
+    cache: &Cache,
+    txn: Txn,
+    stored: &Stored<Network>,
+    leaving: &BTreeSet<String>,
+) -> Result<Txn> {
+    let id = &stored.row.standard.id;
+    let (txn, held) = remove_idle(cache, txn, id);
+    let goes = |port: &str| held.contains(port) || leaving.contains(port);
+    let ports = cache.filter::<Port>(|port| port.network_id == *id && !goes(&port.standard.id));
+    let (dhcp, others): (Vec<_>, Vec<_>) =
+        ports.into_iter().partition(|port| port.row.device_owner == super::port::OWNER_DHCP);
+    if let Some(port) = others.first() {
+        return Err(Error::conflict(
+            "NetworkInUse",
+            format!(
+                "Unable to complete operation on network {id}. There are one or more ports still in use on the \
+                 network, {} among them.",
+                port.row.standard.id
+            ),
+        ));
+    }
+    let mut txn = txn.delete(stored).release(kind_key(&stored.row.kind));
+    if is_default(&stored.row) {
+        txn = txn.release(DEFAULT_KEY);
+    }
+    txn = rbac::forget(cache, parts::forget(cache, txn, id), id)?;
+    txn = auto_topology::forget(cache, txn, id);
+    for port in &dhcp {
+        txn = super::port::remove_port(txn, port);
+    }
+    for subnet in &cache.filter::<Subnet>(|subnet| subnet.network_id == *id) {
+        txn = super::subnet::remove_subnet(txn, subnet);
+    }
+    at_once(quota::charge(txn, &stored.row.standard.project_id, &[(Resource::Networks, -1)]))
+}
+
+/// Whether routers of topologies that are made by themselves lead to this network.
+fn is_default(network: &Network) -> bool {
+    network.external && network.is_default
+}
+
+/// Keeps the default external network the only one.
+fn say_default(cache: &Cache, txn: Txn, before: Option<&Network>, network: &Network) -> Result<Txn> {
+    match (before.is_some_and(is_default), is_default(network)) {
+        (false, true) => {
+            let other = |other: &Network| is_default(other) && other.standard.id != network.standard.id;
+            match cache.find::<Network>(other) {
+                Some(other) => Err(Error::conflict(
+                    "DefaultExternalNetworkExists",
+                    format!("A default external network already exists: {}.", other.row.standard.id),
+                )),
+                None => Ok(txn.unique(DEFAULT_KEY)),
+            }
+        }
+        (true, false) => Ok(txn.release(DEFAULT_KEY)),
+        _ => Ok(txn),
+    }
+}
+
 /// Adds the policies that say what the network's own row says of sharing.
 fn say_shared(cache: &Cache, txn: Txn, network: &Network) -> Result<Txn> {
     let standard = &network.standard;
@@ -373,7 +421,7 @@ fn still_shared(id: &str, error: Error) -> Error {
     }
 }
 
-fn build_network(
+pub(crate) fn build_network(
     cache: &Cache,
     providers: &[Provider],
     siblings: &[Network],

@@ -1,18 +1,14 @@
-//! What the network service says of hosts and of itself: agents, how many addresses there are, whether a project can be
-//! given a network.
+//! What the network service says of hosts and of itself: agents, and how many addresses there are.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::addressing::pool_size;
 use super::network::check_text;
-use super::subnet_pool::version_of;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::compute::Host;
 use crate::model::network::metering::AgentNote;
-use crate::model::network::pool::SubnetPool;
 use crate::model::network::{Network, Port, Subnet};
 use crate::model::quota::QuotaLimits;
 use crate::policy::{Target, allowed, own, require_admin};
@@ -131,30 +127,6 @@ impl Control {
                 (network, addresses)
             })
             .collect())
-    }
-
-    /// Whether what a project's own topology is made of is there: a default external network, default subnet pools.
-    ///
-    /// # Errors
-    /// `Forbidden` for another project's; `Conflict` (`AutoAllocationFailure`), saying what is missing.
-    pub async fn topology_check(&self, caller: &Caller, project_id: &str) -> Result<()> {
-        if !caller.may_read(project_id) {
-            return Err(Error::Forbidden { action: "get_auto_allocated_topology" });
-        }
-        self.db.caught_up().await?;
-        let cache = self.db.cache();
-        let fails =
-            |what: &str| Err(Error::conflict("AutoAllocationFailure", format!("Deployment error: {what}.")));
-        if cache.find::<Network>(|network| network.external && network.is_default).is_none() {
-            return fails("No default router:external network");
-        }
-        let defaults = cache.filter::<SubnetPool>(|pool| pool.is_default);
-        let versions: BTreeSet<u8> =
-            defaults.iter().flat_map(|pool| pool.row.prefixes.first()).map(version_of).collect();
-        if versions.is_empty() {
-            return fails("No default subnetpools defined");
-        }
-        Ok(())
     }
 
     /// The projects that have limits of their own.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::auto_topology::is_possible;
 use super::network::PUBLIC_NAME;
 use super::network_resource::sees;
 use super::port::{
@@ -67,7 +68,7 @@ impl NicRequest {
 pub enum NicRequests {
     /// The only network there is, or none.
     Unsaid,
-    /// The only network there is, or the shared public one.
+    /// The project's only network, or a shared one, or the project's own topology, made for it, or the public one.
     Auto,
     /// None.
     None,
@@ -88,7 +89,7 @@ pub struct NicsWanted {
 
 impl Control {
     /// The network devices a request means: `auto` and silence become networks by name.
-    pub(crate) fn resolve_nics(
+    pub(crate) async fn resolve_nics(
         &self,
         caller: &Caller,
         project_id: &str,
@@ -120,16 +121,23 @@ impl Control {
                     usable.iter().filter(|network| !network.row.external || network.row.shared).partition(
                         |network| network.row.standard.project_id == project_id && !network.row.external,
                     );
+                // The public network is shared by nature, so it is taken where nothing of the project's own can be made.
+                let foreign = match foreign.iter().any(|network| !network.row.external) {
+                    true => foreign,
+                    false if own.is_empty() && *requests == NicRequests::Auto && is_possible(cache) => {
+                        let made = self
+                            .topology(caller, project_id)
+                            .await
+                            .map_err(|error| unallocated(project_id, &error))?;
+                        return Ok(vec![NicRequest::on(made)]);
+                    }
+                    false => foreign,
+                };
                 let candidates = if own.is_empty() { foreign } else { own };
                 match candidates.as_slice() {
                     [network] => Ok(vec![NicRequest::on(&network.row.standard.id)]),
                     [] if *requests == NicRequests::Unsaid => Ok(Vec::new()),
-                    [] => Err(Error::invalid(
-                        "UnableToAutoAllocateNetwork",
-                        format!(
-                            "Unable to automatically allocate a network for project {project_id}: there is none with a subnet."
-                        ),
-                    )),
+                    [] => Err(unallocated(project_id, &"there is none with a subnet")),
                     _ => Err(Error::conflict(
                         "NetworkAmbiguous",
                         "Multiple possible networks found, use a Network ID to be more specific.",
@@ -226,6 +234,11 @@ impl Control {
         }
         txn
     }
+}
+
+fn unallocated(project_id: &str, why: &dyn std::fmt::Display) -> Error {
+    let message = format!("Unable to automatically allocate a network for project {project_id}: {why}");
+    Error::invalid("UnableToAutoAllocateNetwork", message)
 }
 
 /// The server that ports are made for.

@@ -19,6 +19,7 @@ use super::tag::check_tags;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
+use crate::model::network::pool::SubnetPool;
 use crate::model::network::{FixedIp, Ipv6Mode, Network, Port, Standard, Subnet};
 use crate::service::network::parts;
 use crate::service::quota::{self, Resource};
@@ -83,14 +84,19 @@ pub struct SubnetCreate {
 impl SubnetCreate {
     /// A subnet with everything as it is unless said otherwise.
     pub fn new(network_id: String, cidr: IpNet, name: &str) -> Self {
+        Self { cidr: Some(cidr), ..Self::of_pool(network_id, name.to_owned()) }
+    }
+
+    /// The same without a prefix, which comes from a pool.
+    pub(crate) fn of_pool(network_id: String, name: String) -> Self {
         Self {
             network_id,
-            cidr: Some(cidr),
+            cidr: None,
             ip_version: None,
             subnetpool_id: None,
             use_default_subnetpool: false,
             prefixlen: None,
-            name: name.to_owned(),
+            name,
             description: String::new(),
             gateway: Gateway::First,
             enable_dhcp: true,
@@ -151,15 +157,10 @@ impl Control {
                 let (mut networks, mut pools) = (BTreeMap::new(), BTreeMap::new());
                 for (request, id) in requests.iter().zip(&ids) {
                     let network = owned_network(cache, caller, &request.network_id, "create_subnet")?;
-                    let choice = choose(cache, caller, &siblings, &network.row, request)?;
-                    let (subnet, dhcp) =
-                        build_subnet(cache, &siblings, &network.row, request, (id, &choice))?;
-                    pools.extend(choice.pool.map(|pool| (pool.row.standard.id.clone(), pool)));
-                    txn = txn.create(&subnet);
-                    if let Some(dhcp) = dhcp {
-                        txn = port::add_port(txn, &dhcp);
-                    }
-                    txn = quota::charge(txn, &subnet.standard.project_id, &[(Resource::Subnets, 1)]);
+                    let new = NewSubnet { id, network: &network.row, siblings: &siblings };
+                    let (changed, subnet, pool) = add(cache, txn, caller, new, request)?;
+                    txn = changed;
+                    pools.extend(pool.map(|pool| (pool.row.standard.id.clone(), pool)));
                     networks.insert(network.row.standard.id.clone(), network);
                     siblings.push(subnet);
                 }
@@ -242,6 +243,35 @@ impl Control {
             })
             .await
     }
+}
+
+/// A subnet that is to be made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NewSubnet<'a> {
+    pub(crate) id: &'a str,
+    /// The network it is of, which may be made in the same transaction.
+    pub(crate) network: &'a Network,
+    /// Subnets made in the same transaction before it.
+    pub(crate) siblings: &'a [Subnet],
+}
+
+/// Adds a subnet to a transaction, with its DHCP port and its quota; which pool it is of, whose row the caller has to write.
+pub(crate) fn add(
+    cache: &Cache,
+    txn: Txn,
+    caller: &Caller,
+    new: NewSubnet<'_>,
+    request: &SubnetCreate,
+) -> Result<(Txn, Subnet, Option<Arc<Stored<SubnetPool>>>)> {
+    let NewSubnet { id, network, siblings } = new;
+    let choice = choose(cache, caller, siblings, network, request)?;
+    let (subnet, dhcp) = build_subnet(cache, siblings, network, request, (id, &choice))?;
+    let mut txn = txn.create(&subnet);
+    if let Some(dhcp) = dhcp {
+        txn = port::add_port(txn, &dhcp);
+    }
+    let txn = quota::charge(txn, &subnet.standard.project_id, &[(Resource::Subnets, 1)]);
+    Ok((txn, subnet, choice.pool))
 }
 
 /// The ports that have addresses of a subnet.

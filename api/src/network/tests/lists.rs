@@ -217,7 +217,7 @@ async fn extensions_are_listed_once_each_and_shown() {
         let row = ask(&cloud, Method::GET, &format!("extensions/{there}"), Value::Null).await.json();
         assert_eq!(row["extension"]["alias"], there);
     }
-    for absent in ["segment", "auto-allocated-topology", "tag"] {
+    for absent in ["segment", "tag"] {
         refused(&cloud, Method::GET, &format!("extensions/{absent}"), Value::Null, 404, "ExtensionNotFound")
             .await;
     }

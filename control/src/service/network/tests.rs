@@ -11,6 +11,7 @@ use crate::service::address_group::AddressGroupCreate;
 use crate::service::nic::{NicRequest, NicRequests, ServerOfPorts, network_wanted, nics_wanted};
 use crate::service::port::{FixedIpWish, PortCreate};
 use crate::service::security_group::{GroupCreate, RuleCreate, groups_wanted};
+use crate::service::subnet_pool::{SubnetPoolCreate, SubnetPoolUpdate};
 use crate::store::RedbStore;
 
 struct Cloud {
@@ -268,8 +269,35 @@ async fn public_network_is_made_once_and_the_host_is_its_gateway() {
     assert_eq!(networks.len(), 1);
     let wanted = network_wanted(cloud.control.db.cache(), &networks[0].row);
     assert_eq!(wanted.host_addresses, ["172.24.4.1/24".parse::<IpNet>().unwrap()]);
-    let auto = cloud.control.resolve_nics(&member("a"), "a", &NicRequests::Auto).unwrap();
+    let auto = cloud.control.resolve_nics(&member("a"), "a", &NicRequests::Auto).await.unwrap();
     assert_eq!(auto, [NicRequest::on(&networks[0].row.standard.id)]);
+}
+
+#[tokio::test]
+async fn auto_makes_a_topology_where_that_is_possible_and_takes_what_is_there_elsewhere() {
+    let cloud = Cloud::new().await;
+    let admin = caller("admin", RoleLevel::Admin);
+    cloud.control.bootstrap_public_network(&admin, "172.24.4.0/24".parse().unwrap()).await.unwrap();
+    let auto = async |project| {
+        let nics = cloud.control.resolve_nics(&member(project), project, &NicRequests::Auto).await.unwrap();
+        let NicRequest::Network { id, .. } = &nics[0] else { panic!("{nics:?}") };
+        cloud.control.network_get(&admin, id).await.unwrap().row.standard.clone()
+    };
+    assert_eq!(auto("a").await.name, PUBLIC_NAME);
+    let fields = SubnetPoolUpdate {
+        name: Some("default".into()),
+        prefixes: Some(vec!["10.0.0.0/8".parse().unwrap()]),
+        default_prefixlen: Some(26),
+        is_default: Some(true),
+        ..SubnetPoolUpdate::default()
+    };
+    let pool = SubnetPoolCreate { fields, ..SubnetPoolCreate::default() };
+    cloud.control.subnet_pool_create(&admin, pool).await.unwrap();
+    let made = auto("a").await;
+    assert_eq!((made.name.as_str(), made.project_id.as_str()), ("auto_allocated_network", "a"));
+    assert_eq!(auto("a").await.id, made.id);
+    let own = cloud.network(&member("b"), "10.9.0.0/24").await;
+    assert_eq!(auto("b").await.id, own);
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ pub struct GatewayWish {
 }
 
 /// Gives a router a way out, or changes the one it has.
-pub(super) fn set(
+pub(crate) fn set(
     cache: &Cache,
     txn: Txn,
     caller: &Caller,

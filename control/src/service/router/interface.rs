@@ -250,7 +250,7 @@ fn found(
 }
 
 /// Nothing that the router does depends on the interface.
-fn check_unneeded(cache: &Cache, router: &Router, port: &Port) -> Result<()> {
+pub(crate) fn check_unneeded(cache: &Cache, router: &Router, port: &Port) -> Result<()> {
     let id = &router.standard.id;
     let subnet_ids: Vec<&str> = port.fixed_ips.iter().map(|ip| ip.subnet_id.as_str()).collect();
     let needed = |reason, by: &str| {

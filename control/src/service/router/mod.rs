@@ -3,7 +3,7 @@
 
 pub mod floating_ip;
 pub mod forwarding;
-mod gateway;
+pub(crate) mod gateway;
 pub mod interface;
 mod route;
 pub(crate) mod wanted;
@@ -167,16 +167,7 @@ impl Control {
         self.db
             .transact(|cache| {
                 let stored = owned::<Router>(cache, caller, id, "delete_router")?;
-                if !interfaces(cache, id).is_empty() {
-                    return Err(in_use(id, "still has ports"));
-                }
-                let mut router = stored.row.clone();
-                let mut txn = gateway::clear(cache, Txn::new(), &mut router)?;
-                if let Some(state) = cache.get::<RouterState>(id) {
-                    txn = txn.delete(&state);
-                }
-                let project_id = &stored.row.standard.project_id;
-                Ok(quota::charge(txn.delete(&stored), project_id, &[(Resource::Routers, -1)]))
+                remove(cache, Txn::new(), &stored, &BTreeSet::new())
             })
             .await
     }
@@ -194,6 +185,29 @@ impl Control {
     fn router_stored(&self, id: &str) -> Result<Arc<Stored<Router>>> {
         self.db.cache().get::<Router>(id).ok_or_else(|| Error::not_found("Router", id))
     }
+}
+
+/// Adds to a transaction that a router goes; that the ports of `leaving` go is in it already.
+///
+/// # Errors
+/// `Conflict` (`RouterInUse`) while it has other interfaces, or a floating IP leads through it.
+pub(crate) fn remove(
+    cache: &Cache,
+    txn: Txn,
+    stored: &Stored<Router>,
+    leaving: &BTreeSet<String>,
+) -> Result<Txn> {
+    let id = &stored.row.standard.id;
+    if interfaces(cache, id).iter().any(|port| !leaving.contains(&port.row.standard.id)) {
+        return Err(in_use(id, "still has ports"));
+    }
+    let mut router = stored.row.clone();
+    let mut txn = gateway::clear(cache, txn, &mut router)?;
+    if let Some(state) = cache.get::<RouterState>(id) {
+        txn = txn.delete(&state);
+    }
+    let project_id = &stored.row.standard.project_id;
+    Ok(quota::charge(txn.delete(stored), project_id, &[(Resource::Routers, -1)]))
 }
 
 fn in_use(id: &str, reason: &str) -> Error {

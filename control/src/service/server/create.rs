@@ -121,7 +121,7 @@ impl Control {
         let cache = self.db.cache();
         let new = with_volumes_of_image(cache, caller, new)?;
         let template = Template::prepare(cache, caller, &project_id, &new)?;
-        let nics = self.resolve_nics(caller, &project_id, &new.nics)?;
+        let nics = self.resolve_nics(caller, &project_id, &new.nics).await?;
         let group_ids = self.resolve_groups(&project_id, &new.security_groups).await?;
         let count = self.count_within_quota(&project_id, &template.flavor, new.min_count, new.max_count)?;
         if count > 1 && new.devices.iter().any(is_one_thing) {

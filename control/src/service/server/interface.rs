@@ -52,7 +52,7 @@ impl Control {
         self.db.caught_up().await?;
         let cache = self.db.cache();
         let project_id = find_for_change(cache, caller, id, ACTION)?.row.project_id.clone();
-        let request = self.interface_request(caller, &project_id, new)?;
+        let request = self.interface_request(caller, &project_id, new).await?;
         let groups = [self.ensure_default_group(&project_id).await?];
         let port_id = self
             .db
@@ -87,7 +87,12 @@ impl Control {
         self.db.cache().get::<Port>(&port_id).ok_or_else(|| Error::not_found("Port", port_id))
     }
 
-    fn interface_request(&self, caller: &Caller, project_id: &str, new: &NewInterface) -> Result<NicRequest> {
+    async fn interface_request(
+        &self,
+        caller: &Caller,
+        project_id: &str,
+        new: &NewInterface,
+    ) -> Result<NicRequest> {
         let NewInterface { network_id, port_id, fixed_ip, tag } = new.clone();
         match (port_id, network_id) {
             (Some(id), _) => {
@@ -96,7 +101,7 @@ impl Control {
             }
             (None, Some(id)) => Ok(NicRequest::Network { id, fixed_ip, tag }),
             (None, None) => {
-                let found = self.resolve_nics(caller, project_id, &NicRequests::Unsaid);
+                let found = self.resolve_nics(caller, project_id, &NicRequests::Unsaid).await;
                 let found = found.map_err(|error| match error {
                     Error::Conflict { reason, message } => Error::Invalid { reason, message },
                     other => other,
