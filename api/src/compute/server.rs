@@ -164,8 +164,8 @@ async fn found(
     };
     let wanted = Query::of(caller, version, filters)?;
     let servers = state.control.servers(caller, scope).await?;
-    let views = servers.into_iter().filter(|server| wanted.takes(&server.row));
-    let views = views.map(|server| state.control.server_view(server)).filter(|view| wanted.takes_view(view));
+    let servers = servers.into_iter().filter(|server| wanted.takes(&server.row)).collect();
+    let views = state.control.server_views(servers).filter(|view| wanted.takes_view(view));
     page.cut(views.collect(), |view| &view.server.row.id, |view, key| sort_value(&view.server.row, key))
 }
 

@@ -56,7 +56,8 @@ const SHARED: [Extension; 12] = [
 ];
 
 /// What networks and ports have beyond the core.
-const NETWORKS: [Extension; 11] = [
+const NETWORKS: [Extension; 12] = [
+    ("network_availability_zone", "Network Availability Zone", "Availability zone support for network."),
     ("auto-allocated-topology", "Auto Allocated Topology Services", "Auto Allocated Topology Services."),
     ("trunk", "Trunk Extension", "Provides support for trunk ports"),
     ("trunk-details", "Trunk port details", "Expose trunk port details"),
@@ -173,7 +174,14 @@ const POOLS: [Extension; 5] = [
 ];
 
 /// Quality of service.
-const QOS: [Extension; 9] = [
+const QOS: [Extension; 12] = [
+    ("qos-fip", "Floating IP QoS", "The floating IP Quality of Service extension"),
+    (
+        "qos-fip-network-policy",
+        "QoS floating IP network policy ID",
+        "Adds a the QoS network ID to the floating IP definition",
+    ),
+    ("qos-gateway-ip", "Gateway IP QoS", "The gateway IP Quality of Service extension"),
     ("qos", "Quality of Service", "The Quality of Service extension."),
     (
         "alias_bandwidth_limit_rules",

@@ -12,7 +12,7 @@ use control::service::router::floating_ip::{FloatingIpCreate, FloatingIpUpdate};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Created, listing, nullable, port_forwarding, shown, standard_fields, with_fields};
+use super::{Created, invalid, listing, nullable, port_forwarding, shown, standard_fields, with_fields};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 
@@ -34,6 +34,9 @@ struct CreateFields {
     tenant_id: Option<String>,
     #[serde(default)]
     description: String,
+    dns_name: Option<String>,
+    dns_domain: Option<String>,
+    qos_policy_id: Option<String>,
     #[serde(default)]
     tags: BTreeSet<String>,
 }
@@ -51,6 +54,8 @@ struct UpdateFields {
     port_id: Option<Option<String>>,
     fixed_ip_address: Option<Ipv4Addr>,
     description: Option<String>,
+    #[serde(default, deserialize_with = "nullable")]
+    qos_policy_id: Option<Option<String>>,
 }
 
 fn view(state: &AppState, floating: &FloatingIp) -> Value {
@@ -80,9 +85,33 @@ fn view(state: &AppState, floating: &FloatingIp) -> Value {
             "status": if facts.is_active { "ACTIVE" } else { "DOWN" },
             "port_details": port,
             "port_forwardings": forwardings,
+            "dns_name": floating.dns_name,
+            "dns_domain": floating.dns_domain,
+            "qos_policy_id": floating.qos_policy_id,
+            "qos_network_policy_id": state.control.qos_policy_of_network(&floating.network_id),
             "tags": floating.standard.tags,
         }),
     )
+}
+
+/// A name of labels, or a whole domain, which ends with a dot (RFC 1035 §2.3.4); nothing if it is absent.
+fn dns_name(field: &str, text: Option<String>, whole: bool) -> Result<String, Fault> {
+    const BYTES_MAX: usize = 255;
+    const LABEL_BYTES_MAX: usize = 63;
+    let text = text.unwrap_or_default();
+    let label = |label: &str| {
+        (1..=LABEL_BYTES_MAX).contains(&label.len())
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let labels = text.strip_suffix('.').unwrap_or(&text);
+    let fits = text.len() <= BYTES_MAX && labels.split('.').all(label) && (!whole || text.ends_with('.'));
+    if text.is_empty() || fits {
+        return Ok(text);
+    }
+    let what = if whole { "a FQDN" } else { "a valid PQDN or FQDN" };
+    Err(invalid(format!("Invalid input for {field}. Reason: '{text}' is not {what}.")))
 }
 
 /// `POST /v2.0/floatingips`.
@@ -100,6 +129,9 @@ pub(super) async fn create(
         port_id: fields.port_id,
         fixed_ip_address: fields.fixed_ip_address,
         description: fields.description,
+        dns_name: dns_name("dns_name", fields.dns_name, false)?,
+        dns_domain: dns_name("dns_domain", fields.dns_domain, true)?,
+        qos_policy_id: fields.qos_policy_id,
         tags: fields.tags,
     };
     let floating = state.control.floating_ip_create(&caller, request).await?;
@@ -135,8 +167,8 @@ pub(super) async fn update(
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
 ) -> Result<Json<Value>, Fault> {
-    let UpdateFields { port_id, fixed_ip_address, description } = body.floatingip;
-    let update = FloatingIpUpdate { port_id, fixed_ip_address, description };
+    let UpdateFields { port_id, fixed_ip_address, description, qos_policy_id } = body.floatingip;
+    let update = FloatingIpUpdate { port_id, fixed_ip_address, description, qos_policy_id };
     let floating = state.control.floating_ip_update(&caller, &id, update).await?;
     Ok(Json(json!({"floatingip": view(&state, &floating.row)})))
 }

@@ -36,7 +36,7 @@ struct UpdateFields {
 pub(super) fn routes() -> Routes {
     Routes::new()
         .route("/v2.0/agents", get(agents))
-        .route("/v2.0/agents/{id}", get(agent).put(update))
+        .route("/v2.0/agents/{id}", get(agent).put(update).delete(delete))
         .route("/v2.0/availability_zones", get(zones))
         .route("/v2.0/service-providers", get(providers))
         .route("/v2.0/network-ip-availabilities", get(availabilities))
@@ -60,7 +60,7 @@ fn agent_view(agent: &AgentView) -> Value {
         "topic": "N/A",
         "host": host.name,
         "availability_zone": host.zone,
-        "admin_state_up": true,
+        "admin_state_up": !host.network_disabled,
         "alive": agent.alive,
         "description": agent.description,
         "created_at": time_text(host.updated_at),
@@ -101,6 +101,16 @@ async fn update(
     let agent =
         state.control.network_agent_update(&caller, &id, description.as_deref(), admin_state_up).await?;
     Ok(Json(json!({"agent": agent_view(&agent)})))
+}
+
+/// `DELETE /v2.0/agents/{id}`.
+async fn delete(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+    Segments(id): Segments<String>,
+) -> Result<StatusCode, Fault> {
+    state.control.network_agent_delete(&caller, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn zones(

@@ -41,6 +41,8 @@ pub(super) struct CreateFields {
     #[serde(default)]
     tags: BTreeSet<String>,
     qos_policy_id: Option<String>,
+    #[serde(default)]
+    availability_zone_hints: Vec<String>,
 }
 
 impl Several for CreateFields {
@@ -64,6 +66,7 @@ impl From<CreateFields> for NetworkCreate {
             segmentation_id: fields.segmentation_id.map(|id| id.0),
             tags: fields.tags,
             qos_policy_id: fields.qos_policy_id,
+            zone_hints: fields.availability_zone_hints,
         }
     }
 }
@@ -119,7 +122,7 @@ fn view(state: &AppState, caller: &Caller, network: &Network) -> Value {
             "subnets": state.control.subnet_ids_of(&network.standard.id),
             "tags": network.standard.tags,
             "qos_policy_id": network.qos_policy_id,
-            "availability_zone_hints": [],
+            "availability_zone_hints": network.zone_hints,
             "availability_zones": [control::service::network::ZONE],
             "ipv4_address_scope": state.control.address_scope_of(&network.standard.id, 4),
             "ipv6_address_scope": state.control.address_scope_of(&network.standard.id, 6),

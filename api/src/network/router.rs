@@ -50,6 +50,8 @@ struct GatewayFields {
     network_id: Option<String>,
     enable_snat: Option<bool>,
     external_fixed_ips: Option<Vec<FixedIpFields>>,
+    #[serde(default, deserialize_with = "nullable")]
+    qos_policy_id: Option<Option<String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -100,7 +102,7 @@ pub(super) struct InterfaceBody {
 
 /// A way out; without a network it is none.
 fn gateway(fields: Option<GatewayFields>) -> Result<Option<GatewayWish>, Fault> {
-    let Some(GatewayFields { network_id, enable_snat, external_fixed_ips }) = fields else {
+    let Some(GatewayFields { network_id, enable_snat, external_fixed_ips, qos_policy_id }) = fields else {
         return Ok(None);
     };
     let Some(network_id) = network_id else {
@@ -113,7 +115,7 @@ fn gateway(fields: Option<GatewayFields>) -> Result<Option<GatewayWish>, Fault> 
         return Ok(None);
     };
     let fixed_ips = external_fixed_ips.map(|ips| ips.into_iter().map(FixedIpWish::from).collect());
-    Ok(Some(GatewayWish { network_id, enable_snat, fixed_ips }))
+    Ok(Some(GatewayWish { network_id, enable_snat, fixed_ips, qos_policy_id }))
 }
 
 fn routes(fields: Vec<RouteFields>) -> Result<Vec<(IpNet, IpAddr)>, Fault> {
@@ -149,6 +151,7 @@ fn view(state: &AppState, router: &Router) -> Value {
         json!({
             "network_id": gateway.network_id,
             "enable_snat": gateway.enable_snat,
+            "qos_policy_id": gateway.qos_policy_id,
             "external_fixed_ips": ips,
         })
     });

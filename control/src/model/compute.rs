@@ -286,6 +286,9 @@ pub struct Host {
     pub report: HostReport,
     /// No new servers, by an administrator's wish.
     pub disabled: Option<String>,
+    /// No new servers and no routers, as long as other hosts have them, by an administrator's wish.
+    #[serde(default)]
+    pub network_disabled: bool,
     /// Availability zone.
     pub zone: String,
     /// When the agent last said anything that changed this row; liveness is known to the link, not to the store.

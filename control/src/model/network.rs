@@ -78,6 +78,9 @@ pub struct Network {
     pub port_security_enabled: bool,
     /// The default for `--nic auto` among external networks.
     pub is_default: bool,
+    /// Zones that it was wished in.
+    #[serde(default)]
+    pub zone_hints: Vec<String>,
     /// The QoS policy of its ports that have none of their own.
     #[serde(default)]
     pub qos_policy_id: Option<String>,

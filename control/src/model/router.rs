@@ -36,6 +36,9 @@ pub struct RouterGateway {
     pub port_id: String,
     /// What has no floating IP goes out under the router's own address.
     pub enable_snat: bool,
+    /// Its QoS policy.
+    #[serde(default)]
+    pub qos_policy_id: Option<String>,
 }
 
 /// A floating IP.
@@ -54,6 +57,15 @@ pub struct FloatingIp {
     pub target: Option<FloatingTarget>,
     /// The router that its single ports are forwarded by; that of the target, where there is one.
     pub router_id: Option<String>,
+    /// Its name in the domain.
+    #[serde(default)]
+    pub dns_name: String,
+    /// The domain, with its dot at the end.
+    #[serde(default)]
+    pub dns_domain: String,
+    /// Its QoS policy.
+    #[serde(default)]
+    pub qos_policy_id: Option<String>,
 }
 
 /// What a floating IP leads to.

@@ -124,7 +124,8 @@ fn build(cache: &Cache, caller: &Caller, project_id: &str, ids: &Ids) -> Result<
             ..SubnetCreate::of_pool(network.standard.id.clone(), format!("auto_allocated_subnet_v{version}"))
         };
         let new = NewSubnet { id: &random_uuid(), network: &network, siblings: &subnets };
-        let (changed, subnet, pool) = subnet::add(cache, txn, caller, new, &request).map_err(unmet)?;
+        let subnet::Added { txn: changed, subnet, pool } =
+            subnet::add(cache, txn, caller, new, &request).map_err(unmet)?;
         txn = changed;
         if let Some(pool) = pool {
             // So that no other subnet is cut of the same at once.

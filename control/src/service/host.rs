@@ -19,6 +19,8 @@ use crate::store::{Cache, Stored, Txn};
 pub const DEFAULT_ZONE: &str = "nova";
 /// The longest reason for disabling a service in characters (Compute API: update compute service).
 const REASON_CHARS_MAX: usize = 255;
+/// The most zones that a network or a router can be wished in.
+const ZONE_HINTS_MAX: usize = 16;
 /// The architecture that every host here has: the VMM's first one.
 const ARCHITECTURE: &str = "x86_64";
 
@@ -127,12 +129,26 @@ impl Control {
                         hypervisor_id: random_uuid(),
                         report: report.clone(),
                         disabled: None,
+                        network_disabled: false,
                         zone: DEFAULT_ZONE.to_owned(),
                         updated_at: now,
                     }),
                 })
             })
             .await
+    }
+}
+
+/// Refuses zones to be in that no host is in.
+pub(crate) fn check_zone_hints(cache: &Cache, hints: &[String]) -> Result<()> {
+    if hints.len() > ZONE_HINTS_MAX {
+        let message = format!("At most {ZONE_HINTS_MAX} availability_zone_hints are possible.");
+        return Err(Error::invalid("InvalidInput", message));
+    }
+    let there = |zone: &str| zone == DEFAULT_ZONE || cache.find::<Host>(|host| host.zone == zone).is_some();
+    match hints.iter().find(|hint| !there(hint)) {
+        None => Ok(()),
+        Some(hint) => Err(Error::not_found("AvailabilityZone", hint)),
     }
 }
 
@@ -164,7 +180,7 @@ pub(crate) fn host_states(cache: &Cache, allocation: &Allocation, alive: impl Fn
             name: host.name.clone(),
             zone: host.zone.clone(),
             alive: alive(&host.name),
-            enabled: host.disabled.is_none(),
+            enabled: host.disabled.is_none() && !host.network_disabled,
             architecture: ARCHITECTURE.to_owned(),
             cpus: u64::from(host.report.vcpus),
             capacity: allocation.capacity(physical),

@@ -18,6 +18,7 @@ use crate::model::network::rbac::Access;
 use crate::model::network::{Network, NetworkKind, Port, Standard, Subnet};
 use crate::policy::{require_admin, require_member};
 use crate::service::auto_topology;
+use crate::service::host::check_zone_hints;
 use crate::service::network_resource::{at_once, made, network_resources, new_ids, only, owned, visible};
 use crate::service::qos;
 use crate::service::quota::{self, Resource};
@@ -71,6 +72,8 @@ pub struct NetworkCreate {
     pub segmentation_id: Option<u32>,
     /// The QoS policy; the project's default one if absent.
     pub qos_policy_id: Option<String>,
+    /// Zones that it is wished in.
+    pub zone_hints: Vec<String>,
     /// Tags.
     pub tags: BTreeSet<String>,
 }
@@ -428,6 +431,7 @@ pub(crate) fn build_network(
     request: &NetworkCreate,
     (id, project_id): (&str, &str),
 ) -> Result<Network> {
+    check_zone_hints(cache, &request.zone_hints)?;
     let kind = choose_kind(cache, providers, siblings, request)?;
     let mtu = request.mtu.unwrap_or(default_mtu(&kind));
     check_mtu(mtu)?;
@@ -444,6 +448,7 @@ pub(crate) fn build_network(
         external: request.external,
         port_security_enabled: request.port_security_enabled.unwrap_or(true),
         is_default: request.is_default,
+        zone_hints: request.zone_hints.clone(),
         qos_policy_id: request.qos_policy_id.clone().or_else(|| qos::default_of(cache, project_id)),
     })
 }

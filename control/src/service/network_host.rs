@@ -7,10 +7,11 @@ use super::network::check_text;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::model::compute::Host;
+use crate::model::compute::{Host, HostClaims};
 use crate::model::network::metering::AgentNote;
 use crate::model::network::{Network, Port, Subnet};
 use crate::model::quota::QuotaLimits;
+use crate::model::volume::{Backup, DiskWork, Volume};
 use crate::policy::{Target, allowed, own, require_admin};
 use crate::service::quota::DEFAULT_CLASS;
 use crate::store::{Stored, Txn};
@@ -74,7 +75,7 @@ impl Control {
     /// Notes something of an agent.
     ///
     /// # Errors
-    /// `Forbidden`, `NotFound`; `NotImplemented` for taking it out of service: that is done by its compute service.
+    /// `Forbidden`, `NotFound`.
     pub async fn network_agent_update(
         &self,
         caller: &Caller,
@@ -84,10 +85,17 @@ impl Control {
     ) -> Result<AgentView> {
         let agent = self.network_agent(caller, id).await?;
         require_admin(caller, "update_agent")?;
-        if admin_state_up == Some(false) {
-            return Err(Error::NotImplemented(
-                "a network agent out of service (disable the host's compute service instead)",
-            ));
+        if let Some(up) = admin_state_up {
+            self.db
+                .transact(|cache| {
+                    let stored = cache.get::<Host>(&agent.host.row.name);
+                    let stored = stored.ok_or_else(|| Error::not_found("Agent", id))?;
+                    let host = Host { network_disabled: !up, ..stored.row.clone() };
+                    Ok(if host == stored.row { Txn::new() } else { Txn::new().update(&stored, &host) })
+                })
+                .await?;
+            // Routers go elsewhere, or come.
+            self.agents().changed_all();
         }
         if let Some(description) = description {
             check_text("description", description)?;
@@ -96,6 +104,46 @@ impl Control {
             self.db.transact(|_| Ok(Txn::new().put(&note))).await?;
         }
         self.network_agent(caller, id).await
+    }
+
+    /// Forgets a host that is no more, by its agent: it has no servers and no volumes.
+    ///
+    /// # Errors
+    /// `Forbidden`, `NotFound`; `Conflict` while it is connected, or something is on it.
+    pub async fn network_agent_delete(&self, caller: &Caller, id: &str) -> Result<()> {
+        let agent = self.network_agent(caller, id).await?;
+        require_admin(caller, "delete_agent")?;
+        let name = &agent.host.row.name;
+        let in_use = |why: &str| Error::conflict("AgentInUse", format!("Agent {id} of host {name} {why}."));
+        if agent.alive {
+            return Err(in_use("is alive"));
+        }
+        self.db
+            .transact(|cache| {
+                let stored = cache.get::<Host>(name).ok_or_else(|| Error::not_found("Agent", id))?;
+                let claims = cache.get::<HostClaims>(name);
+                if claims.as_ref().is_some_and(|claims| !claims.row.servers.is_empty()) {
+                    return Err(in_use("has servers"));
+                }
+                let disks = cache.find::<Volume>(|volume| volume.host.as_ref() == Some(name)).is_some()
+                    || cache.find::<Backup>(|backup| backup.host.as_ref() == Some(name)).is_some()
+                    || !cache.list_under::<DiskWork>(&format!("{name}/")).is_empty();
+                if disks {
+                    return Err(in_use("has volumes or backups"));
+                }
+                let txn = Txn::new().delete(&stored);
+                let txn = match claims {
+                    Some(claims) => txn.delete(&claims),
+                    None => txn.require_absent::<HostClaims>(name),
+                };
+                Ok(match cache.get::<AgentNote>(name) {
+                    Some(note) => txn.delete(&note),
+                    None => txn,
+                })
+            })
+            .await?;
+        self.agents().changed_all();
+        Ok(())
     }
 
     /// How many addresses a network has, by subnet; of none to who is no administrator.

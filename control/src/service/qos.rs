@@ -15,6 +15,7 @@ use crate::model::network::qos::{QosPolicy, QosRule, QosRuleKind};
 use crate::model::network::rbac::Access;
 use crate::model::network::{Network, Port};
 use crate::model::random_uuid;
+use crate::model::router::{FloatingIp, Router};
 use crate::policy::{self, Target, require, require_admin};
 use crate::store::{Cache, Stored, Txn};
 
@@ -139,7 +140,7 @@ impl Control {
     /// Deletes a policy with its rules.
     ///
     /// # Errors
-    /// `Conflict` (`QosPolicyInUse`) while a network or a port has it.
+    /// `Conflict` (`QosPolicyInUse`) while a network, a port, a floating IP or a router has it.
     pub async fn qos_policy_delete(&self, caller: &Caller, id: &str) -> Result<()> {
         self.db.caught_up().await?;
         self.db
@@ -148,12 +149,17 @@ impl Control {
                 let has = |policy: &Option<String>| policy.as_deref() == Some(id);
                 let network = cache.find::<Network>(|network| has(&network.qos_policy_id));
                 let port = cache.find::<Port>(|port| has(&port.qos_policy_id));
-                let user = match (network, port) {
-                    (Some(network), _) => Some(("network", network.row.standard.id.clone())),
-                    (None, Some(port)) => Some(("port", port.row.standard.id.clone())),
-                    (None, None) => None,
-                };
-                if let Some((kind, user)) = user {
+                let floating = cache.find::<FloatingIp>(|floating| has(&floating.qos_policy_id));
+                let router = cache.find::<Router>(|router| {
+                    router.gateway.as_ref().is_some_and(|gateway| has(&gateway.qos_policy_id))
+                });
+                let users = [
+                    network.map(|network| ("network", network.row.standard.id.clone())),
+                    port.map(|port| ("port", port.row.standard.id.clone())),
+                    floating.map(|floating| ("floating IP", floating.row.standard.id.clone())),
+                    router.map(|router| ("router", router.row.standard.id.clone())),
+                ];
+                if let Some((kind, user)) = users.into_iter().flatten().next() {
                     let message = format!("QoS Policy {id} is used by {kind} {user}.");
                     return Err(Error::conflict("QosPolicyInUse", message));
                 }

@@ -470,6 +470,10 @@ impl Shareable for QosPolicy {
     fn users(cache: &Cache, id: &str) -> BTreeSet<String> {
         let mut users = projects::<Port>(cache, |port| port.qos_policy_id.as_deref() == Some(id));
         users.extend(projects::<Network>(cache, |network| network.qos_policy_id.as_deref() == Some(id)));
+        users.extend(projects::<FloatingIp>(cache, |floating| floating.qos_policy_id.as_deref() == Some(id)));
+        users.extend(projects::<Router>(cache, |router| {
+            router.gateway.as_ref().is_some_and(|gateway| gateway.qos_policy_id.as_deref() == Some(id))
+        }));
         users
     }
 }

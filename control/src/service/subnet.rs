@@ -158,7 +158,7 @@ impl Control {
                 for (request, id) in requests.iter().zip(&ids) {
                     let network = owned_network(cache, caller, &request.network_id, "create_subnet")?;
                     let new = NewSubnet { id, network: &network.row, siblings: &siblings };
-                    let (changed, subnet, pool) = add(cache, txn, caller, new, request)?;
+                    let Added { txn: changed, subnet, pool } = add(cache, txn, caller, new, request)?;
                     txn = changed;
                     pools.extend(pool.map(|pool| (pool.row.standard.id.clone(), pool)));
                     networks.insert(network.row.standard.id.clone(), network);
@@ -255,14 +255,22 @@ pub(crate) struct NewSubnet<'a> {
     pub(crate) siblings: &'a [Subnet],
 }
 
-/// Adds a subnet to a transaction, with its DHCP port and its quota; which pool it is of, whose row the caller has to write.
+/// A subnet that a transaction makes.
+pub(crate) struct Added {
+    pub(crate) txn: Txn,
+    pub(crate) subnet: Subnet,
+    /// The pool that it is cut from, whose row whoever commits has to write.
+    pub(crate) pool: Option<Arc<Stored<SubnetPool>>>,
+}
+
+/// Adds a subnet to a transaction, with its DHCP port and its quota.
 pub(crate) fn add(
     cache: &Cache,
     txn: Txn,
     caller: &Caller,
     new: NewSubnet<'_>,
     request: &SubnetCreate,
-) -> Result<(Txn, Subnet, Option<Arc<Stored<SubnetPool>>>)> {
+) -> Result<Added> {
     let NewSubnet { id, network, siblings } = new;
     let choice = choose(cache, caller, siblings, network, request)?;
     let (subnet, dhcp) = build_subnet(cache, siblings, network, request, (id, &choice))?;
@@ -271,7 +279,7 @@ pub(crate) fn add(
         txn = port::add_port(txn, &dhcp);
     }
     let txn = quota::charge(txn, &subnet.standard.project_id, &[(Resource::Subnets, 1)]);
-    Ok((txn, subnet, choice.pool))
+    Ok(Added { txn, subnet, pool: choice.pool })
 }
 
 /// The ports that have addresses of a subnet.

@@ -115,8 +115,26 @@ async fn agents_and_zones_are_those_of_the_hosts() {
     let path = format!("agents/{}", text(agent, "id"));
     let reply = ask(&cloud, Method::PUT, &path, json!({"agent": {"description": "d"}})).await;
     assert_eq!(reply.json()["agent"]["description"], "d");
-    let down = json!({"agent": {"admin_state_up": false}});
-    refused(&cloud, Method::PUT, &path, down, 501, "NotImplementedError").await;
+    for up in [false, true] {
+        let body = json!({"agent": {"admin_state_up": up}});
+        let reply = ask(&cloud, Method::PUT, &path, body).await;
+        assert_eq!(reply.json()["agent"]["admin_state_up"], up);
+    }
+    refused(&cloud, Method::DELETE, &path, Value::Null, 409, "AgentInUse").await;
+    let wished = |zone: &str| json!({"availability_zone_hints": [zone]});
+    for (collection, one) in [("networks", "network"), ("routers", "router")] {
+        let made = create(&cloud, collection, json!({ one: wished("nova") })).await;
+        assert_eq!(made["availability_zone_hints"], json!(["nova"]));
+        refused(
+            &cloud,
+            Method::POST,
+            collection,
+            json!({ one: wished("moon") }),
+            404,
+            "AvailabilityZoneNotFound",
+        )
+        .await;
+    }
     refused(&cloud, Method::GET, "agents/none", Value::Null, 404, "AgentNotFound").await;
     let zones = ask(&cloud, Method::GET, "availability_zones", Value::Null).await.json();
     assert_eq!(

@@ -211,3 +211,50 @@ async fn ports_are_forwarded_by_single_ports_and_by_ranges() {
     assert_eq!(ask(&cloud, Method::DELETE, &path, Value::Null).await.status, 204);
     refused(&cloud, Method::GET, &path, Value::Null, 404, "PortForwardingNotFound").await;
 }
+
+#[tokio::test]
+async fn floating_ips_have_names_and_policies_that_stay_while_they_are_used() {
+    let cloud = Harness::new().await;
+    let outside = outside(&cloud).await;
+    let policy = text(&create(&cloud, "qos/policies", json!({"policy": {"name": "p"}})).await, "id");
+    let wish = |fields: Value| {
+        let mut floating = json!({"floating_network_id": outside});
+        floating.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        json!({"floatingip": floating})
+    };
+    let body = wish(json!({"dns_name": "web", "dns_domain": "example.org.", "qos_policy_id": policy}));
+    let made = create(&cloud, "floatingips", body).await;
+    has(
+        &made,
+        json!({
+            "dns_name": "web", "dns_domain": "example.org.", "qos_policy_id": policy, "qos_network_policy_id": null,
+        }),
+    );
+    has(
+        &create(&cloud, "floatingips", wish(json!({}))).await,
+        json!({"dns_name": "", "dns_domain": "", "qos_policy_id": null}),
+    );
+    for bad in [json!({"dns_name": "-x"}), json!({"dns_domain": "example.org"}), json!({"dns_name": "a..b"})]
+    {
+        assert_eq!(ask(&cloud, Method::POST, "floatingips", wish(bad.clone())).await.status, 400, "{bad}");
+    }
+    let unknown = wish(json!({"qos_policy_id": "none"}));
+    refused(&cloud, Method::POST, "floatingips", unknown, 404, "QosPolicyNotFound").await;
+    let gateway = json!({"network_id": outside, "qos_policy_id": policy});
+    let router = create(&cloud, "routers", json!({"router": {"external_gateway_info": gateway}})).await;
+    assert_eq!(router["external_gateway_info"]["qos_policy_id"], json!(policy));
+    let policy_path = format!("qos/policies/{policy}");
+    refused(&cloud, Method::DELETE, &policy_path, Value::Null, 409, "QosPolicyInUse").await;
+    let path = format!("floatingips/{}", text(&made, "id"));
+    let reply = ask(&cloud, Method::PUT, &path, json!({"floatingip": {"qos_policy_id": null}})).await;
+    assert_eq!((&reply.json()["floatingip"]["qos_policy_id"], reply.status.as_u16()), (&Value::Null, 200));
+    refused(&cloud, Method::DELETE, &policy_path, Value::Null, 409, "QosPolicyInUse").await;
+    let path = format!("routers/{}", text(&router, "id"));
+    let plain = |fields: Value| json!({"router": {"external_gateway_info": fields}});
+    let reply = ask(&cloud, Method::PUT, &path, plain(json!({"network_id": outside}))).await;
+    assert_eq!(reply.json()["router"]["external_gateway_info"]["qos_policy_id"], json!(policy), "as it was");
+    let none = plain(json!({"network_id": outside, "qos_policy_id": null}));
+    let reply = ask(&cloud, Method::PUT, &path, none).await;
+    assert_eq!(reply.json()["router"]["external_gateway_info"]["qos_policy_id"], Value::Null);
+    assert_eq!(ask(&cloud, Method::DELETE, &policy_path, Value::Null).await.status, 204);
+}

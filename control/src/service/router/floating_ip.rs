@@ -1,6 +1,6 @@
 //! Floating IPs: addresses of external networks that lead to ports inside (Network API: floating IPs).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -18,6 +18,7 @@ use crate::service::network::{check_text, new_standard, owner_project, touch};
 use crate::service::network_resource::{owned, visible};
 use crate::service::port::address::{Chooser, choose_addresses};
 use crate::service::port::{FixedIpWish, add_port, owned_port, remove_port};
+use crate::service::qos;
 use crate::service::quota::{self, Resource};
 use crate::service::tag::check_tags;
 use crate::store::{Cache, Stored, Txn};
@@ -42,6 +43,12 @@ pub struct FloatingIpCreate {
     pub fixed_ip_address: Option<Ipv4Addr>,
     /// Free text.
     pub description: String,
+    /// Its name in the domain.
+    pub dns_name: String,
+    /// The domain.
+    pub dns_domain: String,
+    /// The QoS policy.
+    pub qos_policy_id: Option<String>,
     /// Tags.
     pub tags: BTreeSet<String>,
 }
@@ -55,6 +62,8 @@ pub struct FloatingIpUpdate {
     pub fixed_ip_address: Option<Ipv4Addr>,
     /// Free text.
     pub description: Option<String>,
+    /// The QoS policy; `None` inside is none.
+    pub qos_policy_id: Option<Option<String>>,
 }
 
 /// How a floating IP is shown to lead somewhere.
@@ -102,8 +111,12 @@ impl Control {
                     holder_port_id: holder.standard.id.clone(),
                     target: None,
                     router_id: None,
+                    dns_name: request.dns_name.clone(),
+                    dns_domain: request.dns_domain.clone(),
+                    qos_policy_id: request.qos_policy_id.clone(),
                 };
-                let mut txn = add_port(Txn::new(), &holder);
+                let mut txn =
+                    qos::used(cache, caller, add_port(Txn::new(), &holder), &request.qos_policy_id)?;
                 match (&request.port_id, request.fixed_ip_address) {
                     (Some(port_id), fixed) => {
                         txn = lead_to(cache, txn, caller, &mut floating, port_id, fixed)?;
@@ -143,6 +156,12 @@ impl Control {
                     (port_id, _, _) => port_id.clone(),
                 };
                 let mut txn = Txn::new();
+                if let Some(policy) =
+                    update.qos_policy_id.as_ref().filter(|policy| **policy != floating.qos_policy_id)
+                {
+                    txn = qos::used(cache, caller, txn, policy)?;
+                    floating.qos_policy_id.clone_from(policy);
+                }
                 match port_id {
                     None => {}
                     Some(None) => txn = lead_nowhere(txn, &mut floating),
@@ -187,17 +206,30 @@ impl Control {
         }
     }
 
-    /// The floating addresses that lead to the addresses of a port.
-    pub fn floating_addresses_of(&self, port_id: &str) -> Vec<(Ipv4Addr, Ipv4Addr)> {
-        let leads =
-            |floating: &FloatingIp| floating.target.as_ref().is_some_and(|target| target.port_id == port_id);
-        let found = self.db.cache().filter(leads);
-        let pairs = found.iter().filter_map(|f| Some((f.row.target.as_ref()?.address, f.row.address)));
-        pairs.collect()
-    }
-
     fn floating_ip_stored(&self, id: &str) -> Result<Arc<Stored<FloatingIp>>> {
         self.db.cache().get::<FloatingIp>(id).ok_or_else(|| Error::not_found("Floating IP", id))
+    }
+}
+
+/// The floating addresses that lead to ports, by the port: looked up once for however many ports there are.
+#[derive(Debug, Clone, Default)]
+pub struct FloatingByPort(BTreeMap<String, Vec<Ipv4Addr>>);
+
+impl FloatingByPort {
+    /// Of all floating IPs.
+    pub(crate) fn of(cache: &Cache) -> Self {
+        let mut by_port: BTreeMap<String, Vec<Ipv4Addr>> = BTreeMap::new();
+        for floating in cache.list::<FloatingIp>() {
+            if let Some(target) = &floating.row.target {
+                by_port.entry(target.port_id.clone()).or_default().push(floating.row.address);
+            }
+        }
+        Self(by_port)
+    }
+
+    /// Those of one port.
+    pub(crate) fn to(&self, port_id: &str) -> &[Ipv4Addr] {
+        self.0.get(port_id).map(Vec::as_slice).unwrap_or_default()
     }
 }
 

@@ -15,6 +15,7 @@ use crate::service::network_resource::visible;
 use crate::service::port::address::{Chooser, choose_addresses};
 use crate::service::port::{FixedIpWish, add_port, remove_port};
 use crate::service::prefix::overlap;
+use crate::service::qos;
 use crate::service::rbac::is_granted;
 use crate::store::{Cache, Txn};
 
@@ -27,12 +28,14 @@ pub struct GatewayWish {
     pub enable_snat: Option<bool>,
     /// The router's addresses there.
     pub fixed_ips: Option<Vec<FixedIpWish>>,
+    /// The QoS policy; as it is if absent, none if `None` is inside.
+    pub qos_policy_id: Option<Option<String>>,
 }
 
 /// Gives a router a way out, or changes the one it has.
 pub(crate) fn set(
     cache: &Cache,
-    txn: Txn,
+    mut txn: Txn,
     caller: &Caller,
     router: &mut Router,
     wish: &GatewayWish,
@@ -48,11 +51,17 @@ pub(crate) fn set(
         let id = &wish.network_id;
         return Err(bad_request(format!("Network {id} is not an external network")));
     }
+    let before = router.gateway.as_ref().and_then(|gateway| gateway.qos_policy_id.clone());
+    let qos_policy_id = wish.qos_policy_id.clone().unwrap_or(before.clone());
+    if qos_policy_id != before {
+        txn = qos::used(cache, caller, txn, &qos_policy_id)?;
+    }
     if let Some(present) = &mut router.gateway
         && present.network_id == wish.network_id
         && !moves(cache, present, wish)
     {
         present.enable_snat = wish.enable_snat.unwrap_or(present.enable_snat);
+        present.qos_policy_id = qos_policy_id;
         return Ok(txn);
     }
     check_overlap(cache, router, &wish.network_id)?;
@@ -80,6 +89,7 @@ pub(crate) fn set(
         network_id: wish.network_id.clone(),
         port_id: port.standard.id.clone(),
         enable_snat: enable_snat.unwrap_or(true),
+        qos_policy_id,
     });
     Ok(add_port(txn, &port))
 }

@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::model::network::{Port, Standard};
 use crate::model::random_uuid;
 use crate::model::router::{FloatingIp, Router, RouterState};
+use crate::service::host::check_zone_hints;
 use crate::service::quota::{self, Resource};
 use crate::store::{Cache, Stored, Txn};
 
@@ -42,8 +43,6 @@ taggable! {
 pub const OWNER_INTERFACE: &str = "network:router_interface";
 /// The owner of routers' ports on external networks.
 pub const OWNER_GATEWAY: &str = "network:router_gateway";
-/// The most zones one router can be wished in.
-const ZONE_HINTS_MAX: usize = 16;
 
 /// What a router is made from.
 #[derive(Debug, Clone, Default)]
@@ -88,12 +87,12 @@ impl Control {
         let project_id = owner_project(caller, request.project_id.as_deref(), "create_router")?;
         check_text("name", &request.name)?;
         check_text("description", &request.description)?;
-        check_zones(&request.zone_hints)?;
         check_tags(&request.tags)?;
         self.db.caught_up().await?;
         let id = random_uuid();
         self.db
             .transact(|cache| {
+                check_zone_hints(cache, &request.zone_hints)?;
                 let mut router = Router {
                     standard: Standard {
                         description: request.description.clone(),
@@ -212,19 +211,6 @@ pub(crate) fn remove(
 
 fn in_use(id: &str, reason: &str) -> Error {
     Error::conflict("RouterInUse", format!("Router {id} {reason}."))
-}
-
-fn check_zones(hints: &[String]) -> Result<()> {
-    if hints.len() > ZONE_HINTS_MAX {
-        return Err(Error::invalid(
-            "InvalidInput",
-            format!("At most {ZONE_HINTS_MAX} availability_zone_hints are possible."),
-        ));
-    }
-    match hints.iter().find(|hint| *hint != super::network::ZONE) {
-        None => Ok(()),
-        Some(hint) => Err(Error::not_found("AvailabilityZone", hint)),
-    }
 }
 
 /// The ports of a router on networks inside.

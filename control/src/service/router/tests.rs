@@ -453,6 +453,21 @@ async fn every_router_has_a_host_and_a_new_host_takes_only_its_share() {
     let after: Vec<_> = ids.iter().map(|id| host_of(&hosts(), id)).collect();
     let moved = after.iter().filter(|host| host.as_deref() == Some("h2")).count();
     assert!((60..140).contains(&moved), "{moved}");
+    // An agent out of service has no routers, unless all are.
+    let agents = cloud.control.network_agents(&admin()).await.unwrap();
+    for agent in &agents {
+        let (id, control) = (agent.id(), &cloud.control);
+        control.network_agent_update(&admin(), id, None, Some(false)).await.unwrap();
+        let now: BTreeSet<_> = ids.iter().map(|id| host_of(&hosts(), id).unwrap()).collect();
+        match agent.host.row.name.as_str() {
+            "h1" => assert_eq!(now, BTreeSet::from(["h2".to_owned()])),
+            _ => assert_eq!(now.len(), 2, "all are out of service"),
+        }
+    }
+    let gone = agents.iter().find(|agent| agent.host.row.name == "h2").unwrap();
+    cloud.control.network_agent_delete(&admin(), gone.id()).await.unwrap();
+    assert!(ids.iter().all(|id| host_of(&hosts(), id).as_deref() == Some("h1")));
+    assert!(cloud.control.network_agent(&admin(), gone.id()).await.is_err());
     assert_eq!(host_of(&[], "router"), None);
 }
 

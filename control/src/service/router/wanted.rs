@@ -24,14 +24,18 @@ pub(crate) struct RoutersWanted {
 }
 
 /// The host that a router is on: each host that there is has its share, and a host that comes or goes moves no router
-/// but those that it gets or had (highest random weight).
+/// but those that it gets or had (highest random weight). Hosts whose network agent is taken out of service have none.
 pub(crate) fn host_of(hosts: &[Arc<Stored<Host>>], router_id: &str) -> Option<String> {
     let weight = |host: &str| {
         let mut hasher = DefaultHasher::new();
         (host, router_id).hash(&mut hasher);
         hasher.finish()
     };
-    hosts.iter().map(|host| &host.row.name).max_by_key(|name| (weight(name), (*name).clone())).cloned()
+    let open = |host: &&Arc<Stored<Host>>| !host.row.network_disabled;
+    // Where all are closed, what is there stays there.
+    let all_closed = !hosts.iter().any(|host| open(&host));
+    let names = hosts.iter().filter(|host| all_closed || open(host)).map(|host| &host.row.name);
+    names.max_by_key(|name| (weight(name), (*name).clone())).cloned()
 }
 
 /// What a host shall have of routers.

@@ -10,6 +10,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::compute::{Host, Server};
 use crate::model::network::{Network, Port, SecurityGroup};
+use crate::service::router::floating_ip::FloatingByPort;
 use crate::store::{Cache, Stored, Txn};
 
 /// One address of a server.
@@ -91,6 +92,16 @@ impl Control {
 
     /// What is known of a server besides its row.
     pub fn server_view(&self, server: Arc<Stored<Server>>) -> ServerView {
+        self.server_view_with(server, &FloatingByPort::of(self.db.cache()))
+    }
+
+    /// The same of many servers.
+    pub fn server_views(&self, servers: Vec<Arc<Stored<Server>>>) -> impl Iterator<Item = ServerView> {
+        let floating = FloatingByPort::of(self.db.cache());
+        servers.into_iter().map(move |server| self.server_view_with(server, &floating))
+    }
+
+    fn server_view_with(&self, server: Arc<Stored<Server>>, floating: &FloatingByPort) -> ServerView {
         let cache = self.db.cache();
         let mut addresses = Vec::new();
         let mut security_groups = BTreeSet::new();
@@ -101,8 +112,8 @@ impl Control {
             let address =
                 |address, floating| Address { network: name.clone(), address, mac: port.row.mac, floating };
             addresses.extend(port.row.fixed_ips.iter().map(|ip| address(ip.ip_address, false)));
-            let floating = self.floating_addresses_of(&port.row.standard.id);
-            addresses.extend(floating.into_iter().map(|(_, outside)| address(outside.into(), true)));
+            let floating = floating.to(&port.row.standard.id);
+            addresses.extend(floating.iter().map(|outside| address((*outside).into(), true)));
             let groups = port.row.security_groups.iter().filter_map(|id| cache.get::<SecurityGroup>(id));
             security_groups.extend(groups.map(|group| group.row.standard.name.clone()));
         }
