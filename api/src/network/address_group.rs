@@ -6,17 +6,19 @@ use std::net::IpAddr;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use control::Control;
 use control::caller::Caller;
+use control::error::Error;
 use control::model::network::address_group::AddressGroup;
 use control::service::address_group::AddressGroupCreate;
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::resource::{Resource, delete, list, show};
 use super::{Created, invalid, standard_fields, with_fields};
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
-use crate::network::listing::{listing, shown};
 use crate::openapi::{Routes, get, put};
 
 #[derive(Debug, Deserialize)]
@@ -60,8 +62,11 @@ struct AddressesBody {
 /// The routes of address groups.
 pub(super) fn routes() -> Routes {
     Routes::new()
-        .route("/v2.0/address-groups", get(list).post(create))
-        .route("/v2.0/address-groups/{id}", get(show).put(update).delete(delete))
+        .route("/v2.0/address-groups", get(list::<AddressGroup>).post(create))
+        .route(
+            "/v2.0/address-groups/{id}",
+            get(show::<AddressGroup>).put(update).delete(delete::<AddressGroup>),
+        )
         .route("/v2.0/address-groups/{id}/add_addresses", put(add))
         .route("/v2.0/address-groups/{id}/remove_addresses", put(remove))
 }
@@ -86,6 +91,18 @@ fn view(state: &AppState, caller: &Caller, group: &AddressGroup) -> Value {
     )
 }
 
+impl Resource for AddressGroup {
+    const NAMES: [&'static str; 2] = ["address_group", "address_groups"];
+
+    fn view(&self, state: &AppState, caller: &Caller) -> Value {
+        view(state, caller, self)
+    }
+
+    async fn delete(control: &Control, caller: &Caller, id: &str) -> Result<(), Error> {
+        control.address_group_delete(caller, id).await
+    }
+}
+
 async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
@@ -102,31 +119,6 @@ async fn create(
     Ok((StatusCode::CREATED, Json(json!({"address_group": view(&state, &caller, &group.row)}))))
 }
 
-async fn list(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    filters: Filters,
-    url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
-    let groups = state.control.network_resources::<AddressGroup>(&caller).await?;
-    listing(
-        "address_groups",
-        groups.iter().map(|group| view(&state, &caller, &group.row)).collect(),
-        &filters,
-        &url,
-    )
-}
-
-async fn show(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-    filters: Filters,
-) -> Result<Json<Value>, Fault> {
-    let group = state.control.network_resource::<AddressGroup>(&caller, &id).await?;
-    Ok(shown("address_group", view(&state, &caller, &group.row), &filters))
-}
-
 async fn update(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
@@ -137,15 +129,6 @@ async fn update(
     let (name, description) = (fields.name.as_deref(), fields.description.as_deref());
     let group = state.control.address_group_update(&caller, &id, name, description).await?;
     Ok(Json(json!({"address_group": view(&state, &caller, &group.row)})))
-}
-
-async fn delete(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
-    state.control.address_group_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn add(

@@ -3,16 +3,18 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use control::Control;
 use control::caller::Caller;
+use control::error::Error;
 use control::model::network::pool::AddressScope;
 use control::service::address_scope::AddressScopeCreate;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::resource::{Resource, delete, list, show};
 use super::{Created, Number, owner_fields};
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
-use crate::network::listing::{listing, shown};
 use crate::openapi::{Routes, get};
 
 #[derive(Debug, Deserialize)]
@@ -47,9 +49,10 @@ struct UpdateFields {
 
 /// The routes of address scopes.
 pub(super) fn routes() -> Routes {
-    Routes::new()
-        .route("/v2.0/address-scopes", get(list).post(create))
-        .route("/v2.0/address-scopes/{id}", get(show).put(update).delete(delete))
+    Routes::new().route("/v2.0/address-scopes", get(list::<AddressScope>).post(create)).route(
+        "/v2.0/address-scopes/{id}",
+        get(show::<AddressScope>).put(update).delete(delete::<AddressScope>),
+    )
 }
 
 fn view(state: &AppState, caller: &Caller, scope: &AddressScope) -> Value {
@@ -58,6 +61,18 @@ fn view(state: &AppState, caller: &Caller, scope: &AddressScope) -> Value {
         &scope.standard,
         json!({"name": scope.standard.name, "ip_version": scope.ip_version, "shared": shared}),
     )
+}
+
+impl Resource for AddressScope {
+    const NAMES: [&'static str; 2] = ["address_scope", "address_scopes"];
+
+    fn view(&self, state: &AppState, caller: &Caller) -> Value {
+        view(state, caller, self)
+    }
+
+    async fn delete(control: &Control, caller: &Caller, id: &str) -> Result<(), Error> {
+        control.address_scope_delete(caller, id).await
+    }
 }
 
 async fn create(
@@ -76,31 +91,6 @@ async fn create(
     Ok((StatusCode::CREATED, Json(json!({"address_scope": view(&state, &caller, &scope.row)}))))
 }
 
-async fn list(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    filters: Filters,
-    url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
-    let scopes = state.control.network_resources::<AddressScope>(&caller).await?;
-    listing(
-        "address_scopes",
-        scopes.iter().map(|scope| view(&state, &caller, &scope.row)).collect(),
-        &filters,
-        &url,
-    )
-}
-
-async fn show(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-    filters: Filters,
-) -> Result<Json<Value>, Fault> {
-    let scope = state.control.network_resource::<AddressScope>(&caller, &id).await?;
-    Ok(shown("address_scope", view(&state, &caller, &scope.row), &filters))
-}
-
 async fn update(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
@@ -111,13 +101,4 @@ async fn update(
     let scope =
         state.control.address_scope_update(&caller, &id, fields.name.as_deref(), fields.shared).await?;
     Ok(Json(json!({"address_scope": view(&state, &caller, &scope.row)})))
-}
-
-async fn delete(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
-    state.control.address_scope_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
 }

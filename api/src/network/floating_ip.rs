@@ -6,14 +6,18 @@ use std::net::Ipv4Addr;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use control::Control;
+use control::caller::Caller;
+use control::error::Error;
 use control::model::router::FloatingIp;
 use control::service::addressing::mac_text;
 use control::service::router::floating_ip::{FloatingIpCreate, FloatingIpUpdate};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Created, invalid, listing, nullable, port_forwarding, shown, standard_fields, with_fields};
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::resource::Resource;
+use super::{Created, invalid, nullable, port_forwarding, standard_fields, with_fields};
+use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 
 #[derive(Debug, Deserialize)]
@@ -94,6 +98,18 @@ fn view(state: &AppState, floating: &FloatingIp) -> Value {
     )
 }
 
+impl Resource for FloatingIp {
+    const NAMES: [&'static str; 2] = ["floatingip", "floatingips"];
+
+    fn view(&self, state: &AppState, _: &Caller) -> Value {
+        view(state, self)
+    }
+
+    async fn delete(control: &Control, caller: &Caller, id: &str) -> Result<(), Error> {
+        control.floating_ip_delete(caller, id).await
+    }
+}
+
 /// A name of labels, or a whole domain, which ends with a dot (RFC 1035 §2.3.4); nothing if it is absent.
 fn dns_name(field: &str, text: Option<String>, whole: bool) -> Result<String, Fault> {
     const BYTES_MAX: usize = 255;
@@ -138,28 +154,6 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(json!({"floatingip": view(&state, &floating.row)}))))
 }
 
-/// `GET /v2.0/floatingips`.
-pub(super) async fn list(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    filters: Filters,
-    url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
-    let all = state.control.network_resources::<FloatingIp>(&caller).await?;
-    listing("floatingips", all.iter().map(|floating| view(&state, &floating.row)).collect(), &filters, &url)
-}
-
-/// `GET /v2.0/floatingips/{id}`.
-pub(super) async fn show(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-    filters: Filters,
-) -> Result<Json<Value>, Fault> {
-    let floating = state.control.network_resource::<FloatingIp>(&caller, &id).await?;
-    Ok(shown("floatingip", view(&state, &floating.row), &filters))
-}
-
 /// `PUT /v2.0/floatingips/{id}`.
 pub(super) async fn update(
     State(state): State<AppState>,
@@ -171,14 +165,4 @@ pub(super) async fn update(
     let update = FloatingIpUpdate { port_id, fixed_ip_address, description, qos_policy_id };
     let floating = state.control.floating_ip_update(&caller, &id, update).await?;
     Ok(Json(json!({"floatingip": view(&state, &floating.row)})))
-}
-
-/// `DELETE /v2.0/floatingips/{id}`.
-pub(super) async fn delete(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
-    state.control.floating_ip_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
 }

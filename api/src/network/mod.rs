@@ -18,6 +18,7 @@ mod port_forwarding;
 mod qos;
 mod quota;
 mod rbac;
+mod resource;
 mod router;
 mod security_group;
 mod subnet;
@@ -54,16 +55,19 @@ pub fn routes() -> Routes {
         .route("/v2.0/subnets/{id}", get(subnet::show).put(subnet::update).delete(subnet::delete))
         .route("/v2.0/ports", get(port::list).post(port::create))
         .route("/v2.0/ports/{id}", get(port::show).put(port::update).delete(port::delete))
-        .route("/v2.0/routers", get(router::list).post(router::create))
-        .route("/v2.0/routers/{id}", get(router::show).put(router::update).delete(router::delete))
+        .route("/v2.0/routers", get(resource::list::<Router>).post(router::create))
+        .route(
+            "/v2.0/routers/{id}",
+            get(resource::show::<Router>).put(router::update).delete(resource::delete::<Router>),
+        )
         .route("/v2.0/routers/{id}/add_router_interface", put(router::add_interface))
         .route("/v2.0/routers/{id}/remove_router_interface", put(router::remove_interface))
         .route("/v2.0/routers/{id}/add_extraroutes", put(router::add_routes))
         .route("/v2.0/routers/{id}/remove_extraroutes", put(router::remove_routes))
-        .route("/v2.0/floatingips", get(floating_ip::list).post(floating_ip::create))
+        .route("/v2.0/floatingips", get(resource::list::<FloatingIp>).post(floating_ip::create))
         .route(
             "/v2.0/floatingips/{id}",
-            get(floating_ip::show).put(floating_ip::update).delete(floating_ip::delete),
+            get(resource::show::<FloatingIp>).put(floating_ip::update).delete(resource::delete::<FloatingIp>),
         )
         .route(
             "/v2.0/floatingips/{id}/port_forwardings",

@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use control::Control;
 use control::caller::Caller;
+use control::error::Error;
 use control::model::network::qos::{QosPolicy, QosRule};
 use control::service::qos::{QosPolicyCreate, QosPolicyUpdate};
 use serde::Deserialize;
@@ -15,6 +17,7 @@ use self::rule::{
     BandwidthLimit, DscpMarking, MinimumBandwidth, MinimumPacketRate, PacketRateLimit, RuleWire,
 };
 use super::bulk::{OneOrMany, Several};
+use super::resource::{Resource, delete, list, show};
 use super::{Created, standard_fields, tag, with_fields};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
@@ -64,8 +67,8 @@ struct UpdateFields {
 /// The routes of policies and rules.
 pub(super) fn routes() -> Routes {
     Routes::new()
-        .route("/v2.0/qos/policies", get(list).post(create))
-        .route("/v2.0/qos/policies/{id}", get(show).put(update).delete(delete))
+        .route("/v2.0/qos/policies", get(list::<QosPolicy>).post(create))
+        .route("/v2.0/qos/policies/{id}", get(show::<QosPolicy>).put(update).delete(delete::<QosPolicy>))
         .route("/v2.0/qos/rule-types", get(rule_types))
         .merge(rule_routes::<BandwidthLimit>())
         .merge(rule_routes::<DscpMarking>())
@@ -113,6 +116,18 @@ fn view(state: &AppState, caller: &Caller, policy: &QosPolicy) -> Value {
     )
 }
 
+impl Resource for QosPolicy {
+    const NAMES: [&'static str; 2] = ["policy", "policies"];
+
+    fn view(&self, state: &AppState, caller: &Caller) -> Value {
+        view(state, caller, self)
+    }
+
+    async fn delete(control: &Control, caller: &Caller, id: &str) -> Result<(), Error> {
+        control.qos_policy_delete(caller, id).await
+    }
+}
+
 async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
@@ -131,27 +146,6 @@ async fn create(
     Ok((StatusCode::CREATED, Json(json!({"policy": view(&state, &caller, &policy.row)}))))
 }
 
-async fn list(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    filters: Filters,
-    url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
-    let policies = state.control.network_resources::<QosPolicy>(&caller).await?;
-    let rows = policies.iter().map(|policy| view(&state, &caller, &policy.row)).collect();
-    listing("policies", rows, &filters, &url)
-}
-
-async fn show(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-    filters: Filters,
-) -> Result<Json<Value>, Fault> {
-    let policy = state.control.network_resource::<QosPolicy>(&caller, &id).await?;
-    Ok(shown("policy", view(&state, &caller, &policy.row), &filters))
-}
-
 async fn update(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
@@ -162,15 +156,6 @@ async fn update(
     let update = QosPolicyUpdate { name, description, shared, is_default };
     let policy = state.control.qos_policy_update(&caller, &id, update).await?;
     Ok(Json(json!({"policy": view(&state, &caller, &policy.row)})))
-}
-
-async fn delete(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
-    state.control.qos_policy_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn rule_types(_: Authenticated, filters: Filters, url: RequestUrl) -> Result<Json<Value>, Fault> {

@@ -6,6 +6,9 @@ use std::net::IpAddr;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use control::Control;
+use control::caller::Caller;
+use control::error::Error;
 use control::model::router::Router;
 use control::service::port::FixedIpWish;
 use control::service::router::interface::{InterfaceChange, InterfaceRequest};
@@ -15,8 +18,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::port::FixedIpFields;
-use super::{Created, invalid, listing, nullable, read_subnet, shown, standard_fields, with_fields};
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::resource::Resource;
+use super::{Created, invalid, nullable, read_subnet, standard_fields, with_fields};
+use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 
 #[derive(Debug, Deserialize)]
@@ -177,6 +181,18 @@ fn view(state: &AppState, router: &Router) -> Value {
     )
 }
 
+impl Resource for Router {
+    const NAMES: [&'static str; 2] = ["router", "routers"];
+
+    fn view(&self, state: &AppState, _: &Caller) -> Value {
+        view(state, self)
+    }
+
+    async fn delete(control: &Control, caller: &Caller, id: &str) -> Result<(), Error> {
+        control.router_delete(caller, id).await
+    }
+}
+
 fn interface_view(change: &InterfaceChange) -> Value {
     json!({
         "id": change.router_id,
@@ -210,28 +226,6 @@ pub(super) async fn create(
     Ok((StatusCode::CREATED, Json(json!({"router": view(&state, &router.row)}))))
 }
 
-/// `GET /v2.0/routers`.
-pub(super) async fn list(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    filters: Filters,
-    url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
-    let routers = state.control.network_resources::<Router>(&caller).await?;
-    listing("routers", routers.iter().map(|router| view(&state, &router.row)).collect(), &filters, &url)
-}
-
-/// `GET /v2.0/routers/{id}`.
-pub(super) async fn show(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-    filters: Filters,
-) -> Result<Json<Value>, Fault> {
-    let router = state.control.network_resource::<Router>(&caller, &id).await?;
-    Ok(shown("router", view(&state, &router.row), &filters))
-}
-
 /// `PUT /v2.0/routers/{id}`.
 pub(super) async fn update(
     State(state): State<AppState>,
@@ -250,16 +244,6 @@ pub(super) async fn update(
     };
     let router = state.control.router_update(&caller, &id, update).await?;
     Ok(Json(json!({"router": view(&state, &router.row)})))
-}
-
-/// `DELETE /v2.0/routers/{id}`.
-pub(super) async fn delete(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
-    state.control.router_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 /// `PUT /v2.0/routers/{id}/add_router_interface`.

@@ -5,17 +5,19 @@ use std::collections::BTreeSet;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use control::Control;
 use control::caller::Caller;
+use control::error::Error;
 use control::model::network::pool::SubnetPool;
 use control::service::subnet_pool::{SubnetPoolCreate, SubnetPoolUpdate};
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::resource::{Resource, delete, list, show};
 use super::{Created, Number, nullable, read_subnet, standard_fields, with_fields};
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
-use crate::network::listing::{listing, shown};
 use crate::openapi::{Routes, get, put};
 
 #[derive(Debug, Deserialize)]
@@ -81,8 +83,8 @@ struct OnboardBody {
 /// The routes of subnet pools.
 pub(super) fn routes() -> Routes {
     Routes::new()
-        .route("/v2.0/subnetpools", get(list).post(create))
-        .route("/v2.0/subnetpools/{id}", get(show).put(update).delete(delete))
+        .route("/v2.0/subnetpools", get(list::<SubnetPool>).post(create))
+        .route("/v2.0/subnetpools/{id}", get(show::<SubnetPool>).put(update).delete(delete::<SubnetPool>))
         .route("/v2.0/subnetpools/{id}/add_prefixes", put(add_prefixes))
         .route("/v2.0/subnetpools/{id}/remove_prefixes", put(remove_prefixes))
         .route("/v2.0/subnetpools/{id}/onboard_network_subnets", put(onboard))
@@ -164,6 +166,18 @@ fn view(state: &AppState, caller: &Caller, pool: &SubnetPool) -> Value {
     )
 }
 
+impl Resource for SubnetPool {
+    const NAMES: [&'static str; 2] = ["subnetpool", "subnetpools"];
+
+    fn view(&self, state: &AppState, caller: &Caller) -> Value {
+        view(state, caller, self)
+    }
+
+    async fn delete(control: &Control, caller: &Caller, id: &str) -> Result<(), Error> {
+        control.subnet_pool_delete(caller, id).await
+    }
+}
+
 async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
@@ -171,31 +185,6 @@ async fn create(
 ) -> Created {
     let pool = state.control.subnet_pool_create(&caller, body.subnetpool.try_into()?).await?;
     Ok((StatusCode::CREATED, Json(json!({"subnetpool": view(&state, &caller, &pool.row)}))))
-}
-
-async fn list(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    filters: Filters,
-    url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
-    let pools = state.control.network_resources::<SubnetPool>(&caller).await?;
-    listing(
-        "subnetpools",
-        pools.iter().map(|pool| view(&state, &caller, &pool.row)).collect(),
-        &filters,
-        &url,
-    )
-}
-
-async fn show(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-    filters: Filters,
-) -> Result<Json<Value>, Fault> {
-    let pool = state.control.network_resource::<SubnetPool>(&caller, &id).await?;
-    Ok(shown("subnetpool", view(&state, &caller, &pool.row), &filters))
 }
 
 async fn update(
@@ -206,15 +195,6 @@ async fn update(
 ) -> Result<Json<Value>, Fault> {
     let pool = state.control.subnet_pool_update(&caller, &id, body.subnetpool.try_into()?).await?;
     Ok(Json(json!({"subnetpool": view(&state, &caller, &pool.row)})))
-}
-
-async fn delete(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
-    state.control.subnet_pool_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn add_prefixes(

@@ -5,6 +5,9 @@ use std::collections::BTreeSet;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use control::Control;
+use control::caller::Caller;
+use control::error::Error;
 use control::model::network::trunk::{SubPort, Trunk};
 use control::service::addressing::mac_text;
 use control::service::trunk::{TrunkCreate, TrunkDetails};
@@ -12,10 +15,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::bulk::{OneOrMany, Several};
+use super::resource::{Resource, delete, list, show};
 use super::{Created, Number, invalid, standard_fields, tag, with_fields};
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
-use crate::network::listing::{listing, shown};
 use crate::openapi::{Routes, get, put};
 
 #[derive(Debug, Deserialize)]
@@ -81,8 +84,8 @@ struct RemoveFields {
 /// The routes of trunks.
 pub(super) fn routes() -> Routes {
     Routes::new()
-        .route("/v2.0/trunks", get(list).post(create))
-        .route("/v2.0/trunks/{id}", get(show).put(update).delete(delete))
+        .route("/v2.0/trunks", get(list::<Trunk>).post(create))
+        .route("/v2.0/trunks/{id}", get(show::<Trunk>).put(update).delete(delete::<Trunk>))
         .route("/v2.0/trunks/{id}/get_subports", get(sub_ports))
         .route("/v2.0/trunks/{id}/add_subports", put(add))
         .route("/v2.0/trunks/{id}/remove_subports", put(remove))
@@ -148,6 +151,18 @@ fn view(trunk: &Trunk) -> Value {
     )
 }
 
+impl Resource for Trunk {
+    const NAMES: [&'static str; 2] = ["trunk", "trunks"];
+
+    fn view(&self, _: &AppState, _: &Caller) -> Value {
+        view(self)
+    }
+
+    async fn delete(control: &Control, caller: &Caller, id: &str) -> Result<(), Error> {
+        control.trunk_delete(caller, id).await
+    }
+}
+
 async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
@@ -167,26 +182,6 @@ async fn create(
     Ok((StatusCode::CREATED, Json(json!({"trunk": view(&trunk.row)}))))
 }
 
-async fn list(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    filters: Filters,
-    url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
-    let trunks = state.control.network_resources::<Trunk>(&caller).await?;
-    listing("trunks", trunks.iter().map(|trunk| view(&trunk.row)).collect(), &filters, &url)
-}
-
-async fn show(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-    filters: Filters,
-) -> Result<Json<Value>, Fault> {
-    let trunk = state.control.network_resource::<Trunk>(&caller, &id).await?;
-    Ok(shown("trunk", view(&trunk.row), &filters))
-}
-
 async fn update(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
@@ -197,15 +192,6 @@ async fn update(
     let texts = (fields.name.as_deref(), fields.description.as_deref());
     let trunk = state.control.trunk_update(&caller, &id, texts, fields.admin_state_up).await?;
     Ok(Json(json!({"trunk": view(&trunk.row)})))
-}
-
-async fn delete(
-    State(state): State<AppState>,
-    Authenticated(caller): Authenticated,
-    Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
-    state.control.trunk_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn sub_ports(
