@@ -1,7 +1,7 @@
 //! What is asked of a server by `POST /servers/{id}/action` (Compute API: servers, run an action).
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use axum::Json;
 use axum::extract::State;
@@ -20,8 +20,7 @@ use crate::error::Fault;
 use crate::microversion::Microversion;
 
 /// Actions that the protocol has and Wisp does not.
-const ABSENT: [&str; 23] = [
-    "addFloatingIp",
+const ABSENT: [&str; 21] = [
     "changePassword",
     "confirmResize",
     "evacuate",
@@ -34,7 +33,6 @@ const ABSENT: [&str; 23] = [
     "os-getVNCConsole",
     "os-migrateLive",
     "rebuild",
-    "removeFloatingIp",
     "rescue",
     "resetNetwork",
     "resize",
@@ -105,6 +103,19 @@ struct RemoveFixedIp {
     address: IpAddr,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct AddFloatingIp {
+    address: Ipv4Addr,
+    fixed_address: Option<Ipv4Addr>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RemoveFloatingIp {
+    address: Ipv4Addr,
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Console {
@@ -172,17 +183,9 @@ pub(super) async fn act(
             control.server_change_group(&caller, &id, &group.name, add).await?;
             Ok(StatusCode::ACCEPTED.into_response())
         }
-        "addFixedIp" => {
+        "addFixedIp" | "removeFixedIp" | "addFloatingIp" | "removeFloatingIp" => {
             until(version, 44)?;
-            let AddFixedIp { network_id } = parsed(argument)?;
-            control.server_fixed_ip_add(&caller, &id, &network_id).await?;
-            Ok(StatusCode::ACCEPTED.into_response())
-        }
-        "removeFixedIp" => {
-            until(version, 44)?;
-            let RemoveFixedIp { address } = parsed(argument)?;
-            control.server_fixed_ip_remove(&caller, &id, address).await?;
-            Ok(StatusCode::ACCEPTED.into_response())
+            change_address(&state, &caller, &id, &name, argument).await
         }
         "createImage" => {
             let CreateImage { name, metadata } = parsed(argument)?;
@@ -198,6 +201,36 @@ pub(super) async fn act(
         }
         other => Err(Fault::malformed(format!("There is no such action: {other}"))),
     }
+}
+
+/// What went to the network service with microversion 2.44.
+async fn change_address(
+    state: &AppState,
+    caller: &Caller,
+    id: &str,
+    name: &str,
+    argument: Value,
+) -> Result<Response, Fault> {
+    let control = &state.control;
+    match name {
+        "addFixedIp" => {
+            let AddFixedIp { network_id } = parsed(argument)?;
+            control.server_fixed_ip_add(caller, id, &network_id).await?;
+        }
+        "removeFixedIp" => {
+            let RemoveFixedIp { address } = parsed(argument)?;
+            control.server_fixed_ip_remove(caller, id, address).await?;
+        }
+        "addFloatingIp" => {
+            let AddFloatingIp { address, fixed_address } = parsed(argument)?;
+            control.server_floating_ip_add(caller, id, address, fixed_address).await?;
+        }
+        _ => {
+            let RemoveFloatingIp { address } = parsed(argument)?;
+            control.server_floating_ip_remove(caller, id, address).await?;
+        }
+    }
+    Ok(StatusCode::ACCEPTED.into_response())
 }
 
 async fn backup(

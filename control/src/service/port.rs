@@ -524,10 +524,7 @@ fn apply_update(cache: &Cache, caller: &Caller, port: &mut Port, update: &PortUp
     if bound && (update.device_id.is_some() || update.device_owner.is_some()) {
         return Err(Error::conflict(
             "PortInUse",
-            format!(
-                "Port {} is used by server {}; delete the server first.",
-                port.standard.id, port.device_id
-            ),
+            format!("Port {} is used by server {}; detach it first.", port.standard.id, port.device_id),
         ));
     }
     if let Some(device_id) = &update.device_id {

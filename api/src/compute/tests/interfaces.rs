@@ -102,3 +102,47 @@ async fn server_may_have_two_devices_on_one_network_each_with_its_tag() {
     assert_eq!(cloud.post(&action, "2.43", less.clone()).await.status, 202);
     assert_eq!(cloud.post(&action, "2.43", less).await.status, 400);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn floating_ip_leads_to_a_server_by_the_older_action() {
+    let cloud = Cloud::with_host().await;
+    let network = cloud.network("n", "10.0.0.0/24").await;
+    let post = async |path: &str, body: Value| {
+        let made = cloud.harness.admin(Method::POST, &format!("/network/v2.0/{path}"), body).await;
+        assert_eq!(made.status, 201, "{:?}", made.json());
+        made.json()
+    };
+    let outside = post("networks", json!({"network": {"router:external": true}})).await;
+    let outside = outside["network"]["id"].clone();
+    post("subnets", json!({"subnet": {"network_id": outside, "ip_version": 4, "cidr": "203.0.113.0/24"}}))
+        .await;
+    let router = post("routers", json!({"router": {"external_gateway_info": {"network_id": outside}}})).await;
+    let subnets = format!("/network/v2.0/subnets?network_id={network}");
+    let subnets = cloud.harness.admin(Method::GET, &subnets, Value::Null).await.json();
+    let router = router["router"]["id"].as_str().unwrap();
+    let add = format!("/network/v2.0/routers/{router}/add_router_interface");
+    let added =
+        cloud.harness.admin(Method::PUT, &add, json!({"subnet_id": subnets["subnets"][0]["id"]})).await;
+    assert_eq!(added.status, 200, "{:?}", added.json());
+    let floating = post("floatingips", json!({"floatingip": {"floating_network_id": outside}})).await;
+    let address = floating["floatingip"]["floating_ip_address"].clone();
+
+    let id = cloud.server(&cloud.image().await, json!({"networks": [{"uuid": network}]})).await;
+    cloud.until(&id, "ACTIVE").await;
+    let act = async |version, body| {
+        cloud.post(&format!("/servers/{id}/action"), version, body).await.status.as_u16()
+    };
+    let add = json!({"addFloatingIp": {"address": address}});
+    let remove = json!({"removeFloatingIp": {"address": address}});
+    assert_eq!(act("2.44", add.clone()).await, 404);
+    assert_eq!(act("2.43", remove.clone()).await, 409, "it does not lead there yet");
+    assert_eq!(act("2.43", json!({"addFloatingIp": {"address": "203.0.113.250"}})).await, 404);
+    let elsewhere = json!({"addFloatingIp": {"address": address, "fixed_address": "10.0.0.250"}});
+    assert_eq!(act("2.43", elsewhere).await, 400);
+    assert_eq!(act("2.43", add).await, 202);
+    let addresses =
+        async || cloud.get(&format!("/servers/{id}"), "2.1").await.json()["server"]["addresses"]["n"].take();
+    assert_eq!(addresses().await[1]["addr"], address);
+    assert_eq!(act("2.43", remove).await, 202);
+    assert_eq!(addresses().await.as_array().unwrap().len(), 1);
+}

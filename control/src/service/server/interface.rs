@@ -1,7 +1,7 @@
 //! Network devices of servers: given and taken while a server is off, or at any time where its host can plug. The
 //! server's row and its port's binding change in one transaction.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use super::find_for_change;
@@ -12,10 +12,13 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::compute::{Host, Server};
 use crate::model::network::{FixedIp, Port, Subnet};
+use crate::model::router::FloatingIp;
 use crate::service::host::DEFAULT_ZONE;
 use crate::service::network::touch as touch_port;
+use crate::service::network_resource::sees;
 use crate::service::nic::{NICS_MAX, NicRequest, NicRequests, ServerOfPorts, server_ports};
 use crate::service::port::{FixedIpWish, change_port, choose_again, visible_port};
+use crate::service::router::floating_ip::FloatingIpUpdate;
 use crate::store::{Cache, Stored, Txn};
 
 /// What is plugged, in messages.
@@ -197,6 +200,77 @@ impl Control {
             })
             .await
     }
+
+    /// Has a floating IP lead to a server: to one of its addresses, the first unless said (microversions before 2.44).
+    ///
+    /// # Errors
+    /// `NotFound`, `Forbidden`; `Invalid` if the server has no such address; as [`Control::floating_ip_update`].
+    pub async fn server_floating_ip_add(
+        &self,
+        caller: &Caller,
+        id: &str,
+        address: Ipv4Addr,
+        fixed: Option<Ipv4Addr>,
+    ) -> Result<()> {
+        self.db.caught_up().await?;
+        let cache = self.db.cache();
+        let server = find_for_change(cache, caller, id, "os_compute_api:os-floating-ips:add")?;
+        let fits = |port: &Port| {
+            port.fixed_ips.iter().find_map(|ip| match ip.ip_address {
+                IpAddr::V4(own) if fixed.is_none_or(|fixed| fixed == own) => Some(own),
+                _ => None,
+            })
+        };
+        let found = own_ports(cache, &server.row).find_map(|port| Some((fits(&port.row)?, port)));
+        let (own, port) = found.ok_or_else(|| {
+            Error::invalid(
+                "FixedIpNotFoundForInstance",
+                format!("No such fixed IP is associated to instance {id}"),
+            )
+        })?;
+        let floating = floating_of(cache, caller, address)?;
+        let update = FloatingIpUpdate {
+            port_id: Some(Some(port.row.standard.id.clone())),
+            fixed_ip_address: Some(own),
+            ..FloatingIpUpdate::default()
+        };
+        self.floating_ip_update(caller, &floating, update).await.map(drop)
+    }
+
+    /// Has a floating IP of a server lead nowhere (microversions before 2.44).
+    ///
+    /// # Errors
+    /// `NotFound`, `Forbidden`; `Conflict` if it does not lead to the server.
+    pub async fn server_floating_ip_remove(
+        &self,
+        caller: &Caller,
+        id: &str,
+        address: Ipv4Addr,
+    ) -> Result<()> {
+        self.db.caught_up().await?;
+        let cache = self.db.cache();
+        let server = find_for_change(cache, caller, id, "os_compute_api:os-floating-ips:remove")?;
+        let floating = floating_of(cache, caller, address)?;
+        let target = cache.get::<FloatingIp>(&floating).and_then(|floating| floating.row.target.clone());
+        let leads = target.is_some_and(|target| {
+            own_ports(cache, &server.row).any(|port| port.row.standard.id == target.port_id)
+        });
+        if !leads {
+            let message = format!("Floating IP {address} is not associated with instance {id}.");
+            return Err(Error::conflict("FloatingIpNotAssociated", message));
+        }
+        let update = FloatingIpUpdate { port_id: Some(None), ..FloatingIpUpdate::default() };
+        self.floating_ip_update(caller, &floating, update).await.map(drop)
+    }
+}
+
+/// The id of the floating IP with an address.
+fn floating_of(cache: &Cache, caller: &Caller, address: Ipv4Addr) -> Result<String> {
+    let found =
+        cache.find::<FloatingIp>(|floating| floating.address == address && sees(cache, caller, floating));
+    found
+        .map(|floating| floating.row.standard.id.clone())
+        .ok_or_else(|| Error::not_found("Floating IP", address.to_string()))
 }
 
 /// Adds to a transaction that the server that has a port, if one has it, is without it: the port goes (Nova's event
