@@ -13,6 +13,7 @@ mod guests;
 #[allow(dead_code, reason = "the benchmarks use the rest")]
 mod harness;
 mod images;
+mod interfaces;
 mod lab;
 mod limits;
 mod openstack;
@@ -48,6 +49,7 @@ fn main() {
         volumes::trials(),
         server_images::trials(),
         limits::trials(),
+        interfaces::trials(),
         encryption::trials(),
         openstack::trials(),
         serving::trials(),
