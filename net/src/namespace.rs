@@ -27,7 +27,7 @@ const NSFS: FsType = FsType(0x6e73_6673);
 
 /// What makes a namespace a router, by file below `/proc/sys/net`. It answers ARP for what the asked link has, from the
 /// address it is asked at, and says when a link comes up with an address or gets a MAC.
-const SETTINGS: [(&str, &str); 8] = [
+const SETTINGS: [(&str, &str); 9] = [
     ("ipv4/ip_forward", "1"),
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
@@ -36,6 +36,8 @@ const SETTINGS: [(&str, &str); 8] = [
     ("ipv4/conf/all/arp_notify", "1"),
     ("ipv6/conf/all/forwarding", "1"),
     ("ipv6/conf/default/accept_dad", "0"),
+    // Guests are told the link-local address that the MAC gives.
+    ("ipv6/conf/default/addr_gen_mode", "0"),
 ];
 
 /// What went wrong with a namespace.

@@ -3,13 +3,14 @@
 //!
 //! Must never know: tenants, cloud ids, paths.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+mod endpoint;
 
 use serde::{Deserialize, Serialize};
 use storage::format::DiskKey;
 
-use crate::document::Document;
+pub use endpoint::{
+    Addressing, AnnouncedPrefix, Announcement, DhcpOption, Dhcpv6Config, EndpointConfig, Ipv4Config, Ipv6Config,
+};
 
 /// A descriptor inherited from the parent, by number; whoever reads the configuration takes ownership once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -216,39 +217,4 @@ pub struct NicConfig {
     pub mtu: u16,
     /// What is answered to the guest before its frames reach the tap; nothing if absent.
     pub endpoint: Option<EndpointConfig>,
-}
-
-/// What the VMM itself answers to the guest on one network device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EndpointConfig {
-    /// The guest's address, offered by DHCP (RFC 2131).
-    pub address: Ipv4Addr,
-    /// Length of the subnet's prefix in bits.
-    pub prefix_len: u8,
-    /// The default gateway, if the subnet has one.
-    pub gateway: Option<Ipv4Addr>,
-    /// The address the DHCP server answers from.
-    pub dhcp_server: Ipv4Addr,
-    /// Name servers.
-    #[serde(default)]
-    pub dns: Vec<Ipv4Addr>,
-    /// Further routes (RFC 3442): destination, prefix length, next hop.
-    #[serde(default)]
-    pub routes: Vec<(Ipv4Addr, u8, Ipv4Addr)>,
-    /// The guest's host name (DHCP option 12).
-    #[serde(default)]
-    pub hostname: String,
-    /// The guest's domain (DHCP option 15).
-    #[serde(default)]
-    pub domain: String,
-    /// Lease time in seconds.
-    pub lease_s: u32,
-    /// Addresses for which ARP is answered here, with the MAC that answers.
-    #[serde(default)]
-    pub neighbours: BTreeMap<Ipv4Addr, [u8; 6]>,
-    /// The metadata service at 169.254.169.254 port 80: path (with its leading slash, without a trailing one) to
-    /// body; a path that is only a prefix of others answers their listing.
-    #[serde(default)]
-    pub metadata: BTreeMap<String, Document>,
 }

@@ -8,10 +8,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Addressing;
+
 /// The longest request or reply line in bytes; a peer that sends more is cut off.
 pub const LINE_BYTES_MAX: usize = 2 << 20;
-/// The longest request line in bytes: an action is far shorter, and several clients may send one.
-pub const REQUEST_BYTES_MAX: usize = 16 << 10;
+/// The longest request line in bytes: the longest action, a device's addresses with all its routes and options, is
+/// shorter, and several clients may send one.
+pub const REQUEST_BYTES_MAX: usize = 64 << 10;
 
 /// Everything a VMM can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -39,6 +42,14 @@ pub enum Action {
     /// Write out what the guest has written to its disks, so that their files have all of it; legal while paused. Until
     /// the guest is resumed, the files do not change.
     Flush,
+    /// Answer otherwise to the guest on the network device with this MAC address: as the configuration says of it,
+    /// except for the metadata. Legal in every state.
+    Readdress {
+        /// The device.
+        mac: [u8; 6],
+        /// What is answered from now on.
+        addressing: Box<Addressing>,
+    },
 }
 
 /// What a VMM answers.
@@ -239,6 +250,14 @@ impl Client {
     /// As [`Self::call`].
     pub fn flush(&mut self) -> Result<VmState, ClientError> {
         self.done(&Action::Flush)
+    }
+
+    /// [`Action::Readdress`]; the state, which stays as it is.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn readdress(&mut self, mac: [u8; 6], addressing: Addressing) -> Result<VmState, ClientError> {
+        self.done(&Action::Readdress { mac, addressing: Box::new(addressing) })
     }
 
     /// [`Action::Stop`]; the state it led to. The process ends on its own afterwards.

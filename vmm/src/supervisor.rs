@@ -171,7 +171,7 @@ impl Supervisor {
             }
             let Some(line) = client.next_line()? else { return Ok(()) };
             let reply = match serde_json::from_slice(&line) {
-                Ok(action) => self.act(&action),
+                Ok(action) => self.act(action),
                 Err(error) => Reply::Error { message: format!("not an action: {error}") },
             };
             client.output = encode(&reply);
@@ -179,8 +179,8 @@ impl Supervisor {
         }
     }
 
-    fn act(&mut self, action: &Action) -> Reply {
-        let event = match *action {
+    fn act(&mut self, action: Action) -> Reply {
+        let event = match action {
             Action::Start => Event::Start,
             Action::Pause => Event::Pause,
             Action::Resume => Event::Resume,
@@ -195,6 +195,13 @@ impl Supervisor {
             }
             Action::Console { bytes_max } => return self.console(u64::from(bytes_max)),
             Action::Flush => return self.flush(),
+            Action::Readdress { mac, addressing } => {
+                return if self.machine.readdress(mac, &addressing) {
+                    Reply::Done { state: self.machine.state() }
+                } else {
+                    Reply::Error { message: "no network device with that MAC address answers anything".to_owned() }
+                };
+            }
         };
         match self.machine.apply(event) {
             Ok(state) => {

@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::image::{DiskImage, Image, begins_with_elf};
 use crate::bus::{self, Bus};
-use crate::config::{DiskConfig, NicConfig, SystemIdentity, Transport};
+use crate::config::{Addressing, DiskConfig, NicConfig, SystemIdentity, Transport};
 use crate::devices::{self, Driven, Places};
 use crate::ending::{Ending, EndingSignal};
 use crate::kvm::{self, HostKind, Kvm};
@@ -270,6 +270,11 @@ impl Machine {
     /// The disks'; all of them are tried.
     pub fn flush_disks(&self) -> io::Result<()> {
         self.devices.iter().map(|device| lock(device).write_out()).fold(Ok(()), Result::and)
+    }
+
+    /// Has the network device with that MAC address answer otherwise to the guest; whether there is one that answers.
+    pub fn readdress(&self, mac: [u8; 6], addressing: &Addressing) -> bool {
+        self.devices.iter().any(|device| lock(device).readdress(mac, addressing))
     }
 
     /// Ends the threads. A process that is about to exit need not.

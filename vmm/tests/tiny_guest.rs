@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vmm::config::{
-    Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, NicConfig, Transport, VmmConfig,
+    Addressing, Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, Ipv4Config, NicConfig, Transport,
+    VmmConfig,
 };
 use vmm::rpc::{Client, ExitReason, ExitReport};
 use vmm::run::run_instance;
@@ -204,16 +205,21 @@ fn nic(tap: OwnedFd, address: Ipv4Addr, user_data: &str) -> NicConfig {
         mac: [0x02, 0x57, 0x49, 0x53, 0x50, address.octets()[3]],
         mtu: 1450,
         endpoint: Some(EndpointConfig {
-            address,
-            prefix_len: 24,
-            gateway: Some(HOST),
-            dhcp_server: Ipv4Addr::new(10, 99, 0, 2),
-            dns: Vec::new(),
-            routes: Vec::new(),
-            hostname: "tiny".to_owned(),
-            domain: "wisp".to_owned(),
-            lease_s: 3600,
-            neighbours: BTreeMap::new(),
+            addressing: Addressing {
+                ipv4: Some(Ipv4Config {
+                    address,
+                    prefix_len: 24,
+                    gateway: Some(HOST),
+                    dhcp_server: Ipv4Addr::new(10, 99, 0, 2),
+                    dns: Vec::new(),
+                    routes: Vec::new(),
+                    options: Vec::new(),
+                }),
+                hostname: "tiny".to_owned(),
+                domain: "wisp".to_owned(),
+                lease_s: 3600,
+                ..Addressing::default()
+            },
             metadata,
         }),
     }

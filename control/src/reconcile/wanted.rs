@@ -37,7 +37,7 @@ pub fn host_wanted(cache: &Cache, master: &MasterKey, cloud_tag: &str, host: &st
         .collect();
     // All devices at once, so that each group is resolved once and not once for each server.
     let port_ids: Vec<String> = servers.iter().flat_map(|server| present_ports(cache, &server.row)).collect();
-    let Ok(resolved) = nics_wanted(cache, &port_ids) else {
+    let Ok(resolved) = nics_wanted(cache, cloud_tag, &port_ids) else {
         // A row went away between the check and the use: the change that took it tells this host again.
         return wanted;
     };

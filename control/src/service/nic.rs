@@ -1,13 +1,17 @@
 //! Servers on networks: the ports a server asks for at its creation, their binding and release, and what a host
 //! is told of them.
 
+mod ipv6;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use vmm::config::Ipv6Config;
 
 use super::auto_topology::is_possible;
+use self::ipv6::Ipv6Networks;
 use super::network::PUBLIC_NAME;
 use super::network_resource::sees;
 use super::port::{
@@ -299,8 +303,14 @@ pub(crate) fn server_ports(cache: &Cache, server_id: &str) -> Vec<Arc<Stored<Por
 
 /// What a host is told of these ports. Ports, networks or subnets that are gone are left out: `missing` of the
 /// result names the first of them.
-pub(crate) fn nics_wanted(cache: &Cache, port_ids: &[String]) -> std::result::Result<NicsWanted, String> {
+pub(crate) fn nics_wanted(
+    cache: &Cache,
+    cloud_tag: &str,
+    port_ids: &[String],
+) -> std::result::Result<NicsWanted, String> {
     let mut wanted = NicsWanted::default();
+    // All subnets and routers once, not once for each device.
+    let ipv6 = Ipv6Networks::of(cache, cloud_tag);
     let mut networks = BTreeMap::new();
     let mut group_ids = BTreeSet::new();
     for port_id in port_ids {
@@ -308,7 +318,8 @@ pub(crate) fn nics_wanted(cache: &Cache, port_ids: &[String]) -> std::result::Re
         let network = cache
             .get::<Network>(&port.row.network_id)
             .ok_or_else(|| format!("Network {} could not be found.", port.row.network_id))?;
-        wanted.nics.push(nic_wanted(cache, &port.row, &network.row));
+        let nic = nic_wanted(cache, &port.row, &network.row);
+        wanted.nics.push(NicWanted { ipv6: ipv6.config_of(&port.row, &network.row), ..nic });
         group_ids.extend(port.row.security_groups.iter().cloned());
         networks
             .entry(network.row.standard.id.clone())
@@ -391,5 +402,6 @@ fn nic_wanted(cache: &Cache, port: &Port, network: &Network) -> NicWanted {
         port_security: port.port_security_enabled,
         groups: port.security_groups.iter().cloned().collect(),
         domain: DOMAIN.to_owned(),
+        ipv6: Ipv6Config::default(),
     }
 }

@@ -1,46 +1,72 @@
 //! Frames of a guest and of the link: whole ones with a few bytes changed, and TCP conversations out of order.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use etherparse::{ArpEthIpv4Packet, ArpOperation, ArpPacket, PacketBuilder, TransportSlice};
-use vmm::config::EndpointConfig;
-use vmm::endpoint::{Endpoint, METADATA_ADDRESS};
+use ipnet::Ipv6Net;
+use vmm::config::{
+    Addressing, AnnouncedPrefix, Announcement, DhcpOption, Dhcpv6Config, EndpointConfig, Ipv4Config, Ipv6Config,
+};
+use vmm::endpoint::{Endpoint, METADATA_ADDRESS, METADATA_ADDRESS_V6};
 
 use crate::input::Reader;
 
 pub(crate) const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 7);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const GUEST_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
+const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 7);
+const ALL_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
 /// Frames per input.
 const FRAMES_MAX: usize = 64;
 
 pub(crate) fn config() -> EndpointConfig {
-    EndpointConfig {
+    let ipv4 = Ipv4Config {
         address: GUEST,
         prefix_len: 24,
         gateway: Some(GATEWAY),
         dhcp_server: Ipv4Addr::new(10, 0, 0, 2),
         dns: vec![GATEWAY],
         routes: vec![],
+        options: vec![DhcpOption { code: 67, data: b"file".to_vec() }],
+    };
+    let prefix = Ipv6Net::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 64);
+    let prefix = prefix.expect("invariant: a length that is one");
+    let announcement = Announcement {
+        router: Some([2, 0, 0, 0, 0, 1]),
+        is_default: true,
+        managed: true,
+        prefixes: vec![AnnouncedPrefix { prefix, autonomous: true }],
+        routes: vec![prefix],
+        dns: vec![GUEST_V6],
+        ..Announcement::default()
+    };
+    let dhcp = Dhcpv6Config { addresses: vec![GUEST_V6], on_link: vec![prefix], ..Dhcpv6Config::default() };
+    let addressing = Addressing {
+        ipv4: Some(ipv4),
+        ipv6: Ipv6Config { announcements: vec![announcement], others_announce: false, dhcp: Some(dhcp) },
         hostname: "fuzz".to_owned(),
-        domain: String::new(),
+        domain: "fuzz.example".to_owned(),
         lease_s: 3600,
         neighbours: BTreeMap::from([(GATEWAY, [2, 0, 0, 0, 0, 1])]),
-        metadata: BTreeMap::from([
-            ("/latest/user-data".to_owned(), "x".repeat(20_000).into()),
-            ("/openstack/latest/meta_data.json".to_owned(), "{}".into()),
-        ]),
-    }
+    };
+    let metadata = BTreeMap::from([
+        ("/latest/user-data".to_owned(), "x".repeat(20_000).into()),
+        ("/openstack/latest/meta_data.json".to_owned(), "{}".into()),
+    ]);
+    EndpointConfig { addressing, metadata }
 }
 
 /// A frame of the kind that the input asks for, with as many bytes changed as it says.
 pub(crate) fn frame(reader: &mut Reader<'_>) -> Vec<u8> {
-    let mut frame = match reader.u8() % 8 {
+    let mut frame = match reader.u8() % 12 {
         0 => arp(),
         1 => dhcp(reader),
         2 => reader.bytes(64).to_vec(),
+        3 | 4 => dhcpv6(reader),
+        5 | 6 => discovery(reader),
         _ => tcp(reader),
     };
     let changes = reader.u8() % 16;
@@ -88,6 +114,47 @@ fn dhcp(reader: &mut Reader<'_>) -> Vec<u8> {
     frame
 }
 
+/// A DHCPv6 message whose options are whole ones and the input's.
+fn dhcpv6(reader: &mut Reader<'_>) -> Vec<u8> {
+    let mut message = vec![reader.u8() % 14, 1, 2, 3];
+    for _ in 0..reader.u8() % 6 {
+        match reader.u8() % 6 {
+            0 => message.extend_from_slice(&[0, 1, 0, 10, 0, 3, 0, 1, 2, 0, 0, 0, 0, 7]),
+            1 => message.extend_from_slice(&[0, 2, 0, 10, 0, 3, 0, 1, 2, 0, 169, 254, 169, 254]),
+            2 => message.extend_from_slice(&[0, 3, 0, 12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
+            3 => message.extend_from_slice(&[0, 14, 0, 0, 0, 6, 0, 4, 0, 23, 0, 24]),
+            _ => {
+                let length = reader.u8();
+                message.extend_from_slice(&[0, reader.u8() % 40, 0, length]);
+                message.extend_from_slice(reader.bytes(usize::from(length)));
+            }
+        }
+    }
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(GUEST_MAC, [0x33, 0x33, 0, 1, 0, 2])
+        .ipv6(LINK_LOCAL.octets(), ALL_SERVERS.octets(), 1)
+        .udp(546, 547)
+        .write(&mut frame, &message)
+        .expect("invariant: a vector takes all");
+    frame
+}
+
+/// A message of neighbour or router discovery.
+fn discovery(reader: &mut Reader<'_>) -> Vec<u8> {
+    let source = if reader.u8() % 2 == 0 { Ipv6Addr::UNSPECIFIED } else { LINK_LOCAL };
+    let target = if reader.u8() % 2 == 0 { METADATA_ADDRESS_V6 } else { GUEST_V6 };
+    let mut payload = target.octets().to_vec();
+    let length = usize::from(reader.u8() % 64);
+    payload.extend_from_slice(reader.bytes(length));
+    let mut frame = Vec::new();
+    PacketBuilder::ethernet2(GUEST_MAC, [0x33, 0x33, 0, 0, 0, 2])
+        .ipv6(source.octets(), METADATA_ADDRESS_V6.octets(), 255)
+        .icmpv6_raw(133 + reader.u8() % 5, 0, [0; 4])
+        .write(&mut frame, &payload)
+        .expect("invariant: a vector takes all");
+    frame
+}
+
 const REQUESTS: [&str; 6] = [
     "GET / HTTP/1.1\r\n\r\n",
     "GET /latest/user-data HTTP/1.0\r\n\r\n",
@@ -106,9 +173,14 @@ fn tcp(reader: &mut Reader<'_>) -> Vec<u8> {
     };
     let acknowledged = reader.u32();
     let flags = reader.u8();
-    let mut builder = PacketBuilder::ethernet2(GUEST_MAC, [2, 0, 0, 0, 0, 1])
-        .ipv4(GUEST.octets(), METADATA_ADDRESS.octets(), 64)
-        .tcp(port, 80, sequence, reader.u16());
+    let ethernet = PacketBuilder::ethernet2(GUEST_MAC, [2, 0, 0, 0, 0, 1]);
+    // A connection is by one version of IP or the other.
+    let ip = if port % 2 == 0 {
+        ethernet.ipv4(GUEST.octets(), METADATA_ADDRESS.octets(), 64)
+    } else {
+        ethernet.ipv6(LINK_LOCAL.octets(), METADATA_ADDRESS_V6.octets(), 64)
+    };
+    let mut builder = ip.tcp(port, 80, sequence, reader.u16());
     if flags & 3 == 0 {
         builder = builder.syn();
     } else {
@@ -178,6 +250,11 @@ pub(crate) fn run(input: &[u8]) {
                 last = answer;
             }
         }
+        if how & 0xf8 == 0xf8 {
+            let mut addressing = config().addressing;
+            addressing.ipv6.announcements.truncate(usize::from(how & 1));
+            endpoint.readdress(addressing, now);
+        }
         endpoint.poll_delay(now);
     }
     // Left alone and fetched, everything comes to an end.
@@ -186,5 +263,15 @@ pub(crate) fn run(input: &[u8]) {
         endpoint.poll(now);
         while endpoint.next_answer(now).is_some() {}
     }
-    assert_eq!(endpoint.poll_delay(now), None, "connections outlive their guest's silence");
+    // Routers are announced every ten minutes, and nothing is due before.
+    for _ in 0..2 {
+        now += endpoint.poll_delay(now).unwrap_or_default();
+        endpoint.poll(now);
+        while endpoint.next_answer(now).is_some() {}
+    }
+    let delay = endpoint.poll_delay(now);
+    assert!(
+        delay.is_none_or(|delay| delay == Duration::from_secs(600)),
+        "connections outlive their guest's silence: {delay:?}"
+    );
 }

@@ -6,12 +6,13 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
-use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode, OptionCode, borrowed};
+use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode, OptionCode, UnknownOption, borrowed};
 use dhcproto::{Encodable, Encoder};
 use etherparse::PacketBuilder;
 use ipnet::Ipv4Net;
 
-use crate::config::EndpointConfig;
+use super::packet::mac_of;
+use crate::config::{Addressing, Ipv4Config};
 
 pub(super) use dhcproto::v4::{CLIENT_PORT, SERVER_PORT};
 
@@ -42,14 +43,16 @@ struct Request {
 }
 
 impl DhcpServer {
-    pub(super) fn new(config: &EndpointConfig, guest_mac: [u8; 6], mtu: u16) -> Self {
-        Self {
+    /// None if the guest gets no address by DHCP.
+    pub(super) fn new(addressing: &Addressing, guest_mac: [u8; 6], mtu: u16) -> Option<Self> {
+        let config = addressing.ipv4.as_ref()?;
+        Some(Self {
             guest_mac,
             address: config.address,
             server: config.dhcp_server,
-            lease_s: config.lease_s,
-            options: options(config, mtu),
-        }
+            lease_s: addressing.lease_s,
+            options: options(addressing, config, mtu),
+        })
     }
 
     /// The frame that answers one UDP payload to port 67.
@@ -129,7 +132,7 @@ impl DhcpServer {
         } else {
             (self.guest_mac, self.address)
         };
-        let builder = PacketBuilder::ethernet2(super::mac_of(self.server), mac)
+        let builder = PacketBuilder::ethernet2(mac_of(self.server), mac)
             .ipv4(self.server.octets(), address.octets(), 64)
             .udp(SERVER_PORT, CLIENT_PORT);
         let mut frame = Vec::with_capacity(builder.size(payload.len()));
@@ -156,7 +159,7 @@ fn parse(message: &borrowed::Message<'_>) -> Option<Request> {
     Some(Request { kind: kind?, wanted: requested.or(current), server })
 }
 
-fn options(config: &EndpointConfig, mtu: u16) -> Vec<DhcpOption> {
+fn options(addressing: &Addressing, config: &Ipv4Config, mtu: u16) -> Vec<DhcpOption> {
     let mask = Ipv4Net::new(config.address, config.prefix_len.min(32)).map(|net| net.netmask());
     let mut options = vec![
         DhcpOption::SubnetMask(mask.unwrap_or(Ipv4Addr::BROADCAST)),
@@ -170,11 +173,17 @@ fn options(config: &EndpointConfig, mtu: u16) -> Vec<DhcpOption> {
         options.push(DhcpOption::DomainNameServer(config.dns.iter().copied().take(DNS_MAX).collect()));
     }
     let text = |text: &str| text.chars().take(NAME_CHARS_MAX).collect::<String>();
-    if !config.hostname.is_empty() {
-        options.push(DhcpOption::Hostname(text(&config.hostname)));
+    if !addressing.hostname.is_empty() {
+        options.push(DhcpOption::Hostname(text(&addressing.hostname)));
     }
-    if !config.domain.is_empty() {
-        options.push(DhcpOption::DomainName(text(&config.domain)));
+    if !addressing.domain.is_empty() {
+        options.push(DhcpOption::DomainName(text(&addressing.domain)));
+    }
+    for option in &config.options {
+        let Ok(code) = u8::try_from(option.code) else { continue };
+        let code = OptionCode::from(code);
+        options.retain(|present| OptionCode::from(present) != code);
+        options.push(DhcpOption::Unknown(UnknownOption::new(code, option.data.clone())));
     }
     options
 }
@@ -182,7 +191,7 @@ fn options(config: &EndpointConfig, mtu: u16) -> Vec<DhcpOption> {
 /// All routes in one option, since clients that read it ignore the router option (RFC 3442): metadata by way of
 /// the DHCP server's address, which answers ARP here; the default route; what the configuration adds. Each destination
 /// once: a client that adds them one by one fails at the second (cloud-init does, and then finds no data source).
-fn routes(config: &EndpointConfig) -> Vec<(Ipv4Net, Ipv4Addr)> {
+fn routes(config: &Ipv4Config) -> Vec<(Ipv4Net, Ipv4Addr)> {
     let metadata = (Ipv4Net::from(super::METADATA_ADDRESS), config.dhcp_server);
     let default = config.gateway.map(|gateway| (Ipv4Net::default(), gateway));
     let further = config.routes.iter().filter_map(|&(destination, prefix_len, next_hop)| {

@@ -1,4 +1,5 @@
-//! What the VMM itself answers to the guest on one network device: ARP, DHCP, metadata.
+//! What the VMM itself answers to the guest on one network device: ARP, DHCP, neighbour and router discovery, DHCPv6,
+//! metadata.
 //!
 //! Owns the addresses that exist only between this guest and its VMM. Sees every frame of the guest before the
 //! link does and every frame of the link before the guest does; frames are Ethernet, without a VIRTIO header. Must
@@ -13,33 +14,49 @@
 //! | ARP request for a neighbour, the DHCP server or the metadata address | answered, taken |
 //! | IPv4 to the metadata address, whatever its Ethernet destination | TCP port 80 is served; taken |
 //! | UDP to port 67 | answered if it is DHCP of the guest's own MAC; taken |
+//! | router solicitation | answered in the name of the routers that are announced; taken, unless others announce too |
+//! | neighbour solicitation for an own IPv6 address | answered, taken |
+//! | IPv6 to the metadata address | TCP port 80 is served to link-local addresses; taken |
+//! | UDP to port 547 | answered if it is DHCPv6 from the guest's own MAC; taken |
 //! | anything else | forwarded |
 //!
-//! From the link, UDP to port 68 is dropped: no other DHCP server reaches the guest.
+//! What is not configured is not answered, and forwarded. From the link, UDP to port 68 or 546 and routers'
+//! announcements are dropped where the endpoint answers the same: no other server and no other router reaches the guest.
+//! Routers are announced as soon as the guest has sent anything by IPv6, every ten minutes, and when they change.
 
 mod arp;
 mod dhcp;
+mod dhcpv6;
 mod http;
 mod metadata;
+mod neighbour;
+mod packet;
 mod tcp;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
-use etherparse::{EtherType, Ethernet2HeaderSlice, IpNumber, Ipv4HeaderSlice, UdpHeaderSlice};
+use etherparse::{EtherType, Ethernet2HeaderSlice, IpNumber, Ipv4HeaderSlice};
 
-use crate::config::EndpointConfig;
+use crate::config::{Addressing, EndpointConfig};
 use dhcp::DhcpServer;
+use dhcpv6::Dhcpv6Server;
 use metadata::MetadataTree;
+use neighbour::{Announcer, Message};
+use packet::mac_of;
 use tcp::TcpService;
 
-/// Answers that wait for the guest's receive buffers; further ones of ARP and DHCP are dropped, TCP waits.
+/// Answers that wait for the guest's receive buffers; further ones of anything but TCP are dropped, TCP waits.
 pub const ANSWERS_MAX: usize = 16;
 /// The address of the metadata service, link-local on every cloud.
 pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// The same by IPv6, as Neutron has it.
+pub const METADATA_ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
+/// The MAC of what the endpoint is by IPv6: the one that answers for the metadata address.
+const OWN_MAC: [u8; 6] = [0x02, 0x00, 169, 254, 169, 254];
 
 /// What became of a frame of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,28 +69,44 @@ pub enum Verdict {
 
 /// The endpoint of one network device.
 pub struct Endpoint {
-    config: EndpointConfig,
+    addressing: Addressing,
     guest_mac: [u8; 6],
     mtu: u16,
-    dhcp: DhcpServer,
+    dhcp: Option<DhcpServer>,
+    dhcpv6: Option<Dhcpv6Server>,
+    announcer: Announcer,
     metadata: MetadataTree,
     /// Exists only while the guest has metadata connections.
     tcp: Option<Box<TcpService>>,
     answers: VecDeque<Vec<u8>>,
 }
 
-/// The MAC that answers for an address which is nobody else's: locally administered, made of the address.
-fn mac_of(address: Ipv4Addr) -> [u8; 6] {
-    let [a, b, c, d] = address.octets();
-    [0x02, 0x00, a, b, c, d]
-}
-
 impl Endpoint {
     /// The endpoint for a guest with `guest_mac` and an MTU of `mtu` bytes.
-    pub fn new(mut config: EndpointConfig, guest_mac: [u8; 6], mtu: u16) -> Self {
-        let metadata = MetadataTree::new(std::mem::take(&mut config.metadata));
-        let dhcp = DhcpServer::new(&config, guest_mac, mtu);
-        Self { config, guest_mac, mtu, dhcp, metadata, tcp: None, answers: VecDeque::new() }
+    pub fn new(config: EndpointConfig, guest_mac: [u8; 6], mtu: u16) -> Self {
+        let EndpointConfig { addressing, metadata } = config;
+        Self {
+            dhcp: DhcpServer::new(&addressing, guest_mac, mtu),
+            dhcpv6: Dhcpv6Server::new(&addressing, guest_mac),
+            announcer: Announcer::new(&addressing, mtu),
+            metadata: MetadataTree::new(metadata),
+            addressing,
+            guest_mac,
+            mtu,
+            tcp: None,
+            answers: VecDeque::new(),
+        }
+    }
+
+    /// Answers otherwise from now on. By IPv6 the guest hears of it at once, by DHCP when it renews what it has.
+    pub fn readdress(&mut self, addressing: Addressing, now: Instant) {
+        for frame in self.announcer.change(&addressing, now) {
+            self.answer(frame);
+        }
+        self.dhcp = DhcpServer::new(&addressing, self.guest_mac, self.mtu);
+        self.dhcpv6 = Dhcpv6Server::new(&addressing, self.guest_mac);
+        self.addressing = addressing;
+        self.poll(now);
     }
 
     /// Looks at one frame of the guest.
@@ -89,6 +122,12 @@ impl Endpoint {
                 None => Verdict::Forward,
             },
             EtherType::IPV4 => self.ipv4_from_guest(ethernet.source(), payload, now),
+            EtherType::IPV6 if ethernet.source() == self.guest_mac => {
+                let verdict = self.ipv6_from_guest(payload, now);
+                self.announcer.notice(now);
+                self.announce(now);
+                verdict
+            }
             _ => Verdict::Forward,
         }
     }
@@ -96,12 +135,27 @@ impl Endpoint {
     /// Whether a frame of the link may reach the guest.
     pub fn from_link(&self, frame: &[u8]) -> bool {
         let Ok(ethernet) = Ethernet2HeaderSlice::from_slice(frame) else { return true };
-        if ethernet.ether_type() != EtherType::IPV4 {
-            return true;
-        }
         let packet = &frame[ethernet.slice().len()..];
-        let Some((header, payload)) = ipv4(packet) else { return true };
-        udp(&header, payload).is_none_or(|(ports, _)| ports.destination_port() != dhcp::CLIENT_PORT)
+        match ethernet.ether_type() {
+            EtherType::IPV4 if self.dhcp.is_some() => {
+                let Some((header, payload)) = packet::ipv4(packet) else { return true };
+                let udp = packet::udp_in_ipv4(&header, payload);
+                udp.is_none_or(|(ports, _)| ports.destination_port() != dhcp::CLIENT_PORT)
+            }
+            EtherType::IPV6 => {
+                let Some((header, payload)) = packet::ipv6(packet) else { return true };
+                match header.next_header() {
+                    IpNumber::UDP if self.dhcpv6.is_some() => packet::udp(payload)
+                        .is_none_or(|(ports, _)| ports.destination_port() != dhcpv6::CLIENT_PORT),
+                    IpNumber::IPV6_ICMP => {
+                        let announces = payload.first() == Some(&neighbour::ROUTER_ADVERTISEMENT);
+                        !announces || self.others_are_heard()
+                    }
+                    _ => true,
+                }
+            }
+            _ => true,
+        }
     }
 
     /// The next frame for the guest. Taking one makes room, into which waiting connections send more.
@@ -114,6 +168,7 @@ impl Endpoint {
 
     /// Lets time pass.
     pub fn poll(&mut self, now: Instant) {
+        self.announce(now);
         let room = ANSWERS_MAX.saturating_sub(self.answers.len());
         let Some(tcp) = &mut self.tcp else { return };
         tcp.poll(&self.metadata, now, room, &mut self.answers);
@@ -127,24 +182,72 @@ impl Endpoint {
         if !self.answers.is_empty() {
             return None;
         }
-        self.tcp.as_mut().and_then(|tcp| tcp.poll_delay(now))
+        let announcement = self.announcer.next().map(|next| next.saturating_duration_since(now));
+        let tcp = self.tcp.as_mut().and_then(|tcp| tcp.poll_delay(now));
+        announcement.into_iter().chain(tcp).min()
     }
 
     fn ipv4_from_guest(&mut self, source_mac: [u8; 6], packet: &[u8], now: Instant) -> Verdict {
-        let Some((header, payload)) = ipv4(packet) else { return Verdict::Forward };
+        let Some((header, payload)) = packet::ipv4(packet) else { return Verdict::Forward };
+        let Some(dhcp) = &self.dhcp else { return Verdict::Forward };
         if header.destination_addr() == METADATA_ADDRESS {
             self.metadata_from_guest(source_mac, &header, packet, now);
             return Verdict::Taken;
         }
-        match udp(&header, payload) {
+        match packet::udp_in_ipv4(&header, payload) {
             Some((ports, message)) if ports.destination_port() == dhcp::SERVER_PORT => {
-                if let Some(answer) = self.dhcp.answer(message) {
+                if let Some(answer) = dhcp.answer(message) {
                     self.answer(answer);
                 }
                 Verdict::Taken
             }
             _ => Verdict::Forward,
         }
+    }
+
+    /// Extension headers stand before nothing that is answered here.
+    fn ipv6_from_guest(&mut self, packet: &[u8], now: Instant) -> Verdict {
+        let Some((header, payload)) = packet::ipv6(packet) else { return Verdict::Forward };
+        let own = neighbour::is_own(header.destination_addr());
+        match header.next_header() {
+            IpNumber::IPV6_ICMP => match neighbour::read(self.guest_mac, &header, payload) {
+                Message::Solicitation(source) if !self.announcer.is_silent() => {
+                    for answer in self.announcer.solicited(source, self.guest_mac, now) {
+                        self.answer(answer);
+                    }
+                    if !self.addressing.ipv6.others_announce {
+                        return Verdict::Taken;
+                    }
+                }
+                Message::Answer(answer) => {
+                    self.answer(answer);
+                    return Verdict::Taken;
+                }
+                Message::Solicitation(_) | Message::Other => {}
+            },
+            IpNumber::UDP => {
+                if let Some(dhcp) = &self.dhcpv6
+                    && let Some((ports, message)) = packet::udp(payload)
+                    && ports.destination_port() == dhcpv6::SERVER_PORT
+                {
+                    if let Some(answer) = dhcp.answer(header.source_addr(), header.destination_addr(), message)
+                    {
+                        self.answer(answer);
+                    }
+                    return Verdict::Taken;
+                }
+            }
+            IpNumber::TCP => {
+                let to_metadata = header.destination_addr() == METADATA_ADDRESS_V6;
+                if to_metadata && header.source_addr().is_unicast_link_local() {
+                    let header_bytes = header.slice().len();
+                    let end = header_bytes + payload.len();
+                    self.serve(&packet[..end], header_bytes, now);
+                }
+            }
+            _ => {}
+        }
+        if own { Verdict::Taken } else { Verdict::Forward }
     }
 
     /// Serves a packet to the metadata address; only the guest's own address is served.
@@ -155,23 +258,39 @@ impl Endpoint {
         packet: &[u8],
         now: Instant,
     ) {
-        let served = header.source_addr() == self.config.address
+        let own = self.addressing.ipv4.as_ref().map(|config| config.address);
+        let served = Some(header.source_addr()) == own
             && source_mac == self.guest_mac
             && header.protocol() == IpNumber::TCP
             && !header.is_fragmenting_payload();
-        if !served {
-            return;
+        if served {
+            let end = usize::from(header.total_len()).min(packet.len());
+            self.serve(&packet[..end], header.slice().len(), now);
         }
+    }
+
+    fn serve(&mut self, packet: &[u8], header_bytes: usize, now: Instant) {
         let (mtu, guest_mac) = (self.mtu, self.guest_mac);
         let tcp = self.tcp.get_or_insert_with(|| Box::new(TcpService::new(guest_mac, mtu, now)));
-        let end = usize::from(header.total_len()).min(packet.len());
-        tcp.accept(&packet[..end], header.slice().len(), now);
+        tcp.accept(packet, header_bytes, now);
         self.poll(now);
     }
 
     fn mac_answering_for(&self, address: Ipv4Addr) -> Option<[u8; 6]> {
-        let own = [self.config.dhcp_server, METADATA_ADDRESS].contains(&address).then(|| mac_of(address));
-        self.config.neighbours.get(&address).copied().or(own)
+        let server = self.addressing.ipv4.as_ref()?.dhcp_server;
+        let own = [server, METADATA_ADDRESS].contains(&address).then(|| mac_of(address));
+        self.addressing.neighbours.get(&address).copied().or(own)
+    }
+
+    fn others_are_heard(&self) -> bool {
+        self.announcer.is_silent() || self.addressing.ipv6.others_announce
+    }
+
+    /// Sends the announcements that are due.
+    fn announce(&mut self, now: Instant) {
+        for frame in self.announcer.due(now) {
+            self.answer(frame);
+        }
     }
 
     fn answer(&mut self, frame: Vec<u8>) {
@@ -179,22 +298,4 @@ impl Endpoint {
             self.answers.push_back(frame);
         }
     }
-}
-
-/// The header and what follows it; the rest may be longer than the packet by Ethernet's padding.
-fn ipv4(packet: &[u8]) -> Option<(Ipv4HeaderSlice<'_>, &[u8])> {
-    let header = Ipv4HeaderSlice::from_slice(packet).ok()?;
-    let payload = packet.get(header.slice().len()..)?;
-    Some((header, payload))
-}
-
-/// UDP's ports and payload, if this is UDP and its first fragment.
-fn udp<'a>(header: &Ipv4HeaderSlice<'_>, payload: &'a [u8]) -> Option<(UdpHeaderSlice<'a>, &'a [u8])> {
-    if header.protocol() != IpNumber::UDP || header.fragments_offset().value() != 0 {
-        return None;
-    }
-    let ports = UdpHeaderSlice::from_slice(payload).ok()?;
-    let end = usize::from(ports.length()).min(payload.len());
-    let message = payload.get(ports.slice().len()..end).unwrap_or_default();
-    Some((ports, message))
 }

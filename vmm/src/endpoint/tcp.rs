@@ -1,4 +1,4 @@
-//! TCP on the metadata address: a handful of connections to port 80, in a stack that exists only while there are
+//! TCP on the metadata addresses: a handful of connections to port 80, in a stack that exists only while there are
 //! any.
 //!
 //! Memory per connection is fixed ([`RECEIVE_BYTES_MAX`], [`SEND_BYTES_MAX`]), the number of connections is
@@ -17,7 +17,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 
 use super::http::{self, Parsed, Response};
 use super::metadata::MetadataTree;
-use super::{METADATA_ADDRESS, mac_of};
+use super::{METADATA_ADDRESS, METADATA_ADDRESS_V6, OWN_MAC};
 
 /// Connections at a time: boot scripts open one after the other, a few in parallel at most.
 pub(super) const CONNECTIONS_MAX: usize = 8;
@@ -70,9 +70,9 @@ impl TcpService {
         let mut interface = Interface::new(config, &mut wire, StackInstant::ZERO);
         // Prefix length 0: whoever asks is reached directly.
         interface.update_ip_addrs(|addresses| {
-            addresses
-                .push(IpCidr::new(IpAddress::Ipv4(METADATA_ADDRESS), 0))
-                .expect("invariant: an interface has room for one address");
+            for own in [IpAddress::Ipv4(METADATA_ADDRESS), IpAddress::Ipv6(METADATA_ADDRESS_V6)] {
+                addresses.push(IpCidr::new(own, 0)).expect("invariant: an interface has room for two addresses");
+            }
         });
         Self {
             guest_mac,
@@ -84,7 +84,7 @@ impl TcpService {
         }
     }
 
-    /// Takes in one IPv4 packet; [`Self::poll`] works it off.
+    /// Takes in one packet; [`Self::poll`] works it off.
     pub(super) fn accept(&mut self, packet: &[u8], header_bytes: usize, now: Instant) {
         if let Some(source) = opening(packet, header_bytes)
             && !self.connections.iter().any(|connection| self.remote(connection) == Some(source))
@@ -114,8 +114,11 @@ impl TcpService {
             }
         }
         self.remove_closed();
-        let ethernet = ethernet_header(mac_of(METADATA_ADDRESS), self.guest_mac);
-        frames.extend(self.wire.outbound.drain(..).map(|packet| [&ethernet[..], &packet].concat()));
+        let guest_mac = self.guest_mac;
+        frames.extend(self.wire.outbound.drain(..).map(|packet| {
+            let is_ipv6 = packet.first().is_some_and(|byte| byte >> 4 == 6);
+            [&ethernet_header(guest_mac, is_ipv6)[..], &packet].concat()
+        }));
     }
 
     /// When [`Self::poll`] is due.
@@ -257,9 +260,12 @@ impl Connection {
 /// Where a connection attempt comes from, if `packet` is one to our port.
 fn opening(packet: &[u8], header_bytes: usize) -> Option<IpEndpoint> {
     let header = etherparse::TcpHeaderSlice::from_slice(packet.get(header_bytes..)?).ok()?;
-    let source: [u8; 4] = packet.get(12..16)?.try_into().ok()?;
+    let source = match packet.first()? >> 4 {
+        6 => IpAddress::from(std::net::Ipv6Addr::from(*packet.get(8..24)?.first_chunk::<16>()?)),
+        _ => IpAddress::from(std::net::Ipv4Addr::from(*packet.get(12..16)?.first_chunk::<4>()?)),
+    };
     let opens = header.syn() && !header.ack() && header.destination_port() == PORT;
-    opens.then(|| IpEndpoint::new(IpAddress::Ipv4(source.into()), header.source_port()))
+    opens.then(|| IpEndpoint::new(source, header.source_port()))
 }
 
 /// Sequence numbers that a guest cannot guess; a poor seed harms nobody but the guest itself.
@@ -271,8 +277,9 @@ fn random_seed() -> u64 {
     }
 }
 
-fn ethernet_header(source: [u8; 6], destination: [u8; 6]) -> [u8; 14] {
-    etherparse::Ethernet2Header { source, destination, ether_type: etherparse::EtherType::IPV4 }.to_bytes()
+fn ethernet_header(destination: [u8; 6], is_ipv6: bool) -> [u8; 14] {
+    let ether_type = if is_ipv6 { etherparse::EtherType::IPV6 } else { etherparse::EtherType::IPV4 };
+    etherparse::Ethernet2Header { source: OWN_MAC, destination, ether_type }.to_bytes()
 }
 
 /// The stack's device: at most one packet in, and as many out as there is room for.

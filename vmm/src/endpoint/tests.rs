@@ -7,6 +7,9 @@ use dhcproto::{Decodable, Decoder, Encodable, Encoder};
 use etherparse::{ArpEthIpv4Packet, ArpOperation, ArpPacket, PacketBuilder, PacketHeaders, TransportHeader};
 
 use super::*;
+use crate::config::Ipv4Config;
+
+mod ipv6;
 
 const GUEST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 7];
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 7);
@@ -19,19 +22,24 @@ fn config() -> EndpointConfig {
         ("/openstack/latest/meta_data.json".to_owned(), r#"{"uuid":"1"}"#.into()),
         ("/latest/user-data".to_owned(), "x".repeat(100_000).into()),
     ];
-    EndpointConfig {
+    let ipv4 = Ipv4Config {
         address: GUEST,
         prefix_len: 24,
         gateway: Some(GATEWAY),
         dhcp_server: SERVER,
         dns: vec![Ipv4Addr::new(9, 9, 9, 9)],
         routes: vec![(Ipv4Addr::new(10, 1, 2, 3), 16, GATEWAY)],
+        options: Vec::new(),
+    };
+    let addressing = Addressing {
+        ipv4: Some(ipv4),
         hostname: "web".to_owned(),
         domain: "example.org".to_owned(),
         lease_s: 86400,
         neighbours: BTreeMap::from([(GATEWAY, GATEWAY_MAC)]),
-        metadata: metadata.into(),
-    }
+        ..Addressing::default()
+    };
+    EndpointConfig { addressing, metadata: metadata.into() }
 }
 
 fn endpoint() -> Endpoint {
@@ -144,7 +152,7 @@ fn discover_is_offered_the_address_with_all_options() {
 #[test]
 fn each_destination_is_routed_once() {
     let mut config = config();
-    config.routes = vec![
+    config.addressing.ipv4.as_mut().unwrap().routes = vec![
         (super::METADATA_ADDRESS, 32, GATEWAY),
         (Ipv4Addr::UNSPECIFIED, 0, GUEST),
         (Ipv4Addr::new(10, 1, 0, 0), 16, GATEWAY),
@@ -160,6 +168,38 @@ fn each_destination_is_routed_once() {
         ("10.1.0.0/16".parse().unwrap(), GATEWAY),
     ]);
     assert_eq!(offer.opts().get(OptionCode::ClasslessStaticRoute), Some(&routes));
+}
+
+#[test]
+fn options_of_the_port_stand_in_the_place_of_others_or_beside_them() {
+    let mut config = config();
+    config.addressing.ipv4.as_mut().unwrap().options = vec![
+        crate::config::DhcpOption { code: 26, data: vec![5, 0] },
+        crate::config::DhcpOption { code: 67, data: b"pxelinux.0".to_vec() },
+        crate::config::DhcpOption { code: 300, data: vec![1] },
+    ];
+    let frame = dhcp_frame(|message| {
+        message.opts_mut().insert(DhcpOption::MessageType(MessageType::Discover));
+    });
+    let (offer, _) = ask(&mut Endpoint::new(config, GUEST_MAC, 1442), &frame).unwrap();
+    assert_eq!(offer.opts().get(OptionCode::InterfaceMtu), Some(&DhcpOption::InterfaceMtu(1280)));
+    let file = offer.opts().get(OptionCode::BootfileName);
+    assert_eq!(file, Some(&DhcpOption::BootfileName(b"pxelinux.0".to_vec())));
+}
+
+#[test]
+fn without_an_address_nothing_is_answered_by_ipv4() {
+    let now = Instant::now();
+    let mut endpoint = Endpoint::new(EndpointConfig::default(), GUEST_MAC, 1442);
+    let frame = dhcp_frame(|message| {
+        message.opts_mut().insert(DhcpOption::MessageType(MessageType::Discover));
+    });
+    assert_eq!(endpoint.from_guest(&frame, now), Verdict::Forward);
+    assert_eq!(endpoint.from_guest(&arp_request(METADATA_ADDRESS, ArpOperation::REQUEST), now), Verdict::Forward);
+    assert_eq!(endpoint.next_answer(now), None);
+    endpoint.readdress(config().addressing, now);
+    assert_eq!(endpoint.from_guest(&frame, now), Verdict::Taken);
+    assert!(endpoint.next_answer(now).is_some());
 }
 
 #[test]
@@ -248,6 +288,8 @@ fn other_dhcp_servers_do_not_reach_the_guest() {
 
 /// A minimal TCP client: no retransmission, it acknowledges whatever comes in order.
 struct Client {
+    /// By IPv6 from this address, else by IPv4.
+    from: Option<Ipv6Addr>,
     port: u16,
     sequence: u32,
     acknowledged: u32,
@@ -264,19 +306,22 @@ struct Flags {
 
 impl Client {
     fn new(port: u16) -> Self {
-        Self { port, sequence: 1000, acknowledged: 0, received: Vec::new(), finished: false, reset: false }
+        Self { from: None, port, sequence: 1000, acknowledged: 0, received: Vec::new(), finished: false, reset: false }
     }
 
     fn segment(&mut self, flags: Flags, payload: &[u8]) -> Vec<u8> {
-        let builder = PacketBuilder::ethernet2(GUEST_MAC, GATEWAY_MAC)
-            .ipv4(GUEST.octets(), METADATA_ADDRESS.octets(), 64)
-            .tcp(self.port, 80, self.sequence, 64000);
+        let ethernet = PacketBuilder::ethernet2(GUEST_MAC, GATEWAY_MAC);
+        let ip = match self.from {
+            None => ethernet.ipv4(GUEST.octets(), METADATA_ADDRESS.octets(), 64),
+            Some(address) => ethernet.ipv6(address.octets(), METADATA_ADDRESS_V6.octets(), 64),
+        };
+        let builder = ip.tcp(self.port, 80, self.sequence, 64000);
         let builder = if flags.syn { builder.syn() } else { builder.ack(self.acknowledged) };
         let builder = if flags.fin { builder.fin() } else { builder };
         let mut frame = Vec::new();
         builder.write(&mut frame, payload).unwrap();
         // A guest with checksum offload leaves them unfinished.
-        frame[14 + 20 + 16] ^= 0x55;
+        frame[14 + if self.from.is_some() { 40 } else { 20 } + 16] ^= 0x55;
         self.sequence += payload.len() as u32 + u32::from(flags.syn) + u32::from(flags.fin);
         frame
     }
@@ -430,12 +475,13 @@ fn random_frames_never_panic() {
         Client::new(5005).segment(Flags { syn: true, ..Flags::default() }, &[]),
         Client::new(5005).segment(Flags::default(), b"GET / HTTP/1.1\r\n\r\n"),
     ];
+    seeds.extend(ipv6::seeds());
     seeds.push(vec![0; 60]);
     let mut runner = TestRunner::new(Config::with_cases(2000));
     let changes = proptest::collection::vec((0..seeds.len(), 0..400_usize, proptest::num::u8::ANY), 1..12);
     runner
         .run(&changes, |changes| {
-            let mut endpoint = endpoint();
+            let mut endpoint = ipv6::endpoint();
             for (seed, place, value) in changes {
                 let mut frame = seeds[seed].clone();
                 let place = place % frame.len();

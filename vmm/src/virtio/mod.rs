@@ -60,6 +60,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
+use crate::config::Addressing;
 use crate::memory::GuestMemory;
 
 pub use block::build_block;
@@ -167,6 +168,12 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// The guest stands still, or goes on: a device whose back end somebody may look at meanwhile changes nothing there
     /// while it is held, and takes up what waits in its queues when it is let go.
     fn hold(&mut self, _held: bool) {}
+
+    /// Answers otherwise to the guest if it is the network device with that MAC address and answers anything; whether it
+    /// is.
+    fn readdress(&mut self, _mac: [u8; 6], _addressing: &Addressing) -> bool {
+        false
+    }
 
     /// Has its back end show all that the device was given and said to have done.
     ///

@@ -20,7 +20,7 @@ use super::link::{Link, Tap};
 use super::queue::{Chain, Handled, Progress, QueueError, VirtQueue};
 use super::spec::{device_type, net as spec};
 use super::{Activation, Error, Shared, VirtioDevice};
-use crate::config::NicConfig;
+use crate::config::{Addressing, NicConfig};
 use crate::endpoint::{Endpoint, Verdict};
 
 /// Descriptors per queue: enough for a full window of segments between two runs of the event loop.
@@ -372,6 +372,14 @@ impl<L: Link> VirtioDevice for Net<L> {
     fn reset(&mut self) {
         self.active = None;
         self.rx_waiting = 0;
+    }
+
+    fn readdress(&mut self, mac: [u8; 6], addressing: &Addressing) -> bool {
+        let Some(endpoint) = self.endpoint.as_mut().filter(|_| self.config[..6] == mac) else { return false };
+        endpoint.readdress(addressing.clone(), Instant::now());
+        // What there is to say of it is fetched by the event loop.
+        super::kick(&self.queue_events[spec::QUEUE_RX]);
+        true
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use vmm::config::Addressing;
 use vmm::rpc::{Client, ClientError, ExitReason, VmState};
 
 use super::directory::{self, Directory};
@@ -269,8 +270,18 @@ impl HostDriver {
                 "the taps are not what they shall be"
             );
         }
+        let readdressed = slot.record.as_ref().map(|record| readdressed(&record.wanted, wanted));
         let aligned = Client::connect(&directory.control_socket()).and_then(|mut client| {
             let status = client.status()?;
+            for (mac, addressing) in readdressed.unwrap_or_default() {
+                match client.readdress(mac, addressing) {
+                    // A VMM of before: its guest keeps what it was told at its start.
+                    Err(ClientError::Refused(message)) => {
+                        tracing::warn!(instance.id = wanted.id, message, "the guest is not told its new addresses");
+                    }
+                    told => drop(told?),
+                }
+            }
             let state = match (status.state, wanted.power) {
                 (VmState::Created, _) => client.start()?,
                 (VmState::Running, Power::Paused) => client.pause()?,
@@ -298,6 +309,16 @@ impl HostDriver {
             }
         }
     }
+}
+
+/// The devices of which the guest has to be told something else than before, each with what.
+fn readdressed(before: &InstanceWanted, wanted: &InstanceWanted) -> Vec<([u8; 6], Addressing)> {
+    let changed = wanted.nics.iter().filter_map(|nic| {
+        let old = before.nics.iter().find(|old| old.port_id == nic.port_id)?;
+        let addressing = start::addressing(nic, wanted);
+        (start::addressing(old, before) != addressing).then_some((nic.mac, addressing))
+    });
+    changed.collect()
 }
 
 /// Presses the power button of a guest that runs; returns whether there is anything to wait for.

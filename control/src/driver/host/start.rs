@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmm::config::{
-    Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, NicConfig, SystemIdentity, Transport,
-    VmmConfig,
+    Addressing, Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, Ipv4Config, NicConfig,
+    SystemIdentity, Transport, VmmConfig,
 };
 use vmm::endpoint::METADATA_ADDRESS;
 use vmm::rpc::Client;
@@ -259,7 +259,10 @@ fn configuration(
         tap: files.push(tap),
         mac: nic.mac,
         mtu: nic.mtu,
-        endpoint: endpoint(nic, wanted),
+        endpoint: Some(EndpointConfig {
+            addressing: addressing(nic, wanted),
+            metadata: wanted.metadata.clone(),
+        }),
     });
     let nics = nics.collect();
     let console = directory.open_console().map_err(failed("make the console log"))?;
@@ -336,23 +339,27 @@ pub(super) fn died(directory: &Directory) -> String {
     }
 }
 
-/// What the VMM answers to the guest on one device; nothing where addresses are not given by DHCP.
-fn endpoint(nic: &NicWanted, wanted: &InstanceWanted) -> Option<EndpointConfig> {
-    let (address, prefix_len) = nic.address?;
-    let dhcp_server = nic.dhcp_server.filter(|_| nic.dhcp)?;
-    Some(EndpointConfig {
+/// What the VMM answers to the guest on one device.
+pub(super) fn addressing(nic: &NicWanted, wanted: &InstanceWanted) -> Addressing {
+    let server = nic.dhcp_server.filter(|_| nic.dhcp);
+    let ipv4 = nic.address.zip(server).map(|((address, prefix_len), dhcp_server)| Ipv4Config {
         address,
         prefix_len,
         gateway: nic.gateway,
         dhcp_server,
         dns: nic.dns.clone(),
         routes: nic.routes.clone(),
+        options: Vec::new(),
+    });
+    let neighbours = server.into_iter().chain([METADATA_ADDRESS]).map(|address| (address, ENDPOINT_MAC));
+    Addressing {
+        ipv4,
+        ipv6: nic.ipv6.clone(),
         hostname: wanted.hostname.clone(),
         domain: nic.domain.clone(),
         lease_s: LEASE_S,
-        neighbours: [(dhcp_server, ENDPOINT_MAC), (METADATA_ADDRESS, ENDPOINT_MAC)].into(),
-        metadata: wanted.metadata.clone(),
-    })
+        neighbours: neighbours.collect(),
+    }
 }
 
 /// The user and group that an instance's process becomes: its own, the same at every boot.

@@ -183,7 +183,7 @@ async fn default_group_lets_members_in_and_its_members_cannot_delete_it() {
         reason(cloud.control.security_group_delete(&alice, &group).await.unwrap_err()),
         "SecurityGroupCannotRemoveDefault"
     );
-    let wanted = nics_wanted(cloud.control.db.cache(), std::slice::from_ref(&port.row.standard.id)).unwrap();
+    let wanted = nics_wanted(cloud.control.db.cache(), "0abc", std::slice::from_ref(&port.row.standard.id)).unwrap();
     let rules = &wanted.groups[0].rules;
     assert_eq!(rules.len(), 4);
     let own: IpNet = port.row.fixed_ips[0].ip_address.into();
@@ -243,7 +243,7 @@ async fn servers_ports_are_bound_and_released_with_it() {
         .transact_with(|cache| Control::add_server_ports(cache, Txn::new(), &alice, &server, &requests))
         .await
         .unwrap();
-    let wanted = nics_wanted(cloud.control.db.cache(), &ids).unwrap();
+    let wanted = nics_wanted(cloud.control.db.cache(), "0abc", &ids).unwrap();
     assert_eq!(wanted.nics.len(), 2);
     assert_eq!(wanted.nics[0].gateway, Some("10.0.0.1".parse().unwrap()));
     assert_eq!(wanted.nics[0].dhcp_server, Some("10.0.0.2".parse().unwrap()));

@@ -1,0 +1,178 @@
+//! What guests are told by IPv6, as a pure function of the rows: which routers announce which prefixes, and what DHCPv6
+//! gives.
+//!
+//! As in Neutron, `ipv6_ra_mode` says what is announced, `ipv6_address_mode` what DHCPv6 gives; a subnet with neither is
+//! announced by nobody of ours and has its addresses from DHCPv6. Each router announces the subnets that it is on; what
+//! no router is on is announced without one, so that guests have their addresses.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use ipnet::{IpNet, Ipv6Net};
+use net::names::{OwnerTag, link_mac, short_id};
+use vmm::config::{AnnouncedPrefix, Announcement, Dhcpv6Config, Ipv6Config};
+
+use crate::model::network::{Ipv6Mode, Network, Port, Subnet};
+use crate::model::router::Router;
+use crate::service::nic::host_is_gateway;
+use crate::service::router::OWNER_INTERFACE;
+use crate::store::{Cache, Stored};
+
+/// The IPv6 subnets and the routers' ports of all networks.
+pub(super) struct Ipv6Networks {
+    tag: Option<OwnerTag>,
+    subnets: BTreeMap<String, Vec<Arc<Stored<Subnet>>>>,
+    interfaces: BTreeMap<String, Vec<Arc<Stored<Port>>>>,
+}
+
+impl Ipv6Networks {
+    pub(super) fn of(cache: &Cache, cloud_tag: &str) -> Self {
+        let mut networks =
+            Self { tag: cloud_tag.parse().ok(), subnets: BTreeMap::new(), interfaces: BTreeMap::new() };
+        for subnet in cache.filter::<Subnet>(|subnet| !subnet.cidr.addr().is_ipv4() && subnet.enable_dhcp) {
+            networks.subnets.entry(subnet.row.network_id.clone()).or_default().push(subnet);
+        }
+        if networks.subnets.is_empty() {
+            return networks;
+        }
+        let ports = cache.filter::<Port>(|port| port.device_owner == OWNER_INTERFACE && port.admin_state_up);
+        for port in ports {
+            // One that is switched off answers nobody.
+            let router = cache.get::<Router>(&port.row.device_id);
+            if router.is_some_and(|router| router.row.admin_state_up) {
+                networks.interfaces.entry(port.row.network_id.clone()).or_default().push(port);
+            }
+        }
+        networks
+    }
+
+    /// What the guest with this port is told.
+    pub(super) fn config_of(&self, port: &Port, network: &Network) -> Ipv6Config {
+        let Some(subnets) = self.subnets.get(&port.network_id) else { return Ipv6Config::default() };
+        let subnets: Vec<&Subnet> = subnets.iter().map(|subnet| &subnet.row).collect();
+        Ipv6Config {
+            announcements: self.announcements(port, network, &subnets),
+            others_announce: subnets.iter().any(|subnet| subnet.ipv6_ra_mode.is_none()),
+            dhcp: dhcp(port, &subnets),
+        }
+    }
+
+    fn announcements(&self, port: &Port, network: &Network, subnets: &[&Subnet]) -> Vec<Announcement> {
+        let mut left: Vec<&Subnet> =
+            subnets.iter().copied().filter(|subnet| subnet.ipv6_ra_mode.is_some()).collect();
+        let mut announcements = Vec::new();
+        let interfaces = self.interfaces.get(&port.network_id).map(Vec::as_slice).unwrap_or_default();
+        for interface in interfaces.iter().map(|interface| &interface.row) {
+            let is_on =
+                |subnet: &Subnet| interface.fixed_ips.iter().any(|ip| ip.subnet_id == subnet.standard.id);
+            let own: Vec<_> = subnets
+                .iter()
+                .copied()
+                .filter(|subnet| subnet.ipv6_ra_mode.is_some() && is_on(subnet))
+                .collect();
+            left.retain(|subnet| !is_on(subnet));
+            let addresses: Vec<_> = interface.fixed_ips.iter().map(|ip| ip.ip_address).collect();
+            announcements.extend(announcement(port, Some(interface.mac), &addresses, &own));
+        }
+        // Where the host itself is the gateway, it is the router.
+        let bridge = |tag: OwnerTag| link_mac(&tag.bridge(short_id(network.standard.id.as_bytes())));
+        let host = self.tag.filter(|_| host_is_gateway(network)).map(bridge);
+        let (of_host, of_nobody): (Vec<_>, Vec<_>) =
+            left.into_iter().partition(|subnet| host.is_some() && subnet.gateway_ip.is_some());
+        let addresses: Vec<_> = of_host.iter().filter_map(|subnet| subnet.gateway_ip).collect();
+        announcements.extend(announcement(port, host, &addresses, &of_host));
+        announcements.extend(announcement(port, None, &[], &of_nobody));
+        announcements
+    }
+}
+
+/// What a router with these addresses announces of these subnets to the guest with this port; none without a subnet.
+fn announcement(
+    port: &Port,
+    router: Option<[u8; 6]>,
+    addresses: &[IpAddr],
+    subnets: &[&Subnet],
+) -> Option<Announcement> {
+    if subnets.is_empty() {
+        return None;
+    }
+    let has = |mode| subnets.iter().any(|subnet| subnet.ipv6_ra_mode == Some(mode));
+    let prefixes = subnets.iter().filter_map(|subnet| {
+        // An address that is not the port's would be dropped as spoofed.
+        let has_address = port.fixed_ips.iter().any(|ip| ip.subnet_id == subnet.standard.id);
+        let autonomous = has_address && subnet.ipv6_ra_mode.is_some_and(Ipv6Mode::is_auto);
+        Some(AnnouncedPrefix { prefix: prefix_of(subnet)?, autonomous })
+    });
+    let routes = subnets.iter().flat_map(|subnet| &subnet.host_routes);
+    let routes = routes.filter_map(|(destination, hop)| match destination {
+        // A router announces only what it leads to itself.
+        IpNet::V6(destination) if addresses.contains(hop) => Some(destination.trunc()),
+        _ => None,
+    });
+    Some(Announcement {
+        router,
+        is_default: subnets
+            .iter()
+            .filter_map(|subnet| subnet.gateway_ip)
+            .any(|gateway| addresses.contains(&gateway)),
+        managed: has(Ipv6Mode::Dhcpv6Stateful),
+        other: has(Ipv6Mode::Dhcpv6Stateless),
+        prefixes: prefixes.collect(),
+        routes: routes.collect(),
+        dns: name_servers(subnets),
+    })
+}
+
+fn dhcp(port: &Port, subnets: &[&Subnet]) -> Option<Dhcpv6Config> {
+    let gives_addresses = |subnet: &Subnet| match (subnet.ipv6_ra_mode, subnet.ipv6_address_mode) {
+        (_, Some(mode)) => mode == Ipv6Mode::Dhcpv6Stateful,
+        (None, None) => true,
+        (Some(_), None) => false,
+    };
+    let served: Vec<&Subnet> = subnets
+        .iter()
+        .copied()
+        .filter(|subnet| {
+            gives_addresses(subnet) || subnet.ipv6_address_mode == Some(Ipv6Mode::Dhcpv6Stateless)
+        })
+        .collect();
+    if served.is_empty() {
+        return None;
+    }
+    let addresses = port.fixed_ips.iter().filter_map(|ip| {
+        let given = served.iter().any(|subnet| subnet.standard.id == ip.subnet_id && gives_addresses(subnet));
+        v6(ip.ip_address).filter(|_| given)
+    });
+    Some(Dhcpv6Config {
+        addresses: addresses.collect(),
+        on_link: subnets.iter().filter_map(|subnet| prefix_of(subnet)).collect(),
+        dns: name_servers(&served),
+        options: Vec::new(),
+    })
+}
+
+fn prefix_of(subnet: &Subnet) -> Option<Ipv6Net> {
+    match subnet.cidr {
+        IpNet::V6(prefix) => Some(prefix.trunc()),
+        IpNet::V4(_) => None,
+    }
+}
+
+/// The subnets' name servers, each once, in their order.
+fn name_servers(subnets: &[&Subnet]) -> Vec<Ipv6Addr> {
+    let mut servers = Vec::new();
+    for server in subnets.iter().flat_map(|subnet| &subnet.dns_nameservers).copied().filter_map(v6) {
+        if !servers.contains(&server) {
+            servers.push(server);
+        }
+    }
+    servers
+}
+
+fn v6(address: IpAddr) -> Option<Ipv6Addr> {
+    match address {
+        IpAddr::V6(address) => Some(address),
+        IpAddr::V4(_) => None,
+    }
+}
