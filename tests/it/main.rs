@@ -14,6 +14,7 @@ mod guests;
 mod harness;
 mod images;
 mod interfaces;
+mod ipv6;
 mod lab;
 mod limits;
 mod openstack;
@@ -54,6 +55,7 @@ fn main() {
         openstack::trials(),
         serving::trials(),
         images::trials(),
+        ipv6::trials(),
         guests::trials(),
     ];
     let trials: Vec<_> = trials.into_iter().flatten().collect();

@@ -6,6 +6,7 @@ use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
+use core::net::IpAddr;
 
 use crate::machine::Machine;
 use crate::parse::route::Url;
@@ -64,8 +65,12 @@ pub async fn get(machine: &'static Machine, stack: &'static Stack, url: Url<'_>)
     let mut connection = Connection::new(machine, stack, BUFFER_BYTES, BUFFER_BYTES);
     connection.connect(url.address, url.port, CONNECT_S).await?;
     let Url { address, target, .. } = url;
+    let host = match address {
+        IpAddr::V4(address) => format!("{address}"),
+        IpAddr::V6(address) => format!("[{address}]"),
+    };
     let request =
-        format!("GET {target} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nAccept: */*\r\n\r\n");
+        format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nAccept: */*\r\n\r\n");
     connection.write(request.as_bytes()).await?;
     let answer = read(&mut connection).await;
     connection.close().await;

@@ -263,7 +263,7 @@ fn page(machine: &Machine, stack: &Stack) -> String {
     let or_none = |text: Option<&str>| String::from(text.filter(|text| !text.is_empty()).unwrap_or("none"));
     let hostname = escaped(&or_none(metadata.as_ref().map(|metadata| &*metadata.hostname)));
     let uuid = escaped(&or_none(metadata.as_ref().map(|metadata| &*metadata.uuid)));
-    let address = stack.lease().map_or(String::from("none"), |lease| format!("{}", lease.address));
+    let address = stack.address().map_or(String::from("none"), |address| format!("{address}"));
     let uptime_ms = machine.clock.now_ns() / 1_000_000;
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\"><title>{hostname}</title></head>\n<body>\n\

@@ -18,6 +18,7 @@ mod entry;
 mod fetch;
 mod http;
 mod interrupts;
+mod ipv6;
 mod machine;
 mod mem;
 mod memory;
@@ -37,6 +38,7 @@ mod transport;
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::net::IpAddr;
 
 use crate::clock::Clock;
 use crate::device::Devices;
@@ -72,6 +74,9 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     machine.run(tasks(machine))
 }
 
+/// How long DHCP may take once there is an address by IPv6, in nanoseconds: longer than its first repetition.
+const IPV4_PATIENCE_NS: u64 = 1_500_000_000;
+
 fn tasks(machine: &'static Machine) -> Vec<Task> {
     let mut tasks: Vec<Task> = Vec::new();
     for stack in &machine.stacks {
@@ -105,9 +110,18 @@ async fn live(machine: &'static Machine) {
         println!("ready without network");
         return;
     }
-    let first = || machine.stacks.iter().find_map(|stack| stack.lease().map(|lease| (stack, lease)));
-    let (stack, lease) = machine.wait(first).await;
-    println!("ready http://{}/", lease.address.address());
+    let leased = || machine.stacks.iter().find(|stack| stack.lease().is_some());
+    let with_address = || machine.stacks.iter().find(|stack| stack.address().is_some());
+    machine.wait(with_address).await;
+    // A network may have IPv6 alone; where it has both, IPv4 is what is looked for.
+    let deadline = machine.clock.now_ns() + IPV4_PATIENCE_NS;
+    let leased = machine.wait_until(deadline, leased).await;
+    let Some(stack) = leased.or_else(with_address) else { return };
+    match stack.address() {
+        Some(IpAddr::V6(address)) => println!("ready http://[{address}]/"),
+        Some(address) => println!("ready http://{address}/"),
+        None => {}
+    }
     if let Some(user_data) = metadata::load(machine, stack).await {
         commands::run(machine, stack, &user_data).await;
     }

@@ -12,7 +12,7 @@ use crate::fetch;
 use crate::machine::Machine;
 use crate::parse::route::Url;
 use crate::println;
-use crate::stack::{METADATA_ADDRESS, Stack};
+use crate::stack::Stack;
 
 /// How often an absent service is asked: with the pauses below for a little over a minute.
 const ATTEMPTS_MAX: u32 = 12;
@@ -77,7 +77,7 @@ pub async fn load(machine: &'static Machine, stack: &'static Stack) -> Option<Ve
 async fn fetch(machine: &'static Machine, stack: &'static Stack, target: &str) -> Option<Vec<u8>> {
     let mut pause_ns = PAUSE_NS;
     for attempt in 1.. {
-        let url = Url { address: METADATA_ADDRESS, port: 80, target };
+        let url = Url { address: stack.metadata_address(), port: 80, target };
         match fetch::get(machine, stack, url).await {
             Ok(answer) if answer.status == 200 => return Some(answer.body),
             Ok(answer) if answer.status == 404 => {

@@ -1,13 +1,13 @@
-//! ICMP echo to others (RFC 792); answering theirs is the stack's own doing.
+//! ICMP echo to others (RFC 792, RFC 4443); answering theirs is the stack's own doing.
 //!
 //! Must never know: why.
 
 use alloc::vec;
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv6Addr};
 
 use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::icmp::{Endpoint, PacketBuffer, PacketMetadata, Socket};
-use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpAddress};
+use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, Icmpv6Packet, Icmpv6Repr, IpAddress};
 
 use crate::machine::Machine;
 use crate::stack::Stack;
@@ -20,31 +20,66 @@ const PAYLOAD: &[u8] = b"wisp guest echo payload, 32 byte";
 const BUFFER_BYTES: usize = 256;
 
 /// Sends one echo request to `target`; the round trip in nanoseconds, or `None` if no answer came in time.
-pub async fn ping(machine: &'static Machine, stack: &'static Stack, target: Ipv4Addr) -> Option<u64> {
+pub async fn ping(machine: &'static Machine, stack: &'static Stack, target: IpAddr) -> Option<u64> {
     // An identifier of its own, so that pings at the same time do not take each other's answers.
     let ident = stack.ephemeral_port();
     let buffer = || PacketBuffer::new(vec![PacketMetadata::EMPTY; 2], vec![0; BUFFER_BYTES]);
     let handle = stack.add(Socket::new(buffer(), buffer()));
-    stack.seek(target, &machine.clock);
+    if let IpAddr::V4(target) = target {
+        stack.seek(target, &machine.clock);
+    }
     let started_ns = machine.clock.now_ns();
-    let request = Icmpv4Repr::EchoRequest { ident, seq_no: 1, data: PAYLOAD };
-    let checksums = ChecksumCapabilities::default();
     stack.with(handle, |socket: &mut Socket<'static>, _| {
         socket.bind(Endpoint::Ident(ident)).ok()?;
-        let packet = socket.send(request.buffer_len(), target.into()).ok()?;
-        request.emit(&mut Icmpv4Packet::new_unchecked(packet), &checksums);
-        Some(())
+        request(socket, target, ident)
     });
     let answered = || {
         stack.with(handle, |socket: &mut Socket<'static>, _| {
             let (packet, from) = socket.recv().ok()?;
-            let packet = Icmpv4Packet::new_checked(packet).ok()?;
-            let reply = Icmpv4Repr::parse(&packet, &checksums).ok()?;
-            let ours = Icmpv4Repr::EchoReply { ident, seq_no: 1, data: PAYLOAD };
-            (reply == ours && from == IpAddress::from(target)).then(|| machine.clock.now_ns() - started_ns)
+            (from == IpAddress::from(target) && is_reply(packet, target, ident))
+                .then(|| machine.clock.now_ns() - started_ns)
         })
     };
     let round_trip_ns = machine.wait_until(started_ns + TIMEOUT_NS, answered).await;
     stack.remove(handle);
     round_trip_ns
+}
+
+/// Hands the request to the stack, which fills in the checksum that depends on our address.
+fn request(socket: &mut Socket<'static>, target: IpAddr, ident: u16) -> Option<()> {
+    let checksums = ChecksumCapabilities::default();
+    match target {
+        IpAddr::V4(_) => {
+            let request = Icmpv4Repr::EchoRequest { ident, seq_no: 1, data: PAYLOAD };
+            let packet = socket.send(request.buffer_len(), target.into()).ok()?;
+            request.emit(&mut Icmpv4Packet::new_unchecked(packet), &checksums);
+        }
+        IpAddr::V6(address) => {
+            let request = Icmpv6Repr::EchoRequest { ident, seq_no: 1, data: PAYLOAD };
+            let packet = socket.send(request.buffer_len(), target.into()).ok()?;
+            let packet = &mut Icmpv6Packet::new_unchecked(packet);
+            request.emit(&Ipv6Addr::UNSPECIFIED, &address, packet, &checksums);
+        }
+    }
+    Some(())
+}
+
+/// Whether a packet, whose checksum the stack has looked at, answers our request.
+fn is_reply(packet: &[u8], target: IpAddr, ident: u16) -> bool {
+    let checksums = ChecksumCapabilities::ignored();
+    match target {
+        IpAddr::V4(_) => {
+            let ours = Icmpv4Repr::EchoReply { ident, seq_no: 1, data: PAYLOAD };
+            let packet = Icmpv4Packet::new_checked(packet);
+            packet.is_ok_and(|packet| Icmpv4Repr::parse(&packet, &checksums).is_ok_and(|reply| reply == ours))
+        }
+        IpAddr::V6(address) => {
+            let ours = Icmpv6Repr::EchoReply { ident, seq_no: 1, data: PAYLOAD };
+            let packet = Icmpv6Packet::new_checked(packet);
+            packet.is_ok_and(|packet| {
+                Icmpv6Repr::parse(&address, &Ipv6Addr::UNSPECIFIED, &packet, &checksums)
+                    .is_ok_and(|reply| reply == ours)
+            })
+        }
+    }
 }

@@ -1,4 +1,5 @@
-//! One IP stack on one network device: its address by DHCP (RFC 2131, RFC 3442), its routes, its sockets.
+//! One IP stack on one network device: its address by DHCP (RFC 2131, RFC 3442), what it has by IPv6, its routes, its
+//! sockets.
 //!
 //! Must never know: what is said over the sockets.
 
@@ -8,7 +9,7 @@ use alloc::string::String;
 use alloc::vec;
 use core::cell::{Cell, RefCell};
 use core::fmt;
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use smoltcp::iface::{Config, Context, Interface, PollResult, Route, SocketHandle, SocketSet};
 use smoltcp::phy::{Device as _, TxToken as _};
@@ -20,12 +21,15 @@ use smoltcp::wire::{
 };
 
 use crate::clock::{Clock, counter};
+use crate::ipv6::Ipv6;
 use crate::nic::{MTU_MAX, Nic};
 use crate::parse::dhcp::{LeaseRoute, classless_routes};
 use crate::println;
 
 /// Where the metadata service answers.
-pub const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// The same by IPv6, on the link.
+const METADATA_ADDRESS_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
 /// The least MTU believed, in bytes: what IPv4 asks of every link (RFC 791).
 const MTU_MIN: usize = 576;
 /// The largest DHCP answer kept, in bytes: one frame.
@@ -63,7 +67,7 @@ impl Lease {
         let leading = routes_of(self).filter(|route| route.cidr.contains_addr(&target.into()));
         match leading.max_by_key(|route| route.cidr.prefix_len()).map(|route| route.via_router) {
             Some(IpAddress::Ipv4(hop)) => hop,
-            None => target,
+            Some(IpAddress::Ipv6(_)) | None => target,
         }
     }
 }
@@ -93,6 +97,7 @@ struct Inner {
     interface: Interface,
     sockets: SocketSet<'static>,
     dhcp: SocketHandle,
+    ipv6: Ipv6,
 }
 
 impl Stack {
@@ -108,11 +113,14 @@ impl Stack {
         let mut sockets = SocketSet::new(vec![]);
         let dhcp = sockets.add(dhcp);
         let name = if index == 0 { String::from("net") } else { format!("net{index}") };
+        let ipv6 = Ipv6::new(nic.mac(), &mut sockets, now(clock));
         let interface = interface(&mut nic.clone(), clock);
+        let mut inner = Inner { nic: nic.clone(), interface, sockets, dhcp, ipv6 };
+        inner.apply(None, clock);
         Stack {
             name,
-            nic: nic.clone(),
-            inner: RefCell::new(Inner { nic, interface, sockets, dhcp }),
+            nic,
+            inner: RefCell::new(inner),
             lease: RefCell::new(None),
             // Ephemeral ports (RFC 6335 §6), from a place that differs between boots.
             next_port: Cell::new(49152 | counter() as u16 & 0x3fff),
@@ -132,6 +140,20 @@ impl Stack {
     /// What DHCP gave, if it has.
     pub fn lease(&self) -> Option<Lease> {
         self.lease.borrow().clone()
+    }
+
+    /// An address of ours, one of IPv4 rather than another.
+    pub fn address(&self) -> Option<IpAddr> {
+        let lease = self.lease.borrow().as_ref().map(|lease| IpAddr::V4(lease.address.address()));
+        lease.or_else(|| self.inner.borrow().ipv6.address().map(IpAddr::V6))
+    }
+
+    /// Where the metadata service is to be asked.
+    pub fn metadata_address(&self) -> IpAddr {
+        match &*self.lease.borrow() {
+            Some(_) => METADATA_ADDRESS.into(),
+            None => METADATA_ADDRESS_V6.into(),
+        }
     }
 
     /// A port for a connection of ours.
@@ -185,6 +207,10 @@ impl Stack {
         let inner = &mut *self.inner.borrow_mut();
         let mut moved = inner.interface.poll(now(clock), &mut inner.nic, &mut inner.sockets)
             == PollResult::SocketStateChanged;
+        if inner.ipv6.poll(&self.name, &mut inner.sockets, now(clock)) {
+            moved = true;
+            inner.apply(self.lease.borrow().as_ref(), clock);
+        }
         let lease = match inner.sockets.get_mut::<dhcpv4::Socket<'_>>(inner.dhcp).poll() {
             None => {
                 inner.nic.kick();
@@ -216,7 +242,8 @@ impl Stack {
     /// When the stack wants to be polled next, in nanoseconds since the start.
     pub fn poll_at_ns(&self, clock: &Clock) -> Option<u64> {
         let inner = &mut *self.inner.borrow_mut();
-        let at = inner.interface.poll_at(now(clock), &inner.sockets)?;
+        let at = inner.interface.poll_at(now(clock), &inner.sockets);
+        let at = at.into_iter().chain(inner.ipv6.poll_at()).min()?;
         Some(at.total_micros().max(0) as u64 * 1000)
     }
 }
@@ -231,17 +258,19 @@ impl Inner {
         }
         self.interface.update_ip_addrs(|addresses| {
             addresses.clear();
-            if let Some(lease) = lease {
-                // Room for two; the list is empty.
-                let _ = addresses.push(IpCidr::Ipv4(lease.address));
+            // Room for four (`iface-max-addr-count-4`), and the list is empty.
+            for address in
+                lease.map(|lease| IpCidr::Ipv4(lease.address)).into_iter().chain(self.ipv6.addresses())
+            {
+                let _ = addresses.push(address);
             }
         });
         let routes = self.interface.routes_mut();
         routes.remove_default_ipv4_route();
         routes.update(|routes| {
             routes.clear();
-            for route in lease.into_iter().flat_map(routes_of) {
-                // More than fit are left out; a lease of that kind has at most `ROUTES_MAX`.
+            for route in self.ipv6.route().into_iter().chain(lease.into_iter().flat_map(routes_of)) {
+                // More than fit are left out.
                 let _ = routes.push(route);
             }
         });

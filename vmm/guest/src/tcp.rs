@@ -4,7 +4,7 @@
 
 use alloc::vec;
 use core::fmt;
-use core::net::Ipv4Addr;
+use core::net::IpAddr;
 
 use smoltcp::iface::SocketHandle;
 use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
@@ -74,9 +74,11 @@ impl Connection {
     }
 
     /// Connects; gives up after `timeout_s` seconds.
-    pub async fn connect(&mut self, address: Ipv4Addr, port: u16, timeout_s: u64) -> Result<(), Error> {
+    pub async fn connect(&mut self, address: IpAddr, port: u16, timeout_s: u64) -> Result<(), Error> {
         let local = self.stack.ephemeral_port();
-        self.stack.seek(address, &self.machine.clock);
+        if let IpAddr::V4(address) = address {
+            self.stack.seek(address, &self.machine.clock);
+        }
         self.stack.with(self.socket, |socket: &mut Socket<'static>, context| {
             socket.set_timeout(Some(Duration::from_secs(timeout_s)));
             socket.connect(context, (address, port), local).map_err(|_| Error::Unreachable)

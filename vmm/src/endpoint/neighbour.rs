@@ -49,7 +49,9 @@ pub(super) struct Announcer {
     announcements: Vec<Announcement>,
     domain: Option<Vec<u8>>,
     mtu: u16,
-    /// When all of it is announced again; never before the guest has shown that it speaks IPv6.
+    /// The guest has shown that it speaks IPv6: nobody else is told anything.
+    speaks: bool,
+    /// When all of it is announced again.
     next: Option<Instant>,
 }
 
@@ -71,7 +73,10 @@ pub(super) fn read(source_mac: [u8; 6], header: &Ipv6HeaderSlice<'_>, message: &
         [ROUTER_SOLICITATION, 0, _, _, _, _, _, _, ..] if valid => Message::Solicitation(source),
         [NEIGHBOUR_SOLICITATION, 0, _, _, _, _, _, _, rest @ ..] if valid => {
             let target = rest.first_chunk::<16>().map(|target| Ipv6Addr::from(*target));
-            match target.filter(|target| is_own(*target)).and_then(|target| answer(source_mac, source, target)) {
+            match target
+                .filter(|target| is_own(*target))
+                .and_then(|target| answer(source_mac, source, target))
+            {
                 Some(frame) => Message::Answer(frame),
                 None => Message::Other,
             }
@@ -108,7 +113,7 @@ fn answer(source_mac: [u8; 6], source: Ipv6Addr, target: Ipv6Addr) -> Option<Vec
 impl Announcer {
     pub(super) fn new(addressing: &Addressing, mtu: u16) -> Self {
         let announcements = addressing.ipv6.announcements.iter().take(ANNOUNCEMENTS_MAX).cloned().collect();
-        Self { announcements, domain: domain_name(&addressing.domain), mtu, next: None }
+        Self { announcements, domain: domain_name(&addressing.domain), mtu, speaks: false, next: None }
     }
 
     /// Whether anything is announced.
@@ -119,6 +124,7 @@ impl Announcer {
     /// The guest speaks IPv6. What it has to know it is told at once, for its own question comes a second or two after
     /// its address is up.
     pub(super) fn notice(&mut self, now: Instant) {
+        self.speaks = true;
         if self.next.is_none() && !self.is_silent() {
             self.next = Some(now);
         }
@@ -155,11 +161,10 @@ impl Announcer {
     /// if the guest has heard of it.
     pub(super) fn change(&mut self, addressing: &Addressing, now: Instant) -> Vec<Vec<u8>> {
         let mut changed = Self::new(addressing, self.mtu);
-        let known = self.next.is_some();
         let to = (ALL_NODES, mac_of_group(ALL_NODES));
         let gone = self.announcements.iter().filter_map(|old| withdrawal(old, &changed.announcements));
-        let frames = gone.filter(|_| known).filter_map(|gone| changed.frame(&gone, true, to)).collect();
-        if known {
+        let frames = gone.filter(|_| self.speaks).filter_map(|gone| changed.frame(&gone, true, to)).collect();
+        if self.speaks {
             changed.notice(now);
         }
         *self = changed;

@@ -1,4 +1,4 @@
-//! What comes from outside (command line, ACPI tables, user data, request lines, DHCP options) as types.
+//! What comes from outside (command line, ACPI tables, user data, request lines, DHCP options, routers' announcements) as types.
 //!
 //! Must never know: the machine. Everything here is pure, allocates nothing, and is also compiled and tested on
 //! the host by the `vmm` crate.
@@ -6,5 +6,6 @@
 pub mod acpi;
 pub mod cmdline;
 pub mod dhcp;
+pub mod ipv6;
 pub mod route;
 pub mod script;

@@ -1,6 +1,6 @@
 //! What a request line asks for.
 
-use core::net::Ipv4Addr;
+use core::net::{IpAddr, Ipv6Addr};
 
 /// What the guest answers over HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub enum Route<'a> {
     /// `/poweroff`, by GET or POST.
     PowerOff,
     /// `GET /ping?TARGET`: one ICMP echo to another address.
-    Ping(Ipv4Addr),
+    Ping(IpAddr),
     /// `GET /fetch?http://ADDRESS[:PORT]/PATH`: another server's answer.
     Fetch(Url<'a>),
     /// `GET /disk`: the disks.
@@ -74,7 +74,7 @@ fn number<T: core::str::FromStr>(text: &str) -> Result<T, RouteError> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Url<'a> {
     /// The host.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// The port, 80 if none is named.
     pub port: u16,
     /// Path and query, with the leading slash.
@@ -82,14 +82,23 @@ pub struct Url<'a> {
 }
 
 impl<'a> Url<'a> {
-    /// Reads `http://ADDRESS[:PORT][/PATH]`; a target of printable characters only, since it becomes a request line.
+    /// Reads `http://ADDRESS[:PORT][/PATH]`, an IPv6 address in brackets; a target of printable characters only, since it becomes a request line.
     pub fn parse(text: &'a str) -> Option<Self> {
         let rest = text.strip_prefix("http://")?;
         let (host, target) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let (address, port) = host.split_once(':').unwrap_or((host, "80"));
+        let (address, port) = match host.strip_prefix('[').and_then(|host| host.split_once(']')) {
+            Some((address, port)) => {
+                let port = if port.is_empty() { "80" } else { port.strip_prefix(':')? };
+                (IpAddr::V6(address.parse::<Ipv6Addr>().ok()?), port)
+            }
+            None => {
+                let (address, port) = host.split_once(':').unwrap_or((host, "80"));
+                (IpAddr::V4(address.parse().ok()?), port)
+            }
+        };
         let target = if target.is_empty() { "/" } else { target };
         let printable = target.bytes().all(|byte| byte.is_ascii_graphic());
-        Some(Url { address: address.parse().ok()?, port: port.parse().ok()?, target }).filter(|_| printable)
+        Some(Url { address, port: port.parse().ok()?, target }).filter(|_| printable)
     }
 }
 
@@ -99,7 +108,7 @@ mod tests {
 
     #[test]
     fn paths_lead_to_their_routes() {
-        let address = Ipv4Addr::new(10, 0, 0, 7);
+        let address = IpAddr::from([10, 0, 0, 7]);
         let url = Url { address, port: 8080, target: "/a?b=c" };
         for (method, target, route) in [
             ("GET", "/", Route::Page),

@@ -1,6 +1,6 @@
 //! Commands in user data: a first line `#wisp`, then one command a line; empty lines and `#` comments are passed over.
 
-use core::net::Ipv4Addr;
+use core::net::IpAddr;
 
 use super::route::Url;
 
@@ -13,7 +13,7 @@ pub const WAIT_S_MAX: u32 = 24 * 3600;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command<'a> {
     /// `ping ADDRESS [TIMES]`: ICMP echoes, one a second, until one is answered.
-    Ping(Ipv4Addr, u32),
+    Ping(IpAddr, u32),
     /// `fetch http://ADDRESS[:PORT]/PATH`.
     Fetch(Url<'a>),
     /// `disk-write DISK SECTOR TEXT`.
@@ -71,7 +71,7 @@ mod tests {
     fn commands_follow_the_marker_line() {
         let script = "#wisp\n# a comment\n\nping 10.0.0.7\nping 10.0.0.7 5\n  disk-write 0 100 some text  \r\ndisk-read 0 100\n\
                       wait 3\nprint hello  there\nfetch http://10.0.0.7/x\npoweroff\n";
-        let address = Ipv4Addr::new(10, 0, 0, 7);
+        let address = IpAddr::from([10, 0, 0, 7]);
         let expected = [
             Command::Ping(address, 1),
             Command::Ping(address, 5),
