@@ -192,6 +192,7 @@ impl Host {
             port_security: true,
             groups: BTreeSet::new(),
             domain: String::new(),
+            dhcp_options: Vec::new(),
             ipv6: Default::default(),
         }
     }

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use storage::format::DiskKey;
 
 pub use endpoint::{
-    Addressing, AnnouncedPrefix, Announcement, DhcpOption, Dhcpv6Config, EndpointConfig, Ipv4Config, Ipv6Config,
+    Addressing, AnnouncedPrefix, Announcement, DhcpOption, Dhcpv6Config, EndpointConfig, Ipv4Config,
+    Ipv6Config,
 };
 
 /// A descriptor inherited from the parent, by number; whoever reads the configuration takes ownership once.

@@ -199,7 +199,9 @@ impl Supervisor {
                 return if self.machine.readdress(mac, &addressing) {
                     Reply::Done { state: self.machine.state() }
                 } else {
-                    Reply::Error { message: "no network device with that MAC address answers anything".to_owned() }
+                    Reply::Error {
+                        message: "no network device with that MAC address answers anything".to_owned(),
+                    }
                 };
             }
         };

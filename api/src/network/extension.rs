@@ -59,10 +59,17 @@ const SHARED: [Extension; 12] = [
 const NETWORKS: [Extension; 12] = [
     ("network_availability_zone", "Network Availability Zone", "Availability zone support for network."),
     ("auto-allocated-topology", "Auto Allocated Topology Services", "Auto Allocated Topology Services."),
+const NETWORKS: [Extension; 11] = [
     ("trunk", "Trunk Extension", "Provides support for trunk ports"),
     ("trunk-details", "Trunk port details", "Expose trunk port details"),
     ("allowed-address-pairs", "Allowed Address Pairs", "Provides allowed address pairs"),
     ("binding", "Port Binding", "Expose port bindings of a virtual port to external application"),
+    (
+        "extra_dhcp_opt",
+        "Neutron Extra DHCP options",
+        "Extra options configuration for DHCP. For example PXE boot options to DHCP clients can be specified (e.g. \
+         tftp-server, server-ip-address, bootfile-name)",
+    ),
     ("external-net", "Neutron external network", "Adds external network attribute to network resource."),
     (
         "ip-substring-filtering",

@@ -9,13 +9,15 @@ use axum::http::StatusCode;
 use control::caller::Caller;
 use control::model::network::Port;
 use control::service::addressing::mac_text;
-use control::service::port::{FixedIpWish, PortCreate, PortUpdate};
+use control::service::port::{DhcpOptionWish, FixedIpWish, PortCreate, PortUpdate};
 use ipnet::IpNet;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::bulk::{OneOrMany, Several};
-use super::{Created, invalid, listing, nullable, read_mac, shown, standard_fields, trunk, with_fields};
+use super::{
+    Created, Number, invalid, listing, nullable, read_mac, shown, standard_fields, trunk, with_fields,
+};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 
@@ -47,6 +49,16 @@ pub(super) struct CreateFields {
     #[serde(default)]
     tags: BTreeSet<String>,
     qos_policy_id: Option<String>,
+    extra_dhcp_opts: Option<Vec<DhcpOptionFields>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DhcpOptionFields {
+    opt_name: String,
+    #[serde(default, deserialize_with = "nullable")]
+    opt_value: Option<Option<String>>,
+    ip_version: Option<Number<u8>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -88,6 +100,7 @@ struct UpdateFields {
     vnic_type: Option<String>,
     #[serde(default, deserialize_with = "nullable")]
     qos_policy_id: Option<Option<String>>,
+    extra_dhcp_opts: Option<Vec<DhcpOptionFields>>,
 }
 
 impl From<FixedIpFields> for FixedIpWish {
@@ -111,6 +124,20 @@ fn pairs(fields: Vec<PairFields>) -> Result<Vec<(IpNet, [u8; 6])>, Fault> {
             Ok((prefix, pair.mac_address.as_deref().map(read_mac).transpose()?.unwrap_or_default()))
         })
         .collect()
+}
+
+/// A value may be null, which takes the option away, but has to be said.
+fn dhcp_options(fields: Option<Vec<DhcpOptionFields>>) -> Result<Vec<DhcpOptionWish>, Fault> {
+    let wish = |option: DhcpOptionFields| {
+        let DhcpOptionFields { opt_name: name, opt_value, ip_version } = option;
+        let value = opt_value.ok_or_else(|| {
+            invalid(
+                "Invalid input for operation: No valid key specs matched for: an option without opt_value.",
+            )
+        })?;
+        Ok(DhcpOptionWish { name, value, ip_version: ip_version.map_or(4, |version| version.0) })
+    };
+    fields.unwrap_or_default().into_iter().map(wish).collect()
 }
 
 impl Several for CreateFields {
@@ -141,6 +168,7 @@ impl TryFrom<CreateFields> for PortCreate {
             owned_by_server: false,
             tags: fields.tags,
             qos_policy_id: fields.qos_policy_id,
+            extra_dhcp_opts: dhcp_options(fields.extra_dhcp_opts)?,
         })
     }
 }
@@ -170,6 +198,13 @@ fn view(state: &AppState, caller: &Caller, port: &Port) -> Value {
             json!({"ip_address": address, "mac_address": mac_text(mac)})
         })
         .collect();
+    let options: Vec<_> = port
+        .extra_dhcp_opts
+        .iter()
+        .map(|option| {
+            json!({"opt_name": option.name, "opt_value": option.value, "ip_version": option.ip_version})
+        })
+        .collect();
     with_fields(
         fields,
         json!({
@@ -185,7 +220,7 @@ fn view(state: &AppState, caller: &Caller, port: &Port) -> Value {
             "device_id": port.device_id,
             "device_owner": port.device_owner,
             "binding:vnic_type": "normal",
-            "extra_dhcp_opts": [],
+            "extra_dhcp_opts": options,
             "trunk_details": trunk::details(state, &port.standard.id),
             "qos_policy_id": port.qos_policy_id,
             "qos_network_policy_id": state.control.qos_policy_of_network(&port.network_id),
@@ -251,6 +286,7 @@ pub(super) async fn update(
         fixed_ips: fields.fixed_ips.map(|ips| ips.into_iter().map(FixedIpWish::from).collect()),
         mac: fields.mac_address.as_deref().map(read_mac).transpose()?,
         host: fields.host.map(Option::unwrap_or_default),
+        extra_dhcp_opts: dhcp_options(fields.extra_dhcp_opts)?,
     };
     let port = state.control.port_update(&caller, &id, update).await?;
     Ok(Json(json!({"port": view(&state, &caller, &port.row)})))

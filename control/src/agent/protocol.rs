@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use vmm::config::{DiskLimits, Ipv6Config};
+use vmm::config::{DhcpOption, DiskLimits, Ipv6Config};
 use vmm::document::Document;
 
 pub use super::disk::{
@@ -316,6 +316,9 @@ pub struct NicWanted {
     pub groups: BTreeSet<String>,
     /// The guest's domain.
     pub domain: String,
+    /// DHCP options in the place of those that follow from the rest, or beside them.
+    #[serde(default)]
+    pub dhcp_options: Vec<DhcpOption>,
     /// What is announced to the guest by IPv6, and what DHCPv6 gives it.
     #[serde(default)]
     pub ipv6: Ipv6Config,

@@ -216,6 +216,20 @@ pub struct Port {
     /// Its QoS policy.
     #[serde(default)]
     pub qos_policy_id: Option<String>,
+    /// DHCP options of its own.
+    #[serde(default)]
+    pub extra_dhcp_opts: Vec<ExtraDhcpOption>,
+}
+
+/// A DHCP option of a port's own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExtraDhcpOption {
+    /// Its name, as dnsmasq has it, or its number.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+    /// For DHCP (4) or DHCPv6 (6).
+    pub ip_version: u8,
 }
 
 /// A security group.

@@ -207,6 +207,7 @@ mod tests {
             port_security: true,
             groups: std::collections::BTreeSet::new(),
             domain: "openstacklocal".to_owned(),
+            dhcp_options: Vec::new(),
             ipv6: Default::default(),
         }
     }

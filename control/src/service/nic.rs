@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use vmm::config::Ipv6Config;
+use vmm::config::{DhcpOption, Ipv6Config};
 
 use super::auto_topology::is_possible;
 use self::ipv6::Ipv6Networks;
@@ -402,6 +402,13 @@ fn nic_wanted(cache: &Cache, port: &Port, network: &Network) -> NicWanted {
         port_security: port.port_security_enabled,
         groups: port.security_groups.iter().cloned().collect(),
         domain: DOMAIN.to_owned(),
+        dhcp_options: dhcp_options(port, 4),
         ipv6: Ipv6Config::default(),
     }
+}
+
+/// A port's own options for one version of DHCP.
+fn dhcp_options(port: &Port, ip_version: u8) -> Vec<DhcpOption> {
+    let own = port.extra_dhcp_opts.iter().filter(|option| option.ip_version == ip_version);
+    own.map(|option| DhcpOption { name: option.name.clone(), value: option.value.clone() }).collect()
 }

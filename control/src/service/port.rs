@@ -1,6 +1,7 @@
 //! Ports: where something is on a network, with its MAC address, its addresses and its security groups.
 
 pub(crate) mod address;
+mod dhcp_option;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -10,6 +11,7 @@ use ipnet::IpNet;
 
 use self::address::{Chooser, choose_addresses};
 pub(crate) use self::address::{auto_address, choose_again};
+pub use self::dhcp_option::DhcpOptionWish;
 use super::addressing::random_mac;
 use super::network::{check_text, new_standard, touch, visible_network};
 use super::network_resource::{at_once, made, network_resources, new_ids, only, owned, visible};
@@ -84,6 +86,8 @@ pub struct PortCreate {
     pub tags: BTreeSet<String>,
     /// The QoS policy.
     pub qos_policy_id: Option<String>,
+    /// DHCP options of its own.
+    pub extra_dhcp_opts: Vec<DhcpOptionWish>,
 }
 
 /// What of a port shall change; absent fields stay.
@@ -113,6 +117,8 @@ pub struct PortUpdate {
     pub mac: Option<[u8; 6]>,
     /// The host it is bound to, or none; administrators only, and not of a server's port.
     pub host: Option<String>,
+    /// DHCP options of its own; those that are not named stay.
+    pub extra_dhcp_opts: Vec<DhcpOptionWish>,
 }
 
 impl Control {
@@ -258,6 +264,7 @@ pub(crate) fn new_port(new: NewPort<'_>) -> Port {
         active: new.active,
         owned_by_server: false,
         qos_policy_id: None,
+        extra_dhcp_opts: Vec::new(),
     }
 }
 
@@ -382,6 +389,8 @@ pub(crate) fn build_port(
     let mac = request.mac.unwrap_or_else(random_mac);
     let chooser = Chooser { network_id: &request.network_id, mac, siblings, port: None };
     let fixed_ips = choose_addresses(cache, chooser, request.fixed_ips.as_deref())?;
+    let mut extra_dhcp_opts = Vec::new();
+    dhcp_option::change(&mut extra_dhcp_opts, &request.extra_dhcp_opts)?;
     Ok(Port {
         standard: Standard {
             description: request.description.clone(),
@@ -401,6 +410,7 @@ pub(crate) fn build_port(
         active: false,
         owned_by_server: request.owned_by_server,
         qos_policy_id: request.qos_policy_id.clone(),
+        extra_dhcp_opts,
     })
 }
 
@@ -542,6 +552,7 @@ fn apply_update(cache: &Cache, caller: &Caller, port: &mut Port, update: &PortUp
     if let Some(policy) = &update.qos_policy_id {
         port.qos_policy_id.clone_from(policy);
     }
+    dhcp_option::change(&mut port.extra_dhcp_opts, &update.extra_dhcp_opts)?;
     port.admin_state_up = update.admin_state_up.unwrap_or(port.admin_state_up);
     Ok(())
 }

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use etherparse::{ArpEthIpv4Packet, ArpOperation, ArpPacket, PacketBuilder, TransportSlice};
 use ipnet::Ipv6Net;
 use vmm::config::{
-    Addressing, AnnouncedPrefix, Announcement, DhcpOption, Dhcpv6Config, EndpointConfig, Ipv4Config, Ipv6Config,
+    Addressing, AnnouncedPrefix, Announcement, DhcpOption, Dhcpv6Config, EndpointConfig, Ipv4Config,
+    Ipv6Config,
 };
 use vmm::endpoint::{Endpoint, METADATA_ADDRESS, METADATA_ADDRESS_V6};
 
@@ -30,7 +31,7 @@ pub(crate) fn config() -> EndpointConfig {
         dhcp_server: Ipv4Addr::new(10, 0, 0, 2),
         dns: vec![GATEWAY],
         routes: vec![],
-        options: vec![DhcpOption { code: 67, data: b"file".to_vec() }],
+        options: vec![DhcpOption { name: "bootfile-name".to_owned(), value: "file".to_owned() }],
     };
     let prefix = Ipv6Net::new(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 64);
     let prefix = prefix.expect("invariant: a length that is one");

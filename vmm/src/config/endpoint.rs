@@ -69,14 +69,14 @@ pub struct Ipv4Config {
     pub options: Vec<DhcpOption>,
 }
 
-/// An option as it stands in a message.
+/// An option by name and text, as dnsmasq has them; what is none is not served.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DhcpOption {
-    /// Its number, up to 254 in DHCP.
-    pub code: u16,
-    /// Its value, at most 255 bytes in DHCP.
-    pub data: Vec<u8>,
+    /// Its name, or its number.
+    pub name: String,
+    /// Its value; an empty one takes the option away.
+    pub value: String,
 }
 
 /// What is announced by IPv6, and what DHCPv6 gives.

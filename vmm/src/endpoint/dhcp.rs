@@ -11,6 +11,7 @@ use dhcproto::{Encodable, Encoder};
 use etherparse::PacketBuilder;
 use ipnet::Ipv4Net;
 
+use super::option::{self, NEXT_SERVER};
 use super::packet::mac_of;
 use crate::config::{Addressing, Ipv4Config};
 
@@ -30,6 +31,8 @@ pub(super) struct DhcpServer {
     guest_mac: [u8; 6],
     address: Ipv4Addr,
     server: Ipv4Addr,
+    /// Where a boot goes on: the server itself unless the configuration says otherwise.
+    next_server: Ipv4Addr,
     lease_s: u32,
     /// What every client is told, informed ones included.
     options: Vec<DhcpOption>,
@@ -46,10 +49,14 @@ impl DhcpServer {
     /// None if the guest gets no address by DHCP.
     pub(super) fn new(addressing: &Addressing, guest_mac: [u8; 6], mtu: u16) -> Option<Self> {
         let config = addressing.ipv4.as_ref()?;
+        let next_server = config.options.iter().find(|option| option.name == NEXT_SERVER);
         Some(Self {
             guest_mac,
             address: config.address,
             server: config.dhcp_server,
+            next_server: next_server
+                .and_then(|option| option.value.parse().ok())
+                .unwrap_or(config.dhcp_server),
             lease_s: addressing.lease_s,
             options: options(addressing, config, mtu),
         })
@@ -110,7 +117,7 @@ impl DhcpServer {
         options.insert(DhcpOption::AddressLeaseTime(self.lease_s));
         options.insert(DhcpOption::Renewal(self.lease_s / 2));
         options.insert(DhcpOption::Rebinding(rebind_s));
-        reply.set_yiaddr(self.address).set_siaddr(self.server);
+        reply.set_yiaddr(self.address).set_siaddr(self.next_server);
         if kind == MessageType::Ack {
             reply.set_ciaddr(request.ciaddr());
         }
@@ -179,11 +186,12 @@ fn options(addressing: &Addressing, config: &Ipv4Config, mtu: u16) -> Vec<DhcpOp
     if !addressing.domain.is_empty() {
         options.push(DhcpOption::DomainName(text(&addressing.domain)));
     }
-    for option in &config.options {
-        let Ok(code) = u8::try_from(option.code) else { continue };
+    for (code, data) in config.options.iter().filter_map(option::ipv4) {
         let code = OptionCode::from(code);
         options.retain(|present| OptionCode::from(present) != code);
-        options.push(DhcpOption::Unknown(UnknownOption::new(code, option.data.clone())));
+        if !data.is_empty() {
+            options.push(DhcpOption::Unknown(UnknownOption::new(code, data)));
+        }
     }
     options
 }

@@ -14,6 +14,7 @@ use dhcproto::{Encodable, Encoder};
 use etherparse::PacketBuilder;
 
 use super::OWN_MAC;
+use super::option;
 use super::packet::{domain_name, link_local};
 use crate::config::{Addressing, Dhcpv6Config};
 
@@ -274,8 +275,11 @@ fn options(config: &Dhcpv6Config, domain: &str) -> Vec<DhcpOption> {
         options.push(DhcpOption::DomainNameServers(servers));
     }
     options.extend(domain_name(domain).map(|name| unknown(DOMAIN_LIST, name)));
-    let is_set = |code| config.options.iter().any(|option| option.code == u16::from(code));
-    options.retain(|option| !is_set(OptionCode::from(option)));
-    options.extend(config.options.iter().map(|option| unknown(option.code, option.data.clone())));
+    for (code, data) in config.options.iter().filter_map(option::ipv6) {
+        options.retain(|present| u16::from(OptionCode::from(present)) != code);
+        if !data.is_empty() {
+            options.push(unknown(code, data));
+        }
+    }
     options
 }

@@ -30,6 +30,7 @@ mod dhcpv6;
 mod http;
 mod metadata;
 mod neighbour;
+mod option;
 mod packet;
 mod tcp;
 #[cfg(test)]
@@ -230,7 +231,8 @@ impl Endpoint {
                     && let Some((ports, message)) = packet::udp(payload)
                     && ports.destination_port() == dhcpv6::SERVER_PORT
                 {
-                    if let Some(answer) = dhcp.answer(header.source_addr(), header.destination_addr(), message)
+                    if let Some(answer) =
+                        dhcp.answer(header.source_addr(), header.destination_addr(), message)
                     {
                         self.answer(answer);
                     }

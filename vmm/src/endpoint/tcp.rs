@@ -71,7 +71,9 @@ impl TcpService {
         // Prefix length 0: whoever asks is reached directly.
         interface.update_ip_addrs(|addresses| {
             for own in [IpAddress::Ipv4(METADATA_ADDRESS), IpAddress::Ipv6(METADATA_ADDRESS_V6)] {
-                addresses.push(IpCidr::new(own, 0)).expect("invariant: an interface has room for two addresses");
+                addresses
+                    .push(IpCidr::new(own, 0))
+                    .expect("invariant: an interface has room for two addresses");
             }
         });
         Self {

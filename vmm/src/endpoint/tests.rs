@@ -46,6 +46,10 @@ fn endpoint() -> Endpoint {
     Endpoint::new(config(), GUEST_MAC, 1442)
 }
 
+fn chosen(name: &str, value: &str) -> crate::config::DhcpOption {
+    crate::config::DhcpOption { name: name.to_owned(), value: value.to_owned() }
+}
+
 fn arp_request(target: Ipv4Addr, operation: ArpOperation) -> Vec<u8> {
     let packet = ArpEthIpv4Packet {
         operation,
@@ -174,9 +178,11 @@ fn each_destination_is_routed_once() {
 fn options_of_the_port_stand_in_the_place_of_others_or_beside_them() {
     let mut config = config();
     config.addressing.ipv4.as_mut().unwrap().options = vec![
-        crate::config::DhcpOption { code: 26, data: vec![5, 0] },
-        crate::config::DhcpOption { code: 67, data: b"pxelinux.0".to_vec() },
-        crate::config::DhcpOption { code: 300, data: vec![1] },
+        chosen("mtu", "1280"),
+        chosen("bootfile-name", "pxelinux.0"),
+        chosen("server-ip-address", "10.0.0.9"),
+        chosen("router", ""),
+        chosen("no-such-option", "x"),
     ];
     let frame = dhcp_frame(|message| {
         message.opts_mut().insert(DhcpOption::MessageType(MessageType::Discover));
@@ -185,6 +191,8 @@ fn options_of_the_port_stand_in_the_place_of_others_or_beside_them() {
     assert_eq!(offer.opts().get(OptionCode::InterfaceMtu), Some(&DhcpOption::InterfaceMtu(1280)));
     let file = offer.opts().get(OptionCode::BootfileName);
     assert_eq!(file, Some(&DhcpOption::BootfileName(b"pxelinux.0".to_vec())));
+    assert_eq!(offer.siaddr(), Ipv4Addr::new(10, 0, 0, 9));
+    assert_eq!(offer.opts().get(OptionCode::Router), None);
 }
 
 #[test]
@@ -195,7 +203,10 @@ fn without_an_address_nothing_is_answered_by_ipv4() {
         message.opts_mut().insert(DhcpOption::MessageType(MessageType::Discover));
     });
     assert_eq!(endpoint.from_guest(&frame, now), Verdict::Forward);
-    assert_eq!(endpoint.from_guest(&arp_request(METADATA_ADDRESS, ArpOperation::REQUEST), now), Verdict::Forward);
+    assert_eq!(
+        endpoint.from_guest(&arp_request(METADATA_ADDRESS, ArpOperation::REQUEST), now),
+        Verdict::Forward
+    );
     assert_eq!(endpoint.next_answer(now), None);
     endpoint.readdress(config().addressing, now);
     assert_eq!(endpoint.from_guest(&frame, now), Verdict::Taken);
@@ -306,7 +317,15 @@ struct Flags {
 
 impl Client {
     fn new(port: u16) -> Self {
-        Self { from: None, port, sequence: 1000, acknowledged: 0, received: Vec::new(), finished: false, reset: false }
+        Self {
+            from: None,
+            port,
+            sequence: 1000,
+            acknowledged: 0,
+            received: Vec::new(),
+            finished: false,
+            reset: false,
+        }
     }
 
     fn segment(&mut self, flags: Flags, payload: &[u8]) -> Vec<u8> {

@@ -125,3 +125,34 @@ async fn a_port_s_addresses_are_changed_and_given_back() {
     let ports = ask(&cloud, Method::GET, "ports?device_owner=network:dhcp", Value::Null).await.json();
     assert_eq!(ports["ports"].as_array().unwrap().len(), 2, "DHCP is answered there now, too");
 }
+
+#[tokio::test]
+async fn ports_have_dhcp_options_of_their_own() {
+    let cloud = Harness::new().await;
+    let network = text(&create(&cloud, "networks", json!({"network": {}})).await, "id");
+    let options = json!([
+        {"opt_name": "bootfile-name", "opt_value": "pxelinux.0"},
+        {"opt_name": "dns-server", "opt_value": "2001:db8::53", "ip_version": "6"},
+    ]);
+    let body = json!({"port": {"network_id": network, "extra_dhcp_opts": options}});
+    let port = create(&cloud, "ports", body).await;
+    let kept = json!([
+        {"opt_name": "bootfile-name", "opt_value": "pxelinux.0", "ip_version": 4},
+        {"opt_name": "dns-server", "opt_value": "2001:db8::53", "ip_version": 6},
+    ]);
+    assert_eq!(port["extra_dhcp_opts"], kept);
+    let path = format!("ports/{}", text(&port, "id"));
+    let change = json!([{"opt_name": "bootfile-name", "opt_value": null}]);
+    let body = json!({"port": {"extra_dhcp_opts": change}});
+    let changed = ask(&cloud, Method::PUT, &path, body).await.json();
+    assert_eq!(changed["port"]["extra_dhcp_opts"], json!([kept[1]]));
+    for refusal in [
+        json!([{"opt_name": "mtu"}]),
+        json!([{"opt_name": "", "opt_value": "x"}]),
+        json!([{"opt_name": "mtu", "opt_value": ""}]),
+        json!([{"opt_name": "mtu", "opt_value": "1", "ip_version": 5}]),
+    ] {
+        let body = json!({"port": {"extra_dhcp_opts": refusal}});
+        refused(&cloud, Method::PUT, &path, body, 400, "InvalidInput").await;
+    }
+}

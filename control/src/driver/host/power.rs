@@ -277,7 +277,11 @@ impl HostDriver {
                 match client.readdress(mac, addressing) {
                     // A VMM of before: its guest keeps what it was told at its start.
                     Err(ClientError::Refused(message)) => {
-                        tracing::warn!(instance.id = wanted.id, message, "the guest is not told its new addresses");
+                        tracing::warn!(
+                            instance.id = wanted.id,
+                            message,
+                            "the guest is not told its new addresses"
+                        );
                     }
                     told => drop(told?),
                 }

@@ -349,7 +349,7 @@ pub(super) fn addressing(nic: &NicWanted, wanted: &InstanceWanted) -> Addressing
         dhcp_server,
         dns: nic.dns.clone(),
         routes: nic.routes.clone(),
-        options: Vec::new(),
+        options: nic.dhcp_options.clone(),
     });
     let neighbours = server.into_iter().chain([METADATA_ADDRESS]).map(|address| (address, ENDPOINT_MAC));
     Addressing {

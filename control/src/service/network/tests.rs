@@ -183,7 +183,8 @@ async fn default_group_lets_members_in_and_its_members_cannot_delete_it() {
         reason(cloud.control.security_group_delete(&alice, &group).await.unwrap_err()),
         "SecurityGroupCannotRemoveDefault"
     );
-    let wanted = nics_wanted(cloud.control.db.cache(), "0abc", std::slice::from_ref(&port.row.standard.id)).unwrap();
+    let wanted =
+        nics_wanted(cloud.control.db.cache(), "0abc", std::slice::from_ref(&port.row.standard.id)).unwrap();
     let rules = &wanted.groups[0].rules;
     assert_eq!(rules.len(), 4);
     let own: IpNet = port.row.fixed_ips[0].ip_address.into();

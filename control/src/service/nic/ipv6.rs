@@ -148,7 +148,7 @@ fn dhcp(port: &Port, subnets: &[&Subnet]) -> Option<Dhcpv6Config> {
         addresses: addresses.collect(),
         on_link: subnets.iter().filter_map(|subnet| prefix_of(subnet)).collect(),
         dns: name_servers(&served),
-        options: Vec::new(),
+        options: super::dhcp_options(port, 6),
     })
 }
 
@@ -174,5 +174,154 @@ fn v6(address: IpAddr) -> Option<Ipv6Addr> {
     match address {
         IpAddr::V6(address) => Some(address),
         IpAddr::V4(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::network::FixedIp;
+    use crate::service::network::new_standard;
+    use crate::service::port::{NewPort, new_port};
+
+    fn subnet(id: &str, cidr: &str, ra: Option<Ipv6Mode>, address: Option<Ipv6Mode>) -> Arc<Stored<Subnet>> {
+        let cidr: IpNet = cidr.parse().unwrap();
+        let gateway = cidr.hosts().nth(1);
+        let row = Subnet {
+            standard: new_standard(id.to_owned(), "a".to_owned(), String::new()),
+            network_id: "n".to_owned(),
+            cidr,
+            gateway_ip: gateway,
+            enable_dhcp: true,
+            allocation_pools: Vec::new(),
+            dns_nameservers: vec!["2620:fe::fe".parse().unwrap(), "9.9.9.9".parse().unwrap()],
+            host_routes: vec![
+                ("2001:db8:ff::/48".parse().unwrap(), gateway.unwrap()),
+                ("2001:db8:fe::/48".parse().unwrap(), "2001:db8::99".parse().unwrap()),
+            ],
+            ipv6_ra_mode: ra,
+            ipv6_address_mode: address,
+            subnetpool_id: None,
+            dhcp_server: None,
+        };
+        Arc::new(Stored { row, create_revision: 1, mod_revision: 1 })
+    }
+
+    fn port(owner: &str, mac: u8, addresses: &[(&str, &str)]) -> Port {
+        let fixed_ip = |(subnet, address): &(&str, &str)| FixedIp {
+            subnet_id: (*subnet).to_owned(),
+            ip_address: address.parse().unwrap(),
+        };
+        new_port(NewPort {
+            project_id: "a",
+            network_id: "n",
+            name: "",
+            mac: [2, 0, 0, 0, 0, mac],
+            fixed_ips: addresses.iter().map(fixed_ip).collect(),
+            device_id: "d",
+            device_owner: owner,
+            active: true,
+        })
+    }
+
+    fn network(kind: NetworkKind) -> Network {
+        Network {
+            standard: new_standard("n".to_owned(), "a".to_owned(), String::new()),
+            kind,
+            mtu: 1450,
+            admin_state_up: true,
+            shared: false,
+            external: false,
+            port_security_enabled: true,
+            is_default: false,
+            qos_policy_id: None,
+        }
+    }
+
+    fn networks(subnets: Vec<Arc<Stored<Subnet>>>, interfaces: Vec<Port>) -> Ipv6Networks {
+        let interfaces = interfaces
+            .into_iter()
+            .map(|row| Arc::new(Stored { row, create_revision: 1, mod_revision: 1 }))
+            .collect();
+        Ipv6Networks {
+            tag: "0abc".parse().ok(),
+            subnets: [("n".to_owned(), subnets)].into(),
+            interfaces: [("n".to_owned(), interfaces)].into(),
+        }
+    }
+
+    const SLAAC: Option<Ipv6Mode> = Some(Ipv6Mode::Slaac);
+    const STATEFUL: Option<Ipv6Mode> = Some(Ipv6Mode::Dhcpv6Stateful);
+    const STATELESS: Option<Ipv6Mode> = Some(Ipv6Mode::Dhcpv6Stateless);
+
+    #[test]
+    fn each_router_announces_its_own_subnets_and_the_rest_nobody() {
+        let subnets = vec![
+            subnet("s1", "2001:db8::/64", SLAAC, SLAAC),
+            subnet("s2", "2001:db8:1::/64", STATEFUL, STATEFUL),
+            subnet("s3", "2001:db8:2::/64", STATELESS, STATELESS),
+        ];
+        let interfaces = vec![
+            port(OWNER_INTERFACE, 1, &[("s1", "2001:db8::1")]),
+            port(OWNER_INTERFACE, 2, &[("s2", "2001:db8:1::9")]),
+        ];
+        let guest = port("compute:nova", 7, &[("s1", "2001:db8::7"), ("s2", "2001:db8:1::7")]);
+        let config = networks(subnets, interfaces).config_of(&guest, &network(NetworkKind::Vxlan { vni: 1 }));
+        assert!(!config.others_announce);
+        let told: Vec<_> = config
+            .announcements
+            .iter()
+            .map(|one| {
+                let prefixes: Vec<_> = one
+                    .prefixes
+                    .iter()
+                    .map(|prefix| (prefix.prefix.to_string(), prefix.autonomous))
+                    .collect();
+                (one.router.map(|mac| mac[5]), one.is_default, one.managed, one.other, prefixes)
+            })
+            .collect();
+        let prefix = |text: &str, autonomous| vec![(text.to_owned(), autonomous)];
+        assert_eq!(
+            told,
+            [
+                (Some(1), true, false, false, prefix("2001:db8::/64", true)),
+                // It has not the gateway's address.
+                (Some(2), false, true, false, prefix("2001:db8:1::/64", false)),
+                // The guest's port has no address there, so the guest must not make one.
+                (None, false, false, true, prefix("2001:db8:2::/64", false)),
+            ]
+        );
+        assert_eq!(config.announcements[0].routes, ["2001:db8:ff::/48".parse().unwrap()]);
+        assert_eq!(config.announcements[0].dns, ["2620:fe::fe".parse::<Ipv6Addr>().unwrap()]);
+        let dhcp = config.dhcp.unwrap();
+        assert_eq!(dhcp.addresses, ["2001:db8:1::7".parse::<Ipv6Addr>().unwrap()]);
+        assert_eq!(dhcp.on_link.len(), 3);
+    }
+
+    #[test]
+    fn what_others_announce_is_left_to_them() {
+        let guest = port("compute:nova", 7, &[("s1", "2001:db8::7")]);
+        let of = |ra, address| {
+            let networks = networks(vec![subnet("s1", "2001:db8::/64", ra, address)], Vec::new());
+            let config = networks.config_of(&guest, &network(NetworkKind::Vxlan { vni: 1 }));
+            let addresses = config.dhcp.map(|dhcp| dhcp.addresses.len());
+            (config.announcements.len(), config.others_announce, addresses)
+        };
+        assert_eq!(of(None, SLAAC), (0, true, None));
+        assert_eq!(of(None, STATEFUL), (0, true, Some(1)));
+        assert_eq!(of(None, STATELESS), (0, true, Some(0)));
+        assert_eq!(of(None, None), (0, true, Some(1)));
+        assert_eq!(of(STATEFUL, None), (1, false, None));
+    }
+
+    #[test]
+    fn host_is_the_router_of_a_flat_network() {
+        let guest = port("compute:nova", 7, &[("s1", "2001:db8::7")]);
+        let networks = networks(vec![subnet("s1", "2001:db8::/64", SLAAC, SLAAC)], Vec::new());
+        let flat = network(NetworkKind::Flat { physical_network: "public".to_owned() });
+        let config = networks.config_of(&guest, &flat);
+        let bridge = networks.tag.unwrap().bridge(short_id(b"n"));
+        assert_eq!(config.announcements[0].router, Some(link_mac(&bridge)));
+        assert!(config.announcements[0].is_default);
     }
 }

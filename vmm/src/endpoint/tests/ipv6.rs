@@ -35,7 +35,7 @@ fn ipv6_config() -> EndpointConfig {
             addresses: vec![LEASED],
             on_link: vec!["2001:db8::/64".parse().unwrap()],
             dns: vec![DNS],
-            options: vec![crate::config::DhcpOption { code: 59, data: b"http://x/".to_vec() }],
+            options: vec![chosen("bootfile-url", "http://x/")],
         }),
     };
     config
@@ -89,8 +89,12 @@ fn server() -> v6::DhcpOption {
 }
 
 fn association(id: u32, addresses: &[Ipv6Addr]) -> v6::DhcpOption {
-    let lease =
-        |addr: &Ipv6Addr| v6::IAAddr { addr: *addr, preferred_life: 0, valid_life: 0, opts: Default::default() };
+    let lease = |addr: &Ipv6Addr| v6::IAAddr {
+        addr: *addr,
+        preferred_life: 0,
+        valid_life: 0,
+        opts: Default::default(),
+    };
     let opts = addresses.iter().map(|address| v6::DhcpOption::IAAddr(lease(address))).collect();
     v6::DhcpOption::IANA(v6::IANA { id, t1: 0, t2: 0, opts })
 }
@@ -191,11 +195,8 @@ fn guest_that_speaks_ipv6_is_told_at_once_and_every_ten_minutes() {
 #[test]
 fn without_a_router_the_link_is_announced_and_no_way_out() {
     let mut config = ipv6_config();
-    config.addressing.ipv6.announcements = vec![Announcement {
-        prefixes: announcement().prefixes,
-        managed: true,
-        ..Announcement::default()
-    }];
+    config.addressing.ipv6.announcements =
+        vec![Announcement { prefixes: announcement().prefixes, managed: true, ..Announcement::default() }];
     let now = Instant::now();
     let mut endpoint = Endpoint::new(config, GUEST_MAC, 1442);
     endpoint.from_guest(&router_solicitation(), now);
@@ -240,7 +241,11 @@ fn what_is_announced_no_longer_is_withdrawn_at_once() {
     assert_eq!(farewell[6..12], GATEWAY_MAC);
     assert_eq!(farewell[54 + 6..54 + 8], [0, 0], "it is no default router any more");
     let rest = &farewell[54 + 16 + 16..];
-    assert_eq!(rest[..8], [24, 2, 48, 0, 0, 0, 0, 0], "nor does it lead anywhere, and the prefix is not withdrawn");
+    assert_eq!(
+        rest[..8],
+        [24, 2, 48, 0, 0, 0, 0, 0],
+        "nor does it lead anywhere, and the prefix is not withdrawn"
+    );
     assert_eq!(rest[16..24], [25, 3, 0, 0, 0, 0, 0, 0]);
     assert_eq!(endpoint.next_answer(now).unwrap()[6..12], OWN_MAC);
     assert_eq!(endpoint.next_answer(now), None);
@@ -253,6 +258,9 @@ fn what_is_announced_no_longer_is_withdrawn_at_once() {
     let gone = endpoint.next_answer(now).unwrap();
     assert_eq!(gone[54 + 16 + 16..][..12], [3, 4, 64, 0xc0, 0, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!((endpoint.next_answer(now), endpoint.poll_delay(now)), (None, None));
+    // One comes: who speaks IPv6 is told, though it has asked long ago.
+    endpoint.readdress(ipv6_config().addressing, now);
+    assert_eq!(endpoint.next_answer(now).unwrap()[6..12], GATEWAY_MAC);
 }
 
 #[test]
@@ -287,10 +295,7 @@ fn solicit_is_advertised_the_ports_address_or_given_it_at_once() {
     assert_eq!(option(v6::OptionCode::ClientId), Some(client()));
     assert_eq!(option(v6::OptionCode::ServerId), Some(server()));
     assert_eq!(option(v6::OptionCode::Preference), Some(v6::DhcpOption::Preference(255)));
-    assert_eq!(
-        option(v6::OptionCode::DomainNameServers),
-        Some(v6::DhcpOption::DomainNameServers(vec![DNS]))
-    );
+    assert_eq!(option(v6::OptionCode::DomainNameServers), Some(v6::DhcpOption::DomainNameServers(vec![DNS])));
     let rapid = [options, vec![v6::DhcpOption::RapidCommit]].concat();
     let reply = ask(v6::MessageType::Solicit, rapid).unwrap();
     assert_eq!(reply.msg_type(), v6::MessageType::Reply);
