@@ -194,6 +194,7 @@ impl Host {
             domain: String::new(),
             dhcp_options: Vec::new(),
             ipv6: Default::default(),
+            ipv6_networks: Vec::new(),
         }
     }
 

@@ -9,7 +9,7 @@
 //! Absence never deletes: what shall go is named as such ([`Power::Deleted`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -322,6 +322,26 @@ pub struct NicWanted {
     /// What is announced to the guest by IPv6, and what DHCPv6 gives it.
     #[serde(default)]
     pub ipv6: Ipv6Config,
+    /// Its IPv6 addresses as the guest's own configuration describes them.
+    #[serde(default)]
+    pub ipv6_networks: Vec<Ipv6NetworkWanted>,
+}
+
+/// An IPv6 address of a device with its subnet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ipv6NetworkWanted {
+    /// How the guest comes to it: a mode as Neutron calls it, or `dhcp`; it sets it up itself if absent.
+    pub mode: Option<String>,
+    /// The address.
+    pub address: Ipv6Addr,
+    /// The length of its subnet's prefix in bits.
+    pub prefix_len: u8,
+    /// The subnet's gateway.
+    pub gateway: Option<IpAddr>,
+    /// Further routes: destination, next hop.
+    pub routes: Vec<(IpNet, IpAddr)>,
+    /// Name servers.
+    pub dns: Vec<IpAddr>,
 }
 
 /// What a host is and has.

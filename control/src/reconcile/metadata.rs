@@ -6,10 +6,11 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use ipnet::IpNet;
 use serde_json::{Value, json};
 use vmm::document::Document;
 
-use crate::agent::protocol::NicWanted;
+use crate::agent::protocol::{Ipv6NetworkWanted, NicWanted};
 use crate::model::compute::Server;
 
 /// The OpenStack metadata versions offered beside `latest`: the newest one that every cloud-init in use knows.
@@ -102,7 +103,7 @@ fn network_data(nics: &[NicWanted]) -> Value {
     let mut links = Vec::with_capacity(nics.len());
     let mut networks = Vec::with_capacity(nics.len());
     let mut services: Vec<Value> = Vec::new();
-    for (index, nic) in nics.iter().enumerate() {
+    for nic in nics {
         let link = link_name(nic);
         links.push(json!({
             "id": link,
@@ -111,27 +112,62 @@ fn network_data(nics: &[NicWanted]) -> Value {
             "mtu": nic.mtu,
             "ethernet_mac_address": mac_text(nic.mac),
         }));
-        let Some((address, prefix)) = nic.address else { continue };
-        let mut network =
-            json!({ "id": format!("network{index}"), "link": link, "network_id": nic.network_id });
-        if nic.dhcp {
-            network["type"] = json!("ipv4_dhcp");
-        } else {
-            let dns: Vec<Value> =
-                nic.dns.iter().map(|server| json!({ "type": "dns", "address": server })).collect();
-            let default = nic.gateway.map(|gateway| (Ipv4Addr::UNSPECIFIED, 0, gateway));
-            let routes = default.into_iter().chain(nic.routes.iter().copied());
-            let route = |(network, prefix, gateway): (Ipv4Addr, u8, Ipv4Addr)| json!({ "network": network, "netmask": netmask(prefix), "gateway": gateway });
-            network["type"] = json!("ipv4");
-            network["ip_address"] = json!(address);
-            network["netmask"] = json!(netmask(prefix));
-            network["routes"] = Value::Array(routes.map(route).collect());
-            network["services"] = Value::Array(dns.clone());
-            services.extend(dns);
+        let described = nic
+            .address
+            .map(|address| ipv4_network(nic, address))
+            .into_iter()
+            .chain(nic.ipv6_networks.iter().map(ipv6_network));
+        for mut network in described {
+            network["id"] = json!(format!("network{}", networks.len()));
+            network["link"] = json!(link);
+            network["network_id"] = json!(nic.network_id);
+            services.extend(network["services"].as_array().cloned().unwrap_or_default());
+            networks.push(network);
         }
-        networks.push(network);
     }
     json!({ "links": links, "networks": networks, "services": services })
+}
+
+/// An IPv4 network: with DHCP there is nothing to say of it.
+fn ipv4_network(nic: &NicWanted, (address, prefix): (Ipv4Addr, u8)) -> Value {
+    if nic.dhcp {
+        return json!({ "type": "ipv4_dhcp" });
+    }
+    let default = nic.gateway.map(|gateway| (Ipv4Addr::UNSPECIFIED, 0, gateway));
+    let routes = default.into_iter().chain(nic.routes.iter().copied());
+    let route = |(network, prefix, gateway): (Ipv4Addr, u8, Ipv4Addr)| json!({ "network": network, "netmask": netmask(prefix), "gateway": gateway });
+    json!({
+        "type": "ipv4",
+        "ip_address": address,
+        "netmask": netmask(prefix),
+        "routes": routes.map(route).collect::<Vec<Value>>(),
+        "services": nic.dns.iter().map(name_server).collect::<Vec<Value>>(),
+    })
+}
+
+/// An IPv6 network: of addresses by DHCPv6 alone, without a mode, there is nothing to say.
+fn ipv6_network(network: &Ipv6NetworkWanted) -> Value {
+    let mode = network.mode.as_deref();
+    if mode == Some("dhcp") {
+        return json!({ "type": "ipv6_dhcp" });
+    }
+    let default =
+        network.gateway.map(|gateway| json!({ "network": "::", "netmask": "::", "gateway": gateway }));
+    let further = network.routes.iter().map(
+        |(destination, gateway)| json!({ "network": destination.network(), "netmask": destination.netmask(), "gateway": gateway }),
+    );
+    let netmask = IpNet::new(network.address.into(), network.prefix_len).map(|net| net.netmask());
+    json!({
+        "type": mode.map_or_else(|| "ipv6".to_owned(), |mode| format!("ipv6_{mode}")),
+        "ip_address": network.address,
+        "netmask": netmask.ok(),
+        "routes": default.into_iter().chain(further).collect::<Vec<Value>>(),
+        "services": network.dns.iter().map(name_server).collect::<Vec<Value>>(),
+    })
+}
+
+fn name_server(address: &impl serde::Serialize) -> Value {
+    json!({ "type": "dns", "address": address })
 }
 
 fn ec2_meta_data(server: &Server, zone: &str, nics: &[NicWanted]) -> BTreeMap<&'static str, String> {
@@ -209,6 +245,7 @@ mod tests {
             domain: "openstacklocal".to_owned(),
             dhcp_options: Vec::new(),
             ipv6: Default::default(),
+            ipv6_networks: Vec::new(),
         }
     }
 
@@ -253,6 +290,34 @@ mod tests {
         assert_eq!(data["networks"][0]["routes"][0]["gateway"], "10.0.0.1");
         assert_eq!(data["links"][0]["ethernet_mac_address"], "fa:16:3e:00:00:01");
         assert_eq!(network_data(&[nic()])["networks"][0]["type"], "ipv4_dhcp");
+    }
+
+    #[test]
+    fn ipv6_is_described_by_its_mode() {
+        let network = |mode: Option<&str>| Ipv6NetworkWanted {
+            mode: mode.map(str::to_owned),
+            address: "2001:db8::7".parse().unwrap(),
+            prefix_len: 64,
+            gateway: Some("2001:db8::1".parse().unwrap()),
+            routes: Vec::new(),
+            dns: vec!["2620:fe::fe".parse().unwrap()],
+        };
+        let modes = [Some("slaac"), Some("dhcpv6-stateful"), Some("dhcp"), None];
+        let data = network_data(&[NicWanted { ipv6_networks: modes.map(network).into(), ..nic() }]);
+        let described = data["networks"].as_array().unwrap();
+        let types: Vec<_> = described.iter().map(|network| network["type"].as_str().unwrap()).collect();
+        assert_eq!(types, ["ipv4_dhcp", "ipv6_slaac", "ipv6_dhcpv6-stateful", "ipv6_dhcp", "ipv6"]);
+        assert_eq!(
+            described[1],
+            json!({
+                "id": "network1", "link": link_name(&nic()),
+                "network_id": "net", "type": "ipv6_slaac", "ip_address": "2001:db8::7",
+                "netmask": "ffff:ffff:ffff:ffff::",
+                "routes": [{"network": "::", "netmask": "::", "gateway": "2001:db8::1"}],
+                "services": [{"type": "dns", "address": "2620:fe::fe"}],
+            })
+        );
+        assert_eq!(described[3].get("ip_address"), None);
     }
 
     #[test]

@@ -404,6 +404,7 @@ fn nic_wanted(cache: &Cache, port: &Port, network: &Network) -> NicWanted {
         domain: DOMAIN.to_owned(),
         dhcp_options: dhcp_options(port, 4),
         ipv6: Ipv6Config::default(),
+        ipv6_networks: ipv6::networks_of(cache, port),
     }
 }
 

@@ -13,6 +13,7 @@ use ipnet::{IpNet, Ipv6Net};
 use net::names::{OwnerTag, link_mac, short_id};
 use vmm::config::{AnnouncedPrefix, Announcement, Dhcpv6Config, Ipv6Config};
 
+use crate::agent::protocol::Ipv6NetworkWanted;
 use crate::model::network::{Ipv6Mode, Network, Port, Subnet};
 use crate::model::router::Router;
 use crate::service::nic::host_is_gateway;
@@ -85,6 +86,27 @@ impl Ipv6Networks {
         announcements.extend(announcement(port, None, &[], &of_nobody));
         announcements
     }
+}
+
+/// A port's IPv6 addresses with what its guest may want to know of their subnets.
+pub(super) fn networks_of(cache: &Cache, port: &Port) -> Vec<Ipv6NetworkWanted> {
+    let networks = port.fixed_ips.iter().filter_map(|ip| {
+        let address = v6(ip.ip_address)?;
+        let subnet = &cache.get::<Subnet>(&ip.subnet_id)?.row;
+        let mode = match subnet.ipv6_address_mode {
+            Some(mode) => Some(mode.name()),
+            None => subnet.enable_dhcp.then_some("dhcp"),
+        };
+        Some(Ipv6NetworkWanted {
+            mode: mode.map(str::to_owned),
+            address,
+            prefix_len: subnet.cidr.prefix_len(),
+            gateway: subnet.gateway_ip,
+            routes: subnet.host_routes.clone(),
+            dns: subnet.dns_nameservers.clone(),
+        })
+    });
+    networks.collect()
 }
 
 /// What a router with these addresses announces of these subnets to the guest with this port; none without a subnet.
@@ -180,7 +202,7 @@ fn v6(address: IpAddr) -> Option<Ipv6Addr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::network::FixedIp;
+    use crate::model::network::{FixedIp, NetworkKind};
     use crate::service::network::new_standard;
     use crate::service::port::{NewPort, new_port};
 
