@@ -172,7 +172,8 @@ impl Connection {
         loop {
             for answer in self.receive_answers()? {
                 let Some(message) = message_of(messages, first, answer.sequence) else { continue };
-                let is_last = answer.sequence == last;
+                // Whoever has no right to it is told so at the begin, and nothing after it is answered.
+                let is_last = answer.sequence == last || (answer.sequence == first && answer.result.is_err());
                 refused.extend(refusal(message, answer));
                 if is_last {
                     return refused.into_iter().next().map_or(Ok(()), Err);
