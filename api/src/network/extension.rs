@@ -56,10 +56,9 @@ const SHARED: [Extension; 12] = [
 ];
 
 /// What networks and ports have beyond the core.
-const NETWORKS: [Extension; 12] = [
+const NETWORKS: [Extension; 13] = [
     ("network_availability_zone", "Network Availability Zone", "Availability zone support for network."),
     ("auto-allocated-topology", "Auto Allocated Topology Services", "Auto Allocated Topology Services."),
-const NETWORKS: [Extension; 11] = [
     ("trunk", "Trunk Extension", "Provides support for trunk ports"),
     ("trunk-details", "Trunk port details", "Expose trunk port details"),
     ("allowed-address-pairs", "Allowed Address Pairs", "Provides allowed address pairs"),

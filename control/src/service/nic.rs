@@ -10,8 +10,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use vmm::config::{DhcpOption, Ipv6Config};
 
-use super::auto_topology::is_possible;
 use self::ipv6::Ipv6Networks;
+use super::auto_topology::is_possible;
 use super::network::PUBLIC_NAME;
 use super::network_resource::sees;
 use super::port::{
