@@ -64,6 +64,20 @@ pub enum Service {
     Placement,
 }
 
+impl Service {
+    /// Where it is on the one port.
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Compute => "compute",
+            Self::Network => "network",
+            Self::Volume => "volume",
+            Self::Image => "image",
+            Self::Placement => "placement",
+        }
+    }
+}
+
 /// The request's id, `req-<uuid>`; the frame makes it.
 #[derive(Debug, Clone)]
 pub struct RequestId(pub Arc<str>);

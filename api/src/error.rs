@@ -1,16 +1,18 @@
 //! Every answer that is not a success: [`Fault`] is what went wrong, [`render`] the one place that gives it a
-//! status and the body of the service that was asked.
+//! status and the body of the service that was asked. Which there may be is in each service's description.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use control::error::Error;
-use serde_json::{Value, json};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
 
 use crate::context::Service;
-use crate::wording;
+use crate::{microversion, wording};
 
 /// Why a request was refused. Handlers return it with `?`; the frame around each service writes it.
 #[derive(Debug, thiserror::Error)]
@@ -78,37 +80,111 @@ impl IntoResponse for Fault {
     }
 }
 
-/// The status of a fault in a service.
-pub fn status_of(service: Service, fault: &Fault) -> StatusCode {
-    match fault {
-        Fault::Control(error) => match error {
-            Error::Unauthorized(_) => StatusCode::UNAUTHORIZED,
-            Error::Forbidden { .. } => StatusCode::FORBIDDEN,
-            Error::NotFound { .. } => StatusCode::NOT_FOUND,
-            Error::Invalid { .. } => StatusCode::BAD_REQUEST,
-            Error::Conflict { .. } => StatusCode::CONFLICT,
-            Error::Precondition { .. } => StatusCode::PRECONDITION_FAILED,
-            Error::QuotaExceeded { .. } => match service {
+macro_rules! kinds {
+    ($($kind:ident),* $(,)?) => {
+        /// The faults that differ in their status.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        enum Kind {
+            $($kind),*
+        }
+
+        impl Kind {
+            const ALL: &[Self] = &[$(Self::$kind),*];
+        }
+    };
+}
+
+kinds! {
+    Unauthorized, Forbidden, NotFound, Invalid, Conflict, Precondition, OverQuota, TooLarge, NotImplemented, Unavailable,
+    Inside, NoMethod, UnsupportedMediaType, RangeNotSatisfiable, NotAcceptable, TimedOut,
+}
+
+impl Kind {
+    fn of(fault: &Fault) -> Self {
+        match fault {
+            Fault::Control(error) => match error {
+                Error::Unauthorized(_) => Self::Unauthorized,
+                Error::Forbidden { .. } => Self::Forbidden,
+                Error::NotFound { .. } => Self::NotFound,
+                Error::Invalid { .. } => Self::Invalid,
+                Error::Conflict { .. } => Self::Conflict,
+                Error::Precondition { .. } => Self::Precondition,
+                Error::QuotaExceeded { .. } => Self::OverQuota,
+                Error::TooLarge { .. } => Self::TooLarge,
+                Error::NotImplemented(_) => Self::NotImplemented,
+                Error::Unavailable(_) => Self::Unavailable,
+                Error::Store(_) | Error::Transaction(_) | Error::Token(_) | Error::Io { .. } => Self::Inside,
+            },
+            Fault::Malformed(_) | Fault::Field { .. } => Self::Invalid,
+            Fault::NoRoute => Self::NotFound,
+            Fault::NoMethod => Self::NoMethod,
+            Fault::UnsupportedMediaType => Self::UnsupportedMediaType,
+            Fault::RangeNotSatisfiable(_) => Self::RangeNotSatisfiable,
+            Fault::NotAcceptable(_) => Self::NotAcceptable,
+            Fault::TimedOut => Self::TimedOut,
+            Fault::Panicked => Self::Inside,
+        }
+    }
+
+    fn status(self, service: Service) -> StatusCode {
+        match self {
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Invalid => StatusCode::BAD_REQUEST,
+            Self::Conflict => StatusCode::CONFLICT,
+            Self::Precondition => StatusCode::PRECONDITION_FAILED,
+            Self::OverQuota => match service {
                 Service::Identity | Service::Compute => StatusCode::FORBIDDEN,
                 Service::Network | Service::Placement => StatusCode::CONFLICT,
                 Service::Volume | Service::Image => StatusCode::PAYLOAD_TOO_LARGE,
             },
-            Error::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Error::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
-            Error::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Error::Store(_) | Error::Transaction(_) | Error::Token(_) | Error::Io { .. } => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
-        },
-        Fault::Malformed(_) | Fault::Field { .. } => StatusCode::BAD_REQUEST,
-        Fault::NoRoute => StatusCode::NOT_FOUND,
-        Fault::NoMethod => StatusCode::METHOD_NOT_ALLOWED,
-        Fault::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        Fault::RangeNotSatisfiable(_) => StatusCode::RANGE_NOT_SATISFIABLE,
-        Fault::NotAcceptable(_) => StatusCode::NOT_ACCEPTABLE,
-        Fault::TimedOut => StatusCode::REQUEST_TIMEOUT,
-        Fault::Panicked => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Inside => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::NoMethod => StatusCode::METHOD_NOT_ALLOWED,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::RangeNotSatisfiable => StatusCode::RANGE_NOT_SATISFIABLE,
+            Self::NotAcceptable => StatusCode::NOT_ACCEPTABLE,
+            Self::TimedOut => StatusCode::REQUEST_TIMEOUT,
+        }
     }
+
+    /// Whether an operation may be answered so. `body`: it reads one.
+    fn can_be(self, service: Service, body: bool) -> bool {
+        match self {
+            // What is described is there.
+            Self::NoMethod => false,
+            Self::UnsupportedMediaType | Self::TimedOut | Self::TooLarge => body,
+            Self::Precondition => service == Service::Network,
+            Self::RangeNotSatisfiable => service == Service::Image,
+            Self::NotAcceptable => microversion::offer(service).is_some(),
+            _ => true,
+        }
+    }
+}
+
+/// The statuses of the faults that an operation of a service may answer. `body`: it reads one.
+pub(crate) fn statuses(service: Service, body: bool) -> BTreeSet<StatusCode> {
+    let kinds = Kind::ALL.iter().filter(|kind| kind.can_be(service, body));
+    kinds.map(|kind| kind.status(service)).collect()
+}
+
+/// The schema of a service's faults.
+pub(crate) fn schema(service: Service, generator: &mut SchemaGenerator) -> Schema {
+    match service {
+        Service::Identity => generator.subschema_for::<KeystoneBody>(),
+        Service::Compute | Service::Volume => generator.subschema_for::<NovaBody>(),
+        Service::Network => generator.subschema_for::<NeutronBody>(),
+        Service::Image => generator.subschema_for::<GlanceBody>(),
+        Service::Placement => generator.subschema_for::<PlacementBody>(),
+    }
+}
+
+/// The status of a fault in a service.
+pub fn status_of(service: Service, fault: &Fault) -> StatusCode {
+    Kind::of(fault).status(service)
 }
 
 /// The whole answer: status, the service's body, and the headers that belong to the status.
@@ -123,14 +199,14 @@ pub fn render(service: Service, fault: &Fault, request_id: &str, public_url: &st
     } else {
         sentence(service, fault)
     };
-    let body = match service {
-        Service::Identity => keystone(status, &message),
-        Service::Compute | Service::Volume => nova(status, &message),
-        Service::Network => neutron(fault, &message),
-        Service::Image => glance(status, &message),
-        Service::Placement => placement(status, &message, request_id),
+    let mut response = match service {
+        Service::Identity => Json(keystone(status, message)).into_response(),
+        Service::Compute | Service::Volume => Json(nova(status, message)).into_response(),
+        Service::Network => Json(neutron(fault, message)).into_response(),
+        Service::Image => Json(glance(status, message)).into_response(),
+        Service::Placement => Json(placement(status, message, request_id)).into_response(),
     };
-    let mut response = (status, Json(body)).into_response();
+    *response.status_mut() = status;
     let headers = response.headers_mut();
     if status == StatusCode::UNAUTHORIZED
         && let Ok(value) = HeaderValue::from_str(&format!("Keystone uri=\"{public_url}/identity\""))
@@ -176,11 +252,36 @@ fn title(status: StatusCode) -> &'static str {
     status.canonical_reason().unwrap_or("Error")
 }
 
-fn keystone(status: StatusCode, message: &str) -> Value {
-    json!({"error": {"code": status.as_u16(), "message": message, "title": title(status)}})
+/// Keystone's form.
+#[derive(Serialize, JsonSchema)]
+struct KeystoneBody {
+    error: KeystoneFault,
 }
 
-fn nova(status: StatusCode, message: &str) -> Value {
+#[derive(Serialize, JsonSchema)]
+struct KeystoneFault {
+    code: u16,
+    message: String,
+    title: &'static str,
+}
+
+fn keystone(status: StatusCode, message: String) -> KeystoneBody {
+    KeystoneBody { error: KeystoneFault { code: status.as_u16(), message, title: title(status) } }
+}
+
+/// Nova's form, which Cinder has too: under the fault's name.
+#[derive(Serialize, JsonSchema)]
+struct NovaBody(BTreeMap<&'static str, NovaFault>);
+
+#[derive(Serialize, JsonSchema)]
+struct NovaFault {
+    code: u16,
+    message: String,
+    #[serde(rename = "retryAfter", skip_serializing_if = "Option::is_none")]
+    retry_after: Option<&'static str>,
+}
+
+fn nova(status: StatusCode, message: String) -> NovaBody {
     let fault = match status.as_u16() {
         400 => "badRequest",
         401 => "unauthorized",
@@ -194,14 +295,26 @@ fn nova(status: StatusCode, message: &str) -> Value {
         503 => "serviceUnavailable",
         _ => "computeFault",
     };
-    let mut inner = json!({"code": status.as_u16(), "message": message});
-    if fault == "overLimit" {
-        inner["retryAfter"] = json!("0");
-    }
-    json!({ fault: inner })
+    let retry_after = (fault == "overLimit").then_some("0");
+    NovaBody(BTreeMap::from([(fault, NovaFault { code: status.as_u16(), message, retry_after })]))
 }
 
-fn neutron(fault: &Fault, message: &str) -> Value {
+/// Neutron's form.
+#[derive(Serialize, JsonSchema)]
+struct NeutronBody {
+    #[serde(rename = "NeutronError")]
+    error: NeutronFault,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct NeutronFault {
+    #[serde(rename = "type")]
+    kind: String,
+    message: String,
+    detail: &'static str,
+}
+
+fn neutron(fault: &Fault, message: String) -> NeutronBody {
     let kind = match fault {
         Fault::Control(error) => match error {
             Error::Unauthorized(_) => "Unauthorized".to_owned(),
@@ -238,21 +351,47 @@ fn neutron(fault: &Fault, message: &str) -> Value {
         Fault::TimedOut => "HTTPRequestTimeout".to_owned(),
         Fault::Panicked => "HTTPInternalServerError".to_owned(),
     };
-    json!({"NeutronError": {"type": kind, "message": message, "detail": ""}})
+    NeutronBody { error: NeutronFault { kind, message, detail: "" } }
 }
 
-fn glance(status: StatusCode, message: &str) -> Value {
-    json!({"message": message, "code": format!("{} {}", status.as_u16(), title(status)), "title": title(status)})
+/// Glance's form.
+#[derive(Serialize, JsonSchema)]
+struct GlanceBody {
+    message: String,
+    code: String,
+    title: &'static str,
 }
 
-fn placement(status: StatusCode, message: &str, request_id: &str) -> Value {
-    json!({"errors": [{
-        "status": status.as_u16(),
-        "title": title(status),
-        "detail": message,
-        "code": "placement.undefined_code",
-        "request_id": request_id,
-    }]})
+fn glance(status: StatusCode, message: String) -> GlanceBody {
+    let title = title(status);
+    GlanceBody { message, code: format!("{} {title}", status.as_u16()), title }
+}
+
+/// Placement's form.
+#[derive(Serialize, JsonSchema)]
+struct PlacementBody {
+    errors: [PlacementFault; 1],
+}
+
+#[derive(Serialize, JsonSchema)]
+struct PlacementFault {
+    status: u16,
+    title: &'static str,
+    detail: String,
+    code: &'static str,
+    request_id: String,
+}
+
+fn placement(status: StatusCode, message: String, request_id: &str) -> PlacementBody {
+    PlacementBody {
+        errors: [PlacementFault {
+            status: status.as_u16(),
+            title: title(status),
+            detail: message,
+            code: "placement.undefined_code",
+            request_id: request_id.to_owned(),
+        }],
+    }
 }
 
 #[cfg(test)]
@@ -274,8 +413,8 @@ mod tests {
 
     #[test]
     fn not_found_of_neutron_names_the_kind() {
-        let body = neutron(&Error::not_found("Security group", "x").into(), "");
-        assert_eq!(body["NeutronError"]["type"], "SecurityGroupNotFound");
+        let body = neutron(&Error::not_found("Security group", "x").into(), String::new());
+        assert_eq!(body.error.kind, "SecurityGroupNotFound");
     }
 
     #[test]

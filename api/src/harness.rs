@@ -18,6 +18,7 @@ use tokio::sync::OnceCell;
 use tower::ServiceExt;
 
 use crate::context::AppState;
+use crate::openapi::conform;
 use crate::router::router;
 
 /// The administrator's password in every test.
@@ -140,11 +141,13 @@ impl Harness {
         self.directory.path()
     }
 
-    /// Sends a request.
+    /// Sends a request, and holds the answer to its description.
     pub(crate) async fn send(&self, request: Request<Body>) -> Reply {
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
+        conform::check(&method, &path, parts.status, &bytes);
         Reply { status: parts.status, headers: parts.headers, bytes }
     }
 

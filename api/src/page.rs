@@ -3,6 +3,8 @@
 
 use std::cmp::Ordering;
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use crate::context::{Filters, RequestUrl};
@@ -226,11 +228,47 @@ impl<T> Slice<T> {
         Value::Object(body)
     }
 
-    /// The body of Keystone: `links` with the list's own URL.
-    pub fn keystone(self, collection: &str, url: &RequestUrl, show: impl FnMut(T) -> Value) -> Value {
+    /// The rows of Nova's or Cinder's list, and the link to the next page.
+    pub fn with_links<U>(self, url: &RequestUrl, show: impl FnMut(T) -> U) -> (Vec<U>, Option<NextLink>) {
+        let next = self.next.as_deref().map(|next| NextLink([Next { rel: "next", href: url.with_marker(next) }]));
+        (self.rows.into_iter().map(show).collect(), next)
+    }
+
+    /// The rows and links of Keystone's list.
+    pub fn keystone<U>(self, url: &RequestUrl, show: impl FnMut(T) -> U) -> (Vec<U>, KeystoneLinks) {
         let next = self.next.as_deref().map(|marker| url.with_marker(marker));
-        let rows: Value = self.rows.into_iter().map(show).collect();
-        json!({ collection: rows, "links": {"self": url.itself(), "next": next, "previous": null} })
+        (self.rows.into_iter().map(show).collect(), KeystoneLinks { next, ..KeystoneLinks::whole(url) })
+    }
+}
+
+/// The link to a next page in the form of Nova and Cinder.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct NextLink([Next; 1]);
+
+#[derive(Debug, Serialize, JsonSchema)]
+struct Next {
+    rel: &'static str,
+    href: String,
+}
+
+/// The links of a list of Keystone's: its own URL, and the next page's.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct KeystoneLinks {
+    #[serde(rename = "self")]
+    own: String,
+    next: Option<String>,
+    previous: Option<String>,
+}
+
+impl KeystoneLinks {
+    /// Those of a list without pages.
+    pub fn whole(url: &RequestUrl) -> Self {
+        Self::at(url.itself())
+    }
+
+    /// Those of a list at this URL.
+    pub fn at(own: String) -> Self {
+        Self { own, next: None, previous: None }
     }
 }
 

@@ -2,7 +2,7 @@
 //! written in the service's own form.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -25,15 +25,13 @@ const REQUEST_ID_COMPUTE: HeaderName = HeaderName::from_static("x-compute-reques
 
 /// The whole API.
 pub fn router(state: AppState) -> Router {
-    let service =
-        |service: Service, routes: Routes| framed(service, described(service, routes, &state), &state);
-    let services = Router::new()
-        .nest("/identity", service(Service::Identity, discovery::identity().merge(identity::routes())))
-        .nest("/compute", service(Service::Compute, discovery::compute().merge(compute::routes())))
-        .nest("/network", service(Service::Network, discovery::network().merge(network::routes())))
-        .nest("/volume", service(Service::Volume, discovery::volume().merge(volume::routes())))
-        .nest("/image", service(Service::Image, discovery::image().merge(image::routes())))
-        .nest("/placement", service(Service::Placement, discovery::placement().merge(placement::routes())))
+    let nest = |router: Router<AppState>, (service, routes): (Service, Routes)| {
+        let served = framed(service, described(service, routes, &state), &state);
+        router.nest(&format!("/{}", service.path()), served)
+    };
+    let services = services()
+        .into_iter()
+        .fold(Router::new(), nest)
         // What is below no service answers as Keystone, where every client begins.
         .merge(framed(Service::Identity, Router::new(), &state))
         .with_state(state);
@@ -49,15 +47,26 @@ pub fn router(state: AppState) -> Router {
     })
 }
 
-/// The routes, and beside them the description of them all.
+/// The services and their routes.
+pub(crate) fn services() -> [(Service, Routes); 6] {
+    [
+        (Service::Identity, discovery::identity().merge(identity::routes())),
+        (Service::Compute, discovery::compute().merge(compute::routes())),
+        (Service::Network, discovery::network().merge(network::routes())),
+        (Service::Volume, discovery::volume().merge(volume::routes())),
+        (Service::Image, discovery::image().merge(image::routes())),
+        (Service::Placement, discovery::placement().merge(placement::routes())),
+    ]
+}
+
+/// The routes, and beside them the description of them all, which is made when it is first asked for.
 fn described(service: Service, routes: Routes, state: &AppState) -> Router<AppState> {
     let (router, description) = routes.into_parts();
-    let url = format!("{}/{}", state.public_url(), format!("{service:?}").to_ascii_lowercase());
-    let document = Bytes::from(description.document(service, &url).to_string());
-    router.route(
-        "/openapi.json",
-        axum::routing::get(async move || ([(header::CONTENT_TYPE, "application/json")], document)),
-    )
+    let url = format!("{}/{}", state.public_url(), service.path());
+    let document =
+        Arc::new(LazyLock::new(move || Bytes::from(description.document(service, &url).to_string())));
+    let answer = async move || ([(header::CONTENT_TYPE, "application/json")], Bytes::clone(&document));
+    router.route("/openapi.json", axum::routing::get(answer))
 }
 
 fn framed(service: Service, routes: Router<AppState>, state: &AppState) -> Router<AppState> {
@@ -148,7 +157,7 @@ fn rewritten(mut request: Request) -> Request {
     request
 }
 
-fn canonical(path: &str) -> (String, Option<String>) {
+pub(crate) fn canonical(path: &str) -> (String, Option<String>) {
     // Glance takes a slash after a collection for the start of an id.
     let whole = path.strip_prefix("/image/v2/").is_some_and(|below| !below.is_empty());
     let trimmed = if whole { path } else { path.trim_end_matches('/') };

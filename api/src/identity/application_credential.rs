@@ -1,57 +1,124 @@
 //! Application credentials and access rules of a user.
 
-use super::fields::Result;
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use control::error::Error;
 use control::model::delegation::{AccessRule, ApplicationCredential};
 use control::model::identity::User;
 use control::service::identity::application_credential::{ApplicationCredentialWanted, RoleRef};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use super::done;
-use super::fields::{Fields, invalid};
-use super::resource::{Object, whole};
+use super::fields::{Fields, Result, invalid};
+use super::resource::{Links, Object};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{Created, DONE, Done, Status};
+use crate::page::KeystoneLinks;
 
-fn show_rule(state: &AppState, row: &AccessRule) -> Value {
-    let url = format!("{}/identity/v3/users/{}/access_rules/{}", state.public_url(), row.user_id, row.id);
-    json!({
-        "id": row.id, "service": row.service, "method": row.method, "path": row.path, "links": {"self": url},
-    })
+/// An access rule; within a credential without links.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ShownRule {
+    id: String,
+    service: String,
+    method: String,
+    path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    links: Option<Links>,
 }
 
-fn show(state: &AppState, row: &ApplicationCredential) -> Value {
-    let roles = state.control.roles_by_id(&row.roles);
-    let roles = roles
-        .iter()
-        .map(|role| json!({"id": role.row.id, "name": role.row.name, "domain_id": role.row.domain_id}));
-    let base = format!("{}/identity/v3/users/{}", state.public_url(), row.user_id);
-    let mut body = json!({
-        "id": row.id,
-        "name": row.name,
-        "description": row.description,
-        "user_id": row.user_id,
-        "project_id": row.project_id,
-        "system": null,
-        "roles": roles.collect::<Vec<_>>(),
-        // Without a zone, unlike all other times: so Keystone writes it.
-        "expires_at": row.expires_at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%S.%6f").to_string()),
-        "unrestricted": row.unrestricted,
-        "links": {"self": format!("{base}/application_credentials/{}", row.id)},
-    });
-    if let Some(ids) = &row.access_rules {
-        let rules = state.control.access_rules_by_id(ids);
-        let rules = rules.iter().map(|rule| {
-            let row = &rule.row;
-            json!({"id": row.id, "service": row.service, "method": row.method, "path": row.path})
-        });
-        body["access_rules"] = rules.collect();
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneRule {
+    access_rule: ShownRule,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Rules {
+    access_rules: Vec<ShownRule>,
+    links: KeystoneLinks,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct RoleOfCredential {
+    id: String,
+    name: String,
+    domain_id: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ShownCredential {
+    id: String,
+    name: String,
+    description: Option<String>,
+    user_id: String,
+    project_id: String,
+    /// Always null.
+    system: Option<String>,
+    roles: Vec<RoleOfCredential>,
+    expires_at: Option<String>,
+    unrestricted: bool,
+    links: Links,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access_rules: Option<Vec<ShownRule>>,
+    /// When it is made, and never again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneCredential {
+    application_credential: ShownCredential,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Credentials {
+    application_credentials: Vec<ShownCredential>,
+    links: KeystoneLinks,
+}
+
+fn rule_of(row: &AccessRule, links: Option<Links>) -> ShownRule {
+    ShownRule {
+        id: row.id.clone(),
+        service: row.service.clone(),
+        method: row.method.clone(),
+        path: row.path.clone(),
+        links,
     }
-    body
+}
+
+fn show_rule(state: &AppState, row: &AccessRule) -> ShownRule {
+    let own = format!("{}/identity/v3/users/{}/access_rules/{}", state.public_url(), row.user_id, row.id);
+    rule_of(row, Some(Links { own }))
+}
+
+/// Rules as what they bound names them.
+pub(super) fn shown_rules(state: &AppState, ids: &[String]) -> Vec<ShownRule> {
+    state.control.access_rules_by_id(ids).iter().map(|rule| rule_of(&rule.row, None)).collect()
+}
+
+fn show(state: &AppState, row: &ApplicationCredential) -> ShownCredential {
+    let roles = state.control.roles_by_id(&row.roles);
+    let roles = roles.iter().map(|role| RoleOfCredential {
+        id: role.row.id.clone(),
+        name: role.row.name.clone(),
+        domain_id: role.row.domain_id.clone(),
+    });
+    let base = format!("{}/identity/v3/users/{}", state.public_url(), row.user_id);
+    ShownCredential {
+        id: row.id.clone(),
+        name: row.name.clone(),
+        description: row.description.clone(),
+        user_id: row.user_id.clone(),
+        project_id: row.project_id.clone(),
+        system: None,
+        roles: roles.collect(),
+        // Without a zone, unlike all other times: so Keystone writes it.
+        expires_at: row.expires_at.map(|at| at.strftime("%Y-%m-%dT%H:%M:%S.%6f").to_string()),
+        unrestricted: row.unrestricted,
+        links: Links { own: format!("{base}/application_credentials/{}", row.id) },
+        access_rules: row.access_rules.as_deref().map(|ids| shown_rules(state, ids)),
+        secret: None,
+    }
 }
 
 /// Roles by id or by name.
@@ -92,7 +159,7 @@ pub(super) async fn create(
     Authenticated(caller): Authenticated,
     Segments(user): Segments<String>,
     Body(body): Body<Object>,
-) -> Result<Response, Fault> {
+) -> Result<Created<OneCredential>, Fault> {
     let mut fields = Fields::of(body, "application_credential", true)?;
     let mut wanted = ApplicationCredentialWanted {
         name: fields.must("name")?,
@@ -106,9 +173,8 @@ pub(super) async fn create(
     fields.optional("description", &mut wanted.description)?;
     fields.flag("unrestricted", &mut wanted.unrestricted)?;
     let (stored, secret) = state.control.application_credential_create(&caller, &user, wanted).await?;
-    let mut shown = show(&state, &stored.row);
-    shown["secret"] = json!(secret.as_str());
-    Ok((StatusCode::CREATED, Json(json!({"application_credential": shown}))).into_response())
+    let shown = ShownCredential { secret: Some(secret.to_string()), ..show(&state, &stored.row) };
+    Ok(Status(Json(OneCredential { application_credential: shown })))
 }
 
 /// Identity API v3: list application credentials.
@@ -118,11 +184,12 @@ pub(super) async fn list(
     Segments(user): Segments<String>,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Credentials> {
     state.control.entity_get::<User>(&caller, &user).await?;
     let rows = state.control.entity_list::<ApplicationCredential>(&caller).await?;
     let own = rows.iter().filter(|row| row.row.user_id == user && filters.allow("name", &row.row.name));
-    Ok(whole("application_credentials", own.map(|row| show(&state, &row.row)).collect(), &url))
+    let application_credentials = own.map(|row| show(&state, &row.row)).collect();
+    Ok(Json(Credentials { application_credentials, links: KeystoneLinks::whole(&url) }))
 }
 
 /// Identity API v3: show application credential details.
@@ -130,9 +197,9 @@ pub(super) async fn get(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((user, id)): Segments<(String, String)>,
-) -> Answer<Value> {
+) -> Answer<OneCredential> {
     let row = of_user(&state, &caller, &user, &id).await?;
-    Ok(Json(json!({"application_credential": show(&state, &row)})))
+    Ok(Json(OneCredential { application_credential: show(&state, &row) }))
 }
 
 /// Identity API v3: delete application credential.
@@ -140,10 +207,10 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((user, id)): Segments<(String, String)>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     of_user(&state, &caller, &user, &id).await?;
     state.control.entity_delete::<ApplicationCredential>(&caller, &id).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 async fn of_user(
@@ -166,7 +233,7 @@ pub(super) async fn list_rules(
     Segments(user): Segments<String>,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Rules> {
     state.control.entity_get::<User>(&caller, &user).await?;
     let rows = state.control.entity_list::<AccessRule>(&caller).await?;
     let own = rows.iter().filter(|row| {
@@ -176,7 +243,8 @@ pub(super) async fn list_rules(
             && filters.allow("method", &row.method)
             && filters.allow("path", &row.path)
     });
-    Ok(whole("access_rules", own.map(|row| show_rule(&state, &row.row)).collect(), &url))
+    let access_rules = own.map(|row| show_rule(&state, &row.row)).collect();
+    Ok(Json(Rules { access_rules, links: KeystoneLinks::whole(&url) }))
 }
 
 /// Identity API v3: show access rule details.
@@ -184,12 +252,12 @@ pub(super) async fn get_rule(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((user, id)): Segments<(String, String)>,
-) -> Answer<Value> {
+) -> Answer<OneRule> {
     let stored = state.control.entity_get::<AccessRule>(&caller, &id).await?;
     if stored.row.user_id != user {
         return Err(Error::not_found("Access Rule", id).into());
     }
-    Ok(Json(json!({"access_rule": show_rule(&state, &stored.row)})))
+    Ok(Json(OneRule { access_rule: show_rule(&state, &stored.row) }))
 }
 
 /// Identity API v3: delete access rule.
@@ -197,11 +265,11 @@ pub(super) async fn delete_rule(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((user, id)): Segments<(String, String)>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     let stored = state.control.entity_get::<AccessRule>(&caller, &id).await?;
     if stored.row.user_id != user {
         return Err(Error::not_found("Access Rule", id).into());
     }
     state.control.entity_delete::<AccessRule>(&caller, &id).await?;
-    Ok(done())
+    Ok(DONE)
 }

@@ -2,17 +2,18 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::response::Response;
 use control::model::identity::{ActorKind, Assignment, AssignmentTarget, Domain, Group, Project, Role, User};
 use control::service::identity::assignment::{AssignmentQuery, ListedAssignment};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::{done, role};
+use super::resource::Many;
+use super::role::{self, Roles};
 use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done};
 use crate::openapi::{Routes, get, put};
-use crate::page::{Direction, Page, SortValue};
+use crate::page::{Direction, KeystoneLinks, Page, SortValue};
 
 /// The parts of a grant's path that are there.
 #[derive(Debug, Deserialize)]
@@ -67,9 +68,9 @@ async fn grant<const INHERITED: bool>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(path): Segments<GrantPath>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.role_grant(&caller, &path.assignment(INHERITED)?).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Identity API v3: check whether a role is assigned.
@@ -77,9 +78,9 @@ async fn check<const INHERITED: bool>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(path): Segments<GrantPath>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.role_granted(&caller, &path.assignment(INHERITED)?).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Identity API v3: unassign a role.
@@ -87,9 +88,9 @@ async fn revoke<const INHERITED: bool>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(path): Segments<GrantPath>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.role_revoke(&caller, &path.assignment(INHERITED)?).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Identity API v3: list the roles that are assigned.
@@ -98,7 +99,7 @@ async fn granted<const INHERITED: bool>(
     Authenticated(caller): Authenticated,
     Segments(path): Segments<GrantPath>,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Many<Roles>> {
     let roles = state.control.roles_granted(&caller, &path.assignment(INHERITED)?).await?;
     Ok(role::listed(&state, &roles, &url))
 }
@@ -129,13 +130,73 @@ fn query(filters: &Filters) -> Result<AssignmentQuery, Fault> {
     })
 }
 
+/// Something by its id, and by its name where names are asked for.
+#[derive(Serialize, JsonSchema)]
+struct Named {
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domain: Option<NamedDomain>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct NamedDomain {
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct WholeSystem {
+    all: bool,
+}
+
+#[derive(Default, Serialize, JsonSchema)]
+struct AssignmentScope {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    project: Option<Named>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domain: Option<NamedDomain>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    system: Option<WholeSystem>,
+    #[serde(rename = "OS-INHERIT:inherited_to", skip_serializing_if = "Option::is_none")]
+    inherited_to: Option<&'static str>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct AssignmentLinks {
+    assignment: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    membership: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prior_role: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct RoleAssignment {
+    scope: AssignmentScope,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<Named>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group: Option<Named>,
+    role: Named,
+    links: AssignmentLinks,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct RoleAssignments {
+    role_assignments: Vec<RoleAssignment>,
+    links: KeystoneLinks,
+}
+
 /// Identity API v3: list role assignments.
 async fn list(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<RoleAssignments> {
     let page = Page::of(&filters, &[("id", Direction::Ascending)])?;
     let names = filters.flag("include_names")?.unwrap_or(false);
     let rows = state.control.assignment_list(&caller, &query(&filters)?).await?;
@@ -145,7 +206,8 @@ async fn list(
         |one, key| (key == "id").then(|| SortValue::from(one.row.id.as_str())),
     )?;
     let names = Names { state: &state, shown: names };
-    Ok(Json(slice.keystone("role_assignments", &url, |one| names.body(&one))))
+    let (role_assignments, links) = slice.keystone(&url, |one| names.body(&one));
+    Ok(Json(RoleAssignments { role_assignments, links }))
 }
 
 /// What assignments are shown with: ids alone, or names too.
@@ -155,61 +217,57 @@ struct Names<'a> {
 }
 
 impl Names<'_> {
-    fn domain(&self, id: &str) -> Value {
-        match self.state.control.look_up::<Domain>(id).filter(|_| self.shown) {
-            Some(domain) => json!({"id": id, "name": domain.row.name}),
-            None => json!({"id": id}),
-        }
+    fn domain(&self, id: &str) -> NamedDomain {
+        let found = self.state.control.look_up::<Domain>(id).filter(|_| self.shown);
+        NamedDomain { id: id.to_owned(), name: found.map(|domain| domain.row.name.clone()) }
     }
 
-    fn named(&self, id: &str, found: Option<(String, Option<String>)>) -> Value {
-        let Some((name, domain_id)) = found.filter(|_| self.shown) else { return json!({"id": id}) };
-        let mut body = json!({"id": id, "name": name});
-        if let Some(domain) = domain_id {
-            body["domain"] = self.domain(&domain);
-        }
-        body
+    fn named(&self, id: &str, found: Option<(String, Option<String>)>) -> Named {
+        let (name, domain_id) = found.filter(|_| self.shown).unzip();
+        let domain = domain_id.flatten().map(|id| self.domain(&id));
+        Named { id: id.to_owned(), name, domain }
     }
 
-    fn body(&self, one: &ListedAssignment) -> Value {
+    fn body(&self, one: &ListedAssignment) -> RoleAssignment {
         let control = &self.state.control;
         let (row, origin) = (&one.row, &one.origin);
         let role = control.look_up::<Role>(&row.role_id);
         let role = role.map(|role| (role.row.name.clone(), role.row.domain_id.clone()));
-        let mut scope = match &row.target {
-            AssignmentTarget::System => json!({"system": {"all": true}}),
-            AssignmentTarget::Domain(id) => json!({"domain": self.domain(id)}),
+        let mut scope = AssignmentScope {
+            inherited_to: row.inherited.then_some("projects"),
+            ..AssignmentScope::default()
+        };
+        match &row.target {
+            AssignmentTarget::System => scope.system = Some(WholeSystem { all: true }),
+            AssignmentTarget::Domain(id) => scope.domain = Some(self.domain(id)),
             AssignmentTarget::Project(id) => {
                 let found = control.look_up::<Project>(id);
                 let found = found.map(|row| (row.row.name.clone(), Some(row.row.domain_id.clone())));
-                json!({"project": self.named(id, found)})
+                scope.project = Some(self.named(id, found));
             }
-        };
-        if row.inherited {
-            scope["OS-INHERIT:inherited_to"] = json!("projects");
         }
-        let (kind, actor) = match row.actor {
+        let (user, group) = match row.actor {
             ActorKind::User => {
                 let found = control.look_up::<User>(&row.actor_id);
                 let found = found.map(|row| (row.row.name.clone(), Some(row.row.domain_id.clone())));
-                ("user", self.named(&row.actor_id, found))
+                (Some(self.named(&row.actor_id, found)), None)
             }
             ActorKind::Group => {
                 let found = control.look_up::<Group>(&row.actor_id);
                 let found = found.map(|row| (row.row.name.clone(), Some(row.row.domain_id.clone())));
-                ("group", self.named(&row.actor_id, found))
+                (None, Some(self.named(&row.actor_id, found)))
             }
         };
-        let mut links = json!({"assignment": self.url(origin)});
         let base = format!("{}/identity/v3", self.state.public_url());
-        if origin.actor == ActorKind::Group && row.actor == ActorKind::User {
-            let membership = format!("{base}/groups/{}/users/{}", origin.actor_id, row.actor_id);
-            links["membership"] = json!(membership);
-        }
-        if let Some(prior) = &one.prior_role_id {
-            links["prior_role"] = json!(format!("{base}/prior_roles/{prior}/implies/{}", row.role_id));
-        }
-        json!({"scope": scope, kind: actor, "role": self.named(&row.role_id, role), "links": links})
+        let by_group = origin.actor == ActorKind::Group && row.actor == ActorKind::User;
+        let membership = || format!("{base}/groups/{}/users/{}", origin.actor_id, row.actor_id);
+        let prior = |prior: &String| format!("{base}/prior_roles/{prior}/implies/{}", row.role_id);
+        let links = AssignmentLinks {
+            assignment: self.url(origin),
+            membership: by_group.then(membership),
+            prior_role: one.prior_role_id.as_ref().map(prior),
+        };
+        RoleAssignment { scope, user, group, role: self.named(&row.role_id, role), links }
     }
 
     /// Where an assignment that was given is.

@@ -1,37 +1,55 @@
 //! Services, endpoints, regions, and the documents of rules that some services keep here.
 
-use super::fields::Result;
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use control::caller::Caller;
 use control::model::catalog::{Endpoint, PolicyDocument, Region, Service};
+use control::model::identity::Extra;
 use control::model::random_hex_id;
 use control::service::identity::catalog::CatalogService;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use super::fields::Fields;
-use super::resource::{Object, Resource, extra, fits, new_row, one, with};
+use super::fields::{Fields, Result};
+use super::resource::{Object, One, Resource, fits, new_row, one};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{Created, Status};
+use crate::page::KeystoneLinks;
 
 /// Services as clients see them.
 pub(super) struct Services;
 
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OwnService {
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    enabled: bool,
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<String>,
+}
+
 impl Resource for Services {
     type Row = Service;
+    type Own = OwnService;
     const ONE: &'static str = "service";
     const MANY: &'static str = "services";
     const PATH: &'static str = "services";
 
-    fn show(_: &AppState, row: &Service) -> Map<String, Value> {
-        let mut own = json!({"id": row.id, "type": row.kind, "enabled": row.enabled});
-        own["name"] = json!(row.name.as_deref().unwrap_or_default());
-        if let Some(description) = &row.description {
-            own["description"] = json!(description);
+    fn show(_: &AppState, row: &Service) -> OwnService {
+        OwnService {
+            id: row.id.clone(),
+            kind: row.kind.clone(),
+            enabled: row.enabled,
+            name: row.name.clone().unwrap_or_default(),
+            description: row.description.clone(),
         }
-        with(extra(&row.extra), own)
+    }
+
+    fn extra(row: &Service) -> Option<&Extra> {
+        Some(&row.extra)
     }
 
     fn wanted(filters: &Filters, row: &Service) -> Result<bool, Fault> {
@@ -55,23 +73,38 @@ impl Resource for Services {
 /// Endpoints as clients see them.
 pub(super) struct Endpoints;
 
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OwnEndpoint {
+    id: String,
+    service_id: String,
+    interface: String,
+    region: Option<String>,
+    region_id: Option<String>,
+    url: String,
+    enabled: bool,
+}
+
 impl Resource for Endpoints {
     type Row = Endpoint;
+    type Own = OwnEndpoint;
     const ONE: &'static str = "endpoint";
     const MANY: &'static str = "endpoints";
     const PATH: &'static str = "endpoints";
 
-    fn show(state: &AppState, row: &Endpoint) -> Map<String, Value> {
-        let own = json!({
-            "id": row.id,
-            "service_id": row.service_id,
-            "interface": row.interface,
-            "region": row.region_id,
-            "region_id": row.region_id,
-            "url": state.control.endpoint_url(row),
-            "enabled": row.enabled,
-        });
-        with(extra(&row.extra), own)
+    fn show(state: &AppState, row: &Endpoint) -> OwnEndpoint {
+        OwnEndpoint {
+            id: row.id.clone(),
+            service_id: row.service_id.clone(),
+            interface: row.interface.clone(),
+            region: row.region_id.clone(),
+            region_id: row.region_id.clone(),
+            url: state.control.endpoint_url(row),
+            enabled: row.enabled,
+        }
+    }
+
+    fn extra(row: &Endpoint) -> Option<&Extra> {
+        Some(&row.extra)
     }
 
     fn wanted(filters: &Filters, row: &Endpoint) -> Result<bool, Fault> {
@@ -101,17 +134,30 @@ impl Resource for Endpoints {
 /// Regions as clients see them.
 pub(super) struct Regions;
 
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OwnRegion {
+    id: String,
+    description: String,
+    parent_region_id: Option<String>,
+}
+
 impl Resource for Regions {
     type Row = Region;
+    type Own = OwnRegion;
     const ONE: &'static str = "region";
     const MANY: &'static str = "regions";
     const PATH: &'static str = "regions";
 
-    fn show(_: &AppState, row: &Region) -> Map<String, Value> {
-        let own = json!({
-            "id": row.id, "description": row.description, "parent_region_id": row.parent_region_id,
-        });
-        with(extra(&row.extra), own)
+    fn show(_: &AppState, row: &Region) -> OwnRegion {
+        OwnRegion {
+            id: row.id.clone(),
+            description: row.description.clone(),
+            parent_region_id: row.parent_region_id.clone(),
+        }
+    }
+
+    fn extra(row: &Region) -> Option<&Extra> {
+        Some(&row.extra)
     }
 
     fn wanted(filters: &Filters, row: &Region) -> Result<bool, Fault> {
@@ -136,12 +182,12 @@ pub(super) async fn create_endpoint(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<Object>,
-) -> Result<Response, Fault> {
+) -> Result<Created<One<Endpoints>>, Fault> {
     let mut fields = Fields::of(body, "endpoint", true)?;
     own_region(&state, &caller, &mut fields).await?;
     let row = new_row::<Endpoints>(&state, &caller, fields)?;
     let stored = state.control.entity_create(&caller, row).await?;
-    Ok((StatusCode::CREATED, one::<Endpoints>(&state, &stored)).into_response())
+    Ok(Status(one(&state, &stored)))
 }
 
 /// Identity API v3: update endpoint.
@@ -150,7 +196,7 @@ pub(super) async fn update_endpoint(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<Object>,
-) -> Answer<Value> {
+) -> Answer<One<Endpoints>> {
     let mut fields = Fields::of(body, "endpoint", false)?;
     own_region(&state, &caller, &mut fields).await?;
     let change = |row: &mut Endpoint| Endpoints::apply(row, fields.clone());
@@ -179,7 +225,7 @@ pub(super) async fn put_region(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<Object>,
-) -> Result<Response, Fault> {
+) -> Result<Created<One<Regions>>, Fault> {
     let mut fields = Fields::of(body, "region", true)?;
     if fields.nullable("id")?.flatten().is_some_and(|own| own != id) {
         return Err(Fault::malformed("Conflicting region IDs specified in the path and the body"));
@@ -187,20 +233,33 @@ pub(super) async fn put_region(
     let mut row = new_row::<Regions>(&state, &caller, fields)?;
     row.id = id;
     let stored = state.control.entity_create(&caller, row).await?;
-    Ok((StatusCode::CREATED, one::<Regions>(&state, &stored)).into_response())
+    Ok(Status(one(&state, &stored)))
 }
 
 /// Documents of rules as clients see them.
 pub(super) struct Policies;
 
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OwnPolicy {
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    blob: String,
+}
+
 impl Resource for Policies {
     type Row = PolicyDocument;
+    type Own = OwnPolicy;
     const ONE: &'static str = "policy";
     const MANY: &'static str = "policies";
     const PATH: &'static str = "policies";
 
-    fn show(_: &AppState, row: &PolicyDocument) -> Map<String, Value> {
-        with(extra(&row.extra), json!({"id": row.id, "type": row.kind, "blob": row.blob}))
+    fn show(_: &AppState, row: &PolicyDocument) -> OwnPolicy {
+        OwnPolicy { id: row.id.clone(), kind: row.kind.clone(), blob: row.blob.clone() }
+    }
+
+    fn extra(row: &PolicyDocument) -> Option<&Extra> {
+        Some(&row.extra)
     }
 
     fn wanted(filters: &Filters, row: &PolicyDocument) -> Result<bool, Fault> {
@@ -219,27 +278,54 @@ impl Resource for Policies {
     }
 }
 
+/// A service in a token's catalog.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct CatalogEntry {
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    name: String,
+    endpoints: Vec<CatalogEndpoint>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct CatalogEndpoint {
+    id: String,
+    interface: String,
+    region: Option<String>,
+    region_id: Option<String>,
+    url: String,
+}
+
 /// A token's catalog.
-pub(super) fn shown(state: &AppState, user_id: &str, project_id: Option<&str>) -> Value {
+pub(super) fn shown(state: &AppState, user_id: &str, project_id: Option<&str>) -> Vec<CatalogEntry> {
     let service = |entry: &CatalogService| {
         let endpoints = entry.endpoints.iter().map(|(endpoint, url)| {
             let row = &endpoint.row;
-            json!({
-                "id": row.id,
-                "interface": row.interface,
-                "region": row.region_id,
-                "region_id": row.region_id,
-                "url": url,
-            })
+            CatalogEndpoint {
+                id: row.id.clone(),
+                interface: row.interface.clone(),
+                region: row.region_id.clone(),
+                region_id: row.region_id.clone(),
+                url: url.clone(),
+            }
         });
-        json!({
-            "id": entry.service.row.id,
-            "type": entry.service.row.kind,
-            "name": entry.service.row.name.as_deref().unwrap_or_default(),
-            "endpoints": endpoints.collect::<Vec<_>>(),
-        })
+        let row = &entry.service.row;
+        CatalogEntry {
+            id: row.id.clone(),
+            kind: row.kind.clone(),
+            name: row.name.clone().unwrap_or_default(),
+            endpoints: endpoints.collect(),
+        }
     };
     state.control.catalog(user_id, project_id).iter().map(service).collect()
+}
+
+/// The catalog alone.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Catalog {
+    catalog: Vec<CatalogEntry>,
+    links: KeystoneLinks,
 }
 
 /// Identity API v3: get service catalog.
@@ -247,10 +333,10 @@ pub(super) async fn of_token(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     url: crate::context::RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Catalog> {
     if caller.scope == control::caller::Scope::Unscoped {
         return Err(control::error::Error::Forbidden { action: "identity:get_auth_catalog" }.into());
     }
     let catalog = shown(&state, &caller.user_id, caller.project_id());
-    Ok(Json(json!({"catalog": catalog, "links": {"self": url.itself(), "next": null, "previous": null}})))
+    Ok(Json(Catalog { catalog, links: KeystoneLinks::whole(&url) }))
 }

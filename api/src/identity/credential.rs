@@ -2,27 +2,28 @@
 
 use std::collections::BTreeMap;
 
-use super::fields::Result;
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
+use axum::http::HeaderValue;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE;
 use control::caller::Caller;
 use control::model::delegation::StoredCredential;
-use control::model::identity::User;
+use control::model::identity::{Extra, User};
 use control::service::auth::ec2::SignedRequest;
 use control::service::identity::credential::Ec2Key;
 use control::store::Stored;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 
-use super::done;
-use super::fields::{Fields, invalid};
-use super::resource::{Object, Resource, extra, new_row, one, whole, with};
-use super::token::token_body;
+use super::fields::{Fields, Result, invalid};
+use super::resource::{Links, Object, One, Resource, new_row, one};
+use super::token::{TokenAnswer, token_body};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{Created, DONE, Done, Status};
+use crate::page::KeystoneLinks;
 
 /// The most parameters and headers of a signed request.
 const PAIRS_MAX: usize = 256;
@@ -30,23 +31,37 @@ const PAIRS_MAX: usize = 256;
 /// Credentials as their users see them.
 pub(super) struct Credentials;
 
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OwnCredential {
+    id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    user_id: String,
+    project_id: Option<String>,
+    blob: Option<String>,
+}
+
 impl Resource for Credentials {
     type Row = StoredCredential;
+    type Own = OwnCredential;
     const ONE: &'static str = "credential";
     const MANY: &'static str = "credentials";
     const PATH: &'static str = "credentials";
 
-    fn show(state: &AppState, row: &StoredCredential) -> Map<String, Value> {
+    fn show(state: &AppState, row: &StoredCredential) -> OwnCredential {
         // A blob under a lost master key is shown as none; the key's loss is in the log of the start.
         let blob = state.control.credential_blob(row).ok();
-        let own = json!({
-            "id": row.id,
-            "type": row.kind,
-            "user_id": row.user_id,
-            "project_id": row.project_id,
-            "blob": blob.as_deref(),
-        });
-        with(extra(&row.extra), own)
+        OwnCredential {
+            id: row.id.clone(),
+            kind: row.kind.clone(),
+            user_id: row.user_id.clone(),
+            project_id: row.project_id.clone(),
+            blob: blob.map(|blob| blob.to_string()),
+        }
+    }
+
+    fn extra(row: &StoredCredential) -> Option<&Extra> {
+        Some(&row.extra)
     }
 
     fn wanted(filters: &Filters, row: &StoredCredential) -> Result<bool, Fault> {
@@ -71,12 +86,12 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<Object>,
-) -> Result<Response, Fault> {
+) -> Result<Created<One<Credentials>>, Fault> {
     let mut fields = Fields::of(body, "credential", true)?;
     let blob = fields.secret("blob")?.ok_or_else(|| invalid("'blob' is a required property"))?;
     let row = new_row::<Credentials>(&state, &caller, fields)?;
     let stored = state.control.credential_create(&caller, row, &blob).await?;
-    Ok((StatusCode::CREATED, one::<Credentials>(&state, &stored)).into_response())
+    Ok(Status(one(&state, &stored)))
 }
 
 /// Identity API v3: update credential.
@@ -85,7 +100,7 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<Object>,
-) -> Answer<Value> {
+) -> Answer<One<Credentials>> {
     let mut fields = Fields::of(body, "credential", false)?;
     let blob = fields.secret("blob")?;
     let change = |row: &mut StoredCredential| Credentials::apply(row, fields.clone());
@@ -94,17 +109,39 @@ pub(super) async fn update(
     Ok(one::<Credentials>(&state, &stored))
 }
 
-fn ec2(state: &AppState, row: &Stored<StoredCredential>, key: &Ec2Key) -> Value {
+/// An EC2 access key.
+#[derive(Serialize, JsonSchema)]
+struct AccessKey {
+    access: String,
+    secret: String,
+    tenant_id: Option<String>,
+    user_id: String,
+    trust_id: Option<String>,
+    links: Links,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneAccessKey {
+    credential: AccessKey,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct AccessKeys {
+    credentials: Vec<AccessKey>,
+    links: KeystoneLinks,
+}
+
+fn ec2(state: &AppState, row: &Stored<StoredCredential>, key: &Ec2Key) -> AccessKey {
     let row = &row.row;
     let url = format!("{}/identity/v3/users/{}", state.public_url(), row.user_id);
-    json!({
-        "access": key.access,
-        "secret": key.secret.as_str(),
-        "tenant_id": row.project_id,
-        "user_id": row.user_id,
-        "trust_id": key.trust_id,
-        "links": {"self": format!("{url}/credentials/OS-EC2/{}", key.access)},
-    })
+    AccessKey {
+        access: key.access.clone(),
+        secret: key.secret.to_string(),
+        tenant_id: row.project_id.clone(),
+        user_id: row.user_id.clone(),
+        trust_id: key.trust_id.clone(),
+        links: Links { own: format!("{url}/credentials/OS-EC2/{}", key.access) },
+    }
 }
 
 /// Identity API v3: create an EC2 access key.
@@ -113,14 +150,14 @@ pub(super) async fn ec2_create(
     Authenticated(caller): Authenticated,
     Segments(user): Segments<String>,
     Body(body): Body<Object>,
-) -> Result<Response, Fault> {
+) -> Result<Created<OneAccessKey>, Fault> {
     let mut fields = Fields::inside(Value::Object(body), "body")?;
     let project = fields.must("tenant_id")?;
     let stored = state.control.ec2_create(&caller, &user, &project).await?;
     let rows = state.control.ec2_list(&caller, &user).await?;
     let made = rows.iter().find(|(row, _)| row.row.id == stored.row.id);
     let (row, key) = made.ok_or_else(|| control::error::Error::not_found("Credential", &stored.row.id))?;
-    Ok((StatusCode::CREATED, Json(json!({"credential": ec2(&state, row, key)}))).into_response())
+    Ok(Status(Json(OneAccessKey { credential: ec2(&state, row, key) })))
 }
 
 /// Identity API v3: list a user's EC2 access keys.
@@ -129,10 +166,11 @@ pub(super) async fn ec2_list(
     Authenticated(caller): Authenticated,
     Segments(user): Segments<String>,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<AccessKeys> {
     state.control.entity_seen::<User>(&caller, &user, "identity:ec2_list_credentials").await?;
     let rows = state.control.ec2_list(&caller, &user).await?;
-    Ok(whole("credentials", rows.iter().map(|(row, key)| ec2(&state, row, key)).collect(), &url))
+    let credentials = rows.iter().map(|(row, key)| ec2(&state, row, key)).collect();
+    Ok(Json(AccessKeys { credentials, links: KeystoneLinks::whole(&url) }))
 }
 
 /// Identity API v3: show an EC2 access key.
@@ -140,9 +178,9 @@ pub(super) async fn ec2_show(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((user, access)): Segments<(String, String)>,
-) -> Answer<Value> {
+) -> Answer<OneAccessKey> {
     let (row, key) = state.control.ec2_get(&caller, &user, &access).await?;
-    Ok(Json(json!({"credential": ec2(&state, &row, &key)})))
+    Ok(Json(OneAccessKey { credential: ec2(&state, &row, &key) }))
 }
 
 /// Identity API v3: delete an EC2 access key.
@@ -150,9 +188,9 @@ pub(super) async fn ec2_delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((user, access)): Segments<(String, String)>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.ec2_delete(&caller, &user, &access).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// The object under any of the names that Keystone takes.
@@ -187,7 +225,7 @@ pub(super) async fn ec2_token(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<Object>,
-) -> Result<Response, Fault> {
+) -> Result<Signed, Fault> {
     let mut fields = signed(body)?;
     let mut request = SignedRequest {
         access: fields.must("access")?,
@@ -208,7 +246,7 @@ pub(super) async fn s3_token(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<Object>,
-) -> Result<Response, Fault> {
+) -> Result<Signed, Fault> {
     let mut fields = signed(body)?;
     let text = fields.must("token")?;
     let text = URL_SAFE.decode(text.replace('+', "-").replace('/', "_"));
@@ -222,8 +260,11 @@ pub(super) async fn s3_token(
     answer(&state, &caller, &request).await
 }
 
-async fn answer(state: &AppState, caller: &Caller, request: &SignedRequest) -> Result<Response, Fault> {
+/// A token for a signature.
+type Signed = ([(&'static str, HeaderValue); 1], Json<TokenAnswer>);
+
+async fn answer(state: &AppState, caller: &Caller, request: &SignedRequest) -> Result<Signed, Fault> {
     let (token, facts) = state.control.token_of_signature(caller, request).await?;
     let headers = [("x-subject-token", super::token::subject(&token)?)];
-    Ok((StatusCode::OK, headers, Json(token_body(state, &facts, true))).into_response())
+    Ok((headers, Json(token_body(state, &facts, true))))
 }

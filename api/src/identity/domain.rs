@@ -2,35 +2,50 @@
 
 use super::fields::Result;
 use control::caller::Caller;
-use control::model::identity::Domain;
+use control::model::identity::{Domain, Extra};
 use control::model::random_hex_id;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::fields::Fields;
 use super::project::tags_fit;
-use super::resource::{Resource, extra, fits, with};
+use super::resource::{Resource, fits};
 use crate::context::{AppState, Filters};
 use crate::error::Fault;
 
 /// Domains as clients see them.
 pub(super) struct Domains;
 
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OwnDomain {
+    id: String,
+    name: String,
+    description: String,
+    enabled: bool,
+    tags: Vec<String>,
+    options: Extra,
+}
+
 impl Resource for Domains {
     type Row = Domain;
+    type Own = OwnDomain;
     const ONE: &'static str = "domain";
     const MANY: &'static str = "domains";
     const PATH: &'static str = "domains";
 
-    fn show(_: &AppState, row: &Domain) -> Map<String, Value> {
-        let own = json!({
-            "id": row.id,
-            "name": row.name,
-            "description": row.description,
-            "enabled": row.enabled,
-            "tags": row.tags,
-            "options": row.options,
-        });
-        with(extra(&row.extra), own)
+    fn show(_: &AppState, row: &Domain) -> OwnDomain {
+        OwnDomain {
+            id: row.id.clone(),
+            name: row.name.clone(),
+            description: row.description.clone(),
+            enabled: row.enabled,
+            tags: row.tags.clone(),
+            options: row.options.clone(),
+        }
+    }
+
+    fn extra(row: &Domain) -> Option<&Extra> {
+        Some(&row.extra)
     }
 
     fn wanted(filters: &Filters, row: &Domain) -> Result<bool, Fault> {

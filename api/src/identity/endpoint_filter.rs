@@ -1,39 +1,51 @@
 //! OS-EP-FILTER: which endpoints a project has in its catalog, one by one and by groups.
 
-use super::fields::Result;
+use std::collections::BTreeMap;
+
 use axum::extract::State;
-use axum::response::Response;
 use control::caller::Caller;
 use control::error::Error;
 use control::model::catalog::{Endpoint, EndpointFilter, EndpointGroup};
 use control::model::identity::Project;
 use control::model::random_hex_id;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::catalog::Endpoints;
-use super::done;
-use super::fields::{Fields, invalid};
+use super::fields::{Fields, Result, invalid};
 use super::project::Projects;
-use super::resource::{Resource, body, collection, fits, single, whole};
+use super::resource::{Many, Resource, body, collection, fits, single, whole};
 use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done};
 use crate::openapi::{Routes, get, put};
 
 /// Groups of endpoints as clients see them.
 pub(super) struct EndpointGroups;
 
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OwnEndpointGroup {
+    id: String,
+    name: String,
+    description: Option<String>,
+    filters: BTreeMap<String, String>,
+}
+
 impl Resource for EndpointGroups {
     type Row = EndpointGroup;
+    type Own = OwnEndpointGroup;
+    const OPEN: bool = false;
     const ONE: &'static str = "endpoint_group";
     const MANY: &'static str = "endpoint_groups";
     const PATH: &'static str = "OS-EP-FILTER/endpoint_groups";
 
-    fn show(_: &AppState, row: &EndpointGroup) -> Map<String, Value> {
-        let own = json!({
-            "id": row.id, "name": row.name, "description": row.description, "filters": row.filters,
-        });
-        super::resource::with(Map::new(), own)
+    fn show(_: &AppState, row: &EndpointGroup) -> OwnEndpointGroup {
+        OwnEndpointGroup {
+            id: row.id.clone(),
+            name: row.name.clone(),
+            description: row.description.clone(),
+            filters: row.filters.clone(),
+        }
     }
 
     fn wanted(filters: &Filters, row: &EndpointGroup) -> Result<bool, Fault> {
@@ -107,31 +119,31 @@ async fn add(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(path): Segments<FilterPath>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     let filter = path.filter(&state, &caller).await?;
     state.control.endpoint_filter_set(&caller, &filter, true).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 async fn remove(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(path): Segments<FilterPath>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     let filter = path.filter(&state, &caller).await?;
     state.control.endpoint_filter_set(&caller, &filter, false).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 async fn check(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(path): Segments<FilterPath>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     let filter = path.filter(&state, &caller).await?;
     let all = state.control.endpoint_filter_list(&caller).await?;
     if all.iter().any(|stored| stored.row == filter) {
-        return Ok(done());
+        return Ok(DONE);
     }
     Err(Error::not_found("Endpoint of the project", filter.id).into())
 }
@@ -141,7 +153,7 @@ async fn projects(
     Authenticated(caller): Authenticated,
     Segments(path): Segments<FilterPath>,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Many<Projects>> {
     let suffix = match (&path.endpoint_id, &path.endpoint_group_id) {
         (Some(id), _) => {
             format!("/endpoint/{}", state.control.entity_get::<Endpoint>(&caller, id).await?.row.id)
@@ -154,7 +166,7 @@ async fn projects(
     let all = state.control.endpoint_filter_list(&caller).await?;
     let ids = all.iter().filter_map(|stored| stored.row.id.strip_suffix(&suffix));
     let rows = ids.filter_map(|id| state.control.look_up::<Project>(id));
-    Ok(whole("projects", rows.map(|row| body::<Projects>(&state, &row.row)).collect(), &url))
+    Ok(whole(rows.map(|row| body(&state, &row.row)).collect(), &url))
 }
 
 async fn endpoints_of_group(
@@ -162,11 +174,11 @@ async fn endpoints_of_group(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Many<Endpoints>> {
     let group = state.control.entity_get::<EndpointGroup>(&caller, &id).await?;
     let all = state.control.entity_list::<Endpoint>(&caller).await?;
     let own = all.iter().filter(|endpoint| group.row.holds(&endpoint.row));
-    Ok(whole("endpoints", own.map(|row| body::<Endpoints>(&state, &row.row)).collect(), &url))
+    Ok(whole(own.map(|row| body(&state, &row.row)).collect(), &url))
 }
 
 /// The ids of a project's endpoints or groups.
@@ -182,10 +194,10 @@ async fn groups_of_project(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Many<EndpointGroups>> {
     let ids = own_ids(&state, &caller, &id, "group").await?;
     let rows = ids.iter().filter_map(|id| state.control.look_up::<EndpointGroup>(id));
-    Ok(whole("endpoint_groups", rows.map(|row| body::<EndpointGroups>(&state, &row.row)).collect(), &url))
+    Ok(whole(rows.map(|row| body(&state, &row.row)).collect(), &url))
 }
 
 async fn endpoints_of_project(
@@ -193,7 +205,7 @@ async fn endpoints_of_project(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Many<Endpoints>> {
     let ids = own_ids(&state, &caller, &id, "endpoint").await?;
     let groups = own_ids(&state, &caller, &id, "group").await?;
     let groups: Vec<_> = groups.iter().filter_map(|id| state.control.look_up::<EndpointGroup>(id)).collect();
@@ -202,5 +214,5 @@ async fn endpoints_of_project(
         let endpoint = &stored.row;
         ids.contains(&endpoint.id) || groups.iter().any(|group| group.row.holds(endpoint))
     });
-    Ok(whole("endpoints", own.map(|row| body::<Endpoints>(&state, &row.row)).collect(), &url))
+    Ok(whole(own.map(|row| body(&state, &row.row)).collect(), &url))
 }

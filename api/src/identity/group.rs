@@ -2,33 +2,48 @@
 
 use super::fields::Result;
 use axum::extract::State;
-use axum::response::Response;
 use control::caller::Caller;
-use control::model::identity::Group;
+use control::model::identity::{Extra, Group};
 use control::model::random_hex_id;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use super::done;
 use super::fields::Fields;
-use super::resource::{Resource, extra, fits, page, with};
+use super::resource::{Many, Resource, fits, page};
 use super::user::Users;
 use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done};
 
 /// Groups as clients see them.
 pub(super) struct Groups;
 
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OwnGroup {
+    id: String,
+    name: String,
+    domain_id: String,
+    description: String,
+}
+
 impl Resource for Groups {
     type Row = Group;
+    type Own = OwnGroup;
     const ONE: &'static str = "group";
     const MANY: &'static str = "groups";
     const PATH: &'static str = "groups";
 
-    fn show(_: &AppState, row: &Group) -> Map<String, Value> {
-        let own = json!({
-            "id": row.id, "name": row.name, "domain_id": row.domain_id, "description": row.description,
-        });
-        with(extra(&row.extra), own)
+    fn show(_: &AppState, row: &Group) -> OwnGroup {
+        OwnGroup {
+            id: row.id.clone(),
+            name: row.name.clone(),
+            domain_id: row.domain_id.clone(),
+            description: row.description.clone(),
+        }
+    }
+
+    fn extra(row: &Group) -> Option<&Extra> {
+        Some(&row.extra)
     }
 
     fn wanted(filters: &Filters, row: &Group) -> Result<bool, Fault> {
@@ -57,9 +72,9 @@ pub(super) async fn add(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((group, user)): Segments<Membership>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.group_add(&caller, &group, &user).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Identity API v3: check whether user belongs to group.
@@ -67,9 +82,9 @@ pub(super) async fn check(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((group, user)): Segments<Membership>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.group_check(&caller, &group, &user).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Identity API v3: remove user from group.
@@ -77,9 +92,9 @@ pub(super) async fn remove(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((group, user)): Segments<Membership>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.group_remove(&caller, &group, &user).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Identity API v3: list users in group.
@@ -89,7 +104,7 @@ pub(super) async fn users(
     Segments(group): Segments<String>,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Many<Users>> {
     let mut users = Vec::new();
     for stored in state.control.group_users(&caller, &group).await? {
         if Users::wanted(&filters, &stored.row)? {
@@ -106,7 +121,7 @@ pub(super) async fn of_user(
     Segments(user): Segments<String>,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Many<Groups>> {
     let mut groups = Vec::new();
     for stored in state.control.user_groups(&caller, &user).await? {
         if Groups::wanted(&filters, &stored.row)? {

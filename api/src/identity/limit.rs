@@ -1,19 +1,22 @@
 //! Limits: several are made by one request.
 
-use super::fields::Result;
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use control::caller::Caller;
 use control::model::catalog::{Limit, RegisteredLimit};
 use control::model::random_hex_id;
-use serde_json::{Map, Value, json};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 
-use super::fields::{Fields, invalid};
-use super::resource::{Object, Resource, body, new_row, with};
+use super::fields::{Fields, Result, invalid};
+use super::resource::{Object, Resource, Shown, body, new_row};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters};
 use crate::error::Fault;
+use crate::openapi::answer::{Created, Status};
 
 /// The most limits that one request makes: all of them are one transaction.
 const TOGETHER_MAX: usize = 20;
@@ -21,22 +24,33 @@ const TOGETHER_MAX: usize = 20;
 /// Registered limits as clients see them.
 pub(super) struct RegisteredLimits;
 
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OwnRegisteredLimit {
+    id: String,
+    service_id: String,
+    region_id: Option<String>,
+    resource_name: String,
+    default_limit: i64,
+    description: Option<String>,
+}
+
 impl Resource for RegisteredLimits {
     type Row = RegisteredLimit;
+    type Own = OwnRegisteredLimit;
+    const OPEN: bool = false;
     const ONE: &'static str = "registered_limit";
     const MANY: &'static str = "registered_limits";
     const PATH: &'static str = "registered_limits";
 
-    fn show(_: &AppState, row: &RegisteredLimit) -> Map<String, Value> {
-        let own = json!({
-            "id": row.id,
-            "service_id": row.service_id,
-            "region_id": row.region_id,
-            "resource_name": row.resource_name,
-            "default_limit": row.default_limit,
-            "description": row.description,
-        });
-        with(Map::new(), own)
+    fn show(_: &AppState, row: &RegisteredLimit) -> OwnRegisteredLimit {
+        OwnRegisteredLimit {
+            id: row.id.clone(),
+            service_id: row.service_id.clone(),
+            region_id: row.region_id.clone(),
+            resource_name: row.resource_name.clone(),
+            default_limit: row.default_limit,
+            description: row.description.clone(),
+        }
     }
 
     fn wanted(filters: &Filters, row: &RegisteredLimit) -> Result<bool, Fault> {
@@ -62,24 +76,37 @@ impl Resource for RegisteredLimits {
 /// Limits as clients see them.
 pub(super) struct Limits;
 
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OwnLimit {
+    id: String,
+    project_id: Option<String>,
+    domain_id: Option<String>,
+    service_id: String,
+    region_id: Option<String>,
+    resource_name: String,
+    resource_limit: i64,
+    description: Option<String>,
+}
+
 impl Resource for Limits {
     type Row = Limit;
+    type Own = OwnLimit;
+    const OPEN: bool = false;
     const ONE: &'static str = "limit";
     const MANY: &'static str = "limits";
     const PATH: &'static str = "limits";
 
-    fn show(_: &AppState, row: &Limit) -> Map<String, Value> {
-        let own = json!({
-            "id": row.id,
-            "project_id": row.project_id,
-            "domain_id": row.domain_id,
-            "service_id": row.service_id,
-            "region_id": row.region_id,
-            "resource_name": row.resource_name,
-            "resource_limit": row.resource_limit,
-            "description": row.description,
-        });
-        with(Map::new(), own)
+    fn show(_: &AppState, row: &Limit) -> OwnLimit {
+        OwnLimit {
+            id: row.id.clone(),
+            project_id: row.project_id.clone(),
+            domain_id: row.domain_id.clone(),
+            service_id: row.service_id.clone(),
+            region_id: row.region_id.clone(),
+            resource_name: row.resource_name.clone(),
+            resource_limit: row.resource_limit,
+            description: row.description.clone(),
+        }
     }
 
     fn wanted(filters: &Filters, row: &Limit) -> Result<bool, Fault> {
@@ -108,12 +135,38 @@ impl Resource for Limits {
     }
 }
 
+/// What was made, in its envelope, without the links of a list.
+pub(super) struct Made<R: Resource>(Vec<Shown<R>>);
+
+impl<R: Resource> Serialize for Made<R> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(1))?;
+        map.serialize_entry(R::MANY, &self.0)?;
+        map.end()
+    }
+}
+
+impl<R: Resource> JsonSchema for Made<R> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        R::MANY.into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let rows = generator.subschema_for::<Vec<Shown<R>>>();
+        json_schema!({"type": "object", "properties": {R::MANY: rows}, "required": [R::MANY]})
+    }
+}
+
 /// Identity API v3: create limits, and create registered limits. All are read before the first is made.
 pub(super) async fn create<R: Resource>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(given): Body<Object>,
-) -> Result<Response, Fault> {
+) -> Result<Created<Made<R>>, Fault> {
     let mut fields = Fields::inside(Value::Object(given), "body")?;
     let wanted = fields.objects(R::MANY)?.unwrap_or_default();
     if wanted.is_empty() || wanted.len() > TOGETHER_MAX {
@@ -122,12 +175,23 @@ pub(super) async fn create<R: Resource>(
     let rows: Vec<R::Row> =
         wanted.into_iter().map(|fields| new_row::<R>(&state, &caller, fields)).collect::<Result<_>>()?;
     let stored = state.control.entities_create(&caller, &rows).await?;
-    let shown: Vec<Value> = stored.iter().map(|stored| body::<R>(&state, &stored.row)).collect();
-    Ok((StatusCode::CREATED, Json(json!({ R::MANY: shown }))).into_response())
+    Ok(Status(Json(Made(stored.iter().map(|stored| body(&state, &stored.row)).collect()))))
+}
+
+/// How limits of projects below each other are taken.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct EnforcementModel {
+    model: Model,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Model {
+    name: &'static str,
+    description: &'static str,
 }
 
 /// Identity API v3: get enforcement model.
-pub(super) async fn model(_: Authenticated) -> Answer<Value> {
+pub(super) async fn model(_: Authenticated) -> Answer<EnforcementModel> {
     let description = "Limit enforcement and validation does not take project hierarchy into consideration.";
-    Ok(Json(json!({"model": {"name": "flat", "description": description}})))
+    Ok(Json(EnforcementModel { model: Model { name: "flat", description } }))
 }

@@ -16,8 +16,6 @@ mod token;
 mod trust;
 mod user;
 
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
@@ -124,11 +122,6 @@ fn user_routes() -> Routes {
         .route("/v3/users/{user_id}/application_credentials/{credential_id}", credential)
         .route("/v3/users/{user_id}/access_rules", get(application_credential::list_rules))
         .route("/v3/users/{user_id}/access_rules/{rule_id}", rule)
-}
-
-/// No content, which is what most of Keystone's changes answer.
-fn done() -> Response {
-    StatusCode::NO_CONTENT.into_response()
 }
 
 /// Times as Keystone writes them.

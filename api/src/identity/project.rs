@@ -1,46 +1,86 @@
 //! Projects, their trees and tags. As in Keystone a domain is a project too, which acts as a domain.
 
-use super::fields::Result;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use control::caller::Caller;
 use control::error::Error;
-use control::model::identity::{Domain, Project};
+use control::model::identity::{Domain, Extra, Project};
 use control::model::random_hex_id;
 use control::service::identity::Entity;
-use serde_json::{Map, Value, json};
+use control::store::Stored;
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 
 use super::domain::Domains;
-use super::done;
-use super::fields::Fields;
-use super::resource::{Object, Resource, body, extra, fits, new_row, own_url, page, whole, with};
+use super::fields::{Fields, Result};
+use super::resource::{
+    Links, Many, Object, One, Resource, Shown, body, fits, new_row, one, own_url, page, whole,
+};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{Created, DONE, Done, Status};
 
 /// Projects as clients see them.
 pub(super) struct Projects;
 
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OwnProject {
+    id: String,
+    name: String,
+    domain_id: Option<String>,
+    description: String,
+    enabled: bool,
+    parent_id: Option<String>,
+    is_domain: bool,
+    tags: Vec<String>,
+    options: Extra,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parents: Option<Family>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    subtree: Option<Family>,
+}
+
+/// Those above a project, or below it.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+enum Family {
+    List(Vec<One<Projects>>),
+    Ids(Option<IdTree>),
+}
+
+/// Ids as objects inside each other; null where there is none.
+#[derive(Serialize, JsonSchema)]
+struct IdTree(BTreeMap<String, Option<IdTree>>);
+
 impl Resource for Projects {
     type Row = Project;
+    type Own = OwnProject;
     const ONE: &'static str = "project";
     const MANY: &'static str = "projects";
     const PATH: &'static str = "projects";
 
-    fn show(_: &AppState, row: &Project) -> Map<String, Value> {
-        let own = json!({
-            "id": row.id,
-            "name": row.name,
-            "domain_id": row.domain_id,
-            "description": row.description,
-            "enabled": row.enabled,
-            "parent_id": row.parent(),
-            "is_domain": false,
-            "tags": row.tags,
-            "options": row.options,
-        });
-        with(extra(&row.extra), own)
+    fn show(_: &AppState, row: &Project) -> OwnProject {
+        OwnProject {
+            id: row.id.clone(),
+            name: row.name.clone(),
+            domain_id: Some(row.domain_id.clone()),
+            description: row.description.clone(),
+            enabled: row.enabled,
+            parent_id: Some(row.parent().to_owned()),
+            is_domain: false,
+            tags: row.tags.clone(),
+            options: row.options.clone(),
+            parents: None,
+            subtree: None,
+        }
+    }
+
+    fn extra(row: &Project) -> Option<&Extra> {
+        Some(&row.extra)
     }
 
     fn wanted(filters: &Filters, row: &Project) -> Result<bool, Fault> {
@@ -91,13 +131,22 @@ pub(super) fn tags_fit(filters: &Filters, tags: &[String]) -> bool {
 }
 
 /// A domain as the project that acts as it.
-fn acting(state: &AppState, domain: &Domain) -> Value {
-    let mut body = Domains::show(state, domain);
-    for (key, value) in [("is_domain", json!(true)), ("domain_id", Value::Null), ("parent_id", Value::Null)] {
-        body.insert(key.into(), value);
-    }
-    body.insert("links".into(), json!({"self": own_url(state, "projects", &domain.id)}));
-    Value::Object(body)
+fn acting(state: &AppState, domain: &Domain) -> Shown<Projects> {
+    let own = OwnProject {
+        id: domain.id.clone(),
+        name: domain.name.clone(),
+        domain_id: None,
+        description: domain.description.clone(),
+        enabled: domain.enabled,
+        parent_id: None,
+        is_domain: true,
+        tags: domain.tags.clone(),
+        options: domain.options.clone(),
+        parents: None,
+        subtree: None,
+    };
+    let links = Links { own: own_url(state, "projects", &domain.id) };
+    Shown { own, extra: domain.extra.clone(), links }
 }
 
 async fn is_domain(state: &AppState, caller: &Caller, id: &str) -> bool {
@@ -110,7 +159,7 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Many<Projects>> {
     if filters.flag("is_domain")? == Some(true) {
         let mut rows = Vec::new();
         for stored in state.control.entity_list::<Domain>(&caller).await? {
@@ -118,7 +167,7 @@ pub(super) async fn list(
                 rows.push(acting(&state, &stored.row));
             }
         }
-        return Ok(whole("projects", rows, &url));
+        return Ok(whole(rows, &url));
     }
     let mut rows = Vec::new();
     for stored in state.control.entity_list::<Project>(&caller).await? {
@@ -135,12 +184,12 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Answer<Value> {
+) -> Answer<One<Projects>> {
     let stored = match state.control.entity_get::<Project>(&caller, &id).await {
         Ok(stored) => stored,
         Err(error) => {
             let domain = state.control.entity_get::<Domain>(&caller, &id).await.map_err(|_| error)?;
-            return Ok(Json(json!({"project": acting(&state, &domain.row)})));
+            return Ok(Json(One(acting(&state, &domain.row))));
         }
     };
     for kind in ["parents", "subtree"] {
@@ -152,33 +201,34 @@ pub(super) async fn show(
     }
     let mut shown = body::<Projects>(&state, &stored.row);
     let (above, below) = state.control.project_family(&stored.row);
-    let listed = |rows: &[std::sync::Arc<control::store::Stored<Project>>]| -> Value {
+    let listed = |rows: &[Arc<Stored<Project>>]| {
         let seen = rows.iter().filter(|row| row.row.readable(&caller));
-        seen.map(|row| json!({"project": body::<Projects>(&state, &row.row)})).collect()
+        Some(Family::List(seen.map(|row| One(body(&state, &row.row))).collect()))
     };
     if filters.has("parents_as_list") {
-        shown["parents"] = listed(&above);
+        shown.own.parents = listed(&above);
     }
     if filters.has("parents_as_ids") {
-        let root = json!({ stored.row.domain_id.as_str(): null });
-        let nest = |inner: Value, row: &std::sync::Arc<control::store::Stored<Project>>| json!({ row.row.id.as_str(): inner });
-        shown["parents"] = above.iter().rev().fold(root, nest);
+        let tree = |id: &str, inner| IdTree(BTreeMap::from([(id.to_owned(), inner)]));
+        let root = tree(&stored.row.domain_id, None);
+        let ids = above.iter().rev().fold(root, |inner, row| tree(&row.row.id, Some(inner)));
+        shown.own.parents = Some(Family::Ids(Some(ids)));
     }
     if filters.has("subtree_as_list") {
-        shown["subtree"] = listed(&below);
+        shown.own.subtree = listed(&below);
     }
     if filters.has("subtree_as_ids") {
         let rows: Vec<&Project> = below.iter().map(|row| &row.row).collect();
-        shown["subtree"] = ids_below(&stored.row.id, &rows);
+        shown.own.subtree = Some(Family::Ids(ids_below(&stored.row.id, &rows)));
     }
-    Ok(Json(json!({ "project": shown })))
+    Ok(Json(One(shown)))
 }
 
-/// The ids below one, as objects inside each other; null where there is none.
-fn ids_below(id: &str, rows: &[&Project]) -> Value {
+/// The ids below one.
+fn ids_below(id: &str, rows: &[&Project]) -> Option<IdTree> {
     let children = rows.iter().filter(|row| row.parent_id.as_deref() == Some(id));
-    let inner: Map<String, Value> = children.map(|row| (row.id.clone(), ids_below(&row.id, rows))).collect();
-    if inner.is_empty() { Value::Null } else { Value::Object(inner) }
+    let inner: BTreeMap<_, _> = children.map(|row| (row.id.clone(), ids_below(&row.id, rows))).collect();
+    (!inner.is_empty()).then_some(IdTree(inner))
 }
 
 /// Identity API v3: create project.
@@ -186,7 +236,7 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<Object>,
-) -> Result<Response, Fault> {
+) -> Result<Created<One<Projects>>, Fault> {
     let mut fields = Fields::of(body, "project", true)?;
     let mut is_domain = false;
     fields.flag("is_domain", &mut is_domain)?;
@@ -204,7 +254,7 @@ pub(super) async fn create(
         (row.domain_id, row.parent_id) = (domain_id, parent_id);
         super::resource::body::<Projects>(&state, &state.control.entity_create(&caller, row).await?.row)
     };
-    Ok((StatusCode::CREATED, Json(json!({ "project": shown }))).into_response())
+    Ok(Status(Json(One(shown))))
 }
 
 /// Identity API v3: update project.
@@ -213,16 +263,16 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<Object>,
-) -> Answer<Value> {
+) -> Answer<One<Projects>> {
     let fields = Fields::of(body, "project", false)?;
     if is_domain(&state, &caller, &id).await {
         let change = |row: &mut Domain| Domains::apply(row, fields.clone());
         let stored = state.control.entity_update(&caller, &id, change).await?;
-        return Ok(Json(json!({"project": acting(&state, &stored.row)})));
+        return Ok(Json(One(acting(&state, &stored.row))));
     }
     let change = |row: &mut Project| Projects::apply(row, fields.clone());
     let stored = state.control.entity_update(&caller, &id, change).await?;
-    Ok(super::resource::one::<Projects>(&state, &stored))
+    Ok(one(&state, &stored))
 }
 
 /// Identity API v3: delete project.
@@ -230,13 +280,20 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     if is_domain(&state, &caller, &id).await {
         state.control.entity_delete::<Domain>(&caller, &id).await?;
     } else {
         state.control.entity_delete::<Project>(&caller, &id).await?;
     }
-    Ok(done())
+    Ok(DONE)
+}
+
+/// A project's tags.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Tags {
+    tags: Vec<String>,
+    links: Links,
 }
 
 /// Identity API v3: list tags for a project.
@@ -245,9 +302,9 @@ pub(super) async fn tags(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Tags> {
     let stored = state.control.entity_seen::<Project>(&caller, &id, "identity:list_project_tags").await?;
-    Ok(Json(json!({"tags": stored.row.tags, "links": {"self": url.itself()}})))
+    Ok(Json(Tags { tags: stored.row.tags.clone(), links: Links { own: url.itself() } }))
 }
 
 /// Identity API v3: modify tag list for a project.
@@ -257,7 +314,7 @@ pub(super) async fn set_tags(
     Segments(id): Segments<String>,
     url: RequestUrl,
     Body(body): Body<Object>,
-) -> Answer<Value> {
+) -> Answer<Tags> {
     let mut fields = Fields::inside(Value::Object(body), "tags")?;
     if !fields.has("tags") {
         return Err(Fault::malformed("'tags' is a required property"));
@@ -269,7 +326,7 @@ pub(super) async fn set_tags(
         Ok(())
     })
     .await?;
-    Ok(Json(json!({"tags": stored, "links": {"self": url.itself()}})))
+    Ok(Json(Tags { tags: stored, links: Links { own: url.itself() } }))
 }
 
 /// Identity API v3: remove all tags from a project.
@@ -277,13 +334,13 @@ pub(super) async fn clear_tags(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     change_tags(&state, &caller, &id, |tags| {
         tags.clear();
         Ok(())
     })
     .await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Identity API v3: check if project contains tag.
@@ -291,9 +348,9 @@ pub(super) async fn has_tag(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, tag)): Segments<(String, String)>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     let stored = state.control.entity_seen::<Project>(&caller, &id, "identity:get_project_tag").await?;
-    if stored.row.tags.contains(&tag) { Ok(done()) } else { Err(Error::not_found("Project tag", tag).into()) }
+    if stored.row.tags.contains(&tag) { Ok(DONE) } else { Err(Error::not_found("Project tag", tag).into()) }
 }
 
 /// Identity API v3: add single tag to a project.
@@ -301,7 +358,7 @@ pub(super) async fn add_tag(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, tag)): Segments<(String, String)>,
-) -> Result<Response, Fault> {
+) -> Result<Status<201, ()>, Fault> {
     change_tags(&state, &caller, &id, |tags| {
         if !tags.contains(&tag) {
             tags.push(tag.clone());
@@ -309,7 +366,7 @@ pub(super) async fn add_tag(
         Ok(())
     })
     .await?;
-    Ok(StatusCode::CREATED.into_response())
+    Ok(Status(()))
 }
 
 /// Identity API v3: delete single tag from project.
@@ -317,7 +374,7 @@ pub(super) async fn remove_tag(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, tag)): Segments<(String, String)>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     change_tags(&state, &caller, &id, |tags| {
         let at =
             tags.iter().position(|own| *own == tag).ok_or_else(|| Error::not_found("Project tag", &tag))?;
@@ -325,7 +382,7 @@ pub(super) async fn remove_tag(
         Ok(())
     })
     .await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 async fn change_tags(

@@ -1,21 +1,24 @@
 //! Listing, showing, making, changing and deleting, the same for all resources; what differs is a [`Resource`] each.
 
-use super::fields::Result;
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use control::caller::Caller;
+use control::model::identity::Extra;
 use control::service::identity::Entity;
 use control::store::{Row, Stored};
-use serde_json::{Map, Value, json};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::ser::{Error as _, SerializeMap};
+use serde::{Serialize, Serializer};
+use serde_json::{Map, Value};
 
-use super::done;
-use super::fields::Fields;
+use super::fields::{Fields, Result};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{Created, DONE, Done, Status};
 use crate::openapi::{At, get};
-use crate::page::{Direction, Page, SortValue};
+use crate::page::{Direction, KeystoneLinks, Page, SortValue};
 
 /// A body as it comes.
 pub(super) type Object = Map<String, Value>;
@@ -31,8 +34,18 @@ pub(super) trait Resource: 'static {
     /// Where they are, below `/identity/v3`.
     const PATH: &'static str;
 
-    /// Its fields but for `links`.
-    fn show(state: &AppState, row: &Self::Row) -> Map<String, Value>;
+    /// What a client sees of one, but for `links` and what else was given with it.
+    type Own: Serialize + JsonSchema + Send;
+    /// Whether anything else may be given with one, and is shown beside its own fields.
+    const OPEN: bool = true;
+
+    /// What a client sees of one.
+    fn show(state: &AppState, row: &Self::Row) -> Self::Own;
+
+    /// What else was given with it.
+    fn extra(_: &Self::Row) -> Option<&Extra> {
+        None
+    }
 
     /// Whether a list with these filters has it.
     fn wanted(filters: &Filters, row: &Self::Row) -> Result<bool, Fault>;
@@ -42,10 +55,119 @@ pub(super) trait Resource: 'static {
 
     /// Takes the fields of a body.
     fn apply(row: &mut Self::Row, fields: Fields) -> Result<()>;
+}
 
-    /// Its links but for `self`.
-    fn links(_state: &AppState, _row: &Self::Row) -> Map<String, Value> {
-        Map::new()
+/// Where one is.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Links {
+    #[serde(rename = "self")]
+    pub(super) own: String,
+}
+
+/// One with its links. What else was given with it stands beside its fields, which win over anything of the same name.
+pub(super) struct Shown<R: Resource> {
+    pub(super) own: R::Own,
+    pub(super) extra: Extra,
+    pub(super) links: Links,
+}
+
+/// What else was given beside a resource's own fields, which win.
+pub(super) fn beside(extra: &Extra, own: &impl Serialize) -> Result<Object, serde_json::Error> {
+    let mut body: Object = extra.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+    if let Value::Object(own) = serde_json::to_value(own)? {
+        body.extend(own);
+    }
+    Ok(body)
+}
+
+impl<R: Resource> Serialize for Shown<R> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut body = beside(&self.extra, &self.own).map_err(S::Error::custom)?;
+        body.insert("links".into(), serde_json::to_value(&self.links).map_err(S::Error::custom)?);
+        body.serialize(serializer)
+    }
+}
+
+impl<R: Resource> JsonSchema for Shown<R> {
+    fn schema_name() -> Cow<'static, str> {
+        let mut letters = R::ONE.chars();
+        letters.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(letters).collect()
+    }
+
+    fn schema_id() -> Cow<'static, str> {
+        std::any::type_name::<R>().into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = R::Own::json_schema(generator);
+        let links = generator.subschema_for::<Links>();
+        if let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) {
+            properties.insert("links".into(), links.to_value());
+        }
+        if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
+            required.push("links".into());
+        }
+        schema.insert("additionalProperties".into(), R::OPEN.into());
+        schema
+    }
+}
+
+/// One in its envelope.
+pub(super) struct One<R: Resource>(pub(super) Shown<R>);
+
+impl<R: Resource> Serialize for One<R> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(1))?;
+        map.serialize_entry(R::ONE, &self.0)?;
+        map.end()
+    }
+}
+
+impl<R: Resource> JsonSchema for One<R> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        R::ONE.into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let one = generator.subschema_for::<Shown<R>>();
+        json_schema!({"type": "object", "properties": {R::ONE: one}, "required": [R::ONE]})
+    }
+}
+
+/// Several in their envelope, with the links of a list.
+pub(super) struct Many<R: Resource> {
+    pub(super) rows: Vec<Shown<R>>,
+    pub(super) links: KeystoneLinks,
+}
+
+impl<R: Resource> Serialize for Many<R> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(2))?;
+        map.serialize_entry(R::MANY, &self.rows)?;
+        map.serialize_entry("links", &self.links)?;
+        map.end()
+    }
+}
+
+impl<R: Resource> JsonSchema for Many<R> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        R::MANY.into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let rows = generator.subschema_for::<Vec<Shown<R>>>();
+        let links = generator.subschema_for::<KeystoneLinks>();
+        json_schema!({
+            "type": "object", "properties": {R::MANY: rows, "links": links}, "required": [R::MANY, "links"],
+        })
     }
 }
 
@@ -60,12 +182,9 @@ pub(super) fn single<R: Resource>() -> At {
 }
 
 /// One with its links.
-pub(super) fn body<R: Resource>(state: &AppState, row: &R::Row) -> Value {
-    let mut body = R::show(state, row);
-    let mut links = R::links(state, row);
-    links.insert("self".into(), own_url(state, R::PATH, row.id()).into());
-    body.insert("links".into(), Value::Object(links));
-    Value::Object(body)
+pub(super) fn body<R: Resource>(state: &AppState, row: &R::Row) -> Shown<R> {
+    let links = Links { own: own_url(state, R::PATH, row.id()) };
+    Shown { own: R::show(state, row), extra: R::extra(row).cloned().unwrap_or_default(), links }
 }
 
 /// The URL of one.
@@ -74,8 +193,8 @@ pub(super) fn own_url(state: &AppState, path: &str, id: &str) -> String {
 }
 
 /// One in its envelope.
-pub(super) fn one<R: Resource>(state: &AppState, stored: &Stored<R::Row>) -> Json<Value> {
-    Json(json!({ R::ONE: body::<R>(state, &stored.row) }))
+pub(super) fn one<R: Resource>(state: &AppState, stored: &Stored<R::Row>) -> Json<One<R>> {
+    Json(One(body::<R>(state, &stored.row)))
 }
 
 /// A page of rows in their envelope.
@@ -84,7 +203,7 @@ pub(super) fn page<R: Resource>(
     filters: &Filters,
     url: &RequestUrl,
     rows: Vec<std::sync::Arc<Stored<R::Row>>>,
-) -> Answer<Value> {
+) -> Answer<Many<R>> {
     let page = Page::of(filters, &[("name", Direction::Ascending)])?;
     let slice = page.cut(
         rows,
@@ -95,12 +214,13 @@ pub(super) fn page<R: Resource>(
             _ => None,
         },
     )?;
-    Ok(Json(slice.keystone(R::MANY, url, |stored| body::<R>(state, &stored.row))))
+    let (rows, links) = slice.keystone(url, |stored| body::<R>(state, &stored.row));
+    Ok(Json(Many { rows, links }))
 }
 
 /// A list in its envelope that is short by nature.
-pub(super) fn whole(name: &str, rows: Vec<Value>, url: &RequestUrl) -> Json<Value> {
-    Json(json!({ name: rows, "links": {"self": url.itself(), "next": null, "previous": null} }))
+pub(super) fn whole<R: Resource>(rows: Vec<Shown<R>>, url: &RequestUrl) -> Json<Many<R>> {
+    Json(Many { rows, links: KeystoneLinks::whole(url) })
 }
 
 /// Lists.
@@ -109,7 +229,7 @@ pub(super) async fn list<R: Resource>(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Many<R>> {
     let mut rows = Vec::new();
     for stored in state.control.entity_list::<R::Row>(&caller).await? {
         if R::wanted(&filters, &stored.row)? {
@@ -124,7 +244,7 @@ pub(super) async fn show<R: Resource>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<One<R>> {
     let stored = state.control.entity_get::<R::Row>(&caller, &id).await?;
     Ok(one::<R>(&state, &stored))
 }
@@ -134,10 +254,10 @@ pub(super) async fn create<R: Resource>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<Object>,
-) -> Result<Response, Fault> {
+) -> Result<Created<One<R>>, Fault> {
     let row = new_row::<R>(&state, &caller, Fields::of(body, R::ONE, true)?)?;
     let stored = state.control.entity_create(&caller, row).await?;
-    Ok((StatusCode::CREATED, one::<R>(&state, &stored)).into_response())
+    Ok(Status(one::<R>(&state, &stored)))
 }
 
 /// A new row of these fields.
@@ -153,7 +273,7 @@ pub(super) async fn update<R: Resource>(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<Object>,
-) -> Answer<Value> {
+) -> Answer<One<R>> {
     let fields = Fields::of(body, R::ONE, false)?;
     let change = |row: &mut R::Row| R::apply(row, fields.clone());
     let stored = state.control.entity_update(&caller, &id, change).await?;
@@ -165,9 +285,9 @@ pub(super) async fn delete<R: Resource>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.entity_delete::<R::Row>(&caller, &id).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Whether a text fits Keystone's filters of a key: itself, and `key__contains` and the like.
@@ -186,17 +306,4 @@ pub(super) fn fits(filters: &Filters, key: &str, value: &str) -> bool {
             _ => true,
         }
     })
-}
-
-/// The extra values of a resource as the beginning of its body.
-pub(super) fn extra(extra: &control::model::identity::Extra) -> Map<String, Value> {
-    extra.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
-}
-
-/// Adds the members of an object to a body.
-pub(super) fn with(mut body: Map<String, Value>, more: Value) -> Map<String, Value> {
-    if let Value::Object(more) = more {
-        body.extend(more);
-    }
-    body
 }

@@ -5,39 +5,53 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{Method, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::http::Method;
 use control::caller::Caller;
 use control::error::Error;
-use control::model::identity::Role;
+use control::model::identity::{Extra, Role};
 use control::model::random_hex_id;
 use control::store::Stored;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use super::done;
 use super::fields::{Fields, Result};
-use super::resource::{Resource, body, extra, fits, whole, with};
+use super::resource::{Links, Many, Resource, body, fits, whole};
 use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{Created, DONE, Done, Either, Status};
+use crate::page::KeystoneLinks;
 
 /// Roles as clients see them.
 pub(super) struct Roles;
 
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OwnRole {
+    id: String,
+    name: String,
+    domain_id: Option<String>,
+    description: String,
+    options: Extra,
+}
+
 impl Resource for Roles {
     type Row = Role;
+    type Own = OwnRole;
     const ONE: &'static str = "role";
     const MANY: &'static str = "roles";
     const PATH: &'static str = "roles";
 
-    fn show(_: &AppState, row: &Role) -> Map<String, Value> {
-        let own = json!({
-            "id": row.id,
-            "name": row.name,
-            "domain_id": row.domain_id,
-            "description": row.description,
-            "options": row.options,
-        });
-        with(extra(&row.extra), own)
+    fn show(_: &AppState, row: &Role) -> OwnRole {
+        OwnRole {
+            id: row.id.clone(),
+            name: row.name.clone(),
+            domain_id: row.domain_id.clone(),
+            description: row.description.clone(),
+            options: row.options.clone(),
+        }
+    }
+
+    fn extra(row: &Role) -> Option<&Extra> {
+        Some(&row.extra)
     }
 
     /// Without a domain, the whole cloud's roles alone.
@@ -61,15 +75,61 @@ impl Resource for Roles {
 }
 
 /// A role as a rule names it.
-fn brief(state: &AppState, role: &Role) -> Value {
-    let link = super::resource::own_url(state, "roles", &role.id);
-    json!({"id": role.id, "name": role.name, "domain_id": role.domain_id, "links": {"self": link}})
+#[derive(Serialize, JsonSchema)]
+pub(super) struct BriefRole {
+    id: String,
+    name: String,
+    domain_id: Option<String>,
+    links: Links,
 }
 
-fn rule(state: &AppState, prior: &Role, implied: &Role) -> Value {
-    let link = format!("{}/identity/v3/roles/{}/implies/{}", state.public_url(), prior.id, implied.id);
-    let inference = json!({"prior_role": brief(state, prior), "implies": brief(state, implied)});
-    json!({"role_inference": inference, "links": {"self": link}})
+#[derive(Serialize, JsonSchema)]
+struct Implication {
+    prior_role: BriefRole,
+    implies: BriefRole,
+}
+
+/// A rule.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Rule {
+    role_inference: Implication,
+    links: Links,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Implications {
+    prior_role: BriefRole,
+    implies: Vec<BriefRole>,
+}
+
+/// All rules of one role.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct RulesOfRole {
+    role_inference: Implications,
+    links: Links,
+}
+
+/// All rules.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Rules {
+    role_inferences: Vec<Implications>,
+    links: KeystoneLinks,
+}
+
+fn brief(state: &AppState, role: &Role) -> BriefRole {
+    let own = super::resource::own_url(state, "roles", &role.id);
+    BriefRole {
+        id: role.id.clone(),
+        name: role.name.clone(),
+        domain_id: role.domain_id.clone(),
+        links: Links { own },
+    }
+}
+
+fn rule(state: &AppState, prior: &Role, implied: &Role) -> Rule {
+    let own = format!("{}/identity/v3/roles/{}/implies/{}", state.public_url(), prior.id, implied.id);
+    let role_inference = Implication { prior_role: brief(state, prior), implies: brief(state, implied) };
+    Rule { role_inference, links: Links { own } }
 }
 
 /// Identity API v3: list all role inference rules.
@@ -77,7 +137,7 @@ pub(super) async fn inferences(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Rules> {
     let rules = state.control.implied_list(&caller, "identity:list_role_inference_rules").await?;
     let ids: BTreeSet<&String> =
         rules.iter().flat_map(|rule| [&rule.row.prior_id, &rule.row.implied_id]).collect();
@@ -86,13 +146,13 @@ pub(super) async fn inferences(
     let find = |id: &str| roles.iter().find(|role| role.row.id == id);
     let listed = roles.iter().filter_map(|prior| {
         let implied = rules.iter().filter(|rule| rule.row.prior_id == prior.row.id);
-        let implied: Vec<Value> = implied
+        let implies: Vec<BriefRole> = implied
             .filter_map(|rule| find(&rule.row.implied_id))
             .map(|role| brief(&state, &role.row))
             .collect();
-        (!implied.is_empty()).then(|| json!({"prior_role": brief(&state, &prior.row), "implies": implied}))
+        (!implies.is_empty()).then(|| Implications { prior_role: brief(&state, &prior.row), implies })
     });
-    Ok(whole("role_inferences", listed.collect(), &url))
+    Ok(Json(Rules { role_inferences: listed.collect(), links: KeystoneLinks::whole(&url) }))
 }
 
 /// Identity API v3: list implied (inference) roles for role.
@@ -101,15 +161,14 @@ pub(super) async fn implied(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<RulesOfRole> {
     let rules = state.control.implied_list(&caller, "identity:list_implied_roles").await?;
     let prior = state.control.look_up::<Role>(&id).ok_or_else(|| Error::not_found("Role", id.clone()))?;
     let ids: Vec<String> =
         rules.iter().filter(|rule| rule.row.prior_id == id).map(|rule| rule.row.implied_id.clone()).collect();
-    let implied: Vec<Value> =
-        state.control.roles_by_id(&ids).iter().map(|role| brief(&state, &role.row)).collect();
-    let inference = json!({"prior_role": brief(&state, &prior.row), "implies": implied});
-    Ok(Json(json!({"role_inference": inference, "links": {"self": url.itself()}})))
+    let implies = state.control.roles_by_id(&ids).iter().map(|role| brief(&state, &role.row)).collect();
+    let role_inference = Implications { prior_role: brief(&state, &prior.row), implies };
+    Ok(Json(RulesOfRole { role_inference, links: Links { own: url.itself() } }))
 }
 
 /// Identity API v3: create role inference rule.
@@ -117,9 +176,9 @@ pub(super) async fn imply(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((prior, implied)): Segments<(String, String)>,
-) -> Result<Response, Fault> {
+) -> Result<Created<Rule>, Fault> {
     let (prior, implied) = state.control.implied_create(&caller, &prior, &implied).await?;
-    Ok((StatusCode::CREATED, Json(rule(&state, &prior.row, &implied.row))).into_response())
+    Ok(Status(Json(rule(&state, &prior.row, &implied.row))))
 }
 
 /// Identity API v3: get, and confirm, a role inference rule.
@@ -128,14 +187,14 @@ pub(super) async fn implication(
     Authenticated(caller): Authenticated,
     Segments((prior, implied)): Segments<(String, String)>,
     method: Method,
-) -> Result<Response, Fault> {
+) -> Result<Either<Json<Rule>, Done>, Fault> {
     let head = method == Method::HEAD;
     let asked = if head { "identity:check_implied_role" } else { "identity:get_implied_role" };
     let (prior, implied) = state.control.implied_get(&caller, (&prior, &implied), asked).await?;
     if head {
-        return Ok(done());
+        return Ok(Either::Other(DONE));
     }
-    Ok(Json(rule(&state, &prior.row, &implied.row)).into_response())
+    Ok(Either::One(Json(rule(&state, &prior.row, &implied.row))))
 }
 
 /// Identity API v3: delete role inference rule.
@@ -143,12 +202,12 @@ pub(super) async fn imply_not(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((prior, implied)): Segments<(String, String)>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.implied_delete(&caller, &prior, &implied).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Roles in the envelope of a list.
-pub(super) fn listed(state: &AppState, roles: &[Arc<Stored<Role>>], url: &RequestUrl) -> Json<Value> {
-    whole("roles", roles.iter().map(|role| body::<Roles>(state, &role.row)).collect(), url)
+pub(super) fn listed(state: &AppState, roles: &[Arc<Stored<Role>>], url: &RequestUrl) -> Json<Many<Roles>> {
+    whole(roles.iter().map(|role| body(state, &role.row)).collect(), url)
 }

@@ -1,27 +1,33 @@
 //! Tokens: getting, checking and revoking them, and what the caller's token shows.
 
+use std::collections::BTreeMap;
+
 use axum::Extension;
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, HeaderValue};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use control::model::identity::Domain;
+use control::model::identity::{Domain, Role};
 use control::service::auth::{
     ApplicationCredentialRef, Credential, DomainRef, Expired, NamedRef, ScopeFacts, ScopeWanted, TokenFacts,
 };
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use zeroize::Zeroizing;
 
+use super::application_credential::{ShownRule, shown_rules};
+use super::catalog::CatalogEntry;
 use super::domain::Domains;
 use super::project::Projects;
-use super::resource::{page, whole};
-use super::{catalog, done, secret, time};
+use super::resource::{Many, page};
+use super::{catalog, secret, time};
 use crate::audit::Seat;
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done, Status};
+use crate::page::KeystoneLinks;
 
 #[derive(Deserialize)]
 pub(super) struct AuthBody {
@@ -209,20 +215,23 @@ fn scope_wanted(scope: Option<ScopeBody>) -> Result<ScopeWanted, Fault> {
     }
 }
 
+/// A token's facts, with the token itself in the header.
+type Shown = ([(&'static str, HeaderValue); 1], Json<TokenAnswer>);
+
 /// Identity API v3: password and token authentication.
 pub(super) async fn issue(
     State(state): State<AppState>,
     seat: Option<Extension<Seat>>,
     filters: Filters,
     Body(body): Body<AuthBody>,
-) -> Result<Response, Fault> {
+) -> Result<Status<201, Shown>, Fault> {
     let wanted = scope_wanted(body.auth.scope)?;
     let (token, facts) = state.control.token_issue(credentials(body.auth.identity)?, wanted).await?;
     if let Some(Extension(seat)) = seat {
         seat.take_user(&facts.user.row.id);
     }
     let body = token_body(&state, &facts, !filters.has("nocatalog"));
-    Ok((StatusCode::CREATED, [("x-subject-token", subject(&token)?)], Json(body)).into_response())
+    Ok(Status(([("x-subject-token", subject(&token)?)], Json(body))))
 }
 
 pub(super) fn subject(token: &str) -> Result<HeaderValue, Fault> {
@@ -243,13 +252,13 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     filters: Filters,
     headers: HeaderMap,
-) -> Result<Response, Fault> {
+) -> Result<Shown, Fault> {
     let token = subject_of(&headers)?;
     let expired =
         if filters.flag("allow_expired")? == Some(true) { Expired::Shown } else { Expired::Refused };
     let facts = state.control.token_show(&caller, token, expired).await?;
     let body = token_body(&state, &facts, !filters.has("nocatalog"));
-    Ok(([("x-subject-token", subject(token)?)], Json(body)).into_response())
+    Ok(([("x-subject-token", subject(token)?)], Json(body)))
 }
 
 /// Identity API v3: revoke token.
@@ -257,9 +266,9 @@ pub(super) async fn revoke(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     headers: HeaderMap,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.token_revoke(&caller, subject_of(&headers)?).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Identity API v3: get available project scopes.
@@ -268,7 +277,7 @@ pub(super) async fn projects(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Many<Projects>> {
     page::<Projects>(&state, &filters, &url, state.control.projects_of(&caller).await?)
 }
 
@@ -278,8 +287,20 @@ pub(super) async fn domains(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Many<Domains>> {
     page::<Domains>(&state, &filters, &url, state.control.domains_of(&caller).await?)
+}
+
+/// The whole cloud as a scope, if it is one of the caller's.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct SystemScopes {
+    system: Vec<System>,
+    links: KeystoneLinks,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct System {
+    all: bool,
 }
 
 /// Identity API v3: get available system scopes.
@@ -287,9 +308,25 @@ pub(super) async fn system(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<SystemScopes> {
     let all = state.control.has_system_role(&caller).await?;
-    Ok(whole("system", if all { vec![json!({"all": true})] } else { Vec::new() }, &url))
+    let system = all.then_some(System { all }).into_iter().collect();
+    Ok(Json(SystemScopes { system, links: KeystoneLinks::whole(&url) }))
+}
+
+/// Tokens that hold no longer.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Revocations {
+    events: Vec<Event>,
+    links: KeystoneLinks,
+}
+
+/// Which, by one id of theirs.
+#[derive(Serialize, JsonSchema)]
+struct Event {
+    #[serde(flatten)]
+    of: BTreeMap<String, String>,
+    issued_before: String,
 }
 
 /// Identity API v3, OS-REVOKE: list revocation events.
@@ -297,92 +334,170 @@ pub(super) async fn revocations(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Revocations> {
     let events = state.control.revocation_list(&caller).await?;
     let event = |row: &control::model::identity::Revocation| {
-        let mut event = Map::new();
-        match row.id.split_once('/') {
-            Some((kind, id)) => event.insert(format!("{kind}_id"), json!(id)),
+        let of = match row.id.split_once('/') {
+            Some((kind, id)) => (format!("{kind}_id"), id.to_owned()),
             None => {
                 let bytes = uuid::Uuid::try_parse(&row.id).unwrap_or_default().into_bytes();
-                event.insert("audit_id".into(), json!(URL_SAFE_NO_PAD.encode(bytes)))
+                ("audit_id".to_owned(), URL_SAFE_NO_PAD.encode(bytes))
             }
         };
-        event.insert("issued_before".into(), json!(time(row.issued_before.unwrap_or(row.expires_at))));
-        Value::Object(event)
+        let issued_before = time(row.issued_before.unwrap_or(row.expires_at));
+        Event { of: BTreeMap::from([of]), issued_before }
     };
-    Ok(whole("events", events.iter().map(|stored| event(&stored.row)).collect(), &url))
+    let events = events.iter().map(|stored| event(&stored.row)).collect();
+    Ok(Json(Revocations { events, links: KeystoneLinks::whole(&url) }))
+}
+
+/// Which keys there are.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct TokenKeys {
+    token_keys: Vec<u32>,
 }
 
 /// Wisp's own: rotates the keys that tokens are made with.
 pub(super) async fn rotate_keys(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
-) -> Answer<Value> {
-    Ok(Json(json!({"token_keys": state.control.token_keys_rotate(&caller).await?})))
+) -> Answer<TokenKeys> {
+    Ok(Json(TokenKeys { token_keys: state.control.token_keys_rotate(&caller).await? }))
 }
 
-pub(super) fn token_body(state: &AppState, facts: &TokenFacts, with_catalog: bool) -> Value {
-    let domain = |domain: &Domain| json!({"id": domain.id, "name": domain.name});
-    let mut token = Map::new();
-    let methods: Vec<&str> = facts.methods.iter().map(|method| method.name()).collect();
-    token.insert("methods".into(), json!(methods));
-    token.insert(
-        "user".into(),
-        json!({
-            "domain": domain(&facts.user_domain.row),
-            "id": facts.user.row.id,
-            "name": facts.user.row.name,
-            "password_expires_at": state.control.password_expires_at(&facts.user.row).map(time),
-        }),
-    );
-    let audit_ids: Vec<String> = facts.audit_ids.iter().map(|id| URL_SAFE_NO_PAD.encode(id)).collect();
-    token.insert("audit_ids".into(), json!(audit_ids));
-    token.insert("expires_at".into(), json!(time(facts.expires_at)));
-    token.insert("issued_at".into(), json!(time(facts.issued_at)));
+/// A token's facts in their envelope.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct TokenAnswer {
+    token: ShownToken,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct NamedDomain {
+    id: String,
+    name: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct TokenUser {
+    domain: NamedDomain,
+    id: String,
+    name: String,
+    password_expires_at: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct TokenProject {
+    domain: NamedDomain,
+    id: String,
+    name: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct TokenRole {
+    id: String,
+    name: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct UserId {
+    id: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct TokenTrust {
+    id: String,
+    trustor_user: UserId,
+    trustee_user: UserId,
+    impersonation: bool,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct TokenCredential {
+    id: String,
+    name: String,
+    restricted: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    access_rules: Option<Vec<ShownRule>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ShownToken {
+    methods: Vec<&'static str>,
+    user: TokenUser,
+    audit_ids: Vec<String>,
+    expires_at: String,
+    issued_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    project: Option<TokenProject>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    is_domain: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    domain: Option<NamedDomain>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    system: Option<System>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    roles: Option<Vec<TokenRole>>,
+    #[serde(rename = "OS-TRUST:trust", skip_serializing_if = "Option::is_none")]
+    trust: Option<TokenTrust>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    application_credential: Option<TokenCredential>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    catalog: Option<Vec<CatalogEntry>>,
+}
+
+pub(super) fn token_body(state: &AppState, facts: &TokenFacts, with_catalog: bool) -> TokenAnswer {
+    let domain = |domain: &Domain| NamedDomain { id: domain.id.clone(), name: domain.name.clone() };
+    let user = &facts.user.row;
+    let mut token = ShownToken {
+        methods: facts.methods.iter().map(|method| method.name()).collect(),
+        user: TokenUser {
+            domain: domain(&facts.user_domain.row),
+            id: user.id.clone(),
+            name: user.name.clone(),
+            password_expires_at: state.control.password_expires_at(user).map(time),
+        },
+        audit_ids: facts.audit_ids.iter().map(|id| URL_SAFE_NO_PAD.encode(id)).collect(),
+        expires_at: time(facts.expires_at),
+        issued_at: time(facts.issued_at),
+        project: None,
+        is_domain: None,
+        domain: None,
+        system: None,
+        roles: None,
+        trust: None,
+        application_credential: None,
+        catalog: None,
+    };
     match &facts.scope {
-        ScopeFacts::Unscoped => return json!({ "token": token }),
+        ScopeFacts::Unscoped => return TokenAnswer { token },
         ScopeFacts::Project(project, of) => {
-            let project = json!({"domain": domain(&of.row), "id": project.row.id, "name": project.row.name});
-            token.insert("project".into(), project);
-            token.insert("is_domain".into(), json!(false));
+            let (id, name) = (project.row.id.clone(), project.row.name.clone());
+            token.project = Some(TokenProject { domain: domain(&of.row), id, name });
+            token.is_domain = Some(false);
         }
-        ScopeFacts::Domain(scope) => {
-            token.insert("domain".into(), domain(&scope.row));
-        }
-        ScopeFacts::System => {
-            token.insert("system".into(), json!({"all": true}));
-        }
+        ScopeFacts::Domain(scope) => token.domain = Some(domain(&scope.row)),
+        ScopeFacts::System => token.system = Some(System { all: true }),
     }
-    let roles: Vec<Value> =
-        facts.roles.iter().map(|role| json!({"id": role.row.id, "name": role.row.name})).collect();
-    token.insert("roles".into(), json!(roles));
-    if let Some(trust) = &facts.trust {
-        let trust = &trust.row;
-        let shown = json!({
-            "id": trust.id,
-            "trustor_user": {"id": trust.trustor_user_id},
-            "trustee_user": {"id": trust.trustee_user_id},
-            "impersonation": trust.impersonation,
-        });
-        token.insert("OS-TRUST:trust".into(), shown);
-    }
-    if let Some(credential) = &facts.application_credential {
-        let row = &credential.row;
-        let mut shown = json!({"id": row.id, "name": row.name, "restricted": !row.unrestricted});
-        if let Some(ids) = &row.access_rules {
-            let rules = state.control.access_rules_by_id(ids);
-            let rule = |rule: &control::model::delegation::AccessRule| json!({"id": rule.id, "service": rule.service, "method": rule.method, "path": rule.path});
-            shown["access_rules"] = rules.iter().map(|stored| rule(&stored.row)).collect();
-        }
-        token.insert("application_credential".into(), shown);
-    }
+    let role = |role: &Role| TokenRole { id: role.id.clone(), name: role.name.clone() };
+    token.roles = Some(facts.roles.iter().map(|stored| role(&stored.row)).collect());
+    token.trust = facts.trust.as_ref().map(|trust| TokenTrust {
+        id: trust.row.id.clone(),
+        trustor_user: UserId { id: trust.row.trustor_user_id.clone() },
+        trustee_user: UserId { id: trust.row.trustee_user_id.clone() },
+        impersonation: trust.row.impersonation,
+    });
+    token.application_credential = facts.application_credential.as_ref().map(|credential| TokenCredential {
+        id: credential.row.id.clone(),
+        name: credential.row.name.clone(),
+        restricted: !credential.row.unrestricted,
+        access_rules: credential.row.access_rules.as_deref().map(|ids| shown_rules(state, ids)),
+    });
     if with_catalog {
         let project = match &facts.scope {
             ScopeFacts::Project(project, _) => Some(project.row.id.as_str()),
             _ => None,
         };
-        token.insert("catalog".into(), catalog::shown(state, &facts.user.row.id, project));
+        token.catalog = Some(catalog::shown(state, &user.id, project));
     }
-    json!({ "token": token })
+    TokenAnswer { token }
 }

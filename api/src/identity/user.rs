@@ -2,43 +2,57 @@
 
 use super::fields::Result;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use control::caller::Caller;
-use control::model::identity::User;
+use control::model::identity::{Extra, User};
 use control::model::random_hex_id;
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::fields::Fields;
 use super::project::Projects;
-use super::resource::{Object, Resource, extra, fits, new_row, one, page, with};
-use super::{done, time};
+use super::resource::{Many, Object, One, Resource, fits, new_row, one, page};
+use super::time;
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{Created, DONE, Done, Status};
 
 /// Users as clients see them.
 pub(super) struct Users;
 
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OwnUser {
+    id: String,
+    name: String,
+    domain_id: String,
+    enabled: bool,
+    password_expires_at: Option<String>,
+    options: Extra,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    default_project_id: Option<String>,
+}
+
 impl Resource for Users {
     type Row = User;
+    type Own = OwnUser;
     const ONE: &'static str = "user";
     const MANY: &'static str = "users";
     const PATH: &'static str = "users";
 
-    fn show(state: &AppState, row: &User) -> Map<String, Value> {
-        let mut own = json!({
-            "id": row.id,
-            "name": row.name,
-            "domain_id": row.domain_id,
-            "enabled": row.enabled,
-            "password_expires_at": state.control.password_expires_at(row).map(time),
-            "options": row.options,
-        });
-        if let Some(project) = &row.default_project_id {
-            own["default_project_id"] = json!(project);
+    fn show(state: &AppState, row: &User) -> OwnUser {
+        OwnUser {
+            id: row.id.clone(),
+            name: row.name.clone(),
+            domain_id: row.domain_id.clone(),
+            enabled: row.enabled,
+            password_expires_at: state.control.password_expires_at(row).map(time),
+            options: row.options.clone(),
+            default_project_id: row.default_project_id.clone(),
         }
-        with(extra(&row.extra), own)
+    }
+
+    fn extra(row: &User) -> Option<&Extra> {
+        Some(&row.extra)
     }
 
     fn wanted(filters: &Filters, row: &User) -> Result<bool, Fault> {
@@ -76,7 +90,7 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Many<Users>> {
     let expiry = filters.get("password_expires_at").map(Comparison::of).transpose()?;
     let mut rows = Vec::new();
     for stored in state.control.entity_list::<User>(&caller).await? {
@@ -121,12 +135,12 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<Object>,
-) -> Result<Response, Fault> {
+) -> Result<Created<One<Users>>, Fault> {
     let mut fields = Fields::of(body, "user", true)?;
     let password = fields.secret("password")?;
     let row = new_row::<Users>(&state, &caller, fields)?;
     let stored = state.control.user_create(&caller, row, password).await?;
-    Ok((StatusCode::CREATED, one::<Users>(&state, &stored)).into_response())
+    Ok(Status(one::<Users>(&state, &stored)))
 }
 
 /// Identity API v3: update user.
@@ -135,7 +149,7 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<Object>,
-) -> Answer<Value> {
+) -> Answer<One<Users>> {
     let mut fields = Fields::of(body, "user", false)?;
     let password = fields.secret("password")?;
     let change = |row: &mut User| Users::apply(row, fields.clone());
@@ -148,13 +162,13 @@ pub(super) async fn password(
     State(state): State<AppState>,
     Segments(id): Segments<String>,
     Body(body): Body<Object>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     let mut fields = Fields::of(body, "user", true)?;
     let missing = |what: &str| Fault::malformed(format!("'{what}' is a required property"));
     let original = fields.secret("original_password")?.ok_or_else(|| missing("original_password"))?;
     let password = fields.secret("password")?.ok_or_else(|| missing("password"))?;
     state.control.user_password(&id, original, password).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Identity API v3: list projects for user.
@@ -164,7 +178,7 @@ pub(super) async fn projects(
     Segments(id): Segments<String>,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Many<Projects>> {
     state.control.entity_seen::<User>(&caller, &id, "identity:list_user_projects").await?;
     let of = Caller { user_id: id, ..Caller::default() };
     let mut rows = Vec::new();

@@ -12,9 +12,9 @@ use control::error::Error;
 use control::service::image_data::{IMAGE_BYTES_MAX, UploadTo};
 use http_body_util::BodyExt;
 
-use super::done;
 use crate::context::{AppState, Authenticated, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{Answered, Answers, DONE, Done};
 
 /// How long a client may send nothing of an upload.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -25,7 +25,7 @@ pub(super) async fn upload(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     request: Request,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     let store = wished_store(request.headers())?.map(str::to_owned);
     take(&state, &caller, &id, request, UploadTo::Store(store)).await
 }
@@ -36,7 +36,7 @@ pub(super) async fn stage(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     request: Request,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     take(&state, &caller, &id, request, UploadTo::Staging).await
 }
 
@@ -52,7 +52,7 @@ async fn take(
     id: &str,
     request: Request,
     to: UploadTo,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     let media_type = request.headers().get(header::CONTENT_TYPE);
     if media_type.is_some_and(|media_type| media_type != "application/octet-stream") {
         return Err(Fault::UnsupportedMediaType);
@@ -75,7 +75,24 @@ async fn take(
         }
     }
     upload.finish().await?;
-    Ok(done())
+    Ok(DONE)
+}
+
+/// An image's data, or a part of it, or nothing.
+pub(super) struct Data(Response);
+
+impl IntoResponse for Data {
+    fn into_response(self) -> Response {
+        self.0
+    }
+}
+
+impl Answered for Data {
+    fn describe(answers: &mut Answers) {
+        answers.data(StatusCode::OK);
+        answers.data(StatusCode::PARTIAL_CONTENT);
+        answers.nothing(StatusCode::NO_CONTENT);
+    }
 }
 
 /// Image API v2: download binary image data, or a range of it. Without data there is no content.
@@ -84,10 +101,10 @@ pub(super) async fn download(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     headers: HeaderMap,
-) -> Result<Response, Fault> {
+) -> Result<Data, Fault> {
     let stored = state.control.image_readable(&caller, &id).await?;
     let Some(size_bytes) = stored.row.size_bytes.filter(|_| stored.row.status.has_data()) else {
-        return Ok(done());
+        return Ok(Data(DONE.into_response()));
     };
     let range = range_of(&headers, size_bytes)?;
     let wanted = range.clone().unwrap_or(0..size_bytes);
@@ -109,7 +126,7 @@ pub(super) async fn download(
     if let Some(checksum) = checksum {
         headers.insert("content-md5", checksum);
     }
-    Ok(response)
+    Ok(Data(response))
 }
 
 /// The bytes that a request asks for (RFC 9110 §14.2), if not all. As Glance does, one range is served, and a

@@ -1,20 +1,24 @@
 //! One image: making, showing, changing, deleting it.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::{HeaderName, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderName, header};
 use control::error::Error;
 use control::model::image::{Image, ImageStatus};
 use control::service::image::ImageChange;
 use control::service::image_import::IMPORT_METHODS;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
 
-use super::{done, patch, time};
+use super::{patch, time};
 use crate::context::{
     Answer, AppState, Authenticated, Body, JSON_BYTES_MAX, Segments, body_bytes, json_message,
 };
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done, Status};
 
 pub(super) fn status(status: ImageStatus) -> &'static str {
     match status {
@@ -27,57 +31,87 @@ pub(super) fn status(status: ImageStatus) -> &'static str {
     }
 }
 
-pub(super) fn show_image(image: &Image) -> Value {
-    // Glance shows properties beside the fields; a field of the same name wins.
-    let mut body: Map<String, Value> =
-        image.properties.iter().map(|(name, value)| (name.clone(), Value::from(value.as_str()))).collect();
-    let own = format!("/v2/images/{}", image.id);
-    let fields = json!({
-        "id": image.id,
-        "name": image.name,
-        "status": status(image.status),
-        "visibility": image.visibility,
-        "os_hidden": image.hidden,
-        "protected": image.protected,
-        "disk_format": image.disk_format,
-        "container_format": image.container_format,
-        "size": image.size_bytes,
-        "virtual_size": image.virtual_size_bytes,
-        "checksum": image.checksum,
-        "os_hash_algo": image.sha512.as_ref().map(|_| "sha512"),
-        "os_hash_value": image.sha512,
-        "min_disk": image.min_disk_gib,
-        "min_ram": image.min_ram_mib,
-        "owner": image.owner,
-        "tags": image.tags,
-        "created_at": time(image.created_at),
-        "updated_at": time(image.updated_at),
-        "file": format!("{own}/file"),
-        "self": own,
-        "schema": "/v2/schemas/image",
-    });
-    if let Value::Object(fields) = fields {
-        body.extend(fields);
-    }
-    if !image.stores.is_empty() {
-        body.insert("stores".into(), json!(image.stores.join(",")));
-    }
-    if let Some(task) = &image.import_task {
-        body.insert("os_glance_import_task".into(), json!(task));
-    }
-    if image.imported {
-        body.insert("os_glance_importing_to_stores".into(), json!(image.importing_to.join(",")));
-        body.insert("os_glance_failed_import".into(), json!(image.failed_import.join(",")));
-    }
-    Value::Object(body)
+/// An image. Glance shows its properties beside its fields; none has a field's name.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Image")]
+pub(super) struct ShownImage {
+    #[serde(flatten)]
+    properties: BTreeMap<String, String>,
+    id: String,
+    name: Option<String>,
+    status: &'static str,
+    visibility: String,
+    os_hidden: bool,
+    protected: bool,
+    disk_format: Option<String>,
+    container_format: Option<String>,
+    size: Option<u64>,
+    virtual_size: Option<u64>,
+    checksum: Option<String>,
+    os_hash_algo: Option<&'static str>,
+    os_hash_value: Option<String>,
+    min_disk: u32,
+    min_ram: u32,
+    owner: Option<String>,
+    tags: Vec<String>,
+    created_at: String,
+    updated_at: String,
+    file: String,
+    #[serde(rename = "self")]
+    own: String,
+    schema: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stores: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    os_glance_import_task: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    os_glance_importing_to_stores: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    os_glance_failed_import: Option<String>,
 }
+
+pub(super) fn show_image(image: &Image) -> ShownImage {
+    let own = format!("/v2/images/{}", image.id);
+    ShownImage {
+        properties: image.properties.clone(),
+        id: image.id.clone(),
+        name: image.name.clone(),
+        status: status(image.status),
+        visibility: image.visibility.clone(),
+        os_hidden: image.hidden,
+        protected: image.protected,
+        disk_format: image.disk_format.clone(),
+        container_format: image.container_format.clone(),
+        size: image.size_bytes,
+        virtual_size: image.virtual_size_bytes,
+        checksum: image.checksum.clone(),
+        os_hash_algo: image.sha512.as_ref().map(|_| "sha512"),
+        os_hash_value: image.sha512.clone(),
+        min_disk: image.min_disk_gib,
+        min_ram: image.min_ram_mib,
+        owner: image.owner.clone(),
+        tags: image.tags.clone(),
+        created_at: time(image.created_at),
+        updated_at: time(image.updated_at),
+        file: format!("{own}/file"),
+        own,
+        schema: "/v2/schemas/image",
+        stores: (!image.stores.is_empty()).then(|| image.stores.join(",")),
+        os_glance_import_task: image.import_task.clone(),
+        os_glance_importing_to_stores: image.imported.then(|| image.importing_to.join(",")),
+        os_glance_failed_import: image.imported.then(|| image.failed_import.join(",")),
+    }
+}
+
+/// A new image, with where it is and how it may be imported.
+type Made = Status<201, ([(HeaderName, String); 3], Json<ShownImage>)>;
 
 /// Image API v2: create image.
 pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(mut fields): Body<Map<String, Value>>,
-) -> Result<Response, Fault> {
+) -> Result<Made, Fault> {
     let id = match fields.remove("id") {
         None => None,
         Some(Value::String(id))
@@ -97,7 +131,7 @@ pub(super) async fn create(
         (HeaderName::from_static("openstack-image-import-methods"), IMPORT_METHODS.join(",")),
         (HeaderName::from_static("openstack-image-store-ids"), state.control.image_store_ids().join(",")),
     ];
-    Ok((StatusCode::CREATED, headers, Json(show_image(&stored.row))).into_response())
+    Ok(Status((headers, Json(show_image(&stored.row)))))
 }
 
 /// Image API v2: show image.
@@ -105,7 +139,7 @@ pub(super) async fn show(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<ShownImage> {
     let stored = state.control.image_get(&caller, &id).await?;
     Ok(Json(show_image(&stored.row)))
 }
@@ -116,7 +150,7 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     request: Request,
-) -> Answer<Value> {
+) -> Answer<ShownImage> {
     let media_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = media_type.map(|value| value.split(';').next().unwrap_or_default().trim());
     let draft = match essence {
@@ -136,9 +170,9 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.image_delete(&caller, &id).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Image API v2: deactivate image.
@@ -146,9 +180,9 @@ pub(super) async fn deactivate(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.image_deactivate(&caller, &id, true).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Image API v2: reactivate image.
@@ -156,9 +190,9 @@ pub(super) async fn reactivate(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.image_deactivate(&caller, &id, false).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Image API v2: add image tag.
@@ -166,9 +200,9 @@ pub(super) async fn tag(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, tag)): Segments<(String, String)>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.image_tag(&caller, &id, &tag).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// Image API v2: delete image tag.
@@ -176,9 +210,9 @@ pub(super) async fn untag(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, tag)): Segments<(String, String)>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.image_untag(&caller, &id, &tag).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 /// What Glance answers to a change of a field that is not the client's.

@@ -1,18 +1,23 @@
 //! Imports and tasks (Image API v2: interoperable image import, tasks).
 
+use std::convert::Infallible;
+
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderName, header};
 use control::error::Error;
 use control::model::image::{ImageSource, ImageTask, ImageTaskKind, ImageTaskStatus};
 use control::service::image::ImageChange;
 use control::service::image_import::{IMPORT_METHODS, ImportWish, Stores};
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 
-use super::{done, list, patch, time};
+use super::list::{PageLinks, page_links};
+use super::{list, patch, time};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done, Status, TAKEN, Taken};
 
 /// The most stores that one request may name.
 const STORES_MAX: usize = 16;
@@ -70,17 +75,32 @@ pub(super) async fn import(
     Segments(id): Segments<String>,
     headers: axum::http::HeaderMap,
     Body(body): Body<Value>,
-) -> Result<Response, Fault> {
+) -> Result<Taken, Fault> {
     let wish = wish_of(body, super::data::wished_store(&headers)?)?;
     state.control.image_import(&caller, &id, wish).await?;
-    Ok(StatusCode::ACCEPTED.into_response())
+    Ok(TAKEN)
+}
+
+/// How images may be imported.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Methods {
+    #[serde(rename = "import-methods")]
+    methods: MethodValues,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct MethodValues {
+    description: &'static str,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    value: Vec<&'static str>,
 }
 
 /// Image API v2: import methods and values discovery.
-pub(super) async fn methods(_: Authenticated) -> Answer<Value> {
-    let methods =
-        json!({"description": "Import methods available.", "type": "array", "value": IMPORT_METHODS});
-    Ok(Json(json!({"import-methods": methods})))
+pub(super) async fn methods(_: Authenticated) -> Answer<Methods> {
+    let description = "Import methods available.";
+    let methods = MethodValues { description, kind: "array", value: IMPORT_METHODS.to_vec() };
+    Ok(Json(Methods { methods }))
 }
 
 /// Image API v2: delete image from store.
@@ -88,9 +108,9 @@ pub(super) async fn delete_from_store(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((store, id)): Segments<(String, String)>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.image_delete_from_store(&caller, &store, &id).await?;
-    Ok(done())
+    Ok(DONE)
 }
 
 fn status(status: ImageTaskStatus) -> &'static str {
@@ -114,36 +134,79 @@ fn task_path(task: &ImageTask) -> String {
 }
 
 /// A task as lists show it.
-fn stub(task: &ImageTask) -> Map<String, Value> {
-    let mut body = Map::new();
-    let mut put = |name: &str, value: Value| drop(body.insert(name.to_owned(), value));
-    put("id", json!(task.id));
-    put("type", json!(kind(task.kind)));
-    put("status", json!(status(task.status)));
-    put("owner", json!(task.owner));
-    put("created_at", json!(time(task.created_at)));
-    put("updated_at", json!(time(task.updated_at)));
-    if let Some(at) = task.expires_at {
-        put("expires_at", json!(time(at)));
-    }
-    put("self", json!(task_path(task)));
-    put("schema", json!("/v2/schemas/task"));
-    body
+#[derive(Serialize, JsonSchema)]
+struct TaskStub {
+    id: String,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    status: &'static str,
+    owner: String,
+    created_at: String,
+    updated_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_at: Option<String>,
+    #[serde(rename = "self")]
+    own: String,
+    schema: &'static str,
 }
 
-fn show_task(task: &ImageTask) -> Value {
-    let mut body = stub(task);
-    body.insert("input".into(), task.input.clone());
-    let result = match task.status {
-        ImageTaskStatus::Success => json!({"image_id": task.image_id}),
-        _ => Value::Null,
-    };
-    body.insert("result".into(), result);
-    body.insert("message".into(), json!(task.message));
-    body.insert("image_id".into(), json!(task.image_id));
-    body.insert("request_id".into(), json!(task.request_id));
-    body.insert("user_id".into(), json!(task.user_id));
-    Value::Object(body)
+/// A whole task.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Task")]
+pub(super) struct ShownTask {
+    #[serde(flatten)]
+    stub: TaskStub,
+    /// As its client said it.
+    input: Value,
+    result: Option<TaskResult>,
+    message: String,
+    image_id: String,
+    request_id: String,
+    user_id: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct TaskResult {
+    image_id: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct TasksOfImage {
+    tasks: Vec<ShownTask>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Tasks {
+    tasks: Vec<TaskStub>,
+    #[serde(flatten)]
+    page: PageLinks,
+}
+
+fn stub(task: &ImageTask) -> TaskStub {
+    TaskStub {
+        id: task.id.clone(),
+        kind: kind(task.kind),
+        status: status(task.status),
+        owner: task.owner.clone(),
+        created_at: time(task.created_at),
+        updated_at: time(task.updated_at),
+        expires_at: task.expires_at.map(time),
+        own: task_path(task),
+        schema: "/v2/schemas/task",
+    }
+}
+
+fn show_task(task: &ImageTask) -> ShownTask {
+    let done = task.status == ImageTaskStatus::Success;
+    ShownTask {
+        stub: stub(task),
+        input: task.input.clone(),
+        result: done.then(|| TaskResult { image_id: task.image_id.clone() }),
+        message: task.message.clone(),
+        image_id: task.image_id.clone(),
+        request_id: task.request_id.clone(),
+        user_id: task.user_id.clone(),
+    }
 }
 
 /// Image API v2: show tasks associated with image.
@@ -151,10 +214,9 @@ pub(super) async fn tasks_of(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<TasksOfImage> {
     let tasks = state.control.image_tasks_of(&caller, &id).await?;
-    let shown: Vec<Value> = tasks.iter().map(|stored| show_task(&stored.row)).collect();
-    Ok(Json(json!({"tasks": shown})))
+    Ok(Json(TasksOfImage { tasks: tasks.iter().map(|stored| show_task(&stored.row)).collect() }))
 }
 
 /// Image API v2: list tasks.
@@ -163,7 +225,7 @@ pub(super) async fn list_tasks(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Tasks> {
     let known = |key: &str, words: &[&str]| match filters.get(key) {
         Some(word) if !words.contains(&word) => Err(Fault::malformed(format!("Invalid {key} value: {word}"))),
         _ => Ok(()),
@@ -191,8 +253,8 @@ pub(super) async fn list_tasks(
             })
         },
     )?;
-    let shown = slice.rows.iter().map(|stored| Value::Object(stub(&stored.row))).collect();
-    Ok(Json(list::body("tasks", "/v2/schemas/tasks", &url, slice.next, shown)))
+    let tasks = slice.rows.iter().map(|stored| stub(&stored.row)).collect();
+    Ok(Json(Tasks { tasks, page: page_links("/v2/schemas/tasks", &url, slice.next) }))
 }
 
 /// Image API v2: show task details.
@@ -200,7 +262,7 @@ pub(super) async fn show(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<ShownTask> {
     Ok(Json(show_task(&state.control.image_task(&caller, &id).await?.row)))
 }
 
@@ -209,7 +271,7 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<Value>,
-) -> Result<Response, Fault> {
+) -> Result<Status<201, ([(HeaderName, String); 1], Json<ShownTask>)>, Fault> {
     control::policy::require_admin(&caller, "tasks_api_access")?;
     let required = |of: &Value, name: &str| {
         of.get(name).cloned().ok_or_else(|| Fault::malformed(format!("Task '{name}' is required")))
@@ -233,7 +295,7 @@ pub(super) async fn create(
         .collect::<Result<Vec<_>, _>>()?;
     let stored = state.control.image_task_create(&caller, url, changes, input.clone()).await?;
     let headers = [(header::LOCATION, task_path(&stored.row))];
-    Ok((StatusCode::CREATED, headers, Json(show_task(&stored.row))).into_response())
+    Ok(Status((headers, Json(show_task(&stored.row)))))
 }
 
 /// Image API v2: delete task. Tasks go by themselves.
@@ -241,7 +303,7 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<Response, Fault> {
+) -> Result<Infallible, Fault> {
     state.control.image_task(&caller, &id).await?;
     Err(Error::Forbidden { action: "deletion of a task" }.into())
 }

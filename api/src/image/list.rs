@@ -5,9 +5,10 @@ use axum::extract::State;
 use control::caller::Caller;
 use control::model::image::Image;
 use jiff::Timestamp;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use super::description::{show_image, status};
+use super::description::{ShownImage, show_image, status};
 use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl};
 use crate::error::Fault;
 use crate::page::{Direction, Page, SORT_KEYS_MAX, SortValue};
@@ -71,22 +72,28 @@ pub(super) fn page_of(filters: &Filters, sort_keys: &[&str]) -> Result<Page, Fau
 }
 
 /// A page as Glance writes it: links are paths below the service's own root.
-pub(super) fn body(
-    collection: &str,
-    schema: &str,
-    url: &RequestUrl,
+#[derive(Serialize, JsonSchema)]
+pub(super) struct PageLinks {
+    first: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<String>,
-    rows: Vec<Value>,
-) -> Value {
+    schema: &'static str,
+}
+
+pub(super) fn page_links(schema: &'static str, url: &RequestUrl, next: Option<String>) -> PageLinks {
     let below = |target: String| target.trim_start_matches("/image").to_owned();
-    let mut body = Map::new();
-    body.insert("first".into(), json!(below(url.target_with_marker(None))));
-    if let Some(next) = &next {
-        body.insert("next".into(), json!(below(url.target_with_marker(Some(next)))));
+    PageLinks {
+        first: below(url.target_with_marker(None)),
+        next: next.map(|next| below(url.target_with_marker(Some(&next)))),
+        schema,
     }
-    body.insert("schema".into(), json!(schema));
-    body.insert(collection.to_owned(), rows.into());
-    Value::Object(body)
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Images {
+    images: Vec<ShownImage>,
+    #[serde(flatten)]
+    page: PageLinks,
 }
 
 pub(super) async fn list(
@@ -94,7 +101,7 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Images> {
     let page = page_of(&filters, &SORT_KEYS)?;
     let hidden = filters.flag("os_hidden")?.unwrap_or(false);
     check_words(&filters)?;
@@ -107,8 +114,8 @@ pub(super) async fn list(
             && is_listed(&state, &caller, &filters, image)
     });
     let slice = page.cut(rows, |stored| &stored.row.id, |stored, key| sort_value(&stored.row, key))?;
-    let shown = slice.rows.iter().map(|stored| show_image(&stored.row)).collect();
-    Ok(Json(body("images", "/v2/schemas/images", &url, slice.next, shown)))
+    let images = slice.rows.iter().map(|stored| show_image(&stored.row)).collect();
+    Ok(Json(Images { images, page: page_links("/v2/schemas/images", &url, slice.next) }))
 }
 
 /// Refuses words that are none of Glance's.

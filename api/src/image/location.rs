@@ -1,11 +1,15 @@
 //! Where an image's data is (Image API v2.17: locations). Services see it; nobody adds to it, since no store here takes
 //! data from somebody else's address.
 
+use std::convert::Infallible;
+
 use axum::Json;
 use axum::extract::State;
 use control::error::Error;
 use control::policy::{Default, Target, own, require};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
@@ -13,16 +17,29 @@ use crate::error::Fault;
 /// The digests that validation data may be of, each with its length in hexadecimal digits.
 const ALGORITHMS: [(&str, usize); 4] = [("md5", 32), ("sha1", 40), ("sha256", 64), ("sha512", 128)];
 
+/// Where data is.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Location {
+    url: String,
+    metadata: LocationMetadata,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct LocationMetadata {
+    store: String,
+}
+
 /// Image API v2.17: get image locations.
 pub(super) async fn list(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<Vec<Location>> {
     let stored = state.control.image_get(&caller, &id).await?;
     require("fetch_image_location", Default::Service, &caller, &Target::of(&own(&caller)))?;
-    let places = stored.row.stores.iter().map(|store| {
-        json!({"url": state.control.image_location(store, &stored.row), "metadata": {"store": store}})
+    let places = stored.row.stores.iter().map(|store| Location {
+        url: state.control.image_location(store, &stored.row),
+        metadata: LocationMetadata { store: store.clone() },
     });
     Ok(Json(places.collect()))
 }
@@ -33,7 +50,7 @@ pub(super) async fn add(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<Value>,
-) -> Result<(), Fault> {
+) -> Result<Infallible, Fault> {
     let wrong =
         |why: &str| Fault::malformed(format!("Provided object does not match schema 'location': {why}"));
     let url = body.get("url").and_then(Value::as_str).ok_or_else(|| wrong("'url' is a required property"))?;

@@ -2,15 +2,15 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::response::Response;
 use control::error::Error;
 use control::model::image::ImageMember;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::{done, time};
+use super::time;
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done};
 
 #[derive(Deserialize)]
 pub(super) struct New {
@@ -22,15 +22,32 @@ pub(super) struct Said {
     status: String,
 }
 
-fn show_member(member: &ImageMember) -> Value {
-    json!({
-        "image_id": member.image_id,
-        "member_id": member.project_id,
-        "status": member.status,
-        "created_at": time(member.created_at),
-        "updated_at": time(member.updated_at),
-        "schema": "/v2/schemas/member",
-    })
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Member")]
+pub(super) struct ShownMember {
+    image_id: String,
+    member_id: String,
+    status: String,
+    created_at: String,
+    updated_at: String,
+    schema: &'static str,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Members {
+    members: Vec<ShownMember>,
+    schema: &'static str,
+}
+
+fn show_member(member: &ImageMember) -> ShownMember {
+    ShownMember {
+        image_id: member.image_id.clone(),
+        member_id: member.project_id.clone(),
+        status: member.status.clone(),
+        created_at: time(member.created_at),
+        updated_at: time(member.updated_at),
+        schema: "/v2/schemas/member",
+    }
 }
 
 /// Image API v2: list image members.
@@ -38,10 +55,10 @@ pub(super) async fn list(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<Members> {
     let members = state.control.image_member_list(&caller, &id, "get_members").await?;
-    let members: Vec<Value> = members.iter().map(|stored| show_member(&stored.row)).collect();
-    Ok(Json(json!({"members": members, "schema": "/v2/schemas/members"})))
+    let members = members.iter().map(|stored| show_member(&stored.row)).collect();
+    Ok(Json(Members { members, schema: "/v2/schemas/members" }))
 }
 
 /// Image API v2: show image member details.
@@ -49,7 +66,7 @@ pub(super) async fn show(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, project)): Segments<(String, String)>,
-) -> Answer<Value> {
+) -> Answer<ShownMember> {
     let members = state.control.image_member_list(&caller, &id, "get_member").await?;
     let member = members.iter().find(|stored| stored.row.project_id == project);
     Ok(Json(show_member(&member.ok_or_else(|| Error::not_found("Member", project))?.row)))
@@ -61,7 +78,7 @@ pub(super) async fn add(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<New>,
-) -> Answer<Value> {
+) -> Answer<ShownMember> {
     let stored = state.control.image_member_add(&caller, &id, &body.member).await?;
     Ok(Json(show_member(&stored.row)))
 }
@@ -72,7 +89,7 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments((id, project)): Segments<(String, String)>,
     Body(body): Body<Said>,
-) -> Answer<Value> {
+) -> Answer<ShownMember> {
     let stored = state.control.image_member_update(&caller, &id, &project, &body.status).await?;
     Ok(Json(show_member(&stored.row)))
 }
@@ -82,7 +99,7 @@ pub(super) async fn remove(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, project)): Segments<(String, String)>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.image_member_remove(&caller, &id, &project).await?;
-    Ok(done())
+    Ok(DONE)
 }

@@ -13,8 +13,6 @@ mod patch;
 mod reads;
 mod schema;
 
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 
 use crate::openapi::{Routes, delete, get, post, put};
@@ -55,11 +53,6 @@ pub fn routes() -> Routes {
         .route("/v2/cache/{id}", put(info::no_cache).delete(info::no_cache))
         .route("/v2/cached_images", get(info::no_cache).delete(info::no_cache))
         .nest("/v2/metadefs", metadef::routes())
-}
-
-/// No content.
-fn done() -> Response {
-    StatusCode::NO_CONTENT.into_response()
 }
 
 /// Times as Glance writes them.

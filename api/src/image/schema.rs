@@ -2,14 +2,21 @@
 
 use axum::Json;
 use control::service::image::{CONTAINER_FORMATS, DISK_FORMATS, MEMBER_STATUSES, VISIBILITIES};
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::context::{Answer, Authenticated, Segments};
 use crate::error::Fault;
 
+/// A JSON schema.
+#[derive(Serialize, JsonSchema)]
+#[schemars(extend("type" = "object"))]
+pub(super) struct Schema(Value);
+
 /// Image API v2: show image schema and kin.
-pub(super) async fn show(_: Authenticated, Segments(name): Segments<String>) -> Answer<Value> {
-    Ok(Json(match name.as_str() {
+pub(super) async fn show(_: Authenticated, Segments(name): Segments<String>) -> Answer<Schema> {
+    Ok(Json(Schema(match name.as_str() {
         "image" => image(),
         "images" => collection("images", image()),
         "member" => member(),
@@ -17,12 +24,12 @@ pub(super) async fn show(_: Authenticated, Segments(name): Segments<String>) -> 
         "task" => task(true),
         "tasks" => collection("tasks", task(false)),
         _ => return Err(Fault::NoRoute),
-    }))
+    })))
 }
 
 /// Image API v2: show metadata definition schemas.
-pub(super) async fn show_metadef(_: Authenticated, Segments(name): Segments<String>) -> Answer<Value> {
-    super::metadef::schema::of(&name).map(Json).ok_or(Fault::NoRoute)
+pub(super) async fn show_metadef(_: Authenticated, Segments(name): Segments<String>) -> Answer<Schema> {
+    super::metadef::schema::of(&name).map(|schema| Json(Schema(schema))).ok_or(Fault::NoRoute)
 }
 
 /// The schema of a page of what `item` describes.

@@ -1,8 +1,12 @@
-//! An OpenAPI description of each service, made of what serves it: the routes as they are added, and the types that the
-//! handlers read. A module that adds its routes by [`Routes`] is described; nothing else is to be done.
+//! An OpenAPI description of each service, made of what serves it: the routes as they are added, the types that the
+//! handlers read, and those that they answer. A module that adds its routes by [`Routes`] is described; nothing else is to
+//! be done.
 //!
 //! Must never know: any one resource.
 
+pub(crate) mod answer;
+#[cfg(test)]
+pub(crate) mod conform;
 #[cfg(test)]
 mod hostile;
 pub(crate) mod probe;
@@ -14,10 +18,12 @@ use axum::extract::{Request, State};
 use axum::handler::Handler;
 use axum::http::HeaderMap;
 use axum::routing::{MethodFilter, MethodRouter, Route};
+use schemars::SchemaGenerator;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use tower::Layer;
 
+use self::answer::{Answered, Answers};
 use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments, Service};
 use crate::microversion::{self, Microversion};
 
@@ -144,9 +150,10 @@ impl At {
     }
 }
 
-/// What a handler takes.
+/// What a handler takes and answers.
 #[derive(Debug, Clone, Default)]
 pub struct Operation {
+    answers: Answers,
     body: Option<Value>,
     raw: bool,
     token: bool,
@@ -161,7 +168,8 @@ impl Operation {
     }
 }
 
-/// A handler that can say what it takes: every one whose arguments are [`Extracted`].
+/// A handler that can say what it takes and answers: every one whose arguments are [`Extracted`] and whose answer is
+/// [`Answered`].
 pub trait Described<M>: Handler<M, AppState> {
     /// Says it.
     fn describe(operation: &mut Operation);
@@ -213,18 +221,28 @@ impl<T: Extracted> Extracted for Option<T> {
     }
 }
 
-impl<H: Handler<((),), AppState>> Described<((),)> for H {
-    fn describe(_: &mut Operation) {}
+impl<H, F, R> Described<((),)> for H
+where
+    H: Handler<((),), AppState> + FnOnce() -> F,
+    F: Future<Output = R>,
+    R: Answered,
+{
+    fn describe(operation: &mut Operation) {
+        R::describe(&mut operation.answers);
+    }
 }
 
 macro_rules! described {
     ($($argument:ident)*) => {
-        impl<H, M, $($argument: Extracted),*> Described<(M, $($argument,)*)> for H
+        impl<Fn, Made, Said, M, $($argument: Extracted),*> Described<(M, $($argument,)*)> for Fn
         where
-            H: Handler<(M, $($argument,)*), AppState>,
+            Fn: Handler<(M, $($argument,)*), AppState> + FnOnce($($argument),*) -> Made,
+            Made: Future<Output = Said>,
+            Said: Answered,
         {
             fn describe(operation: &mut Operation) {
                 $($argument::describe(operation);)*
+                Said::describe(&mut operation.answers);
             }
         }
     };
@@ -248,28 +266,31 @@ pub(crate) struct Description {
 impl Description {
     /// The OpenAPI document (OpenAPI 3.1).
     pub(crate) fn document(&self, service: Service, url: &str) -> Value {
-        let paths: Map<String, Value> = self
-            .paths
-            .iter()
-            .map(|(path, methods)| (path.replace("{*", "{"), path_item(service, path, methods)))
-            .collect();
+        let mut schemas = answer::generator();
+        let faults = answer::faults(service, &mut schemas);
+        let item = |(path, methods): (&String, &Methods)| {
+            (path.replace("{*", "{"), path_item(service, path, methods, &mut schemas))
+        };
+        let paths: Map<String, Value> = self.paths.iter().map(item).collect();
         json!({
             "openapi": "3.1.0",
             "info": {
                 "title": format!("Wisp: {service:?}"),
                 "version": env!("CARGO_PKG_VERSION"),
-                "description": "What is served, as the routes and the types that read it say.",
+                "description": "What is served, as the routes and the types that read and answer say.",
             },
             "servers": [{"url": url}],
             "paths": paths,
-            "components": {"securitySchemes": {
-                "token": {"type": "apiKey", "in": "header", "name": "X-Auth-Token"}
-            }},
+            "components": {
+                "securitySchemes": {"token": {"type": "apiKey", "in": "header", "name": "X-Auth-Token"}},
+                "responses": faults,
+                "schemas": schemas.take_definitions(true),
+            },
         })
     }
 }
 
-fn path_item(service: Service, path: &str, methods: &Methods) -> Value {
+fn path_item(service: Service, path: &str, methods: &Methods, schemas: &mut SchemaGenerator) -> Value {
     let names = path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
     let mut parameters: Vec<Value> = names
         .map(|name| {
@@ -285,7 +306,11 @@ fn path_item(service: Service, path: &str, methods: &Methods) -> Value {
     }
     let mut item: Map<String, Value> = methods
         .iter()
-        .map(|(name, operation)| ((*name).to_owned(), operation_item(name, path, operation)))
+        .map(|(name, operation)| {
+            let body = operation.body.is_some() || operation.raw;
+            let responses = operation.answers.responses(service, body, schemas);
+            ((*name).to_owned(), operation_item(name, path, operation, responses))
+        })
         .collect();
     if !parameters.is_empty() {
         item.insert("parameters".into(), json!(parameters));
@@ -293,14 +318,8 @@ fn path_item(service: Service, path: &str, methods: &Methods) -> Value {
     Value::Object(item)
 }
 
-fn operation_item(method: &str, path: &str, operation: &Operation) -> Value {
-    let mut item = json!({
-        "operationId": format!("{method} {path}"),
-        "responses": {
-            "2XX": {"description": "It is done, or will be."},
-            "default": {"description": "It is not: a fault in the service's own form."},
-        },
-    });
+fn operation_item(method: &str, path: &str, operation: &Operation, responses: Value) -> Value {
+    let mut item = json!({"operationId": format!("{method} {path}"), "responses": responses});
     if operation.token {
         item["security"] = json!([{"token": []}]);
     }
@@ -329,6 +348,7 @@ fn operation_item(method: &str, path: &str, operation: &Operation) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use super::conform;
     use crate::harness::Harness;
 
     #[tokio::test]
@@ -351,5 +371,42 @@ mod tests {
         assert_eq!(create["security"][0]["token"], serde_json::json!([]));
         let show = &document["paths"]["/v2.0/networks/{id}"];
         assert_eq!(show["parameters"][0]["name"], "id");
+    }
+
+    /// What is not told of a service's answers, by method and path.
+    fn untold(service: &str) -> Vec<String> {
+        let paths = conform::document(service)["paths"].as_object().expect("a description has paths");
+        let operations = paths.iter().flat_map(|(path, item)| {
+            let operations = item.as_object().expect("paths are objects").iter();
+            operations.filter(|(key, _)| *key != "parameters").map(move |(name, of)| (path, name, of))
+        });
+        let told = |response: &serde_json::Value| match &response["content"]["application/json"] {
+            serde_json::Value::Null => true,
+            content => !matches!(content["schema"], serde_json::Value::Bool(_)),
+        };
+        let untold = operations.filter(|(_, _, operation)| {
+            let responses = operation["responses"].as_object().expect("an operation has responses");
+            responses.contains_key("2XX") || !responses.values().all(told)
+        });
+        untold.map(|(path, name, _)| format!("{name} {path}")).collect()
+    }
+
+    #[test]
+    fn answers_are_told_to_their_last_field() {
+        for service in ["identity", "image", "placement"] {
+            assert_eq!(untold(service), Vec::<String>::new(), "{service}");
+        }
+        let document = conform::document("identity");
+        let shown = &document["paths"]["/v3/users/{user_id}"]["get"]["responses"];
+        let user = &shown["200"]["content"]["application/json"]["schema"]["properties"]["user"];
+        assert_eq!(user["$ref"], "#/components/schemas/User");
+        let user = &document["components"]["schemas"]["User"];
+        assert_eq!(user["properties"]["password_expires_at"]["type"], serde_json::json!(["string", "null"]));
+        assert_eq!(user["additionalProperties"], true);
+        assert_eq!(shown["404"]["$ref"], "#/components/responses/NotFound");
+        assert!(shown.get("415").is_none() && shown.get("412").is_none());
+        let fault = &document["components"]["schemas"]["KeystoneFault"];
+        assert_eq!(fault["required"], serde_json::json!(["code", "message", "title"]));
+        assert_eq!(fault["additionalProperties"], false);
     }
 }

@@ -1,19 +1,24 @@
 //! What is in a namespace of metadata definitions: objects, properties and tags, by the same few handlers.
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::http::HeaderMap;
 use control::model::metadef::{MetadefEntry, MetadefKind};
 use control::service::metadef::EntryWish;
 use control::service::metadef_access::require_read;
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::super::{done, list, time};
+use super::super::list::PageLinks;
+use super::super::{list, time};
 use super::namespace::path;
 use super::{Fields, mismatch};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{Created, DONE, Done, Status};
 
 /// What a property's schema may say (JSON schema, and Glance's `operators` and `readonly`), and of which type it is.
 const PROPERTY_FIELDS: [(&str, Shape); 18] = [
@@ -126,41 +131,124 @@ pub(super) fn tag_wish(body: Value) -> Result<EntryWish, Fault> {
     Ok(EntryWish { kind: MetadefKind::Tag, name, body: Map::new() })
 }
 
-/// Gives an object's properties the names that they have on a resource.
-pub(super) fn prefix_properties(object: &mut Value, prefix: &str) {
-    if let Some(Value::Object(properties)) = object.get_mut("properties") {
-        let old = std::mem::take(properties);
-        properties.extend(old.into_iter().map(|(name, schema)| (format!("{prefix}{name}"), schema)));
-    }
-    for name in object.get_mut("required").and_then(Value::as_array_mut).into_iter().flatten() {
-        *name = json!(format!("{prefix}{}", name.as_str().unwrap_or_default()));
-    }
+/// An entry of a kind as clients see it.
+pub(super) trait Shown: Serialize + JsonSchema {
+    /// Its kind.
+    const KIND: MetadefKind;
+
+    /// What is seen of it.
+    fn of(namespace: &str, entry: &MetadefEntry) -> Self;
 }
 
-pub(super) fn show_object_of(namespace: &str, entry: &MetadefEntry) -> Value {
-    let mut body = entry.body.clone();
-    body.insert("name".into(), json!(entry.name));
-    body.insert("created_at".into(), json!(time(entry.created_at)));
-    body.insert("updated_at".into(), json!(time(entry.updated_at)));
-    body.insert("self".into(), json!(format!("{}/objects/{}", path(namespace), entry.name)));
-    body.insert("schema".into(), json!("/v2/schemas/metadefs/object"));
-    Value::Object(body)
+/// An object: a set of properties, each with its schema.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "MetadefObject")]
+pub(super) struct ShownObject {
+    name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<Value>,
+    required: Vec<String>,
+    properties: Map<String, Value>,
+    created_at: String,
+    updated_at: String,
+    #[serde(rename = "self")]
+    own: String,
+    schema: &'static str,
 }
 
-fn show_entry(namespace: &str, entry: &MetadefEntry) -> Value {
-    match entry.kind {
-        MetadefKind::Object => show_object_of(namespace, entry),
-        MetadefKind::Property => {
-            let mut body = entry.body.clone();
-            body.insert("name".into(), json!(entry.name));
-            Value::Object(body)
+impl Shown for ShownObject {
+    const KIND: MetadefKind = MetadefKind::Object;
+
+    fn of(namespace: &str, entry: &MetadefEntry) -> Self {
+        let names = entry.body.get("required").and_then(Value::as_array).into_iter().flatten();
+        let properties = entry.body.get("properties").and_then(Value::as_object);
+        Self {
+            name: entry.name.clone(),
+            description: entry.body.get("description").cloned(),
+            required: names.filter_map(Value::as_str).map(str::to_owned).collect(),
+            properties: properties.cloned().unwrap_or_default(),
+            created_at: time(entry.created_at),
+            updated_at: time(entry.updated_at),
+            own: format!("{}/objects/{}", path(namespace), entry.name),
+            schema: "/v2/schemas/metadefs/object",
         }
-        MetadefKind::Tag => json!({
-            "name": entry.name,
-            "created_at": time(entry.created_at),
-            "updated_at": time(entry.updated_at),
-        }),
     }
+}
+
+impl ShownObject {
+    /// Gives its properties the names that they have on a resource.
+    pub(super) fn prefix_properties(&mut self, prefix: &str) {
+        let old = std::mem::take(&mut self.properties);
+        self.properties = old.into_iter().map(|(name, schema)| (format!("{prefix}{name}"), schema)).collect();
+        for name in &mut self.required {
+            name.insert_str(0, prefix);
+        }
+    }
+}
+
+/// A property: its schema, with its name.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "MetadefProperty")]
+pub(super) struct ShownProperty {
+    name: String,
+    #[serde(flatten)]
+    schema: Map<String, Value>,
+}
+
+impl Shown for ShownProperty {
+    const KIND: MetadefKind = MetadefKind::Property;
+
+    fn of(_: &str, entry: &MetadefEntry) -> Self {
+        Self { name: entry.name.clone(), schema: entry.body.clone() }
+    }
+}
+
+/// A tag.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "MetadefTag")]
+pub(super) struct ShownTag {
+    name: String,
+    created_at: String,
+    updated_at: String,
+}
+
+impl Shown for ShownTag {
+    const KIND: MetadefKind = MetadefKind::Tag;
+
+    fn of(_: &str, entry: &MetadefEntry) -> Self {
+        let name = entry.name.clone();
+        Self { name, created_at: time(entry.created_at), updated_at: time(entry.updated_at) }
+    }
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Objects {
+    objects: Vec<ShownObject>,
+    #[serde(flatten)]
+    page: PageLinks,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Tags {
+    tags: Vec<ShownTag>,
+    #[serde(flatten)]
+    page: PageLinks,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Properties {
+    properties: BTreeMap<String, ShownProperty>,
+}
+
+/// A tag by its name alone.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct TagName {
+    pub(super) name: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct TagNames {
+    tags: Vec<TagName>,
 }
 
 fn wish_of(kind: MetadefKind, body: Value) -> Result<EntryWish, Fault> {
@@ -172,19 +260,18 @@ fn wish_of(kind: MetadefKind, body: Value) -> Result<EntryWish, Fault> {
 }
 
 /// A page of a namespace's entries of a kind.
-async fn list_entries(
-    kind: MetadefKind,
-    collection: &'static str,
+async fn list_entries<T: Shown>(
+    schema: &'static str,
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(namespace): Segments<String>,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Result<(Vec<T>, PageLinks), Fault> {
     let page = list::page_of(&filters, &["created_at", "updated_at", "name"])?;
     let stored = state.control.metadef_namespace(&caller, &namespace).await?;
-    require_read(&caller, &stored.row, rules(kind).1)?;
-    let rows = state.control.metadef_entries(&stored.row, kind);
+    require_read(&caller, &stored.row, rules(T::KIND).1)?;
+    let rows = state.control.metadef_entries(&stored.row, T::KIND);
     let slice = page.cut(
         rows,
         |stored| &stored.row.name,
@@ -197,9 +284,8 @@ async fn list_entries(
             })
         },
     )?;
-    let shown = slice.rows.iter().map(|stored| show_entry(&namespace, &stored.row)).collect();
-    let schema = format!("/v2/schemas/metadefs/{collection}");
-    Ok(Json(list::body(collection, &schema, &url, slice.next, shown)))
+    let shown = slice.rows.iter().map(|stored| T::of(&namespace, &stored.row)).collect();
+    Ok((shown, list::page_links(schema, &url, slice.next)))
 }
 
 /// The rules for showing one of a kind, and all of it.
@@ -211,49 +297,47 @@ fn rules(kind: MetadefKind) -> (&'static str, &'static str) {
     }
 }
 
-async fn show_one(
-    kind: MetadefKind,
+async fn show_one<T: Shown>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((namespace, name)): Segments<(String, String)>,
-) -> Answer<Value> {
+) -> Answer<T> {
     let stored = state.control.metadef_namespace(&caller, &namespace).await?;
-    require_read(&caller, &stored.row, rules(kind).0)?;
-    let stored = state.control.metadef_entry(&stored.row, kind, &name)?;
-    Ok(Json(show_entry(&namespace, &stored.row)))
+    require_read(&caller, &stored.row, rules(T::KIND).0)?;
+    let stored = state.control.metadef_entry(&stored.row, T::KIND, &name)?;
+    Ok(Json(T::of(&namespace, &stored.row)))
 }
 
-async fn add(
+async fn add<T: Shown>(
     wish: EntryWish,
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     namespace: &str,
-) -> Result<Response, Fault> {
+) -> Result<Created<T>, Fault> {
     let made = state.control.metadef_add(&caller, namespace, vec![wish]).await?;
-    let shown = made.first().map(|row| show_entry(namespace, row));
-    Ok((StatusCode::CREATED, Json(shown)).into_response())
+    let row = made.first().ok_or(Fault::NoRoute)?;
+    Ok(Status(Json(T::of(namespace, row))))
 }
 
-async fn change(
-    kind: MetadefKind,
+async fn change<T: Shown>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((namespace, name)): Segments<(String, String)>,
     body: Value,
-) -> Answer<Value> {
-    let stored = state.control.metadef_change(&caller, &namespace, &name, wish_of(kind, body)?).await?;
-    Ok(Json(show_entry(&namespace, &stored.row)))
+) -> Answer<T> {
+    let stored = state.control.metadef_change(&caller, &namespace, &name, wish_of(T::KIND, body)?).await?;
+    Ok(Json(T::of(&namespace, &stored.row)))
 }
 
 /// The handlers that are the same for every kind.
 macro_rules! handlers {
-    ($kind:ident, $show:ident, $change:ident, $remove:ident, $clear:ident) => {
+    ($shown:ident, $show:ident, $change:ident, $remove:ident, $clear:ident) => {
         pub(super) async fn $show(
             state: State<AppState>,
             caller: Authenticated,
             path: Segments<(String, String)>,
-        ) -> Answer<Value> {
-            show_one(MetadefKind::$kind, state, caller, path).await
+        ) -> Answer<$shown> {
+            show_one(state, caller, path).await
         }
 
         pub(super) async fn $change(
@@ -261,33 +345,33 @@ macro_rules! handlers {
             caller: Authenticated,
             path: Segments<(String, String)>,
             Body(body): Body<Value>,
-        ) -> Answer<Value> {
-            change(MetadefKind::$kind, state, caller, path, body).await
+        ) -> Answer<$shown> {
+            change(state, caller, path, body).await
         }
 
         pub(super) async fn $remove(
             State(state): State<AppState>,
             Authenticated(caller): Authenticated,
             Segments((namespace, name)): Segments<(String, String)>,
-        ) -> Result<Response, Fault> {
-            state.control.metadef_remove(&caller, &namespace, MetadefKind::$kind, &name).await?;
-            Ok(done())
+        ) -> Result<Done, Fault> {
+            state.control.metadef_remove(&caller, &namespace, $shown::KIND, &name).await?;
+            Ok(DONE)
         }
 
         pub(super) async fn $clear(
             State(state): State<AppState>,
             Authenticated(caller): Authenticated,
             Segments(namespace): Segments<String>,
-        ) -> Result<Response, Fault> {
-            state.control.metadef_clear(&caller, &namespace, MetadefKind::$kind).await?;
-            Ok(done())
+        ) -> Result<Done, Fault> {
+            state.control.metadef_clear(&caller, &namespace, $shown::KIND).await?;
+            Ok(DONE)
         }
     };
 }
 
-handlers!(Object, show_object, change_object, remove_object, clear_objects);
-handlers!(Property, show_property, change_property, remove_property, clear_properties);
-handlers!(Tag, show_tag, change_tag, remove_tag, clear_tags);
+handlers!(ShownObject, show_object, change_object, remove_object, clear_objects);
+handlers!(ShownProperty, show_property, change_property, remove_property, clear_properties);
+handlers!(ShownTag, show_tag, change_tag, remove_tag, clear_tags);
 
 /// Metadata definitions: list objects.
 pub(super) async fn list_objects(
@@ -296,8 +380,10 @@ pub(super) async fn list_objects(
     path: Segments<String>,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
-    list_entries(MetadefKind::Object, "objects", state, caller, path, filters, url).await
+) -> Answer<Objects> {
+    let schema = "/v2/schemas/metadefs/objects";
+    let (objects, page) = list_entries(schema, state, caller, path, filters, url).await?;
+    Ok(Json(Objects { objects, page }))
 }
 
 /// Metadata definitions: list tags.
@@ -307,8 +393,10 @@ pub(super) async fn list_tags(
     path: Segments<String>,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
-    list_entries(MetadefKind::Tag, "tags", state, caller, path, filters, url).await
+) -> Answer<Tags> {
+    let schema = "/v2/schemas/metadefs/tags";
+    let (tags, page) = list_entries(schema, state, caller, path, filters, url).await?;
+    Ok(Json(Tags { tags, page }))
 }
 
 /// Metadata definitions: list properties, by name and in one answer.
@@ -316,13 +404,13 @@ pub(super) async fn list_properties(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(namespace): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<Properties> {
     let stored = state.control.metadef_namespace(&caller, &namespace).await?;
     require_read(&caller, &stored.row, rules(MetadefKind::Property).1)?;
     let rows = state.control.metadef_entries(&stored.row, MetadefKind::Property);
-    let shown: Map<String, Value> =
-        rows.iter().map(|stored| (stored.row.name.clone(), show_entry(&namespace, &stored.row))).collect();
-    Ok(Json(json!({"properties": shown})))
+    let shown =
+        rows.iter().map(|stored| (stored.row.name.clone(), ShownProperty::of(&namespace, &stored.row)));
+    Ok(Json(Properties { properties: shown.collect() }))
 }
 
 /// Metadata definitions: create object.
@@ -331,7 +419,7 @@ pub(super) async fn add_object(
     caller: Authenticated,
     Segments(namespace): Segments<String>,
     Body(body): Body<Value>,
-) -> Result<Response, Fault> {
+) -> Result<Created<ShownObject>, Fault> {
     add(object_wish(body)?, state, caller, &namespace).await
 }
 
@@ -341,7 +429,7 @@ pub(super) async fn add_property(
     caller: Authenticated,
     Segments(namespace): Segments<String>,
     Body(body): Body<Value>,
-) -> Result<Response, Fault> {
+) -> Result<Created<ShownProperty>, Fault> {
     add(property_wish(None, body)?, state, caller, &namespace).await
 }
 
@@ -350,7 +438,7 @@ pub(super) async fn add_tag(
     state: State<AppState>,
     caller: Authenticated,
     Segments((namespace, name)): Segments<(String, String)>,
-) -> Result<Response, Fault> {
+) -> Result<Created<ShownTag>, Fault> {
     add(tag_wish(json!({"name": name}))?, state, caller, &namespace).await
 }
 
@@ -362,7 +450,7 @@ pub(super) async fn set_tags(
     Segments(namespace): Segments<String>,
     headers: HeaderMap,
     Body(body): Body<Value>,
-) -> Result<Response, Fault> {
+) -> Result<Created<TagNames>, Fault> {
     let mut fields = Fields::of("tags", body)?;
     if !fields.left.contains_key("tags") {
         return Err(mismatch("tags", "'tags' is a required property"));
@@ -376,7 +464,7 @@ pub(super) async fn set_tags(
     if !append.is_some_and(|append| append.eq_ignore_ascii_case("true")) {
         state.control.metadef_clear(&caller, &namespace, MetadefKind::Tag).await?;
     }
-    let names: Vec<Value> = tags.iter().map(|tag| json!({"name": tag.name})).collect();
+    let names = tags.iter().map(|tag| TagName { name: tag.name.clone() }).collect();
     state.control.metadef_add(&caller, &namespace, tags).await?;
-    Ok((StatusCode::CREATED, Json(json!({"tags": names}))).into_response())
+    Ok(Status(Json(TagNames { tags: names })))
 }

@@ -2,19 +2,24 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderName, header};
 use control::error::Error;
 use control::model::metadef::{MetadefKind, MetadefNamespace};
 use control::policy::require_list;
 use control::service::metadef::{EntryWish, NamespaceWish};
 use control::service::metadef_access::require_read;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::{Map, Value};
 
-use super::super::{done, list, time};
+use super::super::list::PageLinks;
+use super::super::{list, time};
+use super::entry::{Shown, ShownObject, TagName};
+use super::resource_type::{Association, show_association};
 use super::{Fields, entry, mismatch, resource_type};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done, Status};
 
 const SCHEMA: &str = "namespace";
 
@@ -22,53 +27,76 @@ pub(super) fn path(name: &str) -> String {
     format!("/v2/metadefs/namespaces/{name}")
 }
 
-fn show_namespace(namespace: &MetadefNamespace) -> Map<String, Value> {
-    let mut body = json!({
-        "namespace": namespace.name,
-        "visibility": namespace.visibility,
-        "protected": namespace.protected,
-        "owner": namespace.owner,
-        "created_at": time(namespace.created_at),
-        "updated_at": time(namespace.updated_at),
-        "self": path(&namespace.name),
-        "schema": "/v2/schemas/metadefs/namespace",
-    });
-    for (name, text) in [("display_name", &namespace.display_name), ("description", &namespace.description)] {
-        if let Some(text) = text {
-            body[name] = json!(text);
-        }
-    }
-    if !namespace.resource_types.is_empty() {
-        body["resource_type_associations"] =
-            namespace.resource_types.iter().map(resource_type::show_association).collect();
-    }
-    match body {
-        Value::Object(body) => body,
-        _ => Map::new(),
+/// A namespace; with all that is in it, empty kinds left out, where it is shown by itself.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "MetadefNamespace")]
+pub(super) struct ShownNamespace {
+    namespace: String,
+    visibility: String,
+    protected: bool,
+    owner: String,
+    created_at: String,
+    updated_at: String,
+    #[serde(rename = "self")]
+    own: String,
+    schema: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    display_name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    resource_type_associations: Vec<Association>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    objects: Vec<ShownObject>,
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    properties: Map<String, Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tags: Vec<TagName>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Namespaces {
+    namespaces: Vec<ShownNamespace>,
+    #[serde(flatten)]
+    page: PageLinks,
+}
+
+fn show_namespace(namespace: &MetadefNamespace) -> ShownNamespace {
+    ShownNamespace {
+        namespace: namespace.name.clone(),
+        visibility: namespace.visibility.clone(),
+        protected: namespace.protected,
+        owner: namespace.owner.clone(),
+        created_at: time(namespace.created_at),
+        updated_at: time(namespace.updated_at),
+        own: path(&namespace.name),
+        schema: "/v2/schemas/metadefs/namespace",
+        display_name: namespace.display_name.clone(),
+        description: namespace.description.clone(),
+        resource_type_associations: namespace.resource_types.iter().map(show_association).collect(),
+        objects: Vec::new(),
+        properties: Map::new(),
+        tags: Vec::new(),
     }
 }
 
-/// A namespace with all that is in it, empty kinds left out.
-fn show_whole(state: &AppState, namespace: &MetadefNamespace) -> Value {
-    let mut body = show_namespace(namespace);
+fn show_whole(state: &AppState, namespace: &MetadefNamespace) -> ShownNamespace {
     let entries = |kind| state.control.metadef_entries(namespace, kind);
     let objects = entries(MetadefKind::Object);
-    if !objects.is_empty() {
-        let shown = objects.iter().map(|stored| entry::show_object_of(&namespace.name, &stored.row));
-        body.insert("objects".into(), shown.collect());
-    }
     let properties = entries(MetadefKind::Property);
-    if !properties.is_empty() {
-        let shown = properties.iter().map(|stored| (stored.row.name.clone(), json!(stored.row.body)));
-        body.insert("properties".into(), Value::Object(shown.collect()));
-    }
+    let properties =
+        properties.iter().map(|stored| (stored.row.name.clone(), stored.row.body.clone().into()));
     let tags = entries(MetadefKind::Tag);
-    if !tags.is_empty() {
-        let shown = tags.iter().map(|stored| json!({"name": stored.row.name}));
-        body.insert("tags".into(), shown.collect());
+    ShownNamespace {
+        objects: objects.iter().map(|stored| ShownObject::of(&namespace.name, &stored.row)).collect(),
+        properties: properties.collect(),
+        tags: tags.iter().map(|stored| TagName { name: stored.row.name.clone() }).collect(),
+        ..show_namespace(namespace)
     }
-    Value::Object(body)
 }
+
+/// Where a new namespace is.
+type Made = Status<201, ([(HeaderName, String); 1], Json<ShownNamespace>)>;
 
 /// Metadata definitions: list namespaces.
 pub(super) async fn list(
@@ -76,7 +104,7 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Namespaces> {
     let page = list::page_of(&filters, &["created_at", "updated_at", "namespace"])?;
     if filters.get("visibility").is_some_and(|wanted| !["public", "private"].contains(&wanted)) {
         return Err(Fault::malformed("Invalid visibility value"));
@@ -106,8 +134,9 @@ pub(super) async fn list(
             })
         },
     )?;
-    let shown = slice.rows.iter().map(|stored| Value::Object(show_namespace(&stored.row))).collect();
-    Ok(Json(list::body("namespaces", "/v2/schemas/metadefs/namespaces", &url, slice.next, shown)))
+    let namespaces = slice.rows.iter().map(|stored| show_namespace(&stored.row)).collect();
+    let page = list::page_links("/v2/schemas/metadefs/namespaces", &url, slice.next);
+    Ok(Json(Namespaces { namespaces, page }))
 }
 
 /// Metadata definitions: show namespace.
@@ -116,7 +145,7 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     Segments(name): Segments<String>,
     filters: Filters,
-) -> Answer<Value> {
+) -> Answer<ShownNamespace> {
     let stored = state.control.metadef_namespace(&caller, &name).await?;
     for rule in
         ["list_metadef_resource_types", "get_metadef_objects", "get_metadef_properties", "get_metadef_tags"]
@@ -128,12 +157,10 @@ pub(super) async fn show(
     let wanted = filters.get("resource_type");
     let association = stored.row.resource_types.iter().find(|have| wanted == Some(&have.name));
     if let Some(prefix) = association.and_then(|association| association.prefix.as_deref()) {
-        if let Some(Value::Object(properties)) = body.get_mut("properties") {
-            let old = std::mem::take(properties);
-            properties.extend(old.into_iter().map(|(name, schema)| (format!("{prefix}{name}"), schema)));
-        }
-        for object in body.get_mut("objects").and_then(Value::as_array_mut).into_iter().flatten() {
-            entry::prefix_properties(object, prefix);
+        let old = std::mem::take(&mut body.properties);
+        body.properties = old.into_iter().map(|(name, schema)| (format!("{prefix}{name}"), schema)).collect();
+        for object in &mut body.objects {
+            object.prefix_properties(prefix);
         }
     }
     Ok(Json(body))
@@ -170,7 +197,7 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<Value>,
-) -> Result<Response, Fault> {
+) -> Result<Made, Fault> {
     let mut fields = Fields::of(SCHEMA, body)?;
     let wish = wish_of(&mut fields)?;
     let associations = fields.list("resource_type_associations")?;
@@ -179,7 +206,7 @@ pub(super) async fn create(
     fields.end()?;
     let stored = state.control.metadef_namespace_create(&caller, wish, associations, entries).await?;
     let body = Json(show_whole(&state, &stored.row));
-    Ok((StatusCode::CREATED, [(header::LOCATION, path(&stored.row.name))], body).into_response())
+    Ok(Status(([(header::LOCATION, path(&stored.row.name))], body)))
 }
 
 /// Metadata definitions: update namespace.
@@ -188,7 +215,7 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(name): Segments<String>,
     Body(body): Body<Value>,
-) -> Answer<Value> {
+) -> Answer<ShownNamespace> {
     let mut fields = Fields::of(SCHEMA, body)?;
     let wish = wish_of(&mut fields)?;
     // Clients send back what they were shown; entries are changed by their own calls.
@@ -196,7 +223,7 @@ pub(super) async fn update(
     entries_of(&mut fields)?;
     fields.end()?;
     let stored = state.control.metadef_namespace_update(&caller, &name, wish).await?;
-    Ok(Json(Value::Object(show_namespace(&stored.row))))
+    Ok(Json(show_namespace(&stored.row)))
 }
 
 /// Metadata definitions: delete namespace.
@@ -204,7 +231,7 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(name): Segments<String>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     if name.is_empty() {
         return Err(mismatch(SCHEMA, "a namespace has a name"));
     }
@@ -212,6 +239,6 @@ pub(super) async fn delete(
         Err(Error::Forbidden { action: "delete_metadef_object" }) => {
             Err(Error::Forbidden { action: "delete_metadef_namespace" }.into())
         }
-        other => other.map(|()| done()).map_err(Into::into),
+        other => other.map(|()| DONE).map_err(Into::into),
     }
 }

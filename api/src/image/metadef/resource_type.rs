@@ -4,33 +4,57 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use control::model::metadef::ResourceTypeAssociation;
 use control::policy::require_list;
 use control::service::metadef::{AssociationWish, RESOURCE_TYPES};
 use control::service::metadef_access::{may_read, require_read};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 
-use super::super::{done, time};
+use super::super::time;
 use super::Fields;
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{Created, DONE, Done, Status};
 
-pub(super) fn show_association(association: &ResourceTypeAssociation) -> Value {
-    let mut body = json!({
-        "name": association.name,
-        "created_at": time(association.created_at),
-        "updated_at": time(association.created_at),
-    });
-    for (name, text) in
-        [("prefix", &association.prefix), ("properties_target", &association.properties_target)]
-    {
-        if let Some(text) = text {
-            body[name] = json!(text);
-        }
+/// That a namespace is about a type.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Association {
+    name: String,
+    created_at: String,
+    updated_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) prefix: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    properties_target: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Associations {
+    resource_type_associations: Vec<Association>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ResourceTypes {
+    resource_types: Vec<ResourceType>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ResourceType {
+    name: String,
+    created_at: String,
+    updated_at: String,
+}
+
+pub(super) fn show_association(association: &ResourceTypeAssociation) -> Association {
+    Association {
+        name: association.name.clone(),
+        created_at: time(association.created_at),
+        updated_at: time(association.created_at),
+        prefix: association.prefix.clone(),
+        properties_target: association.properties_target.clone(),
     }
-    body
 }
 
 pub(super) fn wish_of(body: Value) -> Result<AssociationWish, Fault> {
@@ -56,7 +80,7 @@ pub(super) fn wish_of(body: Value) -> Result<AssociationWish, Fault> {
 pub(super) async fn list(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
-) -> Answer<Value> {
+) -> Answer<ResourceTypes> {
     require_list(&caller, "list_metadef_resource_types")?;
     let mut types: BTreeMap<String, Option<jiff::Timestamp>> =
         RESOURCE_TYPES.iter().map(|name| ((*name).to_owned(), None)).collect();
@@ -65,14 +89,11 @@ pub(super) async fn list(
             types.entry(association.name.clone()).or_insert(Some(association.created_at));
         }
     }
-    let shown: Vec<Value> = types
-        .into_iter()
-        .map(|(name, at)| {
-            let at = time(at.unwrap_or(jiff::Timestamp::UNIX_EPOCH));
-            json!({"name": name, "created_at": at, "updated_at": at})
-        })
-        .collect();
-    Ok(Json(json!({"resource_types": shown})))
+    let shown = types.into_iter().map(|(name, at)| {
+        let at = time(at.unwrap_or(jiff::Timestamp::UNIX_EPOCH));
+        ResourceType { name, created_at: at.clone(), updated_at: at }
+    });
+    Ok(Json(ResourceTypes { resource_types: shown.collect() }))
 }
 
 /// Metadata definitions: list resource type associations.
@@ -80,13 +101,12 @@ pub(super) async fn list_of(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(namespace): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<Associations> {
     let stored = state.control.metadef_namespace(&caller, &namespace).await?;
     require_read(&caller, &stored.row, "list_metadef_resource_types")?;
     let sees_each = may_read(&caller, &stored.row, "get_metadef_resource_type");
-    let shown: Vec<Value> =
-        stored.row.resource_types.iter().filter(|_| sees_each).map(show_association).collect();
-    Ok(Json(json!({"resource_type_associations": shown})))
+    let shown = stored.row.resource_types.iter().filter(|_| sees_each).map(show_association);
+    Ok(Json(Associations { resource_type_associations: shown.collect() }))
 }
 
 /// Metadata definitions: create resource type association.
@@ -95,10 +115,10 @@ pub(super) async fn associate(
     Authenticated(caller): Authenticated,
     Segments(namespace): Segments<String>,
     Body(body): Body<Value>,
-) -> Result<Response, Fault> {
+) -> Result<Created<Association>, Fault> {
     let wish = wish_of(body)?;
     let association = state.control.metadef_associate(&caller, &namespace, wish).await?;
-    Ok((StatusCode::CREATED, Json(show_association(&association))).into_response())
+    Ok(Status(Json(show_association(&association))))
 }
 
 /// Metadata definitions: remove resource type association.
@@ -106,7 +126,7 @@ pub(super) async fn dissociate(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((namespace, name)): Segments<(String, String)>,
-) -> Result<Response, Fault> {
+) -> Result<Done, Fault> {
     state.control.metadef_dissociate(&caller, &namespace, &name).await?;
-    Ok(done())
+    Ok(DONE)
 }
