@@ -230,7 +230,8 @@ impl<T> Slice<T> {
 
     /// The rows of Nova's or Cinder's list, and the link to the next page.
     pub fn with_links<U>(self, url: &RequestUrl, show: impl FnMut(T) -> U) -> (Vec<U>, Option<NextLink>) {
-        let next = self.next.as_deref().map(|next| NextLink([Next { rel: "next", href: url.with_marker(next) }]));
+        let next =
+            self.next.as_deref().map(|next| NextLink([Next { rel: "next", href: url.with_marker(next) }]));
         (self.rows.into_iter().map(show).collect(), next)
     }
 

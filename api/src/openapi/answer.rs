@@ -36,6 +36,8 @@ enum Content {
     Nothing,
     Data,
     Text,
+    /// Nothing, or JSON.
+    Maybe(fn(&mut SchemaGenerator) -> Schema),
     Json(fn(&mut SchemaGenerator) -> Schema),
 }
 
@@ -47,6 +49,19 @@ impl Answers {
         let contents = other.successes.into_iter();
         self.successes
             .extend(contents.map(|(code, content)| (if code == 200 { status } else { code }, content)));
+    }
+
+    /// What this type says too, where nothing may be said with the same status.
+    pub(crate) fn or<T: Answered>(&mut self) {
+        let mut other = Self::default();
+        T::describe(&mut other);
+        for (status, content) in other.successes {
+            let content = match (self.successes.get(&status), content) {
+                (Some(Content::Nothing), Content::Json(schema)) => Content::Maybe(schema),
+                (_, content) => content,
+            };
+            self.successes.insert(status, content);
+        }
     }
 
     /// Bytes, with this status.
@@ -68,9 +83,12 @@ impl Answers {
                 Content::Nothing => {}
                 Content::Data => response["content"] = json!({"application/octet-stream": {"schema": {}}}),
                 Content::Text => response["content"] = json!({"text/plain": {"schema": {"type": "string"}}}),
-                Content::Json(schema) => {
+                Content::Maybe(schema) | Content::Json(schema) => {
                     response["content"] = json!({"application/json": {"schema": schema(generator)}});
                 }
+            }
+            if let Content::Maybe(_) = content {
+                response["x-wisp-content"] = json!("There may be none.");
             }
             responses.insert(status.to_string(), response);
         }

@@ -4,19 +4,95 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use control::caller::Caller;
 use control::model::volume::Status;
 use control::service::image::ImageChange;
 use control::service::volume::attachment::NewAttachment;
 use control::service::volume::change::Properties;
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{lenient_flag, properties, size, time};
+use super::attachment::{ConnectionInfo, connection_info};
+use super::kind::InnerType;
+use super::{lenient_flag, properties, size, time, with};
 use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer;
+use crate::openapi::answer::{Accepted, Answered, Answers, TAKEN, Taken};
+
+/// What an action answers.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Answer {
+    Connection(Connection),
+    Metadata(ImageMetadata),
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Connection {
+    connection_info: ConnectionInfo,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ImageMetadata {
+    metadata: BTreeMap<String, String>,
+}
+
+/// An image that is being made.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Upload {
+    #[serde(rename = "os-volume_upload_image")]
+    image: UploadedImage,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct UploadedImage {
+    id: String,
+    updated_at: Option<String>,
+    status: &'static str,
+    display_description: Option<String>,
+    size: u64,
+    volume_type: Option<InnerType>,
+    image_id: String,
+    container_format: String,
+    disk_format: String,
+    image_name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    visibility: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    protected: Option<bool>,
+}
+
+/// Each action's own way to say that it is done.
+pub(super) enum Acted {
+    Taken,
+    Done,
+    Answer(Box<Answer>),
+    Upload(Box<Upload>),
+}
+
+impl IntoResponse for Acted {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Taken => TAKEN.into_response(),
+            Self::Done => ().into_response(),
+            Self::Answer(answer) => Json(answer).into_response(),
+            Self::Upload(upload) => answer::Status::<202, _>(Json(upload)).into_response(),
+        }
+    }
+}
+
+impl Answered for Acted {
+    fn describe(answers: &mut Answers) {
+        <()>::describe(answers);
+        Taken::describe(answers);
+        answers.or::<Json<Answer>>();
+        answers.or::<Accepted<Upload>>();
+    }
+}
 
 /// `POST /volumes/{id}/action`.
 pub(super) async fn act(
@@ -25,7 +101,7 @@ pub(super) async fn act(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<Map<String, Value>>,
-) -> Result<Response, Fault> {
+) -> Result<Acted, Fault> {
     let Some((name, value)) = body.iter().next().filter(|_| body.len() == 1) else {
         return Err(Fault::malformed("There is no such action: exactly one is named in a body."));
     };
@@ -43,7 +119,7 @@ pub(super) async fn act(
         "os-set_bootable" => {
             let bootable = action.flag("bootable")?;
             state.control.volume_set_bootable(&caller, &id, bootable).await?;
-            return Ok(StatusCode::OK.into_response());
+            return Ok(Acted::Done);
         }
         "os-set_image_metadata" | "os-unset_image_metadata" | "os-show_image_metadata" => {
             return action.image_metadata(name).await;
@@ -51,7 +127,7 @@ pub(super) async fn act(
         "os-volume_upload_image" => return action.upload().await,
         other => action.change(other).await?,
     }
-    Ok(StatusCode::ACCEPTED.into_response())
+    Ok(Acted::Taken)
 }
 
 struct Action<'a> {
@@ -116,17 +192,17 @@ impl Action<'_> {
     }
 
     /// What a connector outside of this cloud would need: nothing here leads out of a host.
-    async fn connection(&self) -> Result<Response, Fault> {
+    async fn connection(&self) -> Result<Acted, Fault> {
         if !self.value["connector"].is_object() {
             return Err(Fault::malformed("Invalid input for field/attribute connector: it is required."));
         }
         let view = self.state.control.volume(self.caller, self.id).await?;
-        let info = json!({"connection_info": super::attachment::connection_info(
-            self.state, &view.volume.row.id, view.volume.row.host.as_deref(), view.volume.row.read_only)});
-        Ok(Json(info).into_response())
+        let row = &view.volume.row;
+        let connection_info = connection_info(self.state, &row.id, row.host.as_deref(), row.read_only);
+        Ok(Acted::Answer(Box::new(Answer::Connection(Connection { connection_info }))))
     }
 
-    async fn image_metadata(&self, name: &str) -> Result<Response, Fault> {
+    async fn image_metadata(&self, name: &str) -> Result<Acted, Fault> {
         let Self { state, caller, id, .. } = *self;
         let control = &state.control;
         let view = match name {
@@ -137,11 +213,12 @@ impl Action<'_> {
             "os-unset_image_metadata" => {
                 let key = self.text("key")?;
                 control.volume_property_unset(caller, id, Properties::Image, key).await?;
-                return Ok(StatusCode::OK.into_response());
+                return Ok(Acted::Done);
             }
             _ => control.volume(caller, id).await?,
         };
-        Ok(Json(json!({"metadata": view.volume.row.image_metadata})).into_response())
+        let metadata = view.volume.row.image_metadata.clone();
+        Ok(Acted::Answer(Box::new(Answer::Metadata(ImageMetadata { metadata }))))
     }
 
     async fn change(&self, name: &str) -> Result<(), Fault> {
@@ -209,7 +286,7 @@ impl Action<'_> {
         Ok(state.control.volume_reset(caller, id, status, detached, migration).await?)
     }
 
-    async fn upload(&self) -> Result<Response, Fault> {
+    async fn upload(&self) -> Result<Acted, Fault> {
         let Self { state, caller, id, value, version } = *self;
         let name = self.text("image_name")?.to_owned();
         let text = |key: &str, otherwise: &str| value[key].as_str().unwrap_or(otherwise).to_owned();
@@ -231,22 +308,20 @@ impl Action<'_> {
         let (view, image) = state.control.volume_upload(caller, id, force, described).await?;
         let volume = &view.volume.row;
         let kind = state.control.volume_type(caller, &volume.type_id).await.ok();
-        let mut answer = json!({
-            "id": volume.id,
-            "updated_at": volume.updated_at.map(time),
-            "status": volume.status.name(),
-            "display_description": volume.description,
-            "size": volume.size_gib,
-            "volume_type": kind.map(|kind| super::kind::inside(&kind.row)),
-            "image_id": image.row.id,
-            "container_format": container_format,
-            "disk_format": disk_format,
-            "image_name": name,
-        });
-        if version.at_least(3, 1) {
-            answer["visibility"] = json!(visibility);
-            answer["protected"] = json!(protected);
-        }
-        Ok((StatusCode::ACCEPTED, Json(json!({"os-volume_upload_image": answer}))).into_response())
+        let image = UploadedImage {
+            id: volume.id.clone(),
+            updated_at: volume.updated_at.map(time),
+            status: volume.status.name(),
+            display_description: volume.description.clone(),
+            size: volume.size_gib,
+            volume_type: kind.map(|kind| super::kind::inside(&kind.row)),
+            image_id: image.row.id.clone(),
+            container_format,
+            disk_format,
+            image_name: name,
+            visibility: with(version, 1, visibility),
+            protected: with(version, 1, protected),
+        };
+        Ok(Acted::Upload(Box::new(Upload { image })))
     }
 }

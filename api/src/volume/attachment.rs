@@ -5,19 +5,20 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::model::volume::VolumeAttachment;
 use control::service::volume::attachment::NewAttachment;
 use control::store::Stored;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::filter;
-use super::listing::{Listed, Listing};
+use super::listing::{Detail, Listed, Listing, Page};
 use super::{since, time};
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer::{DONE, Done};
 use crate::page::SortValue;
 
 /// What the list is sorted by.
@@ -30,29 +31,86 @@ impl Listed for VolumeAttachment {
     const FILTERS: &'static [&'static str] = &filter::ATTACHMENTS;
 }
 
-fn brief(attachment: &VolumeAttachment) -> Value {
-    json!({
-        "id": attachment.id,
-        "status": attachment.status.name(),
-        "instance": attachment.server_id,
-        "volume_id": attachment.volume_id,
-    })
+#[derive(Serialize, JsonSchema)]
+pub(super) struct AttachmentBrief {
+    id: String,
+    status: &'static str,
+    instance: Option<String>,
+    volume_id: String,
 }
 
-fn full(state: &AppState, attachment: &VolumeAttachment) -> Value {
-    let mut body = brief(attachment);
-    body["attach_mode"] = json!(attachment.mode);
-    body["attached_at"] = json!(attachment.attached_at.map(time).unwrap_or_default());
-    body["detached_at"] = json!("");
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Attachment")]
+pub(super) struct AttachmentFull {
+    #[serde(flatten)]
+    brief: AttachmentBrief,
+    attach_mode: String,
+    attached_at: String,
+    detached_at: &'static str,
+    connection_info: AttachmentConnection,
+}
+
+/// What leads to the disk, once somebody has said where from.
+#[derive(Default, Serialize, JsonSchema)]
+struct AttachmentConnection {
+    #[serde(flatten)]
+    data: Option<ConnectionData>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attachment_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    driver_volume_type: Option<&'static str>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ConnectionData {
+    volume_id: String,
+    host: Option<String>,
+    access_mode: &'static str,
+    encrypted: bool,
+    qos_specs: Option<BTreeMap<String, Value>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ConnectionInfo {
+    driver_volume_type: &'static str,
+    data: ConnectionData,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneAttachment {
+    attachment: AttachmentFull,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct AttachmentsLeft {
+    attachments: Vec<AttachmentFull>,
+}
+
+fn brief(attachment: &VolumeAttachment) -> AttachmentBrief {
+    AttachmentBrief {
+        id: attachment.id.clone(),
+        status: attachment.status.name(),
+        instance: attachment.server_id.clone(),
+        volume_id: attachment.volume_id.clone(),
+    }
+}
+
+fn full(state: &AppState, attachment: &VolumeAttachment) -> AttachmentFull {
     let connected = !attachment.connector.is_empty();
     let read_only = attachment.mode == "ro";
-    body["connection_info"] = if connected {
-        let (volume_id, host) = (&attachment.volume_id, attachment.host.as_deref());
-        connection_data(state, volume_id, host, read_only, &attachment.id)
-    } else {
-        json!({})
+    let (volume_id, host) = (&attachment.volume_id, attachment.host.as_deref());
+    let connection = || AttachmentConnection {
+        data: Some(connection_info(state, volume_id, host, read_only).data),
+        attachment_id: Some(attachment.id.clone()),
+        driver_volume_type: Some("local"),
     };
-    body
+    AttachmentFull {
+        brief: brief(attachment),
+        attach_mode: attachment.mode.clone(),
+        attached_at: attachment.attached_at.map(time).unwrap_or_default(),
+        detached_at: "",
+        connection_info: if connected { connection() } else { AttachmentConnection::default() },
+    }
 }
 
 /// What whoever connects needs to know: the host has the volume as a file, and nothing leads to it from outside.
@@ -61,27 +119,15 @@ pub(super) fn connection_info(
     volume_id: &str,
     host: Option<&str>,
     read_only: bool,
-) -> Value {
-    json!({"driver_volume_type": "local", "data": {
-        "volume_id": volume_id,
-        "host": host,
-        "access_mode": if read_only { "ro" } else { "rw" },
-        "encrypted": state.control.volume_is_encrypted(volume_id),
-        "qos_specs": state.control.volume_front_end_specs(volume_id),
-    }})
-}
-
-fn connection_data(
-    state: &AppState,
-    volume_id: &str,
-    host: Option<&str>,
-    read_only: bool,
-    attachment_id: &str,
-) -> Value {
-    let mut info = connection_info(state, volume_id, host, read_only)["data"].take();
-    info["attachment_id"] = json!(attachment_id);
-    info["driver_volume_type"] = json!("local");
-    info
+) -> ConnectionInfo {
+    let data = ConnectionData {
+        volume_id: volume_id.to_owned(),
+        host: host.map(str::to_owned),
+        access_mode: if read_only { "ro" } else { "rw" },
+        encrypted: state.control.volume_is_encrypted(volume_id),
+        qos_specs: state.control.volume_front_end_specs(volume_id),
+    };
+    ConnectionInfo { driver_volume_type: "local", data }
 }
 
 #[derive(Deserialize)]
@@ -105,7 +151,7 @@ pub(super) async fn create(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Body(body): Body<CreateBody>,
-) -> Answer<Value> {
+) -> Answer<OneAttachment> {
     since(version, 27)?;
     let fields = body.attachment;
     let mode = fields.mode.filter(|_| version.at_least(3, 54));
@@ -119,18 +165,21 @@ pub(super) async fn create(
         mode,
     };
     let made = state.control.volume_attachment_create(&caller, new).await?;
-    Ok(Json(json!({"attachment": full(&state, &made.row)})))
+    Ok(Json(OneAttachment { attachment: full(&state, &made.row) }))
 }
 
 /// `GET /attachments`, `GET /attachments/detail`.
-pub(super) async fn list(listing: Listing<VolumeAttachment>) -> Answer<Value> {
+pub(super) async fn list(
+    listing: Listing<VolumeAttachment>,
+) -> Answer<Page<VolumeAttachment, Detail<AttachmentFull, AttachmentBrief>>> {
     since(listing.version, 27)?;
     let all = listing.all()?;
     let tests = listing.tests()?;
     let mut rows = listing.state.control.volume_attachments(&listing.caller, all).await?;
     rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[]));
-    let show = |stored: Arc<Stored<VolumeAttachment>>| {
-        if listing.detail { full(&listing.state, &stored.row) } else { brief(&stored.row) }
+    let show = |stored: Arc<Stored<VolumeAttachment>>| match listing.detail {
+        true => Detail::Full(full(&listing.state, &stored.row)),
+        false => Detail::Brief(brief(&stored.row)),
     };
     listing.counted_page(rows, sort_value, show)
 }
@@ -159,10 +208,10 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneAttachment> {
     since(version, 27)?;
     let stored = state.control.volume_attachment(&caller, &id).await?;
-    Ok(Json(json!({"attachment": full(&state, &stored.row)})))
+    Ok(Json(OneAttachment { attachment: full(&state, &stored.row) }))
 }
 
 #[derive(Deserialize)]
@@ -184,10 +233,10 @@ pub(super) async fn update(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Answer<Value> {
+) -> Answer<OneAttachment> {
     since(version, 27)?;
     let stored = state.control.volume_attachment_update(&caller, &id, body.attachment.connector).await?;
-    Ok(Json(json!({"attachment": full(&state, &stored.row)})))
+    Ok(Json(OneAttachment { attachment: full(&state, &stored.row) }))
 }
 
 /// `DELETE /attachments/{id}`: answers with what is left of the volume's.
@@ -196,7 +245,7 @@ pub(super) async fn delete(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<AttachmentsLeft> {
     since(version, 27)?;
     let volume_id = state.control.volume_attachment(&caller, &id).await?.row.volume_id.clone();
     state.control.volume_attachment_delete(&caller, &id).await?;
@@ -204,7 +253,7 @@ pub(super) async fn delete(
         Ok(view) => view.attachments.iter().map(|stored| full(&state, &stored.row)).collect(),
         Err(_) => Vec::new(),
     };
-    Ok(Json(json!({"attachments": left})))
+    Ok(Json(AttachmentsLeft { attachments: left }))
 }
 
 /// `POST /attachments/{id}/action`: `os-complete` (microversion 3.44).
@@ -214,11 +263,11 @@ pub(super) async fn act(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<BTreeMap<String, Value>>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     since(version, 44)?;
     if !body.contains_key("os-complete") || body.len() != 1 {
         return Err(Fault::malformed("There is no such action: os-complete is the one."));
     }
     state.control.volume_attachment_complete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

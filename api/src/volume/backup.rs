@@ -4,20 +4,21 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::caller::Caller;
 use control::model::volume::{Backup, Status};
 use control::policy::Default;
 use control::service::volume::backup::NewBackup;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::filter;
-use super::listing::{Listed, Listing};
-use super::{lenient_flag, links, properties, sees, text_or_null, time};
+use super::listing::{Detail, Listed, Listing, Page};
+use super::{Link, lenient_flag, links, properties, sees, text_or_null, time, with};
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer::{self, Accepted, Created, TAKEN, Taken};
 use crate::page::SortValue;
 
 /// What the list is sorted by.
@@ -29,51 +30,109 @@ impl Listed for Backup {
     const FILTERS: &'static [&'static str] = &filter::BACKUPS;
 }
 
-fn brief(state: &AppState, backup: &Backup) -> Value {
-    json!({"id": backup.id, "name": backup.name, "links": links(state, "backups", &backup.id)})
+#[derive(Serialize, JsonSchema)]
+pub(super) struct BackupBrief {
+    id: String,
+    name: Option<String>,
+    links: [Link; 2],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Backup")]
+pub(super) struct BackupFull {
+    #[serde(flatten)]
+    brief: BackupBrief,
+    description: Option<String>,
+    status: &'static str,
+    volume_id: String,
+    snapshot_id: Option<String>,
+    size: u64,
+    object_count: u32,
+    container: Option<String>,
+    availability_zone: String,
+    fail_reason: Option<String>,
+    is_incremental: bool,
+    has_dependent_backups: bool,
+    data_timestamp: String,
+    created_at: String,
+    updated_at: Option<String>,
+    #[serde(rename = "os-backup-project-attr:project_id", skip_serializing_if = "Option::is_none")]
+    project_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encryption_key_id: Option<Option<String>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneBackup {
+    backup: BackupFull,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct MadeBackup {
+    backup: BackupBrief,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct RestoreAnswer {
+    restore: Restored,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Restored {
+    backup_id: String,
+    volume_id: String,
+    volume_name: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct RecordAnswer {
+    #[serde(rename = "backup-record")]
+    record: Record,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Record {
+    backup_service: String,
+    backup_url: String,
+}
+
+fn brief(state: &AppState, backup: &Backup) -> BackupBrief {
+    let links = links(state, "backups", &backup.id);
+    BackupBrief { id: backup.id.clone(), name: backup.name.clone(), links, metadata: None }
 }
 
 /// What a creation and a change answer.
-fn short(state: &AppState, version: Microversion, backup: &Backup) -> Value {
-    let mut body = brief(state, backup);
-    if version.at_least(3, 43) {
-        body["metadata"] = json!(backup.metadata);
-    }
-    body
+fn short(state: &AppState, version: Microversion, backup: &Backup) -> BackupBrief {
+    BackupBrief { metadata: with(version, 43, backup.metadata.clone()), ..brief(state, backup) }
 }
 
-fn full(state: &AppState, caller: &Caller, version: Microversion, backup: &Backup) -> Value {
-    let mut body = short(state, version, backup);
-    let more = json!({
-        "description": backup.description,
-        "status": backup.status.name(),
-        "volume_id": backup.volume_id,
-        "snapshot_id": backup.snapshot_id,
-        "size": backup.size_gib,
-        "object_count": 1,
-        "container": backup.container,
-        "availability_zone": backup.zone,
-        "fail_reason": backup.fail_reason,
-        "is_incremental": backup.parent_id.is_some(),
-        "has_dependent_backups": backup.dependents > 0,
-        "data_timestamp": time(backup.data_at),
-        "created_at": time(backup.created_at),
-        "updated_at": backup.updated_at.map(time),
-    });
-    if let (Some(body), Value::Object(more)) = (body.as_object_mut(), more) {
-        body.extend(more);
-    }
+fn full(state: &AppState, caller: &Caller, version: Microversion, backup: &Backup) -> BackupFull {
     let shows_project = sees(caller, "backup:backup_project_attribute", Default::Admin);
-    if version.at_least(3, 18) && shows_project {
-        body["os-backup-project-attr:project_id"] = json!(backup.project_id);
+    let key_id = backup.encryption.as_ref().map(|encryption| encryption.key_id.clone());
+    BackupFull {
+        brief: short(state, version, backup),
+        description: backup.description.clone(),
+        status: backup.status.name(),
+        volume_id: backup.volume_id.clone(),
+        snapshot_id: backup.snapshot_id.clone(),
+        size: backup.size_gib,
+        object_count: 1,
+        container: backup.container.clone(),
+        availability_zone: backup.zone.clone(),
+        fail_reason: backup.fail_reason.clone(),
+        is_incremental: backup.parent_id.is_some(),
+        has_dependent_backups: backup.dependents > 0,
+        data_timestamp: time(backup.data_at),
+        created_at: time(backup.created_at),
+        updated_at: backup.updated_at.map(time),
+        project_id: with(version, 18, backup.project_id.clone()).filter(|_| shows_project),
+        user_id: with(version, 56, backup.user_id.clone()),
+        encryption_key_id: with(version, 64, key_id),
     }
-    if version.at_least(3, 56) {
-        body["user_id"] = json!(backup.user_id);
-    }
-    if version.at_least(3, 64) {
-        body["encryption_key_id"] = json!(backup.encryption.as_ref().map(|encryption| &encryption.key_id));
-    }
-    body
 }
 
 #[derive(Deserialize)]
@@ -104,7 +163,7 @@ pub(super) async fn create(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Body(body): Body<CreateBody>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Accepted<MadeBackup>, Fault> {
     let fields = body.backup;
     if fields.metadata.is_some() && !version.at_least(3, 43) {
         return Err(Fault::malformed("Additional properties are not allowed ('metadata' was unexpected)"));
@@ -121,19 +180,19 @@ pub(super) async fn create(
         zone: fields.availability_zone.filter(|_| version.at_least(3, 51)),
     };
     let made = state.control.volume_backup_create(&caller, new).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({"backup": short(&state, version, &made.row)}))))
+    Ok(answer::Status(Json(MadeBackup { backup: short(&state, version, &made.row) })))
 }
 
 /// `GET /backups`, `GET /backups/detail`.
-pub(super) async fn list(listing: Listing<Backup>) -> Answer<Value> {
+pub(super) async fn list(listing: Listing<Backup>) -> Answer<Page<Backup, Detail<BackupFull, BackupBrief>>> {
     let (state, version) = (&listing.state, listing.version);
     let all = listing.all()?;
     let tests = listing.tests()?;
     let mut rows = state.control.volume_backups(&listing.caller, all).await?;
     rows.retain(|stored| tests.hold(|key| column(&stored.row, key), &[&stored.row.metadata]));
     listing.counted_page(rows, sort_value, |stored| match listing.detail {
-        true => full(state, &listing.caller, version, &stored.row),
-        false => brief(state, &stored.row),
+        true => Detail::Full(full(state, &listing.caller, version, &stored.row)),
+        false => Detail::Brief(brief(state, &stored.row)),
     })
 }
 
@@ -166,9 +225,9 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneBackup> {
     let stored = state.control.volume_backup(&caller, &id).await?;
-    Ok(Json(json!({"backup": full(&state, &caller, version, &stored.row)})))
+    Ok(Json(OneBackup { backup: full(&state, &caller, version, &stored.row) }))
 }
 
 #[derive(Deserialize)]
@@ -184,7 +243,7 @@ pub(super) async fn update(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Answer<Value> {
+) -> Answer<MadeBackup> {
     super::since(version, 9)?;
     if body.backup.is_empty() {
         return Err(Fault::malformed("Missing updated parameters in request body."));
@@ -214,7 +273,7 @@ pub(super) async fn update(
         }
     };
     let stored = state.control.volume_backup_update(&caller, &id, change).await?;
-    Ok(Json(json!({"backup": short(&state, version, &stored.row)})))
+    Ok(Json(MadeBackup { backup: short(&state, version, &stored.row) }))
 }
 
 /// `DELETE /backups/{id}`.
@@ -222,9 +281,9 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     state.control.volume_backup_delete(&caller, &id, false).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 /// `POST /backups/{id}/action`.
@@ -233,7 +292,7 @@ pub(super) async fn act(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<Map<String, Value>>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     match body.iter().next().filter(|_| body.len() == 1).map(|(name, value)| (name.as_str(), value)) {
         Some(("os-reset_status", value)) => {
             let status = value["status"].as_str().and_then(Status::of_name);
@@ -245,7 +304,7 @@ pub(super) async fn act(
         Some(("os-force_delete", _)) => state.control.volume_backup_delete(&caller, &id, true).await?,
         _ => return Err(Fault::malformed("There is no such action.")),
     }
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 #[derive(Deserialize)]
@@ -267,12 +326,12 @@ pub(super) async fn restore(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<RestoreBody>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Accepted<RestoreAnswer>, Fault> {
     let fields = body.restore.unwrap_or_default();
     let (volume_id, volume_name) =
         state.control.volume_backup_restore(&caller, &id, fields.volume_id.as_deref(), fields.name).await?;
-    let body = json!({"restore": {"backup_id": id, "volume_id": volume_id, "volume_name": volume_name}});
-    Ok((StatusCode::ACCEPTED, Json(body)))
+    let restore = Restored { backup_id: id, volume_id, volume_name };
+    Ok(answer::Status(Json(RestoreAnswer { restore })))
 }
 
 /// `GET /backups/{id}/export_record`.
@@ -280,9 +339,9 @@ pub(super) async fn export_record(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<RecordAnswer> {
     let (service, record) = state.control.volume_backup_export(&caller, &id).await?;
-    Ok(Json(json!({"backup-record": {"backup_service": service, "backup_url": record}})))
+    Ok(Json(RecordAnswer { record: Record { backup_service: service.to_owned(), backup_url: record } }))
 }
 
 #[derive(Deserialize)]
@@ -304,8 +363,8 @@ pub(super) async fn import_record(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<ImportBody>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Created<MadeBackup>, Fault> {
     let ImportFields { backup_service, backup_url } = body.record;
     let made = state.control.volume_backup_import(&caller, &backup_service, &backup_url).await?;
-    Ok((StatusCode::CREATED, Json(json!({"backup": brief(&state, &made.row)}))))
+    Ok(answer::Status(Json(MadeBackup { backup: brief(&state, &made.row) })))
 }

@@ -1,33 +1,105 @@
 //! How volumes of a type are to be encrypted, and how a volume is (Block Storage API: volume type encryption; Cinder's
 //! extension `os-volume-encryption-metadata`).
 
+use std::collections::BTreeMap;
+
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::caller::Caller;
 use control::error::Error;
 use control::model::volume::{DiskEncryption, Encryption, VolumeType};
 use jiff::Timestamp;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::time;
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{TAKEN, Taken};
 
-fn encryption_body(kind: &VolumeType, encryption: &Encryption) -> Value {
-    json!({
-        "volume_type_id": kind.id,
-        "encryption_id": encryption.id,
-        "provider": encryption.provider,
-        "cipher": encryption.cipher,
-        "key_size": encryption.key_size,
-        "control_location": encryption.control_location,
-        "created_at": time(encryption.created_at),
-        "updated_at": encryption.updated_at.map(time),
-        "deleted": false,
-        "deleted_at": null,
-    })
+/// How volumes of a type are encrypted.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct TypeEncryption {
+    volume_type_id: String,
+    encryption_id: String,
+    provider: String,
+    cipher: Option<String>,
+    key_size: Option<u32>,
+    control_location: String,
+    created_at: String,
+    updated_at: Option<String>,
+    deleted: bool,
+    /// Always null.
+    deleted_at: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Shown {
+    Encrypted(TypeEncryption),
+    Not(Nothing),
+}
+
+/// An object without a field.
+#[derive(Serialize, JsonSchema)]
+#[schemars(deny_unknown_fields)]
+pub(super) struct Nothing {}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct MadeEncryption {
+    encryption: Made,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Made {
+    volume_type_id: String,
+    encryption_id: String,
+    provider: String,
+    cipher: Option<String>,
+    key_size: Option<u32>,
+    control_location: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ChangedEncryption {
+    encryption: Changed,
+}
+
+/// What was said of it.
+#[derive(Serialize, JsonSchema)]
+struct Changed {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cipher: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_size: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    control_location: Option<String>,
+}
+
+fn encryption_body(kind: &VolumeType, encryption: &Encryption) -> TypeEncryption {
+    TypeEncryption {
+        volume_type_id: kind.id.clone(),
+        encryption_id: encryption.id.clone(),
+        provider: encryption.provider.clone(),
+        cipher: encryption.cipher.clone(),
+        key_size: encryption.key_size,
+        control_location: encryption.control_location.clone(),
+        created_at: time(encryption.created_at),
+        updated_at: encryption.updated_at.map(time),
+        deleted: false,
+        deleted_at: None,
+    }
+}
+
+/// A structure's fields by their names.
+fn fields(shown: impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(shown) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    }
 }
 
 /// `GET /types/{id}/encryption`: an empty object where there is none.
@@ -35,13 +107,12 @@ pub(super) async fn show(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<Shown> {
     control::policy::require_admin(&caller, "volume_extension:volume_type_encryption:get")?;
     let stored = state.control.volume_type(&caller, &id).await?;
     let kind = &stored.row;
-    Ok(Json(
-        kind.encryption.as_ref().map_or_else(|| json!({}), |encryption| encryption_body(kind, encryption)),
-    ))
+    let shown = kind.encryption.as_ref().map(|encryption| encryption_body(kind, encryption));
+    Ok(Json(shown.map_or(Shown::Not(Nothing {}), Shown::Encrypted)))
 }
 
 /// `GET /types/{id}/encryption/{key}`.
@@ -49,13 +120,13 @@ pub(super) async fn item(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
-) -> Answer<Value> {
+) -> Answer<BTreeMap<String, Value>> {
     control::policy::require_admin(&caller, "volume_extension:volume_type_encryption:get")?;
     let stored = state.control.volume_type(&caller, &id).await?;
     let kind = &stored.row;
-    let all = kind.encryption.as_ref().map(|encryption| encryption_body(kind, encryption));
-    match all.as_ref().and_then(|all| all.get(&key)) {
-        Some(value) => Ok(Json(json!({ key: value }))),
+    let all = kind.encryption.as_ref().map(|encryption| fields(encryption_body(kind, encryption)));
+    match all.and_then(|mut all| all.remove(&key)) {
+        Some(value) => Ok(Json(BTreeMap::from([(key, value)]))),
         None => Err(Fault::NoRoute),
     }
 }
@@ -77,10 +148,13 @@ struct EncryptionFields {
 }
 
 impl EncryptionFields {
-    fn answer(&self) -> Result<Value, Fault> {
-        let key_size = super::size(&self.key_size)?;
-        Ok(json!({"provider": self.provider, "cipher": self.cipher, "key_size": key_size,
-            "control_location": self.control_location}))
+    fn answer(&self) -> Result<Changed, Fault> {
+        Ok(Changed {
+            provider: self.provider.clone(),
+            cipher: self.cipher.clone(),
+            key_size: super::size(&self.key_size)?,
+            control_location: self.control_location.clone(),
+        })
     }
 
     fn over(self, before: Option<&Encryption>) -> Result<Encryption, Fault> {
@@ -104,17 +178,28 @@ impl EncryptionFields {
     }
 }
 
-/// What is told of a volume; of the key itself nothing.
-fn of_volume(encryption: Option<&DiskEncryption>) -> Value {
-    match encryption {
-        None => json!({"encryption_key_id": null}),
-        Some(DiskEncryption { key_id, spec, .. }) => json!({
-            "encryption_key_id": key_id,
-            "provider": spec.provider,
-            "cipher": spec.cipher,
-            "key_size": spec.key_size,
-            "control_location": spec.control_location,
-        }),
+/// What is told of a volume; of the key itself nothing, and of one that is not encrypted, nothing else.
+#[derive(Default, Serialize, JsonSchema)]
+pub(super) struct VolumeEncryption {
+    encryption_key_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    provider: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cipher: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_size: Option<Option<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    control_location: Option<String>,
+}
+
+fn of_volume(encryption: Option<&DiskEncryption>) -> VolumeEncryption {
+    let Some(DiskEncryption { key_id, spec, .. }) = encryption else { return VolumeEncryption::default() };
+    VolumeEncryption {
+        encryption_key_id: Some(key_id.clone()),
+        provider: Some(spec.provider.clone()),
+        cipher: Some(spec.cipher.clone()),
+        key_size: Some(spec.key_size),
+        control_location: Some(spec.control_location.clone()),
     }
 }
 
@@ -123,7 +208,7 @@ pub(super) async fn show_volume(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<VolumeEncryption> {
     Ok(Json(of_volume(state.control.volume_encryption_of(&caller, &id).await?.as_ref())))
 }
 
@@ -133,7 +218,7 @@ pub(super) async fn volume_item(
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
 ) -> Result<String, Fault> {
-    let all = of_volume(state.control.volume_encryption_of(&caller, &id).await?.as_ref());
+    let all = fields(of_volume(state.control.volume_encryption_of(&caller, &id).await?.as_ref()));
     match all.get(&key) {
         None => Err(Fault::NoRoute),
         Some(Value::Null) => Ok(String::new()),
@@ -148,23 +233,23 @@ pub(super) async fn create(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<EncryptionBody>,
-) -> Answer<Value> {
+) -> Answer<MadeEncryption> {
     let stored = state.control.volume_type(&caller, &id).await?;
     if stored.row.encryption.is_some() {
         let message = format!("Volume type encryption for type {id} already exists.");
         return Err(Error::invalid("VolumeTypeEncryptionExists", message).into());
     }
     let encryption = body.encryption.over(None)?;
-    let answer = json!({"encryption": {
-        "volume_type_id": id,
-        "encryption_id": encryption.id,
-        "provider": encryption.provider,
-        "cipher": encryption.cipher,
-        "key_size": encryption.key_size,
-        "control_location": encryption.control_location,
-    }});
+    let made = Made {
+        volume_type_id: id.clone(),
+        encryption_id: encryption.id.clone(),
+        provider: encryption.provider.clone(),
+        cipher: encryption.cipher.clone(),
+        key_size: encryption.key_size,
+        control_location: encryption.control_location.clone(),
+    };
     state.control.volume_type_encrypt(&caller, &id, Some(encryption)).await?;
-    Ok(Json(answer))
+    Ok(Json(MadeEncryption { encryption: made }))
 }
 
 /// `PUT /types/{id}/encryption/{encryption}`.
@@ -173,15 +258,12 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments((id, encryption)): Segments<(String, String)>,
     Body(body): Body<EncryptionBody>,
-) -> Answer<Value> {
+) -> Answer<ChangedEncryption> {
     let before = found_encryption(&state, &caller, &id, &encryption).await?;
-    let mut answer = body.encryption.answer()?;
-    if let Some(answer) = answer.as_object_mut() {
-        answer.retain(|_, value| !value.is_null());
-    }
+    let answer = body.encryption.answer()?;
     let after = body.encryption.over(Some(&before))?;
     state.control.volume_type_encrypt(&caller, &id, Some(after)).await?;
-    Ok(Json(json!({"encryption": answer})))
+    Ok(Json(ChangedEncryption { encryption: answer }))
 }
 
 /// `DELETE /types/{id}/encryption/{encryption}`.
@@ -189,10 +271,10 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, encryption)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     found_encryption(&state, &caller, &id, &encryption).await?;
     state.control.volume_type_encrypt(&caller, &id, None).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 /// By its id; clients also say `provider` where the id belongs.

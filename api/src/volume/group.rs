@@ -1,21 +1,24 @@
 //! Groups and their snapshots (Block Storage API: generic volume groups, microversions 3.11 to 3.20).
 
+use std::collections::BTreeSet;
+
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::caller::Caller;
 use control::model::volume::{Group, GroupSnapshot, Status};
 use control::policy::Default;
 use control::service::volume::group::{GroupUpdate, NewGroup};
 use jiff::Timestamp;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::listing::{Listed, Listing};
-use super::{lenient_flag, sees, since, time};
+use super::listing::{Detail, Listed, Listing, Page};
+use super::{lenient_flag, sees, since, time, with};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer::{self, Accepted, TAKEN, Taken};
 use crate::page::SortValue;
 
 /// What the lists are sorted by.
@@ -33,39 +36,71 @@ impl Listed for GroupSnapshot {
     const FILTERS: &'static [&'static str] = &[];
 }
 
-fn full(state: &AppState, caller: &Caller, version: Microversion, group: &Group, volumes: bool) -> Value {
-    let mut body = json!({
-        "id": group.id,
-        "name": group.name.clone().unwrap_or_default(),
-        "description": group.description,
-        "status": state.control.volume_group_status(group).name(),
-        "availability_zone": group.zone,
-        "created_at": time(group.created_at),
-        "group_type": group.group_type_id,
-        "volume_types": group.volume_type_ids,
-    });
-    if version.at_least(3, 14) {
-        body["group_snapshot_id"] = json!(group.group_snapshot_id);
-        body["source_group_id"] = json!(group.source_group_id);
-    }
-    if version.at_least(3, 25) && volumes {
-        body["volumes"] = json!(group.volume_ids);
-    }
-    if version.at_least(3, 38) {
-        body["replication_status"] = json!("disabled");
-    }
-    if version.at_least(3, 58) && sees(caller, "group:group_project_attribute", Default::Admin) {
-        body["project_id"] = json!(group.project_id);
-    }
-    body
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Group")]
+pub(super) struct GroupFull {
+    id: String,
+    name: String,
+    description: Option<String>,
+    status: &'static str,
+    availability_zone: String,
+    created_at: String,
+    group_type: String,
+    volume_types: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group_snapshot_id: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source_group_id: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    volumes: Option<BTreeSet<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replication_status: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    project_id: Option<String>,
 }
 
-fn brief(id: &str, name: Option<&String>) -> Value {
-    json!({"id": id, "name": name.cloned().unwrap_or_default()})
+/// A group, or a snapshot of one.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct GroupBrief {
+    id: String,
+    name: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneGroup {
+    group: GroupFull,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct MadeGroup {
+    group: GroupBrief,
+}
+
+fn full(state: &AppState, caller: &Caller, version: Microversion, group: &Group, volumes: bool) -> GroupFull {
+    let shows_project = sees(caller, "group:group_project_attribute", Default::Admin);
+    GroupFull {
+        id: group.id.clone(),
+        name: group.name.clone().unwrap_or_default(),
+        description: group.description.clone(),
+        status: state.control.volume_group_status(group).name(),
+        availability_zone: group.zone.clone(),
+        created_at: time(group.created_at),
+        group_type: group.group_type_id.clone(),
+        volume_types: group.volume_type_ids.clone(),
+        group_snapshot_id: with(version, 14, group.group_snapshot_id.clone()),
+        source_group_id: with(version, 14, group.source_group_id.clone()),
+        volumes: with(version, 25, group.volume_ids.clone()).filter(|_| volumes),
+        replication_status: with(version, 38, "disabled"),
+        project_id: with(version, 58, group.project_id.clone()).filter(|_| shows_project),
+    }
+}
+
+fn brief(id: &str, name: Option<&String>) -> GroupBrief {
+    GroupBrief { id: id.to_owned(), name: name.cloned().unwrap_or_default() }
 }
 
 /// `GET /groups`, `GET /groups/detail`.
-pub(super) async fn list(listing: Listing<Group>) -> Answer<Value> {
+pub(super) async fn list(listing: Listing<Group>) -> Answer<Page<Group, Detail<GroupFull, GroupBrief>>> {
     let (state, version) = (&listing.state, listing.version);
     since(version, 13)?;
     let all = listing.all()?;
@@ -75,8 +110,8 @@ pub(super) async fn list(listing: Listing<Group>) -> Answer<Value> {
     rows.retain(|stored| listing.filters.allow("name", &name(&stored.row)));
     let sort = |group: &Group, key: &str| sort_value(&group.id, group.name.as_deref(), group.created_at, key);
     listing.counted_page(rows, sort, |stored| match listing.detail {
-        true => full(state, &listing.caller, version, &stored.row, volumes),
-        false => brief(&stored.row.id, stored.row.name.as_ref()),
+        true => Detail::Full(full(state, &listing.caller, version, &stored.row, volumes)),
+        false => Detail::Brief(brief(&stored.row.id, stored.row.name.as_ref())),
     })
 }
 
@@ -95,11 +130,11 @@ pub(super) async fn show(
     version: Microversion,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Answer<Value> {
+) -> Answer<OneGroup> {
     since(version, 13)?;
     let volumes = filters.flag("list_volume")?.unwrap_or(false);
     let stored = state.control.volume_group(&caller, &id).await?;
-    Ok(Json(json!({"group": full(&state, &caller, version, &stored.row, volumes)})))
+    Ok(Json(OneGroup { group: full(&state, &caller, version, &stored.row, volumes) }))
 }
 
 #[derive(Deserialize)]
@@ -124,12 +159,12 @@ pub(super) async fn create(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Body(body): Body<CreateBody>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Accepted<MadeGroup>, Fault> {
     since(version, 13)?;
     let CreateFields { name, description, group_type, volume_types, availability_zone } = body.group;
     let new = NewGroup { name, description, group_type, volume_types, zone: availability_zone };
     let made = state.control.volume_group_create(&caller, new).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({"group": brief(&made.row.id, made.row.name.as_ref())}))))
+    Ok(answer::Status(Json(MadeGroup { group: brief(&made.row.id, made.row.name.as_ref()) })))
 }
 
 #[derive(Deserialize)]
@@ -154,12 +189,12 @@ pub(super) async fn copy(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Body(body): Body<CopyBody>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Accepted<MadeGroup>, Fault> {
     since(version, 14)?;
     let CopyFields { name, description, group_snapshot_id, source_group_id } = body.source;
     let of = (group_snapshot_id.as_deref(), source_group_id.as_deref());
     let made = state.control.volume_group_copy(&caller, (name, description), of.0, of.1).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({"group": brief(&made.row.id, made.row.name.as_ref())}))))
+    Ok(answer::Status(Json(MadeGroup { group: brief(&made.row.id, made.row.name.as_ref()) })))
 }
 
 #[derive(Deserialize)]
@@ -184,7 +219,7 @@ pub(super) async fn update(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     since(version, 13)?;
     let UpdateFields { name, description, add_volumes, remove_volumes } = body.group;
     if name.is_none() && description.is_none() && add_volumes.is_none() && remove_volumes.is_none() {
@@ -202,7 +237,7 @@ pub(super) async fn update(
     };
     let update = GroupUpdate { name, description, add: ids(add_volumes), remove: ids(remove_volumes) };
     state.control.volume_group_update(&caller, &id, &update).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 /// The one action of a body.
@@ -225,7 +260,7 @@ pub(super) async fn act(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<Map<String, Value>>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     since(version, 13)?;
     match action(&body)? {
         ("delete", value) => {
@@ -246,7 +281,38 @@ pub(super) async fn act(
         }
         (other, _) => return Err(Fault::malformed(format!("There is no such action: {other}"))),
     }
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "GroupSnapshot")]
+pub(super) struct SnapshotFull {
+    id: String,
+    name: String,
+    description: Option<String>,
+    status: &'static str,
+    group_id: String,
+    group_type_id: String,
+    created_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    project_id: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneGroupSnapshot {
+    group_snapshot: SnapshotFull,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct MadeGroupSnapshot {
+    group_snapshot: MadeSnapshot,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct MadeSnapshot {
+    #[serde(flatten)]
+    brief: GroupBrief,
+    group_type_id: String,
 }
 
 fn snapshot_full(
@@ -254,32 +320,31 @@ fn snapshot_full(
     caller: &Caller,
     version: Microversion,
     snapshot: &GroupSnapshot,
-) -> Value {
-    let mut body = json!({
-        "id": snapshot.id,
-        "name": snapshot.name.clone().unwrap_or_default(),
-        "description": snapshot.description,
-        "status": state.control.volume_group_snapshot_status(snapshot).name(),
-        "group_id": snapshot.group_id,
-        "group_type_id": snapshot.group_type_id,
-        "created_at": time(snapshot.created_at),
-    });
+) -> SnapshotFull {
     let shows_project = sees(caller, "group:group_snapshot_project_attribute", Default::Admin);
-    if version.at_least(3, 58) && shows_project {
-        body["project_id"] = json!(snapshot.project_id);
+    SnapshotFull {
+        id: snapshot.id.clone(),
+        name: snapshot.name.clone().unwrap_or_default(),
+        description: snapshot.description.clone(),
+        status: state.control.volume_group_snapshot_status(snapshot).name(),
+        group_id: snapshot.group_id.clone(),
+        group_type_id: snapshot.group_type_id.clone(),
+        created_at: time(snapshot.created_at),
+        project_id: with(version, 58, snapshot.project_id.clone()).filter(|_| shows_project),
     }
-    body
 }
 
 /// `GET /group_snapshots`, `GET /group_snapshots/detail`.
-pub(super) async fn snapshots(listing: Listing<GroupSnapshot>) -> Answer<Value> {
+pub(super) async fn snapshots(
+    listing: Listing<GroupSnapshot>,
+) -> Answer<Page<GroupSnapshot, Detail<SnapshotFull, GroupBrief>>> {
     let (state, version) = (&listing.state, listing.version);
     since(version, 14)?;
     let rows = state.control.volume_group_snapshots(&listing.caller, listing.all()?).await?;
     let sort = |one: &GroupSnapshot, key: &str| sort_value(&one.id, one.name.as_deref(), one.created_at, key);
     listing.page(rows, sort, |stored| match listing.detail {
-        true => snapshot_full(state, &listing.caller, version, &stored.row),
-        false => brief(&stored.row.id, stored.row.name.as_ref()),
+        true => Detail::Full(snapshot_full(state, &listing.caller, version, &stored.row)),
+        false => Detail::Brief(brief(&stored.row.id, stored.row.name.as_ref())),
     })
 }
 
@@ -289,10 +354,11 @@ pub(super) async fn snapshot(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneGroupSnapshot> {
     since(version, 14)?;
     let stored = state.control.volume_group_snapshot(&caller, &id).await?;
-    Ok(Json(json!({"group_snapshot": snapshot_full(&state, &caller, version, &stored.row)})))
+    let group_snapshot = snapshot_full(&state, &caller, version, &stored.row);
+    Ok(Json(OneGroupSnapshot { group_snapshot }))
 }
 
 #[derive(Deserialize)]
@@ -315,13 +381,13 @@ pub(super) async fn snapshot_create(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Body(body): Body<SnapshotBody>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Accepted<MadeGroupSnapshot>, Fault> {
     since(version, 14)?;
     let SnapshotFields { group_id, name, description } = body.group_snapshot;
     let made = state.control.volume_group_snapshot_create(&caller, &group_id, name, description).await?;
-    let mut shown = brief(&made.row.id, made.row.name.as_ref());
-    shown["group_type_id"] = json!(made.row.group_type_id);
-    Ok((StatusCode::ACCEPTED, Json(json!({"group_snapshot": shown}))))
+    let brief = brief(&made.row.id, made.row.name.as_ref());
+    let group_snapshot = MadeSnapshot { brief, group_type_id: made.row.group_type_id.clone() };
+    Ok(answer::Status(Json(MadeGroupSnapshot { group_snapshot })))
 }
 
 /// `DELETE /group_snapshots/{id}`.
@@ -330,10 +396,10 @@ pub(super) async fn snapshot_delete(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     since(version, 14)?;
     state.control.volume_group_snapshot_delete(&caller, &id).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 /// `POST /group_snapshots/{id}/action`.
@@ -343,11 +409,11 @@ pub(super) async fn snapshot_act(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<Map<String, Value>>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     since(version, 19)?;
     let ("reset_status", value) = action(&body)? else {
         return Err(Fault::malformed("There is no such action: reset_status is the one."));
     };
     state.control.volume_group_snapshot_reset(&caller, &id, status_of(value)?).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }

@@ -4,28 +4,58 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::error::Error;
 use control::model::volume::GroupType;
 use control::policy::Default;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{lenient_flag, paged, properties, sees, since, text_or_null};
-use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer::{Accepted, Status, TAKEN, Taken};
 use crate::page::SortValue;
 
 /// What the list is sorted by.
 const SORT_KEYS: [&str; 3] = ["id", "name", "created_at"];
 
-fn type_full(caller: &control::caller::Caller, kind: &GroupType) -> Value {
-    let mut body = json!({"id": kind.id, "name": kind.name, "description": kind.description, "is_public": kind.is_public});
-    if sees(caller, "group:access_group_types_specs", Default::Admin) {
-        body["group_specs"] = json!(kind.specs);
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "GroupType")]
+struct Shown {
+    id: String,
+    name: String,
+    description: Option<String>,
+    is_public: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group_specs: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneGroupType {
+    group_type: Shown,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct GroupTypes {
+    group_types: Vec<Shown>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct GroupSpecs {
+    group_specs: BTreeMap<String, String>,
+}
+
+fn type_full(caller: &control::caller::Caller, kind: &GroupType) -> Shown {
+    let shows_specs = sees(caller, "group:access_group_types_specs", Default::Admin);
+    Shown {
+        id: kind.id.clone(),
+        name: kind.name.clone(),
+        description: kind.description.clone(),
+        is_public: kind.is_public,
+        group_specs: shows_specs.then(|| kind.specs.clone()),
     }
-    body
 }
 
 /// `GET /group_types`.
@@ -34,8 +64,7 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
     version: Microversion,
     filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<GroupTypes> {
     since(version, 11)?;
     let mut rows = state.control.volume_group_types(&caller).await?;
     match filters.get("is_public").map(str::to_ascii_lowercase).as_deref() {
@@ -57,11 +86,9 @@ pub(super) async fn list(
             _ => Some(stored.row.id.as_str().into()),
         },
     )?;
-    let mut body = slice.nova("group_types", &url, |stored| type_full(&caller, &stored.row));
-    if let Some(body) = body.as_object_mut() {
-        body.retain(|key, _| key == "group_types");
-    }
-    Ok(Json(body))
+    Ok(Json(GroupTypes {
+        group_types: slice.rows.iter().map(|stored| type_full(&caller, &stored.row)).collect(),
+    }))
 }
 
 /// `GET /group_types/{id}`, of which `default` is none.
@@ -70,10 +97,10 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneGroupType> {
     since(version, 11)?;
     let stored = state.control.volume_group_type(&caller, &id).await?;
-    Ok(Json(json!({"group_type": type_full(&caller, &stored.row)})))
+    Ok(Json(OneGroupType { group_type: type_full(&caller, &stored.row) }))
 }
 
 #[derive(Deserialize)]
@@ -99,7 +126,7 @@ pub(super) async fn create(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Body(body): Body<TypeBody>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Accepted<OneGroupType>, Fault> {
     since(version, 11)?;
     let fields = body.group_type;
     let public = lenient_flag("is_public", &fields.is_public)?.unwrap_or(true);
@@ -107,7 +134,7 @@ pub(super) async fn create(
         (fields.name.unwrap_or_default(), text_or_null("description", &fields.description)?, public);
     let specs = fields.group_specs.unwrap_or_default();
     let made = state.control.volume_group_type_create(&caller, described, specs).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({"group_type": type_full(&caller, &made.row)}))))
+    Ok(Status(Json(OneGroupType { group_type: type_full(&caller, &made.row) })))
 }
 
 /// `PUT /group_types/{id}`.
@@ -117,7 +144,7 @@ pub(super) async fn update(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<TypeBody>,
-) -> Answer<Value> {
+) -> Answer<OneGroupType> {
     since(version, 11)?;
     let fields = body.group_type;
     let public = lenient_flag("is_public", &fields.is_public)?;
@@ -134,7 +161,7 @@ pub(super) async fn update(
         Ok(())
     };
     let stored = state.control.volume_group_type_change(&caller, &id, change).await?;
-    Ok(Json(json!({"group_type": type_full(&caller, &stored.row)})))
+    Ok(Json(OneGroupType { group_type: type_full(&caller, &stored.row) }))
 }
 
 /// `DELETE /group_types/{id}`.
@@ -143,10 +170,10 @@ pub(super) async fn delete(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     since(version, 11)?;
     state.control.volume_group_type_delete(&caller, &id).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 /// `GET /group_types/{id}/group_specs`.
@@ -154,10 +181,10 @@ pub(super) async fn specs(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<GroupSpecs> {
     control::policy::require_admin(&caller, "group:group_types_specs:get_all")?;
     let stored = state.control.volume_group_type(&caller, &id).await?;
-    Ok(Json(json!({"group_specs": stored.row.specs})))
+    Ok(Json(GroupSpecs { group_specs: stored.row.specs.clone() }))
 }
 
 /// `POST /group_types/{id}/group_specs`.
@@ -166,14 +193,14 @@ pub(super) async fn set_specs(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<Map<String, Value>>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Accepted<GroupSpecs>, Fault> {
     let set = properties(body.get("group_specs").unwrap_or(&Value::Null))?;
     let change = |kind: &mut GroupType| {
         kind.specs.extend(set.clone());
         Ok(())
     };
     state.control.volume_group_type_change(&caller, &id, change).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({"group_specs": set}))))
+    Ok(Status(Json(GroupSpecs { group_specs: set })))
 }
 
 fn spec_missing(id: &str, key: &str) -> Error {
@@ -185,11 +212,11 @@ pub(super) async fn spec(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
-) -> Answer<Value> {
+) -> Answer<BTreeMap<String, String>> {
     control::policy::require_admin(&caller, "group:group_types_specs:get")?;
     let stored = state.control.volume_group_type(&caller, &id).await?;
     let value = stored.row.specs.get(&key).cloned().ok_or_else(|| spec_missing(&id, &key))?;
-    Ok(Json(json!({ key: value })))
+    Ok(Json(BTreeMap::from([(key, value)])))
 }
 
 /// `PUT /group_types/{id}/group_specs/{key}`.
@@ -198,7 +225,7 @@ pub(super) async fn set_spec(
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
     Body(body): Body<Value>,
-) -> Answer<Value> {
+) -> Answer<BTreeMap<String, String>> {
     let set = properties(&body)?;
     if set.len() != 1 || !set.contains_key(&key) {
         return Err(Fault::malformed("Request body and URI mismatch"));
@@ -208,7 +235,7 @@ pub(super) async fn set_spec(
         Ok(())
     };
     state.control.volume_group_type_change(&caller, &id, change).await?;
-    Ok(Json(json!(set)))
+    Ok(Json(set))
 }
 
 /// `DELETE /group_types/{id}/group_specs/{key}`.
@@ -216,9 +243,9 @@ pub(super) async fn unset_spec(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     let change =
         |kind: &mut GroupType| kind.specs.remove(&key).map(drop).ok_or_else(|| spec_missing(&id, &key));
     state.control.volume_group_type_change(&caller, &id, change).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }

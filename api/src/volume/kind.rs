@@ -4,50 +4,106 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::caller::Caller;
 use control::error::Error;
 use control::model::volume::VolumeType;
 use control::policy::{Default, require_list};
 use control::service::volume::kind::TypeChange;
 use control::store::Txn;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{lenient_flag, paged, properties, sees, text_or_null, time};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
-use crate::page::SortValue;
+use crate::openapi::answer::{TAKEN, Taken};
+use crate::page::{NextLink, SortValue};
 
 /// What the list is sorted by.
 const SORT_KEYS: [&str; 4] = ["id", "name", "is_public", "created_at"];
 
 const ACCESS: &str = "os-volume-type-access:is_public";
 
-fn full(caller: &Caller, kind: &VolumeType) -> Value {
-    let mut body = made(caller, kind);
-    if sees(caller, "volume_extension:access_types_qos_specs_id", Default::Admin) {
-        body["qos_specs_id"] = json!(kind.qos_id);
-    }
-    body
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "VolumeType")]
+struct Shown {
+    id: String,
+    name: String,
+    description: Option<String>,
+    is_public: bool,
+    #[serde(rename = "os-volume-type-access:is_public", skip_serializing_if = "Option::is_none")]
+    access: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    extra_specs: Option<BTreeMap<String, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    qos_specs_id: Option<Option<String>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneType {
+    volume_type: Shown,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Types {
+    volume_types: Vec<Shown>,
+    /// The one collection whose links have a shorter name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    volume_type_links: Option<NextLink>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ExtraSpecs {
+    extra_specs: BTreeMap<String, String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct TypeAccess {
+    volume_type_id: String,
+    project_id: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct AccessList {
+    volume_type_access: Vec<TypeAccess>,
+}
+
+/// A type inside of the answer about an image of a volume.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct InnerType {
+    id: String,
+    name: String,
+    description: Option<String>,
+    is_public: bool,
+    extra_specs: BTreeMap<String, String>,
+    qos_specs_id: Option<String>,
+    created_at: String,
+    updated_at: Option<String>,
+    deleted: bool,
+    /// Always null.
+    deleted_at: Option<String>,
+}
+
+fn full(caller: &Caller, kind: &VolumeType) -> Shown {
+    let shows_qos = sees(caller, "volume_extension:access_types_qos_specs_id", Default::Admin);
+    Shown { qos_specs_id: shows_qos.then(|| kind.qos_id.clone()), ..made(caller, kind) }
 }
 
 /// What a creation and a change answer.
-fn made(caller: &Caller, kind: &VolumeType) -> Value {
-    let mut body = json!({
-        "id": kind.id,
-        "name": kind.name,
-        "description": kind.description,
-        "is_public": kind.is_public,
-    });
-    if sees(caller, "volume_extension:volume_type_access", Default::Member) {
-        body[ACCESS] = json!(kind.is_public);
+fn made(caller: &Caller, kind: &VolumeType) -> Shown {
+    let shows_access = sees(caller, "volume_extension:volume_type_access", Default::Member);
+    let shows_specs = sees(caller, "volume_extension:access_types_extra_specs", Default::Reader);
+    Shown {
+        id: kind.id.clone(),
+        name: kind.name.clone(),
+        description: kind.description.clone(),
+        is_public: kind.is_public,
+        access: shows_access.then_some(kind.is_public),
+        extra_specs: shows_specs.then(|| specs(caller, kind)),
+        qos_specs_id: None,
     }
-    if sees(caller, "volume_extension:access_types_extra_specs", Default::Reader) {
-        body["extra_specs"] = json!(specs(caller, kind));
-    }
-    body
 }
 
 /// What is not an administrator's to see is left out, unless a file lets others: how a backend is chosen.
@@ -60,20 +116,19 @@ fn specs(caller: &Caller, kind: &VolumeType) -> BTreeMap<String, String> {
     specs
 }
 
-/// A type inside of the answer about an image of a volume.
-pub(super) fn inside(kind: &VolumeType) -> Value {
-    json!({
-        "id": kind.id,
-        "name": kind.name,
-        "description": kind.description,
-        "is_public": kind.is_public,
-        "extra_specs": kind.extra_specs,
-        "qos_specs_id": kind.qos_id,
-        "created_at": time(kind.created_at),
-        "updated_at": kind.updated_at.map(time),
-        "deleted": false,
-        "deleted_at": null,
-    })
+pub(super) fn inside(kind: &VolumeType) -> InnerType {
+    InnerType {
+        id: kind.id.clone(),
+        name: kind.name.clone(),
+        description: kind.description.clone(),
+        is_public: kind.is_public,
+        extra_specs: kind.extra_specs.clone(),
+        qos_specs_id: kind.qos_id.clone(),
+        created_at: time(kind.created_at),
+        updated_at: kind.updated_at.map(time),
+        deleted: false,
+        deleted_at: None,
+    }
 }
 
 /// `GET /types`.
@@ -83,7 +138,7 @@ pub(super) async fn list(
     version: Microversion,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Types> {
     require_list(&caller, "volume_extension:type_get_all")?;
     let mut rows = state.control.volume_types(&caller).await?;
     let is_public = filters.get("is_public").map(str::to_ascii_lowercase);
@@ -121,12 +176,8 @@ pub(super) async fn list(
             })
         },
     )?;
-    let mut body = slice.nova("volume_types", &url, |stored| full(&caller, &stored.row));
-    if let Some(links) = body.as_object_mut().and_then(|body| body.remove("volume_types_links")) {
-        // The one collection whose links have a shorter name.
-        body["volume_type_links"] = links;
-    }
-    Ok(Json(body))
+    let (volume_types, volume_type_links) = slice.with_links(&url, |stored| full(&caller, &stored.row));
+    Ok(Json(Types { volume_types, volume_type_links }))
 }
 
 /// `GET /types/{id}`, of which `default` is one.
@@ -134,14 +185,14 @@ pub(super) async fn show(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneType> {
     require_list(&caller, "volume_extension:type_get")?;
     let stored = if id == "default" {
         state.control.volume_type_default(&caller).await?
     } else {
         state.control.volume_type(&caller, &id).await?
     };
-    Ok(Json(json!({"volume_type": full(&caller, &stored.row)})))
+    Ok(Json(OneType { volume_type: full(&caller, &stored.row) }))
 }
 
 #[derive(Deserialize)]
@@ -174,14 +225,14 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<TypeBody>,
-) -> Answer<Value> {
+) -> Answer<OneType> {
     let fields = body.volume_type;
     let name = fields.name.as_deref().unwrap_or_default();
     let description = text_or_null("description", &fields.description)?;
     let specs = fields.extra_specs.as_ref().map(properties).transpose()?.unwrap_or_default();
     let public = fields.public()?.unwrap_or(true);
     let new = state.control.volume_type_create(&caller, (name, description, public), specs).await?;
-    Ok(Json(json!({"volume_type": made(&caller, &new.row)})))
+    Ok(Json(OneType { volume_type: made(&caller, &new.row) }))
 }
 
 /// `PUT /types/{id}`.
@@ -190,7 +241,7 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<TypeBody>,
-) -> Answer<Value> {
+) -> Answer<OneType> {
     let fields = body.volume_type;
     let is_public = fields.public()?;
     let description = match &fields.description {
@@ -204,11 +255,7 @@ pub(super) async fn update(
     }
     let change = TypeChange { name: fields.name, description, is_public };
     let stored = state.control.volume_type_update(&caller, &id, change).await?;
-    let mut shown = made(&caller, &stored.row);
-    if let Some(shown) = shown.as_object_mut() {
-        shown.remove(ACCESS);
-    }
-    Ok(Json(json!({ "volume_type": shown })))
+    Ok(Json(OneType { volume_type: Shown { access: None, ..made(&caller, &stored.row) } }))
 }
 
 /// `DELETE /types/{id}`.
@@ -216,9 +263,9 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     state.control.volume_type_delete(&caller, &id).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 /// `GET /types/{id}/extra_specs`.
@@ -226,10 +273,10 @@ pub(super) async fn extra_specs(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<ExtraSpecs> {
     require_list(&caller, "volume_extension:types_extra_specs:index")?;
     let stored = state.control.volume_type(&caller, &id).await?;
-    Ok(Json(json!({"extra_specs": specs(&caller, &stored.row)})))
+    Ok(Json(ExtraSpecs { extra_specs: specs(&caller, &stored.row) }))
 }
 
 #[derive(Deserialize)]
@@ -246,10 +293,10 @@ pub(super) async fn set_extra_specs(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<SpecsBody>,
-) -> Answer<Value> {
+) -> Answer<ExtraSpecs> {
     let set = properties(&body.extra_specs)?;
     add_specs(&state, &caller, &id, &set).await?;
-    Ok(Json(json!({"extra_specs": set})))
+    Ok(Json(ExtraSpecs { extra_specs: set }))
 }
 
 async fn add_specs(
@@ -279,11 +326,11 @@ pub(super) async fn extra_spec(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
-) -> Answer<Value> {
+) -> Answer<BTreeMap<String, String>> {
     require_list(&caller, "volume_extension:types_extra_specs:show")?;
     let stored = state.control.volume_type(&caller, &id).await?;
     match specs(&caller, &stored.row).remove(&key) {
-        Some(value) => Ok(Json(json!({ key: value }))),
+        Some(value) => Ok(Json(BTreeMap::from([(key, value)]))),
         None => {
             Err(Error::NotFound { kind: "Volume Type extra spec", id: format!("{id} with key {key}") }.into())
         }
@@ -296,7 +343,7 @@ pub(super) async fn set_extra_spec(
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
     Body(body): Body<Value>,
-) -> Answer<Value> {
+) -> Answer<BTreeMap<String, String>> {
     let set = properties(&body)?;
     if set.len() != 1 {
         return Err(Fault::malformed("Request body contains too many items"));
@@ -305,7 +352,7 @@ pub(super) async fn set_extra_spec(
         return Err(Fault::malformed("Request body and URI mismatch"));
     }
     add_specs(&state, &caller, &id, &set).await?;
-    Ok(Json(json!(set)))
+    Ok(Json(set))
 }
 
 /// `DELETE /types/{id}/extra_specs/{key}`.
@@ -313,13 +360,13 @@ pub(super) async fn unset_extra_spec(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     let change = |_: &control::store::Cache, kind: &mut VolumeType| match kind.extra_specs.remove(&key) {
         Some(_) => Ok(Txn::new()),
         None => Err(Error::NotFound { kind: "Volume Type extra spec", id: format!("{id} with key {key}") }),
     };
     state.control.volume_type_change(&caller, &id, SPECS, change).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 /// `GET /types/{id}/os-volume-type-access`.
@@ -327,7 +374,7 @@ pub(super) async fn access(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<AccessList> {
     control::policy::require_admin(&caller, "volume_extension:volume_type_access:get_all_for_type")?;
     let stored = state.control.volume_type(&caller, &id).await?;
     if stored.row.is_public {
@@ -335,13 +382,9 @@ pub(super) async fn access(
             Error::not_found("Access list not available for public volume types: volume type", id).into()
         );
     }
-    let list: Vec<Value> = stored
-        .row
-        .access
-        .iter()
-        .map(|project| json!({"volume_type_id": stored.row.id, "project_id": project}))
-        .collect();
-    Ok(Json(json!({"volume_type_access": list})))
+    let access =
+        |project: &String| TypeAccess { volume_type_id: stored.row.id.clone(), project_id: project.clone() };
+    Ok(Json(AccessList { volume_type_access: stored.row.access.iter().map(access).collect() }))
 }
 
 /// `POST /types/{id}/action`: opens a type to a project, or closes it.
@@ -350,7 +393,7 @@ pub(super) async fn act(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<Map<String, Value>>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     let (name, value) = match body.iter().next() {
         Some(action) if body.len() == 1 => action,
         _ => return Err(Fault::malformed("There is no such action: exactly one is named in a body.")),
@@ -363,5 +406,5 @@ pub(super) async fn act(
     let project = value["project"].as_str().filter(|project| (1..=36).contains(&project.len()));
     let project = project.ok_or_else(|| Fault::malformed("Invalid input for field/attribute project."))?;
     state.control.volume_type_access(&caller, &id, project, open).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }

@@ -2,6 +2,7 @@
 //!
 //! Must never know: any one resource.
 
+use std::borrow::Cow;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -10,7 +11,10 @@ use axum::extract::{FromRef, FromRequestParts};
 use axum::http::request::Parts;
 use control::caller::Caller;
 use control::store::{Row, Stored};
-use serde_json::{Value, json};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use serde_json::json;
 
 use super::filter::Tests;
 use super::paged;
@@ -18,7 +22,7 @@ use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl};
 use crate::error::Fault;
 use crate::microversion::Microversion;
 use crate::openapi::{Extracted, Operation};
-use crate::page::SortValue;
+use crate::page::{NextLink, SortValue};
 
 /// What can be listed.
 pub(super) trait Listed: Row {
@@ -104,29 +108,79 @@ impl<R: Listed> Listing<R> {
     }
 
     /// One page of `rows`.
-    pub(super) fn page(
+    pub(super) fn page<T>(
         &self,
         rows: Rows<R>,
         sort: impl Fn(&R, &str) -> Option<SortValue>,
-        show: impl Fn(Arc<Stored<R>>) -> Value,
-    ) -> Answer<Value> {
+        show: impl Fn(Arc<Stored<R>>) -> T,
+    ) -> Answer<Page<R, T>> {
         let value = |stored: &Arc<Stored<R>>, key: &str| sort(&stored.row, key);
         let slice = paged(&self.filters, rows, |stored| stored.row.id(), R::SORT_KEYS, value)?;
-        Ok(Json(slice.nova(R::MANY, &self.url, show)))
+        let (rows, links) = slice.with_links(&self.url, show);
+        Ok(Json(Page { rows, links, count: None, of: PhantomData }))
     }
 
     /// As [`Listing::page`], with how many there are in all where that was asked for (microversion 3.45).
-    pub(super) fn counted_page(
+    pub(super) fn counted_page<T>(
         &self,
         rows: Rows<R>,
         sort: impl Fn(&R, &str) -> Option<SortValue>,
-        show: impl Fn(Arc<Stored<R>>) -> Value,
-    ) -> Answer<Value> {
+        show: impl Fn(Arc<Stored<R>>) -> T,
+    ) -> Answer<Page<R, T>> {
         let count = rows.len();
-        let Json(mut body) = self.page(rows, sort, show)?;
-        if self.version.at_least(3, 45) && self.filters.flag("with_count")?.unwrap_or(false) {
-            body["count"] = json!(count);
-        }
-        Ok(Json(body))
+        let Json(page) = self.page(rows, sort, show)?;
+        let counted = self.version.at_least(3, 45) && self.filters.flag("with_count")?.unwrap_or(false);
+        Ok(Json(Page { count: counted.then_some(count), ..page }))
     }
+}
+
+/// A page of rows as they are shown, under their name, with a link to the next and how many there are in all.
+pub(super) struct Page<R, T> {
+    rows: Vec<T>,
+    links: Option<NextLink>,
+    count: Option<usize>,
+    of: PhantomData<R>,
+}
+
+impl<R: Listed, T: Serialize> Serialize for Page<R, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry(R::MANY, &self.rows)?;
+        if let Some(links) = &self.links {
+            map.serialize_entry(&format!("{}_links", R::MANY), links)?;
+        }
+        if let Some(count) = &self.count {
+            map.serialize_entry("count", count)?;
+        }
+        map.end()
+    }
+}
+
+impl<R: Listed, T: JsonSchema> JsonSchema for Page<R, T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        R::MANY.into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let rows = generator.subschema_for::<Vec<T>>();
+        let links = generator.subschema_for::<NextLink>();
+        let count = generator.subschema_for::<usize>();
+        json_schema!({
+            "type": "object",
+            "properties": {R::MANY: rows, format!("{}_links", R::MANY): links, "count": count},
+            "required": [R::MANY],
+        })
+    }
+}
+
+/// What is shown of a row, with `…/detail` or without.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Detail<F, B> {
+    Full(F),
+    Brief(B),
 }

@@ -5,17 +5,20 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::{FromRequestParts, OriginalUri, State};
+use axum::http::Uri;
 use axum::http::request::Parts;
-use axum::http::{StatusCode, Uri};
 use control::service::volume::manage::{Manageable, NewManaged, NewManagedSnapshot};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::volume_view::short;
-use super::{since, snapshot};
+use super::since;
+use super::snapshot::{self, OneSnapshot};
+use super::volume_view::{OneVolume, short};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer::{Accepted, Status};
 use crate::openapi::{Extracted, Operation};
 
 /// The most disks of one page.
@@ -55,8 +58,9 @@ pub(super) async fn volumes(
     version: Microversion,
     DiskQuery(filters): DiskQuery,
     OriginalUri(uri): OriginalUri,
-) -> Answer<Value> {
-    list(state, caller, version, &filters, &uri, false).await
+) -> Answer<ManageableVolumes> {
+    let volumes = list(state, caller, version, &filters, &uri, false).await?;
+    Ok(Json(ManageableVolumes { volumes }))
 }
 
 /// `GET /manageable_snapshots`, `GET /manageable_snapshots/detail`.
@@ -66,8 +70,9 @@ pub(super) async fn snapshots(
     version: Microversion,
     DiskQuery(filters): DiskQuery,
     OriginalUri(uri): OriginalUri,
-) -> Answer<Value> {
-    list(state, caller, version, &filters, &uri, true).await
+) -> Answer<ManageableSnapshots> {
+    let snapshots = list(state, caller, version, &filters, &uri, true).await?;
+    Ok(Json(ManageableSnapshots { snapshots }))
 }
 
 async fn list(
@@ -77,7 +82,7 @@ async fn list(
     filters: &Filters,
     uri: &Uri,
     of_snapshots: bool,
-) -> Answer<Value> {
+) -> Result<Vec<Disk>, Fault> {
     check(version, uri)?;
     if filters.get("cluster").is_some() {
         return Err(Fault::not_implemented("a cluster of backends"));
@@ -105,27 +110,62 @@ async fn list(
     }
     let detail = uri.path().ends_with("/detail");
     let page = found.iter().skip(offset).take(limit);
-    let shown: Vec<Value> = page.map(|one| show(one, of_snapshots, detail)).collect();
-    let collection = if of_snapshots { "manageable-snapshots" } else { "manageable-volumes" };
-    Ok(Json(json!({ collection: shown })))
+    Ok(page.map(|one| show(one, of_snapshots, detail)).collect())
 }
 
-fn show(disk: &Manageable, of_snapshots: bool, detail: bool) -> Value {
-    let mut body = json!({
-        "reference": {"source-name": disk.name},
-        "size": disk.size_gib,
-        "safe_to_manage": disk.taken.is_none(),
-    });
-    let volume = disk.taken.as_ref().and_then(|(_, volume)| volume.as_ref());
-    if of_snapshots {
-        body["source_reference"] = json!(volume.map(|id| json!({"source-id": id})));
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ManageableVolumes {
+    #[serde(rename = "manageable-volumes")]
+    volumes: Vec<Disk>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ManageableSnapshots {
+    #[serde(rename = "manageable-snapshots")]
+    snapshots: Vec<Disk>,
+}
+
+/// A disk of a backend.
+#[derive(Serialize, JsonSchema)]
+struct Disk {
+    reference: SourceName,
+    size: u64,
+    safe_to_manage: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source_reference: Option<Option<SourceId>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cinder_id: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason_not_safe: Option<Option<&'static str>>,
+    /// Always null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    extra_info: Option<Option<String>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct SourceName {
+    #[serde(rename = "source-name")]
+    name: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct SourceId {
+    #[serde(rename = "source-id")]
+    id: String,
+}
+
+fn show(disk: &Manageable, of_snapshots: bool, detail: bool) -> Disk {
+    let taken = disk.taken.as_ref();
+    let volume = taken.and_then(|(_, volume)| volume.clone());
+    Disk {
+        reference: SourceName { name: disk.name.clone() },
+        size: disk.size_gib,
+        safe_to_manage: taken.is_none(),
+        source_reference: of_snapshots.then(|| volume.map(|id| SourceId { id })),
+        cinder_id: detail.then(|| taken.map(|(id, _)| id.clone())),
+        reason_not_safe: detail.then(|| taken.map(|_| "already managed")),
+        extra_info: detail.then_some(None),
     }
-    if detail {
-        body["cinder_id"] = json!(disk.taken.as_ref().map(|(id, _)| id));
-        body["reason_not_safe"] = json!(disk.taken.as_ref().map(|_| "already managed"));
-        body["extra_info"] = Value::Null;
-    }
-    body
 }
 
 /// How a disk is named: by either key, since a disk's name is its id.
@@ -174,7 +214,7 @@ pub(super) async fn manage(
     version: Microversion,
     OriginalUri(uri): OriginalUri,
     Body(body): Body<ManageBody>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Accepted<OneVolume>, Fault> {
     check(version, &uri)?;
     let fields = body.volume;
     if fields.cluster.is_some() {
@@ -191,7 +231,7 @@ pub(super) async fn manage(
     };
     let made = state.control.volume_manage(&caller, &new).await?;
     let view = state.control.volume_view(made);
-    Ok((StatusCode::ACCEPTED, Json(json!({"volume": short(&state, version, &view)}))))
+    Ok(Status(Json(OneVolume { volume: short(&state, version, &view) })))
 }
 
 #[derive(Deserialize)]
@@ -218,7 +258,7 @@ pub(super) async fn manage_snapshot(
     version: Microversion,
     OriginalUri(uri): OriginalUri,
     Body(body): Body<ManageSnapshotBody>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Accepted<OneSnapshot>, Fault> {
     check(version, &uri)?;
     let fields = body.snapshot;
     let new = NewManagedSnapshot {
@@ -229,5 +269,5 @@ pub(super) async fn manage_snapshot(
         metadata: fields.metadata.unwrap_or_default(),
     };
     let made = state.control.volume_snapshot_manage(&caller, &new).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({"snapshot": snapshot::short(version, &made.row)}))))
+    Ok(Status(Json(OneSnapshot { snapshot: snapshot::short(version, &made.row) })))
 }

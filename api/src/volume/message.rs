@@ -2,18 +2,19 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::model::volume::VolumeMessage;
 use control::service::volume::message::DAYS_KEPT;
 use jiff::SignedDuration;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::filter;
-use super::listing::{Listed, Listing};
-use super::{links, since, time};
+use super::listing::{Listed, Listing, Page};
+use super::{Link, links, since, time};
 use crate::context::{Answer, AppState, Authenticated, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer::{DONE, Done};
 use crate::page::SortValue;
 
 /// What the list is sorted by.
@@ -26,24 +27,43 @@ impl Listed for VolumeMessage {
     const FILTERS: &'static [&'static str] = &filter::MESSAGES;
 }
 
-fn full(state: &AppState, message: &VolumeMessage) -> Value {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Message {
+    id: String,
+    request_id: String,
+    resource_type: String,
+    resource_uuid: String,
+    event_id: String,
+    message_level: &'static str,
+    user_message: String,
+    created_at: String,
+    guaranteed_until: String,
+    links: [Link; 2],
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneMessage {
+    message: Message,
+}
+
+fn full(state: &AppState, message: &VolumeMessage) -> Message {
     let until = message.created_at.checked_add(SignedDuration::from_hours(24 * DAYS_KEPT));
-    json!({
-        "id": message.id,
-        "request_id": message.request_id,
-        "resource_type": message.resource_type,
-        "resource_uuid": message.resource_id,
-        "event_id": message.event_id,
-        "message_level": "ERROR",
-        "user_message": message.text,
-        "created_at": time(message.created_at),
-        "guaranteed_until": time(until.unwrap_or(message.created_at)),
-        "links": links(state, "messages", &message.id),
-    })
+    Message {
+        id: message.id.clone(),
+        request_id: message.request_id.clone(),
+        resource_type: message.resource_type.clone(),
+        resource_uuid: message.resource_id.clone(),
+        event_id: message.event_id.clone(),
+        message_level: "ERROR",
+        user_message: message.text.clone(),
+        created_at: time(message.created_at),
+        guaranteed_until: time(until.unwrap_or(message.created_at)),
+        links: links(state, "messages", &message.id),
+    }
 }
 
 /// `GET /messages`.
-pub(super) async fn list(listing: Listing<VolumeMessage>) -> Answer<Value> {
+pub(super) async fn list(listing: Listing<VolumeMessage>) -> Answer<Page<VolumeMessage, Message>> {
     let (state, version) = (&listing.state, listing.version);
     since(version, 3)?;
     let tests = listing.tests()?;
@@ -77,10 +97,10 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneMessage> {
     since(version, 3)?;
     let stored = state.control.volume_message(&caller, &id).await?;
-    Ok(Json(json!({"message": full(&state, &stored.row)})))
+    Ok(Json(OneMessage { message: full(&state, &stored.row) }))
 }
 
 /// `DELETE /messages/{id}`.
@@ -89,8 +109,8 @@ pub(super) async fn delete(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     since(version, 3)?;
     state.control.volume_message_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::Control;
 use control::caller::Caller;
 use control::error::{Error, Result};
 use control::model::volume::Snapshot;
 use control::policy::{Default, Target, require};
 use control::service::volume::change::Properties;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::properties;
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
@@ -44,13 +44,27 @@ impl MetaBody {
     }
 }
 
-fn shown(all: &Metadata) -> Answer<Value> {
-    Ok(Json(json!({ "metadata": all })))
+/// All properties.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Metadata")]
+pub(super) struct Shown {
+    metadata: Metadata,
 }
 
-fn item(all: &Metadata, key: &str) -> Answer<Value> {
+/// One of them.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "MetadataItem")]
+pub(super) struct Item {
+    meta: Metadata,
+}
+
+fn shown(metadata: Metadata) -> Answer<Shown> {
+    Ok(Json(Shown { metadata }))
+}
+
+fn item(all: &Metadata, key: &str) -> Answer<Item> {
     match all.get(key) {
-        Some(value) => Ok(Json(json!({"meta": {key: value}}))),
+        Some(value) => Ok(Json(Item { meta: BTreeMap::from([(key.to_owned(), value.clone())]) })),
         None => Err(Error::NotFound { kind: "Metadata item", id: key.to_owned() }.into()),
     }
 }
@@ -149,8 +163,8 @@ pub(super) async fn list<O: Owned>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
-    shown(&O::get(&state.control, &caller, &id).await?)
+) -> Answer<Shown> {
+    shown(O::get(&state.control, &caller, &id).await?)
 }
 
 /// `POST …/{id}/metadata`.
@@ -159,8 +173,8 @@ pub(super) async fn add<O: Owned>(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<MetadataBody>,
-) -> Answer<Value> {
-    shown(&O::set(&state.control, &caller, &id, properties(&body.metadata)?, false).await?)
+) -> Answer<Shown> {
+    shown(O::set(&state.control, &caller, &id, properties(&body.metadata)?, false).await?)
 }
 
 /// `PUT …/{id}/metadata`.
@@ -169,8 +183,8 @@ pub(super) async fn replace<O: Owned>(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<MetadataBody>,
-) -> Answer<Value> {
-    shown(&O::set(&state.control, &caller, &id, properties(&body.metadata)?, true).await?)
+) -> Answer<Shown> {
+    shown(O::set(&state.control, &caller, &id, properties(&body.metadata)?, true).await?)
 }
 
 /// `GET …/{id}/metadata/{key}`.
@@ -178,7 +192,7 @@ pub(super) async fn show<O: Owned>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
-) -> Answer<Value> {
+) -> Answer<Item> {
     item(&O::get(&state.control, &caller, &id).await?, &key)
 }
 
@@ -188,7 +202,7 @@ pub(super) async fn set<O: Owned>(
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
     Body(body): Body<MetaBody>,
-) -> Answer<Value> {
+) -> Answer<Item> {
     item(&O::set(&state.control, &caller, &id, body.one(&key)?, false).await?, &key)
 }
 
@@ -197,7 +211,7 @@ pub(super) async fn unset<O: Owned>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
-) -> std::result::Result<StatusCode, Fault> {
+) -> std::result::Result<(), Fault> {
     O::unset(&state.control, &caller, &id, &key).await?;
-    Ok(StatusCode::OK)
+    Ok(())
 }

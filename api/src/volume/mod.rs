@@ -35,7 +35,9 @@ use axum::Json;
 use control::caller::Caller;
 use control::policy::{self, Target};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 
 use self::metadata::{OfSnapshot, OfVolume, Owned};
 use crate::context::{Answer, AppState, Authenticated, Filters};
@@ -207,8 +209,22 @@ async fn absent(_: Authenticated) -> Fault {
     Fault::not_implemented("this part of block storage")
 }
 
+#[derive(Serialize, JsonSchema)]
+struct Extension {
+    name: &'static str,
+    alias: &'static str,
+    description: &'static str,
+    links: [Link; 0],
+    updated: &'static str,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Extensions {
+    extensions: Vec<Extension>,
+}
+
 /// Block Storage API v3: list known API extensions.
-async fn extensions(_: Authenticated) -> Answer<Value> {
+async fn extensions(_: Authenticated) -> Answer<Extensions> {
     const EXTENSIONS: [(&str, &str); 8] = [
         ("Hosts", "os-hosts"),
         ("Services", "os-services"),
@@ -219,10 +235,10 @@ async fn extensions(_: Authenticated) -> Answer<Value> {
         ("VolumeActions", "os-volume-actions"),
         ("Qos_specs_manage", "qos-specs"),
     ];
-    let shown = EXTENSIONS.map(|(name, alias)| {
-        json!({"name": name, "alias": alias, "description": name, "links": [], "updated": "2016-02-08T00:00:00+00:00"})
-    });
-    Ok(Json(json!({ "extensions": shown })))
+    let updated = "2016-02-08T00:00:00+00:00";
+    let shown =
+        EXTENSIONS.map(|(name, alias)| Extension { name, alias, description: name, links: [], updated });
+    Ok(Json(Extensions { extensions: shown.into() }))
 }
 
 /// A time to the microsecond, without a zone, as Cinder's database writes it: `2026-01-02T03:04:05.000006`.
@@ -230,13 +246,23 @@ fn time(time: Timestamp) -> String {
     crate::compute::microseconds(time)
 }
 
+/// Where one thing is.
+#[derive(Serialize, JsonSchema)]
+struct Link {
+    rel: &'static str,
+    href: String,
+}
+
 /// `self` and `bookmark` links of one thing.
-fn links(state: &AppState, collection: &str, id: &str) -> Value {
+fn links(state: &AppState, collection: &str, id: &str) -> [Link; 2] {
     let url = state.public_url();
-    json!([
-        {"rel": "self", "href": format!("{url}/volume/v3/{collection}/{id}")},
-        {"rel": "bookmark", "href": format!("{url}/volume/{collection}/{id}")},
-    ])
+    let link = |rel, version: &str| Link { rel, href: format!("{url}/volume{version}/{collection}/{id}") };
+    [link("self", "/v3"), link("bookmark", "")]
+}
+
+/// A value that a version came with: absent before.
+fn with<T>(version: Microversion, minor: u16, value: T) -> Option<T> {
+    version.at_least(3, minor).then_some(value)
 }
 
 /// Whether the caller is shown what a rule guards that is about no one thing.

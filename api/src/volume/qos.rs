@@ -4,31 +4,74 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::model::volume::QosSpec;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::{links, properties};
+use super::{Link, links, properties};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{TAKEN, Taken};
 
-fn full(spec: &QosSpec) -> Value {
-    json!({"id": spec.id, "name": spec.name, "consumer": spec.consumer, "specs": spec.specs})
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "QosSpecs")]
+struct Shown {
+    id: String,
+    name: String,
+    consumer: String,
+    specs: BTreeMap<String, String>,
 }
 
-fn with_links(state: &AppState, spec: &QosSpec) -> Answer<Value> {
-    Ok(Json(json!({"qos_specs": full(spec), "links": links(state, "qos-specs", &spec.id)})))
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneQosSpecs {
+    qos_specs: Shown,
+    links: [Link; 2],
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct AllQosSpecs {
+    qos_specs: Vec<Shown>,
+}
+
+/// What was said of them.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ChangedSpecs {
+    qos_specs: BTreeMap<String, String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct QosAssociation {
+    association_type: &'static str,
+    name: String,
+    id: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct QosAssociations {
+    qos_associations: Vec<QosAssociation>,
+}
+
+fn full(spec: &QosSpec) -> Shown {
+    Shown {
+        id: spec.id.clone(),
+        name: spec.name.clone(),
+        consumer: spec.consumer.clone(),
+        specs: spec.specs.clone(),
+    }
+}
+
+fn with_links(state: &AppState, spec: &QosSpec) -> Answer<OneQosSpecs> {
+    Ok(Json(OneQosSpecs { qos_specs: full(spec), links: links(state, "qos-specs", &spec.id) }))
 }
 
 /// `GET /qos-specs`.
 pub(super) async fn list(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
-) -> Answer<Value> {
+) -> Answer<AllQosSpecs> {
     let rows = state.control.volume_qos_list(&caller).await?;
-    let shown: Vec<Value> = rows.iter().map(|stored| full(&stored.row)).collect();
-    Ok(Json(json!({"qos_specs": shown})))
+    Ok(Json(AllQosSpecs { qos_specs: rows.iter().map(|stored| full(&stored.row)).collect() }))
 }
 
 /// `GET /qos-specs/{id}`.
@@ -36,7 +79,7 @@ pub(super) async fn show(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneQosSpecs> {
     with_links(&state, &state.control.volume_qos(&caller, &id).await?.row)
 }
 
@@ -58,7 +101,7 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<SpecsBody>,
-) -> Answer<Value> {
+) -> Answer<OneQosSpecs> {
     let mut specs = body.texts()?;
     let name = specs.remove("name").unwrap_or_default();
     let consumer = specs.remove("consumer").unwrap_or_else(|| "back-end".to_owned());
@@ -72,12 +115,12 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<SpecsBody>,
-) -> Answer<Value> {
+) -> Answer<ChangedSpecs> {
     let mut specs = body.texts()?;
     let answer = specs.clone();
     let consumer = specs.remove("consumer");
     state.control.volume_qos_change(&caller, &id, consumer.as_deref(), specs, &[]).await?;
-    Ok(Json(json!({"qos_specs": answer})))
+    Ok(Json(ChangedSpecs { qos_specs: answer }))
 }
 
 #[derive(Deserialize)]
@@ -92,9 +135,9 @@ pub(super) async fn delete_keys(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<KeysBody>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     state.control.volume_qos_change(&caller, &id, None, BTreeMap::new(), &body.keys).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 /// `DELETE /qos-specs/{id}`.
@@ -103,10 +146,10 @@ pub(super) async fn delete(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     let force = filters.flag("force")?.unwrap_or(false);
     state.control.volume_qos_delete(&caller, &id, force).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 /// `GET /qos-specs/{id}/associations`.
@@ -114,13 +157,14 @@ pub(super) async fn associations(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<QosAssociations> {
     let types = state.control.volume_qos_types(&caller, &id).await?;
-    let shown: Vec<Value> = types
-        .iter()
-        .map(|kind| json!({"association_type": "volume_type", "name": kind.row.name, "id": kind.row.id}))
-        .collect();
-    Ok(Json(json!({"qos_associations": shown})))
+    let shown = types.iter().map(|kind| QosAssociation {
+        association_type: "volume_type",
+        name: kind.row.name.clone(),
+        id: kind.row.id.clone(),
+    });
+    Ok(Json(QosAssociations { qos_associations: shown.collect() }))
 }
 
 async fn give(
@@ -129,11 +173,11 @@ async fn give(
     id: &str,
     filters: &Filters,
     give: bool,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     let missing = || Fault::malformed("Volume Type id must not be None.");
     let kind = filters.get("vol_type_id").filter(|kind| !kind.is_empty()).ok_or_else(missing)?;
     state.control.volume_type_qos(caller, id, kind, give).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 /// `GET /qos-specs/{id}/associate`.
@@ -142,7 +186,7 @@ pub(super) async fn associate(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     give(&state, &caller, &id, &filters, true).await
 }
 
@@ -152,7 +196,7 @@ pub(super) async fn disassociate(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     give(&state, &caller, &id, &filters, false).await
 }
 
@@ -161,9 +205,9 @@ pub(super) async fn disassociate_all(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     state.control.volume_qos_release(&caller, &id).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 #[cfg(test)]

@@ -6,8 +6,9 @@ use axum::Json;
 use axum::extract::State;
 use control::policy::{Default, Target, require};
 use control::service::quota::{DEFAULT_CLASS, Quota, Resource};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::sees;
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
@@ -35,19 +36,68 @@ pub(super) struct UpdateBody {
 
 type Quotas = BTreeMap<Resource, Quota>;
 
-fn set(project: &str, quotas: &Quotas, types: &BTreeMap<String, Quota>, usage: bool) -> Value {
-    let show = |limit: i64, used: u64| {
-        if usage { json!({"limit": limit, "in_use": used, "reserved": 0}) } else { json!(limit) }
+/// A limit, or that with what is used of it.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+enum Line {
+    Limit(i64),
+    Usage(QuotaUsage),
+}
+
+#[derive(Serialize, JsonSchema)]
+struct QuotaUsage {
+    limit: i64,
+    in_use: u64,
+    reserved: u64,
+}
+
+/// A line for each resource, and for those of each type of volumes.
+#[derive(Serialize, JsonSchema)]
+struct QuotaSet {
+    /// The project, or the class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(flatten)]
+    lines: BTreeMap<String, Line>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct QuotaSetAnswer {
+    quota_set: QuotaSet,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ClassAnswer {
+    quota_class_set: QuotaSet,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct LimitsAnswer {
+    limits: Limits,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "AbsoluteLimits")]
+struct Limits {
+    rate: [u64; 0],
+    absolute: BTreeMap<&'static str, i128>,
+}
+
+fn set(project: &str, quotas: &Quotas, types: &BTreeMap<String, Quota>, usage: bool) -> QuotaSet {
+    let line = |quota: &Quota| match usage {
+        false => Line::Limit(quota.limit_or_minus_one()),
+        true => {
+            Line::Usage(QuotaUsage { limit: quota.limit_or_minus_one(), in_use: quota.used, reserved: 0 })
+        }
     };
     let counted = RESOURCES.iter().filter_map(|resource| Some((resource.name(), quotas.get(resource)?)));
-    let mut body: Map<String, Value> = counted
-        .map(|(name, quota)| (name.to_owned(), show(quota.limit_or_minus_one(), quota.used)))
-        .collect();
-    body.extend(
-        types.iter().map(|(name, quota)| (name.clone(), show(quota.limit_or_minus_one(), quota.used))),
+    let mut lines: BTreeMap<String, Line> =
+        counted.map(|(name, quota)| (name.to_owned(), line(quota))).collect();
+    // A type may have any name, and what a set is of wins over it.
+    lines.extend(
+        types.iter().filter(|(name, _)| *name != "id").map(|(name, quota)| (name.clone(), line(quota))),
     );
-    body.insert("id".to_owned(), json!(project));
-    json!({ "quota_set": body })
+    QuotaSet { id: Some(project.to_owned()), lines }
 }
 
 /// Block Storage API v3: show quotas for a project.
@@ -56,10 +106,11 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     Segments(project): Segments<String>,
     filters: Filters,
-) -> Answer<Value> {
+) -> Answer<QuotaSetAnswer> {
     let quotas = state.control.quotas(&caller, &project, SHOW).await?;
     let types = state.control.quotas_of_types(&project).await?;
-    Ok(Json(set(&project, &quotas, &types, filters.flag("usage")?.unwrap_or(false))))
+    let usage = filters.flag("usage")?.unwrap_or(false);
+    Ok(Json(QuotaSetAnswer { quota_set: set(&project, &quotas, &types, usage) }))
 }
 
 /// Block Storage API v3: get default quotas for a project.
@@ -67,11 +118,11 @@ pub(super) async fn defaults(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(project): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<QuotaSetAnswer> {
     require(SHOW, Default::Reader, &caller, &Target::of(&[("project_id", &project)]))?;
     let quotas = state.control.quota_defaults().await?;
     let types = state.control.quota_defaults_of_types().await?;
-    Ok(Json(set(&project, &quotas, &types, false)))
+    Ok(Json(QuotaSetAnswer { quota_set: set(&project, &quotas, &types, false) }))
 }
 
 /// Block Storage API v3: show quota classes. There is one class, `default`.
@@ -79,12 +130,11 @@ pub(super) async fn class(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(name): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<ClassAnswer> {
     control::policy::require_admin(&caller, "volume_extension:quota_classes:get")?;
     let quotas = state.control.quota_defaults().await?;
     let types = state.control.quota_defaults_of_types().await?;
-    let shown = set(&name, &quotas, &types, false)["quota_set"].take();
-    Ok(Json(json!({"quota_class_set": shown})))
+    Ok(Json(ClassAnswer { quota_class_set: set(&name, &quotas, &types, false) }))
 }
 
 #[derive(Deserialize)]
@@ -99,7 +149,7 @@ pub(super) async fn class_update(
     Authenticated(caller): Authenticated,
     Segments(name): Segments<String>,
     Body(body): Body<ClassBody>,
-) -> Answer<Value> {
+) -> Answer<ClassAnswer> {
     if name != "default" {
         return Err(Fault::not_implemented("a quota class besides the default one"));
     }
@@ -110,17 +160,14 @@ pub(super) async fn class_update(
     state.control.quota_set(&caller, DEFAULT_CLASS, &limits).await?;
     let quotas = state.control.quota_defaults().await?;
     let types = state.control.quota_defaults_of_types().await?;
-    let mut shown = set(&name, &quotas, &types, false)["quota_set"].take();
-    if let Some(shown) = shown.as_object_mut() {
-        shown.remove("id");
-    }
-    Ok(Json(json!({"quota_class_set": shown})))
+    let shown = set(&name, &quotas, &types, false);
+    Ok(Json(ClassAnswer { quota_class_set: QuotaSet { id: None, ..shown } }))
 }
 
 /// Limits by name, and those of types of volumes.
-type Limits = (Vec<(Resource, i64)>, Vec<(String, i64)>);
+type Wished = (Vec<(Resource, i64)>, Vec<(String, i64)>);
 
-fn limits_of(body: &Map<String, Value>) -> Result<Limits, Fault> {
+fn limits_of(body: &Map<String, Value>) -> Result<Wished, Fault> {
     let mut limits = Vec::new();
     let mut of_types = Vec::new();
     for (name, value) in body {
@@ -144,7 +191,7 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(project): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Answer<Value> {
+) -> Answer<QuotaSetAnswer> {
     let (limits, of_types) = limits_of(&body.quota_set)?;
     if !of_types.is_empty() {
         state.control.quota_set_of_types(&caller, &project, &of_types).await?;
@@ -152,7 +199,7 @@ pub(super) async fn update(
     state.control.quota_set(&caller, &project, &limits).await?;
     let quotas = state.control.quotas_of(&project).await?;
     let types = state.control.quotas_of_types(&project).await?;
-    Ok(Json(set(&project, &quotas, &types, false)))
+    Ok(Json(QuotaSetAnswer { quota_set: set(&project, &quotas, &types, false) }))
 }
 
 /// Block Storage API v3: delete quotas for a project.
@@ -168,13 +215,13 @@ pub(super) async fn reset(
 pub(super) async fn limits(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
-) -> Answer<Value> {
+) -> Answer<LimitsAnswer> {
     let Some(project) = caller.project_id() else {
         return Err(Fault::malformed("the token is scoped to no project"));
     };
     let quotas = state.control.quotas_of(project).await?;
     let shows_used = sees(&caller, "limits_extension:used_limits", Default::Reader);
-    let mut absolute = Map::new();
+    let mut absolute = BTreeMap::new();
     for (resource, limit, used) in [
         (Resource::Volumes, "maxTotalVolumes", "totalVolumesUsed"),
         (Resource::Snapshots, "maxTotalSnapshots", "totalSnapshotsUsed"),
@@ -183,10 +230,10 @@ pub(super) async fn limits(
         (Resource::BackupGib, "maxTotalBackupGigabytes", "totalBackupGigabytesUsed"),
     ] {
         let quota = quotas.get(&resource);
-        absolute.insert(limit.to_owned(), json!(quota.map_or(-1, Quota::limit_or_minus_one)));
+        absolute.insert(limit, i128::from(quota.map_or(-1, Quota::limit_or_minus_one)));
         if shows_used {
-            absolute.insert(used.to_owned(), json!(quota.map_or(0, |quota| quota.used)));
+            absolute.insert(used, i128::from(quota.map_or(0, |quota| quota.used)));
         }
     }
-    Ok(Json(json!({"limits": {"rate": [], "absolute": absolute}})))
+    Ok(Json(LimitsAnswer { limits: Limits { rate: [], absolute } }))
 }

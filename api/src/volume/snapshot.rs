@@ -4,20 +4,21 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::caller::Caller;
 use control::model::volume::{Snapshot, Status};
 use control::policy::Default;
 use control::service::volume::snapshot::NewSnapshot;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::filter;
-use super::listing::{Listed, Listing};
-use super::{lenient_flag, sees, text_or_null, time};
+use super::listing::{Listed, Listing, Page};
+use super::{lenient_flag, sees, text_or_null, time, with};
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer::{self, Accepted, TAKEN, Taken};
 use crate::page::SortValue;
 
 /// What the list is sorted by.
@@ -30,40 +31,62 @@ impl Listed for Snapshot {
     const FILTERS: &'static [&'static str] = &filter::SNAPSHOTS;
 }
 
-pub(super) fn short(version: Microversion, snapshot: &Snapshot) -> Value {
-    let mut body = json!({
-        "id": snapshot.id,
-        "name": snapshot.name,
-        "description": snapshot.description,
-        "volume_id": snapshot.volume_id,
-        "status": snapshot.status.name(),
-        "size": snapshot.size_gib,
-        "metadata": snapshot.metadata,
-        "created_at": time(snapshot.created_at),
-        "updated_at": snapshot.updated_at.map(time),
-    });
-    if version.at_least(3, 14) {
-        body["group_snapshot_id"] = json!(snapshot.group_snapshot_id);
-    }
-    if version.at_least(3, 41) {
-        body["user_id"] = json!(snapshot.user_id);
-    }
-    if version.at_least(3, 65) {
-        body["consumes_quota"] = json!(true);
-    }
-    body
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Snapshot")]
+pub(super) struct Shown {
+    id: String,
+    name: Option<String>,
+    description: Option<String>,
+    volume_id: String,
+    status: &'static str,
+    size: u64,
+    metadata: BTreeMap<String, String>,
+    created_at: String,
+    updated_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    group_snapshot_id: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    consumes_quota: Option<bool>,
+    #[serde(rename = "os-extended-snapshot-attributes:progress", skip_serializing_if = "Option::is_none")]
+    progress: Option<String>,
+    #[serde(rename = "os-extended-snapshot-attributes:project_id", skip_serializing_if = "Option::is_none")]
+    project_id: Option<String>,
 }
 
-fn full(caller: &Caller, version: Microversion, snapshot: &Snapshot) -> Value {
-    let mut body = short(version, snapshot);
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneSnapshot {
+    pub(super) snapshot: Shown,
+}
+
+pub(super) fn short(version: Microversion, snapshot: &Snapshot) -> Shown {
+    Shown {
+        id: snapshot.id.clone(),
+        name: snapshot.name.clone(),
+        description: snapshot.description.clone(),
+        volume_id: snapshot.volume_id.clone(),
+        status: snapshot.status.name(),
+        size: snapshot.size_gib,
+        metadata: snapshot.metadata.clone(),
+        created_at: time(snapshot.created_at),
+        updated_at: snapshot.updated_at.map(time),
+        group_snapshot_id: with(version, 14, snapshot.group_snapshot_id.clone()),
+        user_id: with(version, 41, snapshot.user_id.clone()),
+        consumes_quota: with(version, 65, true),
+        progress: None,
+        project_id: None,
+    }
+}
+
+fn full(caller: &Caller, version: Microversion, snapshot: &Snapshot) -> Shown {
+    let short = short(version, snapshot);
     if !sees(caller, "volume_extension:extended_snapshot_attributes", Default::Reader) {
-        return body;
+        return short;
     }
     let done = if snapshot.status == Status::Available { "100%" } else { "0%" };
     let progress = snapshot.progress.as_deref().unwrap_or(done);
-    body["os-extended-snapshot-attributes:progress"] = json!(progress);
-    body["os-extended-snapshot-attributes:project_id"] = json!(snapshot.project_id);
-    body
+    Shown { progress: Some(progress.to_owned()), project_id: Some(snapshot.project_id.clone()), ..short }
 }
 
 #[derive(Deserialize)]
@@ -91,7 +114,7 @@ pub(super) async fn create(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Body(body): Body<CreateBody>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Accepted<OneSnapshot>, Fault> {
     let fields = body.snapshot;
     let asked = fields.force.as_ref().map(|force| lenient_flag("force", force)).transpose()?.flatten();
     // From 3.66 on a volume's being in use is no obstacle, and the word is gone but for clients that say what holds.
@@ -114,11 +137,11 @@ pub(super) async fn create(
         group_snapshot_id: None,
     };
     let made = state.control.volume_snapshot_create(&caller, new).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({"snapshot": short(version, &made.row)}))))
+    Ok(answer::Status(Json(OneSnapshot { snapshot: short(version, &made.row) })))
 }
 
 /// `GET /snapshots`, `GET /snapshots/detail`.
-pub(super) async fn list(listing: Listing<Snapshot>) -> Answer<Value> {
+pub(super) async fn list(listing: Listing<Snapshot>) -> Answer<Page<Snapshot, Shown>> {
     let version = listing.version;
     let all = listing.all()?;
     let tests = listing.tests()?;
@@ -165,9 +188,9 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneSnapshot> {
     let stored = state.control.volume_snapshot(&caller, &id).await?;
-    Ok(Json(json!({"snapshot": full(&caller, version, &stored.row)})))
+    Ok(Json(OneSnapshot { snapshot: full(&caller, version, &stored.row) }))
 }
 
 #[derive(Deserialize)]
@@ -183,7 +206,7 @@ pub(super) async fn update(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Answer<Value> {
+) -> Answer<OneSnapshot> {
     let mut name = None;
     let mut description = None;
     for (key, value) in &body.snapshot {
@@ -212,7 +235,7 @@ pub(super) async fn update(
         Ok(())
     };
     let stored = state.control.volume_snapshot_update(&caller, &id, change).await?;
-    Ok(Json(json!({"snapshot": short(version, &stored.row)})))
+    Ok(Json(OneSnapshot { snapshot: short(version, &stored.row) }))
 }
 
 /// `DELETE /snapshots/{id}`.
@@ -220,9 +243,9 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     state.control.volume_snapshot_delete(&caller, &id, false).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 /// `POST /snapshots/{id}/action`.
@@ -231,12 +254,12 @@ pub(super) async fn act(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<Map<String, Value>>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     let Some((name, value)) = body.iter().next().filter(|_| body.len() == 1) else {
         return Err(Fault::malformed("There is no such action: exactly one is named in a body."));
     };
     perform(&state, &caller, &id, name, value).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 async fn perform(

@@ -2,16 +2,17 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::model::volume::Transfer;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::listing::{Listed, Listing};
-use super::{lenient_flag, links, time};
+use super::listing::{Detail, Listed, Listing, Page};
+use super::{Link, lenient_flag, links, time, with};
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer::{Accepted, Status, TAKEN, Taken};
 use crate::page::SortValue;
 
 /// What the list is sorted by.
@@ -23,27 +24,62 @@ impl Listed for Transfer {
     const FILTERS: &'static [&'static str] = &["name"];
 }
 
-fn brief(state: &AppState, transfer: &Transfer) -> Value {
-    json!({
-        "id": transfer.id,
-        "volume_id": transfer.volume_id,
-        "name": transfer.name,
-        "links": links(state, "os-volume-transfer", &transfer.id),
-    })
+#[derive(Serialize, JsonSchema)]
+pub(super) struct TransferBrief {
+    id: String,
+    volume_id: String,
+    name: Option<String>,
+    links: [Link; 2],
 }
 
-fn full(state: &AppState, version: Microversion, transfer: &Transfer) -> Value {
-    let mut body = brief(state, transfer);
-    body["created_at"] = json!(time(transfer.created_at));
-    if version.at_least(3, 55) {
-        body["no_snapshots"] = json!(transfer.no_snapshots);
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Transfer")]
+pub(super) struct TransferFull {
+    #[serde(flatten)]
+    brief: TransferBrief,
+    created_at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_snapshots: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source_project_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    destination_project_id: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    accepted: Option<bool>,
+    /// When it is made, and never again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    auth_key: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneTransfer {
+    transfer: TransferFull,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct TakenTransfer {
+    transfer: TransferBrief,
+}
+
+fn brief(state: &AppState, transfer: &Transfer) -> TransferBrief {
+    TransferBrief {
+        id: transfer.id.clone(),
+        volume_id: transfer.volume_id.clone(),
+        name: transfer.name.clone(),
+        links: links(state, "os-volume-transfer", &transfer.id),
     }
-    if version.at_least(3, 57) {
-        body["source_project_id"] = json!(transfer.source_project_id);
-        body["destination_project_id"] = json!(transfer.destination_project_id);
-        body["accepted"] = json!(transfer.accepted);
+}
+
+fn full(state: &AppState, version: Microversion, transfer: &Transfer) -> TransferFull {
+    TransferFull {
+        brief: brief(state, transfer),
+        created_at: time(transfer.created_at),
+        no_snapshots: with(version, 55, transfer.no_snapshots),
+        source_project_id: with(version, 57, transfer.source_project_id.clone()),
+        destination_project_id: with(version, 57, transfer.destination_project_id.clone()),
+        accepted: with(version, 57, transfer.accepted),
+        auth_key: None,
     }
-    body
 }
 
 #[derive(Deserialize)]
@@ -67,24 +103,25 @@ pub(super) async fn create(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Body(body): Body<CreateBody>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Accepted<OneTransfer>, Fault> {
     let CreateFields { volume_id, name, no_snapshots } = body.transfer;
     let no_snapshots = lenient_flag("no_snapshots", &no_snapshots)?.unwrap_or(false);
     let (made, key) = state.control.volume_transfer_create(&caller, &volume_id, name, no_snapshots).await?;
-    let mut shown = full(&state, version, &made);
-    shown["auth_key"] = json!(key);
-    Ok((StatusCode::ACCEPTED, Json(json!({"transfer": shown}))))
+    let transfer = TransferFull { auth_key: Some(key), ..full(&state, version, &made) };
+    Ok(Status(Json(OneTransfer { transfer })))
 }
 
 /// `GET /volume-transfers`, `GET /volume-transfers/detail`.
-pub(super) async fn list(listing: Listing<Transfer>) -> Answer<Value> {
+pub(super) async fn list(
+    listing: Listing<Transfer>,
+) -> Answer<Page<Transfer, Detail<TransferFull, TransferBrief>>> {
     let state = &listing.state;
     let mut rows = state.control.volume_transfers(&listing.caller, listing.all()?).await?;
     let name = |transfer: &Transfer| transfer.name.clone().unwrap_or_default();
     rows.retain(|stored| listing.filters.allow("name", &name(&stored.row)));
     listing.page(rows, sort_value, |stored| match listing.detail {
-        true => full(state, listing.version, &stored.row),
-        false => brief(state, &stored.row),
+        true => Detail::Full(full(state, listing.version, &stored.row)),
+        false => Detail::Brief(brief(state, &stored.row)),
     })
 }
 
@@ -103,9 +140,9 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneTransfer> {
     let stored = state.control.volume_transfer(&caller, &id).await?;
-    Ok(Json(json!({"transfer": full(&state, version, &stored.row)})))
+    Ok(Json(OneTransfer { transfer: full(&state, version, &stored.row) }))
 }
 
 #[derive(Deserialize)]
@@ -126,9 +163,9 @@ pub(super) async fn accept(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<AcceptBody>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Accepted<TakenTransfer>, Fault> {
     let taken = state.control.volume_transfer_accept(&caller, &id, &body.accept.auth_key).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({"transfer": brief(&state, &taken)}))))
+    Ok(Status(Json(TakenTransfer { transfer: brief(&state, &taken) })))
 }
 
 /// `DELETE /volume-transfers/{id}`.
@@ -136,7 +173,7 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     state.control.volume_transfer_delete(&caller, &id).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }

@@ -4,20 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::model::volume::Volume;
 use control::service::volume::NewVolume;
 use control::service::volume::change::VolumeUpdate;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::filter;
-use super::listing::{Listed, Listing};
-use super::volume_view::{brief, full, short};
-use super::{lenient_flag, properties, size, text_or_null};
+use super::listing::{Detail, Listed, Listing, Page};
+use super::volume_view::{OneVolume, Shown, VolumeBrief, brief, full, short};
+use super::{lenient_flag, properties, size, text_or_null, with};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer::{Accepted, Status, TAKEN, Taken};
 use crate::page::SortValue;
 
 /// What the list is sorted by.
@@ -82,10 +83,10 @@ pub(super) async fn create(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Body(body): Body<CreateBody>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Accepted<OneVolume>, Fault> {
     let new = body.volume.into_new(version)?;
     let made = state.control.volume_create(&caller, new).await?;
-    Ok((StatusCode::ACCEPTED, Json(json!({"volume": short(&state, version, &made)}))))
+    Ok(Status(Json(OneVolume { volume: short(&state, version, &made) })))
 }
 
 impl CreateFields {
@@ -134,7 +135,7 @@ impl CreateFields {
 }
 
 /// `GET /volumes`, `GET /volumes/detail`.
-pub(super) async fn list(listing: Listing<Volume>) -> Answer<Value> {
+pub(super) async fn list(listing: Listing<Volume>) -> Answer<Page<Volume, Detail<Shown, VolumeBrief>>> {
     // An id that is empty is no list.
     if listing.path().ends_with("volumes/") {
         return Err(Fault::NoRoute);
@@ -148,7 +149,10 @@ pub(super) async fn list(listing: Listing<Volume>) -> Answer<Value> {
     });
     listing.counted_page(rows, sort_value, |stored| {
         let view = state.control.volume_view(stored);
-        if listing.detail { full(state, caller, version, &view) } else { brief(state, &view) }
+        match listing.detail {
+            true => Detail::Full(full(state, caller, version, &view)),
+            false => Detail::Brief(brief(state, &view)),
+        }
     })
 }
 
@@ -201,9 +205,9 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneVolume> {
     let view = state.control.volume(&caller, &id).await?;
-    Ok(Json(json!({"volume": full(&state, &caller, version, &view)})))
+    Ok(Json(OneVolume { volume: full(&state, &caller, version, &view) }))
 }
 
 #[derive(Deserialize)]
@@ -219,7 +223,7 @@ pub(super) async fn update(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Answer<Value> {
+) -> Answer<OneVolume> {
     let mut update = VolumeUpdate::default();
     if body.volume.is_empty() {
         return Err(Fault::malformed(
@@ -242,7 +246,7 @@ pub(super) async fn update(
         }
     }
     let view = state.control.volume_update(&caller, &id, update).await?;
-    Ok(Json(json!({"volume": short(&state, version, &view)})))
+    Ok(Json(OneVolume { volume: short(&state, version, &view) }))
 }
 
 /// `DELETE /volumes/{id}`.
@@ -252,11 +256,26 @@ pub(super) async fn delete(
     version: Microversion,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     let cascade = filters.flag("cascade")?.unwrap_or(false);
     let force = version.at_least(3, 23) && filters.flag("force")?.unwrap_or(false);
     state.control.volume_delete(&caller, &id, cascade, force).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
+}
+
+/// What all volumes come to.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct SummaryAnswer {
+    #[serde(rename = "volume-summary")]
+    summary: Summary,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Summary {
+    total_count: usize,
+    total_size: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<BTreeMap<String, BTreeSet<String>>>,
 }
 
 /// `GET /volumes/summary` (microversion 3.12).
@@ -265,18 +284,15 @@ pub(super) async fn summary(
     Authenticated(caller): Authenticated,
     version: Microversion,
     filters: Filters,
-) -> Answer<Value> {
+) -> Answer<SummaryAnswer> {
     super::since(version, 12)?;
     let all = filters.flag("all_tenants")?.unwrap_or(false);
     let rows = state.control.volumes(&caller, all).await?;
     let size: u64 = rows.iter().map(|stored| stored.row.size_gib).sum();
-    let mut body = json!({"total_count": rows.len(), "total_size": size});
-    if version.at_least(3, 36) {
-        let mut metadata: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-        for (key, value) in rows.iter().flat_map(|stored| &stored.row.metadata) {
-            metadata.entry(key).or_default().insert(value);
-        }
-        body["metadata"] = json!(metadata);
+    let mut metadata: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (key, value) in rows.iter().flat_map(|stored| &stored.row.metadata) {
+        metadata.entry(key.clone()).or_default().insert(value.clone());
     }
-    Ok(Json(json!({"volume-summary": body})))
+    let metadata = with(version, 36, metadata);
+    Ok(Json(SummaryAnswer { summary: Summary { total_count: rows.len(), total_size: size, metadata } }))
 }
