@@ -4,11 +4,11 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, LazyLock};
 
-use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use tower::ServiceExt;
@@ -72,8 +72,16 @@ fn described(service: Service, routes: Routes, state: &AppState) -> Router<AppSt
 fn framed(service: Service, routes: Router<AppState>, state: &AppState) -> Router<AppState> {
     routes
         .fallback(async || Fault::NoRoute)
-        .method_not_allowed_fallback(async || Fault::NoMethod)
+        .method_not_allowed_fallback(no_method)
         .layer(middleware::from_fn_with_state((service, state.clone()), frame))
+}
+
+/// A slash at the end of a collection is the beginning of an id, of which nothing follows: nothing is there.
+async fn no_method(target: Option<Extension<OriginalTarget>>) -> Fault {
+    match target {
+        Some(Extension(OriginalTarget(uri))) if uri.path().ends_with('/') => Fault::NoRoute,
+        _ => Fault::NoMethod,
+    }
 }
 
 /// What every request of a service goes through.

@@ -90,6 +90,11 @@ pub enum Delegation {
     },
     /// By an EC2 credential.
     Ec2,
+    /// By an access token of OAuth.
+    Oauth {
+        /// Its id.
+        access_token_id: String,
+    },
 }
 
 /// The one who asks, for the length of one request.
@@ -175,7 +180,7 @@ impl Caller {
         match &self.delegation {
             Delegation::None | Delegation::Trust { .. } => true,
             Delegation::ApplicationCredential { unrestricted, .. } => *unrestricted,
-            Delegation::Ec2 => false,
+            Delegation::Ec2 | Delegation::Oauth { .. } => false,
         }
     }
 

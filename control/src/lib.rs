@@ -28,6 +28,7 @@ use crate::driver::provider::Provider;
 use crate::error::Result;
 use crate::policy::Policy;
 use crate::reconcile::image_task::ImageTasks;
+use crate::service::auth::oauth::Nonces;
 use crate::service::db::Db;
 use crate::service::image_store::Images;
 use crate::service::password::Passwords;
@@ -96,6 +97,7 @@ pub struct Control {
     pub(crate) image_tasks: ImageTasks,
     pub(crate) tokens: Tokens,
     pub(crate) passwords: Passwords,
+    pub(crate) nonces: Nonces,
 }
 
 impl Control {
@@ -116,6 +118,7 @@ impl Control {
             image_tasks: ImageTasks::default(),
             tokens,
             passwords: Passwords::new()?,
+            nonces: Nonces::default(),
         };
         control.volume_type_bootstrap().await?;
         control.volume_types_recover().await?;

@@ -5,10 +5,12 @@ mod assignment;
 mod catalog;
 mod credential;
 mod domain;
+mod domain_config;
 mod endpoint_filter;
 mod fields;
 mod group;
 mod limit;
+mod oauth;
 mod project;
 mod resource;
 mod role;
@@ -31,6 +33,8 @@ pub fn routes() -> Routes {
         .merge(user_routes())
         .merge(assignment::routes())
         .merge(endpoint_filter::routes())
+        .merge(domain_config::routes())
+        .merge(oauth::routes())
 }
 
 fn auth_routes() -> Routes {

@@ -2,6 +2,8 @@
 
 mod access;
 mod assignments;
+mod configured;
+mod oauth;
 mod reads;
 mod rules;
 

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderValue};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use control::model::identity::{Domain, Role};
+use control::service::auth::oauth::OauthRequest;
 use control::service::auth::{
     ApplicationCredentialRef, Credential, DomainRef, Expired, NamedRef, ScopeFacts, ScopeWanted, TokenFacts,
 };
@@ -22,9 +23,9 @@ use super::catalog::CatalogEntry;
 use super::domain::Domains;
 use super::project::Projects;
 use super::resource::{Many, page};
-use super::{catalog, secret, time};
+use super::{catalog, oauth, secret, time};
 use crate::audit::Seat;
-use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, OriginalTarget, RequestUrl};
 use crate::error::Fault;
 use crate::openapi::answer::{DONE, Done, Status};
 use crate::page::KeystoneLinks;
@@ -143,7 +144,11 @@ fn named_ref(
     }
 }
 
-fn credentials(identity: Identity) -> Result<Vec<Credential>, Fault> {
+/// The proofs of a login; `oauth`: what its request says of a signature of OAuth.
+fn credentials(
+    identity: Identity,
+    oauth: impl Fn() -> Result<OauthRequest, Fault>,
+) -> Result<Vec<Credential>, Fault> {
     let Identity { methods, mut password, mut token, mut application_credential } = identity;
     let mut credentials = Vec::new();
     for method in methods {
@@ -162,6 +167,7 @@ fn credentials(identity: Identity) -> Result<Vec<Credential>, Fault> {
                 let given = application_credential.take().ok_or_else(|| missing("application_credential"))?;
                 credentials.push(by_application_credential(given)?);
             }
+            "oauth1" => credentials.push(Credential::Oauth(Box::new(oauth()?))),
             // Keystone's own answer to a method that is not configured.
             _ => return Err(Fault::unauthorized("Attempted to authenticate with an unsupported method.")),
         }
@@ -222,11 +228,14 @@ type Shown = ([(&'static str, HeaderValue); 1], Json<TokenAnswer>);
 pub(super) async fn issue(
     State(state): State<AppState>,
     seat: Option<Extension<Seat>>,
-    filters: Filters,
+    Extension(OriginalTarget(uri)): Extension<OriginalTarget>,
+    headers: HeaderMap,
     Body(body): Body<AuthBody>,
 ) -> Result<Status<201, Shown>, Fault> {
     let wanted = scope_wanted(body.auth.scope)?;
-    let (token, facts) = state.control.token_issue(credentials(body.auth.identity)?, wanted).await?;
+    let filters = Filters::of(&uri)?;
+    let oauth = || oauth::signed_request(&state, "POST", &uri, &headers, "");
+    let (token, facts) = state.control.token_issue(credentials(body.auth.identity, oauth)?, wanted).await?;
     if let Some(Extension(seat)) = seat {
         seat.take_user(&facts.user.row.id);
     }
@@ -421,6 +430,12 @@ struct TokenCredential {
 }
 
 #[derive(Serialize, JsonSchema)]
+struct TokenOauth {
+    access_token_id: String,
+    consumer_id: String,
+}
+
+#[derive(Serialize, JsonSchema)]
 struct ShownToken {
     methods: Vec<&'static str>,
     user: TokenUser,
@@ -441,6 +456,8 @@ struct ShownToken {
     trust: Option<TokenTrust>,
     #[serde(skip_serializing_if = "Option::is_none")]
     application_credential: Option<TokenCredential>,
+    #[serde(rename = "OS-OAUTH1", skip_serializing_if = "Option::is_none")]
+    oauth: Option<TokenOauth>,
     #[serde(skip_serializing_if = "Option::is_none")]
     catalog: Option<Vec<CatalogEntry>>,
 }
@@ -466,6 +483,7 @@ pub(super) fn token_body(state: &AppState, facts: &TokenFacts, with_catalog: boo
         roles: None,
         trust: None,
         application_credential: None,
+        oauth: None,
         catalog: None,
     };
     match &facts.scope {
@@ -491,6 +509,10 @@ pub(super) fn token_body(state: &AppState, facts: &TokenFacts, with_catalog: boo
         name: credential.row.name.clone(),
         restricted: !credential.row.unrestricted,
         access_rules: credential.row.access_rules.as_deref().map(|ids| shown_rules(state, ids)),
+    });
+    token.oauth = facts.access_token.as_ref().map(|granted| TokenOauth {
+        access_token_id: granted.row.id.clone(),
+        consumer_id: granted.row.consumer_id.clone(),
     });
     if with_catalog {
         let project = match &facts.scope {

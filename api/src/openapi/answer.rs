@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use schemars::generate::SchemaSettings;
 use schemars::transform::transform_subschemas;
@@ -36,6 +36,7 @@ enum Content {
     Nothing,
     Data,
     Text,
+    Form,
     /// Nothing, or JSON.
     Maybe(fn(&mut SchemaGenerator) -> Schema),
     Json(fn(&mut SchemaGenerator) -> Schema),
@@ -83,6 +84,10 @@ impl Answers {
                 Content::Nothing => {}
                 Content::Data => response["content"] = json!({"application/octet-stream": {"schema": {}}}),
                 Content::Text => response["content"] = json!({"text/plain": {"schema": {"type": "string"}}}),
+                Content::Form => {
+                    let content = json!({"schema": {"type": "string"}});
+                    response["content"] = json!({"application/x-www-form-urlencoded": content});
+                }
                 Content::Maybe(schema) | Content::Json(schema) => {
                     response["content"] = json!({"application/json": {"schema": schema(generator)}});
                 }
@@ -180,6 +185,22 @@ impl<const CODE: u16, T: Answered> Answered for Status<CODE, T> {
         let mut inner = Answers::default();
         T::describe(&mut inner);
         answers.moved_to(CODE, inner);
+    }
+}
+
+/// Parameters in the form of a query.
+#[derive(Debug, Clone)]
+pub(crate) struct Form(pub(crate) String);
+
+impl IntoResponse for Form {
+    fn into_response(self) -> Response {
+        ([(header::CONTENT_TYPE, "application/x-www-form-urlencoded")], self.0).into_response()
+    }
+}
+
+impl Answered for Form {
+    fn describe(answers: &mut Answers) {
+        answers.successes.insert(200, Content::Form);
     }
 }
 

@@ -108,3 +108,16 @@ async fn panic_in_a_handler_is_a_500_in_form() {
     let response = router.oneshot(Request::get("/x").body(axum::body::Body::empty()).unwrap()).await.unwrap();
     assert_eq!(response.status(), 500);
 }
+
+#[tokio::test]
+async fn slash_at_the_end_of_a_collection_is_an_id_that_is_empty() {
+    let cloud = Harness::new().await;
+    for (method, path, status) in [
+        (Method::DELETE, "/compute/v2.1/images", 405),
+        (Method::DELETE, "/compute/v2.1/images/", 404),
+        (Method::PATCH, "/identity/v3/users/", 404),
+        (Method::GET, "/compute/v2.1/images/", 200),
+    ] {
+        assert_eq!(cloud.admin(method.clone(), path, Value::Null).await.status, status, "{method} {path}");
+    }
+}

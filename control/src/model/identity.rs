@@ -32,6 +32,17 @@ pub struct Domain {
     pub extra: Extra,
 }
 
+/// What a domain is configured with.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct DomainConfig {
+    /// The domain.
+    pub id: String,
+    /// Values by option, by group.
+    pub options: BTreeMap<String, BTreeMap<String, Value>>,
+    /// The same of what is sensitive, sealed under the cloud's master key.
+    pub sealed: Option<String>,
+}
+
 /// A project: what resources belong to.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Project {

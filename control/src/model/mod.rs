@@ -8,6 +8,7 @@ pub mod identity;
 pub mod image;
 pub mod metadef;
 pub mod network;
+pub mod oauth;
 pub mod quota;
 pub mod router;
 pub mod volume;
@@ -58,6 +59,10 @@ rows! {
     delegation::Trust: "trust", 1, |row| &row.id;
     delegation::TokenKey: "token_key", 1, |row| &row.id;
     delegation::StoredToken: "stored_token", 1, |row| &row.id;
+    identity::DomainConfig: "domain_config", 1, |row| &row.id;
+    oauth::OauthConsumer: "oauth_consumer", 1, |row| &row.id;
+    oauth::OauthRequestToken: "oauth_request_token", 1, |row| &row.id;
+    oauth::OauthAccessToken: "oauth_access_token", 1, |row| &row.id;
     image::Image: "image", 1, |row| &row.id;
     image::ImageMember: "image_member", 1, |row| &row.id;
     image::ImageBlob: "image_blob", 1, |row| &row.id;

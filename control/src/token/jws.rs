@@ -72,6 +72,8 @@ struct Claims {
     openstack_trust_id: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     openstack_app_cred_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    openstack_access_token_id: Option<String>,
 }
 
 /// Signs; none if the system has no randomness.
@@ -83,11 +85,12 @@ pub(super) fn sign(key: &JwsKey, payload: &Payload, issued_at_s: u64) -> Option<
         TokenScope::Domain(id) => domain = Some(id.clone()),
         TokenScope::Project(id) => project = Some(id.clone()),
     }
-    let (mut trust, mut application_credential) = (None, None);
+    let (mut trust, mut application_credential, mut access_token) = (None, None, None);
     match &payload.via {
         Via::Own => {}
         Via::Trust(id) => trust = Some(id.clone()),
         Via::ApplicationCredential(id) => application_credential = Some(id.clone()),
+        Via::Oauth(id) => access_token = Some(id.clone()),
     }
     let claims = Claims {
         sub: payload.user_id.clone(),
@@ -100,6 +103,7 @@ pub(super) fn sign(key: &JwsKey, payload: &Payload, issued_at_s: u64) -> Option<
         openstack_project_id: project,
         openstack_trust_id: trust,
         openstack_app_cred_id: application_credential,
+        openstack_access_token_id: access_token,
     };
     let claims = serde_json::to_vec(&claims).expect("invariant: claims are plain");
     let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(HEADER), URL_SAFE_NO_PAD.encode(claims));
@@ -129,10 +133,12 @@ pub(super) fn open(key: &JwsKey, token: &str) -> Option<(Payload, u64)> {
         (None, None, Some(id)) => TokenScope::Project(id),
         _ => return None,
     };
-    let via = match (claims.openstack_trust_id, claims.openstack_app_cred_id) {
-        (None, None) => Via::Own,
-        (Some(id), None) => Via::Trust(id),
-        (None, Some(id)) => Via::ApplicationCredential(id),
+    let (trust, credential) = (claims.openstack_trust_id, claims.openstack_app_cred_id);
+    let via = match (trust, credential, claims.openstack_access_token_id) {
+        (None, None, None) => Via::Own,
+        (Some(id), None, None) => Via::Trust(id),
+        (None, Some(id), None) => Via::ApplicationCredential(id),
+        (None, None, Some(id)) => Via::Oauth(id),
         _ => return None,
     };
     let bytes = |id: &String| URL_SAFE_NO_PAD.decode(id).ok()?.try_into().ok();

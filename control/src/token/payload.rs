@@ -6,10 +6,11 @@
 //! | 1 domain | user, methods, domain, expiry, audit ids |
 //! | 2 project | user, methods, project, expiry, audit ids |
 //! | 3 trust | user, methods, project, expiry, audit ids, trust |
+//! | 7 OAuth | user, methods, project, access token, expiry, audit ids |
 //! | 8 system | user, methods, `"all"`, expiry, audit ids |
 //! | 9 application credential | user, methods, project, expiry, audit ids, application credential |
 //!
-//! Versions 4 to 7 and 10 are of federation and OAuth, whose users are not here: they are not understood.
+//! Versions 4 to 6 and 10 are of federation, whose users are not here: they are not understood.
 //!
 //! User and project are `[true, 16 bytes]` where the id is a UUID's 32 digits and `[false, text]` otherwise; a domain
 //! is the 16 bytes or the text alone. Methods are a bitmask, the expiry is a float of seconds since the epoch, an
@@ -84,6 +85,8 @@ pub enum Via {
     Trust(String),
     /// An application credential's id.
     ApplicationCredential(String),
+    /// The id of an access token of OAuth.
+    Oauth(String),
 }
 
 /// What a token is good for.
@@ -148,6 +151,7 @@ impl Payload {
                     Via::Own => 2,
                     Via::Trust(_) => 3,
                     Via::ApplicationCredential(_) => 9,
+                    Via::Oauth(_) => 7,
                 };
                 (version, Some(pack_id(id)))
             }
@@ -156,6 +160,9 @@ impl Payload {
         let audit_ids = self.audit_ids.iter().map(|id| Value::Binary(id.to_vec())).collect();
         let mut fields = vec![Value::from(scope.0), pack_id(&self.user_id), Value::from(methods)];
         fields.extend(scope.1);
+        if let (Via::Oauth(id), TokenScope::Project(_)) = (&self.via, &self.scope) {
+            fields.push(pack_id(id));
+        }
         fields.extend([Value::F64(self.expires_at_s), Value::Array(audit_ids)]);
         if let (Via::Trust(id) | Via::ApplicationCredential(id), TokenScope::Project(_)) =
             (&self.via, &self.scope)
@@ -188,12 +195,16 @@ impl Payload {
         let scope = match version {
             0 => TokenScope::Unscoped,
             1 => TokenScope::Domain(unpack_id(&next("domain")?).ok_or(PayloadError::Field("domain"))?),
-            2 | 3 | 9 => {
+            2 | 3 | 7 | 9 => {
                 TokenScope::Project(unpack_id(&next("project")?).ok_or(PayloadError::Field("project"))?)
             }
             8 if next("system")?.as_str() == Some("all") => TokenScope::System,
             8 => return Err(PayloadError::Field("system")),
             other => return Err(PayloadError::Version(other)),
+        };
+        let access_token = match version {
+            7 => Some(unpack_id(&next("access token")?).ok_or(PayloadError::Field("access token"))?),
+            _ => None,
         };
         let expires_at_s =
             next("expiry")?.as_f64().filter(|s| s.is_finite()).ok_or(PayloadError::Field("expiry"))?;
@@ -209,7 +220,7 @@ impl Payload {
         let via = match version {
             3 => Via::Trust(last("trust")?),
             9 => Via::ApplicationCredential(last("application credential")?),
-            _ => Via::Own,
+            _ => access_token.map_or(Via::Own, Via::Oauth),
         };
         Ok(Self { user_id, methods, scope, expires_at_s, audit_ids, via })
     }
@@ -279,7 +290,10 @@ mod tests {
     #[test]
     fn what_is_handed_on_reads_back() {
         let hex = "ee".repeat(16);
-        for via in [Via::Trust(hex.clone()), Via::ApplicationCredential(hex), Via::Trust("short".into())] {
+        let oauth = Via::Oauth(hex.clone());
+        for via in
+            [Via::Trust(hex.clone()), Via::ApplicationCredential(hex), Via::Trust("short".into()), oauth]
+        {
             let payload = Payload { via, ..payload(TokenScope::Project("ff".repeat(16))) };
             assert_eq!(Payload::unpack(&payload.pack()).unwrap(), payload);
         }

@@ -8,7 +8,9 @@ use crate::caller::{AllowedRequest, Caller, Delegation, RoleLevel, Scope};
 use crate::error::{Error, Result};
 use crate::model::delegation::{ApplicationCredential, StoredToken, Trust};
 use crate::model::identity::{AssignmentTarget, Domain, Project, Revocation, Role, User};
+use crate::model::oauth::OauthAccessToken;
 use crate::service::identity::assignment::effective_roles;
+use crate::service::identity::oauth::granted_roles;
 use crate::service::identity::role::{role_level, with_implied};
 use crate::service::identity::trust::{holds, trustor_roles};
 use crate::store::Cache;
@@ -44,6 +46,8 @@ pub struct TokenFacts {
     pub trust: Option<Found<Trust>>,
     /// The application credential it was made by.
     pub application_credential: Option<Found<ApplicationCredential>>,
+    /// The access token of OAuth that it was made by.
+    pub access_token: Option<Found<OauthAccessToken>>,
     /// Its own audit id, then its first ancestor's.
     pub audit_ids: Vec<[u8; 16]>,
     /// When it was issued.
@@ -63,6 +67,13 @@ impl Control {
         };
         let role: Option<RoleLevel> = facts.roles.iter().filter_map(|role| role_level(&role.row.name)).max();
         let delegation = match (&facts.application_credential, &facts.trust) {
+            _ if facts.access_token.is_some() => Delegation::Oauth {
+                access_token_id: facts
+                    .access_token
+                    .as_ref()
+                    .map(|found| found.row.id.clone())
+                    .unwrap_or_default(),
+            },
             (Some(credential), _) => Delegation::ApplicationCredential {
                 id: credential.row.id.clone(),
                 unrestricted: credential.row.unrestricted,
@@ -131,7 +142,7 @@ impl Control {
         }
         let user = enabled_user(cache, &payload.user_id)?;
         let user_domain = enabled_domain(cache, &user.row.domain_id)?;
-        let (mut trust, mut application_credential) = (None, None);
+        let (mut trust, mut application_credential, mut access_token) = (None, None, None);
         let (scope, roles) = match (&payload.scope, &payload.via) {
             (TokenScope::Unscoped, _) => (ScopeFacts::Unscoped, Vec::new()),
             (TokenScope::Project(id), via) => {
@@ -148,6 +159,12 @@ impl Control {
                         let credential = self::application_credential(cache, credential_id)?;
                         let roles = credential_roles(cache, &credential.row, &user.row.id, id)?;
                         application_credential = Some(credential);
+                        roles
+                    }
+                    Via::Oauth(granted_id) => {
+                        let granted = oauth_grant(cache, granted_id, &user.row.id, id)?;
+                        let roles = granted_roles(cache, &granted.row).ok_or_else(refused)?;
+                        access_token = Some(granted);
                         roles
                     }
                 };
@@ -173,6 +190,7 @@ impl Control {
             roles,
             trust,
             application_credential,
+            access_token,
             audit_ids: payload.audit_ids,
             issued_at,
             expires_at,
@@ -215,6 +233,17 @@ pub(super) fn application_credential(cache: &Cache, id: &str) -> Result<Found<Ap
     let credential = cache.get::<ApplicationCredential>(id).ok_or_else(refused)?;
     let expired = credential.row.expires_at.is_some_and(|at| at <= Timestamp::now());
     if expired { Err(refused()) } else { Ok(credential) }
+}
+
+/// What a user granted to a consumer of OAuth, as long as it holds.
+fn oauth_grant(cache: &Cache, id: &str, user_id: &str, project_id: &str) -> Result<Found<OauthAccessToken>> {
+    let found = cache.get::<OauthAccessToken>(id).filter(|found| {
+        let granted = &found.row;
+        granted.user_id == user_id
+            && granted.project_id == project_id
+            && granted.expires_at > Timestamp::now()
+    });
+    found.ok_or_else(refused)
 }
 
 /// What a trust lends, with what comes with it, as long as its trustor has all of it.

@@ -6,6 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use zeroize::Zeroizing;
 
 use super::facts::{application_credential, enabled_user};
+use super::oauth::OauthRequest;
 use super::{Expired, Found, NamedRef, enabled_domain, find_user, refused};
 use crate::Control;
 use crate::error::{Error, Result};
@@ -42,6 +43,8 @@ pub enum Credential {
         /// The secret.
         secret: Zeroizing<String>,
     },
+    /// By the login's own request, which a consumer of OAuth signed.
+    Oauth(Box<OauthRequest>),
 }
 
 impl std::fmt::Debug for Credential {
@@ -51,6 +54,7 @@ impl std::fmt::Debug for Credential {
                 f.debug_struct("Password").field("user", user).finish_non_exhaustive()
             }
             Self::Token(_) => f.write_str("Token(…)"),
+            Self::Oauth(_) => f.write_str("Oauth(…)"),
             Self::ApplicationCredential { credential, .. } => f
                 .debug_struct("ApplicationCredential")
                 .field("credential", credential)
@@ -128,6 +132,7 @@ impl Control {
                 let facts = self.facts_of(&token, Expired::Refused)?;
                 let handed_on = facts.trust.is_some()
                     || facts.application_credential.is_some()
+                    || facts.access_token.is_some()
                     || facts.methods.contains(&Method::Ec2Credential);
                 if handed_on {
                     return Err(Error::Forbidden { action: "a token made of one that was handed on" });
@@ -143,6 +148,13 @@ impl Control {
             }
             Credential::ApplicationCredential { credential, secret } => {
                 self.by_application_credential(&credential, secret).await
+            }
+            Credential::Oauth(request) => {
+                let granted = self.oauth_login(&request)?;
+                let user = enabled_user(self.db.cache(), &granted.row.user_id)?;
+                let mut login = self.login(user, Method::Oauth1, Via::Oauth(granted.row.id.clone()))?;
+                login.expires_at = login.expires_at.min(granted.row.expires_at);
+                Ok(login)
             }
         }
     }

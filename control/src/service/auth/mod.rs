@@ -5,6 +5,7 @@ pub mod ec2;
 mod facts;
 mod keys;
 mod login;
+pub mod oauth;
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use crate::caller::{Caller, Delegation};
 use crate::error::{Error, Result};
 use crate::model::delegation::StoredToken;
 use crate::model::identity::{AssignmentTarget, Domain, Project, Revocation, User};
+use crate::model::oauth::OauthAccessToken;
 use crate::policy::{self, said};
 use crate::service::identity::assignment::effective_roles;
 use crate::settings::TokenProvider;
@@ -252,8 +254,14 @@ impl Control {
         let cache = self.db.cache();
         let user = &login.user.row;
         let own = |scope| Target { user_id: user.id.clone(), scope, via: Via::Own, expires_at: None };
-        if let Via::ApplicationCredential(id) = &login.via {
-            let project = facts::application_credential(cache, id)?.row.project_id.clone();
+        let bound = match &login.via {
+            Via::ApplicationCredential(id) => {
+                Some(facts::application_credential(cache, id)?.row.project_id.clone())
+            }
+            Via::Oauth(id) => cache.get::<OauthAccessToken>(id).map(|granted| granted.row.project_id.clone()),
+            _ => None,
+        };
+        if let Some(project) = bound {
             let same = match &wanted {
                 ScopeWanted::Default => true,
                 ScopeWanted::Project(wanted) => {
@@ -261,7 +269,7 @@ impl Control {
                 }
                 _ => false,
             };
-            // An application credential is good for its project and nothing else.
+            // What was handed on for a project is good for that and nothing else.
             return if same {
                 Ok(Target { via: login.via.clone(), ..own(TokenScope::Project(project)) })
             } else {

@@ -7,7 +7,9 @@ use super::{
 use crate::caller::{Caller, Scope};
 use crate::error::{Error, Result};
 use crate::model::catalog::Limit;
-use crate::model::identity::{Assignment, AssignmentTarget, Domain, Group, Project, Role, User};
+use crate::model::identity::{
+    Assignment, AssignmentTarget, Domain, DomainConfig, Group, Project, Role, User,
+};
 use crate::store::{Cache, Txn};
 
 impl Entity for Domain {
@@ -66,6 +68,7 @@ impl Entity for Domain {
         removal.entities::<Role>(|row| row.domain_id.as_deref() == Some(id));
         let target = AssignmentTarget::Domain(id.to_owned());
         removal.rows::<Assignment>(|row| row.target == target);
+        removal.rows::<DomainConfig>(|row| row.id == id);
         removal.entities::<Limit>(|row| row.domain_id.as_deref() == Some(id));
     }
 }

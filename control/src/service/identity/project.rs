@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::model::catalog::{EndpointFilter, Limit};
 use crate::model::delegation::{ApplicationCredential, StoredCredential, Trust};
 use crate::model::identity::{Assignment, AssignmentTarget, Domain, Project};
+use crate::model::oauth::{OauthAccessToken, OauthRequestToken};
 use crate::store::{Cache, Stored, Txn};
 
 /// How many projects may stand below each other, as Keystone's default.
@@ -108,6 +109,8 @@ impl Entity for Project {
         removal.rows::<Assignment>(|row| row.target == target);
         removal.entities::<ApplicationCredential>(|row| row.project_id == id);
         removal.entities::<Trust>(|row| row.project_id.as_deref() == Some(id));
+        removal.rows::<OauthAccessToken>(|row| row.project_id == id);
+        removal.rows::<OauthRequestToken>(|row| row.project_id == id);
         removal.entities::<StoredCredential>(|row| row.project_id.as_deref() == Some(id));
         removal.entities::<Limit>(|row| row.project_id.as_deref() == Some(id));
         let filters = format!("{id}/");

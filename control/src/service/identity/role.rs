@@ -11,6 +11,7 @@ use crate::caller::{Caller, RoleLevel};
 use crate::error::{Error, Result};
 use crate::model::delegation::ApplicationCredential;
 use crate::model::identity::{Assignment, Domain, ImpliedRole, Role};
+use crate::model::oauth::OauthAccessToken;
 use crate::policy::{self, Target, require_admin};
 use crate::store::{Cache, Stored, Txn};
 
@@ -81,6 +82,7 @@ impl Entity for Role {
         removal.rows::<Assignment>(|row| row.role_id == id);
         removal.rows::<ImpliedRole>(|row| row.prior_id == id || row.implied_id == id);
         removal.entities::<ApplicationCredential>(|row| row.roles.iter().any(|role| role == id));
+        removal.rows::<OauthAccessToken>(|row| row.roles.iter().any(|role| role == id));
     }
 }
 

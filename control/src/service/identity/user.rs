@@ -11,6 +11,7 @@ use crate::caller::{Caller, Scope};
 use crate::error::{Error, Result};
 use crate::model::delegation::{AccessRule, ApplicationCredential, StoredCredential, Trust};
 use crate::model::identity::{Assignment, Domain, Extra, GroupMember, User};
+use crate::model::oauth::{OauthAccessToken, OauthRequestToken};
 use crate::service::auth::{refused, revocation};
 use crate::settings::SecurityCompliance;
 use crate::store::{Cache, Stored, Txn};
@@ -74,6 +75,8 @@ impl Entity for User {
         removal.entities::<ApplicationCredential>(|row| row.user_id == id);
         removal.entities::<StoredCredential>(|row| row.user_id == id);
         removal.entities::<AccessRule>(|row| row.user_id == id);
+        removal.rows::<OauthAccessToken>(|row| row.user_id == id);
+        removal.rows::<OauthRequestToken>(|row| row.grant.as_ref().is_some_and(|grant| grant.user_id == id));
         removal.entities::<Trust>(|row| row.trustor_user_id == id || row.trustee_user_id == id);
     }
 }
