@@ -120,6 +120,7 @@ impl Control {
             passwords: Passwords::new()?,
             nonces: Nonces::default(),
         };
+        control.passwords_known();
         control.volume_type_bootstrap().await?;
         control.volume_types_recover().await?;
         control.image_recover().await?;

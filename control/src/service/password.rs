@@ -1,10 +1,14 @@
 //! Password hashes: argon2id, away from the threads that serve requests, and only so many at once that a flood of
 //! logins neither takes the machine nor its memory. Hashes of bcrypt, which other clouds made, are understood too.
 //!
+//! Every failure costs the same: an argon2id of ours and as much bcrypt as the dearest hash that was imported, whoever is
+//! there or not, and of whichever kind their own hash is.
+//!
 //! What was verified once is remembered: not the password, but a code of it and its hash under a key that this process
 //! made and nobody else has. The next login with it costs microseconds; any other password costs what it always does.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, Mutex};
 
 use argon2::{Argon2, PasswordHasher, PasswordVerifier};
@@ -23,6 +27,8 @@ const WAITING_MAX: usize = 128;
 const REMEMBERED_MAX: usize = 8192;
 /// bcrypt looks at so many bytes; Keystone cut passwords there.
 const BCRYPT_BYTES_MAX: usize = 72;
+/// The dearest hash of bcrypt that is looked at, as its exponent: some seconds of one core. Other clouds have 12.
+const BCRYPT_COST_MAX: u32 = 15;
 
 type Code = [u8; 32];
 
@@ -33,6 +39,8 @@ pub(crate) struct Passwords {
     waiting: Semaphore,
     key: hmac::Key,
     remembered: Mutex<Remembered>,
+    /// The exponent of the dearest hash of bcrypt that anybody has; 0 while nobody has one.
+    bcrypt_cost: AtomicU32,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +63,7 @@ impl Passwords {
             waiting: Semaphore::new(WAITING_MAX),
             key,
             remembered: Mutex::default(),
+            bcrypt_cost: AtomicU32::new(0),
         })
     }
 
@@ -69,8 +78,15 @@ impl Passwords {
         .await?
     }
 
-    /// Whether the password is the one of `hash`. Without a hash (nobody by that name) the answer is no, and takes as
-    /// long.
+    /// Takes note of a hash that somebody has, so that failures cost as much as one with it.
+    pub(crate) fn has(&self, hash: &str) {
+        if let Some(cost) = bcrypt_cost(hash) {
+            self.bcrypt_cost.fetch_max(cost, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether the password is the one of `hash`. Without a hash (nobody by that name, or who may not log in) the answer
+    /// is no, and takes as long.
     pub(crate) async fn verify(&self, password: Zeroizing<String>, hash: Option<String>) -> Result<bool> {
         let code = hash.as_ref().filter(|_| password.len() <= PASSWORD_BYTES_MAX).map(|hash| {
             let mut context = hmac::Context::with_key(&self.key);
@@ -87,7 +103,9 @@ impl Passwords {
         {
             return Ok(true);
         }
-        let holds = self.run(move || is_of(&password, hash.as_deref())).await?;
+        hash.as_deref().inspect(|hash| self.has(hash));
+        let dearest = self.bcrypt_cost.load(Ordering::Relaxed);
+        let holds = self.run(move || is_of(&password, hash.as_deref(), dearest)).await?;
         if let (true, Some(code)) = (holds, code) {
             self.remember(code);
         }
@@ -122,24 +140,42 @@ impl Passwords {
     }
 }
 
-fn is_of(password: &str, hash: Option<&str>) -> bool {
+/// The exponent of a hash of bcrypt's cost (`$2b$12$…`), if it is one that is looked at.
+fn bcrypt_cost(hash: &str) -> Option<u32> {
+    let cost = hash.strip_prefix("$2")?.split('$').nth(1)?.parse().ok()?;
+    (cost <= BCRYPT_COST_MAX).then_some(cost)
+}
+
+/// The exponents of the bcrypts that a failure still owes, so that with what it had it comes to the dearest one: 2^from
+/// and the powers of two from there on are 2^dearest.
+fn owed(had: Option<u32>, dearest: u32) -> impl Iterator<Item = u32> {
+    let whole = (had.is_none() && dearest > 0).then_some(dearest);
+    whole.into_iter().chain(had.map_or(0..0, |from| from..dearest))
+}
+
+fn is_of(password: &str, hash: Option<&str>, dearest: u32) -> bool {
+    let cut = &password.as_bytes()[..password.len().min(BCRYPT_BYTES_MAX)];
+    let short = password.len() <= PASSWORD_BYTES_MAX;
     let argon2 = |hash: &str| Argon2::default().verify_password(password.as_bytes(), hash).is_ok();
-    match hash {
-        Some(hash) if hash.starts_with("$2") => {
-            let cut = &password.as_bytes()[..password.len().min(BCRYPT_BYTES_MAX)];
-            let holds = bcrypt::verify(cut, hash).unwrap_or(false);
-            // A failure must not tell whose hash was imported by taking less time than others.
-            if !holds {
-                argon2(NOBODY.as_str());
-            }
-            holds
-        }
-        Some(hash) if password.len() <= PASSWORD_BYTES_MAX => argon2(hash),
+    let had = hash.and_then(bcrypt_cost);
+    let holds = match (hash, had) {
+        (Some(hash), Some(_)) => bcrypt::verify(cut, hash).unwrap_or(false) && short,
+        (Some(hash), None) if short => argon2(hash),
         _ => {
             argon2(NOBODY.as_str());
             false
         }
+    };
+    if !holds {
+        // What the other kind of hash would have cost: nothing tells whose hash was imported.
+        if had.is_some() {
+            argon2(NOBODY.as_str());
+        }
+        for cost in owed(had, dearest) {
+            let _ = bcrypt::hash_with_salt(cut, cost, [0; 16]);
+        }
     }
+    holds
 }
 
 /// What is compared with when there is nobody to compare with.
@@ -205,5 +241,32 @@ mod tests {
         assert!(hash.starts_with("$2"));
         assert!(passwords.verify(password("geheim"), Some(hash.clone())).await.unwrap());
         assert!(!passwords.verify(password("falsch"), Some(hash)).await.unwrap());
+    }
+
+    #[test]
+    fn every_failure_owes_what_the_dearest_hash_costs() {
+        for dearest in [0, 4, 12] {
+            for had in [None, Some(4), Some(10), Some(12)] {
+                let had = had.filter(|had| *had <= dearest);
+                let paid: u64 = had.map_or(0, |cost| 1 << cost);
+                let owed: u64 = owed(had, dearest).map(|cost| 1 << cost).sum();
+                let whole = if dearest == 0 { 0 } else { 1 << dearest };
+                assert_eq!(paid + owed, whole, "{had:?} of {dearest}");
+            }
+        }
+        assert_eq!(bcrypt_cost("$2b$12$abc"), Some(12));
+        assert_eq!(bcrypt_cost("$2b$31$abc"), None);
+        assert_eq!(bcrypt_cost("$argon2id$v=19"), None);
+    }
+
+    #[tokio::test]
+    async fn dearest_hash_is_known_from_whoever_has_it() {
+        let passwords = Passwords::new().unwrap();
+        passwords.has("$argon2id$v=19$m=1");
+        assert_eq!(passwords.bcrypt_cost.load(Ordering::Relaxed), 0);
+        let hash = bcrypt::hash_with_salt("geheim", 5, [7; 16]).unwrap().to_string();
+        assert!(!passwords.verify(password("falsch"), Some(hash)).await.unwrap());
+        passwords.has("$2b$04$abc");
+        assert_eq!(passwords.bcrypt_cost.load(Ordering::Relaxed), 5);
     }
 }

@@ -171,7 +171,14 @@ impl Control {
                 cache.find::<ApplicationCredential>(|row| row.user_id == user.row.id && row.name == *name)
             }),
         };
-        let hash = found.as_ref().map(|found| found.row.secret_hash.clone());
+        // Who may not log in fails as if there were no such secret, and no sooner.
+        let may = |found: &Found<ApplicationCredential>| -> Result<()> {
+            application_credential(cache, &found.row.id)?;
+            let user = enabled_user(cache, &found.row.user_id)?;
+            enabled_domain(cache, &user.row.domain_id).map(drop)
+        };
+        let hash =
+            found.as_ref().filter(|found| may(found).is_ok()).map(|found| found.row.secret_hash.clone());
         let holds = self.passwords.verify(secret, hash).await?;
         let found = found.filter(|_| holds).ok_or_else(refused)?;
         let found = application_credential(self.db.cache(), &found.row.id)?;
@@ -199,7 +206,11 @@ impl Control {
     ) -> Result<Found<User>> {
         let rules = &self.settings.identity.security;
         let locked = user.as_ref().is_some_and(|user| rules.locks_out(&user.row));
-        let hash = user.as_ref().and_then(|user| user.row.password_hash.clone());
+        // Whoever may not log in fails as nobody does: the right password takes as long as a wrong one.
+        let may = |user: &Found<User>| {
+            user.row.enabled && !locked && enabled_domain(self.db.cache(), &user.row.domain_id).is_ok()
+        };
+        let hash = user.as_ref().filter(|user| may(user)).and_then(|user| user.row.password_hash.clone());
         let holds = self.passwords.verify(password, hash).await?;
         let user = user.ok_or_else(refused)?;
         if locked {
@@ -218,6 +229,13 @@ impl Control {
             self.change_failures(&user.row.id, |_| None).await?;
         }
         Ok(user)
+    }
+
+    /// At start: takes note of the hashes that users have.
+    pub(crate) fn passwords_known(&self) {
+        for user in self.db.cache().list::<User>() {
+            user.row.password_hash.as_deref().inspect(|hash| self.passwords.has(hash));
+        }
     }
 
     async fn count_failure(&self, id: &str) -> Result<()> {
