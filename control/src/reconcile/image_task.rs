@@ -89,6 +89,9 @@ pub(crate) async fn follow_tasks(control: Arc<Control>) {
                 if let Err(error) = control.forget_old_tasks().await {
                     log(&error, "old image tasks stay");
                 }
+                if let Err(error) = control.volume_messages_forget().await {
+                    log(&error, "old messages stay");
+                }
                 true
             }
         };

@@ -27,6 +27,9 @@ pub struct VolumeType {
     /// It is being deleted: no volume gets it any more.
     #[serde(default)]
     pub leaving: bool,
+    /// How its volumes are to be encrypted is about to change: no volume gets it meanwhile.
+    #[serde(default)]
+    pub settling: bool,
     /// When it was made.
     pub created_at: Timestamp,
     /// When it last changed.

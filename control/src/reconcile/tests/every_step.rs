@@ -135,7 +135,7 @@ impl Cloud {
                 }
             }
         }
-        let leaving = db.cache().filter::<VolumeType>(|kind| kind.leaving);
+        let leaving = db.cache().filter::<VolumeType>(|kind| kind.leaving || kind.settling);
         wrong.extend(leaving.iter().map(|kind| format!("type {} stays on its way out", kind.row.id)));
         for backup in &backups {
             let children =

@@ -553,6 +553,51 @@ async fn type_is_never_gone_from_under_a_volume_that_gets_it_meanwhile() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn volume_is_encrypted_as_its_type_says_whatever_is_said_of_the_type_meanwhile() {
+    use crate::model::volume::Encryption;
+    let cloud = Cloud::with_volumes().await;
+    let mut encrypted = 0;
+    for round in 0..40 {
+        let name = format!("e{round}");
+        let kind = cloud.control.volume_type_create(&cloud.admin, (&name, None, true), BTreeMap::new()).await;
+        let id = kind.unwrap().row.id.clone();
+        let spec = Encryption {
+            id: crate::model::random_uuid(),
+            provider: "luks".to_owned(),
+            cipher: None,
+            key_size: None,
+            control_location: "front-end".to_owned(),
+            created_at: jiff::Timestamp::now(),
+            updated_at: None,
+        };
+        let (creator, changer) = (cloud.control.clone(), cloud.control.clone());
+        let (by, then) = (cloud.admin.clone(), cloud.admin.clone());
+        let (of, changed) = (id.clone(), id.clone());
+        let made = tokio::spawn(async move {
+            creator.volume_create(&by, NewVolume { volume_type: Some(of), ..of_size(1) }).await.map(drop)
+        });
+        let said =
+            tokio::spawn(async move { changer.volume_type_encrypt(&then, &changed, Some(spec)).await });
+        let (made, said) = (made.await.unwrap(), said.await.unwrap());
+        cloud.control.db.caught_up().await.unwrap();
+        let kind = cloud.control.db.get::<VolumeType>(&id).unwrap();
+        assert!(!kind.row.settling, "round {round}: it stays about to change");
+        assert_eq!(kind.row.encryption.is_some(), said.is_ok(), "round {round}: {said:?}");
+        let volume = cloud.control.db.cache().find(|volume: &Volume| volume.type_id == id);
+        assert_eq!(volume.is_some(), made.is_ok(), "round {round}: {made:?}");
+        if let Some(volume) = volume {
+            let same = volume.row.encryption.is_some() == kind.row.encryption.is_some();
+            assert!(same, "round {round}: the volume is not as its type says");
+            encrypted += usize::from(volume.row.encryption.is_some());
+            cloud.until_volume(&volume.row.id, Some(Status::Available)).await;
+            cloud.control.volume_delete(&cloud.admin, &volume.row.id, false, false).await.unwrap();
+            cloud.until_volume(&volume.row.id, None).await;
+        }
+    }
+    println!("{encrypted} of 40 volumes were encrypted");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn record_of_a_backup_names_what_keeps_it() {
     let cloud = Cloud::with_volumes().await;
     let (control, admin) = (&cloud.control, &cloud.admin);

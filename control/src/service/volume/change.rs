@@ -285,7 +285,7 @@ impl Control {
             });
             if !fits && may_move {
                 let txn = super::relocate::to_type(cache, caller, volume, kind, &pools)?;
-                return kind::given(cache, txn, &kind.id);
+                return kind::given(cache, txn, kind);
             }
             if !fits {
                 return Err(invalid_volume("no valid host was found for the new type without moving the volume"));
@@ -293,7 +293,7 @@ impl Control {
             let gib = i64::try_from(volume.size_gib).unwrap_or(i64::MAX);
             let old = [(Resource::Volumes, -1), (Resource::VolumeGib, -gib)];
             let new = [(Resource::Volumes, 1), (Resource::VolumeGib, gib)];
-            let txn = kind::given(cache, Txn::new(), &kind.id)?;
+            let txn = kind::given(cache, Txn::new(), kind)?;
             let txn = charge_of_type(txn, &volume.project_id, &volume.type_id, &old);
             let txn = charge_of_type(txn, &volume.project_id, &kind.id, &new);
             volume.type_id.clone_from(&kind.id);

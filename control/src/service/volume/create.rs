@@ -150,7 +150,7 @@ impl Control {
             // Its data stays from now on: what is deleted after this is not cleared while the volume needs it.
             txn = txn.require_present::<Image>(image_id);
         }
-        let txn = kind::given(cache, txn, &of_type.id)?;
+        let txn = kind::given(cache, txn, &of_type)?;
         let mut txn = charge_of_type(txn, project_id, &of_type.id, &charges);
         match &host {
             Some(_) if origin.waits_for.is_some() => {

@@ -38,14 +38,20 @@ fn may_use(caller: &Caller, kind: &VolumeType) -> bool {
         || caller.project_id().is_some_and(|project| kind.access.contains(project))
 }
 
-/// A transaction in which something gets a type: a conflict if that has changed since, as it has when it is being deleted.
+/// A transaction in which something gets a type that it was decided by: a conflict if that has changed since, as it has
+/// when it is being deleted.
 ///
 /// # Errors
-/// `NotFound` if it is gone, or on its way.
-pub(crate) fn given(cache: &Cache, txn: Txn, type_id: &str) -> Result<Txn> {
-    match cache.get::<VolumeType>(type_id).filter(|stored| !stored.row.leaving) {
-        Some(stored) => Ok(txn.require(&stored)),
-        None => Err(Error::not_found("Volume type", type_id)),
+/// `NotFound` if it is gone, or on its way; `Unavailable` for the moment in which its encryption changes.
+pub(crate) fn given(cache: &Cache, txn: Txn, kind: &VolumeType) -> Result<Txn> {
+    match cache.get::<VolumeType>(&kind.id).filter(|stored| !stored.row.leaving) {
+        Some(stored) if stored.row.settling => {
+            Err(Error::Unavailable(format!("the volume type {} is being changed; try again", kind.id)))
+        }
+        Some(stored) if stored.row == *kind => Ok(txn.require(&stored)),
+        // It changed under the decision, which is taken anew.
+        Some(_) => Ok(txn.require_absent::<VolumeType>(&kind.id)),
+        None => Err(Error::not_found("Volume type", &kind.id)),
     }
 }
 
@@ -212,6 +218,11 @@ impl Control {
     /// At start: deletions of types that a crash cut off come to their end.
     pub(crate) async fn volume_types_recover(&self) -> Result<()> {
         self.db.caught_up().await?;
+        // What was about to change was not answered: it stays as it was.
+        for stored in self.db.cache().filter::<VolumeType>(|kind| kind.settling) {
+            let kind = VolumeType { settling: false, ..stored.row.clone() };
+            self.db.transact(|_| Ok(Txn::new().update(&stored, &kind))).await?;
+        }
         for stored in self.db.cache().filter::<VolumeType>(|kind| kind.leaving) {
             match self.volume_type_leaves(&stored.row.id).await {
                 // In use, it is kept.
@@ -304,16 +315,32 @@ impl Control {
         encryption: Option<Encryption>,
     ) -> Result<()> {
         let action = "volume_extension:volume_type_encryption";
+        let in_use = |cache: &Cache| {
+            let message = "Cannot create encryption specs. Volume type in use.";
+            let used = cache.find(|volume: &Volume| volume.type_id == id).is_some();
+            used.then(|| invalid_input(message))
+        };
+        // No transaction can compare that no volume has it. So first no volume gets it; then those that have it are all
+        // that there are.
         self.volume_type_change(caller, id, action, |cache, kind| {
-            if cache.find(|volume: &Volume| volume.type_id == id).is_some() {
-                let message = "Cannot create encryption specs. Volume type in use.";
-                return Err(invalid_input(message));
+            if kind.settling {
+                return Err(Error::Unavailable(format!("the volume type {id} is being changed; try again")));
             }
-            kind.encryption.clone_from(&encryption);
-            Ok(Txn::new())
+            kind.settling = true;
+            in_use(cache).map_or_else(|| Ok(Txn::new()), Err)
         })
-        .await
-        .map(drop)
+        .await?;
+        let refused = self.db.transact_with(|cache| {
+            let stored = cache.get::<VolumeType>(id).ok_or_else(|| Error::not_found("Volume type", id))?;
+            let refused = in_use(cache);
+            let mut kind = VolumeType { settling: false, ..stored.row.clone() };
+            if refused.is_none() {
+                kind.encryption.clone_from(&encryption);
+                kind.updated_at = Some(Timestamp::now());
+            }
+            Ok((Txn::new().update(&stored, &kind), refused))
+        });
+        refused.await?.map_or(Ok(()), Err)
     }
 
     /// The projects that have a default type of their own; only one's if a project is named.
@@ -360,9 +387,9 @@ impl Control {
                 if cache.get::<Project>(project_id).is_none() {
                     return Err(Error::not_found("Project", project_id));
                 }
-                let type_id = find(cache, caller, wished)?.row.id.clone();
-                let given = given(cache, Txn::new(), &type_id)?;
-                let row = VolumeDefault { id: project_id.to_owned(), type_id };
+                let kind = find(cache, caller, wished)?;
+                let given = given(cache, Txn::new(), &kind.row)?;
+                let row = VolumeDefault { id: project_id.to_owned(), type_id: kind.row.id.clone() };
                 let txn = match stored {
                     Some(stored) => given.update(&stored, &row),
                     None => given.create(&row),
@@ -414,6 +441,7 @@ fn new_type(name: &str, description: Option<String>, is_public: bool) -> VolumeT
         qos_id: None,
         encryption: None,
         leaving: false,
+        settling: false,
         created_at: Timestamp::now(),
         updated_at: None,
     }

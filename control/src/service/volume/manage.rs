@@ -137,6 +137,9 @@ impl Control {
                     return Err(is_taken(&new.disk));
                 }
                 check_one(cache, &project_id, size_gib)?;
+                let missing = || Error::not_found("Volume type", &of_type.row.id);
+                let of_type =
+                    cache.get::<crate::model::volume::VolumeType>(&of_type.row.id).ok_or_else(missing)?;
                 if of_type.row.encryption.is_some() {
                     return Err(Error::NotImplemented("taking over a disk as an encrypted volume"));
                 }
@@ -165,7 +168,7 @@ impl Control {
                     (Resource::Volumes, 1),
                     (Resource::VolumeGib, i64::try_from(size_gib).unwrap_or(i64::MAX)),
                 ];
-                let txn = kind::given(cache, Txn::new().create(&volume), &of_type.row.id)?;
+                let txn = kind::given(cache, Txn::new().create(&volume), &of_type.row)?;
                 Ok(charge_of_type(txn, &project_id, &of_type.row.id, &charges))
             })
             .await?;
