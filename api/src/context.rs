@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 use crate::audit::Seat;
 use crate::error::Fault;
+use crate::server::slow::TooSlow;
 use crate::wording;
 
 /// The longest JSON body in bytes: Nova's own limit is 112 KiB; user data and injected keys fit several times.
@@ -195,8 +196,20 @@ pub(crate) async fn body_bytes(request: Request, bytes_max: usize) -> Result<byt
             Err(control::error::Error::TooLarge { what: "the request body", limit_bytes: bytes_max as u64 }
                 .into())
         }
-        Ok(Err(_)) => Err(Fault::malformed("the request body ended early")),
+        Ok(Err(error)) => Err(broken_off(error.as_ref())),
     }
+}
+
+/// Why a body came to no end.
+pub(crate) fn broken_off(error: &(dyn std::error::Error + 'static)) -> Fault {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<TooSlow>() {
+            return Fault::TimedOut;
+        }
+        cause = error.source();
+    }
+    Fault::malformed("the request body ended early")
 }
 
 /// What of a JSON body did not fit, in words that say nothing of Rust.

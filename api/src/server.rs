@@ -4,6 +4,7 @@
 //! Must never know: what is served.
 
 mod idle;
+pub(crate) mod slow;
 pub mod tls;
 mod write_limit;
 
@@ -21,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::ServiceExt;
 
 use self::idle::{Idle, Seat};
+use self::slow::{Paced, Peer, Peers};
 use self::tls::Tls;
 pub use self::write_limit::WRITE_TIMEOUT;
 use self::write_limit::WriteLimit;
@@ -54,6 +56,7 @@ pub async fn serve(
 ) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let idle = Idle::default();
+    let peers = Peers::default();
     let (ending, _) = watch::channel(false);
     tokio::pin!(shutdown);
     loop {
@@ -61,8 +64,8 @@ pub async fn serve(
             () = &mut shutdown => break,
             accepted = listener.accept() => accepted,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "a connection cannot be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -73,7 +76,9 @@ pub async fn serve(
             () = &mut shutdown => break,
             permit = permit(&permits, &idle) => permit,
         };
-        let connection = Connection { router: router.clone(), ending: ending.subscribe(), seat: idle.seat() };
+        let peer = peers.peer(address.ip());
+        let connection =
+            Connection { router: router.clone(), ending: ending.subscribe(), seat: idle.seat(), peer };
         let tls = tls.clone();
         tokio::spawn(async move {
             // Small answers go out at once; a socket that refuses the option still works.
@@ -105,6 +110,7 @@ struct Connection {
     router: Router,
     ending: watch::Receiver<bool>,
     seat: Seat,
+    peer: Peer,
 }
 
 impl Connection {
@@ -135,9 +141,10 @@ impl Connection {
             .max_header_list_size(HEAD_BYTES_MAX as u32)
             .keep_alive_interval(PING_INTERVAL)
             .keep_alive_timeout(HANDSHAKE_TIMEOUT);
-        let (router, seat) = (self.router, self.seat.clone());
+        let (router, seat, peer) = (self.router, self.seat.clone(), self.peer);
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let (router, busy) = (router.clone(), seat.busy());
+            let request = request.map(|body| Paced::new(body, peer.clone()));
             async move {
                 let response = router.oneshot(request).await;
                 drop(busy);

@@ -12,7 +12,7 @@ use control::error::Error;
 use control::service::image_data::{IMAGE_BYTES_MAX, UploadTo};
 use http_body_util::BodyExt;
 
-use crate::context::{AppState, Authenticated, Segments};
+use crate::context::{AppState, Authenticated, Segments, broken_off};
 use crate::error::Fault;
 use crate::openapi::answer::{Answered, Answers, DONE, Done};
 
@@ -67,7 +67,7 @@ async fn take(
     loop {
         let frame = tokio::time::timeout(IDLE_TIMEOUT, body.frame()).await.map_err(|_| Fault::TimedOut)?;
         let Some(frame) = frame else { break };
-        let frame = frame.map_err(|_| Fault::malformed("the upload ended early"))?;
+        let frame = frame.map_err(|error| broken_off(&error))?;
         if let Ok(bytes) = frame.into_data()
             && !upload.write(bytes).await
         {

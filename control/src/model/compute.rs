@@ -116,7 +116,8 @@ pub struct ActionRecord {
     /// What Nova says of it where it failed: `Error`.
     #[serde(default)]
     pub message: Option<String>,
-    /// When its host was done with it, where that is kept: of images, volumes and network devices.
+    /// When its host was done with it, where that is kept: of images, volumes and network devices, and of what starts and
+    /// stops it.
     #[serde(default)]
     pub finished_at: Option<Timestamp>,
 }

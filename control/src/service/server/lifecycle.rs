@@ -172,6 +172,9 @@ pub fn fail_building(server: &mut Server, fault: Fault) {
     }
 }
 
+/// The actions that end when the host has done what was asked: the server has no task any more then.
+const HOST_ACTIONS: [&str; 6] = ["create", "start", "stop", "reboot", "pause", "unpause"];
+
 /// Writes down what was asked, by whom, forgetting the oldest beyond [`ACTIONS_MAX`].
 pub fn record(server: &mut Server, action: ActionRecord) {
     server.actions.push(action);
@@ -207,6 +210,9 @@ pub fn observe(server: &mut Server, report: &InstanceObserved, now: Timestamp) -
     if *server == before {
         return false;
     }
+    if before.task.is_some() && server.task.is_none() {
+        end_actions(server, before.fault != server.fault, now);
+    }
     server.updated_at = now;
     true
 }
@@ -218,6 +224,17 @@ fn plugged(server: &mut Server, now: Timestamp) {
     let asked = |action: &&mut ActionRecord| PLUGGING.contains(&action.action.as_str());
     for action in server.actions.iter_mut().filter(asked) {
         action.finished_at.get_or_insert(now);
+    }
+}
+
+/// What was asked of the host is done, or has failed. Actions with an end of their own are not looked at.
+fn end_actions(server: &mut Server, failed: bool, now: Timestamp) {
+    let of_host = |record: &&mut ActionRecord| {
+        record.finished_at.is_none() && HOST_ACTIONS.contains(&record.action.as_str())
+    };
+    for record in server.actions.iter_mut().filter(of_host) {
+        record.finished_at = Some(now);
+        record.message = failed.then(|| "Error".to_owned());
     }
 }
 

@@ -56,6 +56,36 @@ fn same_report_twice_changes_nothing_and_an_older_one_neither() {
 }
 
 #[test]
+fn action_ends_when_its_host_is_done_and_says_whether_it_failed() {
+    let asked = |server: &mut Server, action: Action| {
+        ask(server, action, now()).unwrap();
+        let name = action.name().to_owned();
+        let (request_id, user_id, project_id) = ("req-2".to_owned(), "u".to_owned(), "p".to_owned());
+        let started_at = now();
+        let (message, finished_at) = (None, None);
+        record(
+            server,
+            ActionRecord { action: name, request_id, user_id, project_id, started_at, message, finished_at },
+        );
+    };
+    let last =
+        |server: &Server| server.actions.last().map(|one| (one.finished_at.is_some(), one.message.clone()));
+    let mut server = active();
+    asked(&mut server, Action::Stop);
+    let running = report(&server, InstanceState::Running);
+    observe(&mut server, &running, now());
+    assert_eq!(last(&server), Some((false, None)));
+    let stopped = report(&server, InstanceState::Stopped);
+    observe(&mut server, &stopped, now());
+    assert_eq!(last(&server), Some((true, None)));
+    asked(&mut server, Action::Start);
+    let failed = report(&server, InstanceState::Failed);
+    observe(&mut server, &failed, now());
+    assert_eq!(last(&server), Some((true, Some("Error".to_owned()))));
+    assert_eq!(server.actions[0].message, None);
+}
+
+#[test]
 fn stop_and_start_go_round_and_each_start_is_a_new_boot() {
     let mut server = active();
     ask(&mut server, Action::Stop, now()).unwrap();
