@@ -3,10 +3,10 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use control::policy::require_admin;
+use control::policy::{require_admin, require_list};
 use serde_json::{Value, json};
 
-use super::since;
+use super::{require_anyone, since};
 use crate::context::{Answer, AppState, Authenticated, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
@@ -17,7 +17,7 @@ pub(super) async fn server_password(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
-    state.control.server(&caller, &id).await?;
+    state.control.server_seen(&caller, &id, "os_compute_api:os-server-password:show").await?;
     Ok(Json(json!({"password": ""})))
 }
 
@@ -39,7 +39,7 @@ pub(super) async fn server_migrations(
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
     since(version, 23)?;
-    state.control.server(&caller, &id).await?;
+    state.control.server_seen(&caller, &id, "os_compute_api:servers:migrations:index").await?;
     Ok(Json(json!({"migrations": []})))
 }
 
@@ -71,7 +71,7 @@ pub(super) async fn topology(
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
     since(version, 78)?;
-    state.control.server(&caller, &id).await?;
+    state.control.server_seen(&caller, &id, "compute:server:topology:index").await?;
     Ok(Json(json!({"nodes": [], "pagesize_kb": null})))
 }
 
@@ -99,8 +99,9 @@ pub(super) async fn agents(_: Authenticated) -> Answer<Value> {
 }
 
 /// `GET /os-server-groups`.
-pub(super) async fn server_groups(_: Authenticated) -> Json<Value> {
-    Json(json!({"server_groups": []}))
+pub(super) async fn server_groups(Authenticated(caller): Authenticated) -> Answer<Value> {
+    require_list(&caller, "os_compute_api:os-server-groups:index")?;
+    Ok(Json(json!({"server_groups": []})))
 }
 
 /// `POST /os-server-groups`.
@@ -114,8 +115,9 @@ pub(super) async fn usages(_: Authenticated) -> Answer<Value> {
 }
 
 /// `GET /extensions`: everything is in the core since Nova has microversions.
-pub(super) async fn extensions(_: Authenticated) -> Json<Value> {
-    Json(json!({"extensions": []}))
+pub(super) async fn extensions(Authenticated(caller): Authenticated) -> Answer<Value> {
+    require_anyone(&caller, "os_compute_api:extensions")?;
+    Ok(Json(json!({"extensions": []})))
 }
 
 async fn of_server(

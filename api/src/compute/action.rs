@@ -275,6 +275,7 @@ async fn console(state: &AppState, caller: &Caller, id: &str, argument: Value) -
         _ => return Err(not_a_length()),
     };
     let lines = lines.map(|lines| usize::try_from(lines).unwrap_or(usize::MAX));
+    state.control.server_seen(caller, id, "os_compute_api:os-console-output").await?;
     let output = state.control.server_console(caller, id, lines).await?;
     Ok(Json(json!({"output": output})).into_response())
 }

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use control::error::Error;
 use control::model::compute::{ActionRecord, Server};
+use control::policy::{Default, Target, allowed};
 use serde_json::{Value, json};
 
 use super::microseconds;
@@ -18,7 +19,7 @@ pub(super) async fn list(
     version: Microversion,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
-    let server = state.control.server(&caller, &id).await?;
+    let server = state.control.server_seen(&caller, &id, "os_compute_api:os-instance-actions:list").await?;
     let server = &server.row;
     let shown: Vec<Value> = server.actions.iter().rev().map(|record| full(version, server, record)).collect();
     Ok(Json(json!({"instanceActions": shown})))
@@ -31,12 +32,15 @@ pub(super) async fn show(
     version: Microversion,
     Segments((id, request)): Segments<(String, String)>,
 ) -> Answer<Value> {
-    let server = state.control.server(&caller, &id).await?;
+    let server = state.control.server_seen(&caller, &id, "os_compute_api:os-instance-actions:show").await?;
     let server = &server.row;
     let record = server.actions.iter().find(|record| record.request_id == request);
     let record = record.ok_or_else(|| Error::not_found("Action", format!("{request} of instance {id}")))?;
     let mut shown = full(version, server, record);
-    if caller.is_admin() || version.at_least(2, 51) {
+    // Before 2.51 events are shown to whoever the rule names; from then on to all, and their details to those.
+    let keys = [("project_id", server.project_id.as_str())];
+    let shows = |rule| allowed(rule, Default::Admin, &caller, &Target::of(&keys));
+    if shows("os_compute_api:os-instance-actions:events") || version.at_least(2, 51) {
         let events: Vec<Value> = event(version, caller.is_admin(), server, record).into_iter().collect();
         shown["events"] = json!(events);
     }
@@ -53,6 +57,12 @@ fn event(version: Microversion, is_admin: bool, server: &Server, record: &Action
         "detach_volume" => "compute_detach_volume",
         "attach_interface" => "compute_attach_interface",
         "detach_interface" => "compute_detach_interface",
+        "create" => "compute__do_build_and_run_instance",
+        "start" => "compute_start_instance",
+        "stop" => "compute_stop_instance",
+        "reboot" => "compute_reboot_instance",
+        "pause" => "compute_pause_instance",
+        "unpause" => "compute_unpause_instance",
         _ => return None,
     };
     let finished_at = record.finished_at?;

@@ -11,7 +11,7 @@ use control::service::flavor::{FlavorNew, FlavorScope};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{flag, links, number, since};
+use super::{flag, links, number, require_anyone, since};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
@@ -290,6 +290,7 @@ pub(super) async fn extra_specs(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
+    require_anyone(&caller, "os_compute_api:os-flavor-extra-specs:index")?;
     let flavor = state.control.flavor(&caller, &id).await?;
     Ok(Json(json!({"extra_specs": flavor.row.extra_specs})))
 }
@@ -316,6 +317,7 @@ pub(super) async fn extra_spec(
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
 ) -> Answer<Value> {
+    require_anyone(&caller, "os_compute_api:os-flavor-extra-specs:show")?;
     let flavor = state.control.flavor(&caller, &id).await?;
     let value = flavor.row.extra_specs.get(&key).ok_or_else(|| Error::not_found("Extra spec", &key))?;
     Ok(Json(json!({key: value})))

@@ -26,7 +26,8 @@ pub(super) async fn list(
     filters: Filters,
     url: RequestUrl,
 ) -> Answer<Value> {
-    listed(&state, &caller, version, &filters, &url, brief).await
+    let hosts = state.control.hosts(&caller).await?;
+    listed(&state, &caller, version, &filters, &url, (hosts, brief)).await
 }
 
 /// `GET /os-hypervisors/detail`.
@@ -37,7 +38,8 @@ pub(super) async fn detail(
     filters: Filters,
     url: RequestUrl,
 ) -> Answer<Value> {
-    listed(&state, &caller, version, &filters, &url, full).await
+    let hosts = state.control.hosts_seen(&caller, "os_compute_api:os-hypervisors:list-detail").await?;
+    listed(&state, &caller, version, &filters, &url, (hosts, full)).await
 }
 
 async fn listed(
@@ -46,9 +48,8 @@ async fn listed(
     version: Microversion,
     filters: &Filters,
     url: &RequestUrl,
-    show: fn(Microversion, &HostView) -> Value,
+    (mut hosts, show): (Vec<HostView>, fn(Microversion, &HostView) -> Value),
 ) -> Answer<Value> {
-    let mut hosts = state.control.hosts(caller).await?;
     let mut with_servers = false;
     if version.at_least(2, 53) {
         with_servers = filters.flag("with_servers")?.unwrap_or(false);
@@ -99,7 +100,7 @@ pub(super) async fn show(
     filters: Filters,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
-    let host = one(&state, &caller, version, &id).await?;
+    let host = one(&state, &caller, version, &id, "os_compute_api:os-hypervisors:show").await?;
     let mut shown = full(version, &host);
     if version.at_least(2, 53) && filters.flag("with_servers")? == Some(true) {
         add_servers(&mut shown, &host, &all_servers(&state, &caller).await?, version);
@@ -107,8 +108,14 @@ pub(super) async fn show(
     Ok(Json(json!({"hypervisor": shown})))
 }
 
-async fn one(state: &AppState, caller: &Caller, version: Microversion, id: &str) -> Result<HostView, Fault> {
-    let hosts = state.control.hosts(caller).await?;
+async fn one(
+    state: &AppState,
+    caller: &Caller,
+    version: Microversion,
+    id: &str,
+    rule: &'static str,
+) -> Result<HostView, Fault> {
+    let hosts = state.control.hosts_seen(caller, rule).await?;
     let found = hosts
         .into_iter()
         .find(|host| shown_id(version, &host.host.row.hypervisor_id) == json_id(version, id));
@@ -123,7 +130,7 @@ pub(super) async fn uptime(
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
     until(version, 88)?;
-    let host = one(&state, &caller, version, &id).await?;
+    let host = one(&state, &caller, version, &id, "os_compute_api:os-hypervisors:uptime").await?;
     let mut shown = brief(version, &host);
     shown["uptime"] = json!(uptime_text(&host));
     Ok(Json(json!({"hypervisor": shown})))
@@ -137,7 +144,7 @@ pub(super) async fn search(
     Segments(text): Segments<String>,
 ) -> Answer<Value> {
     until(version, 53)?;
-    let hosts = matching(&state, &caller, &text).await?;
+    let hosts = matching(&state, &caller, &text, "os_compute_api:os-hypervisors:search").await?;
     let shown: Vec<Value> = hosts.iter().map(|host| brief(version, host)).collect();
     Ok(Json(json!({"hypervisors": shown})))
 }
@@ -150,7 +157,7 @@ pub(super) async fn servers(
     Segments(text): Segments<String>,
 ) -> Answer<Value> {
     until(version, 53)?;
-    let hosts = matching(&state, &caller, &text).await?;
+    let hosts = matching(&state, &caller, &text, "os_compute_api:os-hypervisors:servers").await?;
     let servers = all_servers(&state, &caller).await?;
     let with_servers = |host: &HostView| {
         let mut shown = brief(version, host);
@@ -160,9 +167,14 @@ pub(super) async fn servers(
     Ok(Json(json!({"hypervisors": hosts.iter().map(with_servers).collect::<Vec<_>>()})))
 }
 
-async fn matching(state: &AppState, caller: &Caller, text: &str) -> Result<Vec<HostView>, Fault> {
+async fn matching(
+    state: &AppState,
+    caller: &Caller,
+    text: &str,
+    rule: &'static str,
+) -> Result<Vec<HostView>, Fault> {
     let wanted = pattern(text)?;
-    let mut hosts = state.control.hosts(caller).await?;
+    let mut hosts = state.control.hosts_seen(caller, rule).await?;
     hosts.retain(|host| wanted.is_match(&host.host.row.name));
     if hosts.is_empty() { Err(Error::not_found("Hypervisor matching", text).into()) } else { Ok(hosts) }
 }
@@ -174,7 +186,7 @@ pub(super) async fn statistics(
     version: Microversion,
 ) -> Answer<Value> {
     until(version, 88)?;
-    let hosts = state.control.hosts(&caller).await?;
+    let hosts = state.control.hosts_seen(&caller, "os_compute_api:os-hypervisors:statistics").await?;
     let up: Vec<&HostView> = hosts.iter().filter(|host| host.host.row.disabled.is_none()).collect();
     let mut sums: Map<String, Value> = Map::new();
     sums.insert("count".to_owned(), json!(up.len()));

@@ -25,7 +25,8 @@ pub(super) async fn addresses(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
-    let view = state.control.server_view(state.control.server(&caller, &id).await?);
+    let view =
+        state.control.server_view(state.control.server_seen(&caller, &id, "os_compute_api:ips:index").await?);
     Ok(Json(json!({"addresses": addresses_view(&view.addresses, false)})))
 }
 
@@ -35,7 +36,8 @@ pub(super) async fn addresses_of(
     Authenticated(caller): Authenticated,
     Segments((id, network)): Segments<(String, String)>,
 ) -> Answer<Value> {
-    let view = state.control.server_view(state.control.server(&caller, &id).await?);
+    let view =
+        state.control.server_view(state.control.server_seen(&caller, &id, "os_compute_api:ips:show").await?);
     let shown = addresses_view(&view.addresses, false);
     let list = shown.get(&network).ok_or_else(|| Error::not_found("Network", &network))?;
     Ok(Json(json!({network: list})))
@@ -48,7 +50,8 @@ pub(super) async fn list(
     version: Microversion,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
-    let server = state.control.server(&caller, &id).await?;
+    let server =
+        state.control.server_seen(&caller, &id, "os_compute_api:os-attach-interfaces:list").await?;
     let ports = state.control.server_ports(&caller, &id).await?;
     let shown: Vec<Value> = ports.iter().map(|port| attachment(version, &server.row, &port.row)).collect();
     Ok(Json(json!({"interfaceAttachments": shown})))
@@ -61,7 +64,8 @@ pub(super) async fn show(
     version: Microversion,
     Segments((id, port_id)): Segments<(String, String)>,
 ) -> Answer<Value> {
-    let server = state.control.server(&caller, &id).await?;
+    let server =
+        state.control.server_seen(&caller, &id, "os_compute_api:os-attach-interfaces:show").await?;
     let ports = state.control.server_ports(&caller, &id).await?;
     let port = ports.iter().find(|port| port.row.standard.id == port_id);
     let port = port.ok_or_else(|| Error::not_found("Port", &port_id))?;
@@ -145,6 +149,7 @@ pub(super) async fn security_groups(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
+    state.control.server_seen(&caller, &id, "os_compute_api:os-security-groups:list").await?;
     let groups = state.control.server_security_groups(&caller, &id).await?;
     let shown: Vec<Value> = groups
         .iter()

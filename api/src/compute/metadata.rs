@@ -31,7 +31,7 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
-    let server = state.control.server(&caller, &id).await?;
+    let server = state.control.server_seen(&caller, &id, "os_compute_api:server-metadata:index").await?;
     Ok(Json(json!({"metadata": server.row.metadata})))
 }
 
@@ -63,7 +63,7 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
 ) -> Answer<Value> {
-    let server = state.control.server(&caller, &id).await?;
+    let server = state.control.server_seen(&caller, &id, "os_compute_api:server-metadata:show").await?;
     let value = server.row.metadata.get(&key).ok_or_else(|| Error::not_found("Metadata item", &key))?;
     Ok(Json(json!({"meta": {key: value}})))
 }

@@ -22,6 +22,9 @@ mod tag;
 mod volume_attachment;
 mod zone;
 
+use control::caller::Caller;
+use control::error::Error;
+use control::policy;
 use jiff::Timestamp;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Deserializer};
@@ -31,6 +34,14 @@ use crate::context::AppState;
 use crate::error::Fault;
 use crate::microversion::Microversion;
 use crate::openapi::{Routes, get, post, put};
+
+/// What everybody with a token may read, unless a policy file says otherwise.
+fn require_anyone(caller: &Caller, rule: &'static str) -> Result<(), Fault> {
+    match policy::said(rule, caller, &policy::Target::of(&policy::own(caller))) {
+        Some(false) => Err(Error::Forbidden { action: rule }.into()),
+        _ => Ok(()),
+    }
+}
 
 /// The routes below `/compute`. A project id after the version is taken out before routing.
 pub fn routes() -> Routes {

@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use control::caller::Caller;
 use control::model::compute::Server;
+use control::policy::require_list;
 use control::service::server::{ServerUpdate, ServerView, read::ServerScope, status::status};
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -25,6 +26,7 @@ pub(super) async fn list(
     filters: Filters,
     url: RequestUrl,
 ) -> Answer<Value> {
+    require_list(&caller, "os_compute_api:servers:index")?;
     let slice = found(&state, &caller, version, &filters).await?;
     Ok(Json(slice.nova("servers", &url, |view| brief(&state, &view.server.row))))
 }
@@ -37,6 +39,7 @@ pub(super) async fn detail(
     filters: Filters,
     url: RequestUrl,
 ) -> Answer<Value> {
+    require_list(&caller, "os_compute_api:servers:detail")?;
     let slice = found(&state, &caller, version, &filters).await?;
     Ok(Json(slice.nova("servers", &url, |view| full(&state, &caller, version, &view, Shape::Detail))))
 }
@@ -48,7 +51,7 @@ pub(super) async fn show(
     version: Microversion,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
-    let server = state.control.server(&caller, &id).await?;
+    let server = state.control.server_seen(&caller, &id, "os_compute_api:servers:show").await?;
     let view = state.control.server_view(server);
     Ok(Json(json!({"server": full(&state, &caller, version, &view, Shape::Show)})))
 }

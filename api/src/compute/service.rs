@@ -34,7 +34,7 @@ pub(super) async fn list(
     version: Microversion,
     filters: Filters,
 ) -> Answer<Value> {
-    let hosts = state.control.hosts(&caller).await?;
+    let hosts = state.control.hosts_seen(&caller, "os_compute_api:os-services:list").await?;
     let wanted = hosts
         .iter()
         .filter(|host| filters.allow("host", &host.host.row.name) && filters.allow("binary", BINARY));
@@ -67,7 +67,7 @@ pub(super) async fn update(
         }
         _ => return Err(Fault::NoRoute),
     };
-    let hosts = state.control.hosts(&caller).await?;
+    let hosts = state.control.hosts_seen(&caller, "os_compute_api:os-services:update").await?;
     let host = hosts.iter().find(|host| host.host.row.name == name && binary == BINARY);
     let host = host.ok_or_else(|| Error::not_found("Compute service of host", &name))?;
     state.control.host_set_disabled(&caller, &host.host.row.service_id, disabled.as_deref()).await?;
@@ -96,7 +96,7 @@ async fn update_by_id(
         (Some("disabled"), reason) => Some(reason.unwrap_or_default()),
         (Some("enabled"), None) => None,
         (None, None) if body.forced_down == Some(false) => {
-            let hosts = state.control.hosts(caller).await?;
+            let hosts = state.control.hosts_seen(caller, "os_compute_api:os-services:update").await?;
             let host = hosts.iter().find(|host| host.host.row.service_id == id);
             let host = host.ok_or_else(|| Error::not_found("Service", id))?;
             return Ok(Json(json!({"service": full(version, host)})));

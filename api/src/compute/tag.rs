@@ -26,7 +26,7 @@ pub(super) async fn list(
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
     since(version, 26)?;
-    let server = state.control.server(&caller, &id).await?;
+    let server = state.control.server_seen(&caller, &id, "os_compute_api:os-server-tags:index").await?;
     Ok(Json(json!({"tags": server.row.tags})))
 }
 
@@ -71,7 +71,7 @@ pub(super) async fn show(
     Segments((id, tag)): Segments<(String, String)>,
 ) -> Result<StatusCode, Fault> {
     since(version, 26)?;
-    let server = state.control.server(&caller, &id).await?;
+    let server = state.control.server_seen(&caller, &id, "os_compute_api:os-server-tags:show").await?;
     let there = server.row.tags.contains(&tag);
     if there { Ok(StatusCode::NO_CONTENT) } else { Err(Error::not_found("Tag", tag).into()) }
 }

@@ -10,6 +10,7 @@ use crate::harness::{Harness, Reply};
 
 mod images;
 mod interfaces;
+mod reads;
 
 struct Cloud {
     harness: Harness,

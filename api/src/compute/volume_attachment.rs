@@ -45,7 +45,7 @@ pub(super) async fn list(
     filters: Filters,
     url: RequestUrl,
 ) -> Answer<Value> {
-    let view = state.control.server(&caller, &id).await?;
+    let view = state.control.server_seen(&caller, &id, "os_compute_api:os-volumes-attachments:index").await?;
     let rows = view.row.volumes.clone();
     let page = Page::of(&filters, &[("device", Direction::Ascending)])?;
     let slice = page.cut(
@@ -74,7 +74,7 @@ pub(super) async fn show(
     version: Microversion,
     Segments((id, volume)): Segments<(String, String)>,
 ) -> Answer<Value> {
-    let view = state.control.server(&caller, &id).await?;
+    let view = state.control.server_seen(&caller, &id, "os_compute_api:os-volumes-attachments:show").await?;
     let attached = find(&view.row, &volume)?;
     Ok(Json(json!({"volumeAttachment": shown(version, &id, attached, false)})))
 }

@@ -6,11 +6,15 @@ use control::policy::require_admin;
 use control::service::host::HostView;
 use serde_json::{Map, Value, json};
 
-use super::microseconds;
+use super::{microseconds, require_anyone};
 use crate::context::{Answer, AppState, Authenticated};
 
 /// `GET /os-availability-zone`.
-pub(super) async fn list(State(state): State<AppState>, _: Authenticated) -> Answer<Value> {
+pub(super) async fn list(
+    State(state): State<AppState>,
+    Authenticated(caller): Authenticated,
+) -> Answer<Value> {
+    require_anyone(&caller, "os_compute_api:os-availability-zone:list")?;
     let zones = state.control.zones().await?;
     let shown = zones.iter().map(|(name, hosts)| zone(name, hosts, Value::Null));
     Ok(Json(json!({"availabilityZoneInfo": shown.collect::<Vec<_>>()})))

@@ -28,13 +28,9 @@ const ED25519: &str = "ssh-ed25519";
 
 /// Whose key pairs.
 fn owner<'a>(caller: &'a Caller, user_id: Option<&'a str>, action: &'static str) -> Result<&'a str> {
-    match user_id {
-        Some(user) => {
-            require(action, Default::Owner, caller, &Target::of(&[("user_id", user)]))?;
-            Ok(user)
-        }
-        None => Ok(&caller.user_id),
-    }
+    let user = user_id.unwrap_or(&caller.user_id);
+    require(action, Default::Owner, caller, &Target::of(&[("user_id", user)]))?;
+    Ok(user)
 }
 
 impl Control {

@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 use crate::model::compute::{Host, Server};
 use crate::model::network::{Network, Port, SecurityGroup};
 use crate::service::router::floating_ip::FloatingByPort;
+use crate::policy::{Default, Target, require, require_admin};
 use crate::store::{Cache, Stored, Txn};
 
 /// One address of a server.
@@ -64,6 +65,22 @@ impl Control {
         find(self.db.cache(), caller, id)
     }
 
+    /// One server, for what a rule is about that is read of it.
+    ///
+    /// # Errors
+    /// `NotFound`, `Forbidden`.
+    pub async fn server_seen(
+        &self,
+        caller: &Caller,
+        id: &str,
+        rule: &'static str,
+    ) -> Result<Arc<Stored<Server>>> {
+        let server = self.server(caller, id).await?;
+        let keys = [("project_id", server.row.project_id.as_str()), ("user_id", server.row.user_id.as_str())];
+        require(rule, Default::Reader, caller, &Target::of(&keys))?;
+        Ok(server)
+    }
+
     /// The servers of `scope`, in the order of their ids.
     ///
     /// # Errors
@@ -72,16 +89,16 @@ impl Control {
         let project = match scope {
             ServerScope::Own => caller.project_id(),
             ServerScope::Project(project) => Some(project),
-            ServerScope::All if caller.is_admin() => None,
             ServerScope::All => {
-                return Err(Error::Forbidden { action: "os_compute_api:servers:detail:get_all_tenants" });
+                require_admin(caller, "os_compute_api:servers:detail:get_all_tenants")?;
+                None
             }
         };
         if project.is_none() && scope == ServerScope::Own {
             return Ok(Vec::new());
         }
         if project.is_some_and(|project| !caller.may_read(project)) {
-            return Err(Error::Forbidden { action: "os_compute_api:servers:index:get_all_tenants" });
+            require_admin(caller, "os_compute_api:servers:index:get_all_tenants")?;
         }
         self.db.caught_up().await?;
         Ok(self
