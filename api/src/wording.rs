@@ -20,6 +20,38 @@ pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Fault> {
     Ok(value)
 }
 
+/// A structure, and the first field that came with it and that it does not have: some versions of an API pass over those,
+/// others refuse them.
+#[derive(Debug, Clone)]
+pub(crate) struct Kept<T> {
+    /// The structure.
+    pub(crate) fields: T,
+    stranger: Option<String>,
+}
+
+impl<T> Kept<T> {
+    /// The structure, where it has all that came.
+    ///
+    /// # Errors
+    /// Which field it does not have.
+    pub(crate) fn whole(self, field: &str) -> Result<T, Fault> {
+        let Some(stranger) = self.stranger else { return Ok(self.fields) };
+        let reason = reason(&format!("unknown field `{stranger}`"));
+        Err(Fault::Field { field: field.to_owned(), reason })
+    }
+}
+
+impl<'de, T: serde::Deserialize<'de>> serde::Deserialize<'de> for Kept<T> {
+    fn deserialize<D: serde::Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        let mut stranger = None;
+        let keep = |path: serde_ignored::Path<'_>| {
+            stranger.get_or_insert_with(|| path.to_string());
+        };
+        let fields = serde_ignored::deserialize(input, keep)?;
+        Ok(Self { fields, stranger })
+    }
+}
+
 fn fault(path: &str, error: &serde_json::Error) -> Fault {
     if error.is_data() {
         // `.` is the body itself; a question mark stands where no name is known.

@@ -124,10 +124,14 @@ fn show(state: &AppState, row: &ApplicationCredential) -> ShownCredential {
 /// Roles by id or by name.
 pub(super) fn roles(fields: &mut Fields) -> Result<Option<Vec<RoleRef>>> {
     let Some(roles) = fields.objects("roles")? else { return Ok(None) };
-    let role = |mut role: Fields| match (role.nullable("id")?.flatten(), role.nullable("name")?.flatten()) {
-        (Some(id), _) => Ok(RoleRef::Id(id)),
-        (None, Some(name)) => Ok(RoleRef::Name(name)),
-        (None, None) => Err(invalid("a role has an id or a name")),
+    let role = |mut role: Fields| {
+        let named = (role.nullable("id")?.flatten(), role.nullable("name")?.flatten());
+        role.end()?;
+        match named {
+            (Some(id), _) => Ok(RoleRef::Id(id)),
+            (None, Some(name)) => Ok(RoleRef::Name(name)),
+            (None, None) => Err(invalid("a role has an id or a name")),
+        }
     };
     roles.into_iter().map(role).collect::<Result<_>>().map(Some)
 }
@@ -148,6 +152,11 @@ fn rules(fields: &mut Fields) -> Result<Option<Vec<AccessRule>>> {
                 row.path = rule.must("path")?;
             }
         }
+        // Shown back by clients: with its id goes what it is.
+        for own in ["service", "method", "path"] {
+            rule.take(own);
+        }
+        rule.end()?;
         Ok(row)
     };
     rules.into_iter().map(rule).collect::<Result<_>>().map(Some)

@@ -169,6 +169,7 @@ pub(super) async fn create<R: Resource>(
 ) -> Result<Created<Made<R>>, Fault> {
     let mut fields = Fields::inside(Value::Object(given), "body")?;
     let wanted = fields.objects(R::MANY)?.unwrap_or_default();
+    fields.end()?;
     if wanted.is_empty() || wanted.len() > TOGETHER_MAX {
         return Err(invalid(format!("'{}' has between 1 and {TOGETHER_MAX} members", R::MANY)).into());
     }

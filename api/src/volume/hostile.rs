@@ -565,3 +565,22 @@ async fn members_that_cinders_schemas_do_not_know_are_refused_by_name() {
         );
     }
 }
+
+#[tokio::test]
+async fn new_volumes_field_that_nobody_knows_is_passed_over_before_3_53_and_refused_from_then_on() {
+    let cloud = Harness::new().await;
+    let token = cloud.admin_token().await;
+    for (version, status) in [("3.0", 202), ("3.52", 202), ("3.53", 400), ("3.71", 400)] {
+        let version = format!("volume {version}");
+        let headers = [("x-auth-token", token.as_str()), ("openstack-api-version", version.as_str())];
+        let body = json!({"volume": {"size": 1, "bananas": true}});
+        let reply = cloud.call(Method::POST, "/volume/v3/volumes", &headers, body).await;
+        assert_eq!(reply.status, status, "{version}: {}", reply.json());
+        if status == 400 {
+            let message = reply.json()["badRequest"]["message"].as_str().unwrap().to_owned();
+            assert!(message.contains("'bananas' was unexpected"), "{message}");
+        }
+        let body = json!({"volume": {"size": 1, "metadata": {"bananas": "any"}}});
+        assert_eq!(cloud.call(Method::POST, "/volume/v3/volumes", &headers, body).await.status, 202);
+    }
+}

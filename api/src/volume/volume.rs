@@ -20,6 +20,7 @@ use crate::error::Fault;
 use crate::microversion::Microversion;
 use crate::openapi::answer::{Accepted, Status, TAKEN, Taken};
 use crate::page::SortValue;
+use crate::wording::Kept;
 
 /// What the list is sorted by.
 const SORT_KEYS: [&str; 14] = [
@@ -48,7 +49,7 @@ impl Listed for Volume {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CreateBody {
-    volume: CreateFields,
+    volume: Kept<CreateFields>,
     /// Taken and not used: no filter here reads hints.
     #[serde(rename = "OS-SCH-HNT:scheduler_hints")]
     _hints: Option<Value>,
@@ -84,7 +85,12 @@ pub(super) async fn create(
     version: Microversion,
     Body(body): Body<CreateBody>,
 ) -> Result<Accepted<OneVolume>, Fault> {
-    let new = body.volume.into_new(version)?;
+    // Before 3.53 what nobody knows is passed over.
+    let fields = match version.at_least(3, 53) {
+        true => body.volume.whole("volume")?,
+        false => body.volume.fields,
+    };
+    let new = fields.into_new(version)?;
     let made = state.control.volume_create(&caller, new).await?;
     Ok(Status(Json(OneVolume { volume: short(&state, version, &made) })))
 }

@@ -227,3 +227,38 @@ async fn catalog_is_rows_and_follows_the_public_url() {
     assert_eq!(status(&cloud, Method::DELETE, &format!("services/{service}")).await, 204);
     assert_eq!(status(&cloud, Method::GET, &format!("endpoints/{endpoint}")).await, 404);
 }
+
+#[tokio::test]
+async fn bodies_that_keystones_schemas_close_have_no_field_of_another_name() {
+    let cloud = Harness::new().await;
+    let admin = cloud.control.token_caller(&cloud.admin_token().await, String::new()).await.unwrap();
+    let credentials = format!("/identity/v3/users/{}/application_credentials", admin.user_id);
+    let rule = json!({"service": "compute", "method": "GET", "path": "/v2.1/servers"});
+    let with = |extra: Value, of: &Value| {
+        let mut all = of.as_object().unwrap().clone();
+        all.extend(extra.as_object().unwrap().clone());
+        Value::Object(all)
+    };
+    for (what, status) in [
+        (json!({"name": "a", "access_rules": [with(json!({"a": 1}), &rule)]}), 400),
+        (json!({"name": "a", "roles": [{"name": "reader", "a": 1}]}), 400),
+        // The credential itself is open, as in Keystone.
+        (json!({"name": "a", "a": 1, "access_rules": [rule]}), 201),
+    ] {
+        let body = json!({ "application_credential": what });
+        let reply = cloud.admin(Method::POST, &credentials, body).await;
+        assert_eq!(reply.status, status, "{}", reply.json());
+    }
+    let services = cloud.admin(Method::GET, "/identity/v3/services", Value::Null).await.json();
+    let service = &services["services"][0]["id"];
+    let limit = json!({"service_id": service, "resource_name": "r", "default_limit": 1});
+    let path = "/identity/v3/registered_limits";
+    let body = |limits: Value, more: Value| with(more, &json!({ "registered_limits": limits }));
+    for (wrong, status) in [
+        (body(json!([with(json!({"a": 1}), &limit)]), json!({})), 400),
+        (body(json!([limit]), json!({"a": 1})), 400),
+        (body(json!([limit]), json!({})), 201),
+    ] {
+        assert_eq!(cloud.admin(Method::POST, path, wrong.clone()).await.status, status, "{wrong}");
+    }
+}
