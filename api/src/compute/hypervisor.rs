@@ -42,13 +42,16 @@ pub(super) async fn detail(
     listed(&state, &caller, version, &filters, &url, (hosts, full)).await
 }
 
+/// How a host is shown.
+type Show = fn(Microversion, &HostView) -> Value;
+
 async fn listed(
     state: &AppState,
     caller: &Caller,
     version: Microversion,
     filters: &Filters,
     url: &RequestUrl,
-    (mut hosts, show): (Vec<HostView>, fn(Microversion, &HostView) -> Value),
+    (mut hosts, show): (Vec<HostView>, Show),
 ) -> Answer<Value> {
     let mut with_servers = false;
     if version.at_least(2, 53) {

@@ -37,7 +37,7 @@ pub(super) struct TypeEncryption {
 #[derive(Serialize, JsonSchema)]
 #[serde(untagged)]
 pub(super) enum Shown {
-    Encrypted(TypeEncryption),
+    Encrypted(Box<TypeEncryption>),
     Not(Nothing),
 }
 
@@ -112,7 +112,7 @@ pub(super) async fn show(
     let stored = state.control.volume_type(&caller, &id).await?;
     let kind = &stored.row;
     let shown = kind.encryption.as_ref().map(|encryption| encryption_body(kind, encryption));
-    Ok(Json(shown.map_or(Shown::Not(Nothing {}), Shown::Encrypted)))
+    Ok(Json(shown.map_or(Shown::Not(Nothing {}), |shown| Shown::Encrypted(Box::new(shown)))))
 }
 
 /// `GET /types/{id}/encryption/{key}`.
