@@ -50,8 +50,7 @@ pub(super) async fn list(
     version: Microversion,
     Segments(id): Segments<String>,
 ) -> Answer<Value> {
-    let server =
-        state.control.server_seen(&caller, &id, "os_compute_api:os-attach-interfaces:list").await?;
+    let server = state.control.server_seen(&caller, &id, "os_compute_api:os-attach-interfaces:list").await?;
     let ports = state.control.server_ports(&caller, &id).await?;
     let shown: Vec<Value> = ports.iter().map(|port| attachment(version, &server.row, &port.row)).collect();
     Ok(Json(json!({"interfaceAttachments": shown})))
@@ -64,8 +63,7 @@ pub(super) async fn show(
     version: Microversion,
     Segments((id, port_id)): Segments<(String, String)>,
 ) -> Answer<Value> {
-    let server =
-        state.control.server_seen(&caller, &id, "os_compute_api:os-attach-interfaces:show").await?;
+    let server = state.control.server_seen(&caller, &id, "os_compute_api:os-attach-interfaces:show").await?;
     let ports = state.control.server_ports(&caller, &id).await?;
     let port = ports.iter().find(|port| port.row.standard.id == port_id);
     let port = port.ok_or_else(|| Error::not_found("Port", &port_id))?;

@@ -256,6 +256,7 @@ mod tests {
             external: false,
             port_security_enabled: true,
             is_default: false,
+            zone_hints: Vec::new(),
             qos_policy_id: None,
         }
     }

@@ -10,8 +10,8 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::compute::{Host, Server};
 use crate::model::network::{Network, Port, SecurityGroup};
-use crate::service::router::floating_ip::FloatingByPort;
 use crate::policy::{Default, Target, require, require_admin};
+use crate::service::router::floating_ip::FloatingByPort;
 use crate::store::{Cache, Stored, Txn};
 
 /// One address of a server.
