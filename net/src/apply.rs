@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::filter::{Chain, ChainName, Element, Ending, Filter, FilterChange, WantedFilter};
+use crate::filter::{Chain, ChainName, Ending, Filter, FilterChange, WantedFilter};
 use crate::keeper::Namespaces;
 use crate::names::{LinkKind, OwnerTag, link_mac};
 use crate::netlink::{Link, Request};
@@ -344,13 +344,7 @@ impl Host {
         if ending.is_empty() {
             return Ok(());
         }
-        let elements = known.iter().flat_map(|filter| &filter.elements);
-        let zones: BTreeMap<&str, u16> = elements
-            .filter_map(|element| match element {
-                Element::Zone(bridge, zone) => Some((bridge.as_str(), *zone)),
-                _ => None,
-            })
-            .collect();
+        let zones: BTreeMap<&str, u16> = known.iter().flat_map(|filter| filter.zones()).collect();
         let bridges = &self.bridges;
         let zone_of = |link: &str| zones.get(bridges.get(link)?.as_str()).copied();
         let judge = ending.judge(&self.chains, zone_of);

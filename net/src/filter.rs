@@ -169,12 +169,7 @@ impl WantedFilter {
         present: Option<&Filter>,
         tag: OwnerTag,
     ) {
-        let mut zones: BTreeMap<&str, u16> = BTreeMap::new();
-        for element in present.iter().flat_map(|filter| &filter.elements) {
-            if let Element::Zone(bridge, zone) = element {
-                zones.insert(bridge, *zone);
-            }
-        }
+        let zones: BTreeMap<&str, u16> = present.iter().flat_map(|filter| filter.zones()).collect();
         let mut taken: BTreeSet<u16> = zones.values().copied().collect();
         for name in bridges {
             let zone = zones.get(name.as_str()).copied().unwrap_or_else(|| free_zone(&taken, tag));
@@ -263,8 +258,7 @@ impl Filter {
     /// What removes all that this filter says about a link.
     #[must_use]
     pub fn removal_of_link(&self, link: &str) -> FilterChange {
-        let elements = self.elements.iter().filter(|element| element.link() == link);
-        let remove = elements.cloned().collect();
+        let remove = self.of_link(link).cloned().collect();
         let ending = Ending::of(self, &remove, &WantedFilter::default());
         FilterChange { remove, ending, ..FilterChange::default() }
     }
@@ -272,15 +266,55 @@ impl Filter {
     /// What turns this filter into one that says exactly `wanted` about every link that `wanted` says anything about.
     fn change_of_links(&self, wanted: &WantedFilter) -> FilterChange {
         let links: BTreeSet<&str> = wanted.elements.iter().map(Element::link).collect();
-        let present = self.elements.iter().filter(|element| links.contains(element.link()));
-        let mut change =
-            Self { elements: present.cloned().collect(), chains: self.chains.clone() }.change_to(wanted);
+        let present: BTreeSet<Element> =
+            links.iter().flat_map(|link| self.of_link(link).cloned().collect::<Vec<_>>()).collect();
+        let wanted_chains = wanted.chains.keys().filter(|name| self.chains.contains(*name));
+        let part = Self { elements: present, chains: wanted_chains.cloned().collect() };
+        let mut change = part.change_to(wanted);
         change.remove_chains.clear();
         change
+    }
+
+    /// What it says about a link, found without a search: elements are in the order of their kinds, then of links.
+    fn of_link<'a>(&'a self, link: &'a str) -> impl Iterator<Item = &'a Element> {
+        Element::first_of_each_kind(link).into_iter().flat_map(move |first| {
+            let kind = std::mem::discriminant(&first);
+            let is_of =
+                move |element: &&Element| std::mem::discriminant(*element) == kind && element.link() == link;
+            self.elements.range(first..).take_while(is_of)
+        })
+    }
+
+    /// The zone of each bridge.
+    pub(crate) fn zones(&self) -> impl Iterator<Item = (&str, u16)> {
+        let zones = self.elements.range(Element::Zone(InterfaceName::new(), 0)..);
+        zones.map_while(|element| match element {
+            Element::Zone(bridge, zone) => Some((bridge.as_str(), *zone)),
+            _ => None,
+        })
     }
 }
 
 impl Element {
+    /// What is not after any element about this link, of each kind.
+    fn first_of_each_kind(link: &str) -> [Self; 12] {
+        let link = || link.to_owned();
+        [
+            Self::Open(link()),
+            Self::Mac(link(), [0; 6]),
+            Self::Ipv4(link(), Ipv4Addr::UNSPECIFIED),
+            Self::Ipv4Prefix(link(), Ipv4Net::default()),
+            Self::Ipv6Port(link()),
+            Self::Ipv6(link(), Ipv6Addr::UNSPECIFIED),
+            Self::Ipv6Prefix(link(), Ipv6Net::default()),
+            Self::Groups(link(), Direction::Ingress, ChainName::new()),
+            Self::Bridged(link()),
+            Self::Gateway(link()),
+            Self::Zone(link(), 0),
+            Self::BridgeZone(link(), 0),
+        ]
+    }
+
     /// The link it is about.
     #[must_use]
     pub fn link(&self) -> &str {
@@ -354,6 +388,27 @@ mod tests {
             port_security: true,
             groups: BTreeSet::new(),
         }
+    }
+
+    #[test]
+    fn all_about_a_link_is_found_and_nothing_else() {
+        let mut wanted = crate::testing::network(&[(1, 1), (2, 1), (3, 2)]);
+        let all = ["10.9.0.1/32", "0.0.0.0/8", "10.8.0.0/16", "2001:db8::1/128", "2001:db8:1::/48", "::/64"];
+        for tap in wanted.taps.values_mut() {
+            tap.addresses = all.iter().map(|net| net.parse().unwrap()).collect();
+        }
+        let open = wanted.taps.values_mut().next().unwrap();
+        open.port_security = false;
+        wanted.bridges.values_mut().next().unwrap().host_addresses = vec!["10.9.0.1/24".parse().unwrap()];
+        let filter = WantedFilter::of(&wanted, None, OwnerTag::new(7)).names();
+        let links: BTreeSet<&str> = filter.elements.iter().map(Element::link).collect();
+        assert_eq!(links.len(), 5);
+        for link in links {
+            let found: Vec<&Element> = filter.of_link(link).collect();
+            let searched: Vec<&Element> = filter.elements.iter().filter(|e| e.link() == link).collect();
+            assert_eq!(found, searched, "{link}");
+        }
+        assert_eq!(filter.zones().count(), 2);
     }
 
     #[test]

@@ -50,7 +50,7 @@ impl Ending {
         if touched.is_empty() {
             return ending;
         }
-        for element in present.elements.iter().filter(|element| touched.contains(element.link())) {
+        for element in touched.iter().flat_map(|link| present.of_link(link)) {
             let port = ending.ports.entry(element.link().to_owned()).or_default();
             if let Element::Groups(_, direction, chain) = element {
                 port.before.insert(*direction, chain.clone());
@@ -61,10 +61,10 @@ impl Ending {
                 addresses.insert(address);
             }
         }
-        for element in &wanted.elements {
-            if let Element::Groups(link, direction, chain) = element
-                && let Some(port) = ending.ports.get_mut(link)
-            {
+        let first = Element::Groups(InterfaceName::new(), Direction::Ingress, ChainName::new());
+        for element in wanted.elements.range(first..) {
+            let Element::Groups(link, direction, chain) = element else { break };
+            if let Some(port) = ending.ports.get_mut(link) {
                 port.after.insert(*direction, chain.clone());
             }
         }
