@@ -185,11 +185,27 @@ impl Stamp {
     }
 }
 
-/// Copies a file with its holes: what is zero in `from` takes no room in `to`.
+/// Copies a file with its holes: what is zero in `from` takes no room in `to`, which is as it was until it is there whole,
+/// for whoever reads it meanwhile. What is no plain file, such as a disk, is written to as it is.
 ///
 /// # Errors
 /// Reading or writing.
 pub fn copy_sparse(from: &Path, to: &Path) -> Result<(), Error> {
+    if to.metadata().is_ok_and(|data| !data.is_file()) {
+        return copy_sparse_into(from, to);
+    }
+    let name = to.file_name().unwrap_or_default().to_string_lossy();
+    let new = to.with_file_name(format!(".{name}.{}", std::process::id()));
+    let moved = copy_sparse_into(from, &new)
+        .and_then(|()| fs::rename(&new, to).map_err(Error::io("move into place", to)));
+    if moved.is_err() {
+        // The first failure is the one to tell of.
+        let _ = fs::remove_file(&new);
+    }
+    moved
+}
+
+fn copy_sparse_into(from: &Path, to: &Path) -> Result<(), Error> {
     let target = File::create(to).map_err(Error::io("make", to))?;
     let size = copy_sparse_at(from, &target, to, 0)?;
     target.set_len(size).map_err(Error::io("resize", to))
@@ -266,7 +282,12 @@ mod tests {
         let mut bytes = vec![0; 300_000];
         bytes[70_000] = 7;
         fs::write(&from, &bytes).unwrap();
+        fs::write(&to, "what was there before").unwrap();
+        let reading = File::open(&to).unwrap();
         copy_sparse(&from, &to).unwrap();
+        assert_eq!(std::io::read_to_string(reading).unwrap(), "what was there before");
+        assert!(copy_sparse(&from.join("none"), &to).is_err());
+        assert_eq!(fs::read_dir(to.parent().unwrap()).unwrap().count(), 2, "nothing else is left");
         assert_eq!(fs::read(&to).unwrap(), bytes);
     }
 }
