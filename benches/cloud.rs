@@ -14,7 +14,7 @@ use api::demo::ping::Pinger;
 use serde_json::json;
 
 use crate::harness::{Cloud, NewServer, Rest, isolate};
-use crate::measure::{Line, Samples};
+use crate::measure::{Samples, line};
 
 /// Servers made one after the other.
 const ONE_BY_ONE: usize = 10;
@@ -166,8 +166,4 @@ fn per_second(count: u32, mut run: impl FnMut() -> Result<()>) -> Result<f64> {
         run()?;
     }
     Ok(f64::from(count) / started.elapsed().as_secs_f64())
-}
-
-fn line(what: &str, unit: &str, value: f64, baseline: f64, of: &str) {
-    Line { what, unit, value, baseline, of }.print();
 }

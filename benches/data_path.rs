@@ -18,7 +18,7 @@ use net::spec::{Bridge, Direction, Group, HostNetwork, Nat, Outside, Remote, Rou
 use net::tap::VNET_HEADER_SIZE;
 use nix::sched::{CloneFlags, unshare};
 
-use crate::measure::{Line, Samples};
+use crate::measure::{Samples, line, milliseconds};
 
 /// The aims.
 const PORT_AIM_MS: f64 = 5.0;
@@ -53,14 +53,6 @@ fn main() -> Result<()> {
         ports(&mut host, tag).and_then(|()| rules(&mut host, tag)).and_then(|()| paths(&mut host, tag));
     host.remove_all()?;
     measured
-}
-
-fn line(what: &str, unit: &str, value: f64, baseline: f64, of: &str) {
-    Line { what, unit, value, baseline, of }.print();
-}
-
-fn milliseconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
 }
 
 /// A guest's MAC and address.

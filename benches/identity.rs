@@ -15,7 +15,7 @@ use control::store::RedbStore;
 use control::{Control, Settings};
 
 use crate::harness::{Cloud, Rest};
-use crate::measure::{Line, Samples};
+use crate::measure::{Samples, line};
 
 /// Logins whose times are looked at.
 const LOGINS: usize = 300;
@@ -102,8 +102,4 @@ fn together(cloud: &Cloud, run: impl Fn(&Rest) -> Result<()> + Sync) -> Result<f
         anyhow::Ok(())
     })?;
     Ok(f64::from(all) / started.elapsed().as_secs_f64())
-}
-
-fn line(what: &str, unit: &str, value: f64, baseline: f64, of: &str) {
-    Line { what, unit, value, baseline, of }.print();
 }

@@ -27,7 +27,7 @@ use storage::root_disk::create_root_disk;
 use tower::ServiceExt as _;
 
 use crate::harness::Cloud;
-use crate::measure::{Line, Samples};
+use crate::measure::{Samples, line};
 
 /// The image that is moved, in MiB.
 const MOVED_MIB: u64 = 512;
@@ -219,8 +219,4 @@ fn root_disks() -> Result<()> {
     }
     line("root disk of 20 GiB from an image of 2 GiB, p50", "ms", made.quantile(0.5), 5.0, "what is allowed");
     Ok(())
-}
-
-fn line(what: &str, unit: &str, value: f64, baseline: f64, of: &str) {
-    Line { what, unit, value, baseline, of }.print();
 }

@@ -20,7 +20,7 @@ use net::spec::{Bridge, HostNetwork, Nat, Outside, Router, RouterLink};
 use serde_json::{Value, json};
 
 use crate::harness::{Cloud, NewServer, Rest, isolate};
-use crate::measure::{Line, Samples};
+use crate::measure::{Samples, line, milliseconds};
 
 /// Whole sites made one after the other, and servers beside them.
 const SITES: usize = 10;
@@ -224,12 +224,4 @@ fn add_router(wanted: &mut HostNetwork, tag: OwnerTag, number: u32) {
         },
     };
     wanted.routers.insert(tag.namespace(number), router);
-}
-
-fn milliseconds(since: Instant) -> f64 {
-    since.elapsed().as_secs_f64() * 1e3
-}
-
-fn line(what: &str, unit: &str, value: f64, baseline: f64, of: &str) {
-    Line { what, unit, value, baseline, of }.print();
 }

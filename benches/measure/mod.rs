@@ -44,3 +44,15 @@ impl Line<'_> {
         );
     }
 }
+
+/// Prints a [`Line`].
+#[allow(dead_code, reason = "some benchmarks have a line with names of its parts")]
+pub(crate) fn line(what: &str, unit: &str, value: f64, baseline: f64, of: &str) {
+    Line { what, unit, value, baseline, of }.print();
+}
+
+/// The time since then, in milliseconds.
+#[allow(dead_code, reason = "some benchmarks count other things")]
+pub(crate) fn milliseconds(since: std::time::Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}

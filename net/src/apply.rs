@@ -396,8 +396,6 @@ impl Host {
         for (name, bridge) in &wanted.bridges {
             self.check_name(LinkKind::Bridge, name)?;
             bridge.vxlan.as_ref().map_or(Ok(()), |vxlan| self.check_name(LinkKind::Vxlan, &vxlan.name))?;
-        }
-        for bridge in wanted.bridges.values() {
             if let Some(Uplink::Vlan { device, .. }) = &bridge.uplink {
                 self.check_name(LinkKind::Vlan, device)?;
             }

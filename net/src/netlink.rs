@@ -268,7 +268,7 @@ fn read_link(body: &[u8]) -> Option<Link> {
 /// What is told by links of one kind, and of those that are ports of a bridge.
 fn read_kind(link: &mut Link, value: &[u8]) {
     let parts = parts_of(value);
-    link.kind = parts.get(&IFLA_INFO_KIND).map(|kind| text(kind)).unwrap_or_default();
+    link.kind = parts.get(&IFLA_INFO_KIND).map(text).unwrap_or_default();
     let data = parts.get(&IFLA_INFO_DATA);
     match link.kind.as_str() {
         "vxlan" => link.vxlan = data.and_then(|data| read_vxlan(data)),
@@ -291,21 +291,15 @@ fn read_kind(link: &mut Link, value: &[u8]) {
     });
 }
 
-fn parts_of(value: &[u8]) -> BTreeMap<u16, Vec<u8>> {
+/// Attributes that stand one behind the other, by their kinds; of two of a kind the last.
+pub(crate) fn parts_of(value: &[u8]) -> BTreeMap<u16, Vec<u8>> {
     NlasIterator::new(value).flatten().map(|nla| (nla.kind(), nla.value().to_vec())).collect()
 }
 
 fn read_vxlan(data: &[u8]) -> Option<(u32, Option<Ipv4Addr>)> {
-    let mut vni = None;
-    let mut local = None;
-    for nla in NlasIterator::new(data).flatten() {
-        match nla.kind() {
-            IFLA_VXLAN_ID => vni = word(nla.value()),
-            IFLA_VXLAN_LOCAL => local = <[u8; 4]>::try_from(nla.value()).ok().map(Ipv4Addr::from),
-            _ => {}
-        }
-    }
-    vni.map(|vni| (vni, local))
+    let parts = parts_of(data);
+    let local = parts.get(&IFLA_VXLAN_LOCAL).and_then(|local| <[u8; 4]>::try_from(local.as_slice()).ok());
+    Some((word(parts.get(&IFLA_VXLAN_ID)?)?, local.map(Ipv4Addr::from)))
 }
 
 fn read_address(body: &[u8]) -> Option<(u32, IpNet)> {
@@ -390,6 +384,7 @@ fn word(value: &[u8]) -> Option<u32> {
     value.try_into().ok().map(u32::from_ne_bytes)
 }
 
-fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value).trim_end_matches('\0').to_owned()
+/// A text with a zero at its end.
+pub(crate) fn text(value: impl AsRef<[u8]>) -> String {
+    String::from_utf8_lossy(value.as_ref()).trim_end_matches('\0').to_owned()
 }

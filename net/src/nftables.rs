@@ -20,7 +20,7 @@ use crate::filter::{
 };
 use crate::names::OwnerTag;
 pub use crate::netlink::Error;
-use crate::netlink::{Connection, Message};
+use crate::netlink::{Connection, Message, parts_of, text};
 use element::{Encoded, GROUPS_FAMILY, decode, encode, set_attributes};
 use message::{
     Attributes, Expression, Family, NFT_MSG_DELCHAIN, NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE, NFT_MSG_GETCHAIN,
@@ -382,13 +382,5 @@ fn comment_attribute(comment: &str) -> Vec<u8> {
 }
 
 fn attributes_of(body: &[u8]) -> BTreeMap<u16, Vec<u8>> {
-    nested(body.get(HEADER_SIZE..).unwrap_or_default())
-}
-
-fn nested(bytes: &[u8]) -> BTreeMap<u16, Vec<u8>> {
-    NlasIterator::new(bytes).flatten().map(|nla| (nla.kind(), nla.value().to_vec())).collect()
-}
-
-fn text(bytes: impl AsRef<[u8]>) -> String {
-    String::from_utf8_lossy(bytes.as_ref()).trim_end_matches('\0').to_owned()
+    parts_of(body.get(HEADER_SIZE..).unwrap_or_default())
 }

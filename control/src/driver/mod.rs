@@ -19,6 +19,20 @@ use crate::agent::protocol::{
     NetworkWanted, RouterObserved, RouterWanted,
 };
 
+/// The longest name that the command line gives something, in bytes.
+const NAME_BYTES_MAX: usize = 64;
+
+/// Refuses what is no name to give `what` on a command line.
+fn check_name(name: &str, what: &str) -> Result<(), String> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(plain) {
+        return Err(format!(
+            "`{name}` is no name of {what}: letters, digits, `-`, `_` and `.`, {NAME_BYTES_MAX} at most"
+        ));
+    }
+    Ok(())
+}
+
 /// The most console text one question is answered with, in bytes: all that a VMM keeps.
 pub const CONSOLE_BYTES_MAX: u32 = 1 << 20;
 

@@ -6,10 +6,10 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::check_name;
+
 /// The VLAN identifiers there are (IEEE 802.1Q §9.6).
 pub const VLANS: RangeInclusive<u16> = 1..=4094;
-/// The longest name of a physical network, in bytes (Neutron's `provider:physical_network`).
-const NAME_BYTES_MAX: usize = 64;
 
 /// A physical network and how a host is on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,13 +33,7 @@ impl FromStr for Provider {
             Some((interface, vlans)) => (interface, Some(vlans)),
             None => (rest, None),
         };
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(plain) {
-            return Err(format!(
-                "`{name}` is no name of a physical network: letters, digits, `-`, `_` and `.`, {NAME_BYTES_MAX} at \
-                 most"
-            ));
-        }
+        check_name(name, "a physical network")?;
         if !net::names::is_interface_name(interface) {
             return Err(format!("`{interface}` is no name of an interface"));
         }

@@ -100,9 +100,6 @@ pub struct NamedPlace {
     pub place: Place,
 }
 
-/// The longest name of a backend.
-const NAME_BYTES_MAX: usize = 64;
-
 impl From<Place> for NamedPlace {
     /// By the name of its kind.
     fn from(place: Place) -> Self {
@@ -120,12 +117,7 @@ impl FromStr for NamedPlace {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let Some((name, place)) = text.split_once('=') else { return text.parse().map(Place::into) };
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
-        if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(plain) {
-            return Err(format!(
-                "`{name}` is no name of a backend: letters, digits, `-`, `_` and `.`, {NAME_BYTES_MAX} at most"
-            ));
-        }
+        super::check_name(name, "a backend")?;
         Ok(Self { name: name.to_owned(), place: place.parse()? })
     }
 }

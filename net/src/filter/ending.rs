@@ -147,13 +147,18 @@ fn rules_of<'a>(name: &str, chains: &'a BTreeMap<ChainName, Chain>) -> Option<Ve
     Some(all)
 }
 
-/// Whether one rule lets begin all that another does.
-fn covers(rule: &Rule, other: &Rule) -> bool {
-    let holds = |net: &IpNet| match &rule.remote {
+/// Whether the other side may be any of these addresses.
+fn includes(remote: &Remote, net: &IpNet) -> bool {
+    match remote {
         Remote::Any => true,
         Remote::Prefix(prefix) => prefix.contains(net),
         Remote::Members(members) => members.iter().any(|member| member.contains(net)),
-    };
+    }
+}
+
+/// Whether one rule lets begin all that another does.
+fn covers(rule: &Rule, other: &Rule) -> bool {
+    let holds = |net: &IpNet| includes(&rule.remote, net);
     let remote = match &other.remote {
         Remote::Any => rule.remote == Remote::Any,
         Remote::Prefix(net) => holds(net),
@@ -234,11 +239,6 @@ impl<'a> Judge<'a> {
 
 fn lets_begin(rule: &Rule, other: IpAddr, begun: &Tuple) -> bool {
     let version = if other.is_ipv4() { 4 } else { 6 };
-    let remote = match &rule.remote {
-        Remote::Any => true,
-        Remote::Prefix(net) => net.contains(&other),
-        Remote::Members(members) => members.iter().any(|net| net.contains(&other)),
-    };
     let ports = match rule.ports {
         None => true,
         Some((kind, code)) if has_types(rule.protocol) => begun
@@ -249,7 +249,7 @@ fn lets_begin(rule: &Rule, other: IpAddr, begun: &Tuple) -> bool {
     rule.ip_version == version
         && rule.protocol.is_none_or(|protocol| protocol == begun.protocol)
         && ports
-        && remote
+        && includes(&rule.remote, &IpNet::from(other))
 }
 
 #[cfg(test)]

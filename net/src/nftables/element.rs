@@ -3,6 +3,7 @@
 use super::message::{Attributes, Expression, Family, Verdict};
 use super::rules::{self, Data, Set};
 use crate::filter::Element;
+use crate::netlink::{parts_of, text};
 use crate::spec::Direction;
 
 /// An interface's name in a key, in bytes.
@@ -86,16 +87,16 @@ fn interface_key(name: &str) -> Vec<u8> {
 
 /// The fact in an item of a set's list of elements; nothing for what [`encode`] never makes.
 pub(super) fn decode(set: Set, item: &[u8]) -> Option<Element> {
-    let parts = super::nested(item);
-    let value_of = |kind| parts.get(&kind).and_then(|part| super::nested(part).remove(&1));
+    let parts = parts_of(item);
+    let value_of = |kind| parts.get(&kind).and_then(|part| parts_of(part).remove(&1));
     let key = value_of(1)?;
     let (name, value) = key.split_at_checked(INTERFACE_SIZE)?;
-    let name = super::text(name);
+    let name = text(name);
     let end = || value_of(10).and_then(|end| end.get(INTERFACE_SIZE..).map(<[u8]>::to_vec));
     let groups = |name, direction| {
-        let verdict = parts.get(&2).and_then(|data| super::nested(data).remove(&2))?;
-        let chain = super::nested(&verdict).remove(&2)?;
-        Some(Element::Groups(name, direction, super::text(chain)))
+        let verdict = parts.get(&2).and_then(|data| parts_of(data).remove(&2))?;
+        let chain = parts_of(&verdict).remove(&2)?;
+        Some(Element::Groups(name, direction, text(chain)))
     };
     match set {
         rules::OPEN => Some(Element::Open(name)),

@@ -23,9 +23,9 @@ use super::message::{
     NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, SECOND_WORD, THIRD_WORD, Transaction, Translation, Verdict, body,
     encode_rule, kind,
 };
-use super::{ELEMENTS_PER_MESSAGE_MAX, attributes_of, nested, text};
+use super::{ELEMENTS_PER_MESSAGE_MAX, attributes_of};
 use crate::conntrack::{self, Tuple};
-use crate::netlink::{Connection, Error};
+use crate::netlink::{Connection, Error, parts_of, text};
 use crate::spec::{Forwarding, Nat, Outside};
 
 /// The table's name: it is alone in its namespace.
@@ -114,8 +114,8 @@ impl Element {
 
 /// Reads an item of a map's list into what it is a part of; what [`Element::attributes`] never makes is passed over.
 fn decode(nat: &mut Nat, map: &str, item: &[u8]) -> Option<()> {
-    let parts = nested(item);
-    let value_of = |kind| parts.get(&kind).and_then(|part| nested(part).remove(&1));
+    let parts = parts_of(item);
+    let value_of = |kind| parts.get(&kind).and_then(|part| parts_of(part).remove(&1));
     let (key, data) = (value_of(1)?, value_of(2)?);
     let address = |bytes: &[u8]| Some(Ipv4Addr::from(<[u8; 4]>::try_from(bytes.get(..4)?).ok()?));
     let port = |bytes: &[u8]| Some(u16::from_be_bytes(bytes.get(..2)?.try_into().ok()?));

@@ -318,11 +318,12 @@ impl State {
 
 /// Whether links and bridges are the same, whatever may pass them.
 fn is_same_but_filter(a: &HostNetwork, b: &HostNetwork) -> bool {
-    let place = |tap: &Tap| (tap.bridge.clone(), tap.mtu);
-    let same = |(one, other): ((&InterfaceName, &Tap), (&InterfaceName, &Tap))| {
-        one.0 == other.0 && place(one.1) == place(other.1)
-    };
-    a.bridges == b.bridges && a.taps.len() == b.taps.len() && a.taps.iter().zip(&b.taps).all(same)
+    a.bridges == b.bridges && places(a).eq(places(b))
+}
+
+/// Where each tap is.
+fn places(network: &HostNetwork) -> impl Iterator<Item = (&InterfaceName, &InterfaceName, u32)> {
+    network.taps.iter().map(|(name, tap)| (name, &tap.bridge, tap.mtu))
 }
 
 fn network_of<'a>(surroundings: &'a Surroundings, nic: &NicWanted) -> Result<&'a NetworkWanted, Error> {
