@@ -64,22 +64,24 @@ fn main() {
         !arguments.list
             && trials.iter().any(|trial| trial.name().starts_with(begin) && selected(trial.name()))
     };
-    if ["openstack::", "commands_of_services::", "serving::", "volumes::"].into_iter().any(begins) {
-        // Before any test has moved its thread into a network namespace, from which PyPI cannot be reached.
-        harness::prepare_openstack();
-    }
-    if ["images::", "volumes::"].into_iter().any(begins) {
-        harness::prepare_s3();
-    }
-    if begins("lab::") || begins("guests::") {
-        // For the same reason: Debian's packages are downloaded.
-        harness::prepare_lab();
-    }
-    if begins("guests::") {
-        harness::prepare_guests(&guests::IMAGES);
-    }
-    if begins("lab::cloud::") {
-        lab::prepare();
-    }
+    // Before any test has moved its thread into a network namespace, from which neither PyPI nor Debian's packages can be
+    // reached; side by side, since much of it waits for the network and the disk.
+    std::thread::scope(|scope| {
+        if ["openstack::", "commands_of_services::", "serving::", "volumes::"].into_iter().any(begins) {
+            scope.spawn(harness::prepare_openstack);
+        }
+        if ["images::", "volumes::"].into_iter().any(begins) {
+            scope.spawn(harness::prepare_s3);
+        }
+        if begins("lab::") || begins("guests::") {
+            scope.spawn(harness::prepare_lab);
+        }
+        if begins("guests::") {
+            scope.spawn(|| harness::prepare_guests(&guests::IMAGES));
+        }
+        if begins("lab::cloud::") || begins("lab::generic::") {
+            scope.spawn(lab::prepare);
+        }
+    });
     libtest_mimic::run(&arguments, trials).exit();
 }

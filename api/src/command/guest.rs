@@ -44,7 +44,8 @@ pub(super) enum Guest {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     wisp guest kernel --out vmlinux\n  \
-    wisp guest kernel --flavor small --out a --flavor smp --out b")]
+    wisp guest kernel --flavor small --out a --flavor smp --out b\n  \
+    wisp guest kernel --flavor smp --check")]
 pub(super) struct KernelArguments {
     /// Which kernel: `small` by default. May be repeated.
     #[arg(long = "flavor", value_enum, value_name = "FLAVOR")]
@@ -52,6 +53,9 @@ pub(super) struct KernelArguments {
     /// Where to write it; one for each flavour, in their order. Without one the path in the cache is printed.
     #[arg(long = "out", value_name = "FILE")]
     outs: Vec<PathBuf>,
+    /// Only see whether every line of the configuration has its effect, and compile nothing.
+    #[arg(long, conflicts_with = "outs")]
+    check: bool,
     #[command(flatten)]
     cache: CacheArguments,
 }
@@ -65,6 +69,7 @@ pub(super) struct KernelArguments {
     wisp guest image busybox.img\n  \
     wisp guest image --kind debian --size 2048 --format qcow2 debian.qcow2\n  \
     wisp guest image --kind debian --upload debian-slim\n  \
+    wisp guest image --kind debian --verify\n  \
     sudo wisp vmm boot --kernel vmlinux --disk busybox.img --cmdline 'root=/dev/vda rw quiet'")]
 pub(super) struct ImageArguments {
     /// What is in it.
@@ -94,10 +99,13 @@ pub(super) struct ImageArguments {
     /// Upload it as an image of this name, into the cloud of OS_CLOUD or of the other OS_ variables.
     #[arg(long, value_name = "NAME")]
     upload: Option<String>,
+    /// Build it again even if it is in the cache, and fail unless both are the same, byte for byte.
+    #[arg(long)]
+    verify: bool,
     #[command(flatten)]
     cache: CacheArguments,
-    /// The file to write; may be left out with --upload.
-    #[arg(required_unless_present = "upload")]
+    /// The file to write; may be left out with --upload or --verify.
+    #[arg(required_unless_present_any = ["upload", "verify"])]
     file: Option<PathBuf>,
 }
 
@@ -133,6 +141,11 @@ fn build_kernels(arguments: &KernelArguments) -> anyhow::Result<()> {
     let cache = Cache::open(arguments.cache.cache.as_deref())?;
     let progress = Progress::default();
     for (index, flavor) in flavors.iter().enumerate() {
+        if arguments.check {
+            kernel::check(*flavor, &cache, &progress)?;
+            progress.say(&format!("every line of the {} configuration holds", flavor.name()));
+            continue;
+        }
         let kernel = kernel::build(*flavor, &cache, &progress)?;
         match arguments.outs.get(index) {
             Some(out) => {
@@ -157,7 +170,8 @@ fn build_image(arguments: &ImageArguments) -> anyhow::Result<()> {
         boot_partition: arguments.boot_partition,
         second_kernel: arguments.second_kernel,
     };
-    let image = image::build(&request, &cache, &progress)?;
+    let make = if arguments.verify { image::verify } else { image::build };
+    let image = make(&request, &cache, &progress)?;
     if let Some(file) = &arguments.file {
         cache::copy_sparse(&image.path, file)?;
         let from = if image.reused { " from the cache" } else { "" };

@@ -8,7 +8,7 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Why the cache cannot be used.
@@ -233,6 +233,33 @@ pub fn copy_sparse_at(from: &Path, target: &File, to: &Path, offset_bytes: u64) 
     }
 }
 
+/// Where two files differ first: the offset of a byte, or the shorter one's length.
+///
+/// # Errors
+/// Reading.
+pub fn first_difference(one: &Path, other: &Path) -> Result<Option<u64>, Error> {
+    let open = |path| File::open(path).map(io::BufReader::new).map_err(Error::io("open", path));
+    let (mut left, mut right) = (open(one)?, open(other)?);
+    let mut at = 0;
+    loop {
+        let (a, b) = (
+            left.fill_buf().map_err(Error::io("read", one))?,
+            right.fill_buf().map_err(Error::io("read", other))?,
+        );
+        let count = a.len().min(b.len());
+        if a[..count] != b[..count] {
+            let same = a.iter().zip(b).take_while(|(a, b)| a == b).count();
+            return Ok(Some(at + same as u64));
+        }
+        if count == 0 {
+            return Ok((a.len() != b.len()).then_some(at));
+        }
+        left.consume(count);
+        right.consume(count);
+        at += count as u64;
+    }
+}
+
 /// Writes a file that is there whole or not at all.
 ///
 /// # Errors
@@ -273,6 +300,25 @@ mod tests {
         assert!(path.is_dir() && !dead.exists());
         drop(work);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn first_difference_is_a_byte_or_an_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str, bytes: &[u8]| {
+            let path = directory.path().join(name);
+            fs::write(&path, bytes).unwrap();
+            path
+        };
+        let mut bytes = vec![5; 100_000];
+        let (one, same, short) = (file("one", &bytes), file("same", &bytes), file("short", &bytes[..70_000]));
+        bytes[90_000] = 6;
+        let other = file("other", &bytes);
+        assert_eq!(first_difference(&one, &same).unwrap(), None);
+        assert_eq!(first_difference(&one, &other).unwrap(), Some(90_000));
+        assert_eq!(first_difference(&one, &short).unwrap(), Some(70_000));
+        assert_eq!(first_difference(&short, &one).unwrap(), Some(70_000));
+        assert!(first_difference(&one, &directory.path().join("none")).is_err());
     }
 
     #[test]

@@ -133,9 +133,7 @@ pub fn build(flavor: Flavor, cache: &Cache, progress: &Progress) -> Result<Kerne
     }
     tools::require("building a kernel", &NEEDS)?;
     let work = cache.work(cache::BUILD)?;
-    let source = unpack_source(&package, cache, work.path(), progress)?;
-    let build = Build { flavor, source, objects: work.path().join("objects"), package };
-    build.configure()?;
+    let build = Build::configured(flavor, package, cache, work.path(), progress)?;
     build.compile(progress)?;
     let image = build.objects.join("stripped");
     let mut strip = tools::command("strip");
@@ -144,6 +142,17 @@ pub fn build(flavor: Flavor, cache: &Cache, progress: &Progress) -> Result<Kerne
     cache::write_whole(&release_file, release.as_bytes())?;
     fs::rename(&image, &path).map_err(cache::Error::io("move into place", &path))?;
     Ok(Kernel { path, release })
+}
+
+/// Whether every line of the flavour's fragments holds in the source's configuration; compiles nothing.
+///
+/// # Errors
+/// Anything missing; a line has no effect.
+pub fn check(flavor: Flavor, cache: &Cache, progress: &Progress) -> Result<(), Error> {
+    tools::require("configuring a kernel", &NEEDS)?;
+    let package = packages::candidate(SOURCE_PACKAGE)?;
+    let work = cache.work(cache::BUILD)?;
+    Build::configured(flavor, package, cache, work.path(), progress).map(drop)
 }
 
 /// Unpacks the source and returns its top directory.
@@ -187,6 +196,20 @@ struct Build {
 }
 
 impl Build {
+    /// The source unpacked below `work`, and its configuration.
+    fn configured(
+        flavor: Flavor,
+        package: Package,
+        cache: &Cache,
+        work: &Path,
+        progress: &Progress,
+    ) -> Result<Self, Error> {
+        let source = unpack_source(&package, cache, work, progress)?;
+        let build = Self { flavor, source, objects: work.join("objects"), package };
+        build.configure()?;
+        Ok(build)
+    }
+
     /// `make` for this build, with everything fixed that would make two builds differ.
     fn make(&self) -> Command {
         let mut make = tools::command("make");

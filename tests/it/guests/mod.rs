@@ -27,6 +27,16 @@ pub(crate) fn trials() -> Vec<Trial> {
             &[Need::Root, Need::SlimKernel, Need::QemuImg, Need::OpenStack],
             goes_up,
         ),
+        trial(
+            "guests::images_are_built_again_with_the_same_bytes",
+            needs,
+            images_are_built_again_with_the_same_bytes,
+        ),
+        trial(
+            "guests::configuration_of_the_other_kernel_holds",
+            needs,
+            configuration_of_the_other_kernel_holds,
+        ),
     ]
 }
 
@@ -78,6 +88,28 @@ fn goes_up() -> Result<()> {
     succeed(Command::new("qemu-img").args(["check", "-q"]).arg(&up))?;
     succeed(Command::new("qemu-img").args(["convert", "-f", "qcow2", "-O", "raw"]).args([&up, &back]))?;
     succeed(Command::new("cmp").args([&raw, &back]))?;
+    Ok(())
+}
+
+/// What was built before, by another process in another directory.
+fn images_are_built_again_with_the_same_bytes() -> Result<()> {
+    for options in IMAGES.into_iter().chain([&["--format", "qcow2"][..]]) {
+        let mut build = Command::new(wisp());
+        let output =
+            succeed(build.args(["guest", "image", "--verify", "--cache"]).arg(guest_cache()).args(options))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(said.contains("the same bytes"), "{options:?}: {said}");
+    }
+    Ok(())
+}
+
+/// A kernel for many processors takes ten minutes to build, which is done by hand.
+fn configuration_of_the_other_kernel_holds() -> Result<()> {
+    let mut check = Command::new(wisp());
+    check.args(["guest", "kernel", "--flavor", "smp", "--check", "--cache"]).arg(guest_cache());
+    let output = succeed(&mut check)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(said.contains("every line of the smp configuration holds"), "{said}");
     Ok(())
 }
 

@@ -1,14 +1,14 @@
 //! Debian as it is published for clouds, in a cloud in the lab: the VMM reads the disk's GRUB configuration at every
 //! boot, and cloud-init makes the rest of what the cloud says.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
 use super::cloud::{BOOT_SECONDS_MAX, console, path, prepare, ssh};
 use super::write;
-use crate::harness::{Cloud, Need, isolate, stock, trial, within};
+use crate::harness::{Cloud, Need, guest_image, isolate, stock, trial, within};
 
 /// The tests. They take ten minutes of one processor, so that they are begun before all others.
 pub(super) fn trials() -> Vec<Trial> {
@@ -19,8 +19,8 @@ pub(super) fn trials() -> Vec<Trial> {
     )]
 }
 
-/// The image's 1.2 GiB, two guests of 640 MiB, what both write, and the cloud.
-const LAB_MEMORY_MIB: u32 = 4096;
+/// The images' 2.5 GiB, two guests of 640 MiB, what both write, and the cloud.
+const LAB_MEMORY_MIB: u32 = 5632;
 /// The user of Debian's cloud-init that the key is for.
 const USER: &str = "debian";
 /// For the server that one can log in to.
@@ -29,21 +29,26 @@ const FIRST: &str = "#cloud-config\n\
 /// For the server that says on its console what it found on its configuration drive, and powers itself off.
 const SECOND: &str = "#cloud-config\n\
     runcmd:\n  - [sh, -c, '{ echo \"found $(hostname)\"; ip -4 -o address show scope global; ip route; \
-    cat /home/debian/.ssh/authorized_keys; grep -o DataSource.* /run/cloud-init/status.json | head -n 1; } >/dev/console']\n\
+    cat /home/debian/.ssh/authorized_keys; grep ' /boot ' /proc/mounts; grep -o DataSource.* /run/cloud-init/status.json | head -n 1; } >/dev/console']\n\
     power_state: {mode: poweroff}\n";
 /// The second server's network, where nobody answers DHCP.
 const STATIC_NETWORK: &str = "10.7.0.0/24";
 
-/// Two servers of one image: one with what the metadata service says, one with what a configuration drive says. The
-/// first gets another kernel, reboots into it, and shuts itself down when it is stopped.
+/// The disk whose `/boot` is a partition of its own.
+pub(super) fn disk_with_boot_partition() -> Result<PathBuf> {
+    guest_image(&["--kind", "debian-generic", "--boot-partition"])
+}
+
+/// Two servers, one with what the metadata service says, one whose disk has a partition for `/boot` with what a
+/// configuration drive says. The first gets another kernel, reboots into it, and shuts itself down when it is stopped.
 fn debian_with_cloud_init_changes_its_kernel_and_is_stopped() -> Result<()> {
     let files = tempfile::tempdir()?;
-    let disk = stock()?.disk;
+    let disks = [stock()?.disk, disk_with_boot_partition()?];
     // From now on Debian's packages cannot be reached.
     isolate()?;
     let cloud = Cloud::start_in_lab(LAB_MEMORY_MIB)?;
     let key = prepare(&cloud, files.path())?;
-    make(&cloud, &disk, files.path())?;
+    make(&cloud, &disks, files.path())?;
     let ssh = |command: &str| ssh(&key, USER, command);
 
     let booted = || ssh("cat /proc/sys/kernel/random/boot_id");
@@ -76,7 +81,10 @@ fn debian_with_cloud_init_changes_its_kernel_and_is_stopped() -> Result<()> {
     let said = console(&cloud, "second");
     let public = std::fs::read_to_string(key.with_extension("pub"))?;
     let address = "inet 10.7.0.";
-    for wanted in ["found second", address, "default via 10.7.0.1 ", public.trim(), "DataSourceConfigDrive"] {
+    let boot = "/dev/vda16 /boot ext4";
+    let all =
+        ["found second", address, "default via 10.7.0.1 ", public.trim(), boot, "DataSourceConfigDrive"];
+    for wanted in all {
         ensure!(said.contains(wanted), "no `{wanted}` in:\n{said}");
     }
     for server in ["first", "second"] {
@@ -85,22 +93,24 @@ fn debian_with_cloud_init_changes_its_kernel_and_is_stopped() -> Result<()> {
     Ok(())
 }
 
-/// The image, a network without DHCP, and the servers, which need not be there yet.
-fn make(cloud: &Cloud, disk: &Path, files: &Path) -> Result<()> {
-    let raw = ["--disk-format", "raw", "--container-format", "bare", "--file", path(disk)];
-    cloud.openstack(&[&["image", "create", "debian"][..], &raw].concat())?;
+/// The images, a network without DHCP, and the servers, which need not be there yet.
+fn make(cloud: &Cloud, disks: &[PathBuf; 2], files: &Path) -> Result<()> {
+    for (name, disk) in ["whole", "boot-partition"].into_iter().zip(disks) {
+        let raw = ["--disk-format", "raw", "--container-format", "bare", "--file", path(disk)];
+        cloud.openstack(&[&["image", "create", name][..], &raw].concat())?;
+    }
     cloud.openstack(&["flavor", "create", "debian", "--ram", "640", "--vcpus", "1", "--disk", "2"])?;
     cloud.openstack(&["network", "create", "static"])?;
     let subnet = ["--network", "static", "--no-dhcp", "--subnet-range", STATIC_NETWORK, "static"];
     cloud.openstack(&[&["subnet", "create"][..], &subnet].concat())?;
-    let create = |name: &str, network: &str, user_data: &str, more: &[&str]| {
+    let create = |name: &str, image: &str, network: &str, user_data: &str, more: &[&str]| {
         let user_data = write(files, name, user_data)?;
-        let head = ["server", "create", "--image", "debian", "--flavor", "debian", "--key-name", "key"];
+        let head = ["server", "create", "--image", image, "--flavor", "debian", "--key-name", "key"];
         let tail = ["--network", network, "--user-data", path(&user_data), name];
         cloud.openstack(&[&head[..], more, &tail].concat())
     };
-    create("first", "public", FIRST, &[])?;
-    create("second", "static", SECOND, &["--use-config-drive"])?;
+    create("first", "whole", "public", FIRST, &[])?;
+    create("second", "boot-partition", "static", SECOND, &["--use-config-drive"])?;
     Ok(())
 }
 

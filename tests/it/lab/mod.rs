@@ -35,6 +35,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// Makes what the cloud in the lab needs of Debian's packages.
 pub(crate) fn prepare() {
+    let _ = generic::disk_with_boot_partition();
     if let Ok(stock) = stock() {
         // A test that needs it says why it is not there.
         let _ = cloud::root_image(&stock.kernel);

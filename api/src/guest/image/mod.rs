@@ -123,6 +123,16 @@ pub enum Error {
     /// The kernel's file name cannot be written into a boot entry.
     #[error("the kernel {0} is not a file")]
     KernelFile(PathBuf),
+    /// The same inputs gave other bytes.
+    #[error("built again, the image differs from {} from byte {offset} on; what was built is in {}", path.display(), again.display())]
+    Differs {
+        /// The image in the cache.
+        path: PathBuf,
+        /// What was built now.
+        again: PathBuf,
+        /// The first byte that differs.
+        offset: u64,
+    },
 }
 
 /// An image that was built.
@@ -139,40 +149,83 @@ pub struct Image {
 /// # Errors
 /// Anything missing, or a tool that fails.
 pub fn build(request: &Request, cache: &Cache, progress: &Progress) -> Result<Image, Error> {
-    check(request)?;
-    let mut stamp = match request.kind {
-        Kind::Busybox => busybox::stamp(request.ssh)?,
-        Kind::Debian => debian::stamp(request.ssh)?,
-        Kind::DebianGeneric => generic::stamp(request)?,
-    };
-    let kernel = match request.kind {
-        Kind::DebianGeneric => None,
-        _ => Some(slim_kernel(request.kernel.as_deref(), cache, progress)?),
-    };
-    if let Some(kernel) = &kernel {
-        stamp.add(kernel.release.as_bytes());
-        stamp.add_file(&kernel.path)?;
-    }
-    stamp.add(&request.size_mib.unwrap_or(0).to_le_bytes());
-    let directory = cache.directory("images")?;
-    let path = directory.join(format!("{}-{}.{}", request.kind.name(), stamp.text(), request.format.name()));
+    let plan = Plan::new(request, cache, progress)?;
+    let path = plan.place(cache)?;
     if path.is_file() {
         return Ok(Image { path, reused: true });
     }
-    if request.format == Format::Qcow2 {
-        tools::require("writing qcow2", &[Need::Program("qemu-img", "qemu-utils")])?;
-    }
     let work = cache.work(cache::BUILD)?;
-    let raw = match &kernel {
-        Some(kernel) => slim(request, kernel, &stamp, cache, work.path(), progress)?,
-        None => generic::build(request, &stamp, cache, work.path(), progress)?,
-    };
-    let written = match request.format {
-        Format::Raw => raw,
-        Format::Qcow2 => qcow2(&raw, progress)?,
-    };
+    let written = plan.write(cache, work.path(), progress)?;
     fs::rename(&written, &path).map_err(cache::Error::io("move into place", &path))?;
     Ok(Image { path, reused: false })
+}
+
+/// Builds again what is in the cache, or both times if it is not, and compares them byte for byte. What differs stays beside
+/// the image in the cache, for whoever wants to know why.
+///
+/// # Errors
+/// As for [`build`]; they differ.
+pub fn verify(request: &Request, cache: &Cache, progress: &Progress) -> Result<Image, Error> {
+    let image = build(request, cache, progress)?;
+    let work = cache.work(cache::BUILD)?;
+    let written = Plan::new(request, cache, progress)?.write(cache, work.path(), progress)?;
+    let stage = progress.stage("compare", None);
+    if let Some(offset) = cache::first_difference(&image.path, &written)? {
+        let again = image.path.with_added_extension("again");
+        fs::rename(&written, &again).map_err(cache::Error::io("move into place", &again))?;
+        return Err(Error::Differs { path: image.path, again, offset });
+    }
+    stage.done("the same bytes");
+    Ok(image)
+}
+
+/// All that an image is made of.
+struct Plan<'a> {
+    request: &'a Request,
+    kernel: Option<Kernel>,
+    stamp: Stamp,
+}
+
+impl<'a> Plan<'a> {
+    fn new(request: &'a Request, cache: &Cache, progress: &Progress) -> Result<Self, Error> {
+        check(request)?;
+        let mut stamp = match request.kind {
+            Kind::Busybox => busybox::stamp(request.ssh)?,
+            Kind::Debian => debian::stamp(request.ssh)?,
+            Kind::DebianGeneric => generic::stamp(request)?,
+        };
+        let kernel = match request.kind {
+            Kind::DebianGeneric => None,
+            _ => Some(slim_kernel(request.kernel.as_deref(), cache, progress)?),
+        };
+        if let Some(kernel) = &kernel {
+            stamp.add(kernel.release.as_bytes());
+            stamp.add_file(&kernel.path)?;
+        }
+        stamp.add(&request.size_mib.unwrap_or(0).to_le_bytes());
+        Ok(Self { request, kernel, stamp })
+    }
+
+    /// Where it is kept.
+    fn place(&self, cache: &Cache) -> Result<PathBuf, Error> {
+        let (kind, format) = (self.request.kind.name(), self.request.format.name());
+        Ok(cache.directory("images")?.join(format!("{kind}-{}.{format}", self.stamp.text())))
+    }
+
+    /// Makes it below `work`.
+    fn write(&self, cache: &Cache, work: &Path, progress: &Progress) -> Result<PathBuf, Error> {
+        if self.request.format == Format::Qcow2 {
+            tools::require("writing qcow2", &[Need::Program("qemu-img", "qemu-utils")])?;
+        }
+        let raw = match &self.kernel {
+            Some(kernel) => slim(self.request, kernel, &self.stamp, cache, work, progress)?,
+            None => generic::build(self.request, &self.stamp, cache, work, progress)?,
+        };
+        match self.request.format {
+            Format::Raw => Ok(raw),
+            Format::Qcow2 => qcow2(&raw, progress),
+        }
+    }
 }
 
 fn check(request: &Request) -> Result<(), Error> {
