@@ -5,6 +5,7 @@ use std::process::Command;
 
 mod forbidden;
 mod groups;
+mod killed;
 mod measure;
 mod router;
 mod underlay;

@@ -9,7 +9,7 @@ use crate::plan::{RouterOperation, plan_one_router};
 use crate::spec::{Forwarding, Nat, Outside, Router, RouterLink};
 
 /// A tag for one test: namespaces have names for all of the host, and tests run at once.
-fn tag(test: u16) -> OwnerTag {
+pub(super) fn tag(test: u16) -> OwnerTag {
     OwnerTag::new(0x7f00 | test)
 }
 
@@ -22,13 +22,14 @@ const DATABASE_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 1, 0, 3];
 
 const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
-const FLOATING: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+pub(super) const FLOATING: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 
-const WEB_GUEST: Peer = Peer { mac: [0xfa, 0x16, 0x3e, 0, 0, 5], address: Ipv4Addr::new(10, 1, 0, 5) };
+pub(super) const WEB_GUEST: Peer =
+    Peer { mac: [0xfa, 0x16, 0x3e, 0, 0, 5], address: Ipv4Addr::new(10, 1, 0, 5) };
 const DATABASE_GUEST: Peer = Peer { mac: [0xfa, 0x16, 0x3e, 0, 0, 6], address: Ipv4Addr::new(10, 2, 0, 5) };
 
 /// A guest on each of two networks, and a router between them and the outside, where somebody is.
-fn wanted(tag: OwnerTag) -> HostNetwork {
+pub(super) fn wanted(tag: OwnerTag) -> HostNetwork {
     let open = |peer: Peer, bridge| Tap {
         bridge: tag.bridge(bridge),
         mac: peer.mac,
@@ -68,7 +69,7 @@ fn wanted(tag: OwnerTag) -> HostNetwork {
 }
 
 /// Changes the one router's floating addresses and forwardings, with what it has to answer for outside.
-fn translate(wanted: &mut HostNetwork, change: impl FnOnce(&mut Nat)) {
+pub(super) fn translate(wanted: &mut HostNetwork, change: impl FnOnce(&mut Nat)) {
     let router = wanted.routers.values_mut().next().unwrap();
     change(&mut router.nat);
     let own: IpNet = "203.0.113.2/24".parse().unwrap();
