@@ -58,6 +58,7 @@ fn main() -> ExitCode {
         memory_mib,
         vcpus,
         transport,
+        cpu: Default::default(),
         anyway: true,
     };
     match vmm::boot_interactive(options) {

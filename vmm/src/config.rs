@@ -26,6 +26,9 @@ pub struct VmmConfig {
     pub memory_mib: u32,
     /// Virtual CPUs, 1 to [`VCPUS_MAX`].
     pub vcpus: u8,
+    /// How much of the host's processor the guest is shown.
+    #[serde(default)]
+    pub cpu: CpuProfile,
     /// Where the kernel comes from.
     pub boot: Boot,
     /// How the guest reaches its virtio devices.
@@ -58,6 +61,17 @@ pub const MEMORY_MIB_MAX: u32 = 1 << 20;
 pub const VCPUS_MAX: u8 = 254;
 /// The most console output kept, in bytes: the newest wins.
 pub const CONSOLE_LOG_BYTES_MAX: u64 = 1 << 20;
+
+/// How much of the host's processor a guest is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CpuProfile {
+    /// All that the host's KVM can run.
+    #[default]
+    Host,
+    /// `x86-64-v2`, which every host has: for guests that may go on elsewhere.
+    Baseline,
+}
 
 /// Where the kernel comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

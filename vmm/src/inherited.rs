@@ -98,6 +98,7 @@ mod tests {
         VmmConfig {
             memory_mib: 1,
             vcpus: 1,
+            cpu: Default::default(),
             boot: Boot::Kernel { kernel: InheritedFd(kernel), initrd: None },
             transport: Default::default(),
             system: None,

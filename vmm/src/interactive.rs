@@ -9,7 +9,7 @@ use std::sync::Arc;
 use storage::format::raw::RawFile;
 
 use crate::boot::image::Image;
-use crate::config::{DiskConfig, DiskFormat, InheritedFd, NicConfig, SystemIdentity, Transport};
+use crate::config::{CpuProfile, DiskConfig, DiskFormat, InheritedFd, NicConfig, SystemIdentity, Transport};
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
 use crate::kvm::Kvm;
@@ -44,6 +44,8 @@ pub struct BootOptions {
     pub memory_mib: u32,
     /// Virtual CPUs.
     pub vcpus: u8,
+    /// How much of the host's processor the guest is shown.
+    pub cpu: CpuProfile,
 }
 
 /// Why a guest could not be booted from a command line.
@@ -132,6 +134,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
     Ok(MachineSpec {
         memory_mib: options.memory_mib,
         vcpus: options.vcpus,
+        cpu: options.cpu,
         boot,
         transport: options.transport,
         system: Some(identity()),

@@ -220,6 +220,7 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
     Ok(MachineSpec {
         memory_mib: config.memory_mib,
         vcpus: config.vcpus,
+        cpu: config.cpu,
         boot,
         transport: config.transport,
         system: config.system,

@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::image::{DiskImage, Image, begins_with_elf};
 use crate::bus::{self, Bus};
-use crate::config::{Addressing, DiskConfig, NicConfig, SystemIdentity, Transport};
+use crate::config::{Addressing, CpuProfile, DiskConfig, NicConfig, SystemIdentity, Transport};
 use crate::devices::{self, Driven, Places};
 use crate::ending::{Ending, EndingSignal};
 use crate::kvm::{self, HostKind, Kvm};
@@ -104,6 +104,8 @@ pub struct MachineSpec {
     pub memory_mib: u32,
     /// Virtual CPUs.
     pub vcpus: u8,
+    /// How much of the host's processor the guest is shown.
+    pub cpu: CpuProfile,
     /// The kernel.
     pub boot: BootSource,
     /// How the guest reaches its devices.
@@ -163,7 +165,7 @@ impl Machine {
             return Err(Error::Vcpus(spec.vcpus));
         }
         let guest = memory::allocate(spec.memory_mib)?;
-        let vm = Arc::new(kvm.create_vm(&guest)?);
+        let vm = Arc::new(kvm.create_vm(&guest, spec.cpu)?);
 
         let mut buses = Buses { ports: Bus::default(), registers: Bus::default() };
         let serial = add_serial(&vm, &mut buses.ports, spec.console)?;

@@ -55,6 +55,7 @@ impl Instance {
         let config = VmmConfig {
             memory_mib: 32,
             vcpus: 1,
+            cpu: Default::default(),
             boot: Boot::Kernel { kernel: inherit(kernel), initrd: None },
             transport,
             system: None,

@@ -63,9 +63,28 @@ pub(super) struct Boot {
     /// Virtual CPUs.
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
+    /// The processor that the guest sees: all that this host's KVM can run, or x86-64-v2, which every host has.
+    #[arg(long, value_name = "PROFILE", default_value = "host")]
+    cpu: Cpu,
     /// Boot even what is known not to come far on this host: Linux where KVM is a software one.
     #[arg(long)]
     anyway: bool,
+}
+
+/// The words of `--cpu`.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Cpu {
+    Host,
+    Baseline,
+}
+
+impl From<Cpu> for vmm::config::CpuProfile {
+    fn from(cpu: Cpu) -> Self {
+        match cpu {
+            Cpu::Host => Self::Host,
+            Cpu::Baseline => Self::Baseline,
+        }
+    }
 }
 
 /// The words of `--transport`.
@@ -109,6 +128,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         taps,
         memory_mib: arguments.mem,
         vcpus: arguments.cpus,
+        cpu: arguments.cpu.into(),
     })?;
     eprintln!("wisp: {}", ending.message);
     let report = vmm::rpc::ExitReport { reason: ending.reason, message: ending.message, first_run_us: None };

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
+use vmm::config::CpuProfile;
 use vmm::kvm::{HostKind, Kvm};
 
 /// Whether an ability is there.
@@ -45,7 +46,7 @@ impl Ability {
 
 /// Tries everything; `state` is the directory whose file system disks will be on.
 pub fn probe(state: &Path) -> Vec<Ability> {
-    let mut abilities = vec![root(), kvm(), kvm_kind()];
+    let mut abilities = vec![root(), kvm(), kvm_kind(), cpu_profiles()];
     abilities.extend(network());
     abilities.extend([io_uring(), userfaultfd(), reflink(state), cgroups(), namespaces()]);
     abilities
@@ -115,6 +116,22 @@ fn kvm_kind() -> Ability {
         result,
         "any guest runs, at full speed",
         "the tiny guest runs; an unmodified Linux cannot run programs on a software KVM: use a host with VT-x or AMD-V",
+    )
+}
+
+/// What of the processor guests can be shown.
+fn cpu_profiles() -> Ability {
+    let of = |wanted| Kvm::open().and_then(|kvm| kvm.profile(wanted)).map_err(|error| sentence(&error));
+    let result = of(CpuProfile::Host).and_then(|host| {
+        let baseline = of(CpuProfile::Baseline)?;
+        Ok(format!("{host}, {baseline}"))
+    });
+    tried(
+        "CPU profiles",
+        false,
+        result,
+        "`wisp vmm boot --cpu baseline` shows a guest x86-64-v2 alone, as on any other host",
+        "guests are shown what this host's KVM can run, and nothing else",
     )
 }
 

@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "the KVM interface shares memory with the kernel")]
 
 mod fault;
+mod profile;
 mod x86_64;
 
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
@@ -17,9 +18,11 @@ use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Bus;
+use crate::config::CpuProfile;
 use crate::memory::{self, GuestMemory};
 
 pub use fault::LAB_COMMAND;
+pub use profile::{Profile, Unsuited};
 pub use x86_64::Entry;
 pub(crate) use x86_64::descriptor_table;
 
@@ -62,6 +65,9 @@ pub enum Error {
         #[source]
         source: kvm_ioctls::Error,
     },
+    /// The host does not suit the CPU profile.
+    #[error(transparent)]
+    Profile(#[from] Unsuited),
     /// The vCPU's shared page cannot be mapped.
     #[error("map the shared page of a vCPU")]
     MapRun(#[source] std::io::Error),
@@ -111,11 +117,25 @@ impl Kvm {
         self.kind
     }
 
-    /// Makes a VM around `memory`, with its interrupt controllers.
+    /// What `wanted` comes to on this host.
     ///
     /// # Errors
-    /// The step that failed.
-    pub fn create_vm(&self, memory: &GuestMemory) -> Result<Vm, Error> {
+    /// The host does not suit it, or does not tell its features.
+    pub fn profile(&self, wanted: CpuProfile) -> Result<Profile, Error> {
+        Ok(Profile::choose(wanted, self.kind, &self.supported_cpuid()?)?)
+    }
+
+    fn supported_cpuid(&self) -> Result<CpuId, Error> {
+        self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("tell the CPU's features"))
+    }
+
+    /// Makes a VM around `memory`, with its interrupt controllers and a processor as `cpu` says.
+    ///
+    /// # Errors
+    /// The step that failed; the host does not suit the profile.
+    pub fn create_vm(&self, memory: &GuestMemory, cpu: CpuProfile) -> Result<Vm, Error> {
+        let cpuid = self.supported_cpuid()?;
+        let profile = Profile::choose(cpu, self.kind, &cpuid)?;
         let fd = self.fd.create_vm().map_err(step("create a VM"))?;
         // Memory first: with slots present, creating the irqchip is an order of magnitude cheaper on some hosts.
         for (slot, region) in (0_u32..).zip(memory.iter()) {
@@ -136,10 +156,8 @@ impl Kvm {
         let tss = usize::try_from(memory::KVM_TSS_START).expect("invariant: usize has 64 bits");
         fd.set_tss_address(tss).map_err(step("place its task state segment"))?;
         fd.create_irq_chip().map_err(step("create the interrupt controllers"))?;
-        let cpuid =
-            self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("tell the CPU's features"))?;
         let tsc_deadline = self.fd.check_extension(Cap::TscDeadlineTimer);
-        Ok(Vm { fd, kind: self.kind, cpuid, tsc_deadline, memory: memory.clone() })
+        Ok(Vm { fd, kind: self.kind, profile, cpuid, tsc_deadline, memory: memory.clone() })
     }
 }
 
@@ -147,6 +165,7 @@ impl Kvm {
 pub struct Vm {
     fd: VmFd,
     kind: HostKind,
+    profile: Profile,
     cpuid: CpuId,
     tsc_deadline: bool,
     /// KVM reads and writes the mapping, so it must not go before the descriptor.
@@ -219,7 +238,7 @@ impl Vm {
     /// The step that failed.
     pub fn create_vcpu(&self, id: u8, count: u8) -> Result<Vcpu, Error> {
         let fd = self.fd.create_vcpu(u64::from(id)).map_err(step("create a vCPU"))?;
-        let cpuid = x86_64::guest_cpuid(&self.cpuid, id, count, self.kind, self.tsc_deadline);
+        let cpuid = x86_64::guest_cpuid(&self.cpuid, id, count, self.profile, self.tsc_deadline);
         fd.set_cpuid2(&cpuid).map_err(step("set a vCPU's features"))?;
         x86_64::set_boot_msrs(&fd);
         x86_64::wire_local_apic(&fd)?;

@@ -7,7 +7,8 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Address, GuestAddress};
 
-use super::{Error, HostKind, step};
+use super::profile::{self, Profile};
+use super::{Error, step};
 use crate::memory;
 
 /// How the boot CPU enters the guest.
@@ -39,10 +40,16 @@ const HYPERVISOR: u32 = 1 << 31;
 const HTT: u32 = 1 << 28;
 
 /// What vCPU `id` of `count` shall see: what KVM supports, with its own place in the topology (one package, a core
-/// per vCPU), without what the host's kind of KVM cannot run, and without virtualisation: a guest that is hostile shall
+/// per vCPU), without what its profile leaves out, and without virtualisation: a guest that is hostile shall
 /// not reach the host's code for guests of guests, and stock systems load their hypervisor wherever they see that they
 /// could. Intel SDM volume 2, CPUID; AMD APM volume 3, appendix E.
-pub(super) fn guest_cpuid(supported: &CpuId, id: u8, count: u8, kind: HostKind, tsc_deadline: bool) -> CpuId {
+pub(super) fn guest_cpuid(
+    supported: &CpuId,
+    id: u8,
+    count: u8,
+    profile: Profile,
+    tsc_deadline: bool,
+) -> CpuId {
     let (id, count) = (u32::from(id), u32::from(count));
     let core_bits = count.next_power_of_two().trailing_zeros();
     let mut entries: Vec<kvm_cpuid_entry2> = Vec::with_capacity(supported.as_slice().len() + 4);
@@ -56,7 +63,7 @@ pub(super) fn guest_cpuid(supported: &CpuId, id: u8, count: u8, kind: HostKind, 
                 if tsc_deadline {
                     entry.ecx |= TSC_DEADLINE;
                 }
-                if kind == HostKind::Software {
+                if profile == Profile::Software {
                     entry.ecx &= !CX16;
                 }
                 entry.edx = if count > 1 { entry.edx | HTT } else { entry.edx & !HTT };
@@ -83,7 +90,8 @@ pub(super) fn guest_cpuid(supported: &CpuId, id: u8, count: u8, kind: HostKind, 
             }
             _ => {}
         }
-        entries.push(entry);
+        let shown = if profile == Profile::Baseline { profile::baseline(entry) } else { Some(entry) };
+        entries.extend(shown);
     }
     if extended_topology.is_some() {
         entries.extend(extended_topology_leaf(id, count, core_bits));
@@ -269,9 +277,9 @@ mod tests {
     #[test]
     fn software_kvm_hides_cmpxchg16b_and_hardware_keeps_it() {
         let supported = CpuId::from_entries(&[entry(1, 0, CX16)]).unwrap();
-        let software = guest_cpuid(&supported, 0, 1, HostKind::Software, false);
+        let software = guest_cpuid(&supported, 0, 1, Profile::Software, false);
         assert_eq!(find(&software, 1, 0).ecx, HYPERVISOR);
-        let hardware = guest_cpuid(&supported, 0, 1, HostKind::Hardware, true);
+        let hardware = guest_cpuid(&supported, 0, 1, Profile::Host, true);
         assert_eq!(find(&hardware, 1, 0).ecx, HYPERVISOR | TSC_DEADLINE | CX16);
     }
 
@@ -279,7 +287,7 @@ mod tests {
     fn no_guest_is_offered_virtualisation() {
         let (intel, amd) = (entry(1, 0, VMX | CX16), entry(0x8000_0001, 0, SVM | 1));
         let supported = CpuId::from_entries(&[intel, amd, entry(0x8000_000a, 1, 0)]).unwrap();
-        let cpuid = guest_cpuid(&supported, 0, 1, HostKind::Hardware, false);
+        let cpuid = guest_cpuid(&supported, 0, 1, Profile::Host, false);
         assert_eq!(find(&cpuid, 1, 0).ecx, HYPERVISOR | CX16);
         assert_eq!(find(&cpuid, 0x8000_0001, 0).ecx, 1);
         assert!(cpuid.as_slice().iter().all(|entry| entry.function != 0x8000_000a));
@@ -289,7 +297,7 @@ mod tests {
     fn each_vcpu_sees_its_own_apic_id_in_every_leaf() {
         let supported =
             CpuId::from_entries(&[entry(1, 0, 0), entry(0xb, 0, 0), entry(0x8000_001e, 0, 0)]).unwrap();
-        let cpuid = guest_cpuid(&supported, 3, 4, HostKind::Hardware, false);
+        let cpuid = guest_cpuid(&supported, 3, 4, Profile::Host, false);
         assert_eq!(find(&cpuid, 1, 0).ebx >> 24, 3);
         assert_eq!(find(&cpuid, 1, 0).edx & HTT, HTT);
         assert_eq!(find(&cpuid, 0x8000_001e, 0).eax, 3);
@@ -300,7 +308,7 @@ mod tests {
     #[test]
     fn kvm_signature_is_kept() {
         let supported = CpuId::from_entries(&[entry(0x4000_0000, 0x4000_0001, 7)]).unwrap();
-        let cpuid = guest_cpuid(&supported, 0, 1, HostKind::Software, false);
+        let cpuid = guest_cpuid(&supported, 0, 1, Profile::Software, false);
         assert_eq!(find(&cpuid, 0x4000_0000, 0), entry(0x4000_0000, 0x4000_0001, 7));
     }
 

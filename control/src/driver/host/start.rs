@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vmm::config::{
-    Addressing, Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, Ipv4Config, NicConfig,
+    Addressing, Boot, CpuProfile, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, Ipv4Config, NicConfig,
     SystemIdentity, Transport, VmmConfig,
 };
 use vmm::endpoint::METADATA_ADDRESS;
@@ -273,6 +273,7 @@ fn configuration(
     Ok(VmmConfig {
         memory_mib: wanted.memory_mib,
         vcpus: wanted.vcpus,
+        cpu: CpuProfile::Host,
         boot,
         transport: Transport::Auto,
         system: system(wanted),

@@ -122,6 +122,7 @@ fn goes_on_to(tag: OwnerTag, wanted: &HostNetwork, step: usize) {
 
 /// Has a process do `task` and kills it before its step number `step`. Whether it came so far.
 fn is_killed_before(task: &str, step: usize) -> bool {
+    #[allow(clippy::zombie_processes, reason = "it is waited for with its threads")]
     let mut agent = start(task);
     let pid = Pid::from_raw(agent.id().cast_signed());
     // Its threads are followed from their beginning.
