@@ -3,7 +3,7 @@
 //! ```text
 //! RSDP_START  RSDP (36 bytes)
 //! +64         FACS (64 bytes, aligned to 64)
-//! +128        DSDT, FADT, MADT, MCFG with PCI, XSDT, each on a multiple of 16
+//! +128        DSDT, FADT, MADT, MCFG, XSDT, each on a multiple of 16
 //! ```
 //!
 //! Must never know: what a virtio device does.
@@ -20,6 +20,7 @@ use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::devices::Places;
 use crate::memory::{self, GuestMemory};
+use crate::pci::plug;
 use crate::power;
 
 mod dsdt;
@@ -65,9 +66,7 @@ pub fn write(guest: &GuestMemory, vcpus: u8, places: &Places) -> Result<(), Erro
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt.raw_value());
     xsdt.add_entry(madt.raw_value());
-    if *places == Places::Pci {
-        xsdt.add_entry(writer.write(&bytes(&mcfg()))?.raw_value());
-    }
+    xsdt.add_entry(writer.write(&bytes(&mcfg()))?.raw_value());
     let xsdt = writer.write(&bytes(&xsdt))?;
     guest.write_slice(&bytes(&Rsdp::new(OEM_ID, xsdt.raw_value())), memory::RSDP_START)?;
     Ok(())
@@ -97,7 +96,7 @@ impl Writer<'_> {
     }
 }
 
-/// The fixed description table: fixed power button, reset register, no timer, no general-purpose events.
+/// The fixed description table: fixed power button, reset register, no timer, one general-purpose event.
 fn fadt(dsdt: GuestAddress, facs: GuestAddress) -> acpi_tables::fadt::FADT {
     /// Boot architecture flags: no VGA, no CMOS clock.
     const NO_VGA_NO_CMOS_CLOCK: u16 = (1 << 2) | (1 << 5);
@@ -125,6 +124,9 @@ fn fadt(dsdt: GuestAddress, facs: GuestAddress) -> acpi_tables::fadt::FADT {
     table.pm1_cnt_len = power::PM1_CONTROL_BYTES;
     table.x_pm1a_cnt_blk =
         port(power::PM1_CONTROL_PORT, 8 * power::PM1_CONTROL_BYTES, AccessSize::WordAccess);
+    table.gpe0_blk = u32::from(plug::PLUG_PORT).into();
+    table.gpe0_blk_len = plug::EVENT_BYTES;
+    table.x_gpe0_blk = port(plug::PLUG_PORT, 8 * plug::EVENT_BYTES, AccessSize::ByteAccess);
     table.iapc_boot_arch = NO_VGA_NO_CMOS_CLOCK.into();
     let reset = power::KEYBOARD_PORT + u16::from(power::KEYBOARD_COMMAND_OFFSET);
     table.reset_reg = port(reset, 8, AccessSize::ByteAccess);
@@ -225,6 +227,8 @@ mod tests {
         assert_eq!(u32_at(&fadt, 112) & (1 << 4), 0, "the fixed power button is there");
         let dsdt = table(&guest, u64_at(&fadt, 140));
         assert!(dsdt.windows(8).any(|part| part == b"LNRO0005"));
+        assert!(dsdt.windows(4).any(|part| part == b"PCI0"), "what is plugged later is on PCI");
+        assert_eq!((u32_at(&fadt, 80), fadt[92]), (0x608, 2), "GPE0 block");
         let madt = table(&guest, u64_at(&xsdt, 44));
         assert_eq!((&madt[..4], madt.len()), (&b"APIC"[..], 36 + 8 + 2 * 8 + 12 + 10 + 6));
     }
@@ -241,7 +245,9 @@ mod tests {
         assert_eq!(u64_at(&mcfg, 44), 0xe000_0000);
         assert_eq!(mcfg[52..56], [0, 0, 0, 0], "segment and buses");
         let dsdt = table(&guest, u64_at(&table(&guest, u64_at(&xsdt, 36)), 140));
-        assert!(dsdt.windows(4).any(|part| part == b"PCI0"));
+        for name in [b"PCI0", b"_E01", b"PCST", b"S31_"] {
+            assert!(dsdt.windows(4).any(|part| part == name));
+        }
         assert!(!dsdt.windows(8).any(|part| part == b"LNRO0005"));
     }
 

@@ -1,5 +1,5 @@
-//! Where a machine's virtio devices are: which transport the guest gets, a place for each device, and the wires from
-//! there to KVM.
+//! Where a machine's virtio devices are at its start: which transport the guest gets, a place for each device, and the
+//! wires from there to KVM. Every machine has the PCI bus, for devices that come later.
 //!
 //! Must never know: what a device does, boot protocols.
 
@@ -15,7 +15,7 @@ use crate::config::Transport;
 use crate::kvm::{self, Vm};
 use crate::memory::{self, GuestMemory};
 use crate::pci::host::{self, PciHost};
-use crate::pci::{Wiring, msix::Message};
+use crate::pci::{PciFunction, Wiring, msix::Message};
 use crate::vcpu::Buses;
 use crate::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
 use crate::virtio::pci::{BAR_BYTES, PciTransport};
@@ -101,7 +101,8 @@ impl Places {
         }
     }
 
-    /// Puts `devices` behind registers at their places; for each, whether a driver has started it.
+    /// Puts `devices` behind registers at their places, those on PCI into slots of `host`, which becomes the machine's bus.
+    /// For each: whether a driver has started it, and its slot.
     ///
     /// # Errors
     /// The step that failed.
@@ -109,28 +110,32 @@ impl Places {
         &self,
         vm: &Arc<Vm>,
         guest: &GuestMemory,
-        buses: &mut Buses,
+        (buses, host): (&mut Buses, &PciHost),
         devices: &[Shared],
-    ) -> Result<Vec<Driven>, Error> {
+    ) -> Result<Vec<(Driven, Option<u8>)>, Error> {
+        connect_bus(buses, host)?;
         match self {
             Self::Mmio(places) => {
                 let devices = places.iter().zip(devices);
-                devices.map(|(place, device)| add_mmio(vm, guest, buses, place, device)).collect()
+                devices.map(|(place, device)| Ok((add_mmio(vm, guest, buses, place, device)?, None))).collect()
             }
             Self::Pci => {
-                let host = PciHost::default();
-                connect_bus(buses, &host)?;
-                (1..).zip(devices).map(|(slot, device)| add_pci(vm, guest, &host, slot, device)).collect()
+                let put = |(slot, device)| {
+                    let (function, driven) = function(vm, guest, slot, device)?;
+                    host.insert(slot, function)?;
+                    Ok((driven, Some(slot)))
+                };
+                (1..).zip(devices).map(put).collect()
             }
         }
     }
 
     /// What is said of a guest that came to its end by itself: that it has no driver for its devices, if it never used
-    /// one of the `count` that are not there for everybody.
+    /// one of `driven`, those that are not there for everybody.
     #[must_use]
-    pub fn missing_driver(&self, driven: &[Driven], count: usize) -> Option<String> {
-        let mut devices = driven.iter().take(count);
-        if count == 0 || devices.any(|device| device.load(Ordering::Acquire)) {
+    pub fn missing_driver(&self, driven: &[Driven]) -> Option<String> {
+        let count = driven.len();
+        if count == 0 || driven.iter().any(|device| device.load(Ordering::Acquire)) {
             return None;
         }
         let (bus, module, other) = match self {
@@ -167,19 +172,21 @@ fn add_mmio(
     Ok(driven)
 }
 
-/// Puts one device into `slot`, its registers where firmware would have put them.
-fn add_pci(
+/// One device's function for `slot`, its registers where firmware would have put them, and whether a driver has started
+/// it.
+///
+/// # Errors
+/// The device cannot be a PCI function, or there is no descriptor left.
+pub fn function(
     vm: &Arc<Vm>,
     guest: &GuestMemory,
-    host: &PciHost,
     slot: u8,
     device: &Shared,
-) -> Result<Driven, Error> {
+) -> Result<(Box<dyn PciFunction>, Driven), Error> {
     let start = memory::PCI_WINDOW_START.unchecked_add(u64::from(slot) * u64::from(BAR_BYTES));
     let function = PciTransport::new(guest.clone(), device.clone(), vm.clone(), start)?;
     let driven = function.driven();
-    host.insert(slot, Box::new(function))?;
-    Ok(driven)
+    Ok((Box::new(function), driven))
 }
 
 fn connect_bus(buses: &mut Buses, host: &PciHost) -> Result<(), Error> {
@@ -231,17 +238,12 @@ mod tests {
 
     #[test]
     fn guest_that_used_no_device_lacks_a_driver_and_one_that_used_any_does_not() {
-        let driven: Vec<Driven> = vec![Arc::default(), Arc::default(), Arc::default()];
-        let sentence = Places::Pci.missing_driver(&driven, 2).unwrap();
+        let driven: Vec<Driven> = vec![Arc::default(), Arc::default()];
+        let sentence = Places::Pci.missing_driver(&driven).unwrap();
         assert!(sentence.contains("none of its 2 disks") && sentence.contains("virtio_pci"), "{sentence}");
-        assert_eq!(Places::Pci.missing_driver(&driven, 0), None, "there was nothing to use");
-        driven[2].store(true, Ordering::Release);
-        assert!(
-            Places::Mmio(Vec::new()).missing_driver(&driven, 2).is_some(),
-            "the entropy source does not count"
-        );
+        assert_eq!(Places::Pci.missing_driver(&[]), None, "there was nothing to use");
         driven[1].store(true, Ordering::Release);
-        assert_eq!(Places::Pci.missing_driver(&driven, 2), None);
+        assert_eq!(Places::Pci.missing_driver(&driven), None);
     }
 
     #[test]

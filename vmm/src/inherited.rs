@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-use crate::config::{Boot, DiskFormat, InheritedFd, VmmConfig};
+use crate::config::{Boot, DiskConfig, DiskFormat, InheritedFd, VmmConfig};
 
 /// Why a configuration's descriptors cannot be taken.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,15 +77,54 @@ fn all(config: &VmmConfig) -> Vec<InheritedFd> {
         Boot::Firmware { firmware } => fds.push(firmware),
         Boot::Disk => {}
     }
-    for disk in &config.disks {
-        match &disk.format {
-            DiskFormat::Raw { file } => fds.push(*file),
-            DiskFormat::Overlay { file, base } => fds.extend([*file, *base]),
-            DiskFormat::Layers { files } => fds.extend(files),
-        }
-    }
+    fds.extend(config.disks.iter().flat_map(of_disk));
     fds.extend(config.nics.iter().map(|nic| nic.tap));
     fds
+}
+
+/// Those that a disk names.
+pub(crate) fn of_disk(disk: &DiskConfig) -> Vec<InheritedFd> {
+    match &disk.format {
+        DiskFormat::Raw { file } => vec![*file],
+        DiskFormat::Overlay { file, base } => vec![*file, *base],
+        DiskFormat::Layers { files } => files.clone(),
+    }
+}
+
+/// Where the descriptors are that a configuration names.
+pub(crate) trait Descriptors {
+    /// Takes ownership of one.
+    ///
+    /// # Panics
+    /// If it is not one of them, or was taken before.
+    fn take(&mut self, fd: InheritedFd) -> OwnedFd;
+}
+
+impl Descriptors for InheritedFds {
+    fn take(&mut self, fd: InheritedFd) -> OwnedFd {
+        Self::take(self, fd)
+    }
+}
+
+/// Descriptors that came with a request, numbered from zero.
+#[derive(Debug)]
+pub(crate) struct PassedFds(Vec<Option<OwnedFd>>);
+
+impl PassedFds {
+    /// Those that came, if `named` are all of them, each once.
+    pub(crate) fn new(passed: Vec<OwnedFd>, named: &[InheritedFd]) -> Option<Self> {
+        let numbers: BTreeSet<RawFd> = named.iter().map(|fd| fd.0).collect();
+        let count = RawFd::try_from(passed.len()).ok()?;
+        let fits = numbers.len() == named.len() && numbers.into_iter().eq(0..count);
+        fits.then(|| Self(passed.into_iter().map(Some).collect()))
+    }
+}
+
+impl Descriptors for PassedFds {
+    fn take(&mut self, InheritedFd(fd): InheritedFd) -> OwnedFd {
+        let place = usize::try_from(fd).ok().and_then(|index| self.0.get_mut(index)?.take());
+        place.expect("invariant: each descriptor that was named is taken once")
+    }
 }
 
 #[cfg(test)]
@@ -117,6 +156,19 @@ mod tests {
         let mut fds = InheritedFds::of(&config(fd, None)).unwrap();
         drop(fds.take(InheritedFd(fd)));
         assert!(fds.untaken.is_empty());
+    }
+
+    #[test]
+    fn passed_descriptors_are_those_that_are_named_and_no_others() {
+        let passed = |count: usize| -> Vec<OwnedFd> {
+            (0..count).map(|_| tempfile::tempfile().unwrap().into()).collect()
+        };
+        let named = |numbers: &[RawFd]| numbers.iter().map(|fd| InheritedFd(*fd)).collect::<Vec<_>>();
+        let mut fds = PassedFds::new(passed(2), &named(&[1, 0])).unwrap();
+        drop((fds.take(InheritedFd(0)), fds.take(InheritedFd(1))));
+        for wrong in [&[0][..], &[0, 0], &[0, 2], &[0, 1, 2], &[-1, 0]] {
+            assert!(PassedFds::new(passed(2), &named(wrong)).is_none(), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -86,10 +86,10 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     let input = File::from(io::stdin().as_fd().try_clone_to_owned().map_err(Error::Terminal)?);
     let terminal = RawTerminal::new(&input).map_err(Error::Terminal)?;
     Sandbox::default().enter().map_err(RunError::from)?;
-    let (machine, devices) = Machine::build(&kvm, spec, &ending).map_err(RunError::from)?;
+    let machine = Machine::build(&kvm, spec, &ending).map_err(RunError::from)?;
     let mut supervisor = Supervisor::new(machine, ending.clone(), None).map_err(RunError::from)?;
     supervisor.set_input(Box::new(input));
-    let (said, machine) = events::serve(supervisor, devices, &ending, |supervisor| {
+    let (said, machine) = events::serve(supervisor, &ending, |supervisor| {
         supervisor.machine_mut().apply(Event::Start).expect("invariant: the guest was never started");
     })
     .map_err(RunError::from)?;

@@ -17,6 +17,7 @@ pub mod lifecycle;
 pub mod memory;
 mod panic;
 pub mod pci;
+pub mod plugged;
 pub mod power;
 pub mod rpc;
 pub mod run;

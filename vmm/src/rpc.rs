@@ -1,20 +1,27 @@
 //! The control socket of one VMM process: newline-delimited JSON, one [`Action`] per line, one [`Reply`] per
-//! action in order. The socket is the process's only one; whoever can open it controls the guest.
+//! action in order. Descriptors that an action needs come with its line (unix(7), `SCM_RIGHTS`). The socket is the
+//! process's only one; whoever can open it controls the guest.
+
+pub(crate) mod passing;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
-use crate::config::Addressing;
+use crate::config::{Addressing, DiskConfig, NicConfig};
 
 /// The longest request or reply line in bytes; a peer that sends more is cut off.
 pub const LINE_BYTES_MAX: usize = 2 << 20;
-/// The longest request line in bytes: the longest action, a device's addresses with all its routes and options, is
-/// shorter, and several clients may send one.
-pub const REQUEST_BYTES_MAX: usize = 64 << 10;
+/// The longest request line in bytes: a network device that comes brings the metadata that it answers with, as a whole
+/// configuration does.
+pub const REQUEST_BYTES_MAX: usize = 4 << 20;
+/// The most descriptors that come with one request: a disk's layers, twice over.
+pub const REQUEST_FDS_MAX: usize = 32;
 
 /// Everything a VMM can be asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +57,56 @@ pub enum Action {
         /// What is answered from now on.
         addressing: Box<Addressing>,
     },
+    /// Give the guest a disk, on PCI. Its serial number is no other disk's and not empty. The descriptors in it are
+    /// numbers of those that come with the request, from zero. Legal in every state; refused, nothing has changed.
+    AddDisk {
+        /// The disk.
+        disk: Box<DiskConfig>,
+    },
+    /// Give the guest a network device, likewise. Its MAC address is no other device's.
+    AddNic {
+        /// The device.
+        nic: Box<NicConfig>,
+    },
+    /// Take a device from the guest: at once if no driver has it in use, else when the guest lets it go. Asked again, the
+    /// guest is asked again; one that is not there is gone.
+    Remove {
+        /// The device.
+        device: DeviceName,
+    },
+}
+
+/// What a device is known by.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceName {
+    /// A disk, by its serial number.
+    Disk(String),
+    /// A network device, by its MAC address.
+    Nic([u8; 6]),
+}
+
+/// How far a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DeviceState {
+    /// The guest has it, and it can be taken away.
+    Present,
+    /// The guest has it until it ends: it is on virtio-mmio.
+    Fixed,
+    /// The guest was asked to let it go, and has it still.
+    Leaving,
+    /// It is not there.
+    Gone,
+}
+
+/// One device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// Which.
+    pub device: DeviceName,
+    /// How far it is.
+    pub state: DeviceState,
 }
 
 /// What a VMM answers.
@@ -67,6 +124,11 @@ pub enum Reply {
     Console {
         /// The text.
         text: String,
+    },
+    /// Answer to [`Action::Remove`].
+    Device {
+        /// How far it is.
+        state: DeviceState,
     },
     /// The action was refused or failed.
     Error {
@@ -100,6 +162,9 @@ pub struct Status {
     pub first_run_us: Option<u64>,
     /// Console bytes written since the start.
     pub console_bytes: u64,
+    /// The disks and network devices; absent where they cannot come and go, as in VMMs of before.
+    #[serde(default)]
+    pub devices: Option<Vec<DeviceStatus>>,
 }
 
 /// Why a VMM process ended; written to the configuration's `exit_report`.
@@ -196,9 +261,16 @@ impl Client {
     /// # Errors
     /// The connection's, or the VMM's refusal.
     pub fn call(&mut self, action: &Action) -> Result<Reply, ClientError> {
-        let mut line = serde_json::to_vec(action).expect("invariant: actions are plain data");
+        self.call_with(action, &[])
+    }
+
+    fn call_with(&mut self, action: &Action, descriptors: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
+        // It may hold the key of a disk.
+        let mut line = Zeroizing::new(serde_json::to_vec(action).expect("invariant: actions are plain data"));
         line.push(b'\n');
-        self.stream.get_mut().write_all(&line).map_err(ClientError::Talk)?;
+        let stream = self.stream.get_mut();
+        let sent = passing::send(stream, &line, descriptors).map_err(ClientError::Talk)?;
+        stream.write_all(&line[sent..]).map_err(ClientError::Talk)?;
         let mut answer = Vec::new();
         let bytes_max = LINE_BYTES_MAX as u64 + 1;
         (&mut self.stream).take(bytes_max).read_until(b'\n', &mut answer).map_err(ClientError::Talk)?;
@@ -258,6 +330,40 @@ impl Client {
     /// As [`Self::call`].
     pub fn readdress(&mut self, mac: [u8; 6], addressing: Addressing) -> Result<VmState, ClientError> {
         self.done(&Action::Readdress { mac, addressing: Box::new(addressing) })
+    }
+
+    /// [`Action::AddDisk`], with the files that `disk` numbers from zero.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn add_disk(&mut self, disk: DiskConfig, files: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        self.done_with(&Action::AddDisk { disk: Box::new(disk) }, files)
+    }
+
+    /// [`Action::AddNic`], whose tap has the number zero.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn add_nic(&mut self, nic: NicConfig, tap: BorrowedFd<'_>) -> Result<(), ClientError> {
+        self.done_with(&Action::AddNic { nic: Box::new(nic) }, &[tap])
+    }
+
+    fn done_with(&mut self, action: &Action, descriptors: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        match self.call_with(action, descriptors)? {
+            Reply::Done { .. } => Ok(()),
+            _ => Err(ClientError::Mismatch),
+        }
+    }
+
+    /// [`Action::Remove`]; how far the device is.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn remove(&mut self, device: DeviceName) -> Result<DeviceState, ClientError> {
+        match self.call(&Action::Remove { device })? {
+            Reply::Device { state } => Ok(state),
+            _ => Err(ClientError::Mismatch),
+        }
     }
 
     /// [`Action::Stop`]; the state it led to. The process ends on its own afterwards.
@@ -333,14 +439,16 @@ mod tests {
         let line = |action: &Action| serde_json::to_string(action).unwrap();
         assert_eq!(line(&Action::Start), r#"{"action":"start"}"#);
         assert_eq!(line(&Action::Stop { force: true }), r#"{"action":"stop","force":true}"#);
+        let device = DeviceName::Disk("a".to_owned());
+        assert_eq!(line(&Action::Remove { device }), r#"{"action":"remove","device":{"disk":"a"}}"#);
         assert_eq!(
             serde_json::from_str::<Action>(r#"{"action":"stop"}"#).unwrap(),
             Action::Stop { force: false }
         );
-        let status = Status { state: VmState::Running, first_run_us: Some(1), console_bytes: 2 };
+        let status = Status { state: VmState::Running, first_run_us: Some(1), console_bytes: 2, devices: None };
         assert_eq!(
             serde_json::to_string(&Reply::Status(status)).unwrap(),
-            r#"{"reply":"status","state":"running","first_run_us":1,"console_bytes":2}"#
+            r#"{"reply":"status","state":"running","first_run_us":1,"console_bytes":2,"devices":null}"#
         );
     }
 }

@@ -15,7 +15,8 @@ use zeroize::Zeroizing;
 use crate::boot::image::Image;
 use crate::config::{Boot, DiskConfig, DiskFormat, VmmConfig};
 use crate::ending::{Ending, EndingSignal};
-use crate::inherited::{self, InheritedFds};
+use crate::events;
+use crate::inherited::{self, Descriptors, InheritedFds};
 use crate::kvm::{self, Kvm};
 use crate::lifecycle::Event;
 use crate::rpc::{ExitReason, ExitReport};
@@ -23,7 +24,6 @@ use crate::sandbox::{self, Sandbox};
 use crate::serial::{Console, ConsoleLog};
 use crate::supervisor::{self, Supervisor};
 use crate::vm::{self, BootSource, DiskSpec, Machine, MachineSpec, NicSpec};
-use crate::{events, vm::Subscriber};
 
 /// The largest configuration in bytes: its largest part is the metadata, of which user data alone may be 64 KiB in
 /// base64, several times.
@@ -167,8 +167,8 @@ fn run(
     let ending = EndingSignal::new().map_err(Error::Event)?;
     // From here on, nothing can be opened; kernels, disks and guests are foreign.
     sandbox.enter()?;
-    let (machine, devices) = Machine::build(&kvm, spec, &ending)?;
-    let (ending, machine) = supervise(machine, devices, &ending, listener)?;
+    let machine = Machine::build(&kvm, spec, &ending)?;
+    let (ending, machine) = supervise(machine, &ending, listener)?;
     *first_run_us = machine.first_run_us();
     let ending = machine.explained(ending);
     // The process is about to end: the kernel takes the machine apart.
@@ -179,13 +179,12 @@ fn run(
 /// Serves; without a control socket the guest starts at once.
 fn supervise(
     machine: Machine,
-    devices: Vec<Subscriber>,
     ending: &EndingSignal,
     listener: Option<UnixListener>,
 ) -> Result<(Ending, Machine), Error> {
     let starts_itself = listener.is_none();
     let supervisor = Supervisor::new(machine, ending.clone(), listener)?;
-    Ok(events::serve(supervisor, devices, ending, |supervisor| {
+    Ok(events::serve(supervisor, ending, |supervisor| {
         if starts_itself {
             supervisor.machine_mut().apply(Event::Start).expect("invariant: the guest was never started");
         }
@@ -203,14 +202,8 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
         Boot::Disk => BootSource::Disk,
     };
     let mut disks = Vec::with_capacity(config.disks.len());
-    for (index, mut config) in config.disks.into_iter().enumerate() {
-        let key = config.key.take();
-        let stored = open_disk(index, &config, fds)?;
-        let disk = match key {
-            Some(key) => Arc::new(EncryptedDisk::new(stored, &key)),
-            None => stored,
-        };
-        disks.push(DiskSpec { disk, config });
+    for (index, config) in config.disks.into_iter().enumerate() {
+        disks.push(open_disk(index, config, fds)?);
     }
     let nics = config.nics.into_iter().map(|config| NicSpec { tap: fds.take(config.tap), config }).collect();
     let console = match config.console_log {
@@ -232,7 +225,26 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
     })
 }
 
-fn open_disk(index: usize, config: &DiskConfig, fds: &mut InheritedFds) -> Result<Arc<dyn Disk>, Error> {
+/// Opens the disk number `index` over its descriptors.
+pub(crate) fn open_disk(
+    index: usize,
+    mut config: DiskConfig,
+    fds: &mut dyn Descriptors,
+) -> Result<DiskSpec, Error> {
+    let key = config.key.take();
+    let stored = open_stored(index, &config, fds)?;
+    let disk = match key {
+        Some(key) => Arc::new(EncryptedDisk::new(stored, &key)),
+        None => stored,
+    };
+    Ok(DiskSpec { disk, config })
+}
+
+fn open_stored(
+    index: usize,
+    config: &DiskConfig,
+    fds: &mut dyn Descriptors,
+) -> Result<Arc<dyn Disk>, Error> {
     Ok(match &config.format {
         DiskFormat::Raw { file } => Arc::new(
             RawFile::whole(File::from(fds.take(*file)), config.read_only)

@@ -5,17 +5,22 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use zeroize::Zeroizing;
 
+use crate::config::{DiskConfig, NicConfig};
 use crate::ending::EndingSignal;
+use crate::inherited::{Descriptors as _, PassedFds, of_disk};
 use crate::lifecycle::Event;
-use crate::rpc::{Action, ExitReason, LINE_BYTES_MAX, REQUEST_BYTES_MAX, Reply, Status, VmState};
-use crate::vm::Machine;
+use crate::plugged;
+use crate::rpc::{Action, ExitReason, LINE_BYTES_MAX, REQUEST_BYTES_MAX, Reply, Status, VmState, passing};
+use crate::run::{chain, open_disk};
+use crate::vm::{Machine, NicSpec};
 
 /// The most connections at a time: one agent, with room for people who look. Further ones wait in the backlog.
 const CLIENTS_MAX: usize = 8;
@@ -46,6 +51,10 @@ pub fn block_signals() -> Result<(), Error> {
 struct Client {
     stream: UnixStream,
     input: Vec<u8>,
+    /// How much of `input` has no end of a line.
+    looked_at: usize,
+    /// What came with it.
+    descriptors: Vec<OwnedFd>,
     output: Vec<u8>,
     /// How much of `output` is sent.
     sent: usize,
@@ -128,7 +137,7 @@ impl Supervisor {
             }
             let fd = stream.as_raw_fd();
             if ops.add(Events::new(&stream, EventSet::IN)).is_ok() {
-                self.clients.insert(fd, Client { stream, input: Vec::new(), output: Vec::new(), sent: 0 });
+                self.clients.insert(fd, Client::new(stream));
             }
         }
         // Full: no more wake-ups until someone leaves.
@@ -171,7 +180,7 @@ impl Supervisor {
             }
             let Some(line) = client.next_line()? else { return Ok(()) };
             let reply = match serde_json::from_slice(&line) {
-                Ok(action) => self.act(action),
+                Ok(action) => self.act(action, std::mem::take(&mut client.descriptors)),
                 Err(error) => Reply::Error { message: format!("not an action: {error}") },
             };
             client.output = encode(&reply);
@@ -179,7 +188,7 @@ impl Supervisor {
         }
     }
 
-    fn act(&mut self, action: Action) -> Reply {
+    fn act(&mut self, action: Action, passed: Vec<OwnedFd>) -> Reply {
         let event = match action {
             Action::Start => Event::Start,
             Action::Pause => Event::Pause,
@@ -191,7 +200,16 @@ impl Supervisor {
                     state: self.machine.state(),
                     first_run_us: self.machine.first_run_us(),
                     console_bytes: self.machine.serial().console_bytes(),
+                    devices: Some(self.machine.devices().status()),
                 });
+            }
+            Action::AddDisk { disk } => return self.add_disk(*disk, passed),
+            Action::AddNic { nic } => return self.add_nic(*nic, passed),
+            Action::Remove { device } => {
+                return match self.machine.devices_mut().remove(&device) {
+                    Ok(state) => Reply::Device { state },
+                    Err(error) => Reply::Error { message: chain(&error) },
+                };
             }
             Action::Console { bytes_max } => return self.console(u64::from(bytes_max)),
             Action::Flush => return self.flush(),
@@ -213,6 +231,30 @@ impl Supervisor {
                 Reply::Done { state }
             }
             Err(refused) => Reply::Error { message: refused.to_string() },
+        }
+    }
+
+    fn add_disk(&mut self, disk: DiskConfig, passed: Vec<OwnedFd>) -> Reply {
+        let Some(mut passed) = PassedFds::new(passed, &of_disk(&disk)) else { return not_those() };
+        let index = self.machine.devices().status().len();
+        let opened = open_disk(index, disk, &mut passed).map_err(|error| chain(&error));
+        self.added(opened, |machine, spec| machine.add_disk(spec))
+    }
+
+    fn add_nic(&mut self, nic: NicConfig, passed: Vec<OwnedFd>) -> Reply {
+        let Some(mut passed) = PassedFds::new(passed, &[nic.tap]) else { return not_those() };
+        let spec = NicSpec { tap: passed.take(nic.tap), config: nic };
+        self.added(Ok(spec), |machine, spec| machine.add_nic(spec))
+    }
+
+    fn added<S>(
+        &mut self,
+        spec: Result<S, String>,
+        add: impl FnOnce(&mut Machine, S) -> Result<(), plugged::Error>,
+    ) -> Reply {
+        match spec.and_then(|spec| add(&mut self.machine, spec).map_err(|error| chain(&error))) {
+            Ok(()) => Reply::Done { state: self.machine.state() },
+            Err(message) => Reply::Error { message },
         }
     }
 
@@ -284,6 +326,10 @@ impl Supervisor {
     }
 }
 
+fn not_those() -> Reply {
+    Reply::Error { message: "the descriptors that came are not those that the device names".to_owned() }
+}
+
 /// One reply as a line.
 fn encode(reply: &Reply) -> Vec<u8> {
     let mut line = serde_json::to_vec(reply).expect("invariant: replies are plain data");
@@ -292,6 +338,11 @@ fn encode(reply: &Reply) -> Vec<u8> {
 }
 
 impl Client {
+    fn new(stream: UnixStream) -> Self {
+        let (input, descriptors, output) = (Vec::new(), Vec::new(), Vec::new());
+        Self { stream, input, looked_at: 0, descriptors, output, sent: 0 }
+    }
+
     /// Sends what is left; false if the client does not take it now.
     fn flush(&mut self) -> io::Result<bool> {
         while self.sent < self.output.len() {
@@ -309,20 +360,23 @@ impl Client {
         Ok(true)
     }
 
-    /// The next whole line, if there is one.
-    fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
+    /// The next whole line, if there is one. It may hold the key of a disk.
+    fn next_line(&mut self) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
         loop {
-            if let Some(end) = self.input.iter().position(|&byte| byte == b'\n') {
+            let found = self.input[self.looked_at..].iter().position(|&byte| byte == b'\n');
+            if let Some(end) = found.map(|at| self.looked_at + at) {
                 let rest = self.input.split_off(end + 1);
-                let mut line = std::mem::replace(&mut self.input, rest);
+                let mut line = Zeroizing::new(std::mem::replace(&mut self.input, rest));
                 line.pop();
+                self.looked_at = 0;
                 return Ok(Some(line));
             }
+            self.looked_at = self.input.len();
             if self.input.len() > REQUEST_BYTES_MAX {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "its line is too long"));
             }
             let mut buffer = [0; READ_BYTES];
-            match self.stream.read(&mut buffer) {
+            match passing::receive(&self.stream, &mut buffer, &mut self.descriptors) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => self.input.extend_from_slice(&buffer[..count]),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
@@ -359,6 +413,7 @@ impl MutEventSubscriber for Supervisor {
         };
         watch(self.ending.event().as_raw_fd(), "the guest's end");
         watch(self.signals.as_raw_fd(), "signals");
+        watch(self.machine.devices().let_go(), "devices that the guest lets go");
         if let Some(listener) = &self.listener {
             watch(listener.as_raw_fd(), "the control socket");
         }
@@ -377,6 +432,8 @@ impl MutEventSubscriber for Supervisor {
             }
         } else if fd == self.signals.as_raw_fd() {
             self.take_signal();
+        } else if fd == self.machine.devices().let_go() {
+            self.machine.devices_mut().settle();
         } else if self.listener.as_ref().is_some_and(|listener| listener.as_raw_fd() == fd) {
             self.accept(ops);
         } else if self.input.as_ref().is_some_and(|input| input.source.as_raw_fd() == fd) {

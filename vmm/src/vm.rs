@@ -14,12 +14,15 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::boot::image::{DiskImage, Image, begins_with_elf};
 use crate::bus::{self, Bus};
 use crate::config::{Addressing, CpuProfile, DiskConfig, NicConfig, SystemIdentity, Transport};
-use crate::devices::{self, Driven, Places};
+use crate::devices::{self, Places};
 use crate::ending::{Ending, EndingSignal};
 use crate::kvm::{self, HostKind, Kvm};
 use crate::lifecycle::{self, Effect, Event, Refused};
+use crate::pci::host::PciHost;
+use crate::pci::plug::{self, PlugController};
+use crate::plugged::{self, Devices, Wires};
 use crate::power::{self, KeyboardController, PowerManagement};
-use crate::rpc::{ExitReason, VmState};
+use crate::rpc::{DeviceName, ExitReason, VmState};
 use crate::serial::{self, Console, SerialPort};
 use crate::vcpu::{self, Buses, Vcpus};
 use crate::virtio::{self, Shared};
@@ -135,11 +138,7 @@ pub struct Machine {
     power: Arc<Mutex<PowerManagement>>,
     serial: Arc<Mutex<SerialPort>>,
     places: Places,
-    driven: Vec<Driven>,
-    devices: Vec<Shared>,
-    /// How many of the devices are not there for everybody: all but the entropy source behind them.
-    wanted: usize,
-    _vm: Arc<kvm::Vm>,
+    devices: Devices,
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -160,7 +159,7 @@ impl Machine {
         kvm: &Kvm,
         spec: MachineSpec,
         ending: &EndingSignal,
-    ) -> Result<(Self, Vec<Subscriber>), Error> {
+    ) -> Result<Self, Error> {
         if spec.vcpus == 0 || spec.vcpus > crate::config::VCPUS_MAX {
             return Err(Error::Vcpus(spec.vcpus));
         }
@@ -170,7 +169,9 @@ impl Machine {
         let mut buses = Buses { ports: Bus::default(), registers: Bus::default() };
         let serial = add_serial(&vm, &mut buses.ports, spec.console)?;
         lock(&serial).watch_for_panics(ending.clone());
-        let power = add_power(&vm, &mut buses.ports, ending)?;
+        let sci = event()?;
+        vm.connect_irq(&sci, power::SCI_GSI)?;
+        let power = add_power(&mut buses.ports, &sci, ending)?;
         let kernel = Bootable::find(spec.boot, spec.disks.first().map(|disk| &disk.disk))?;
         let places = Places::choose(spec.transport, kernel.is_small()?, spec.disks.len() + spec.nics.len())?;
         let windows: Vec<_> = places.windows().iter().map(|place| (place.address, place.gsi)).collect();
@@ -184,9 +185,10 @@ impl Machine {
         }
 
         let devices = build_devices(spec.disks, spec.nics)?;
-        let driven = places.fill(&vm, &guest, &mut buses, &devices)?;
-        let wanted = devices.len() - 1;
-        let subscribers = devices.iter().map(|device| Box::new(device.clone()) as Subscriber).collect();
+        let wires = add_bus(&vm, &guest, &mut buses.ports, &sci)?;
+        let shared: Vec<Shared> = devices.iter().map(|(_, shared)| shared.clone()).collect();
+        let filled = places.fill(&vm, &guest, (&mut buses, &wires.host), &shared)?;
+        let devices = Devices::new(wires, devices, filled);
 
         let mut vcpus = Vec::with_capacity(usize::from(spec.vcpus));
         for id in 0..spec.vcpus {
@@ -197,26 +199,41 @@ impl Machine {
             vcpus.push(vcpu);
         }
         let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
-        let machine = Self {
-            state: VmState::Created,
-            first_run_us: None,
-            vcpus,
-            power,
-            serial,
-            places,
-            driven,
-            devices,
-            wanted,
-            _vm: vm,
-        };
-        Ok((machine, subscribers))
+        Ok(Self { state: VmState::Created, first_run_us: None, vcpus, power, serial, places, devices })
+    }
+
+    /// The devices.
+    #[must_use]
+    pub fn devices(&self) -> &Devices {
+        &self.devices
+    }
+
+    /// The devices, to be changed.
+    pub fn devices_mut(&mut self) -> &mut Devices {
+        &mut self.devices
+    }
+
+    /// Gives the guest a disk.
+    ///
+    /// # Errors
+    /// Nothing has changed.
+    pub fn add_disk(&mut self, spec: DiskSpec) -> Result<(), plugged::Error> {
+        self.devices.add_disk(spec, self.state == VmState::Paused)
+    }
+
+    /// Gives the guest a network device.
+    ///
+    /// # Errors
+    /// Nothing has changed.
+    pub fn add_nic(&mut self, spec: NicSpec) -> Result<(), plugged::Error> {
+        self.devices.add_nic(spec, self.state == VmState::Paused)
     }
 
     /// `said` with what the machine knows of why: a guest that crashed or reset itself may lack a driver.
     #[must_use]
     pub fn explained(&self, mut said: Ending) -> Ending {
         if matches!(said.reason, ExitReason::Crashed | ExitReason::Reset)
-            && let Some(more) = self.places.missing_driver(&self.driven, self.wanted)
+            && let Some(more) = self.places.missing_driver(&self.devices.driven())
         {
             said.message.push_str("; ");
             said.message.push_str(&more);
@@ -252,12 +269,12 @@ impl Machine {
             Effect::None => {}
             Effect::Run => {
                 self.first_run_us.get_or_insert_with(now_us);
-                self.devices.iter().for_each(|device| lock(device).hold(false));
+                self.devices.each(|device| device.hold(false));
                 self.vcpus.run();
             }
             Effect::Hold => {
                 self.vcpus.hold();
-                self.devices.iter().for_each(|device| lock(device).hold(true));
+                self.devices.each(|device| device.hold(true));
             }
             Effect::Finish => self.vcpus.hold(),
             Effect::PressPowerButton => lock(&self.power).press_power_button(),
@@ -271,12 +288,14 @@ impl Machine {
     /// # Errors
     /// The disks'; all of them are tried.
     pub fn flush_disks(&self) -> io::Result<()> {
-        self.devices.iter().map(|device| lock(device).write_out()).fold(Ok(()), Result::and)
+        self.devices.write_out()
     }
 
     /// Has the network device with that MAC address answer otherwise to the guest; whether there is one that answers.
     pub fn readdress(&self, mac: [u8; 6], addressing: &Addressing) -> bool {
-        self.devices.iter().any(|device| lock(device).readdress(mac, addressing))
+        let mut found = false;
+        self.devices.each(|device| found |= device.readdress(mac, addressing));
+        found
     }
 
     /// Ends the threads. A process that is about to exit need not.
@@ -299,12 +318,11 @@ fn add_serial(vm: &kvm::Vm, ports: &mut Bus, console: Console) -> Result<Arc<Mut
 }
 
 fn add_power(
-    vm: &kvm::Vm,
     ports: &mut Bus,
+    sci: &EventFd,
     ending: &EndingSignal,
 ) -> Result<Arc<Mutex<PowerManagement>>, Error> {
-    let sci = event()?;
-    vm.connect_irq(&sci, power::SCI_GSI)?;
+    let sci = sci.try_clone().map_err(Error::Event)?;
     let device = Arc::new(Mutex::new(PowerManagement::new(sci, ending.clone())));
     let bytes = u64::from(power::PM1_EVENT_BYTES) + u64::from(power::PM1_CONTROL_BYTES);
     ports.insert(u64::from(power::PM1_EVENT_PORT), bytes, device.clone())?;
@@ -313,16 +331,36 @@ fn add_power(
     Ok(device)
 }
 
+/// The PCI bus with its hot-plug controller; nothing is on it yet.
+fn add_bus(
+    vm: &Arc<kvm::Vm>,
+    guest: &memory::GuestMemory,
+    ports: &mut Bus,
+    sci: &EventFd,
+) -> Result<Wires, Error> {
+    let let_go = event()?;
+    let (host, clone) = (PciHost::default(), |event: &EventFd| event.try_clone().map_err(Error::Event));
+    let controller = PlugController::new(host.clone(), clone(sci)?, clone(&let_go)?);
+    let controller = Arc::new(Mutex::new(controller));
+    ports.insert(u64::from(plug::PLUG_PORT), u64::from(plug::PLUG_PORTS), controller.clone())?;
+    Ok(Wires { vm: vm.clone(), guest: guest.clone(), host, controller, let_go })
+}
+
 /// The devices in the order of their places: disks, network devices, entropy source.
-fn build_devices(disks: Vec<DiskSpec>, nics: Vec<NicSpec>) -> Result<Vec<Shared>, devices::Error> {
+fn build_devices(
+    disks: Vec<DiskSpec>,
+    nics: Vec<NicSpec>,
+) -> Result<Vec<(Option<DeviceName>, Shared)>, devices::Error> {
     let mut devices = Vec::with_capacity(disks.len() + nics.len() + 1);
     for spec in disks {
-        devices.push(virtio::build_block(&spec.config, Box::new(spec.disk))?);
+        let name = DeviceName::Disk(spec.config.serial.clone());
+        devices.push((Some(name), virtio::build_block(&spec.config, Box::new(spec.disk))?));
     }
     for spec in nics {
-        devices.push(virtio::build_net(&spec.config, spec.tap)?);
+        let name = DeviceName::Nic(spec.config.mac);
+        devices.push((Some(name), virtio::build_net(&spec.config, spec.tap)?));
     }
-    devices.push(virtio::build_rng()?);
+    devices.push((None, virtio::build_rng()?));
     Ok(devices)
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Must never know: where the table lies.
 
+mod plug;
+
 use acpi_tables::{Aml, aml};
 use vm_memory::Address;
 
@@ -14,17 +16,12 @@ pub(super) fn body(places: &Places) -> Vec<u8> {
     let off = power::SLEEP_TYPE_OFF;
     let mut body = bytes(&aml::Name::new("_S5_".into(), &aml::Package::new(vec![&off, &off, &0_u8, &0_u8])));
     body.extend(serial_port());
-    match places {
-        Places::Mmio(windows) => {
-            for (index, window) in (0_u32..).zip(windows) {
-                body.extend(mmio_device(index, window));
-            }
-        }
-        Places::Pci => {
-            body.extend(host_bridge());
-            body.extend(configuration_window());
-        }
+    for (index, window) in (0_u32..).zip(places.windows()) {
+        body.extend(mmio_device(index, window));
     }
+    body.extend(host_bridge());
+    body.extend(configuration_window());
+    body.extend(plug::event());
     body
 }
 
@@ -93,6 +90,7 @@ fn host_bridge() -> Vec<u8> {
                 ]),
             ),
             &OperatingSystemCapabilities,
+            &plug::Slots,
         ],
     ))
 }

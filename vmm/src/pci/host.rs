@@ -72,6 +72,18 @@ impl PciHost {
         Ok(())
     }
 
+    /// Takes what is in `slot` out of it.
+    #[must_use]
+    pub fn remove(&self, slot: u8) -> Option<Box<dyn PciFunction>> {
+        self.lock().slots.get_mut(usize::from(slot))?.take()
+    }
+
+    /// Whether a driver uses what is in `slot`; nothing if that is empty.
+    #[must_use]
+    pub fn is_driven(&self, slot: u8) -> Option<bool> {
+        self.lock().slots.get(usize::from(slot))?.as_ref().map(|function| function.is_driven())
+    }
+
     /// The ports at [`CONFIG_PORT`].
     #[must_use]
     pub fn ports(&self) -> ConfigPorts {
@@ -259,6 +271,9 @@ mod tests {
         }
         fn registers(&self) -> Option<(GuestAddress, u64)> {
             self.space.registers()
+        }
+        fn is_driven(&self) -> bool {
+            false
         }
     }
 

@@ -8,15 +8,16 @@
 //! - [`config`]: a function's configuration space, with which bits a guest may change.
 //! - [`msix`]: a function's MSI-X table and pending bits.
 //! - [`host`]: the slots, the two ways to configuration space, the window in which registers lie.
+//! - [`plug`]: what a guest is told of slots that are filled and emptied while it runs.
 //!
 //! # Limits
 //! - Interrupts are messages (MSI-X) only: no function has an INTx pin, so a driver without MSI-X has to poll.
 //! - One bus, no bridges; a function has one 32-bit memory BAR and lies in [`crate::memory::PCI_WINDOW_START`]'s window.
-//! - Slots can be filled while the guest runs ([`host::PciHost::insert`]), but nothing tells the guest of it yet.
 
 pub mod config;
 pub mod host;
 pub mod msix;
+pub mod plug;
 
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
@@ -53,4 +54,6 @@ pub trait PciFunction: BusDevice {
     fn write_config(&mut self, register: usize, data: &[u8]);
     /// Where its registers lie now: start and length in bytes; nothing while it does not decode memory.
     fn registers(&self) -> Option<(GuestAddress, u64)>;
+    /// Whether a driver has it in use.
+    fn is_driven(&self) -> bool;
 }

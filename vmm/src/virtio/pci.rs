@@ -350,6 +350,18 @@ impl PciFunction for PciTransport {
     fn registers(&self) -> Option<(GuestAddress, u64)> {
         self.space.registers()
     }
+
+    fn is_driven(&self) -> bool {
+        self.negotiation.status() != 0
+    }
+}
+
+/// A function that is taken out of its slot touches neither guest memory nor KVM any more.
+impl Drop for PciTransport {
+    fn drop(&mut self) {
+        self.negotiation.write_status(0);
+        self.settle_doorbells();
+    }
 }
 
 impl Transport for PciTransport {

@@ -1,0 +1,242 @@
+//! A machine's devices, those of its start and those that come and go while the guest runs.
+//!
+//! A device that comes is a PCI function in a free slot, whatever transport those of the start have. One that goes is
+//! taken from its slot first, then from the event loop; its files have all that was written to it before anybody
+//! hears that it is gone.
+//!
+//! Must never know: the control socket, paths.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::devices::{self, Driven, function};
+use crate::kvm::Vm;
+use crate::memory::GuestMemory;
+use crate::pci::host::{PciHost, SLOTS};
+use crate::pci::plug::PlugController;
+use crate::rpc::{DeviceName, DeviceState, DeviceStatus};
+use crate::virtio::{Shared, VirtioDevice};
+use crate::vm::{DiskSpec, NicSpec, Subscriber};
+use crate::{pci, virtio};
+
+/// Why a device cannot come or go.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Disks are found by their serial numbers.
+    #[error("a disk that comes while the guest runs needs a serial number")]
+    NoSerial,
+    /// There is one of that name.
+    #[error("a device of that serial number or MAC address is there already")]
+    Taken,
+    /// Every slot has a device.
+    #[error("no PCI slot is free: a guest can have {max} devices there", max = SLOTS - 1)]
+    NoSlot,
+    /// It is where nothing can be unplugged.
+    #[error("the device is on virtio-mmio, from which nothing can be taken while the guest runs")]
+    Fixed,
+    /// The device or its function.
+    #[error(transparent)]
+    Devices(#[from] devices::Error),
+    /// The slot.
+    #[error(transparent)]
+    Pci(#[from] pci::Error),
+    /// The device.
+    #[error(transparent)]
+    Virtio(#[from] virtio::Error),
+}
+
+/// Which device of a machine's life it is; never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeviceKey(u64);
+
+/// What the event loop has to do about a device.
+pub enum Change {
+    /// Serve it.
+    Added(DeviceKey, Subscriber),
+    /// Serve it no more.
+    Removed(DeviceKey),
+}
+
+struct Device {
+    key: DeviceKey,
+    /// Nothing for what is not there for everybody to see, the entropy source.
+    name: Option<DeviceName>,
+    /// Where it can be taken from.
+    slot: Option<u8>,
+    shared: Shared,
+    driven: Driven,
+}
+
+/// The wires of one machine that devices need.
+pub(crate) struct Wires {
+    /// KVM's part.
+    pub(crate) vm: Arc<Vm>,
+    /// Guest memory.
+    pub(crate) guest: GuestMemory,
+    /// The bus.
+    pub(crate) host: PciHost,
+    /// Its hot-plug controller.
+    pub(crate) controller: Arc<Mutex<PlugController>>,
+    /// Written when the guest has let a slot go.
+    pub(crate) let_go: EventFd,
+}
+
+/// See the module.
+pub struct Devices {
+    list: Vec<Device>,
+    wires: Wires,
+    next_key: u64,
+    /// The slot that was filled last: the next one is another, so that what a guest still thinks of a slot does not meet a
+    /// new device there.
+    last_slot: u8,
+    changes: VecDeque<Change>,
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Devices {
+    /// The devices of the start, each with its name, whether it is driven, and its slot.
+    pub(crate) fn new(
+        wires: Wires,
+        devices: Vec<(Option<DeviceName>, Shared)>,
+        places: Vec<(Driven, Option<u8>)>,
+    ) -> Self {
+        let mut all =
+            Self { list: Vec::new(), wires, next_key: 0, last_slot: 0, changes: VecDeque::new() };
+        for ((name, shared), (driven, slot)) in devices.into_iter().zip(places) {
+            all.last_slot = slot.unwrap_or(all.last_slot);
+            all.push(name, slot, shared, driven);
+        }
+        all
+    }
+
+    fn push(&mut self, name: Option<DeviceName>, slot: Option<u8>, shared: Shared, driven: Driven) {
+        let key = DeviceKey(self.next_key);
+        self.next_key += 1;
+        self.changes.push_back(Change::Added(key, Box::new(shared.clone())));
+        self.list.push(Device { key, name, slot, shared, driven });
+    }
+
+    /// What the event loop has to do, in order; each is given out once.
+    pub fn take_changes(&mut self) -> VecDeque<Change> {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// Becomes readable when the guest has let a device go: [`Self::settle`] is due.
+    pub fn let_go(&self) -> RawFd {
+        self.wires.let_go.as_raw_fd()
+    }
+
+    /// Gives the guest a disk. `held` says that the guest stands still.
+    ///
+    /// # Errors
+    /// Nothing has changed.
+    pub fn add_disk(&mut self, spec: DiskSpec, held: bool) -> Result<(), Error> {
+        if spec.config.serial.is_empty() {
+            return Err(Error::NoSerial);
+        }
+        let name = DeviceName::Disk(spec.config.serial.clone());
+        self.check_free(&name)?;
+        let shared = virtio::build_block(&spec.config, Box::new(spec.disk))?;
+        self.add(name, shared, held)
+    }
+
+    /// Gives the guest a network device.
+    ///
+    /// # Errors
+    /// Nothing has changed.
+    pub fn add_nic(&mut self, spec: NicSpec, held: bool) -> Result<(), Error> {
+        let name = DeviceName::Nic(spec.config.mac);
+        self.check_free(&name)?;
+        let shared = virtio::build_net(&spec.config, spec.tap)?;
+        self.add(name, shared, held)
+    }
+
+    fn check_free(&self, name: &DeviceName) -> Result<(), Error> {
+        if self.find(name).is_some() { Err(Error::Taken) } else { Ok(()) }
+    }
+
+    fn find(&self, name: &DeviceName) -> Option<&Device> {
+        self.list.iter().find(|device| device.name.as_ref() == Some(name))
+    }
+
+    fn add(&mut self, name: DeviceName, shared: Shared, held: bool) -> Result<(), Error> {
+        let mut slots = (1..SLOTS).map(|step| (self.last_slot + step - 1) % (SLOTS - 1) + 1);
+        let slot = slots.find(|slot| self.wires.host.is_driven(*slot).is_none()).ok_or(Error::NoSlot)?;
+        let (function, driven) = function(&self.wires.vm, &self.wires.guest, slot, &shared)?;
+        lock(&shared).hold(held);
+        lock(&self.wires.controller).fill(slot, function)?;
+        self.last_slot = slot;
+        self.push(Some(name), Some(slot), shared, driven);
+        Ok(())
+    }
+
+    /// Takes a device from the guest; how far that is. What is not there is gone.
+    ///
+    /// # Errors
+    /// It cannot be taken while the guest runs.
+    pub fn remove(&mut self, name: &DeviceName) -> Result<DeviceState, Error> {
+        self.settle();
+        let Some(device) = self.find(name) else { return Ok(DeviceState::Gone) };
+        let slot = device.slot.ok_or(Error::Fixed)?;
+        if !lock(&self.wires.controller).take_away(slot) {
+            return Ok(DeviceState::Leaving);
+        }
+        self.settle();
+        Ok(DeviceState::Gone)
+    }
+
+    /// Ends what the guest has let go.
+    pub fn settle(&mut self) {
+        // Not readable means that nothing new has happened.
+        let _ = self.wires.let_go.read();
+        let host = &self.wires.host;
+        let is_there = |device: &Device| device.slot.is_none_or(|slot| host.is_driven(slot).is_some());
+        let (there, gone) = std::mem::take(&mut self.list).into_iter().partition(is_there);
+        self.list = there;
+        for device in Vec::<Device>::from(gone) {
+            if let Err(error) = lock(&device.shared).write_out() {
+                tracing::error!(%error, "what the guest wrote to a disk that it let go may be lost");
+            }
+            self.changes.push_back(Change::Removed(device.key));
+        }
+    }
+
+    /// The disks and network devices, each with how far it is.
+    #[must_use]
+    pub fn status(&self) -> Vec<DeviceStatus> {
+        let controller = lock(&self.wires.controller);
+        let state = |slot: Option<u8>| match slot {
+            None => DeviceState::Fixed,
+            Some(slot) if controller.is_leaving(slot) => DeviceState::Leaving,
+            Some(_) => DeviceState::Present,
+        };
+        let named = self.list.iter().filter_map(|device| Some((device.name.clone()?, device.slot)));
+        named.map(|(device, slot)| DeviceStatus { device, state: state(slot) }).collect()
+    }
+
+    /// Does `act` with each device.
+    pub(crate) fn each(&self, mut act: impl FnMut(&mut (dyn VirtioDevice + 'static))) {
+        self.list.iter().for_each(|device| act(&mut *lock(&device.shared)));
+    }
+
+    /// Has the disks' files show all that the guest has written, durably.
+    ///
+    /// # Errors
+    /// The disks'; all of them are tried.
+    pub(crate) fn write_out(&self) -> io::Result<()> {
+        self.list.iter().map(|device| lock(&device.shared).write_out()).fold(Ok(()), Result::and)
+    }
+
+    /// Whether drivers have started the devices that a guest would miss.
+    pub(crate) fn driven(&self) -> Vec<Driven> {
+        let named = self.list.iter().filter(|device| device.name.is_some());
+        named.map(|device| device.driven.clone()).collect()
+    }
+}
