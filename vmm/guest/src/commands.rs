@@ -3,6 +3,7 @@
 //!
 //! Must never know: where the commands came from.
 
+use alloc::rc::Rc;
 use alloc::string::String;
 
 use crate::disk::SECTOR_SIZE;
@@ -15,7 +16,7 @@ use crate::{disk, fetch, ping, println};
 const SECOND_NS: u64 = 1_000_000_000;
 
 /// Runs what `user_data` asks for, if it asks for anything.
-pub async fn run(machine: &'static Machine, stack: &'static Stack, user_data: &[u8]) {
+pub async fn run(machine: &'static Machine, stack: &Rc<Stack>, user_data: &[u8]) {
     let Ok(text) = str::from_utf8(user_data) else { return };
     for command in commands(text) {
         match command {
@@ -25,7 +26,7 @@ pub async fn run(machine: &'static Machine, stack: &'static Stack, user_data: &[
     }
 }
 
-async fn one(machine: &'static Machine, stack: &'static Stack, line: &str, command: Command<'_>) {
+async fn one(machine: &'static Machine, stack: &Rc<Stack>, line: &str, command: Command<'_>) {
     match command {
         Command::Print(text) => println!("{}", shown(text)),
         Command::Wait(seconds) => machine.pause(u64::from(seconds) * SECOND_NS).await,

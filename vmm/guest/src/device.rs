@@ -1,4 +1,5 @@
-//! Finding the virtio devices: those that the command line names, and those on the PCI bus.
+//! Finding the virtio devices: those that the command line names, or those on the PCI bus, and those that come there
+//! later.
 //!
 //! Must never know: what is done with them.
 
@@ -15,7 +16,7 @@ use crate::entry::VECTOR_DEVICE;
 use crate::interrupts::Pins;
 use crate::nic::{NICS_MAX, Nic};
 use crate::parse::cmdline::{MmioDevice, mmio_devices};
-use crate::pci;
+use crate::pci::{self, Function};
 use crate::physical::MEMORY_END;
 use crate::println;
 use crate::transport::Transport;
@@ -23,59 +24,77 @@ use crate::transport::Transport;
 /// Devices looked at; a machine of this kind has a dozen interrupt pins for them.
 const DEVICES_MAX: usize = 32;
 
-/// The devices that the guest can use, in the order of the command line and of the bus.
-#[derive(Default)]
-pub struct Devices {
-    /// Network devices.
-    pub nics: Vec<Nic>,
-    /// Disks.
-    pub disks: Vec<Disk>,
+/// A device that the guest can use.
+pub enum Device {
+    /// A network device, with its slot if it is on PCI.
+    Nic(Nic, Option<u8>),
+    /// A disk.
+    Disk(Disk),
 }
 
-impl Devices {
-    /// Sets up every device of `cmdline`, then those of the PCI bus whose configuration space is at `ecam`; one that
-    /// fails is named on the console and left out.
-    pub fn find(cmdline: &str, ecam: Option<u64>, pins: &Pins) -> Self {
-        let mut devices = Devices::default();
-        for device in mmio_devices(cmdline).take(DEVICES_MAX) {
-            // An empty slot has no device type and is none of our business.
-            let Some(transport) = transport(device) else { continue };
-            if !devices.want(transport.device_type()) {
-                continue;
-            }
-            if !pins.route(device.gsi, VECTOR_DEVICE) {
-                println!("device {:#x}: no pin for interrupt {}", device.base, device.gsi);
-                continue;
-            }
-            if let Err(error) = devices.add(Transport::mmio(transport)) {
-                println!("device {:#x}: {error}", device.base);
-            }
+/// Sets up every device of `cmdline`; without one there, those of the PCI bus whose configuration space is at `ecam`. In
+/// the order of the command line or the bus; one that fails is named on the console and left out.
+///
+/// Where the command line names devices, a bus is there for those that come later, and looking through its slots would
+/// cost more than all the rest.
+pub fn find(cmdline: &str, ecam: Option<u64>, pins: &Pins) -> Vec<Device> {
+    let mut devices = Vec::new();
+    let mut named = false;
+    for device in mmio_devices(cmdline).take(DEVICES_MAX) {
+        named = true;
+        // An empty slot has no device type and is none of our business.
+        let Some(transport) = transport(device) else { continue };
+        if !is_wanted(&devices, transport.device_type()) {
+            continue;
         }
-        for (index, function) in ecam.into_iter().flat_map(pci::functions).enumerate() {
-            let Some(transport) = Transport::pci(function) else { continue };
-            if !devices.want(transport.device_type()) {
-                continue;
-            }
-            if let Err(error) = devices.add(transport) {
-                println!("pci device {index}: {error}");
-            }
+        if !pins.route(device.gsi, VECTOR_DEVICE) {
+            println!("device {:#x}: no pin for interrupt {}", device.base, device.gsi);
+            continue;
         }
-        devices
-    }
-
-    fn want(&self, device_type: DeviceType) -> bool {
-        match device_type {
-            DeviceType::Network => self.nics.len() < NICS_MAX,
-            DeviceType::Block => self.disks.len() < DISKS_MAX,
-            _ => false,
+        match set_up(Transport::mmio(transport)) {
+            Ok(found) => devices.push(found),
+            Err(error) => println!("device {:#x}: {error}", device.base),
         }
     }
+    for function in ecam.filter(|_| !named).into_iter().flat_map(pci::functions) {
+        devices.extend(on_pci(function, |kind| is_wanted(&devices, kind)));
+    }
+    devices
+}
 
-    fn add(&mut self, transport: Transport) -> Result<(), virtio_drivers::Error> {
-        match transport.device_type() {
-            DeviceType::Network => Nic::new(transport).map(|nic| self.nics.push(nic)),
-            _ => Disk::new(transport).map(|disk| self.disks.push(disk)),
-        }
+/// Sets up what came to a slot of the PCI bus, if `is_wanted` says so of its type; one that fails is named on the console.
+pub fn in_slot(ecam: u64, slot: u8, is_wanted: impl FnOnce(DeviceType) -> bool) -> Option<Device> {
+    on_pci(pci::function_in(ecam, slot)?, is_wanted)
+}
+
+fn on_pci(function: Function, is_wanted: impl FnOnce(DeviceType) -> bool) -> Option<Device> {
+    let slot = function.slot();
+    let transport = Transport::pci(function)?;
+    if !is_wanted(transport.device_type()) {
+        return None;
+    }
+    set_up(transport).map_err(|error| println!("pci slot {slot}: {error}")).ok()
+}
+
+fn is_wanted(devices: &[Device], kind: DeviceType) -> bool {
+    let nics = devices.iter().filter(|device| matches!(device, Device::Nic(..))).count();
+    is_wanted_beside(nics, devices.len() - nics, kind)
+}
+
+/// Whether a device of that type can be used beside so many network devices and disks.
+pub fn is_wanted_beside(nics: usize, disks: usize, kind: DeviceType) -> bool {
+    match kind {
+        DeviceType::Network => nics < NICS_MAX,
+        DeviceType::Block => disks < DISKS_MAX,
+        _ => false,
+    }
+}
+
+fn set_up(transport: Transport) -> Result<Device, virtio_drivers::Error> {
+    let slot = transport.slot();
+    match transport.device_type() {
+        DeviceType::Network => Nic::new(transport).map(|nic| Device::Nic(nic, slot)),
+        _ => Disk::new(transport).map(Device::Disk),
     }
 }
 

@@ -14,6 +14,8 @@ use crate::clock::Clock;
 use crate::console;
 use crate::entry::interrupts_taken;
 use crate::memory::Identity;
+use crate::metadata::shown;
+use crate::println;
 use crate::transport::Transport;
 
 pub use virtio_drivers::device::blk::SECTOR_SIZE;
@@ -53,6 +55,7 @@ type Block = VirtIOBlk<Identity, Transport>;
 
 /// One disk.
 pub struct Disk {
+    slot: Option<u8>,
     block: RefCell<Block>,
     serial: String,
 }
@@ -60,13 +63,19 @@ pub struct Disk {
 impl Disk {
     /// Sets the device up and reads its serial.
     pub fn new(transport: Transport) -> Result<Self, virtio_drivers::Error> {
+        let slot = transport.slot();
         let mut block = Block::new(transport)?;
         let mut id = [0; 20];
         // A device without an id is a disk all the same.
         let len = block.device_id(&mut id).unwrap_or(0);
         block.ack_interrupt();
         let serial = String::from_utf8_lossy(&id[..len]).into_owned();
-        Ok(Disk { block: RefCell::new(block), serial })
+        Ok(Disk { slot, block: RefCell::new(block), serial })
+    }
+
+    /// The device's slot, if it is on PCI.
+    pub fn slot(&self) -> Option<u8> {
+        self.slot
     }
 
     /// The size in bytes.
@@ -82,6 +91,12 @@ impl Disk {
     /// The serial, at most 20 characters, empty if there is none.
     pub fn serial(&self) -> &str {
         &self.serial
+    }
+
+    /// Says on the console what it is, under its number.
+    pub fn introduce(&self, index: usize) {
+        let mode = if self.read_only() { "ro" } else { "rw" };
+        println!("disk {index}: {} bytes {mode} serial {}", self.bytes(), shown(&self.serial));
     }
 
     /// Reads one sector.

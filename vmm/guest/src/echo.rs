@@ -2,6 +2,7 @@
 //!
 //! Must never know: what is echoed.
 
+use alloc::rc::Rc;
 use alloc::vec;
 
 use crate::machine::Machine;
@@ -16,8 +17,8 @@ pub const CONNECTIONS: usize = 2;
 const BUFFER_BYTES: usize = 8192;
 
 /// Serves one connection after the other.
-pub async fn serve(machine: &'static Machine, stack: &'static Stack) {
-    let mut connection = Connection::new(machine, stack, BUFFER_BYTES, BUFFER_BYTES);
+pub async fn serve(machine: &'static Machine, stack: Rc<Stack>) {
+    let mut connection = Connection::new(machine, &stack, BUFFER_BYTES, BUFFER_BYTES);
     loop {
         connection.accept(PORT).await;
         // A peer that is gone has nothing more to say; the next one may.

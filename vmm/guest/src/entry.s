@@ -87,6 +87,10 @@ ud_handler:
     je service_out16
     cmp $6, %eax
     je service_reset
+    cmp $7, %eax
+    je service_in32
+    cmp $8, %eax
+    je service_out32
     cld
     rep outsb                       # 0: rcx bytes from rsi to port dx
     iretq
@@ -97,7 +101,7 @@ service_idle:                       # 1: sleep unless an interrupt was taken sin
     hlt
     cli
 1:  iretq
-service_in8:                        # 2 to 5: one port
+service_in8:                        # 2 to 5, 7 and 8: one port
     in %dx, %al
     iretq
 service_in16:
@@ -110,6 +114,13 @@ service_out8:
 service_out16:
     mov %ecx, %eax
     out %ax, %dx
+    iretq
+service_in32:
+    in %dx, %eax
+    iretq
+service_out32:
+    mov %ecx, %eax
+    out %eax, %dx
     iretq
 service_reset:                      # 6: a triple fault, the last resort
     lidt null_pointer(%rip)

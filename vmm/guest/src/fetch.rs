@@ -2,6 +2,7 @@
 //!
 //! Must never know: what is fetched.
 
+use alloc::rc::Rc;
 use alloc::format;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -61,7 +62,7 @@ pub struct Answer {
 }
 
 /// Gets `url`.
-pub async fn get(machine: &'static Machine, stack: &'static Stack, url: Url<'_>) -> Result<Answer, Error> {
+pub async fn get(machine: &'static Machine, stack: &Rc<Stack>, url: Url<'_>) -> Result<Answer, Error> {
     let mut connection = Connection::new(machine, stack, BUFFER_BYTES, BUFFER_BYTES);
     connection.connect(url.address, url.port, CONNECT_S).await?;
     let Url { address, target, .. } = url;

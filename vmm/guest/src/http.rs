@@ -3,6 +3,7 @@
 //! Must never know: how packets travel.
 
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
@@ -28,12 +29,12 @@ const RECEIVE_BYTES: usize = 1536;
 const SEND_BYTES: usize = 3072;
 
 /// Serves one connection after the other.
-pub async fn serve(machine: &'static Machine, stack: &'static Stack) {
-    let mut connection = Connection::new(machine, stack, RECEIVE_BYTES, SEND_BYTES);
+pub async fn serve(machine: &'static Machine, stack: Rc<Stack>) {
+    let mut connection = Connection::new(machine, &stack, RECEIVE_BYTES, SEND_BYTES);
     loop {
         connection.accept(PORT).await;
         // A peer that is gone needs no answer; the next one may.
-        let answered = answer(machine, stack, &mut connection).await;
+        let answered = answer(machine, &stack, &mut connection).await;
         connection.close().await;
         if answered == Ok(Next::PowerOff) {
             machine.off();
@@ -65,7 +66,7 @@ const OK: &str = "200 OK";
 
 async fn answer(
     machine: &'static Machine,
-    stack: &'static Stack,
+    stack: &Rc<Stack>,
     connection: &mut Connection,
 ) -> Result<Next, Error> {
     let mut bytes = Vec::new();
@@ -185,7 +186,7 @@ fn content_length(headers: &[httparse::Header<'_>]) -> Result<usize, &'static st
 
 async fn respond(
     machine: &'static Machine,
-    stack: &'static Stack,
+    stack: &Rc<Stack>,
     route: Route<'_>,
     body: &[u8],
 ) -> Response {
@@ -215,7 +216,7 @@ async fn respond(
         },
         Route::Disks => {
             let mut list = String::new();
-            for (index, disk) in machine.disks.iter().enumerate() {
+            for (index, disk) in machine.disks() {
                 let mode = if disk.read_only() { "ro" } else { "rw" };
                 // Writing to a string cannot fail.
                 let _ = writeln!(list, "{index} {} {mode} {}", disk.bytes(), disk.serial());
@@ -270,7 +271,7 @@ fn page(machine: &Machine, stack: &Stack) -> String {
          <h1>Hello from {hostname}</h1>\n<p>This is Wisp's tiny guest. It is up and well.</p>\n<dl>\n\
          <dt>hostname</dt><dd>{hostname}</dd>\n<dt>uuid</dt><dd>{uuid}</dd>\n<dt>address</dt><dd>{address}</dd>\n\
          <dt>disks</dt><dd>{}</dd>\n<dt>uptime</dt><dd>{}.{:03} s</dd>\n</dl>\n</body>\n</html>\n",
-        machine.disks.len(),
+        machine.disks().len(),
         uptime_ms / 1000,
         uptime_ms % 1000,
     )

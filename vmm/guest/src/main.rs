@@ -29,6 +29,7 @@ mod parse;
 mod pci;
 mod physical;
 mod ping;
+mod plug;
 mod power;
 mod register;
 mod service;
@@ -37,15 +38,17 @@ mod tcp;
 mod transport;
 
 use alloc::boxed::Box;
+use alloc::rc::Rc;
 use alloc::vec::Vec;
+use core::cell::Cell;
 use core::net::IpAddr;
 
 use crate::clock::Clock;
-use crate::device::Devices;
 use crate::interrupts::Pins;
 use crate::machine::{Machine, Task};
 use crate::parse::acpi;
 use crate::physical::Physical;
+use crate::plug::Plug;
 use crate::power::Power;
 use crate::stack::Stack;
 
@@ -65,64 +68,66 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     let acpi = rsdp.and_then(|rsdp| acpi::read(&Physical, rsdp)).unwrap_or_default();
     let pins = Pins::new(acpi.io_apics);
     let power = Power::start(&acpi, &pins);
-    let devices = Devices::find(handover.cmdline, acpi.ecam, &pins);
+    let plug = Plug::start(&acpi);
+    let devices = device::find(handover.cmdline, acpi.ecam, &pins);
     clock.calibrate();
-    let nics = devices.nics.into_iter().enumerate();
-    let stacks = nics.map(|(index, nic)| Stack::new(nic, index, &clock)).collect();
-    let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, power, stacks, devices.disks)));
+    let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, power, plug)));
+    for device in devices {
+        machine.add(device);
+    }
     println!("guest: version {} heap {} KiB", env!("CARGO_PKG_VERSION"), heap_bytes >> 10);
-    machine.run(tasks(machine))
+    let slot = Rc::default();
+    let mut tasks: Vec<Task> = machine.stacks().iter().flat_map(|stack| serve(machine, stack)).collect();
+    tasks.push(Task::new(live(machine, Rc::clone(&slot)), slot));
+    machine.run(tasks, serve)
 }
 
 /// How long DHCP may take once there is an address by IPv6, in nanoseconds: longer than its first repetition.
 const IPV4_PATIENCE_NS: u64 = 1_500_000_000;
 
-fn tasks(machine: &'static Machine) -> Vec<Task> {
-    let mut tasks: Vec<Task> = Vec::new();
-    for stack in &machine.stacks {
-        for _ in 0..http::CONNECTIONS {
-            tasks.push(Box::pin(http::serve(machine, stack)));
-        }
-        for _ in 0..echo::CONNECTIONS {
-            tasks.push(Box::pin(echo::serve(machine, stack)));
-        }
+/// What is done over one stack as long as it is there.
+fn serve(machine: &'static Machine, stack: &Rc<Stack>) -> Vec<Task> {
+    let slot = Rc::new(Cell::new(stack.slot()));
+    let mut tasks = Vec::new();
+    for _ in 0..http::CONNECTIONS {
+        tasks.push(Task::new(http::serve(machine, stack.clone()), slot.clone()));
     }
-    tasks.push(Box::pin(live(machine)));
+    for _ in 0..echo::CONNECTIONS {
+        tasks.push(Task::new(echo::serve(machine, stack.clone()), slot.clone()));
+    }
     tasks
 }
 
 /// From the first address to the end of the commands in user data. When it begins, the network has been asked for
-/// an address; what there is to say is said while the answer travels.
-async fn live(machine: &'static Machine) {
-    for (index, disk) in machine.disks.iter().enumerate() {
-        let mode = if disk.read_only() { "ro" } else { "rw" };
-        println!("disk {index}: {} bytes {mode} serial {}", disk.bytes(), metadata::shown(disk.serial()));
+/// an address; what there is to say is said while the answer travels. `slot` is told which device it goes on with.
+async fn live(machine: &'static Machine, slot: Rc<Cell<Option<u8>>>) {
+    let disks = machine.disks();
+    for (index, disk) in &disks {
+        disk.introduce(*index);
     }
-    if machine.disks.is_empty() {
+    if disks.is_empty() {
         println!("disk: none");
     }
-    for stack in &machine.stacks {
-        let [a, b, c, d, e, f] = stack.mac();
-        println!("{}: mac {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}", stack.name());
-    }
-    if machine.stacks.is_empty() {
+    drop(disks);
+    machine.stacks().iter().for_each(|stack| stack.introduce());
+    if machine.stacks().is_empty() {
         println!("net: none");
         println!("ready without network");
-        return;
     }
-    let leased = || machine.stacks.iter().find(|stack| stack.lease().is_some());
-    let with_address = || machine.stacks.iter().find(|stack| stack.address().is_some());
-    machine.wait(with_address).await;
+    let leased = || machine.stacks().into_iter().find(|stack| stack.lease().is_some());
+    let with_address = || machine.stacks().into_iter().find(|stack| stack.address().is_some());
+    machine.wait(|| with_address().map(drop)).await;
     // A network may have IPv6 alone; where it has both, IPv4 is what is looked for.
     let deadline = machine.clock.now_ns() + IPV4_PATIENCE_NS;
-    let leased = machine.wait_until(deadline, leased).await;
-    let Some(stack) = leased.or_else(with_address) else { return };
+    machine.wait_until(deadline, || leased().map(drop)).await;
+    let Some(stack) = leased().or_else(with_address) else { return };
+    slot.set(stack.slot());
     match stack.address() {
         Some(IpAddr::V6(address)) => println!("ready http://[{address}]/"),
         Some(address) => println!("ready http://{address}/"),
         None => {}
     }
-    if let Some(user_data) = metadata::load(machine, stack).await {
-        commands::run(machine, stack, &user_data).await;
+    if let Some(user_data) = metadata::load(machine, &stack).await {
+        commands::run(machine, &stack, &user_data).await;
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Must never know: what user data asks for.
 
+use alloc::rc::Rc;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -45,7 +46,7 @@ pub struct Metadata {
 }
 
 /// Fetches metadata and user data over `stack`, shows both, and returns the user data; `None` if there is none.
-pub async fn load(machine: &'static Machine, stack: &'static Stack) -> Option<Vec<u8>> {
+pub async fn load(machine: &'static Machine, stack: &Rc<Stack>) -> Option<Vec<u8>> {
     let document = fetch(machine, stack, "/openstack/latest/meta_data.json").await?;
     let mut metadata: Metadata = match serde_json::from_slice(&document) {
         Ok(metadata) => metadata,
@@ -74,7 +75,7 @@ pub async fn load(machine: &'static Machine, stack: &'static Stack) -> Option<Ve
 }
 
 /// Gets one document from the service, patiently; `None` if the service has none, or is not there at all.
-async fn fetch(machine: &'static Machine, stack: &'static Stack, target: &str) -> Option<Vec<u8>> {
+async fn fetch(machine: &'static Machine, stack: &Rc<Stack>, target: &str) -> Option<Vec<u8>> {
     let mut pause_ns = PAUSE_NS;
     for attempt in 1.. {
         let url = Url { address: stack.metadata_address(), port: 80, target };

@@ -55,7 +55,17 @@ pub fn functions(ecam: u64) -> impl Iterator<Item = Function> {
     (0..SLOTS).filter_map(move |slot| Function::find(ecam, slot))
 }
 
+/// The virtio function in `slot`, likewise.
+pub fn function_in(ecam: u64, slot: u8) -> Option<Function> {
+    (slot < SLOTS).then(|| Function::find(ecam, slot))?
+}
+
 impl Function {
+    /// Its slot.
+    pub fn slot(&self) -> u8 {
+        self.slot
+    }
+
     fn find(ecam: u64, slot: u8) -> Option<Self> {
         let config = ecam.checked_add(u64::from(slot) << 15)?;
         let register = |at: u64| Some(Register::at(config + at)?.read());

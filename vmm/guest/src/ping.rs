@@ -2,6 +2,7 @@
 //!
 //! Must never know: why.
 
+use alloc::rc::Rc;
 use alloc::vec;
 use core::net::{IpAddr, Ipv6Addr};
 
@@ -20,7 +21,7 @@ const PAYLOAD: &[u8] = b"wisp guest echo payload, 32 byte";
 const BUFFER_BYTES: usize = 256;
 
 /// Sends one echo request to `target`; the round trip in nanoseconds, or `None` if no answer came in time.
-pub async fn ping(machine: &'static Machine, stack: &'static Stack, target: IpAddr) -> Option<u64> {
+pub async fn ping(machine: &'static Machine, stack: &Rc<Stack>, target: IpAddr) -> Option<u64> {
     // An identifier of its own, so that pings at the same time do not take each other's answers.
     let ident = stack.ephemeral_port();
     let buffer = || PacketBuffer::new(vec![PacketMetadata::EMPTY; 2], vec![0; BUFFER_BYTES]);

@@ -39,13 +39,15 @@ impl Power {
         Power { sleep: acpi.sleep, button, seen: Cell::new(acpi_interrupts_taken().wrapping_sub(1)) }
     }
 
-    /// Whether the power button was pressed since the last call. Costs nothing while ACPI does not interrupt.
+    /// Whether ACPI has interrupted since the last call.
+    pub fn interrupted(&self) -> bool {
+        let taken = acpi_interrupts_taken();
+        self.seen.replace(taken) != taken
+    }
+
+    /// Whether the power button was pressed since the last call.
     pub fn button_pressed(&self) -> bool {
         let Some(button) = self.button else { return false };
-        let taken = acpi_interrupts_taken();
-        if self.seen.replace(taken) == taken {
-            return false;
-        }
         let status = service::in16(button.status_port);
         // Ones clear what they meet.
         service::out16(button.status_port, status);

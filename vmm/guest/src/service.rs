@@ -38,6 +38,7 @@ macro_rules! port_reads {
 port_reads! {
     in8 2 u8;
     in16 3 u16;
+    in32 7 u32;
 }
 
 macro_rules! port_writes {
@@ -53,6 +54,7 @@ macro_rules! port_writes {
 port_writes! {
     out8 4 u8;
     out16 5 u16;
+    out32 8 u32;
 }
 
 /// Ends the machine by a triple fault, for when nothing better works.

@@ -86,6 +86,7 @@ impl fmt::Display for Lease {
 /// One stack.
 pub struct Stack {
     name: String,
+    slot: Option<u8>,
     nic: Nic,
     inner: RefCell<Inner>,
     lease: RefCell<Option<Lease>>,
@@ -101,8 +102,8 @@ struct Inner {
 }
 
 impl Stack {
-    /// A stack on `nic`, the `index`-th of the machine; it asks for an address at once.
-    pub fn new(nic: Nic, index: usize, clock: &Clock) -> Self {
+    /// A stack on `nic`, the `index`-th of the machine, in this slot if it is on PCI; it asks for an address at once.
+    pub fn new(nic: Nic, slot: Option<u8>, index: usize, clock: &Clock) -> Self {
         let mut dhcp = dhcpv4::Socket::new();
         dhcp.set_parameter_request_list(OPTIONS);
         dhcp.set_receive_packet_buffer(Box::leak(Box::new([0; DHCP_BYTES_MAX])));
@@ -119,6 +120,7 @@ impl Stack {
         inner.apply(None, clock);
         Stack {
             name,
+            slot,
             nic,
             inner: RefCell::new(inner),
             lease: RefCell::new(None),
@@ -132,9 +134,20 @@ impl Stack {
         &self.name
     }
 
+    /// The device's slot, if it is on PCI.
+    pub fn slot(&self) -> Option<u8> {
+        self.slot
+    }
+
     /// The MAC address.
     pub fn mac(&self) -> [u8; 6] {
         self.nic.mac()
+    }
+
+    /// Says on the console what it is on.
+    pub fn introduce(&self) {
+        let [a, b, c, d, e, f] = self.mac();
+        println!("{}: mac {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}", self.name);
     }
 
     /// What DHCP gave, if it has.

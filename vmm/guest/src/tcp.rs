@@ -2,6 +2,7 @@
 //!
 //! Must never know: what is said over them.
 
+use alloc::rc::Rc;
 use alloc::vec;
 use core::fmt;
 use core::net::IpAddr;
@@ -39,18 +40,18 @@ impl fmt::Display for Error {
 /// One connection at a time, on one socket.
 pub struct Connection {
     machine: &'static Machine,
-    stack: &'static Stack,
+    stack: Rc<Stack>,
     socket: SocketHandle,
 }
 
 impl Connection {
     /// A socket with buffers of `receive` and `send` bytes.
-    pub fn new(machine: &'static Machine, stack: &'static Stack, receive: usize, send: usize) -> Self {
+    pub fn new(machine: &'static Machine, stack: &Rc<Stack>, receive: usize, send: usize) -> Self {
         let mut socket = Socket::new(SocketBuffer::new(vec![0; receive]), SocketBuffer::new(vec![0; send]));
         // Answers are short and whole: waiting for more to send helps nobody.
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(None);
-        Connection { machine, stack, socket: stack.add(socket) }
+        Connection { machine, stack: stack.clone(), socket: stack.add(socket) }
     }
 
     fn with<R>(&self, act: impl FnOnce(&mut Socket<'static>) -> R) -> R {

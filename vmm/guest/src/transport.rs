@@ -63,6 +63,11 @@ impl Transport {
         Transport { registers: Rc::new(RefCell::new(registers)), held: Rc::default() }
     }
 
+    /// The function's slot, if it is one.
+    pub fn slot(&self) -> Option<u8> {
+        self.registers.borrow().function.as_ref().map(Function::slot)
+    }
+
     /// The handle that holds back.
     pub fn kicks(&self) -> Kicks {
         Kicks { registers: self.registers.clone(), held: self.held.clone() }

@@ -31,6 +31,21 @@ pub struct Acpi {
     pub io_apics: [Option<IoApic>; IO_APICS_MAX],
     /// Physical address of the first PCI bus's configuration space.
     pub ecam: Option<u64>,
+    /// General-purpose events.
+    pub events: Option<Events>,
+    /// I/O port of the registers that say which slots of the PCI bus were filled, shall be let go, and were, 32 bits each.
+    pub slots_port: Option<u16>,
+}
+
+/// The general-purpose event block 0 (§4.8.4.1), of which only the first eight events matter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Events {
+    /// I/O port of the first events' status, 8 bits, written with ones to clear.
+    pub status_port: u16,
+    /// I/O port of the bits that enable them.
+    pub enable_port: u16,
+    /// The event that tells of slots.
+    pub slots: u8,
 }
 
 /// The fixed power button (§4.8.3.1): bit 8 of both registers.
@@ -121,8 +136,8 @@ fn read_fadt(memory: &impl Memory, fadt: &[u8], acpi: &mut Acpi) {
     const HW_REDUCED_ACPI: u32 = 1 << 20;
     let flags = u32_at(fadt, 112).unwrap_or(0);
     let dsdt = u64_at(fadt, 140).filter(|&address| address != 0).or(u32_at(fadt, 40).map(u64::from));
-    let sleep_type =
-        dsdt.and_then(|address| s5_sleep_type(table(memory, address)?)).unwrap_or(S5_SLEEP_TYPE) & 7;
+    let dsdt = dsdt.and_then(|address| table(memory, address)).unwrap_or(&[]);
+    let sleep_type = s5_sleep_type(dsdt).unwrap_or(S5_SLEEP_TYPE) & 7;
     if flags & HW_REDUCED_ACPI != 0 {
         let (Some(&space), Some(address)) = (fadt.get(244), u64_at(fadt, 248)) else { return };
         if address != 0 && space <= 1 {
@@ -138,6 +153,26 @@ fn read_fadt(memory: &impl Memory, fadt: &[u8], acpi: &mut Acpi) {
         let enable_port = status_port.wrapping_add(u16::from(len / 2));
         acpi.button = Some(Button { gsi: gsi.into(), status_port, enable_port });
     }
+    if let (Some(status_port), Some(&len), Some(slots)) = (port(80), fadt.get(92), slots_event(dsdt)) {
+        let enable_port = status_port.wrapping_add(u16::from(len / 2));
+        acpi.events = Some(Events { status_port, enable_port, slots });
+        acpi.slots_port = slots_port(dsdt);
+    }
+}
+
+/// The number of the only general-purpose event with a method, `_Exx`, found by its bytes.
+fn slots_event(dsdt: &[u8]) -> Option<u8> {
+    let scope = dsdt.windows(4).position(|bytes| bytes == b"_GPE")?;
+    let method = dsdt.get(scope + 4..)?.windows(4).find(|bytes| bytes.starts_with(b"_E0"))?;
+    method.get(3).and_then(|digit| digit.checked_sub(b'0')).filter(|&event| event < 8)
+}
+
+/// Where `OperationRegion (PCST, SystemIO, …)` begins, found by its bytes.
+fn slots_port(dsdt: &[u8]) -> Option<u16> {
+    const REGION: &[u8] = b"\x5b\x80PCST\x01";
+    const WORD: u8 = 0x0b;
+    let at = dsdt.windows(REGION.len()).position(|bytes| bytes == REGION)? + REGION.len();
+    u16_at(dsdt, at + 1).filter(|_| dsdt.get(at) == Some(&WORD))
 }
 
 /// The first number of `Name (_S5_, Package () { … })`, found by its bytes: there is no AML interpreter here.
@@ -252,6 +287,20 @@ mod tests {
         assert_eq!(acpi.sleep, Some(Sleep::Fixed { port: 0x604, value: 0x2000 | 3 << 10 }));
         assert_eq!(acpi.io_apics[0], Some(IoApic { address: 0xfec0_0000, gsi_base: 0 }));
         assert_eq!(acpi.io_apics[1], None);
+    }
+
+    #[test]
+    fn event_and_registers_of_slots_are_found_in_the_methods() {
+        let mut memory = machine(0);
+        put(&mut memory.0, FADT + 80, &0x608u32.to_le_bytes());
+        memory.0[FADT + 92] = 2;
+        assert_eq!(read(&memory, RSDP as u64).unwrap().events, None, "no method for any");
+        put_header(&mut memory.0, DSDT, b"DSDT", 36 + 60);
+        put(&mut memory.0, DSDT + 52, b"\x5b\x80PCST\x01\x0b\x10\x06\x0a\x0c");
+        put(&mut memory.0, DSDT + 70, b"\x10\x1b_GPE\x14\x16_E01\x08");
+        let acpi = read(&memory, RSDP as u64).unwrap();
+        assert_eq!(acpi.events, Some(Events { status_port: 0x608, enable_port: 0x609, slots: 1 }));
+        assert_eq!(acpi.slots_port, Some(0x610));
     }
 
     #[test]
