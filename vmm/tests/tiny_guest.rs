@@ -3,6 +3,9 @@
 #![expect(unsafe_code, reason = "interfaces are set up with ioctls that no crate wraps")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+#[path = "tiny_guest/plug.rs"]
+mod plug;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
