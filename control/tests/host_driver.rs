@@ -5,6 +5,8 @@
 
 #[path = "host_driver/copies.rs"]
 mod copies;
+#[path = "host_driver/plug.rs"]
+mod plug;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -36,7 +38,7 @@ fn main() {
     if missing.is_none() {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");
     }
-    let trials: [(&str, Body); 12] = [
+    let trials: [(&str, Body); 17] = [
         ("instance_is_started_paused_resumed_stopped_restarted_and_deleted_without_a_trace", whole_life),
         ("driver_that_comes_anew_adopts_the_same_process", adoption),
         ("first_boot_that_fails_at_any_step_leaves_nothing", failing_first_boot),
@@ -49,6 +51,11 @@ fn main() {
         ("root_disk_comes_out_of_a_guest_that_runs_stands_still_or_is_off", copies::disks_come_out),
         ("copy_of_a_disk_that_fails_at_any_step_leaves_a_running_guest_and_no_file", copies::failing_copies),
         ("guest_that_a_killed_agent_left_standing_still_goes_on", copies::guest_left_still),
+        ("devices_come_to_a_guest_that_runs_and_go_from_it", plug::come_and_go),
+        ("guest_that_does_not_let_go_keeps_its_device_and_another_agent_knows_of_it", plug::pending),
+        ("stop_takes_what_a_guest_does_not_let_go", plug::stop_takes_what_is_pending),
+        ("device_that_cannot_come_is_named_and_leaves_nothing", plug::failing_steps),
+        ("agent_that_comes_anew_goes_on_with_devices_at_any_step", plug::agents_that_come_anew),
     ];
     let trials = trials.into_iter().map(|(name, trial)| {
         let missing = missing.clone();

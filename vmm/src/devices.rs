@@ -117,7 +117,9 @@ impl Places {
         match self {
             Self::Mmio(places) => {
                 let devices = places.iter().zip(devices);
-                devices.map(|(place, device)| Ok((add_mmio(vm, guest, buses, place, device)?, None))).collect()
+                devices
+                    .map(|(place, device)| Ok((add_mmio(vm, guest, buses, place, device)?, None)))
+                    .collect()
             }
             Self::Pci => {
                 let put = |(slot, device)| {

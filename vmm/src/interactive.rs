@@ -1,9 +1,11 @@
 //! `wisp vmm boot`: one guest with its console on the terminal, from paths and names, without a cloud.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use storage::format::raw::RawFile;
@@ -46,6 +48,8 @@ pub struct BootOptions {
     pub vcpus: u8,
     /// How much of the host's processor the guest is shown.
     pub cpu: CpuProfile,
+    /// Where a control socket is made.
+    pub control: Option<PathBuf>,
 }
 
 /// Why a guest could not be booted from a command line.
@@ -60,6 +64,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The control socket.
+    #[error("listen at {path}")]
+    Control {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The terminal.
     #[error("prepare the terminal")]
     Terminal(#[source] io::Error),
@@ -69,7 +82,7 @@ pub enum Error {
 }
 
 /// The MTU of a guest's network device that nobody configured: Ethernet's.
-const MTU: u16 = 1500;
+pub const MTU: u16 = 1500;
 
 /// Boots a guest with standard input and output as its console, and returns how it ended. Ctrl-A x ends it at once.
 ///
@@ -80,14 +93,16 @@ const MTU: u16 = 1500;
 pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     supervisor::block_signals().map_err(RunError::from)?;
     let kvm = Kvm::open().map_err(RunError::from)?;
+    let control = options.control.clone();
     let spec = open(options)?;
     let ending = EndingSignal::new().map_err(RunError::Event)?;
+    let control = control.map(|path| listen(&path)).transpose()?;
     // Unbuffered: what a buffer holds back, no event announces.
     let input = File::from(io::stdin().as_fd().try_clone_to_owned().map_err(Error::Terminal)?);
     let terminal = RawTerminal::new(&input).map_err(Error::Terminal)?;
     Sandbox::default().enter().map_err(RunError::from)?;
     let machine = Machine::build(&kvm, spec, &ending).map_err(RunError::from)?;
-    let mut supervisor = Supervisor::new(machine, ending.clone(), None).map_err(RunError::from)?;
+    let mut supervisor = Supervisor::new(machine, ending.clone(), control, true).map_err(RunError::from)?;
     supervisor.set_input(Box::new(input));
     let (said, machine) = events::serve(supervisor, &ending, |supervisor| {
         supervisor.machine_mut().apply(Event::Start).expect("invariant: the guest was never started");
@@ -98,6 +113,18 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     // The process is about to end: the kernel takes the machine apart.
     std::mem::forget(machine);
     Ok(said)
+}
+
+/// A control socket for its owner alone, in the place of one at which nobody listens any more.
+fn listen(path: &Path) -> Result<UnixListener, Error> {
+    let abandoned = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+        && UnixStream::connect(path).is_err();
+    let cleared = if abandoned { std::fs::remove_file(path) } else { Ok(()) };
+    let listener = cleared.and_then(|()| UnixListener::bind(path)).and_then(|listener| {
+        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
+        Ok(listener)
+    });
+    listener.map_err(|source| Error::Control { path: path.to_owned(), source })
 }
 
 fn open(options: BootOptions) -> Result<MachineSpec, Error> {
@@ -157,8 +184,14 @@ fn identity() -> SystemIdentity {
     }
 }
 
-/// A network device with a locally administered address and nothing answered in the network's place.
+/// The locally administered address of the network device number `index`.
+#[must_use]
+pub fn mac(index: u8) -> [u8; 6] {
+    [0x02, 0x57, 0x49, 0x53, 0x50, index]
+}
+
+/// A network device with nothing answered in the network's place.
 fn nic(index: u8, tap: OwnedFd) -> NicSpec {
-    let mac = [0x02, 0x57, 0x49, 0x53, 0x50, index];
+    let mac = mac(index);
     NicSpec { config: NicConfig { tap: InheritedFd(tap.as_raw_fd()), mac, mtu: MTU, endpoint: None }, tap }
 }

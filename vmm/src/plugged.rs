@@ -107,8 +107,7 @@ impl Devices {
         devices: Vec<(Option<DeviceName>, Shared)>,
         places: Vec<(Driven, Option<u8>)>,
     ) -> Self {
-        let mut all =
-            Self { list: Vec::new(), wires, next_key: 0, last_slot: 0, changes: VecDeque::new() };
+        let mut all = Self { list: Vec::new(), wires, next_key: 0, last_slot: 0, changes: VecDeque::new() };
         for ((name, shared), (driven, slot)) in devices.into_iter().zip(places) {
             all.last_slot = slot.unwrap_or(all.last_slot);
             all.push(name, slot, shared, driven);
@@ -198,9 +197,9 @@ impl Devices {
         let _ = self.wires.let_go.read();
         let host = &self.wires.host;
         let is_there = |device: &Device| device.slot.is_none_or(|slot| host.is_driven(slot).is_some());
-        let (there, gone) = std::mem::take(&mut self.list).into_iter().partition(is_there);
+        let (there, gone): (_, Vec<Device>) = std::mem::take(&mut self.list).into_iter().partition(is_there);
         self.list = there;
-        for device in Vec::<Device>::from(gone) {
+        for device in gone {
             if let Err(error) = lock(&device.shared).write_out() {
                 tracing::error!(%error, "what the guest wrote to a disk that it let go may be lost");
             }

@@ -445,7 +445,8 @@ mod tests {
             serde_json::from_str::<Action>(r#"{"action":"stop"}"#).unwrap(),
             Action::Stop { force: false }
         );
-        let status = Status { state: VmState::Running, first_run_us: Some(1), console_bytes: 2, devices: None };
+        let status =
+            Status { state: VmState::Running, first_run_us: Some(1), console_bytes: 2, devices: None };
         assert_eq!(
             serde_json::to_string(&Reply::Status(status)).unwrap(),
             r#"{"reply":"status","state":"running","first_run_us":1,"console_bytes":2,"devices":null}"#

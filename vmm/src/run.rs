@@ -183,7 +183,7 @@ fn supervise(
     listener: Option<UnixListener>,
 ) -> Result<(Ending, Machine), Error> {
     let starts_itself = listener.is_none();
-    let supervisor = Supervisor::new(machine, ending.clone(), listener)?;
+    let supervisor = Supervisor::new(machine, ending.clone(), listener, starts_itself)?;
     Ok(events::serve(supervisor, ending, |supervisor| {
         if starts_itself {
             supervisor.machine_mut().apply(Event::Start).expect("invariant: the guest was never started");
@@ -240,11 +240,7 @@ pub(crate) fn open_disk(
     Ok(DiskSpec { disk, config })
 }
 
-fn open_stored(
-    index: usize,
-    config: &DiskConfig,
-    fds: &mut dyn Descriptors,
-) -> Result<Arc<dyn Disk>, Error> {
+fn open_stored(index: usize, config: &DiskConfig, fds: &mut dyn Descriptors) -> Result<Arc<dyn Disk>, Error> {
     Ok(match &config.format {
         DiskFormat::Raw { file } => Arc::new(
             RawFile::whole(File::from(fds.take(*file)), config.read_only)

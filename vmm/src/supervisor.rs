@@ -85,7 +85,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Takes charge of `machine`. Without a `listener` it is somebody's foreground process.
+    /// Takes charge of `machine`. As somebody's foreground process it hears what is typed and hung up at the terminal.
     ///
     /// # Errors
     /// Signals or the socket.
@@ -93,10 +93,11 @@ impl Supervisor {
         machine: Machine,
         ending: EndingSignal,
         listener: Option<UnixListener>,
+        foreground: bool,
     ) -> Result<Self, Error> {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let mut heard = SigSet::from(Signal::SIGTERM);
-        if listener.is_none() {
+        if foreground {
             heard.extend([Signal::SIGINT, Signal::SIGHUP]);
         }
         let signals = SignalFd::with_flags(&heard, flags).map_err(Error::Signals)?;

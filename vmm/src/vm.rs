@@ -155,11 +155,7 @@ impl Machine {
     ///
     /// # Errors
     /// Whatever is wrong with the parts.
-    pub fn build(
-        kvm: &Kvm,
-        spec: MachineSpec,
-        ending: &EndingSignal,
-    ) -> Result<Self, Error> {
+    pub fn build(kvm: &Kvm, spec: MachineSpec, ending: &EndingSignal) -> Result<Self, Error> {
         if spec.vcpus == 0 || spec.vcpus > crate::config::VCPUS_MAX {
             return Err(Error::Vcpus(spec.vcpus));
         }

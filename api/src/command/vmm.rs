@@ -1,4 +1,7 @@
-//! `wisp vmm`: one microVM, with a terminal (`boot`) or as an instance's process (`run`).
+//! `wisp vmm`: one microVM, with a terminal (`boot`) or as an instance's process (`run`), and what comes to it and goes
+//! from it while it runs.
+
+mod plug;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -15,6 +18,8 @@ use crate::process::handover::Inherited;
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     Boot(Boot),
+    #[command(flatten)]
+    Plug(plug::Command),
     /// The process of one instance, as the agent starts it.
     #[command(hide = true, disable_help_flag = true)]
     Run {
@@ -32,6 +37,7 @@ pub(super) enum Command {
 #[command(after_help = "Examples:\n  \
     wisp guest export tiny tiny.elf && sudo wisp vmm boot --kernel tiny.elf\n  \
     sudo wisp vmm boot --disk debian-12-generic-amd64.raw --mem 512\n  \
+    sudo wisp vmm boot --disk debian.raw --control guest.sock & sudo wisp vmm attach-disk guest.sock data.raw\n  \
     sudo wisp vmm boot --kernel vmlinux --cmdline 'root=/dev/vda' --disk root.img --mem 512 --cpus 2")]
 pub(super) struct Boot {
     /// The kernel: an ELF image (vmlinux) or a bzImage. Without one, the first disk boots: an ELF kernel at its
@@ -57,6 +63,9 @@ pub(super) struct Boot {
     /// A tap that exists. May be repeated.
     #[arg(long = "tap", value_name = "NAME")]
     taps: Vec<String>,
+    /// A control socket to make, for `wisp vmm attach-disk` and the like.
+    #[arg(long, value_name = "SOCKET")]
+    control: Option<PathBuf>,
     /// Memory in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 128)]
     mem: u32,
@@ -108,6 +117,7 @@ impl From<Transport> for vmm::config::Transport {
 pub(super) fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Boot(arguments) => boot(arguments),
+        Command::Plug(command) => plug::run(command),
         Command::Run { arguments } => Ok(run(&arguments)),
     }
 }
@@ -129,6 +139,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         memory_mib: arguments.mem,
         vcpus: arguments.cpus,
         cpu: arguments.cpu.into(),
+        control: arguments.control,
     })?;
     eprintln!("wisp: {}", ending.message);
     let report = vmm::rpc::ExitReport { reason: ending.reason, message: ending.message, first_run_us: None };

@@ -305,6 +305,7 @@ impl Host {
             state: InstanceState::Failed,
             first_run_us: None,
             fault: Some("the host's driver failed on this instance; its log says where".into()),
+            devices: Default::default(),
         });
     }
 

@@ -365,7 +365,7 @@ pub struct HostReport {
     pub address: String,
     /// Seconds since the host's boot.
     pub uptime_s: u64,
-    /// Disks come to a running instance and go from it without a restart.
+    /// Disks and network devices come to a running instance and go from it without a restart.
     #[serde(default)]
     pub hot_plug: bool,
     /// Where volumes can be; the first is where they are if nothing else is said.
@@ -408,6 +408,20 @@ pub struct InstanceObserved {
     pub first_run_us: Option<u64>,
     /// Why it failed: one clear sentence for the server's owner.
     pub fault: Option<String>,
+    /// How far its devices are that come and go while it runs.
+    #[serde(default)]
+    pub devices: DevicesObserved,
+}
+
+/// The devices of an instance that runs, as far as they are not what is wanted or could not become so.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DevicesObserved {
+    /// Volumes that the guest has still although they shall go: nobody else may have them.
+    pub leaving: BTreeSet<String>,
+    /// Volumes and ports that the guest shall have and cannot get, each with why: one sentence.
+    pub missing: BTreeMap<String, String>,
+    /// Volumes and ports that the guest has until it ends.
+    pub fixed: BTreeSet<String>,
 }
 
 /// A question to an agent.

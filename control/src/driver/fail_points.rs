@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The steps in which the host driver starts an instance, in order, then those in which it copies a root disk.
+/// The steps in which the host driver starts an instance, in order, then those in which it copies a root disk, then those
+/// in which devices come to it while it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
     /// The instance's directory.
@@ -38,6 +39,10 @@ pub enum Step {
     Freeze,
     /// Opening the copy, while the guest goes on.
     OpenFrozen,
+    /// Opening a volume for a guest that runs.
+    PlugOpen,
+    /// Making a tap for one.
+    PlugNetwork,
 }
 
 impl Step {

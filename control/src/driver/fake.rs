@@ -215,6 +215,7 @@ impl Driver for FakeDriver {
             state,
             first_run_us,
             fault: None,
+            devices: Default::default(),
         };
         let done = if !instance_id_is_safe(&wanted.id) {
             Err(io::Error::new(io::ErrorKind::InvalidInput, "the instance's id is not one"))

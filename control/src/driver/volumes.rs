@@ -284,7 +284,9 @@ impl Volumes {
     pub(super) fn claim(&self, instance: &InstanceWanted) {
         let root = instance.root_disk.volume.iter();
         let disks: Vec<String> = root.chain(&instance.volumes).map(|volume| volume.id.clone()).collect();
-        if !disks.is_empty() {
+        if disks.is_empty() {
+            self.users().remove(&instance.id);
+        } else {
             self.users().insert(instance.id.clone(), disks);
         }
     }
@@ -418,15 +420,19 @@ impl Volumes {
         let backend = self.backend(wanted.backend.as_deref()).map_err(|error| said(&error))?;
         let exported = backend.export(&wanted.id, wanted.read_only).map_err(|error| said(&error))?;
         let files = exported.layers.into_iter().map(inherit).collect();
-        let serial = wanted.id.chars().take(SERIAL_BYTES_MAX).collect();
         Ok(DiskConfig {
             format: DiskFormat::Layers { files },
             read_only: wanted.read_only,
-            serial,
+            serial: serial(&wanted.id),
             limits: wanted.limits,
             key: wanted.cipher.key()?.cloned(),
         })
     }
+}
+
+/// By what a guest finds a volume.
+pub(super) fn serial(id: &str) -> String {
+    id.chars().take(SERIAL_BYTES_MAX).collect()
 }
 
 /// What there is to say of a wish.

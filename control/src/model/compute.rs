@@ -173,6 +173,9 @@ pub struct Server {
     /// The volumes, in the order the guest sees them.
     #[serde(default)]
     pub volumes: Vec<ServerVolume>,
+    /// Observed: the volumes, as its host knows them, and ports that the guest has until it is off.
+    #[serde(default)]
+    pub fixed_devices: BTreeSet<String>,
     /// Names of the security groups asked for at creation.
     pub security_groups: Vec<String>,
     /// Which of a batch (`min_count`, `max_count`) it is.
@@ -248,6 +251,9 @@ pub struct ServerVolume {
     pub delete_on_termination: bool,
     /// The device's tag.
     pub tag: Option<String>,
+    /// The guest was asked to let it go.
+    #[serde(default)]
+    pub detaching: bool,
 }
 
 /// A kernel beside the disk.

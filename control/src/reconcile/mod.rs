@@ -31,6 +31,7 @@ use crate::model::{network, random_hex_id, router as router_rows};
 use crate::scheduler::{Allocation, Scheduler};
 use crate::service::db::Db;
 use crate::service::server::lifecycle::{fail_building, observe};
+use crate::service::server::plug::settle_devices;
 use crate::store::{Change, Row, Stored, Txn};
 use crate::token::MasterKey;
 
@@ -164,12 +165,19 @@ impl Control {
                 if stored.row.host.as_deref() != Some(host) {
                     return Ok(Txn::new());
                 }
-                let mut server = stored.row.clone();
-                if !observe(&mut server, report, Timestamp::now()) {
-                    return Ok(Txn::new());
+                let (mut server, now) = (stored.row.clone(), Timestamp::now());
+                let before = server.clone();
+                observe(&mut server, report, now);
+                let (txn, port_went) = settle_devices(cache, Txn::new(), &mut server, report, now);
+                if server == before && txn.is_empty() {
+                    return Ok(txn);
+                }
+                let txn = txn.update(&stored, &server);
+                if port_went {
+                    // Its other ports stay as they are until its host has heard of that.
+                    return Ok(txn);
                 }
                 let carries = matches!(report.state, InstanceState::Running | InstanceState::Paused);
-                let txn = Txn::new().update(&stored, &server);
                 Ok(Self::bind_server_ports(cache, txn, &server.id, Some(host), carries))
             })
             .await

@@ -59,7 +59,8 @@ pub fn host_wanted(cache: &Cache, master: &MasterKey, cloud_tag: &str, host: &st
             })
         };
         let mut instance = instance_wanted(&server.row, &zone, own.collect());
-        let (boot, others): (Vec<_>, Vec<_>) = server.row.volumes.iter().partition(|attached| attached.boot);
+        let stays = server.row.volumes.iter().filter(|attached| !attached.detaching);
+        let (boot, others): (Vec<_>, Vec<_>) = stays.partition(|attached| attached.boot);
         instance.root_disk.volume = boot.into_iter().find_map(volume);
         instance.volumes = others.into_iter().filter_map(volume).collect();
         wanted.instances.push(instance);

@@ -41,6 +41,14 @@ impl Txn {
         Self::default()
     }
 
+    /// Whether it holds and changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.compare.is_empty()
+            && self.then.is_empty()
+            && self.tallies.is_empty()
+            && self.unwritable.is_none()
+    }
+
     /// Creates the row; a conflict if one with its id exists.
     pub fn create<T: Row>(mut self, row: &T) -> Self {
         self.compare.push(Compare::Absent(key::<T>(row.id())));

@@ -17,11 +17,7 @@ use super::REQUEST_FDS_MAX;
 ///
 /// # Errors
 /// The socket's, or more descriptors than [`REQUEST_FDS_MAX`].
-pub(crate) fn send(
-    stream: &UnixStream,
-    bytes: &[u8],
-    descriptors: &[BorrowedFd<'_>],
-) -> io::Result<usize> {
+pub(crate) fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(REQUEST_FDS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
@@ -83,11 +79,11 @@ mod tests {
         reader.read_to_string(&mut read).unwrap();
         assert_eq!(read, "x");
 
-        let many = vec![ours.as_fd(); REQUEST_FDS_MAX];
+        let many = [ours.as_fd(); REQUEST_FDS_MAX];
         send(&ours, b"one", &many).unwrap();
         send(&ours, b"two", &many[..1]).unwrap();
         receive(&theirs, &mut buffer, &mut passed).unwrap();
         assert!(receive(&theirs, &mut buffer, &mut passed).is_err());
-        assert!(send(&ours, b"one", &vec![ours.as_fd(); REQUEST_FDS_MAX + 1]).is_err());
+        assert!(send(&ours, b"one", &[ours.as_fd(); REQUEST_FDS_MAX + 1]).is_err());
     }
 }

@@ -98,6 +98,7 @@ async fn report_about_an_instance_of_another_host_is_refused() {
         state: InstanceState::Running,
         first_run_us: None,
         fault: None,
+        devices: Default::default(),
     };
     let hello = ToControl::Hello {
         version: PROTOCOL_VERSION,

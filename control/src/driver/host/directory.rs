@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use vmm::rpc::ExitReport;
 
+use super::plug::Beside;
 use crate::agent::protocol::InstanceWanted;
 use crate::driver::instance_id_is_safe;
 use crate::driver::process_id::ProcessId;
@@ -32,6 +33,9 @@ const FILE_BYTES_MAX: u64 = 8 << 20;
 pub(super) struct Record {
     /// The wanted state that was applied last, without the keys of disks.
     pub(super) wanted: InstanceWanted,
+    /// What its VMM may have beside.
+    #[serde(default)]
+    pub(super) beside: Beside,
     /// The boot that was begun last.
     pub(super) boot: u64,
     /// The host's boot in which that was; another one means that the host went down under it. Empty where the

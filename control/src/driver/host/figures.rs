@@ -19,7 +19,7 @@ pub(super) fn host_report(name: &str, run: &Path) -> HostReport {
         disk_free_gib: disk.as_ref().map_or(0, |disk| gib(disk.f_bavail, disk.f_frsize)),
         cpu_model: cpu_model(&read("/proc/cpuinfo")),
         address: address(),
-        hot_plug: false,
+        hot_plug: true,
         pools: Vec::new(),
         uptime_s: read("/proc/uptime").split('.').next().and_then(|text| text.parse().ok()).unwrap_or(0),
     }

@@ -11,6 +11,7 @@ mod exits;
 mod figures;
 mod frozen;
 mod network;
+mod plug;
 mod power;
 mod removal;
 mod spawn;
@@ -30,6 +31,7 @@ use self::cgroup::Cgroups;
 use self::directory::{Directory, Record};
 use self::exits::Exits;
 use self::network::Network;
+use self::plug::{Beside, Plugging};
 use super::fail_points::FailPoints;
 use super::process_id::{ProcessId, has_ended_within};
 use super::volumes::{VolumePaths, Volumes};
@@ -96,6 +98,8 @@ struct Slot {
     failed: Option<(u64, String)>,
     /// When the last boot began.
     begun: Option<Instant>,
+    /// Devices that come and go.
+    plugging: Plugging,
 }
 
 /// A VMM process.
@@ -157,7 +161,7 @@ impl HostDriver {
         };
         let process = directory.process().and_then(|process| adopt_process(id, process));
         if process.is_some() {
-            self.volumes.claim(&record.wanted);
+            self.claim(&record);
         }
         if let Some(process) = &process
             && let Err(error) = self.exits.watch(id, process.pidfd.clone())
@@ -177,6 +181,7 @@ impl HostDriver {
 
     /// What an instance does now, as far as it can be seen without changing anything.
     fn observe(&self, id: &str, slot: &mut Slot, directory: &Directory) -> Option<InstanceObserved> {
+        let devices = slot.devices(&slot.record.as_ref()?.wanted);
         let record = slot.record.as_mut()?;
         let status = slot.process.as_ref().and_then(|_| {
             let status = Client::connect(&directory.control_socket()).and_then(|mut client| client.status());
@@ -200,6 +205,7 @@ impl HostDriver {
             state,
             first_run_us: record.first_run_us,
             fault: record.fault.clone(),
+            devices,
         })
     }
 
@@ -211,6 +217,7 @@ impl HostDriver {
             state,
             first_run_us: slot.record.as_ref().and_then(|record| record.first_run_us),
             fault: None,
+            devices: slot.devices(wanted),
         }
     }
 
@@ -231,8 +238,11 @@ impl HostDriver {
         if slot.process.as_ref().is_some_and(Process::has_ended) {
             slot.process = None;
             slot.stopping = None;
-            let nics = slot.record.as_ref().map_or(&wanted.nics, |record| &record.wanted.nics);
-            if let Err(error) = self.network.detach(surroundings, nics) {
+            slot.plugging = Plugging::default();
+            let record = slot.record.as_ref();
+            let mut nics = record.map_or(&wanted.nics, |record| &record.wanted.nics).clone();
+            nics.extend(record.into_iter().flat_map(|record| record.beside.nics.clone()));
+            if let Err(error) = self.network.detach(surroundings, &nics) {
                 tracing::warn!(instance.id = wanted.id, error = sentence(&error), "cannot remove taps");
             }
             self.cgroups.remove(&wanted.id);
@@ -247,6 +257,11 @@ impl HostDriver {
     fn keep(&self, wanted: &InstanceWanted, slot: &mut Slot, directory: &Directory) {
         let Some(record) = &mut slot.record else { return };
         record.wanted = wanted.without_keys();
+        if slot.process.is_some() {
+            self.claim(record);
+        } else {
+            record.beside = Beside::default();
+        }
         if directory.record().as_ref() != Some(record)
             && let Err(error) = directory.write_record(record)
         {
@@ -261,7 +276,8 @@ impl HostDriver {
             // One that is being applied right now keeps its own taps.
             let slot = slot.try_lock().ok()?;
             slot.process.as_ref()?;
-            Some(slot.record.as_ref()?.wanted.nics.clone())
+            let record = slot.record.as_ref()?;
+            Some(record.wanted.nics.iter().chain(&record.beside.nics).cloned().collect::<Vec<_>>())
         });
         nics.flatten().collect()
     }

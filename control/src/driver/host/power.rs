@@ -10,7 +10,7 @@ use vmm::rpc::{Client, ClientError, ExitReason, VmState};
 
 use super::directory::{self, Directory};
 use super::{HostDriver, RETRY, Slot, sentence, start, state_of};
-use crate::agent::protocol::{InstanceObserved, InstanceState, InstanceWanted, NicWanted, Power};
+use crate::agent::protocol::{InstanceObserved, InstanceState, InstanceWanted, Power};
 use crate::driver::process_id::has_ended_within;
 use crate::driver::{Applied, Surroundings};
 
@@ -150,7 +150,8 @@ impl HostDriver {
             }
         }
         if slot.process.is_some() {
-            return done(self.align(wanted, surroundings, slot, directory));
+            let observed = self.align(wanted, surroundings, slot, directory);
+            return Applied { observed, again_after: slot.plugging.again.take() };
         }
         match self.next_boot(wanted, slot, directory) {
             Next::Stay(observed) => {
@@ -166,7 +167,8 @@ impl HostDriver {
         let mut preparing = Self::observed(wanted, slot, InstanceState::Preparing);
         preparing.boot = wanted.boot;
         report(preparing);
-        done(self.begin(wanted, surroundings, slot, directory, report))
+        let observed = self.begin(wanted, surroundings, slot, directory, report);
+        Applied { observed, again_after: slot.plugging.again.take() }
     }
 
     /// Begins the wanted boot.
@@ -256,14 +258,8 @@ impl HostDriver {
         slot: &mut Slot,
         directory: &Directory,
     ) -> InstanceObserved {
-        let before = slot.record.as_ref().map(|record| record.wanted.nics.clone()).unwrap_or_default();
-        let is_gone = |nic: &NicWanted| wanted.nics.iter().all(|wanted| wanted.port_id != nic.port_id);
-        let gone: Vec<_> = before.into_iter().filter(is_gone).collect();
-        let updated = self
-            .network
-            .update(surroundings, &wanted.nics)
-            .and_then(|()| self.network.detach(surroundings, &gone));
-        if let Err(error) = updated {
+        let leaving = self.prepare_plugging(wanted, surroundings, slot, directory);
+        if let Err(error) = self.network.update(surroundings, &wanted.nics) {
             tracing::error!(
                 instance.id = wanted.id,
                 error = sentence(&error),
@@ -286,6 +282,7 @@ impl HostDriver {
                     told => drop(told?),
                 }
             }
+            self.plug(wanted, surroundings, slot, &leaving, (&mut client, status.devices))?;
             let state = match (status.state, wanted.power) {
                 (VmState::Created, _) => client.start()?,
                 (VmState::Running, Power::Paused) => client.pause()?,

@@ -17,6 +17,7 @@ use vmm::rpc::Client;
 use zeroize::Zeroizing;
 
 use super::directory::{Directory, Record};
+use super::plug::Beside;
 use super::{HostDriver, Process, config_drive, disk, sentence, spawn};
 use crate::agent::protocol::{InstanceWanted, NicWanted, VolumeWanted};
 use crate::driver::Surroundings;
@@ -109,6 +110,7 @@ impl HostDriver {
 
         let mut record = Record {
             wanted: wanted.without_keys(),
+            beside: Beside::default(),
             boot: wanted.boot,
             host_boot: super::directory::host_boot(),
             started: false,
@@ -259,10 +261,7 @@ fn configuration(
         tap: files.push(tap),
         mac: nic.mac,
         mtu: nic.mtu,
-        endpoint: Some(EndpointConfig {
-            addressing: addressing(nic, wanted),
-            metadata: wanted.metadata.clone(),
-        }),
+        endpoint: Some(endpoint(nic, wanted)),
     });
     let nics = nics.collect();
     let console = directory.open_console().map_err(failed("make the console log"))?;
@@ -338,6 +337,11 @@ pub(super) fn died(directory: &Directory) -> String {
             }
         },
     }
+}
+
+/// What the VMM answers to the guest on one device, all of it.
+pub(super) fn endpoint(nic: &NicWanted, wanted: &InstanceWanted) -> EndpointConfig {
+    EndpointConfig { addressing: addressing(nic, wanted), metadata: wanted.metadata.clone() }
 }
 
 /// What the VMM answers to the guest on one device.

@@ -2,7 +2,7 @@
 //!
 //! One server, with its ports and its quota, is one transaction. Several are one step each, undone together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use jiff::Timestamp;
@@ -350,6 +350,7 @@ impl Template {
             key: self.key.clone(),
             port_ids: Vec::new(),
             nic_tags: BTreeMap::new(),
+            fixed_devices: BTreeSet::new(),
             volumes: Vec::new(),
             security_groups: if groups.is_empty() { vec!["default".to_owned()] } else { groups.clone() },
             launch_index: index,

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::find_for_change;
 use super::form::check_tag;
-use super::volume::{may_plug, touch};
+use super::plug::may_plug;
+use super::volume::touch;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
@@ -62,7 +63,7 @@ impl Control {
             .transact_with(|cache| {
                 let stored = find_for_change(cache, caller, id, ACTION)?;
                 let mut server = stored.row.clone();
-                may_plug(cache, &server, "attach_interface", DEVICES)?;
+                may_plug(cache, &server, "attach_interface", DEVICES, None)?;
                 if server.port_ids.len() >= NICS_MAX {
                     let message = format!("A server can have at most {NICS_MAX} networks.");
                     return Err(Error::invalid("TooManyNetworks", message));
@@ -137,7 +138,7 @@ impl Control {
                 let port =
                     cache.get::<Port>(port_id).filter(|_| server.port_ids.iter().any(|own| own == port_id));
                 let port = port.ok_or_else(|| Error::not_found("Port", port_id))?;
-                may_plug(cache, &server, "detach_interface", DEVICES)?;
+                may_plug(cache, &server, "detach_interface", DEVICES, Some(port_id))?;
                 forget(&mut server, port_id);
                 touch(&mut server, caller, "detach_interface");
                 Ok(Self::release_server_port(cache, Txn::new().update(&stored, &server), &port))
@@ -283,7 +284,7 @@ pub(crate) fn unplug(cache: &Cache, txn: Txn, port: &Port) -> Result<Txn> {
     let server = cache.get::<Server>(&port.device_id).filter(|server| server.row.port_ids.contains(id));
     let Some(stored) = server else { return Ok(txn) };
     let mut server = stored.row.clone();
-    may_plug(cache, &server, "detach_interface", DEVICES).map_err(|error| {
+    may_plug(cache, &server, "detach_interface", DEVICES, Some(id)).map_err(|error| {
         let message = format!(
             "Unable to complete operation on port {id} for network {}. Port already has an attached device {}. {error}",
             port.network_id, port.device_id
@@ -295,7 +296,8 @@ pub(crate) fn unplug(cache: &Cache, txn: Txn, port: &Port) -> Result<Txn> {
     Ok(txn.update(&stored, &server))
 }
 
-fn forget(server: &mut Server, port_id: &str) {
+/// Notes that a server has no device for a port any more.
+pub(super) fn forget(server: &mut Server, port_id: &str) {
     server.port_ids.retain(|own| own != port_id);
     server.nic_tags.remove(port_id);
 }

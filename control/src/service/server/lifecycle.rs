@@ -205,7 +205,7 @@ pub fn observe(server: &mut Server, report: &InstanceObserved, now: Timestamp) -
         settle(server, report, now);
     }
     if report.generation >= server.generation {
-        plugged(server, now);
+        plugged(server, report, now);
     }
     if *server == before {
         return false;
@@ -217,13 +217,22 @@ pub fn observe(server: &mut Server, report: &InstanceObserved, now: Timestamp) -
     true
 }
 
-/// What is asked of a server's devices (Nova's instance actions): done when its host has reached the generation.
+/// What is asked of a server's devices (Nova's instance actions): done when its host has reached the generation,
+/// and for a volume that goes, when the guest has let it go.
 pub const PLUGGING: [&str; 4] = ["attach_volume", "detach_volume", "attach_interface", "detach_interface"];
 
-fn plugged(server: &mut Server, now: Timestamp) {
-    let asked = |action: &&mut ActionRecord| PLUGGING.contains(&action.action.as_str());
+fn plugged(server: &mut Server, report: &InstanceObserved, now: Timestamp) {
+    let devices = &report.devices;
+    let asked = |action: &&mut ActionRecord| {
+        action.finished_at.is_none() && PLUGGING.contains(&action.action.as_str())
+    };
     for action in server.actions.iter_mut().filter(asked) {
-        action.finished_at.get_or_insert(now);
+        if action.action == "detach_volume" && !devices.leaving.is_empty() {
+            continue;
+        }
+        action.finished_at = Some(now);
+        let failed = action.action.starts_with("attach") && !devices.missing.is_empty();
+        action.message = failed.then(|| "Error".to_owned());
     }
 }
 

@@ -7,6 +7,7 @@ pub mod image;
 mod image_of_volumes;
 pub mod interface;
 pub mod lifecycle;
+pub(crate) mod plug;
 pub mod power;
 pub mod read;
 pub mod remove;
@@ -98,6 +99,7 @@ pub(crate) mod test {
             key: None,
             port_ids: Vec::new(),
             nic_tags: BTreeMap::new(),
+            fixed_devices: BTreeSet::new(),
             volumes: Vec::new(),
             security_groups: vec!["default".to_owned()],
             launch_index: 0,

@@ -8,17 +8,18 @@ use jiff::Timestamp;
 use super::create::{NewServers, check_size, usable_image};
 use super::find_for_change;
 use super::lifecycle::record;
+use super::plug::{disk_of, may_plug, runs};
 use super::power::action_record;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::model::compute::{Flavor, Host, Server, ServerVolume, VmState};
+use crate::model::compute::{Flavor, Server, ServerVolume};
 use crate::model::image::Image;
 use crate::model::random_uuid;
-use crate::model::volume::{AttachStatus, Volume, VolumeAttachment};
+use crate::model::volume::{AttachStatus, Status, Volume, VolumeAttachment};
 use crate::service::volume::attachment::{attach, detach};
 use crate::service::volume::{self, NewVolume};
-use crate::store::{Cache, Txn};
+use crate::store::{Cache, Stored, Txn};
 
 /// The most volumes of one server: virtio-mmio has windows for 15 disks and network devices.
 pub const VOLUMES_MAX: usize = 12;
@@ -97,13 +98,14 @@ impl Control {
                     );
                     return Err(Error::invalid("InvalidVolume", message));
                 }
-                may_plug(cache, &server, "attach_volume", "disks")?;
+                may_plug(cache, &server, "attach_volume", "disks", None)?;
                 if found.row.host != server.host {
                     let message = format!("Volume {} is on another host than instance {id}.", new.volume_id);
                     return Err(Error::conflict("VolumeOnOtherHost", message));
                 }
                 let mut row = found.row.clone();
-                let attachment = attach(&mut row, Some(id), AttachStatus::Attached)?;
+                let status = if runs(&server) { AttachStatus::Attaching } else { AttachStatus::Attached };
+                let attachment = attach(&mut row, Some(id), status)?;
                 let (attached, attachment) = place(&mut server, attachment, new, false)?;
                 touch(&mut server, caller, "attach_volume");
                 let txn = Txn::new().update(&stored, &server).update(&found, &row).create(&attachment);
@@ -112,7 +114,8 @@ impl Control {
             .await
     }
 
-    /// Takes a volume from a server.
+    /// Takes a volume from a server: at once while that is off, else when its guest lets it go. Asked again, the guest is
+    /// asked again.
     ///
     /// # Errors
     /// `NotFound`, also for a volume that the server has not; `Forbidden`; `Invalid` for the one it boots from;
@@ -128,9 +131,13 @@ impl Control {
                 if attached.boot {
                     return Err(Error::invalid("InvalidVolume", "Cannot detach a root device volume"));
                 }
-                may_plug(cache, &server, "detach_volume", "disks")?;
-                server.volumes.retain(|one| one.volume_id != volume_id);
+                let disk = disk_of(cache, volume_id);
+                may_plug(cache, &server, "detach_volume", "disks", Some(&disk))?;
                 touch(&mut server, caller, "detach_volume");
+                if runs(&server) {
+                    return Ok(ask_back(cache, &stored, server, &attached));
+                }
+                server.volumes.retain(|one| one.volume_id != volume_id);
                 Ok(detach(cache, Txn::new().update(&stored, &server), &attached.attachment_id, None))
             })
             .await
@@ -273,30 +280,21 @@ fn of_server<'s>(server: &'s Server, volume_id: &str) -> Result<&'s ServerVolume
     found.ok_or_else(|| Error::NotFound { kind: "Volume attachment", id: format!("of volume {volume_id}") })
 }
 
-/// A server takes and gives devices, `what`, while it is off, and while it runs only where its host can plug.
-pub(super) fn may_plug(cache: &Cache, server: &Server, action: &str, what: &str) -> Result<()> {
-    let id = &server.id;
-    let refuse = |attribute: &str, state: &str| {
-        let message = format!("Cannot '{action}' instance {id} while it is in {attribute} {state}");
-        Err(Error::conflict("InstanceInvalidState", message))
-    };
-    if let Some(task) = &server.task {
-        return refuse("task_state", task);
+/// A transaction that asks the guest of a server that runs for a volume.
+fn ask_back(cache: &Cache, stored: &Stored<Server>, mut server: Server, attached: &ServerVolume) -> Txn {
+    for one in server.volumes.iter_mut().filter(|one| one.attachment_id == attached.attachment_id) {
+        one.detaching = true;
     }
-    match server.vm_state {
-        VmState::Building | VmState::Error => refuse("vm_state", server.vm_state.name()),
-        VmState::Stopped => Ok(()),
-        VmState::Active | VmState::Paused => {
-            let host = server.host.as_ref().and_then(|host| cache.get::<Host>(host));
-            if host.is_some_and(|host| host.row.report.hot_plug) {
-                return Ok(());
-            }
-            let message = format!(
-                "Instance {id} runs, and its host cannot plug {what} into a running guest. Stop it, then do this."
-            );
-            Err(Error::conflict("InstanceCannotPlug", message))
-        }
+    let txn = Txn::new().update(stored, &server);
+    let Some(volume) = cache.get::<Volume>(&attached.volume_id) else { return txn };
+    // Others may have it too.
+    if volume.row.status != Status::InUse || volume.row.attachments.len() > 1 {
+        return txn;
     }
+    let mut row = volume.row.clone();
+    row.status = Status::Detaching;
+    row.updated_at = Some(Timestamp::now());
+    txn.update(&volume, &row)
 }
 
 /// Notes the attachment in the server's row, under a device's name that is free.
@@ -347,6 +345,7 @@ fn place(
         read_only: attachment.mode == "ro",
         delete_on_termination: new.delete_on_termination,
         tag: new.tag.clone(),
+        detaching: false,
     };
     server.volumes.push(attached.clone());
     // As the guest sees them: by their names.

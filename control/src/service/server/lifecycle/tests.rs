@@ -16,6 +16,7 @@ fn report(server: &Server, state: InstanceState) -> InstanceObserved {
         state,
         first_run_us: Some(1_790_000_000_123_456),
         fault: None,
+        devices: Default::default(),
     }
 }
 

@@ -1,0 +1,181 @@
+//! Disks and network devices of a guest that runs, by its control socket.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use vmm::config::{DiskConfig, DiskFormat, InheritedFd, NicConfig};
+use vmm::interactive::{MTU, mac};
+use vmm::rpc::{Client, DeviceName, DeviceState};
+
+/// Bytes of a disk's serial number.
+const SERIAL_BYTES_MAX: usize = 20;
+/// How often it is looked whether a guest has let a device go.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// What is asked of a guest's devices.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// Give a guest that runs a raw disk, on PCI.
+    AttachDisk {
+        /// The control socket (`wisp vmm boot --control`).
+        socket: PathBuf,
+        /// The file, `,ro` for one that is not written.
+        #[arg(value_name = "FILE[,ro]")]
+        file: OsString,
+        /// The serial number that the guest finds it by, and `detach` too; the file's name unless said.
+        #[arg(long, value_name = "S")]
+        serial: Option<String>,
+    },
+    /// Give a guest that runs a network device, on PCI.
+    AttachNic {
+        /// The control socket.
+        socket: PathBuf,
+        /// A tap that exists.
+        tap: String,
+        /// The MAC address; the first of Wisp's own that is free unless said.
+        #[arg(long, value_name = "M")]
+        mac: Option<String>,
+    },
+    /// Take a device from a guest that runs, and wait until the guest has let it go.
+    ///
+    /// Exit code 1 if it has not in that time; it may all the same later on. What is asked again is asked anew.
+    Detach {
+        /// The control socket.
+        socket: PathBuf,
+        /// The disk's serial number or the network device's MAC address.
+        device: String,
+        /// How many seconds to wait.
+        #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+        wait: u32,
+    },
+    /// List the disks and network devices of a guest that runs, each with how far it is.
+    Devices {
+        /// The control socket.
+        socket: PathBuf,
+    },
+}
+
+pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::AttachDisk { socket, file, serial } => attach_disk(&socket, &file, serial),
+        Command::AttachNic { socket, tap, mac } => attach_nic(&socket, &tap, mac.as_deref()),
+        Command::Detach { socket, device, wait } => {
+            detach(&socket, &device, Duration::from_secs(wait.into()))
+        }
+        Command::Devices { socket } => {
+            for device in devices(&mut connect(&socket)?)? {
+                println!("{} {}", name(&device.0), state(device.1));
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+fn connect(socket: &PathBuf) -> anyhow::Result<Client> {
+    Client::connect(socket).with_context(|| format!("no guest is controlled by {}", socket.display()))
+}
+
+fn devices(client: &mut Client) -> anyhow::Result<Vec<(DeviceName, DeviceState)>> {
+    let devices = client.status()?.devices.context("this VMM is of a version that cannot plug devices")?;
+    Ok(devices.into_iter().map(|device| (device.device, device.state)).collect())
+}
+
+fn attach_disk(socket: &PathBuf, file: &OsString, serial: Option<String>) -> anyhow::Result<ExitCode> {
+    let (path, read_only) = super::disk(file);
+    let own = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut serial = serial.unwrap_or_else(own);
+    while serial.len() > SERIAL_BYTES_MAX {
+        serial.pop();
+    }
+    let opened = File::options().read(true).write(!read_only).open(&path);
+    let opened = opened.with_context(|| format!("open {}", path.display()))?;
+    let format = DiskFormat::Raw { file: InheritedFd(0) };
+    let config = DiskConfig { read_only, serial: serial.clone(), ..DiskConfig::of(format) };
+    connect(socket)?.add_disk(config, &[opened.as_fd()])?;
+    println!("{serial}");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn attach_nic(socket: &PathBuf, tap: &str, wished: Option<&str>) -> anyhow::Result<ExitCode> {
+    let mut client = connect(socket)?;
+    let mac = match wished {
+        Some(text) => parse_mac(text).with_context(|| format!("`{text}` is no MAC address"))?,
+        None => {
+            let there = devices(&mut client)?;
+            let is_free = |mac: &[u8; 6]| there.iter().all(|(name, _)| *name != DeviceName::Nic(*mac));
+            (0..=u8::MAX).map(mac).find(is_free).context("no MAC address is free")?
+        }
+    };
+    let opened = net::tap::open(tap).with_context(|| format!("open the tap {tap}"))?;
+    let config = NicConfig { tap: InheritedFd(0), mac, mtu: MTU, endpoint: None };
+    client.add_nic(config, opened.as_fd())?;
+    println!("{}", name(&DeviceName::Nic(mac)));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn detach(socket: &PathBuf, device: &str, patience: Duration) -> anyhow::Result<ExitCode> {
+    let mut client = connect(socket)?;
+    let there = devices(&mut client)?;
+    let disk = DeviceName::Disk(device.to_owned());
+    let device = match parse_mac(device) {
+        Some(mac) if there.iter().all(|(name, _)| *name != disk) => DeviceName::Nic(mac),
+        _ => disk,
+    };
+    if there.iter().all(|(name, _)| *name != device) {
+        bail!("the guest has no {}", name(&device));
+    }
+    let deadline = Instant::now() + patience;
+    if client.remove(device.clone())? == DeviceState::Gone {
+        return Ok(ExitCode::SUCCESS);
+    }
+    while Instant::now() < deadline {
+        if devices(&mut client)?.iter().all(|(name, _)| *name != device) {
+            return Ok(ExitCode::SUCCESS);
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
+    eprintln!("wisp: the guest has not let {} go yet", name(&device));
+    Ok(ExitCode::FAILURE)
+}
+
+fn name(device: &DeviceName) -> String {
+    match device {
+        DeviceName::Disk(serial) => serial.clone(),
+        DeviceName::Nic([a, b, c, d, e, f]) => format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+    }
+}
+
+fn state(state: DeviceState) -> &'static str {
+    match state {
+        DeviceState::Present => "present",
+        DeviceState::Fixed => "fixed",
+        DeviceState::Leaving => "leaving",
+        DeviceState::Gone => "gone",
+    }
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let bytes: Option<Vec<u8>> =
+        text.split(':').map(|part| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2)).collect();
+    bytes?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mac_addresses_are_six_pairs_of_digits() {
+        let mac = [0x02, 0x57, 0x49, 0x53, 0x50, 0xff];
+        assert_eq!(parse_mac("02:57:49:53:50:ff"), Some(mac));
+        assert_eq!(name(&DeviceName::Nic(mac)), "02:57:49:53:50:ff");
+        for wrong in ["", "02:57:49:53:50", "2:57:49:53:50:ff", "02:57:49:53:50:fg", "02:57:49:53:50:ff:0"] {
+            assert_eq!(parse_mac(wrong), None, "{wrong}");
+        }
+    }
+}
