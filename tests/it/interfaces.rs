@@ -1,5 +1,5 @@
 //! Network devices of servers on the real VMM: what is given to a server that is off is in its guest at the next start, what
-//! is taken is not, and a guest that runs keeps what it has.
+//! is taken is not; a guest that runs gets and loses them at once, but for those of a start by virtio-mmio.
 
 use std::time::Duration;
 
@@ -8,12 +8,18 @@ use api::demo::ping::Pinger;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::harness::{Cloud, KVM_CLOUD, NewServer, Remains, Rest, isolate, trial};
+use crate::harness::{Cloud, KVM_CLOUD, NewServer, Remains, Rest, isolate, trial, within};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![trial("interfaces::devices_come_and_go_with_the_next_start", KVM_CLOUD, devices_come_and_go)]
+    vec![
+        trial("interfaces::devices_come_and_go_with_the_next_start", KVM_CLOUD, devices_come_and_go),
+        trial("interfaces::devices_come_to_a_guest_that_runs_and_go_from_it", KVM_CLOUD, while_it_runs),
+    ]
 }
+
+/// How long a guest may take until it answers.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 struct Site<'a> {
     cloud: &'a Cloud,
@@ -57,12 +63,10 @@ fn devices_come_and_go() -> Result<()> {
     let site = Site { cloud: &cloud, rest: &rest, server };
     cloud.wait_status(&rest, &site.server, "ACTIVE")?;
     ensure!(site.devices()?.len() == 1);
-    let (code, body) = site.attach(json!({"net_id": public}))?;
-    ensure!(code == 409, "a guest that runs gets none: {code} {body}");
     let ports = rest.shown(&format!("/network/v2.0/ports?device_id={}", site.server))?;
     let first = ports["ports"][0]["id"].as_str().context("no port")?.to_owned();
     let status = rest.delete(&site.path(&format!("/os-interface/{first}")))?;
-    ensure!(status == 409, "a guest that runs keeps its own: {status}");
+    ensure!(status == 409, "a guest that runs keeps what it has by virtio-mmio: {status}");
 
     site.power("os-stop", "SHUTOFF")?;
     let (code, body) = site.attach(json!({"net_id": public}))?;
@@ -74,10 +78,7 @@ fn devices_come_and_go() -> Result<()> {
     let devices = site.devices()?;
     let mac = attached["mac_addr"].as_str().context("no MAC address")?;
     ensure!(devices.len() == 2 && devices[1].contains(mac), "{devices:?}, not {mac} last");
-    ensure!(
-        Pinger::open(address)?.until_answer(Duration::from_secs(20))?.is_some(),
-        "{address} does not answer"
-    );
+    ensure!(Pinger::open(address)?.until_answer(PATIENCE)?.is_some(), "{address} does not answer");
 
     site.power("os-stop", "SHUTOFF")?;
     // The port that was made for the server goes by its own deletion, and from the server.
@@ -85,10 +86,7 @@ fn devices_come_and_go() -> Result<()> {
     site.power("os-start", "ACTIVE")?;
     let devices = site.devices()?;
     ensure!(devices.len() == 1 && devices[0].contains(mac), "{devices:?}, not {mac} alone");
-    ensure!(
-        Pinger::open(address)?.until_answer(Duration::from_secs(20))?.is_some(),
-        "{address} does not answer"
-    );
+    ensure!(Pinger::open(address)?.until_answer(PATIENCE)?.is_some(), "{address} does not answer");
     site.power("os-stop", "SHUTOFF")?;
     ensure!(rest.delete(&site.path(&format!("/os-interface/{second}")))? == 202);
     site.power("os-start", "ACTIVE")?;
@@ -96,6 +94,56 @@ fn devices_come_and_go() -> Result<()> {
 
     ensure!(rest.delete(&site.path(""))? == 204);
     cloud.wait_gone(&rest, &site.server)?;
+    cloud.down()?;
+    Remains::look()?.nothing_new_since(&before)
+}
+
+fn while_it_runs() -> Result<()> {
+    isolate()?;
+    let before = Remains::look()?;
+    let mut cloud = Cloud::start()?;
+    let mut rest = cloud.rest()?;
+    cloud.open_default_group(&rest)?;
+    let inner = cloud.network(&rest, "inner", "10.7.0.0/24")?;
+    let public = cloud.public_network(&rest)?;
+    let new = NewServer { name: "s", image: "", flavor: "m1.nano", network: &inner, user_data: "" };
+    let server = cloud.server(&rest, &new)?;
+    cloud.wait_status(&rest, &server, "ACTIVE")?;
+    for round in 1..=2 {
+        let site = Site { cloud: &cloud, rest: &rest, server: server.clone() };
+        site.devices()?;
+        let (code, body) = site.attach(json!({"net_id": public}))?;
+        ensure!(code == 200, "{code} {body}");
+        let attached = &body["interfaceAttachment"];
+        let port = attached["port_id"].as_str().context("no port")?.to_owned();
+        let address = attached["fixed_ips"][0]["ip_address"].as_str().context("no address")?.parse()?;
+        let answers = || Ok::<_, anyhow::Error>(Pinger::open(address)?.until_answer(PATIENCE)?.is_some());
+        ensure!(answers()?, "{address} does not answer");
+        // Whoever comes anew finds it so.
+        cloud.kill_all_but_guests()?;
+        cloud.up()?;
+        rest = cloud.rest()?;
+        let site = Site { cloud: &cloud, rest: &rest, server: server.clone() };
+        ensure!(answers()?, "{address} does not answer any more");
+        within(60, || {
+            let shown = rest.shown(&format!("/network/v2.0/ports/{port}"))?["port"].clone();
+            ensure!(shown["status"] == "ACTIVE" && shown["device_id"] == server.as_str(), "{shown}");
+            Ok(())
+        })?;
+        if round == 1 {
+            ensure!(rest.delete(&site.path(&format!("/os-interface/{port}")))? == 202);
+        } else {
+            ensure!(rest.delete(&format!("/network/v2.0/ports/{port}"))? == 204);
+        }
+        within(60, || {
+            let console = cloud.console(&rest, &server)?;
+            ensure!(console.matches("net 1: gone").count() == round, "{console}");
+            Ok(())
+        })?;
+        ensure!(rest.get(&format!("/network/v2.0/ports/{port}"))?.0 == 404);
+    }
+    ensure!(rest.delete(&format!("/compute/v2.1/servers/{server}"))? == 204);
+    cloud.wait_gone(&rest, &server)?;
     cloud.down()?;
     Remains::look()?.nothing_new_since(&before)
 }

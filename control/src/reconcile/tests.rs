@@ -11,6 +11,7 @@ mod images;
 mod interfaces;
 mod limits;
 mod manage;
+mod plug;
 mod volumes;
 
 use super::*;

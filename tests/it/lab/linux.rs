@@ -42,12 +42,12 @@ const INIT: &str = "#!/bin/busybox sh\n\
     esac\n";
 
 /// A disk with an ext4 file system that holds a first program and nothing else.
-fn root_disk(directory: &Path) -> Result<PathBuf> {
+pub(super) fn root_disk(directory: &Path, init: &str) -> Result<PathBuf> {
     let tree = directory.join("tree");
     for name in ["bin", "sbin", "proc", "sys", "dev", "run", "tmp", "etc"] {
         std::fs::create_dir_all(tree.join(name))?;
     }
-    std::fs::write(tree.join("sbin/init"), INIT)?;
+    std::fs::write(tree.join("sbin/init"), init)?;
     for file in ["bin/busybox", "sbin/init"] {
         let path = tree.join(file);
         if file == "bin/busybox" {
@@ -79,7 +79,7 @@ pub(super) fn busybox() -> Result<PathBuf> {
         .context("no busybox")
 }
 
-fn path(path: &Path) -> &str {
+pub(super) fn path(path: &Path) -> &str {
     path.to_str().expect("a temporary path is text")
 }
 
@@ -89,7 +89,7 @@ fn path(path: &Path) -> &str {
 fn stock_kernel_boots_from_disk_reboots_and_powers_off() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let Stock { kernel, initrd, .. } = stock()?;
-    let disk = root_disk(directory.path())?;
+    let disk = root_disk(directory.path(), INIT)?;
     let boot = "wisp vmm boot --kernel vmlinuz --initrd initrd.img --disk /dev/vda --mem 384 --cpus 2 \
                 --cmdline \"root=/dev/vda quiet $end\"";
     let script = format!(

@@ -6,6 +6,7 @@ mod crypt;
 mod generic;
 mod linux;
 mod network;
+mod plug;
 mod storage;
 
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(linux::trials());
     trials.extend(cloud::trials());
     trials.extend(network::trials());
+    trials.extend(plug::trials());
     trials.extend(storage::trials());
     trials.extend(container::trials());
     trials.extend(crypt::trials());

@@ -18,10 +18,14 @@ use super::REQUEST_FDS_MAX;
 /// # Errors
 /// The socket's, or more descriptors than [`REQUEST_FDS_MAX`].
 pub(crate) fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    if descriptors.len() > REQUEST_FDS_MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "more descriptors than a request has"));
+    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(REQUEST_FDS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "more descriptors than a request has"));
+    if !descriptors.is_empty() {
+        let fits = ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+        assert!(fits, "invariant: there is room for as many as a request has");
     }
     loop {
         match rustix::net::sendmsg(stream, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL) {

@@ -19,7 +19,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What is asked of a guest's devices.
 #[derive(Debug, clap::Subcommand)]
-pub(super) enum Command {
+pub(in crate::command) enum Command {
     /// Give a guest that runs a raw disk, on PCI.
     AttachDisk {
         /// The control socket (`wisp vmm boot --control`).

@@ -9,7 +9,8 @@ use super::volumes::{device, of_size};
 use super::*;
 use crate::model::image::{ImageBlob, ImageTask};
 use crate::model::volume::{
-    Backup, DiskWork, Group, GroupSnapshot, Snapshot, Status, Transfer, Volume, VolumeAttachment, VolumeType,
+    AttachStatus, Backup, DiskWork, Group, GroupSnapshot, Snapshot, Status, Transfer, Volume,
+    VolumeAttachment, VolumeType,
 };
 use crate::service::quota::{Resource, of_type};
 use crate::service::server::image::{BackupSeries, NewServerImage};
@@ -63,6 +64,13 @@ fn is_under_way(status: Status) -> bool {
     )
 }
 
+/// Whether a volume is on its way to a server.
+fn has_attaching(control: &Control, server: &Server) -> bool {
+    let attachments = server.volumes.iter().map(|attached| &attached.attachment_id);
+    let mut attachments = attachments.filter_map(|id| control.db.get::<VolumeAttachment>(id));
+    attachments.any(|attachment| attachment.row.status == AttachStatus::Attaching)
+}
+
 fn names_below(directory: &Path) -> BTreeSet<String> {
     let Ok(entries) = std::fs::read_dir(directory) else { return BTreeSet::new() };
     entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
@@ -76,6 +84,8 @@ impl Cloud {
             && self.control.image_tasks.is_idle()
             && db.cache().find(|volume: &Volume| volume.waits_for.is_some()).is_none()
             && db.cache().find(|task: &ImageTask| !task.status.is_over()).is_none()
+            && db.cache().find(|volume: &Volume| volume.status == Status::Detaching).is_none()
+            && !db.list::<Server>().iter().any(|server| has_attaching(&self.control, &server.row))
             && db
                 .list::<Server>()
                 .iter()
@@ -120,7 +130,10 @@ impl Cloud {
             let attachments = db.cache().filter::<VolumeAttachment>(|one| one.volume_id == volume.id);
             let known: BTreeSet<_> = attachments.iter().map(|one| one.row.id.clone()).collect();
             let offered = db.cache().find(|one: &Transfer| one.volume_id == volume.id).is_some();
-            let taken = matches!(volume.status, Status::InUse | Status::Reserved | Status::Attaching);
+            let taken = matches!(
+                volume.status,
+                Status::InUse | Status::Reserved | Status::Attaching | Status::Detaching
+            );
             let group = volume.group_id.as_ref();
             let in_group = db.cache().find(|one: &Group| one.volume_ids.contains(&volume.id));
             for (what, holds) in [
