@@ -277,7 +277,8 @@ impl HostDriver {
             let slot = slot.try_lock().ok()?;
             slot.process.as_ref()?;
             let record = slot.record.as_ref()?;
-            Some(record.wanted.nics.iter().chain(&record.beside.nics).cloned().collect::<Vec<_>>())
+            let beside = record.beside.nics.iter().filter(|nic| !slot.plugging.is_cut(nic));
+            Some(record.wanted.nics.iter().chain(beside).cloned().collect::<Vec<_>>())
         });
         nics.flatten().collect()
     }

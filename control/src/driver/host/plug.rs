@@ -65,6 +65,11 @@ pub(super) struct Plugging {
 }
 
 impl Plugging {
+    /// Whether a device that is leaving has no tap any more.
+    pub(super) fn is_cut(&self, nic: &NicWanted) -> bool {
+        self.cut.contains(&nic.port_id)
+    }
+
     /// Has it looked again whether a guest has let go what it was asked for, if anything.
     fn wait(&mut self, waits: bool) {
         if !waits {
@@ -130,8 +135,7 @@ impl HostDriver {
             }
         }
         self.claim(record);
-        let fresh: Vec<_> =
-            leaving.nics.iter().filter(|nic| !slot.plugging.cut.contains(&nic.port_id)).cloned().collect();
+        let fresh: Vec<_> = leaving.nics.iter().filter(|nic| !slot.plugging.is_cut(nic)).cloned().collect();
         if let Err(error) = self.network.detach(surroundings, &fresh) {
             tracing::error!(instance.id = wanted.id, error = sentence(&error), "cannot remove taps");
         }
