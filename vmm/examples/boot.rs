@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         transport,
         cpu: Default::default(),
         anyway: true,
+        control: None,
     };
     match vmm::boot_interactive(options) {
         Ok(ending) => {

@@ -6,6 +6,7 @@
 //!
 //! Must never know: the control socket, paths.
 
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
@@ -19,6 +20,7 @@ use crate::memory::GuestMemory;
 use crate::pci::host::{PciHost, SLOTS};
 use crate::pci::plug::PlugController;
 use crate::rpc::{DeviceName, DeviceState, DeviceStatus};
+use crate::virtio::spec::block::SECTOR_BYTES;
 use crate::virtio::{Shared, VirtioDevice};
 use crate::vm::{DiskSpec, NicSpec, Subscriber};
 use crate::{pci, virtio};
@@ -35,6 +37,20 @@ pub enum Error {
     /// Every slot has a device.
     #[error("no PCI slot is free: a guest can have {max} devices there", max = SLOTS - 1)]
     NoSlot,
+    /// There is none of that name.
+    #[error("there is no such disk")]
+    Missing,
+    /// It cannot be written out.
+    #[error("write the disk out")]
+    WriteOut(#[source] io::Error),
+    /// A guest's disk does not become smaller.
+    #[error("the disk has {now} bytes, and its guest knows of {before}")]
+    Smaller {
+        /// What it has.
+        now: u64,
+        /// What it had.
+        before: u64,
+    },
     /// It is where nothing can be unplugged.
     #[error("the device is on virtio-mmio, from which nothing can be taken while the guest runs")]
     Fixed,
@@ -98,6 +114,13 @@ pub struct Devices {
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A disk's size in bytes, as its guest reads it (VIRTIO 1.3 §5.2.4, `capacity`).
+fn bytes_of(disk: &Device) -> u64 {
+    let mut sectors = [0; 8];
+    lock(&disk.shared).read_config(0, &mut sectors);
+    u64::from_le_bytes(sectors) * SECTOR_BYTES
 }
 
 impl Devices {
@@ -176,6 +199,34 @@ impl Devices {
         Ok(())
     }
 
+    /// Has a disk's files show all that the guest has written.
+    ///
+    /// # Errors
+    /// There is none with that serial number, or it fails.
+    pub fn write_out_disk(&self, serial: &str) -> Result<(), Error> {
+        let device = self.disk(serial)?;
+        lock(&device.shared).write_out().map_err(Error::WriteOut)
+    }
+
+    /// Serves a disk that has become larger from what it is now, right after [`Self::write_out_disk`], and tells the guest.
+    ///
+    /// # Errors
+    /// There is none with that serial number, or it is smaller; nothing has changed.
+    pub fn replace_disk(&self, serial: &str, spec: DiskSpec) -> Result<(), Error> {
+        let device = self.disk(serial)?;
+        let (now, before) = (spec.disk.size_bytes() / SECTOR_BYTES * SECTOR_BYTES, bytes_of(device));
+        match now.cmp(&before) {
+            Ordering::Less => return Err(Error::Smaller { now, before }),
+            Ordering::Equal => {}
+            Ordering::Greater => lock(&device.shared).replace_disk(Box::new(spec.disk)),
+        }
+        Ok(())
+    }
+
+    fn disk(&self, serial: &str) -> Result<&Device, Error> {
+        self.find(&DeviceName::Disk(serial.to_owned())).ok_or(Error::Missing)
+    }
+
     /// Takes a device from the guest; how far that is. What is not there is gone.
     ///
     /// # Errors
@@ -216,8 +267,12 @@ impl Devices {
             Some(slot) if controller.is_leaving(slot) => DeviceState::Leaving,
             Some(_) => DeviceState::Present,
         };
-        let named = self.list.iter().filter_map(|device| Some((device.name.clone()?, device.slot)));
-        named.map(|(device, slot)| DeviceStatus { device, state: state(slot) }).collect()
+        let status = |device: &Device| {
+            let name = device.name.clone()?;
+            let bytes = matches!(name, DeviceName::Disk(_)).then(|| bytes_of(device));
+            Some(DeviceStatus { device: name, state: state(device.slot), bytes })
+        };
+        self.list.iter().filter_map(status).collect()
     }
 
     /// Does `act` with each device.

@@ -68,6 +68,12 @@ pub enum Action {
         /// The device.
         nic: Box<NicConfig>,
     },
+    /// A disk has become larger: serve its files as they are now, which come with the request, from the same serial number
+    /// on, and tell the guest. Legal in every state; a disk that is as large as before stays as it is.
+    ResizeDisk {
+        /// The disk.
+        disk: Box<DiskConfig>,
+    },
     /// Take a device from the guest: at once if no driver has it in use, else when the guest lets it go. Asked again, the
     /// guest is asked again; one that is not there is gone.
     Remove {
@@ -107,6 +113,9 @@ pub struct DeviceStatus {
     pub device: DeviceName,
     /// How far it is.
     pub state: DeviceState,
+    /// A disk's size in bytes.
+    #[serde(default)]
+    pub bytes: Option<u64>,
 }
 
 /// What a VMM answers.
@@ -338,6 +347,14 @@ impl Client {
     /// As [`Self::call`].
     pub fn add_disk(&mut self, disk: DiskConfig, files: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
         self.done_with(&Action::AddDisk { disk: Box::new(disk) }, files)
+    }
+
+    /// [`Action::ResizeDisk`], likewise.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn resize_disk(&mut self, disk: DiskConfig, files: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        self.done_with(&Action::ResizeDisk { disk: Box::new(disk) }, files)
     }
 
     /// [`Action::AddNic`], whose tap has the number zero.

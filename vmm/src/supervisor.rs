@@ -205,6 +205,7 @@ impl Supervisor {
                 });
             }
             Action::AddDisk { disk } => return self.add_disk(*disk, passed),
+            Action::ResizeDisk { disk } => return self.resize_disk(*disk, passed),
             Action::AddNic { nic } => return self.add_nic(*nic, passed),
             Action::Remove { device } => {
                 return match self.machine.devices_mut().remove(&device) {
@@ -240,6 +241,15 @@ impl Supervisor {
         let index = self.machine.devices().status().len();
         let opened = open_disk(index, disk, &mut passed).map_err(|error| chain(&error));
         self.added(opened, |machine, spec| machine.add_disk(spec))
+    }
+
+    fn resize_disk(&mut self, disk: DiskConfig, passed: Vec<OwnedFd>) -> Reply {
+        let Some(mut passed) = PassedFds::new(passed, &of_disk(&disk)) else { return not_those() };
+        let serial = disk.serial.clone();
+        // What one process holds of a layer in memory the next one must find in its file.
+        let written = self.machine.devices().write_out_disk(&serial).map_err(|error| chain(&error));
+        let opened = written.and_then(|()| open_disk(0, disk, &mut passed).map_err(|error| chain(&error)));
+        self.added(opened, |machine, spec| machine.devices().replace_disk(&serial, spec))
     }
 
     fn add_nic(&mut self, nic: NicConfig, passed: Vec<OwnedFd>) -> Reply {

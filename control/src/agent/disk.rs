@@ -184,6 +184,9 @@ pub struct VolumeWanted {
     /// The backend that has it; the host's first if absent.
     #[serde(default)]
     pub backend: Option<String>,
+    /// Its size in bytes: a guest that runs and knows of less is told.
+    #[serde(default)]
+    pub size_bytes: u64,
     /// Refuse the guest's writes.
     pub read_only: bool,
     /// How fast the guest may use it.

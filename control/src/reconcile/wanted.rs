@@ -53,6 +53,7 @@ pub fn host_wanted(cache: &Cache, master: &MasterKey, cloud_tag: &str, host: &st
             Some(VolumeWanted {
                 id: volume.row.disk().to_owned(),
                 backend: volume.row.backend.clone(),
+                size_bytes: volume.row.size_gib << 30,
                 read_only: attached.read_only,
                 limits: disk_limits::of_volume(cache, &volume.row),
                 cipher: cipher(master, volume.row.encryption.as_ref()),

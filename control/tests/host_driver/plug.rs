@@ -10,6 +10,7 @@ use control::driver::Driver;
 use control::driver::fail_points::Step;
 use control::driver::host::HostDriver;
 use vmm::config::DiskLimits;
+use vmm::rpc::{Client, DeviceName};
 
 use super::{Host, eventually};
 
@@ -22,10 +23,30 @@ impl Host {
         VolumeWanted {
             id: id.to_owned(),
             backend: None,
+            size_bytes: 1 << 20,
             read_only: false,
             limits: DiskLimits::default(),
             cipher: DiskCipher::Clear,
         }
+    }
+
+    fn extend(&self, driver: &HostDriver, wanted: &InstanceWanted, size_bytes: u64) {
+        let wish = DiskWanted {
+            id: wanted.volumes[0].id.clone(),
+            generation: 2,
+            backend: None,
+            cipher: DiskCipher::Clear,
+            shape: DiskShape::Extended { size_bytes },
+        };
+        assert_eq!(driver.apply_disk(&wish).fault, None);
+    }
+
+    /// How large a guest's disk is, as its VMM says.
+    fn bytes_of(&self, wanted: &InstanceWanted, serial: &str) -> Option<u64> {
+        let socket = self.run().join(&wanted.id).join("control.sock");
+        let devices = Client::connect(&socket).unwrap().status().unwrap().devices.unwrap();
+        let name = DeviceName::Disk(serial.to_owned());
+        devices.into_iter().find(|device| device.device == name)?.bytes
     }
 
     /// Applies what is wanted now until nothing has to be waited for.
@@ -104,13 +125,21 @@ pub(super) fn come_and_go(host: &Host) {
         assert_eq!((host.taps(), host.pid()), (1, pid));
         assert!(!driver.apply_disk(&in_use).fault.unwrap_or_default().contains("in use"), "it is free");
     }
-    // What came while it ran is there at its next start.
+    // What came while it ran is there at its next start, and what has grown is known of before.
     wanted.volumes.push(volume);
     host.settle(&driver, &mut wanted);
+    host.extend(&driver, &wanted, 2 << 20);
+    wanted.volumes[0].size_bytes = 2 << 20;
+    host.settle(&driver, &mut wanted);
+    assert_eq!(host.bytes_of(&wanted, "volume-1"), Some(2 << 20));
     wanted.boot += 1;
     let observed = host.settle(&driver, &mut wanted);
     assert!(observed.devices.fixed.contains("volume-1"), "{observed:?}");
-    says("disk 1: 1048576 bytes rw serial volume-1", 1);
+    says("disk 1: 2097152 bytes rw serial volume-1", 1);
+    host.extend(&driver, &wanted, 3 << 20);
+    wanted.volumes[0].size_bytes = 3 << 20;
+    host.settle(&driver, &mut wanted);
+    assert_eq!(host.bytes_of(&wanted, "volume-1"), Some(3 << 20), "on virtio-mmio too");
     host.delete(&driver, &mut wanted);
     assert_eq!(host.traces(), before);
 }

@@ -27,6 +27,8 @@ const INIT: &str = "#!/bin/busybox sh\n\
     until [ -b /dev/vdb ]; do sleep 0.2; done\n\
     echo \"disk came: $(cat /sys/block/vdb/size) sectors, serial $(cat /sys/block/vdb/serial)\"\n\
     echo written | dd of=/dev/vdb bs=512 conv=sync 2>/dev/null && sync && echo disk written\n\
+    until [ $(cat /sys/block/vdb/size) = 4096 ]; do sleep 0.2; done\n\
+    echo disk grew\n\
     while [ -e /sys/block/vdb ]; do sleep 0.2; done\n\
     echo disk went\n\
     until [ $(links) = 3 ]; do sleep 0.2; done\n\
@@ -47,6 +49,9 @@ const HOST: &str = "said() { until grep -q \"$1\" console; do kill -0 $vmm || { 
     wisp vmm attach-disk guest.sock data.img --serial data || exit 1\n\
     said 'disk written'\n\
     wisp vmm devices guest.sock\n\
+    dd if=/dev/zero of=data.img bs=1024 seek=2047 count=1 conv=notrunc 2>/dev/null\n\
+    wisp vmm resize-disk guest.sock data.img --serial data || exit 5\n\
+    said 'disk grew'\n\
     wisp vmm detach guest.sock data --wait 120 || exit 2\n\
     said 'disk went'\n\
     echo \"on the disk: $(head -n 1 data.img)\"\n\
@@ -87,6 +92,7 @@ fn disk_and_network_device_come_and_go() -> Result<()> {
         "on the disk: written",
         "userland, 2 links",
         "disk came: 2048 sectors, serial data",
+        "disk grew",
         "disk went",
         "02:57:49:53:50:01",
         "device went",

@@ -307,6 +307,14 @@ impl VirtioDevice for Block {
         }
     }
 
+    fn replace_disk(&mut self, disk: Box<dyn Disk>) {
+        self.config = config_space(disk.size_bytes() / spec::SECTOR_BYTES);
+        self.disk = disk;
+        if let Some(active) = &self.active {
+            active.interrupt.config_changed();
+        }
+    }
+
     fn write_out(&mut self) -> std::io::Result<()> {
         self.disk.flush()
     }

@@ -57,6 +57,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use storage::format::Disk;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -174,6 +175,10 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     fn readdress(&mut self, _mac: [u8; 6], _addressing: &Addressing) -> bool {
         false
     }
+
+    /// Serves another disk from now on, which has all that the one before had, and tells the guest of its size; nothing if
+    /// it is no disk.
+    fn replace_disk(&mut self, _disk: Box<dyn Disk>) {}
 
     /// Has its back end show all that the device was given and said to have done.
     ///

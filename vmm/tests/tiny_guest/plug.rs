@@ -62,6 +62,40 @@ impl Instance {
     }
 }
 
+#[test]
+fn disk_that_became_larger_is_so_for_its_guest_and_keeps_what_it_has() {
+    if !host_is_able() {
+        return;
+    }
+    let tap = tap("t0");
+    give_address("t0", HOST);
+    let instance = Instance::start(vec![nic(tap, GUEST, "")], 4096);
+    instance.line("ready");
+    let (data, mut client) = (file(4096), instance.client());
+    client.add_disk(disk_config("data"), &[data.as_fd()]).unwrap();
+    instance.line("disk 1: 4096 bytes");
+    assert_eq!(http("PUT", "/disk/1/7", b"kept").0, "HTTP/1.1 200 OK");
+    let bytes = |instance: &Instance| {
+        let devices = instance.client().status().unwrap().devices.unwrap();
+        devices.into_iter().find(|found| found.device == disk("data")).unwrap().bytes
+    };
+    assert_eq!(bytes(&instance), Some(4096));
+    for size in [8192, 8192] {
+        data.set_len(size).unwrap();
+        client.resize_disk(disk_config("data"), &[data.as_fd()]).unwrap();
+        assert_eq!(bytes(&instance), Some(size));
+        assert_eq!(http("GET", "/disk/1/7", b"").1[..4], *b"kept");
+    }
+    for (serial, size) in [("data", 4096), ("other", 1 << 20)] {
+        data.set_len(size).unwrap();
+        let refused = client.resize_disk(disk_config(serial), &[data.as_fd()]);
+        assert!(matches!(refused, Err(ClientError::Refused(_))), "{refused:?}");
+        assert_eq!(bytes(&instance), Some(8192));
+    }
+    client.stop(true).unwrap();
+    instance.end();
+}
+
 fn disk_comes_and_goes(transport: Transport) {
     if !host_is_able() {
         return;

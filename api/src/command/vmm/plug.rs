@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::AsFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -28,6 +28,17 @@ pub(in crate::command) enum Command {
         #[arg(value_name = "FILE[,ro]")]
         file: OsString,
         /// The serial number that the guest finds it by, and `detach` too; the file's name unless said.
+        #[arg(long, value_name = "S")]
+        serial: Option<String>,
+    },
+    /// Tell a guest that runs that the file of one of its disks has become larger.
+    ResizeDisk {
+        /// The control socket.
+        socket: PathBuf,
+        /// The file, `,ro` for one that is not written.
+        #[arg(value_name = "FILE[,ro]")]
+        file: OsString,
+        /// The disk's serial number; the file's name unless said.
         #[arg(long, value_name = "S")]
         serial: Option<String>,
     },
@@ -62,7 +73,18 @@ pub(in crate::command) enum Command {
 
 pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::AttachDisk { socket, file, serial } => attach_disk(&socket, &file, serial),
+        Command::AttachDisk { socket, file, serial } => {
+            let (file, config) = disk(&file, serial)?;
+            let serial = config.serial.clone();
+            connect(&socket)?.add_disk(config, &[file.as_fd()])?;
+            println!("{serial}");
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::ResizeDisk { socket, file, serial } => {
+            let (file, config) = disk(&file, serial)?;
+            connect(&socket)?.resize_disk(config, &[file.as_fd()])?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::AttachNic { socket, tap, mac } => attach_nic(&socket, &tap, mac.as_deref()),
         Command::Detach { socket, device, wait } => {
             detach(&socket, &device, Duration::from_secs(wait.into()))
@@ -76,7 +98,7 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn connect(socket: &PathBuf) -> anyhow::Result<Client> {
+fn connect(socket: &Path) -> anyhow::Result<Client> {
     Client::connect(socket).with_context(|| format!("no guest is controlled by {}", socket.display()))
 }
 
@@ -85,7 +107,8 @@ fn devices(client: &mut Client) -> anyhow::Result<Vec<(DeviceName, DeviceState)>
     Ok(devices.into_iter().map(|device| (device.device, device.state)).collect())
 }
 
-fn attach_disk(socket: &PathBuf, file: &OsString, serial: Option<String>) -> anyhow::Result<ExitCode> {
+/// A disk's file, and what a VMM is told of it.
+fn disk(file: &OsString, serial: Option<String>) -> anyhow::Result<(File, DiskConfig)> {
     let (path, read_only) = super::disk(file);
     let own = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut serial = serial.unwrap_or_else(own);
@@ -95,13 +118,10 @@ fn attach_disk(socket: &PathBuf, file: &OsString, serial: Option<String>) -> any
     let opened = File::options().read(true).write(!read_only).open(&path);
     let opened = opened.with_context(|| format!("open {}", path.display()))?;
     let format = DiskFormat::Raw { file: InheritedFd(0) };
-    let config = DiskConfig { read_only, serial: serial.clone(), ..DiskConfig::of(format) };
-    connect(socket)?.add_disk(config, &[opened.as_fd()])?;
-    println!("{serial}");
-    Ok(ExitCode::SUCCESS)
+    Ok((opened, DiskConfig { read_only, serial, ..DiskConfig::of(format) }))
 }
 
-fn attach_nic(socket: &PathBuf, tap: &str, wished: Option<&str>) -> anyhow::Result<ExitCode> {
+fn attach_nic(socket: &Path, tap: &str, wished: Option<&str>) -> anyhow::Result<ExitCode> {
     let mut client = connect(socket)?;
     let mac = match wished {
         Some(text) => parse_mac(text).with_context(|| format!("`{text}` is no MAC address"))?,
@@ -118,7 +138,7 @@ fn attach_nic(socket: &PathBuf, tap: &str, wished: Option<&str>) -> anyhow::Resu
     Ok(ExitCode::SUCCESS)
 }
 
-fn detach(socket: &PathBuf, device: &str, patience: Duration) -> anyhow::Result<ExitCode> {
+fn detach(socket: &Path, device: &str, patience: Duration) -> anyhow::Result<ExitCode> {
     let mut client = connect(socket)?;
     let there = devices(&mut client)?;
     let disk = DeviceName::Disk(device.to_owned());

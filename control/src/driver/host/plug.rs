@@ -4,11 +4,11 @@
 //! two steps leaves nothing that nobody knows of, and the next call goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use vmm::config::{InheritedFd, NicConfig};
+use vmm::config::{DiskConfig, InheritedFd, NicConfig};
 use vmm::rpc::{Client, ClientError, DeviceName, DeviceState, DeviceStatus};
 
 use super::directory::{Directory, Record};
@@ -166,6 +166,7 @@ impl HostDriver {
             without_plug(wanted, slot, leaving);
             return Ok(());
         };
+        self.resize(wanted, client, &there)?;
         let mut there: BTreeMap<DeviceName, DeviceState> =
             there.into_iter().map(|device| (device.device, device.state)).collect();
         slot.plugging.fixed = fixed(wanted, &there);
@@ -209,6 +210,36 @@ impl HostDriver {
         if let Err(why) = self.check(Step::PlugOpen) {
             return Ok(Err(why));
         }
+        self.pass_disk(volume, |config, files| client.add_disk(config, files))
+    }
+
+    /// Tells the guest of volumes that have become larger.
+    fn resize(
+        &self,
+        wanted: &InstanceWanted,
+        client: &mut Client,
+        there: &[DeviceStatus],
+    ) -> Result<(), ClientError> {
+        for volume in wanted.root_disk.volume.iter().chain(&wanted.volumes) {
+            let name = disk(volume);
+            let known = there.iter().find(|device| device.device == name).and_then(|device| device.bytes);
+            if known.is_none_or(|known| known >= volume.size_bytes) {
+                continue;
+            }
+            let told = self.pass_disk(volume, |config, files| client.resize_disk(config, files))?;
+            if let Err(why) = told {
+                tracing::warn!(instance.id = wanted.id, disk.id = volume.id, why, "a disk stays small");
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens a volume's files and passes them to a VMM.
+    fn pass_disk(
+        &self,
+        volume: &VolumeWanted,
+        pass: impl FnOnce(DiskConfig, &[BorrowedFd<'_>]) -> Result<(), ClientError>,
+    ) -> Result<Result<(), String>, ClientError> {
         let mut files: Vec<OwnedFd> = Vec::new();
         let opened = self.volumes.export(volume, |file| {
             files.push(file.into());
@@ -219,7 +250,7 @@ impl HostDriver {
             Err(error) => return Ok(Err(format!("open volume {}: {error}", volume.id))),
         };
         let borrowed: Vec<_> = files.iter().map(OwnedFd::as_fd).collect();
-        unless_refused(client.add_disk(config, &borrowed))
+        unless_refused(pass(config, &borrowed))
     }
 
     fn give_nic(

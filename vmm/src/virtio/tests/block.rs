@@ -57,6 +57,24 @@ fn written_sectors_are_read_back_through_split_buffers() {
 }
 
 #[test]
+fn disk_that_became_larger_says_so_and_serves_what_it_is_now() {
+    let (before, after) = (MemoryDisk::new(1 << 20), MemoryDisk::new(2 << 20));
+    let device = block_device(&before, false);
+    let mut guest = MockGuest::new(device.clone()).unwrap();
+    let queue = guest.bring_up(FEATURES, &[16])[0];
+    let mut driver = Driver { guest, queue };
+    let capacity = |driver: &mut Driver| u64::from_le_bytes(driver.guest.read_config(0));
+    assert_eq!(capacity(&mut driver), (1 << 20) / 512);
+    device.lock().unwrap().replace_disk(Box::new(after.clone()));
+    assert_eq!(driver.guest.take_interrupts(), 1);
+    assert_eq!(capacity(&mut driver), (2 << 20) / 512);
+    driver.guest.put(DATA, &[7; 512]);
+    let out = [MockDescriptor::readable(DATA, 512)];
+    assert_eq!(driver.request(block::T_OUT, 4000, &out), (block::S_OK, 1));
+    after.state(|state| assert_eq!(state.bytes[4000 * 512..4001 * 512], [7; 512]));
+}
+
+#[test]
 fn sectors_beyond_the_end_or_broken_lengths_are_io_errors() {
     let disk = MemoryDisk::new((1 << 20) + 100);
     let mut driver = Driver::new(&disk, FEATURES);
