@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
 use net::apply::Host;
+use net::filter::Changed;
 use net::keeper::Namespaces;
 use net::names::OwnerTag;
 use net::netlink::{Client, Request};
@@ -105,6 +106,8 @@ fn tap(bridge: String, peer: Peer) -> Tap {
         addresses: [peer.net()].into(),
         port_security: true,
         groups: [ANYTHING].into(),
+        stateless: false,
+        vlan: None,
     }
 }
 
@@ -158,7 +161,7 @@ fn one_rule(host: &mut Host, tag: OwnerTag, members: u32) -> Result<f64> {
         let group = wanted.groups.get_mut(&ANYTHING).context("the group")?;
         group.rules.insert(more);
         let started = Instant::now();
-        host.converge_filter(&wanted)?;
+        host.converge_filter(&wanted, &Changed { groups: [ANYTHING].into(), ..Changed::default() })?;
         samples.push(milliseconds(started));
     }
     Ok(samples.quantile(0.5))

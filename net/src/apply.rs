@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 
 use ipnet::{IpNet, Ipv4Net};
 
-use crate::filter::{Chain, ChainName, Ending, Filter, FilterChange, WantedFilter};
+use crate::filter::{Changed, Ending, Filter, FilterChange, WantedFilter};
 use crate::keeper::Namespaces;
 use crate::names::{LinkKind, OwnerTag, link_mac};
 use crate::netlink::{Link, Request};
@@ -39,8 +39,8 @@ pub struct Host {
     filters: nftables::Client,
     /// What the packet filter holds, as far as we know; absent until looked at, and after a failure.
     filter: Option<Filter>,
-    /// What the chains of groups and ports hold, as far as we have made them.
-    chains: BTreeMap<ChainName, Chain>,
+    /// What it last was known to hold.
+    remembered: Filter,
     /// The bridge of each tap, as it was last looked at or made.
     bridges: BTreeMap<InterfaceName, InterfaceName>,
     namespaces: Namespaces,
@@ -60,7 +60,7 @@ impl Host {
             links: netlink::Client::open().map_err(Error::Link)?,
             filters: nftables::Client::open(tag).map_err(Error::Filter)?,
             filter: None,
-            chains: BTreeMap::new(),
+            remembered: Filter::default(),
             bridges: BTreeMap::new(),
             namespaces,
             routers: BTreeMap::new(),
@@ -80,17 +80,24 @@ impl Host {
     pub fn converge(&mut self, wanted: &HostNetwork) -> Result<(), Error> {
         self.check_names(wanted)?;
         let observed = self.observe()?;
-        self.apply(&plan(self.tag, wanted, &observed))
+        self.apply(&plan(self.tag, wanted, &observed))?;
+        if let Some(filter) = self.filter.as_mut().filter(|filter| !filter.is_known()) {
+            // What was made by an agent before us is what is wanted: from now on we know what that is.
+            filter.recall(&WantedFilter::of(wanted, None, self.tag).names());
+        }
+        Ok(())
     }
 
     /// Lets the packet filter hold what is wanted, all else being as it is: for changes of groups and of what ports may
-    /// send. What is known of the filter is enough; nothing is looked at.
+    /// send. What is known of the filter is enough; nothing is looked at, and what has not changed costs nothing.
     ///
     /// # Errors
     /// As [`Host::converge`], which does it where too little is known.
-    pub fn converge_filter(&mut self, wanted: &HostNetwork) -> Result<(), Error> {
-        let Some(known) = &self.filter else { return self.converge(wanted) };
-        let change = known.change_to(&WantedFilter::of(wanted, Some(known), self.tag));
+    pub fn converge_filter(&mut self, wanted: &HostNetwork, changed: &Changed) -> Result<(), Error> {
+        let Some(known) = self.filter.as_ref().filter(|filter| filter.is_known()) else {
+            return self.converge(wanted);
+        };
+        let change = known.change_for(wanted, changed, self.tag);
         match self.change_filter(&change) {
             // Somebody else has changed it.
             Err(Error::Filter(error)) if error.refusal().is_some() => self.converge(wanted),
@@ -230,7 +237,7 @@ impl Host {
                 let index = self.existing(bridge)?;
                 self.execute([Request::remove_address(bridge, index, *address)])
             }
-            Operation::RebuildFilter(filter) => self.rebuild_filter(filter.clone()),
+            Operation::RebuildFilter(filter) => self.rebuild_filter(filter),
             Operation::ChangeFilter(change) => self.change_filter(change),
             Operation::Tunnel(name, operation) => self.carry_out_in_tunnel(name, operation),
             Operation::Uplink(name, operation) => self.carry_out_at_uplink(name, operation),
@@ -314,28 +321,32 @@ impl Host {
 
     /// Learns what the packet filter holds: whether there is one.
     fn learn_filter(&mut self) -> Result<bool, Error> {
-        self.filter = self.filters.observe().map_err(Error::Filter)?;
+        let mut filter = self.filters.observe().map_err(Error::Filter)?;
+        if let Some(filter) = &mut filter {
+            filter.recall(self.filter.as_ref().unwrap_or(&self.remembered));
+        }
+        self.filter = filter;
         Ok(self.filter.is_some())
     }
 
-    fn rebuild_filter(&mut self, filter: WantedFilter) -> Result<(), Error> {
+    fn rebuild_filter(&mut self, filter: &WantedFilter) -> Result<(), Error> {
         self.filter = None;
-        self.filters.rebuild(&filter).map_err(Error::Filter)?;
+        self.filters.rebuild(filter).map_err(Error::Filter)?;
         self.filter = Some(filter.names());
-        self.chains = filter.chains;
         Ok(())
     }
 
     fn change_filter(&mut self, change: &FilterChange) -> Result<(), Error> {
         let known = self.filter.take();
-        self.filters.change(change).map_err(Error::Filter)?;
+        if let Err(error) = self.filters.change(change) {
+            self.remembered = known.unwrap_or_default();
+            return Err(Error::Filter(error));
+        }
         let ended = self.end_connections(&change.ending, known.as_ref());
         self.filter = known.map(|mut filter| {
             filter.apply(change);
             filter
         });
-        change.remove_chains.iter().for_each(|name| drop(self.chains.remove(name)));
-        self.chains.extend(change.add_chains.iter().map(|(name, chain)| (name.clone(), chain.clone())));
         ended
     }
 
@@ -346,8 +357,7 @@ impl Host {
         }
         let zones: BTreeMap<&str, u16> = known.iter().flat_map(|filter| filter.zones()).collect();
         let bridges = &self.bridges;
-        let zone_of = |link: &str| zones.get(bridges.get(link)?.as_str()).copied();
-        let judge = ending.judge(&self.chains, zone_of);
+        let judge = ending.judge(|link| zones.get(bridges.get(link)?.as_str()).copied());
         if judge.is_empty() { Ok(()) } else { self.filters.end_connections(&judge).map_err(Error::Filter) }
     }
 
@@ -358,7 +368,7 @@ impl Host {
             if self.filter.is_none() && !self.learn_filter()? {
                 let tag = self.tag;
                 return network
-                    .map_or(Ok(()), |network| self.rebuild_filter(WantedFilter::of(network, None, tag)));
+                    .map_or(Ok(()), |network| self.rebuild_filter(&WantedFilter::of(network, None, tag)));
             }
             let known = self.filter.as_ref().expect("invariant: learnt above");
             let change = match network {

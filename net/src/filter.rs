@@ -6,55 +6,32 @@
 //! that nothing was said about can send nothing and is sent nothing.
 //!
 //! Security groups add chains: one per group and direction with its rules, and one per direction for each set of
-//! groups that ports have, with a jump to each. A chain's name tells its content, so two filters with the same names
-//! are the same, and a changed group is a new chain that ports are moved to in one transaction.
+//! groups that ports have (a [`Policy`]), with a jump to each. Chains keep their names whatever they hold: a changed
+//! group is its chain emptied and filled in one transaction, however many ports have it. A port names its policy by
+//! bytes, not by a chain: an element that leads to a chain has the kernel walk all that lead to one.
 
+mod element;
 mod ending;
 mod groups;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv6Addr;
+use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use crate::names::OwnerTag;
 use crate::spec::{Bridge, Direction, Group, HostNetwork, InterfaceName, Tap};
+pub use element::{Element, Target};
 pub use ending::Ending;
 pub(crate) use ending::Judge;
 pub(crate) use groups::has_types;
-pub use groups::{Chain, ChainName, is_chain_name, rule_count};
+pub use groups::{Chain, ChainName, Content, Policy, is_chain_name};
 
 /// The mark bits that belong to the packet filter on frames of our bridges: see [`crate::nftables`].
 pub const MARK_BITS: u32 = 0x7000_0000;
 
-/// One fact that the rules look up.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Element {
-    /// The tap has no port security: whatever its guest sends passes, and it is sent everything.
-    Open(InterfaceName),
-    /// The guest may send from this MAC.
-    Mac(InterfaceName, [u8; 6]),
-    /// The guest may send from this address.
-    Ipv4(InterfaceName, Ipv4Addr),
-    /// The guest may send from every address of this prefix.
-    Ipv4Prefix(InterfaceName, Ipv4Net),
-    /// The guest may send IPv6 at all.
-    Ipv6Port(InterfaceName),
-    /// The guest may send from this address.
-    Ipv6(InterfaceName, Ipv6Addr),
-    /// The guest may send from every address of this prefix.
-    Ipv6Prefix(InterfaceName, Ipv6Net),
-    /// What this chain lets through may begin, in this direction.
-    Groups(InterfaceName, Direction, ChainName),
-    /// Frames between ports of the bridge are no business of the host's IP forwarding.
-    Bridged(InterfaceName),
-    /// The host has addresses on the bridge and answers there.
-    Gateway(InterfaceName),
-    /// Connections on the bridge are tracked apart from all others, under this number.
-    Zone(InterfaceName, u16),
-    /// The same, for the bridge family's own tracking.
-    BridgeZone(InterfaceName, u16),
-}
+const DIRECTIONS: [Direction; 2] = [Direction::Egress, Direction::Ingress];
 
 /// Everything the rules look up, and the chains there are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -62,8 +39,43 @@ pub struct Filter {
     /// The facts.
     pub elements: BTreeSet<Element>,
     /// The chains of groups.
-    pub chains: BTreeSet<ChainName>,
+    pub chains: BTreeMap<ChainName, Held>,
 }
+
+/// What a chain holds, as far as it is known.
+#[derive(Debug, Clone)]
+pub struct Held {
+    /// What tells it apart.
+    pub content: Content,
+    /// All of it, if we have made it.
+    pub chain: Option<Arc<Chain>>,
+}
+
+impl Held {
+    fn is(&self, chain: &Chain) -> bool {
+        match &self.chain {
+            Some(known) => **known == *chain,
+            None => self.content == Content::of(chain),
+        }
+    }
+}
+
+impl From<&Arc<Chain>> for Held {
+    fn from(chain: &Arc<Chain>) -> Self {
+        Self { content: Content::of(chain), chain: Some(Arc::clone(chain)) }
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        self.content == other.content
+    }
+}
+
+impl Eq for Held {}
+
+/// Chains that can be made, by their names.
+pub type Chains = BTreeMap<ChainName, Arc<Chain>>;
 
 /// A filter that can be made: with what its chains hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -71,14 +83,16 @@ pub struct WantedFilter {
     /// The facts.
     pub elements: BTreeSet<Element>,
     /// The chains of groups.
-    pub chains: BTreeMap<ChainName, Chain>,
+    pub chains: Chains,
 }
 
 /// What turns one filter into another.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FilterChange {
     /// Chains to make.
-    pub add_chains: BTreeMap<ChainName, Chain>,
+    pub add_chains: Chains,
+    /// Chains that are there and hold something else from now on.
+    pub refill_chains: Chains,
     /// Facts to add.
     pub add: BTreeSet<Element>,
     /// Facts to remove.
@@ -97,6 +111,29 @@ impl FilterChange {
     }
 }
 
+/// What of a host's network is another one than before, as far as the filter is concerned.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// Taps.
+    pub taps: BTreeSet<InterfaceName>,
+    /// Groups.
+    pub groups: BTreeSet<u32>,
+}
+
+impl Changed {
+    /// The taps and groups that differ.
+    #[must_use]
+    pub fn between(before: &HostNetwork, after: &HostNetwork) -> Self {
+        Self { taps: differing(&before.taps, &after.taps), groups: differing(&before.groups, &after.groups) }
+    }
+}
+
+fn differing<K: Ord + Clone, V: PartialEq>(before: &BTreeMap<K, V>, after: &BTreeMap<K, V>) -> BTreeSet<K> {
+    let gone = before.keys().filter(|key| !after.contains_key(*key));
+    let other = after.iter().filter(|(key, value)| before.get(*key) != Some(*value)).map(|(key, _)| key);
+    gone.chain(other).cloned().collect()
+}
+
 impl WantedFilter {
     /// What a host's network needs. Bridges keep the zones that `present` gives them; `tag` says where new numbers
     /// start, so that clouds on one host seldom share one.
@@ -107,9 +144,11 @@ impl WantedFilter {
             wanted.elements.extend(bridge_elements(name, bridge));
         }
         wanted.add_zones(network.bridges.keys(), present, tag);
-        let groups = GroupChains::of(&network.groups, network.groups.keys());
+        let numbers: BTreeSet<&u32> = network.taps.values().flat_map(|tap| &tap.groups).collect();
+        let groups = GroupChains::of(&network.groups, numbers);
+        let tells_targets = network.taps.values().any(is_stateless);
         for (name, tap) in &network.taps {
-            wanted.add_tap(name, tap, &groups);
+            wanted.add_tap(name, tap, &groups, tells_targets);
         }
         wanted
     }
@@ -124,9 +163,10 @@ impl WantedFilter {
         let mut wanted = Self::default();
         let numbers: BTreeSet<&u32> = ports.clone().flat_map(|(_, tap)| &tap.groups).collect();
         let groups = GroupChains::of(&network.groups, numbers);
+        let tells_targets = present.tells_targets();
         let mut bridges = BTreeSet::new();
         for (name, tap) in ports {
-            wanted.add_tap(name, tap, &groups);
+            wanted.add_tap(name, tap, &groups, tells_targets);
             bridges.extend(network.bridges.get_key_value(&tap.bridge).map(|(name, _)| name));
         }
         for name in &bridges {
@@ -136,30 +176,32 @@ impl WantedFilter {
         wanted
     }
 
-    /// It without what its chains hold.
+    /// It as what is there.
     #[must_use]
     pub fn names(&self) -> Filter {
-        Filter { elements: self.elements.clone(), chains: self.chains.keys().cloned().collect() }
+        let chains = self.chains.iter().map(|(name, chain)| (name.clone(), Held::from(chain)));
+        Filter { elements: self.elements.clone(), chains: chains.collect() }
     }
 
-    fn add_tap(&mut self, name: &str, tap: &Tap, groups: &GroupChains) {
+    fn add_tap(&mut self, name: &str, tap: &Tap, groups: &GroupChains, tells_targets: bool) {
         self.elements.extend(source_elements(name, tap));
         if !tap.port_security {
             return;
         }
-        for direction in [Direction::Egress, Direction::Ingress] {
-            let chains = tap.groups.iter().filter_map(|number| groups.0.get(&(*number, direction)));
-            let mut jumps = BTreeSet::new();
-            for (chain_name, chain) in chains {
-                jumps.insert(chain_name.clone());
-                if !self.chains.contains_key(chain_name) {
-                    self.chains.insert(chain_name.clone(), chain.clone());
-                }
-            }
-            let chain = Chain::Port { direction, groups: jumps };
-            let chain_name = chain.name();
-            self.elements.insert(Element::Groups(name.to_owned(), direction, chain_name.clone()));
-            self.chains.insert(chain_name, chain);
+        let policy = Policy::of(&tap.groups);
+        self.elements.insert(Element::Policy(name.to_owned(), policy));
+        if tap.stateless {
+            self.elements.insert(Element::Stateless(name.to_owned()));
+        }
+        if tells_targets {
+            let target = if tap.stateless { Target::Untracked } else { Target::Tracked };
+            self.elements.insert(Element::Target(name.to_owned(), tap.bridge.clone(), tap.mac, target));
+        }
+        let chains = tap.groups.iter().filter_map(|number| groups.0.get(number)).flatten();
+        self.chains.extend(chains.map(|(name, chain)| (name.clone(), Arc::clone(chain))));
+        for direction in DIRECTIONS {
+            let chain = || Arc::new(Chain::Port { direction, groups: tap.groups.clone() });
+            self.chains.entry(policy.chain(direction)).or_insert_with(chain);
         }
     }
 
@@ -180,17 +222,24 @@ impl WantedFilter {
     }
 }
 
-/// The chains of groups by number and direction: named once, however many ports have them.
-struct GroupChains(BTreeMap<(u32, Direction), (ChainName, Chain)>);
+fn is_stateless(tap: &Tap) -> bool {
+    tap.port_security && tap.stateless
+}
+
+/// The chains of groups by number: made once, however many ports have them.
+struct GroupChains(BTreeMap<u32, [(ChainName, Arc<Chain>); 2]>);
 
 impl GroupChains {
+    /// A group that is not there allows nothing.
     fn of<'a>(groups: &BTreeMap<u32, Group>, numbers: impl IntoIterator<Item = &'a u32>) -> Self {
-        let groups = numbers.into_iter().filter_map(|number| groups.get_key_value(number));
-        let chains = groups.flat_map(|(number, group)| {
-            [Direction::Egress, Direction::Ingress].map(|direction| {
-                let chain = Chain::of_group(direction, group);
-                ((*number, direction), (chain.name(), chain))
-            })
+        let nothing = Group::default();
+        let chains = numbers.into_iter().map(|number| {
+            let group = groups.get(number).unwrap_or(&nothing);
+            let chains = DIRECTIONS.map(|direction| {
+                let chain = Arc::new(Chain::of_group(direction, group));
+                (Chain::name_of_group(direction, *number), chain)
+            });
+            (*number, chains)
         });
         Self(chains.collect())
     }
@@ -207,20 +256,9 @@ impl Filter {
     /// What turns this filter into another.
     #[must_use]
     pub fn change_to(&self, wanted: &WantedFilter) -> FilterChange {
-        let add_chains = wanted.chains.iter().filter(|(name, _)| !self.chains.contains(*name));
-        let remove = self.elements.difference(&wanted.elements).cloned().collect();
-        FilterChange {
-            add_chains: add_chains.map(|(name, chain)| (name.clone(), chain.clone())).collect(),
-            add: wanted.elements.difference(&self.elements).cloned().collect(),
-            ending: Ending::of(self, &remove, wanted),
-            remove,
-            remove_chains: self
-                .chains
-                .iter()
-                .filter(|name| !wanted.chains.contains_key(*name))
-                .cloned()
-                .collect(),
-        }
+        let superfluous = self.chains.keys().filter(|name| !wanted.chains.contains_key(*name));
+        let remove_chains = superfluous.cloned().collect();
+        FilterChange { remove_chains, ..self.change_from(&self.elements, wanted) }
     }
 
     /// Carries a change out.
@@ -232,7 +270,23 @@ impl Filter {
             self.chains.remove(name);
         }
         self.elements.extend(change.add.iter().cloned());
-        self.chains.extend(change.add_chains.keys().cloned());
+        let made = change.add_chains.iter().chain(&change.refill_chains);
+        self.chains.extend(made.map(|(name, chain)| (name.clone(), Held::from(chain))));
+    }
+
+    /// Whether it is known what every chain holds.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.chains.values().all(|held| held.chain.is_some())
+    }
+
+    /// Takes over what is known of chains that hold the same.
+    pub fn recall(&mut self, known: &Self) {
+        for (name, held) in &mut self.chains {
+            if let Some(known) = known.chains.get(name).filter(|known| *known == held) {
+                held.chain.clone_from(&known.chain);
+            }
+        }
     }
 
     /// What turns this filter into one that says about a port what is wanted, and about its bridge. Where a group of its
@@ -240,39 +294,63 @@ impl Filter {
     /// nothing needs any more stay until [`Filter::change_to`] sees them.
     #[must_use]
     pub fn change_for_port(&self, network: &HostNetwork, name: &str, tag: OwnerTag) -> FilterChange {
-        let Some((name, tap)) = network.taps.get_key_value(name) else { return FilterChange::default() };
-        let alone = WantedFilter::of_ports(network, [(name, tap)].into_iter(), self, tag);
-        let change = self.change_of_links(&alone);
-        let changes_group = change.add_chains.values().any(|chain| matches!(chain, Chain::Group { .. }));
-        if !changes_group {
-            return change;
+        let taps = BTreeSet::from([name.to_owned()]);
+        if network.taps.contains_key(name) {
+            self.change_for(network, &Changed { taps, ..Changed::default() }, tag)
+        } else {
+            FilterChange::default()
         }
-        let known: BTreeSet<&str> = self.elements.iter().map(Element::link).collect();
-        let shares = |(other, other_tap): &(&InterfaceName, &Tap)| {
-            *other == name || (known.contains(other.as_str()) && !other_tap.groups.is_disjoint(&tap.groups))
-        };
-        let sharing = WantedFilter::of_ports(network, network.taps.iter().filter(shares), self, tag);
-        self.change_of_links(&sharing)
+    }
+
+    /// As [`Filter::change_for_port`], for all that differs from what this filter was made for.
+    #[must_use]
+    pub fn change_for(&self, network: &HostNetwork, changed: &Changed, tag: OwnerTag) -> FilterChange {
+        let ports = changed.taps.iter().filter_map(|name| network.taps.get_key_value(name));
+        if !self.tells_targets() && ports.clone().any(|(_, tap)| is_stateless(tap)) {
+            // The first that is stateless: of all others it is told now that they are not.
+            return self.change_to(&WantedFilter::of(network, Some(self), tag));
+        }
+        let mut wanted = WantedFilter::of_ports(network, ports, self, tag);
+        for (name, chain) in GroupChains::of(&network.groups, &changed.groups).0.into_values().flatten() {
+            if self.chains.contains_key(&name) {
+                wanted.chains.insert(name, chain);
+            }
+        }
+        let links = changed.taps.iter().map(String::as_str).chain(wanted.elements.iter().map(Element::link));
+        let links: BTreeSet<&str> = links.collect();
+        let present = links.iter().flat_map(|link| self.of_link(link).cloned().collect::<Vec<_>>()).collect();
+        self.change_from(&present, &wanted)
     }
 
     /// What removes all that this filter says about a link.
     #[must_use]
     pub fn removal_of_link(&self, link: &str) -> FilterChange {
-        let remove = self.of_link(link).cloned().collect();
-        let ending = Ending::of(self, &remove, &WantedFilter::default());
-        FilterChange { remove, ending, ..FilterChange::default() }
+        self.change_from(&self.of_link(link).cloned().collect(), &WantedFilter::default())
     }
 
-    /// What turns this filter into one that says exactly `wanted` about every link that `wanted` says anything about.
-    fn change_of_links(&self, wanted: &WantedFilter) -> FilterChange {
-        let links: BTreeSet<&str> = wanted.elements.iter().map(Element::link).collect();
-        let present: BTreeSet<Element> =
-            links.iter().flat_map(|link| self.of_link(link).cloned().collect::<Vec<_>>()).collect();
-        let wanted_chains = wanted.chains.keys().filter(|name| self.chains.contains(*name));
-        let part = Self { elements: present, chains: wanted_chains.cloned().collect() };
-        let mut change = part.change_to(wanted);
-        change.remove_chains.clear();
+    /// What lets it say `wanted` in place of a part of what it says; no chain goes.
+    fn change_from(&self, part: &BTreeSet<Element>, wanted: &WantedFilter) -> FilterChange {
+        let mut change = FilterChange {
+            add: wanted.elements.difference(part).cloned().collect(),
+            remove: part.difference(&wanted.elements).cloned().collect(),
+            ..FilterChange::default()
+        };
+        for (name, chain) in &wanted.chains {
+            let differing = match self.chains.get(name) {
+                None => &mut change.add_chains,
+                Some(held) if !held.is(chain) => &mut change.refill_chains,
+                Some(_) => continue,
+            };
+            differing.insert(name.clone(), Arc::clone(chain));
+        }
+        change.ending = Ending::of(self, &change, wanted);
         change
+    }
+
+    /// Whether a port of the host is stateless.
+    fn tells_targets(&self) -> bool {
+        let first = Element::Stateless(InterfaceName::new());
+        matches!(self.elements.range(first..).next(), Some(Element::Stateless(_)))
     }
 
     /// What it says about a link, found without a search: elements are in the order of their kinds, then of links.
@@ -285,6 +363,15 @@ impl Filter {
         })
     }
 
+    /// The policy of each port.
+    fn policies(&self) -> impl Iterator<Item = (&InterfaceName, Policy)> {
+        let policies = self.elements.range(Element::Policy(InterfaceName::new(), Policy::FIRST)..);
+        policies.map_while(|element| match element {
+            Element::Policy(tap, policy) => Some((tap, *policy)),
+            _ => None,
+        })
+    }
+
     /// The zone of each bridge.
     pub(crate) fn zones(&self) -> impl Iterator<Item = (&str, u16)> {
         let zones = self.elements.range(Element::Zone(InterfaceName::new(), 0)..);
@@ -292,46 +379,6 @@ impl Filter {
             Element::Zone(bridge, zone) => Some((bridge.as_str(), *zone)),
             _ => None,
         })
-    }
-}
-
-impl Element {
-    /// What is not after any element about this link, of each kind.
-    fn first_of_each_kind(link: &str) -> [Self; 12] {
-        let link = || link.to_owned();
-        [
-            Self::Open(link()),
-            Self::Mac(link(), [0; 6]),
-            Self::Ipv4(link(), Ipv4Addr::UNSPECIFIED),
-            Self::Ipv4Prefix(link(), Ipv4Net::default()),
-            Self::Ipv6Port(link()),
-            Self::Ipv6(link(), Ipv6Addr::UNSPECIFIED),
-            Self::Ipv6Prefix(link(), Ipv6Net::default()),
-            Self::Groups(link(), Direction::Ingress, ChainName::new()),
-            Self::Bridged(link()),
-            Self::Gateway(link()),
-            Self::Zone(link(), 0),
-            Self::BridgeZone(link(), 0),
-        ]
-    }
-
-    /// The link it is about.
-    #[must_use]
-    pub fn link(&self) -> &str {
-        match self {
-            Self::Open(link)
-            | Self::Mac(link, _)
-            | Self::Ipv4(link, _)
-            | Self::Ipv4Prefix(link, _)
-            | Self::Ipv6Port(link)
-            | Self::Ipv6(link, _)
-            | Self::Ipv6Prefix(link, _)
-            | Self::Groups(link, _, _)
-            | Self::Bridged(link)
-            | Self::Gateway(link)
-            | Self::Zone(link, _)
-            | Self::BridgeZone(link, _) => link,
-        }
     }
 }
 
@@ -376,129 +423,4 @@ fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tap(addresses: &[&str]) -> Tap {
-        Tap {
-            bridge: "b".to_owned(),
-            mtu: 1500,
-            mac: [0xfa, 0x16, 0x3e, 1, 2, 3],
-            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
-            port_security: true,
-            groups: BTreeSet::new(),
-        }
-    }
-
-    #[test]
-    fn all_about_a_link_is_found_and_nothing_else() {
-        let mut wanted = crate::testing::network(&[(1, 1), (2, 1), (3, 2)]);
-        let all = ["10.9.0.1/32", "0.0.0.0/8", "10.8.0.0/16", "2001:db8::1/128", "2001:db8:1::/48", "::/64"];
-        for tap in wanted.taps.values_mut() {
-            tap.addresses = all.iter().map(|net| net.parse().unwrap()).collect();
-        }
-        let open = wanted.taps.values_mut().next().unwrap();
-        open.port_security = false;
-        wanted.bridges.values_mut().next().unwrap().host_addresses = vec!["10.9.0.1/24".parse().unwrap()];
-        let filter = WantedFilter::of(&wanted, None, OwnerTag::new(7)).names();
-        let links: BTreeSet<&str> = filter.elements.iter().map(Element::link).collect();
-        assert_eq!(links.len(), 5);
-        for link in links {
-            let found: Vec<&Element> = filter.of_link(link).collect();
-            let searched: Vec<&Element> = filter.elements.iter().filter(|e| e.link() == link).collect();
-            assert_eq!(found, searched, "{link}");
-        }
-        assert_eq!(filter.zones().count(), 2);
-    }
-
-    #[test]
-    fn one_ipv4_address_is_two_elements() {
-        let elements = source_elements("t", &tap(&["10.0.0.5/32"]));
-        assert_eq!(
-            elements,
-            BTreeSet::from([
-                Element::Mac("t".to_owned(), [0xfa, 0x16, 0x3e, 1, 2, 3]),
-                Element::Ipv4("t".to_owned(), Ipv4Addr::new(10, 0, 0, 5)),
-            ])
-        );
-    }
-
-    #[test]
-    fn ipv6_port_may_use_its_link_local_address() {
-        let elements = source_elements("t", &tap(&["2001:db8::5/128"]));
-        assert!(
-            elements.contains(&Element::Ipv6("t".to_owned(), "fe80::f816:3eff:fe01:203".parse().unwrap()))
-        );
-    }
-
-    #[test]
-    fn port_without_ipv6_address_has_no_ipv6() {
-        let elements = source_elements("t", &tap(&["10.0.0.0/24"]));
-        assert!(!elements.iter().any(|element| matches!(element, Element::Ipv6Port(_) | Element::Ipv6(..))));
-    }
-
-    #[test]
-    fn port_without_security_is_open() {
-        let open = Tap { port_security: false, ..tap(&["10.0.0.5/32"]) };
-        assert_eq!(source_elements("t", &open), BTreeSet::from([Element::Open("t".to_owned())]));
-    }
-
-    #[test]
-    fn changed_group_reaches_the_ports_that_have_it_and_no_others() {
-        let bridges = [("b".to_owned(), Bridge { mtu: 1500, ..Bridge::default() })].into();
-        let port = |groups: &[u32]| Tap { groups: groups.iter().copied().collect(), ..tap(&["10.0.0.5/32"]) };
-        let taps = [("t1", [1]), ("t2", [1]), ("t3", [2])];
-        let taps = taps.into_iter().map(|(name, groups)| (name.to_owned(), port(&groups))).collect();
-        let mut network = HostNetwork { bridges, taps, groups: BTreeMap::new(), ..HostNetwork::default() };
-        let tag = OwnerTag::new(1);
-        let mut filter = WantedFilter::of(&network, None, tag).names();
-        assert!(filter.change_for_port(&network, "t1", tag).is_empty());
-        let rule = crate::spec::Rule {
-            direction: Direction::Egress,
-            ip_version: 4,
-            protocol: None,
-            ports: None,
-            remote: crate::spec::Remote::Any,
-        };
-        network.groups.insert(1, Group { rules: [rule.clone()].into() });
-        network.groups.insert(2, Group { rules: [rule].into() });
-        network.taps.insert("t4".to_owned(), port(&[1]));
-        network.taps.insert("t5".to_owned(), port(&[1]));
-        let change = filter.change_for_port(&network, "t4", tag);
-        let links: BTreeSet<&str> = change.add.iter().map(Element::link).collect();
-        assert_eq!(links, ["t1", "t2", "t4"].into());
-        filter.apply(&change);
-        assert!(filter.change_for_port(&network, "t2", tag).is_empty());
-    }
-
-    #[test]
-    fn overlapping_sources_become_one_prefix() {
-        let elements = source_elements("t", &tap(&["10.0.0.0/8", "10.1.0.0/16", "10.1.1.1/32"]));
-        let prefixes = elements.iter().filter(|element| !matches!(element, Element::Mac(..)));
-        assert_eq!(
-            prefixes.collect::<Vec<_>>(),
-            [&Element::Ipv4Prefix("t".to_owned(), "10.0.0.0/8".parse().unwrap())]
-        );
-    }
-
-    #[test]
-    fn bridges_keep_their_zones_and_share_none() {
-        let tag = OwnerTag::new(0xffff);
-        let bridge = Bridge { mtu: 1500, ..Bridge::default() };
-        let network = |names: &[&str]| HostNetwork {
-            bridges: names.iter().map(|name| ((*name).to_owned(), bridge.clone())).collect(),
-            ..HostNetwork::default()
-        };
-        let zones = |filter: &WantedFilter| -> BTreeMap<String, u16> {
-            let zone = |element: &Element| match element {
-                Element::Zone(name, zone) => Some((name.clone(), *zone)),
-                _ => None,
-            };
-            filter.elements.iter().filter_map(zone).collect()
-        };
-        let first = WantedFilter::of(&network(&["b", "d"]), None, tag);
-        assert_eq!(zones(&first), [("b".to_owned(), 0xffff), ("d".to_owned(), 1)].into());
-        let second = WantedFilter::of(&network(&["a", "d"]), Some(&first.names()), tag);
-        assert_eq!(zones(&second), [("a".to_owned(), 2), ("d".to_owned(), 1)].into());
-    }
-}
+mod tests;

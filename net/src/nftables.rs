@@ -16,22 +16,29 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use crate::conntrack;
 use crate::filter::{
-    Chain, ChainName, Element, Filter, FilterChange, Judge, WantedFilter, is_chain_name, rule_count,
+    Chains, Content, Element, Filter, FilterChange, Held, Judge, Policy, WantedFilter, is_chain_name,
 };
 use crate::names::OwnerTag;
 pub use crate::netlink::Error;
 use crate::netlink::{Connection, Message, parts_of, text};
-use element::{Encoded, GROUPS_FAMILY, decode, encode, set_attributes};
+use crate::spec::Direction;
+use element::{
+    Encoded, GROUPS_FAMILY, decode, decode_policy, encode, encode_policy, map_of_policies, set_attributes,
+};
 use message::{
-    Attributes, Expression, Family, NFT_MSG_DELCHAIN, NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE, NFT_MSG_GETCHAIN,
-    NFT_MSG_GETRULE, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET,
-    NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, Transaction, body, encode_rule, kind,
+    Attributes, Expression, Family, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE,
+    NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE, NFT_MSG_NEWCHAIN,
+    NFT_MSG_NEWRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, Transaction, body, encode_rule,
+    kind,
 };
 pub use rules::Tracking;
 use rules::{SETS, Set, chains, tracking_trial};
 
 /// Elements in one message: each is at most 160 bytes, and an attribute ends at 64 KiB.
 const ELEMENTS_PER_MESSAGE_MAX: usize = 256;
+
+/// `NFTA_RULE_USERDATA`.
+const RULE_COMMENT: u16 = 7;
 
 /// `struct nfgenmsg`, before the attributes.
 const HEADER_SIZE: usize = 4;
@@ -104,11 +111,21 @@ impl Client {
             let Some(chains) = self.group_chains(family, &chains)? else { return Ok(None) };
             filter.chains.extend(chains);
         }
+        let mut ways = BTreeSet::new();
         for set in SETS {
-            let Some(elements) = self.elements(set)? else { return Ok(None) };
-            filter.elements.extend(elements);
+            let Some(items) = self.elements(set)? else { return Ok(None) };
+            let direction =
+                [Direction::Egress, Direction::Ingress].into_iter().find(|d| map_of_policies(*d) == set);
+            match direction {
+                None => filter.elements.extend(items.iter().filter_map(|item| decode(set, item))),
+                Some(direction) => {
+                    let policies = items.iter().filter_map(|item| decode_policy(item));
+                    ways.extend(policies.map(|policy| policy.chain(direction)));
+                }
+            }
         }
-        Ok(Some(filter))
+        let chains = filter.chains.keys().filter(|name| Policy::of_chain(name).is_some());
+        Ok(chains.eq(&ways).then_some(filter))
     }
 
     /// Makes the tables anew. Nothing passes unfiltered meanwhile.
@@ -132,9 +149,16 @@ impl Client {
     /// changed.
     pub fn change(&mut self, change: &FilterChange) -> Result<(), Error> {
         let mut transaction = Transaction::default();
+        self.push_refills(&mut transaction, &change.refill_chains);
         self.push_chains(&mut transaction, &change.add_chains);
         self.push_elements(&mut transaction, false, change.remove.iter());
         self.push_elements(&mut transaction, true, change.add.iter());
+        let ways = change.remove_chains.iter().filter_map(|name| Policy::of_chain(name));
+        self.push_items(
+            &mut transaction,
+            false,
+            ways.map(|(direction, policy)| encode_policy(direction, policy)),
+        );
         // Backwards: a port's chain jumps to groups' chains, and goes first.
         for name in change.remove_chains.iter().rev() {
             let attributes = Attributes::new().text(1, &self.table).text(3, name);
@@ -209,32 +233,43 @@ impl Client {
         &mut self,
         family: Family,
         fixed: &[rules::Chain],
-    ) -> Result<Option<BTreeSet<ChainName>>, Error> {
+    ) -> Result<Option<BTreeMap<String, Held>>, Error> {
         let attributes = Attributes::new().text(1, &self.table);
         let body = body(family, &attributes);
         let listed = self.connection.dump("packet filter chains", kind(NFT_MSG_GETCHAIN), &body)?;
         let rules = self.connection.dump("packet filter rules", kind(NFT_MSG_GETRULE), &body)?;
-        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
-        let chains = listed.iter().map(|message| (attributes_of(&message.body), 3, 0));
+        // How many rules each chain has, and the comment of its first.
+        let mut chains: BTreeMap<String, (usize, Option<String>)> = BTreeMap::new();
+        let listed = listed.iter().map(|message| (attributes_of(&message.body), 3, 0));
         let rules = rules.iter().map(|message| (attributes_of(&message.body), 2, 1));
-        for (item, chain, count) in chains.chain(rules) {
+        for (item, chain, count) in listed.chain(rules) {
             if item.get(&1).is_some_and(|table| text(table) == self.table) {
-                *counts.entry(item.get(&chain).map(text).unwrap_or_default()).or_default() += count;
+                let chain = chains.entry(item.get(&chain).map(text).unwrap_or_default()).or_default();
+                if chain.0 == 0 && count == 1 {
+                    chain.1 = item.get(&RULE_COMMENT).and_then(|data| data.get(2..)).map(text);
+                }
+                chain.0 += count;
             }
         }
         let wanted = fixed.iter().filter(|chain| chain.family == family);
         for chain in wanted {
-            if counts.remove(chain.name) != Some(chain.rules.len()) {
+            if chains.remove(chain.name).map(|(count, _)| count) != Some(chain.rules.len()) {
                 return Ok(None);
             }
         }
-        let is_whole =
-            |(name, count): (&String, &usize)| is_chain_name(name) && rule_count(name) == Some(*count);
-        Ok(counts.iter().all(is_whole).then(|| counts.into_keys().collect()))
+        let held = chains.into_iter().map(|(name, (count, comment))| {
+            let content = match comment {
+                None if count == 0 => Content::nothing(),
+                comment => Content::read(&comment?),
+            };
+            let is_whole = is_chain_name(&name) && content.rule_count() == Some(count);
+            is_whole.then_some((name, Held { content, chain: None }))
+        });
+        Ok(held.collect())
     }
 
     /// What a set holds, if it exists.
-    fn elements(&mut self, set: Set) -> Result<Option<Vec<Element>>, Error> {
+    fn elements(&mut self, set: Set) -> Result<Option<Vec<Vec<u8>>>, Error> {
         let attributes = Attributes::new().text(1, &self.table).text(2, set.name);
         let body = body(set.family, &attributes);
         let received = match self.connection.dump("packet filter elements", kind(NFT_MSG_GETSETELEM), &body) {
@@ -246,8 +281,7 @@ impl Client {
         for message in &received {
             let list = attributes_of(&message.body);
             let Some(list) = list.get(&3) else { continue };
-            let items = NlasIterator::new(list.as_slice()).flatten();
-            elements.extend(items.filter_map(|item| decode(set, item.value())));
+            elements.extend(NlasIterator::new(list.as_slice()).flatten().map(|item| item.value().to_vec()));
         }
         Ok(Some(elements))
     }
@@ -283,35 +317,64 @@ impl Client {
             let subject = format!("create packet filter chain {}", chain.name);
             transaction.push(subject, NFT_MSG_NEWCHAIN, NLM_F_CREATE, chain.family, &attributes);
             for rule in &chain.rules {
-                self.push_rule(transaction, chain.family, chain.name, rule);
+                self.push_rule(transaction, chain.family, chain.name, rule, None);
             }
         }
     }
 
-    fn push_rule(&self, transaction: &mut Transaction, family: Family, chain: &str, rule: &[Expression]) {
+    fn push_rule(
+        &self,
+        transaction: &mut Transaction,
+        family: Family,
+        chain: &str,
+        rule: &[Expression],
+        comment: Option<&str>,
+    ) {
         let attributes = Attributes::new().text(1, &self.table).text(2, chain).nested(4, &encode_rule(rule));
+        let attributes = comment.iter().fold(attributes, |attributes, comment| {
+            attributes.put(RULE_COMMENT, &comment_attribute(comment))
+        });
         let subject = format!("add a rule to packet filter chain {chain}");
         transaction.push(subject, NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, family, &attributes);
     }
 
     /// Makes chains of groups and ports; in the order of their names, groups come before the ports that jump to them.
-    fn push_chains(&self, transaction: &mut Transaction, chains: &BTreeMap<ChainName, Chain>) {
-        let mut next_set = SETS.len() as u32 + 1;
-        for (name, chain) in chains {
+    fn push_chains(&self, transaction: &mut Transaction, chains: &Chains) {
+        for name in chains.keys() {
             let attributes = Attributes::new().text(1, &self.table).text(3, name);
             let subject = format!("create packet filter chain {name}");
             // A chain that is there although we do not know of it must not get its rules twice.
             let flags = NLM_F_CREATE | NLM_F_EXCL;
             transaction.push(subject, NFT_MSG_NEWCHAIN, flags, GROUPS_FAMILY, &attributes);
-            let first_set = next_set;
-            let rules = groups::chain_rules(chain, &mut next_set);
-            let mut id = first_set;
-            for rule in &rules {
+        }
+        self.push_rules(transaction, chains);
+        let ways = chains.keys().filter_map(|name| Policy::of_chain(name));
+        self.push_items(transaction, true, ways.map(|(direction, policy)| encode_policy(direction, policy)));
+    }
+
+    /// Lets chains hold something else. Whatever jumps to them stays.
+    fn push_refills(&self, transaction: &mut Transaction, chains: &Chains) {
+        for name in chains.keys() {
+            // Without a handle, all of the chain's rules are meant.
+            let attributes = Attributes::new().text(1, &self.table).text(2, name);
+            let subject = format!("empty packet filter chain {name}");
+            transaction.push(subject, NFT_MSG_DELRULE, 0, GROUPS_FAMILY, &attributes);
+        }
+        self.push_rules(transaction, chains);
+    }
+
+    fn push_rules(&self, transaction: &mut Transaction, chains: &Chains) {
+        for (name, chain) in chains {
+            let content = Content::of(chain);
+            let mut id = transaction.next_set(SETS.len());
+            let rules = groups::chain_rules(chain, &mut transaction.sets);
+            for (index, rule) in rules.iter().enumerate() {
                 if let Some(members) = &rule.members {
                     self.push_members(transaction, members, id);
                     id += 1;
                 }
-                self.push_rule(transaction, GROUPS_FAMILY, name, &rule.expressions);
+                let comment = (index == 0).then(|| content.comment());
+                self.push_rule(transaction, GROUPS_FAMILY, name, &rule.expressions, comment);
             }
         }
     }
@@ -342,8 +405,12 @@ impl Client {
         add: bool,
         elements: impl Iterator<Item = &'a Element>,
     ) {
+        self.push_items(transaction, add, elements.map(encode));
+    }
+
+    fn push_items(&self, transaction: &mut Transaction, add: bool, items: impl Iterator<Item = Encoded>) {
         let mut by_set: BTreeMap<Set, Vec<Encoded>> = BTreeMap::new();
-        for encoded in elements.map(encode) {
+        for encoded in items {
             by_set.entry(encoded.set).or_default().push(encoded);
         }
         let (message, flags, verb) = match add {

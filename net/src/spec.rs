@@ -101,6 +101,19 @@ pub struct Tap {
     pub port_security: bool,
     /// The groups whose rules hold for this tap.
     pub groups: BTreeSet<u32>,
+    /// Its groups' rules are asked of every packet, both ways, and no connection is tracked for it.
+    pub stateless: bool,
+    /// What it is on, if its frames are a VLAN of another tap's rather than a tap's of its own.
+    pub vlan: Option<Subport>,
+}
+
+/// A VLAN of a tap's frames: the tap's guest sends and is sent them with a tag (IEEE 802.1Q).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subport {
+    /// The tap.
+    pub parent: InterfaceName,
+    /// The tag's VLAN identifier, 1 to 4094.
+    pub id: u16,
 }
 
 /// A security group: what it lists is allowed, all else is not.

@@ -59,6 +59,8 @@ pub(crate) fn tap(number: u8, bridge: u32) -> Tap {
         addresses: [format!("{}/32", address(number)).parse().unwrap()].into(),
         port_security: true,
         groups: [ANYTHING].into(),
+        stateless: false,
+        vlan: None,
     }
 }
 

@@ -32,8 +32,8 @@ impl Host {
             note_known(&mut observed, &named.collect::<Vec<_>>());
         }
         observed.routers = self.observe_routers()?;
-        observed.filter = self.filters.observe().map_err(Error::Filter)?;
-        self.filter.clone_from(&observed.filter);
+        self.learn_filter()?;
+        observed.filter.clone_from(&self.filter);
         let taps = observed.taps.iter();
         let bridges = taps.filter_map(|(name, port)| Some((name.clone(), port.bridge.clone()?)));
         self.bridges.extend(bridges);

@@ -4,11 +4,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::groups::has_types;
-use super::{Chain, ChainName, Element, Filter, WantedFilter};
+use super::{Chain, Chains, Element, Filter, FilterChange, Policy, WantedFilter};
 use crate::conntrack::Tuple;
 use crate::spec::{Direction, InterfaceName, Remote, Rule};
 
@@ -17,18 +18,18 @@ use crate::spec::{Direction, InterfaceName, Remote, Rule};
 pub struct Ending {
     ports: BTreeMap<InterfaceName, EndingPort>,
     /// What the chains hold that the ports have from now on.
-    chains: BTreeMap<ChainName, Chain>,
+    chains: Chains,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct EndingPort {
     /// Addresses that the port has no more: all that they were part of ends.
     lost: BTreeSet<IpNet>,
-    /// Addresses that it keeps: what its chains would not let begin ends.
+    /// Addresses that it keeps: what its groups would not let begin ends.
     kept: BTreeSet<IpNet>,
-    /// Its chains until now, by direction, and from now on.
-    before: BTreeMap<Direction, ChainName>,
-    after: BTreeMap<Direction, ChainName>,
+    /// Its groups until now, and from now on.
+    before: Option<Policy>,
+    after: Option<Policy>,
 }
 
 impl Ending {
@@ -38,82 +39,56 @@ impl Ending {
         self.ports.is_empty()
     }
 
-    /// What ends when a filter becomes another one.
-    pub(super) fn of(present: &Filter, removed: &BTreeSet<Element>, wanted: &WantedFilter) -> Self {
-        let touched: BTreeSet<&str> = removed
-            .iter()
-            .filter(|element| matches!(element, Element::Groups(..)) || address_of(element).is_some())
+    /// What ends when a filter becomes another one. Where it is not known what a chain held, ports may have lost
+    /// something; where it is not known what one holds, it lets nothing begin.
+    pub(super) fn of(present: &Filter, change: &FilterChange, wanted: &WantedFilter) -> Self {
+        let poorer = poorer_policies(present, change);
+        let ports = (!poorer.is_empty()).then(|| present.policies()).into_iter().flatten();
+        let of_poorer = ports.filter(|(_, policy)| poorer.contains(policy)).map(|(link, _)| link.as_str());
+        let removed = change.remove.iter();
+        let removed =
+            removed.filter(|element| matches!(element, Element::Policy(..)) || address_of(element).is_some());
+        let links: BTreeSet<&str> = removed
             .map(Element::link)
+            .chain(of_poorer)
             .filter(|link| !wanted.elements.contains(&Element::Open((*link).to_owned())))
             .collect();
         let mut ending = Self::default();
-        if touched.is_empty() {
-            return ending;
-        }
-        for element in touched.iter().flat_map(|link| present.of_link(link)) {
-            let port = ending.ports.entry(element.link().to_owned()).or_default();
-            if let Element::Groups(_, direction, chain) = element {
-                port.before.insert(*direction, chain.clone());
-            }
-            if let Some(address) = address_of(element) {
-                let addresses =
-                    if wanted.elements.contains(element) { &mut port.kept } else { &mut port.lost };
-                addresses.insert(address);
+        let mut judged: BTreeMap<(Option<Policy>, Option<Policy>), bool> = BTreeMap::new();
+        for link in links {
+            let port = EndingPort::of(link, present, change);
+            let policies = (port.before, port.after);
+            let loses = *judged.entry(policies).or_insert_with(|| {
+                port.before.is_some_and(|policy| poorer.contains(&policy))
+                    || loses_rules(present, change, wanted, policies)
+            });
+            if loses || !port.lost.is_empty() {
+                ending.ports.insert(link.to_owned(), port);
             }
         }
-        let first = Element::Groups(InterfaceName::new(), Direction::Ingress, ChainName::new());
-        for element in wanted.elements.range(first..) {
-            let Element::Groups(link, direction, chain) = element else { break };
-            if let Some(port) = ending.ports.get_mut(link) {
-                port.after.insert(*direction, chain.clone());
+        let after: BTreeSet<Policy> = ending.ports.values().filter_map(|port| port.after).collect();
+        for policy in after {
+            for name in super::DIRECTIONS.map(|direction| policy.chain(direction)) {
+                let Some(chain) = from_now_on(present, wanted, &name) else { continue };
+                for group in chain.jumps() {
+                    if let Some(chain) = from_now_on(present, wanted, &group) {
+                        ending.chains.insert(group, chain);
+                    }
+                }
+                ending.chains.insert(name, chain);
             }
-        }
-        let used: BTreeSet<&ChainName> = ending.ports.values().flat_map(|port| port.after.values()).collect();
-        for name in used {
-            let Some(chain) = wanted.chains.get(name) else { continue };
-            if let Chain::Port { groups, .. } = chain {
-                let groups = groups.iter().filter_map(|group| wanted.chains.get_key_value(group));
-                ending.chains.extend(groups.map(|(name, chain)| (name.clone(), chain.clone())));
-            }
-            ending.chains.insert(name.clone(), chain.clone());
         }
         ending
     }
 
-    /// The ports that can have lost something: those with fewer addresses, and those whose rules of before, as far as
-    /// `known` chains tell, are not all among those of now.
-    fn losers<'a>(
-        &'a self,
-        known: &'a BTreeMap<ChainName, Chain>,
-    ) -> impl Iterator<Item = (&'a InterfaceName, &'a EndingPort)> {
-        let mut judged: BTreeMap<(&ChainName, Option<&ChainName>), bool> = BTreeMap::new();
-        self.ports.iter().filter(move |(_, port)| {
-            !port.lost.is_empty()
-                || port.before.iter().any(|(direction, before)| {
-                    let after = port.after.get(direction);
-                    Some(before) != after
-                        && *judged.entry((before, after)).or_insert_with(|| {
-                            let Some(before) = rules_of(before, known) else { return true };
-                            let after = after.and_then(|after| rules_of(after, &self.chains));
-                            let after = after.unwrap_or_default();
-                            !before.iter().all(|rule| after.iter().any(|other| covers(other, rule)))
-                        })
-                })
-        })
-    }
-
-    /// Which connections end: `zone_of` gives the zone of a port's bridge, `known` what chains of before hold.
-    pub(crate) fn judge<'a>(
-        &'a self,
-        known: &'a BTreeMap<ChainName, Chain>,
-        zone_of: impl Fn(&str) -> Option<u16>,
-    ) -> Judge<'a> {
+    /// Which connections end: `zone_of` gives the zone of a port's bridge.
+    pub(crate) fn judge(&self, zone_of: impl Fn(&str) -> Option<u16>) -> Judge<'_> {
         let mut judge = Judge::default();
-        for (link, port) in self.losers(known) {
+        for (link, port) in &self.ports {
             let Some(zone) = zone_of(link) else { continue };
             let rules = |direction| {
-                let rules = port.after.get(&direction).and_then(|chain| rules_of(chain, &self.chains));
-                rules.unwrap_or_default()
+                let chain = |name: &str| self.chains.get(name).map(Arc::as_ref);
+                port.after.and_then(|policy| rules_of(policy, direction, chain)).unwrap_or_default()
             };
             let kept = judge
                 .add(Verdict::Rules { egress: rules(Direction::Egress), ingress: rules(Direction::Ingress) });
@@ -126,6 +101,78 @@ impl Ending {
     }
 }
 
+impl EndingPort {
+    fn of(link: &str, present: &Filter, change: &FilterChange) -> Self {
+        let mut port = Self::default();
+        for element in present.of_link(link) {
+            let is_lost = change.remove.contains(element);
+            if let Element::Policy(_, policy) = element {
+                port.before = Some(*policy);
+                port.after = (!is_lost).then_some(*policy);
+            }
+            if let Some(address) = address_of(element) {
+                let addresses = if is_lost { &mut port.lost } else { &mut port.kept };
+                addresses.insert(address);
+            }
+        }
+        let first = Element::Policy(link.to_owned(), Policy::FIRST);
+        if let Some(Element::Policy(of, policy)) = change.add.range(first..).next()
+            && of == link
+        {
+            port.after = Some(*policy);
+        }
+        port
+    }
+}
+
+/// The policies with a group whose chain has lost a rule.
+fn poorer_policies(present: &Filter, change: &FilterChange) -> BTreeSet<Policy> {
+    let is_poorer = |(name, chain): &(&String, &Arc<Chain>)| {
+        let before = present.chains.get(*name).and_then(|held| held.chain.as_deref());
+        match (before, chain.as_ref()) {
+            (Some(Chain::Group { rules: before, .. }), Chain::Group { rules, .. }) => {
+                !before.iter().all(|rule| rules.contains(rule) || rules.iter().any(|new| covers(new, rule)))
+            }
+            _ => true,
+        }
+    };
+    let poorer: BTreeSet<&String> =
+        change.refill_chains.iter().filter(is_poorer).map(|(name, _)| name).collect();
+    if poorer.is_empty() {
+        return BTreeSet::new();
+    }
+    let ports = present.chains.iter().filter_map(|(name, held)| Some((Policy::of_chain(name)?.1, held)));
+    let has_poorer = |held: &super::Held| {
+        held.chain.as_ref().is_none_or(|chain| chain.jumps().any(|group| poorer.contains(&group)))
+    };
+    ports.filter(|(_, held)| has_poorer(held)).map(|(policy, _)| policy).collect()
+}
+
+/// Whether a port with one policy and then another one may begin less.
+fn loses_rules(
+    present: &Filter,
+    change: &FilterChange,
+    wanted: &WantedFilter,
+    (before, after): (Option<Policy>, Option<Policy>),
+) -> bool {
+    let Some(before) = before.filter(|before| Some(*before) != after) else { return false };
+    let was = |name: &str| present.chains.get(name).and_then(|held| held.chain.as_deref());
+    let is = |name: &str| {
+        let made = change.add_chains.get(name).or_else(|| wanted.chains.get(name));
+        made.map_or_else(|| was(name), |chain| Some(chain.as_ref()))
+    };
+    super::DIRECTIONS.into_iter().any(|direction| {
+        let Some(before) = rules_of(before, direction, was) else { return true };
+        let after = after.and_then(|policy| rules_of(policy, direction, is)).unwrap_or_default();
+        !before.iter().all(|rule| after.iter().any(|other| covers(other, rule)))
+    })
+}
+
+fn from_now_on(present: &Filter, wanted: &WantedFilter, name: &str) -> Option<Arc<Chain>> {
+    let known = || present.chains.get(name).and_then(|held| held.chain.as_ref());
+    wanted.chains.get(name).or_else(known).cloned()
+}
+
 fn address_of(element: &Element) -> Option<IpNet> {
     Some(match element {
         Element::Ipv4(_, address) => IpNet::from(IpAddr::V4(*address)),
@@ -136,12 +183,15 @@ fn address_of(element: &Element) -> Option<IpNet> {
     })
 }
 
-/// The rules of all groups that a port's chain jumps to; nothing if a chain is not known.
-fn rules_of<'a>(name: &str, chains: &'a BTreeMap<ChainName, Chain>) -> Option<Vec<&'a Rule>> {
-    let Chain::Port { groups, .. } = chains.get(name)? else { return None };
+/// The rules of all groups of a policy; nothing if a chain is not known.
+fn rules_of<'a>(
+    policy: Policy,
+    direction: Direction,
+    chain: impl Fn(&str) -> Option<&'a Chain>,
+) -> Option<Vec<&'a Rule>> {
     let mut all = Vec::new();
-    for group in groups {
-        let Chain::Group { rules, .. } = chains.get(group)? else { return None };
+    for group in chain(&policy.chain(direction))?.jumps() {
+        let Chain::Group { rules, .. } = chain(&group)? else { return None };
         all.extend(rules);
     }
     Some(all)
@@ -256,6 +306,7 @@ fn lets_begin(rule: &Rule, other: IpAddr, begun: &Tuple) -> bool {
 mod tests {
     use super::*;
     use crate::names::OwnerTag;
+    use crate::spec::HostNetwork;
     use crate::testing::{ANYTHING, TAG, address, group, network, rule};
 
     const TCP: Option<u8> = Some(6);
@@ -270,16 +321,24 @@ mod tests {
         }
     }
 
+    /// A filter, with or without the knowledge of what its chains hold.
+    fn present(wanted: &HostNetwork, is_known: bool) -> Filter {
+        let mut filter = WantedFilter::of(wanted, None, OwnerTag::new(1)).names();
+        if !is_known {
+            filter.chains.values_mut().for_each(|held| held.chain = None);
+        }
+        filter
+    }
+
     /// What ends for ports 1 and 2 when the rules of their group become others.
     fn ended(before: &[Rule], after: &[Rule], is_known: bool, connections: &[Tuple]) -> Vec<bool> {
         let mut wanted = network(&[(1, 1), (2, 1)]);
         wanted.groups.insert(ANYTHING, group(before.to_vec()));
-        let first = WantedFilter::of(&wanted, None, OwnerTag::new(1));
+        let first = present(&wanted, is_known);
         wanted.groups.insert(ANYTHING, group(after.to_vec()));
-        let second = WantedFilter::of(&wanted, Some(&first.names()), OwnerTag::new(1));
-        let change = first.names().change_to(&second);
-        let known = if is_known { first.chains.clone() } else { BTreeMap::new() };
-        let judge = change.ending.judge(&known, |_| Some(7));
+        let second = WantedFilter::of(&wanted, Some(&first), OwnerTag::new(1));
+        let change = first.change_to(&second);
+        let judge = change.ending.judge(|_| Some(7));
         connections.iter().map(|connection| judge.ends(7, connection)).collect()
     }
 
@@ -310,15 +369,14 @@ mod tests {
         let mut wanted = network(&[(1, 1)]);
         for (before, after) in [(vec![web.clone()], vec![web, wider]), (vec![members(2)], vec![members(5)])] {
             wanted.groups.insert(ANYTHING, group(before));
-            let first = WantedFilter::of(&wanted, None, OwnerTag::new(1));
+            let filters = [true, false].map(|is_known| present(&wanted, is_known));
             wanted.groups.insert(ANYTHING, group(after));
-            let second = WantedFilter::of(&wanted, Some(&first.names()), OwnerTag::new(1));
-            let change = first.names().change_to(&second);
-            assert!(change.ending.judge(&first.chains, |_| Some(7)).is_empty());
-            assert!(
-                !change.ending.judge(&BTreeMap::new(), |_| Some(7)).is_empty(),
-                "what is not known is looked at"
-            );
+            let [known, unknown] = filters.map(|filter| {
+                let second = WantedFilter::of(&wanted, Some(&filter), OwnerTag::new(1));
+                filter.change_to(&second).ending
+            });
+            assert!(known.is_empty());
+            assert!(!unknown.judge(|_| Some(7)).is_empty(), "what is not known is looked at");
         }
     }
 
@@ -327,14 +385,14 @@ mod tests {
         let wanted = network(&[(1, 1), (2, 1)]);
         let filter = WantedFilter::of(&wanted, None, OwnerTag::new(1));
         let change = filter.names().removal_of_link(&TAG.tap(1));
-        let judge = change.ending.judge(&filter.chains, |_| Some(7));
+        let judge = change.ending.judge(|_| Some(7));
         assert!(judge.ends(7, &tcp(1, 2, 80)) && judge.ends(7, &tcp(2, 1, 80)));
         assert!(!judge.ends(8, &tcp(1, 2, 80)) && !judge.ends(7, &tcp(2, 3, 80)));
         let mut fewer = wanted.clone();
         fewer.taps.get_mut(&TAG.tap(2)).unwrap().addresses.clear();
         let second = WantedFilter::of(&fewer, Some(&filter.names()), OwnerTag::new(1));
         let change = filter.names().change_to(&second);
-        let judge = change.ending.judge(&filter.chains, |_| Some(7));
+        let judge = change.ending.judge(|_| Some(7));
         assert!(judge.ends(7, &tcp(2, 3, 80)) && !judge.ends(7, &tcp(1, 3, 80)));
     }
 }

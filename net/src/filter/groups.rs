@@ -1,4 +1,4 @@
-//! The chains that security groups become, and their names.
+//! The chains that security groups become, their names, and what tells what they hold.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -7,7 +7,8 @@ use ipnet::IpNet;
 
 use crate::spec::{Direction, Group, Remote, Rule};
 
-/// `<group|port>_<in|out>_<content>_<rules>`: 32 hexadecimal digits of SHA-256 and the number of rules.
+/// `group_<in|out>_<number>` for a group's rules of a direction, in 8 hexadecimal digits; `port_<in|out>_<policy>` for
+/// the groups that ports have, in 32.
 pub type ChainName = String;
 
 /// The protocols with ports: TCP, UDP, DCCP, SCTP, UDP-Lite.
@@ -15,6 +16,50 @@ const WITH_PORTS: [u8; 5] = [6, 17, 33, 132, 136];
 
 /// ICMP and ICMPv6: type and code in place of ports.
 const WITH_TYPES: [u8; 2] = [1, 58];
+
+/// A set of groups that ports have, told apart from any other: 16 bytes of SHA-256 of their numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Policy([u8; 16]);
+
+impl Policy {
+    /// Not after any other.
+    pub(super) const FIRST: Self = Self([0; 16]);
+
+    /// The set of these groups.
+    #[must_use]
+    pub fn of(groups: &BTreeSet<u32>) -> Self {
+        let numbers: Vec<u8> = groups.iter().flat_map(|number| number.to_be_bytes()).collect();
+        Self(digest(&numbers))
+    }
+
+    /// As bytes that [`Policy::octets`] gave.
+    #[must_use]
+    pub fn from_octets(octets: [u8; 16]) -> Self {
+        Self(octets)
+    }
+
+    /// As bytes.
+    #[must_use]
+    pub fn octets(self) -> [u8; 16] {
+        self.0
+    }
+
+    /// The name of the chain that jumps to its groups.
+    #[must_use]
+    pub fn chain(self, direction: Direction) -> ChainName {
+        format!("port_{}_{}", word(direction), hexadecimal(self.0))
+    }
+
+    /// Whose chain this is, if it is one that jumps to groups.
+    #[must_use]
+    pub fn of_chain(name: &str) -> Option<(Direction, Self)> {
+        let (direction, digits) = name.strip_prefix("port_")?.split_once('_')?;
+        let direction =
+            [Direction::Ingress, Direction::Egress].into_iter().find(|d| word(*d) == direction)?;
+        let number = u128::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 32)?;
+        Some((direction, Self(number.to_be_bytes())))
+    }
+}
 
 /// What a chain holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +75,8 @@ pub enum Chain {
     Port {
         /// The direction.
         direction: Direction,
-        /// The groups' chains.
-        groups: BTreeSet<ChainName>,
+        /// The groups' numbers.
+        groups: BTreeSet<u32>,
     },
 }
 
@@ -41,24 +86,63 @@ impl Chain {
         Self::Group { direction, rules: rules.collect() }
     }
 
-    /// The name, which tells the content apart from any other.
+    /// The names of the chains that it jumps to.
+    pub(crate) fn jumps(&self) -> impl Iterator<Item = ChainName> {
+        let (direction, groups) = match self {
+            Self::Group { direction, .. } => (*direction, None),
+            Self::Port { direction, groups } => (*direction, Some(groups)),
+        };
+        groups.into_iter().flatten().map(move |number| Self::name_of_group(direction, *number))
+    }
+
+    /// The name of a group's chain, whatever it holds.
     #[must_use]
-    pub fn name(&self) -> ChainName {
-        let (kind, direction, rules) = match self {
-            Self::Group { direction, rules } => ("group", direction, rules.len()),
-            Self::Port { direction, groups } => ("port", direction, groups.len()),
-        };
-        let direction = match direction {
-            Direction::Ingress => "in",
-            Direction::Egress => "out",
-        };
-        let digest = ring::digest::digest(&ring::digest::SHA256, format!("{self:?}").as_bytes());
-        let mut name = format!("{kind}_{direction}_");
-        for byte in digest.as_ref().iter().take(16) {
-            write!(name, "{byte:02x}").expect("invariant: a string takes all text");
+    pub fn name_of_group(direction: Direction, number: u32) -> ChainName {
+        format!("group_{}_{number:08x}", word(direction))
+    }
+}
+
+/// Tells what a chain holds apart from anything else: `<digest>_<rules>`, 32 hexadecimal digits of SHA-256 and the
+/// number of rules. Kept as the comment of the chain's first rule; a chain without rules needs none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content(String);
+
+impl Content {
+    /// What this chain holds.
+    #[must_use]
+    pub fn of(chain: &Chain) -> Self {
+        match chain {
+            Chain::Group { rules, .. } => Self::new(rules, rules.len()),
+            Chain::Port { groups, .. } => Self::new(groups, groups.len()),
         }
-        write!(name, "_{rules}").expect("invariant: a string takes all text");
-        name
+    }
+
+    /// What a chain without rules holds.
+    #[must_use]
+    pub fn nothing() -> Self {
+        Self::new(&BTreeSet::<u32>::new(), 0)
+    }
+
+    /// From a rule's comment.
+    #[must_use]
+    pub fn read(comment: &str) -> Self {
+        Self(comment.to_owned())
+    }
+
+    fn new(held: &impl std::fmt::Debug, rules: usize) -> Self {
+        Self(format!("{}_{rules}", hexadecimal(digest(format!("{held:?}").as_bytes()))))
+    }
+
+    /// As a rule's comment.
+    #[must_use]
+    pub fn comment(&self) -> &str {
+        &self.0
+    }
+
+    /// How many rules the chain has.
+    #[must_use]
+    pub fn rule_count(&self) -> Option<usize> {
+        self.0.rsplit_once('_')?.1.parse().ok()
     }
 }
 
@@ -68,10 +152,24 @@ pub fn is_chain_name(name: &str) -> bool {
     ["group_in_", "group_out_", "port_in_", "port_out_"].iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// How many rules the chain of this name has.
-#[must_use]
-pub fn rule_count(name: &str) -> Option<usize> {
-    name.rsplit_once('_')?.1.parse().ok()
+fn word(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Ingress => "in",
+        Direction::Egress => "out",
+    }
+}
+
+fn digest(bytes: &[u8]) -> [u8; 16] {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    let (first, _) = digest.as_ref().split_first_chunk().expect("invariant: SHA-256 has 32 bytes");
+    *first
+}
+
+fn hexadecimal(bytes: [u8; 16]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("invariant: a string takes all text");
+        text
+    })
 }
 
 /// A rule as far as it can match: nothing where families disagree or nobody is a member.
@@ -137,7 +235,7 @@ mod tests {
         };
         let chain = Chain::of_group(Direction::Ingress, &group);
         assert_eq!(chain, Chain::Group { direction: Direction::Ingress, rules: BTreeSet::new() });
-        assert_eq!(rule_count(&chain.name()), Some(0));
+        assert_eq!(Content::of(&chain), Content::nothing());
     }
 
     #[test]
@@ -148,17 +246,27 @@ mod tests {
     }
 
     #[test]
-    fn name_differs_with_content() {
+    fn content_differs_with_rules_and_the_name_does_not() {
         let any = Group { rules: [rule(4, Remote::Any)].into() };
         let six = Group { rules: [rule(6, Remote::Any)].into() };
-        let names: BTreeSet<ChainName> = [&any, &six]
-            .into_iter()
-            .flat_map(|group| {
-                [Direction::Ingress, Direction::Egress].map(|d| Chain::of_group(d, group).name())
-            })
-            .collect();
-        // Neither group has egress rules: their egress chains are one.
-        assert_eq!(names.len(), 3);
-        assert!(names.iter().all(|name| is_chain_name(name) && name.len() < 128));
+        let contents = [&any, &six].map(|group| Content::of(&Chain::of_group(Direction::Ingress, group)));
+        assert_ne!(contents[0], contents[1]);
+        assert!(contents.iter().all(|content| content.rule_count() == Some(1)));
+        let name = Chain::name_of_group(Direction::Ingress, 7);
+        assert_eq!(name, "group_in_00000007");
+        assert!(is_chain_name(&name));
+    }
+
+    #[test]
+    fn chain_of_a_set_of_groups_tells_which() {
+        let policies = [&[][..], &[1], &[1, 2]].map(|groups| Policy::of(&groups.iter().copied().collect()));
+        assert!(policies[0] != policies[1] && policies[1] != policies[2]);
+        for direction in [Direction::Ingress, Direction::Egress] {
+            let name = policies[2].chain(direction);
+            assert!(is_chain_name(&name) && name.len() < 128);
+            assert_eq!(Policy::of_chain(&name), Some((direction, policies[2])));
+        }
+        assert_eq!(Policy::of_chain("port_in_12"), None);
+        assert_eq!(Policy::of_chain("group_in_00000007"), None);
     }
 }

@@ -1,8 +1,9 @@
 //! Facts as set elements, and back.
 
+use super::comment_attribute;
 use super::message::{Attributes, Expression, Family, Verdict};
 use super::rules::{self, Data, Set};
-use crate::filter::Element;
+use crate::filter::{Element, Policy, Target};
 use crate::netlink::{parts_of, text};
 use crate::spec::Direction;
 
@@ -18,6 +19,8 @@ pub(super) struct Encoded {
     key_end: Option<Vec<u8>>,
     /// What a map gives for the key.
     data: Option<Attributes>,
+    /// What is kept with it for whoever lists it.
+    comment: Option<String>,
 }
 
 impl Encoded {
@@ -27,6 +30,9 @@ impl Encoded {
         let mut attributes = Attributes::new().nested(1, &value(&self.key));
         if let Some(data) = self.data.as_ref().filter(|_| with_data) {
             attributes = attributes.nested(2, data);
+        }
+        if let Some(comment) = self.comment.as_ref().filter(|_| with_data) {
+            attributes = attributes.put(6, &comment_attribute(comment));
         }
         match &self.key_end {
             Some(end) => attributes.nested(10, &value(end)),
@@ -42,13 +48,9 @@ pub(super) fn encode(element: &Element) -> Encoded {
         key.resize(key.len().next_multiple_of(4), 0);
         key
     };
-    let plain = |set, value: &[u8]| Encoded { set, key: key(value), key_end: None, data: None };
-    let range = |set, first: &[u8], last: &[u8]| Encoded {
-        set,
-        key: key(first),
-        key_end: Some(key(last)),
-        data: None,
-    };
+    let bare = |set, key| Encoded { set, key, key_end: None, data: None, comment: None };
+    let plain = |set, value: &[u8]| bare(set, key(value));
+    let range = |set, first: &[u8], last: &[u8]| Encoded { key_end: Some(key(last)), ..plain(set, first) };
     match element {
         Element::Open(_) => plain(rules::OPEN, &[]),
         Element::Mac(_, mac) => plain(rules::MACS, mac),
@@ -61,13 +63,17 @@ pub(super) fn encode(element: &Element) -> Encoded {
         Element::Ipv6Prefix(_, net) => {
             range(rules::IPV6_PREFIXES, &net.network().octets(), &net.broadcast().octets())
         }
-        Element::Groups(_, direction, chain) => {
-            let set = match direction {
-                Direction::Egress => rules::EGRESS,
-                Direction::Ingress => rules::INGRESS,
-            };
-            let data = Expression::verdict_data(&Verdict::Jump(chain.clone()));
-            Encoded { data: Some(data), ..plain(set, &[]) }
+        Element::Policy(_, policy) => {
+            let data = Attributes::new().put(1, &policy.octets());
+            Encoded { data: Some(data), ..plain(rules::POLICIES, &[]) }
+        }
+        Element::Stateless(_) => plain(rules::STATELESS, &[]),
+        Element::Target(tap, bridge, mac, target) => {
+            let set = if *target == Target::Tracked { rules::TRACKED } else { rules::UNTRACKED };
+            let mut key = interface_key(bridge);
+            key.extend_from_slice(mac);
+            key.resize(key.len().next_multiple_of(4), 0);
+            Encoded { comment: Some(tap.clone()), ..bare(set, key) }
         }
         Element::Bridged(link) => plain(rules::BRIDGED, &interface_key(link)),
         Element::Gateway(_) => plain(rules::GATEWAYS, &[]),
@@ -77,6 +83,32 @@ pub(super) fn encode(element: &Element) -> Encoded {
             Encoded { data: Some(data), ..plain(set, &[]) }
         }
     }
+}
+
+/// The map in which a direction's policies lead to their chains.
+pub(super) fn map_of_policies(direction: Direction) -> Set {
+    match direction {
+        Direction::Egress => rules::EGRESS,
+        Direction::Ingress => rules::INGRESS,
+    }
+}
+
+/// A policy's way to its chain, as an item of [`map_of_policies`].
+pub(super) fn encode_policy(direction: Direction, policy: Policy) -> Encoded {
+    let data = Expression::verdict_data(&Verdict::Jump(policy.chain(direction)));
+    Encoded {
+        set: map_of_policies(direction),
+        key: policy.octets().to_vec(),
+        key_end: None,
+        data: Some(data),
+        comment: None,
+    }
+}
+
+/// The policy in an item of [`map_of_policies`].
+pub(super) fn decode_policy(item: &[u8]) -> Option<Policy> {
+    let key = parts_of(item).remove(&1).and_then(|key| parts_of(&key).remove(&1))?;
+    Some(Policy::from_octets(key.try_into().ok()?))
 }
 
 fn interface_key(name: &str) -> Vec<u8> {
@@ -93,11 +125,7 @@ pub(super) fn decode(set: Set, item: &[u8]) -> Option<Element> {
     let (name, value) = key.split_at_checked(INTERFACE_SIZE)?;
     let name = text(name);
     let end = || value_of(10).and_then(|end| end.get(INTERFACE_SIZE..).map(<[u8]>::to_vec));
-    let groups = |name, direction| {
-        let verdict = parts.get(&2).and_then(|data| parts_of(data).remove(&2))?;
-        let chain = parts_of(&verdict).remove(&2)?;
-        Some(Element::Groups(name, direction, text(chain)))
-    };
+    let comment = || parts.get(&6).and_then(|data| data.get(2..)).map(text);
     match set {
         rules::OPEN => Some(Element::Open(name)),
         rules::MACS => Some(Element::Mac(name, value.get(..6)?.try_into().ok()?)),
@@ -114,8 +142,14 @@ pub(super) fn decode(set: Set, item: &[u8]) -> Option<Element> {
             let length = (first ^ u128::from_be_bytes(end()?.try_into().ok()?)).leading_zeros();
             Some(Element::Ipv6Prefix(name, ipnet::Ipv6Net::new(first.into(), length as u8).ok()?))
         }
-        rules::EGRESS => groups(name, Direction::Egress),
-        rules::INGRESS => groups(name, Direction::Ingress),
+        rules::POLICIES => {
+            Some(Element::Policy(name, Policy::from_octets(value_of(2)?.as_slice().try_into().ok()?)))
+        }
+        rules::STATELESS => Some(Element::Stateless(name)),
+        rules::TRACKED | rules::UNTRACKED => {
+            let target = if set == rules::TRACKED { Target::Tracked } else { Target::Untracked };
+            Some(Element::Target(comment()?, name, value.get(..6)?.try_into().ok()?, target))
+        }
         rules::BRIDGED => Some(Element::Bridged(name)),
         rules::GATEWAYS => Some(Element::Gateway(name)),
         rules::ZONES | rules::BRIDGE_ZONES => {
@@ -151,6 +185,7 @@ pub(super) fn set_attributes(table: &str, set: Set, id: u32, anonymous: bool) ->
         None => attributes,
         // Type (nft's "integer") and length in bytes.
         Some(Data::Zone) => attributes.number(6, 4).number(7, 2),
+        Some(Data::Policy) => attributes.number(6, 4).number(7, 16),
         Some(Data::Verdict) => attributes.number(6, VERDICTS).number(7, 0),
     };
     if set.ranges {

@@ -47,9 +47,9 @@ const MEMBERS_IPV6: Set = Set {
 pub(super) fn chain_rules(chain: &Chain, next_set: &mut u32) -> Vec<GroupRule> {
     match chain {
         Chain::Group { rules, .. } => rules.iter().map(|rule| group_rule(rule, next_set)).collect(),
-        Chain::Port { groups, .. } => groups
-            .iter()
-            .map(|group| GroupRule { expressions: verdict(Verdict::Jump(group.clone())), members: None })
+        Chain::Port { .. } => chain
+            .jumps()
+            .map(|group| GroupRule { expressions: verdict(Verdict::Jump(group)), members: None })
             .collect(),
     }
 }

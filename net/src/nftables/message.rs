@@ -15,6 +15,7 @@ pub(super) const NFT_MSG_GETCHAIN: u16 = 4;
 pub(super) const NFT_MSG_DELCHAIN: u16 = 5;
 pub(super) const NFT_MSG_NEWRULE: u16 = 6;
 pub(super) const NFT_MSG_GETRULE: u16 = 7;
+pub(super) const NFT_MSG_DELRULE: u16 = 8;
 pub(super) const NFT_MSG_NEWSET: u16 = 9;
 pub(super) const NFT_MSG_NEWSETELEM: u16 = 12;
 pub(super) const NFT_MSG_GETSETELEM: u16 = 13;
@@ -188,6 +189,8 @@ pub(super) enum Expression {
         to: u32,
     },
     Verdict(Verdict),
+    /// The packet is part of no connection.
+    Untrack,
 }
 
 impl Expression {
@@ -238,6 +241,7 @@ impl Expression {
             Self::Verdict(verdict) => {
                 ("immediate", new().number(1, 0).nested(2, &Self::verdict_data(verdict)))
             }
+            Self::Untrack => ("notrack", new()),
         };
         new().text(1, name).nested(2, &data)
     }
@@ -275,9 +279,19 @@ pub(super) fn kind(message: u16) -> u16 {
 
 /// Messages that the kernel takes all or none of.
 #[derive(Debug, Default)]
-pub(super) struct Transaction(Vec<Message>);
+pub(super) struct Transaction {
+    messages: Vec<Message>,
+    /// The number of the next set without a name; 0 before the first.
+    pub(super) sets: u32,
+}
 
 impl Transaction {
+    /// The number that the next set without a name has, where so many have one.
+    pub(super) fn next_set(&mut self, named: usize) -> u32 {
+        self.sets = self.sets.max(named as u32 + 1);
+        self.sets
+    }
+
     pub(super) fn push(
         &mut self,
         subject: String,
@@ -287,18 +301,18 @@ impl Transaction {
         attributes: &Attributes,
     ) {
         let body = body(family, attributes);
-        self.0.push(Message { subject, kind: kind(message), flags, body });
+        self.messages.push(Message { subject, kind: kind(message), flags, body });
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.messages.is_empty()
     }
 
     /// The messages between a begin and an end.
     pub(super) fn into_messages(mut self) -> Vec<Message> {
-        self.0.insert(0, edge(NFNL_MSG_BATCH_BEGIN));
-        self.0.push(edge(NFNL_MSG_BATCH_END));
-        self.0
+        self.messages.insert(0, edge(NFNL_MSG_BATCH_BEGIN));
+        self.messages.push(edge(NFNL_MSG_BATCH_END));
+        self.messages
     }
 }
 

@@ -17,6 +17,9 @@
 //! found. Without either, step 2 never happens: then replies pass only where a rule lets them begin, never more. What the
 //! host itself sends to a guest is tracked on its way out in inet, which marks replies, and judged in bridge output.
 //!
+//! A stateless port's groups are asked of every packet: what they do not let through is dropped at step 1. Where the bridge
+//! family tracks connections, what is from or for such a port is kept out of that, unless a stateful port is the other end.
+//!
 //! **Host** (inet family): nothing is forwarded by the host's IP stack from or to a bridge of ours, and only bridges on
 //! which the host has addresses reach the host: it answers pings there and what it asked for itself, and serves nothing.
 
@@ -29,6 +32,9 @@ const PRIORITY_ANTI_SPOOF: i32 = -300;
 
 /// Before fragments are put together (−400), which is done per zone, too.
 const PRIORITY_ZONE: i32 = -450;
+
+/// After it, and before connection tracking.
+const PRIORITY_UNTRACK: i32 = -250;
 
 /// Before `br_netfilter` (−1 in forward) hands the packet to the inet family.
 const PRIORITY_JUDGE: i32 = -200;
@@ -91,6 +97,7 @@ pub(super) struct Set {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Data {
     Verdict,
+    Policy,
     Zone,
 }
 
@@ -98,6 +105,8 @@ pub(super) const IPV4_ADDRESS: (u32, u32) = (7, 4);
 pub(super) const IPV6_ADDRESS: (u32, u32) = (8, 16);
 const ETHERNET_ADDRESS: (u32, u32) = (9, 6);
 const INTERFACE: (u32, u32) = (41, 16);
+/// As nft's "integer".
+const POLICY: (u32, u32) = (4, 16);
 
 const fn set(family: Family, name: &'static str, fields: &'static [(u32, u32)]) -> Set {
     Set { family, name, fields, ranges: false, data: None }
@@ -121,13 +130,19 @@ pub(super) const IPV6_PREFIXES: Set = ranges(Family::Bridge, "ipv6_prefixes", &[
 pub(super) const BRIDGED: Set = set(Family::Inet, "bridged", &[INTERFACE, INTERFACE]);
 pub(super) const GATEWAYS: Set = set(Family::Inet, "gateways", &[INTERFACE]);
 
-pub(super) const EGRESS: Set = map(Family::Bridge, "egress", Data::Verdict);
-pub(super) const INGRESS: Set = map(Family::Bridge, "ingress", Data::Verdict);
+/// The groups of each tap, as what is looked up next. An element that leads to a chain costs the kernel a walk through all
+/// that do, in each chain that asks; so there are as many of those as sets of groups, and not as many as ports.
+pub(super) const POLICIES: Set = map(Family::Bridge, "policies", Data::Policy);
+pub(super) const EGRESS: Set = Set { fields: &[POLICY], ..map(Family::Bridge, "egress", Data::Verdict) };
+pub(super) const INGRESS: Set = Set { fields: &[POLICY], ..map(Family::Bridge, "ingress", Data::Verdict) };
+pub(super) const STATELESS: Set = set(Family::Bridge, "stateless", &[INTERFACE]);
+pub(super) const TRACKED: Set = set(Family::Bridge, "tracked", &[INTERFACE, ETHERNET_ADDRESS]);
+pub(super) const UNTRACKED: Set = set(Family::Bridge, "untracked", &[INTERFACE, ETHERNET_ADDRESS]);
 pub(super) const ZONES: Set = map(Family::Inet, "zones", Data::Zone);
 pub(super) const BRIDGE_ZONES: Set = map(Family::Bridge, "bridge_zones", Data::Zone);
 
 /// Every set.
-pub(super) const SETS: [Set; 13] = [
+pub(super) const SETS: [Set; 17] = [
     OPEN,
     MACS,
     IPV4,
@@ -135,8 +150,12 @@ pub(super) const SETS: [Set; 13] = [
     IPV6_PORTS,
     IPV6,
     IPV6_PREFIXES,
+    POLICIES,
     EGRESS,
     INGRESS,
+    STATELESS,
+    TRACKED,
+    UNTRACKED,
     BRIDGED,
     GATEWAYS,
     ZONES,
@@ -179,6 +198,7 @@ pub(super) fn chains(tag: OwnerTag, tracking: Tracking) -> Vec<Chain> {
     if tracking == Tracking::Bridge {
         let rules = vec![zone_rule(Meta::InputBridge, &BRIDGE_ZONES)];
         chains.push(base(bridge, "zone_bridged", HOOK_PREROUTING, PRIORITY_ZONE, rules));
+        chains.push(base(bridge, "untrack", HOOK_PREROUTING, PRIORITY_UNTRACK, untrack_rules(&taps)));
     }
     chains
 }
@@ -214,7 +234,24 @@ fn judge_rules(name_of: Meta, groups: &Set, deny: u32) -> Vec<Vec<Expression>> {
         rule([change_mark(!0, deny)]),
         icmp(neighbours),
         icmp(icmp_type(143)),
-        rule([name(name_of), vec![Expression::Map { map: groups.name, to: 0 }]]),
+        rule([
+            name(name_of),
+            vec![
+                Expression::Map { map: POLICIES.name, to: FIRST },
+                Expression::Map { map: groups.name, to: 0 },
+            ],
+        ]),
+        rule([has_mark(deny, true), name(name_of), within(&STATELESS), verdict(Verdict::Drop)]),
+    ]
+}
+
+/// What is from or for a stateless port is part of no connection, unless the other end's rules ask for connections.
+fn untrack_rules(taps: &str) -> Vec<Vec<Expression>> {
+    let untrack = || vec![Expression::Untrack];
+    let target = || [name(Meta::InputBridge), second(Base::Link, 0, 6)].concat();
+    vec![
+        rule([name(Meta::InputName), within(&STATELESS), target(), without(&TRACKED), untrack()]),
+        rule([name_prefix(Meta::InputName, taps, false), target(), within(&UNTRACKED), untrack()]),
     ]
 }
 
@@ -240,7 +277,7 @@ fn judge_forward_rules(taps: &str) -> Vec<Vec<Expression>> {
 fn judge_from_host_rules(taps: &str) -> Vec<Vec<Expression>> {
     vec![
         rule([name_prefix(Meta::OutputName, taps, false), verdict(Verdict::Accept)]),
-        rule([has_mark(REPLY, true), verdict(Verdict::Accept)]),
+        rule([has_mark(REPLY, true), name(Meta::OutputName), without(&STATELESS), verdict(Verdict::Accept)]),
         rule([verdict(Verdict::Jump("judge_ingress".to_owned()))]),
         rule([has_mark(DENY_INGRESS, true), verdict(Verdict::Drop)]),
     ]

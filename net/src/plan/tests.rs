@@ -100,15 +100,21 @@ impl FakeHost {
             Operation::ChangeFilter(change) => {
                 let filter = self.0.filter.as_mut().ok_or("no filter")?;
                 let is_known = change.remove.is_subset(&filter.elements)
-                    && change.remove_chains.is_subset(&filter.chains);
+                    && change.remove_chains.iter().all(|name| filter.chains.contains_key(name))
+                    && change.refill_chains.keys().all(|name| filter.chains.contains_key(name));
                 is_known.then_some(()).ok_or("removes what is not there")?;
                 filter.apply(change);
-                let needs = filter.elements.iter().filter_map(|element| match element {
-                    crate::filter::Element::Groups(_, _, chain) => Some(chain),
+                let ports = filter.elements.iter().filter_map(|element| match element {
+                    crate::filter::Element::Policy(_, policy) => Some(policy.chain(Direction::Ingress)),
                     _ => None,
                 });
-                let mut needs = needs;
-                needs.all(|chain| filter.chains.contains(chain)).then_some(()).ok_or("a chain is missing")?;
+                let jumps =
+                    filter.chains.values().flat_map(|held| held.chain.iter().flat_map(|chain| chain.jumps()));
+                let mut needs = ports.chain(jumps);
+                needs
+                    .all(|chain| filter.chains.contains_key(&chain))
+                    .then_some(())
+                    .ok_or("a chain is missing")?;
             }
         }
         Ok(())
@@ -165,7 +171,16 @@ prop_compose! {
         port_security in any::<bool>(),
         groups in btree_set(0..4_u32, 0..3),
     ) -> Tap {
-        Tap { bridge, mtu, mac: [2, 0, 0, 0, 0, last], addresses, port_security, groups }
+        Tap {
+            bridge,
+            mtu,
+            mac: [2, 0, 0, 0, 0, last],
+            addresses,
+            port_security,
+            groups,
+            stateless: false,
+            vlan: None,
+        }
     }
 }
 

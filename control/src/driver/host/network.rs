@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use net::apply::Host;
+use net::filter::Changed;
 use net::keeper::Namespaces;
 use net::names::{InvalidOwnerTag, OwnerTag, short_id};
 use net::spec::{Bridge, Group, HostNetwork, InterfaceName, NamespaceName, Tap, Uplink};
@@ -128,7 +129,8 @@ impl Network {
         }
         if state.wanted != before {
             let State { host, wanted, .. } = &mut *state;
-            host.as_mut().expect("invariant: opened above").converge_filter(wanted)?;
+            let changed = Changed::between(&before, wanted);
+            host.as_mut().expect("invariant: opened above").converge_filter(wanted, &changed)?;
         }
         state.converge_routers(&routers_before);
         Ok(())
@@ -262,6 +264,8 @@ impl State {
             addresses: nic.allowed_addresses.clone(),
             port_security: nic.port_security,
             groups,
+            stateless: false,
+            vlan: None,
         };
         self.wanted.taps.insert(name, tap);
         Ok(())
