@@ -7,6 +7,7 @@ mod error;
 mod observe;
 mod router;
 mod setting;
+mod traffic;
 mod underlay;
 
 use std::collections::{BTreeMap, BTreeSet};

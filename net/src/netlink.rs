@@ -21,6 +21,8 @@ use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, Ro
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
 
+use crate::spec::{Count, LinkCounts};
+
 pub use connection::Error;
 pub(crate) use connection::{Connection, Message};
 pub use request::{PortFlags, Request};
@@ -39,6 +41,7 @@ const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_STATS64: u16 = 23;
 const IFLA_GROUP: u16 = 27;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -166,6 +169,27 @@ impl Client {
         Ok(links.map(|link| (link.name.clone(), link)).collect())
     }
 
+    /// What has passed the link of this name, if there is one.
+    ///
+    /// # Errors
+    /// As [`Client::link`].
+    pub fn counts(&mut self, name: &str) -> Result<Option<LinkCounts>, Error> {
+        match self.connection.ask(encode(Request::look_up(name))) {
+            Ok(received) => Ok(read_counts(&received.body).map(|(_, counts)| counts)),
+            Err(error) if error.refusal() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What has passed each link, by name.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn all_counts(&mut self) -> Result<BTreeMap<String, LinkCounts>, Error> {
+        let received = self.dump("links", RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+        Ok(received.iter().filter_map(|body| read_counts(body)).collect())
+    }
+
     /// Every address, with the index of its link.
     ///
     /// # Errors
@@ -263,6 +287,27 @@ fn read_link(body: &[u8]) -> Option<Link> {
         }
     }
     Some(link)
+}
+
+/// A link's name, and `struct rtnl_link_stats64`: packets, bytes, errors and drops, each received and then sent.
+fn read_counts(body: &[u8]) -> Option<(String, LinkCounts)> {
+    let parts = parts_of(body.get(LINK_HEADER_SIZE..)?);
+    let numbers = parts.get(&IFLA_STATS64)?;
+    let numbers: Vec<u64> = numbers.as_chunks().0.iter().map(|bytes| u64::from_ne_bytes(*bytes)).collect();
+    let [packets_in, packets_out, bytes_in, bytes_out, errors_in, errors_out, drops_in, drops_out, ..] =
+        *numbers.as_slice()
+    else {
+        return None;
+    };
+    let counts = LinkCounts {
+        received: Count { packets: packets_in, bytes: bytes_in },
+        sent: Count { packets: packets_out, bytes: bytes_out },
+        receive_errors: errors_in,
+        send_errors: errors_out,
+        receive_drops: drops_in,
+        send_drops: drops_out,
+    };
+    Some((text(parts.get(&IFLA_IFNAME)?), counts))
 }
 
 /// What is told by links of one kind, and of those that are ports of a bridge.

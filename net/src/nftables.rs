@@ -6,6 +6,7 @@
 mod element;
 mod groups;
 mod message;
+pub(crate) mod meter;
 pub(crate) mod nat;
 mod rules;
 
@@ -31,6 +32,7 @@ use message::{
     NFT_MSG_NEWRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, Transaction, body, encode_rule,
     kind,
 };
+pub use meter::Meters;
 pub use rules::Tracking;
 use rules::{SETS, Set, chains, tracking_trial};
 

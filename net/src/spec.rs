@@ -170,6 +170,21 @@ pub struct Router {
     pub routes: BTreeSet<(IpNet, IpAddr)>,
     /// How addresses are translated.
     pub nat: Nat,
+    /// What is counted of what it passes on from and to the outside, by numbers of the caller's.
+    pub meters: BTreeMap<u32, BTreeSet<MeterRule>>,
+}
+
+/// What a meter counts or leaves out: packets whose source and destination are both of these, where they are said.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MeterRule {
+    /// Counted; else left out, whatever other rules of the meter say.
+    pub is_counted: bool,
+    /// From the outside or to it.
+    pub direction: Direction,
+    /// As the inside knows it.
+    pub source: Option<IpNet>,
+    /// As the inside knows it.
+    pub destination: Option<IpNet>,
 }
 
 /// A router's link into a bridge.
@@ -204,6 +219,52 @@ pub struct Outside {
     /// The address that what has none of its own outside is hidden behind; without it, the inside is routed as it is
     /// and may be reached.
     pub hide_behind: Option<Ipv4Addr>,
+}
+
+/// Packets and bytes that were counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, of a link's frames with their Ethernet headers, of packets from their IP header on.
+    pub bytes: u64,
+}
+
+/// What a link has passed, as its host sees it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkCounts {
+    /// Taken from it.
+    pub received: Count,
+    /// Given to it.
+    pub sent: Count,
+    /// Frames that were damaged.
+    pub receive_errors: u64,
+    /// Frames that could not be given to it.
+    pub send_errors: u64,
+    /// Frames taken from it and dropped.
+    pub receive_drops: u64,
+    /// Frames for it that were dropped.
+    pub send_drops: u64,
+}
+
+/// What has passed a host's ports and routers. Counters begin anew with what they are of, and with the rules that count.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Of taps.
+    pub taps: BTreeMap<InterfaceName, LinkCounts>,
+    /// Of routers.
+    pub routers: BTreeMap<NamespaceName, RouterTraffic>,
+}
+
+/// What has passed a router.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RouterTraffic {
+    /// Of its ends of its links.
+    pub links: BTreeMap<InterfaceName, LinkCounts>,
+    /// By address outside: from the outside to it, and from it to the outside.
+    pub floating: BTreeMap<Ipv4Addr, (Count, Count)>,
+    /// By meter.
+    pub meters: BTreeMap<u32, Count>,
 }
 
 /// A port outside.

@@ -232,12 +232,15 @@ pub(super) async fn update(
     Body(body): Body<UpdateBody>,
 ) -> Result<Json<Value>, Fault> {
     let fields = body.security_group;
-    if fields.stateful == Some(false) {
-        return Err(Fault::not_implemented("a stateless security group"));
-    }
     let group = state
         .control
-        .security_group_update(&caller, &id, fields.name.as_deref(), fields.description.as_deref())
+        .security_group_update(
+            &caller,
+            &id,
+            fields.name.as_deref(),
+            fields.description.as_deref(),
+            fields.stateful,
+        )
         .await?;
     Ok(Json(json!({"security_group": view(&state, &caller, &group.row)})))
 }

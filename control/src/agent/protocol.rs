@@ -136,6 +136,9 @@ pub struct GroupWanted {
     pub id: String,
     /// What it allows; members of remote groups stand as addresses.
     pub rules: BTreeSet<net::spec::Rule>,
+    /// They are asked of every packet: what answers is not let through for that.
+    #[serde(default)]
+    pub stateless: bool,
 }
 
 /// A router as it shall be.

@@ -482,7 +482,10 @@ fn check_groups(cache: &Cache, caller: &Caller, groups: &[String]) -> Result<()>
             format!("At most {GROUPS_MAX} security groups are possible."),
         ));
     }
-    groups.iter().try_for_each(|group| super::security_group::visible_group(cache, caller, group).map(drop))
+    groups
+        .iter()
+        .try_for_each(|group| super::security_group::visible_group(cache, caller, group).map(drop))?;
+    super::security_group::check_kinds(cache, groups)
 }
 
 fn check_security(enabled: bool, groups: &[String], pairs: &[(IpNet, [u8; 6])]) -> Result<()> {

@@ -89,9 +89,6 @@ impl Control {
                     "Default security group already exists.",
                 ));
             }
-            if !request.stateful {
-                return Err(Error::NotImplemented("a stateless security group"));
-            }
             owners.push(project_id);
         }
         let ids = new_ids(requests.len());
@@ -100,6 +97,7 @@ impl Control {
                 let mut txn = Txn::new();
                 for ((request, project_id), id) in requests.iter().zip(&owners).zip(&ids) {
                     let mut group = group_row(id, project_id, &request.name, &request.description);
+                    group.stateful = request.stateful;
                     group.standard.tags.clone_from(&request.tags);
                     let rules = template::rules_of(cache, &group, false);
                     txn = add_rules(txn.create(&group), project_id, &rules, 1);
@@ -123,13 +121,17 @@ impl Control {
         self.network_resource(caller, id).await
     }
 
-    /// Changes a group's name or description.
+    /// Changes a group's name or description, or whether it is stateful.
+    ///
+    /// # Errors
+    /// `Conflict` for another name of the default group, and for another kind of one that ports have.
     pub async fn security_group_update(
         &self,
         caller: &Caller,
         id: &str,
         name: Option<&str>,
         description: Option<&str>,
+        stateful: Option<bool>,
     ) -> Result<Arc<Stored<SecurityGroup>>> {
         self.db.caught_up().await?;
         self.db
@@ -149,6 +151,12 @@ impl Control {
                 if let Some(description) = description {
                     check_text("description", description)?;
                     description.clone_into(&mut group.standard.description);
+                }
+                if stateful.is_some_and(|stateful| stateful != group.stateful) {
+                    if has_ports(cache, id) {
+                        return Err(in_use(id));
+                    }
+                    group.stateful = !group.stateful;
                 }
                 touch(&mut group.standard);
                 Ok(Txn::new().update(&stored, &group))
@@ -173,9 +181,8 @@ impl Control {
                         "Insufficient rights for removing default security group.",
                     ));
                 }
-                let in_use = || Error::conflict("SecurityGroupInUse", format!("Security Group {id} in use."));
-                if cache.list::<Port>().iter().any(|port| port.row.security_groups.iter().any(|g| g == id)) {
-                    return Err(in_use());
+                if has_ports(cache, id) {
+                    return Err(in_use(id));
                 }
                 let (own, others): (Vec<_>, Vec<_>) = cache
                     .list::<SecurityGroupRule>()
@@ -185,7 +192,7 @@ impl Control {
                 if others.iter().any(|rule| named(&rule.row.remote_group_id))
                     || template::all(cache).iter().any(|rule| named(&rule.remote_group_id))
                 {
-                    return Err(in_use());
+                    return Err(in_use(id));
                 }
                 let mut txn = rbac::forget(cache, Txn::new().delete(&stored), id)?;
                 if is_default {
@@ -445,6 +452,7 @@ pub(crate) fn groups_wanted(cache: &Cache, ids: &BTreeSet<String>) -> Vec<GroupW
     ids.iter()
         .map(|id| GroupWanted {
             id: id.clone(),
+            stateless: cache.get::<SecurityGroup>(id).is_some_and(|group| !group.row.stateful),
             rules: rules
                 .iter()
                 .filter(|rule| rule.row.security_group_id == *id)
@@ -452,6 +460,34 @@ pub(crate) fn groups_wanted(cache: &Cache, ids: &BTreeSet<String>) -> Vec<GroupW
                 .collect(),
         })
         .collect()
+}
+
+fn in_use(id: &str) -> Error {
+    Error::conflict("SecurityGroupInUse", format!("Security Group {id} in use."))
+}
+
+fn has_ports(cache: &Cache, id: &str) -> bool {
+    cache.list::<Port>().iter().any(|port| port.row.security_groups.iter().any(|group| group == id))
+}
+
+/// A port's groups are all stateful or all stateless.
+///
+/// # Errors
+/// `Conflict` otherwise, in Neutron's words.
+pub(crate) fn check_kinds(cache: &Cache, groups: &[String]) -> Result<()> {
+    let kinds: BTreeSet<bool> = groups
+        .iter()
+        .filter_map(|id| cache.get::<SecurityGroup>(id))
+        .map(|group| group.row.stateful)
+        .collect();
+    if kinds.len() < 2 {
+        return Ok(());
+    }
+    Err(Error::conflict(
+        "SecurityGroupConflict",
+        "Error Cannot apply both stateful and stateless security groups on the same port at the same time while \
+         attempting the operation.",
+    ))
 }
 
 /// Adds rules, and a group where one is made with them, to a transaction.

@@ -18,8 +18,8 @@ use crate::tap;
 #[derive(Debug)]
 pub(super) struct Inside {
     handle: OwnedFd,
-    links: netlink::Client,
-    nat: nat::Client,
+    pub(super) links: netlink::Client,
+    pub(super) nat: nat::Client,
 }
 
 impl Inside {
@@ -81,7 +81,7 @@ impl Host {
         Ok(routers)
     }
 
-    fn router_names(&self) -> Result<BTreeSet<NamespaceName>, Error> {
+    pub(super) fn router_names(&self) -> Result<BTreeSet<NamespaceName>, Error> {
         let names = namespace::names().map_err(|error| Error::Namespace(error.into()))?;
         Ok(names.into_iter().filter(|name| self.tag.owns_namespace(name)).collect())
     }
@@ -118,11 +118,12 @@ impl Host {
         }
         let routes = inside.links.set_routes().map_err(Error::Link)?.into_iter().collect();
         let nat = inside.nat.observe().map_err(Error::Filter)?;
-        Ok(Some(ObservedRouter { links: by_index.into_values().collect(), routes, nat }))
+        let meters = inside.nat.observe_meters().map_err(Error::Filter)?;
+        Ok(Some(ObservedRouter { links: by_index.into_values().collect(), routes, nat, meters }))
     }
 
     /// The open namespace, if it is there.
-    fn inside(&mut self, name: &str) -> Result<Option<&mut Inside>, Error> {
+    pub(super) fn inside(&mut self, name: &str) -> Result<Option<&mut Inside>, Error> {
         if !self.routers.contains_key(name) {
             let Some(found) = self.namespaces.open(name).map_err(Error::Namespace)? else { return Ok(None) };
             self.routers.insert(name.to_owned(), Inside::of(found));
@@ -185,6 +186,7 @@ impl Inside {
                 let is_new = self.links.links().map_err(Error::Link)?.len() <= 1;
                 if is_new { Ok(()) } else { self.nat.end_connections(is_translated).map_err(Error::Filter) }
             }
+            RouterOperation::SetMeters(meters) => self.nat.set_meters(meters.as_ref()).map_err(Error::Filter),
             RouterOperation::ChangeNat { from, to } => {
                 self.nat.change(from, to).map_err(Error::Filter)?;
                 if !loses(from, to) {

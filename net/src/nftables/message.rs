@@ -2,6 +2,8 @@
 //! of ours.
 
 use super::Message;
+use crate::netlink::{parts_of, text};
+use crate::spec::Count;
 
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
@@ -100,6 +102,8 @@ pub(super) enum Meta {
     Mark = 3,
     InputName = 6,
     OutputName = 7,
+    /// 2 for IPv4, 10 for IPv6.
+    Family = 15,
     Protocol = 16,
     /// In the bridge family: the bridge that the packet came into.
     InputBridge = 17,
@@ -191,10 +195,12 @@ pub(super) enum Expression {
     Verdict(Verdict),
     /// The packet is part of no connection.
     Untrack,
+    /// The packet and its bytes are counted.
+    Count,
 }
 
 impl Expression {
-    fn encode(&self) -> Attributes {
+    pub(super) fn encode(&self) -> Attributes {
         let new = Attributes::new;
         let value = |bytes: &[u8]| new().put(1, bytes);
         let (name, data) = match self {
@@ -242,6 +248,7 @@ impl Expression {
                 ("immediate", new().number(1, 0).nested(2, &Self::verdict_data(verdict)))
             }
             Self::Untrack => ("notrack", new()),
+            Self::Count => ("counter", new()),
         };
         new().text(1, name).nested(2, &data)
     }
@@ -258,6 +265,15 @@ impl Expression {
         };
         Attributes::new().nested(2, &verdict)
     }
+}
+
+/// What an expression has counted, as the kernel tells it; nothing if it is none that counts.
+pub(super) fn read_count(expression: &[u8]) -> Option<Count> {
+    let parts = parts_of(expression);
+    parts.get(&1).filter(|name| text(name) == "counter")?;
+    let data = parts_of(parts.get(&2)?);
+    let number = |kind| Some(u64::from_be_bytes(data.get(&kind)?.as_slice().try_into().ok()?));
+    Some(Count { bytes: number(1)?, packets: number(2)? })
 }
 
 /// The expressions of a rule as one attribute's value.

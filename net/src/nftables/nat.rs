@@ -3,6 +3,7 @@
 //!
 //! | hook | rules |
 //! |---|---|
+//! | prerouting, −160; postrouting, 150 | what comes for an address outside by the link there, or leaves from one, is counted |
 //! | prerouting, −150 | what comes in by the link to the outside is marked |
 //! | prerouting, −100 | to a floating address: to the one that it stands for; to a forwarded port: to where it leads |
 //! | forward, 0 | what begins outside and was not translated is dropped, where the inside is hidden |
@@ -21,12 +22,12 @@ use super::message::{
     Attributes, Base, Expression, FIRST, Family, Meta, NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE,
     NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET,
     NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, SECOND_WORD, THIRD_WORD, Transaction, Translation, Verdict, body,
-    encode_rule, kind,
+    encode_rule, kind, read_count,
 };
 use super::{ELEMENTS_PER_MESSAGE_MAX, attributes_of};
 use crate::conntrack::{self, Tuple};
 use crate::netlink::{Connection, Error, parts_of, text};
-use crate::spec::{Forwarding, Nat, Outside};
+use crate::spec::{Count, Forwarding, Nat, Outside};
 
 /// The table's name: it is alone in its namespace.
 const TABLE: &str = "wisp";
@@ -34,6 +35,10 @@ const FAMILY: Family = Family::Ipv4;
 
 /// A mark of what came in by the link to the outside; a namespace's marks are its own.
 const FROM_OUTSIDE: u32 = 1;
+
+/// `NFTA_SET_EXPR`: what each element does when it is found; `NFTA_SET_ELEM_EXPR`: what it has done.
+const SET_EXPRESSION: u16 = 17;
+const ELEMENT_EXPRESSION: u16 = 7;
 
 /// `ct state new`.
 const STATE_NEW: u32 = 8;
@@ -54,17 +59,20 @@ const PORT: u32 = 13;
 struct Map {
     name: &'static str,
     key: (u32, u32),
-    data: (u32, u32),
+    /// A set gives nothing, and counts the packets that are looked up in it.
+    data: Option<(u32, u32)>,
 }
 
-const FLOATING: Map = Map { name: "floating", key: (IPV4_ADDRESS, 4), data: (IPV4_ADDRESS, 4) };
-const SOURCES: Map = Map { name: "sources", key: (IPV4_ADDRESS, 4), data: (IPV4_ADDRESS, 4) };
+const FLOATING: Map = Map { name: "floating", key: (IPV4_ADDRESS, 4), data: Some((IPV4_ADDRESS, 4)) };
+const SOURCES: Map = Map { name: "sources", key: (IPV4_ADDRESS, 4), data: Some((IPV4_ADDRESS, 4)) };
 const FORWARDINGS: Map = Map {
     name: "forwardings",
     key: ((IPV4_ADDRESS << 6 | PROTOCOL) << 6 | PORT, 12),
-    data: (IPV4_ADDRESS << 6 | PORT, 8),
+    data: Some((IPV4_ADDRESS << 6 | PORT, 8)),
 };
-const MAPS: [Map; 3] = [FLOATING, SOURCES, FORWARDINGS];
+const INWARD: Map = Map { name: "counted_in", key: (IPV4_ADDRESS, 4), data: None };
+const OUTWARD: Map = Map { name: "counted_out", key: (IPV4_ADDRESS, 4), data: None };
+const MAPS: [Map; 5] = [FLOATING, SOURCES, FORWARDINGS, INWARD, OUTWARD];
 
 /// An element of a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,6 +80,8 @@ enum Element {
     Floating(Ipv4Addr, Ipv4Addr),
     Source(Ipv4Addr, Ipv4Addr),
     Forwarding(Forwarding, (Ipv4Addr, u16)),
+    Inward(Ipv4Addr),
+    Outward(Ipv4Addr),
 }
 
 impl Element {
@@ -82,7 +92,9 @@ impl Element {
             nat.floating.iter().map(|(outside, inside)| (inside, outside)).collect();
         let sources = sources.into_iter().map(|(inside, outside)| Self::Source(*inside, *outside));
         let forwardings = nat.forwardings.iter().map(|(from, to)| Self::Forwarding(*from, *to));
-        floating.chain(sources).chain(forwardings).collect()
+        let outside = nat.floating.keys().copied().chain(nat.forwardings.keys().map(|from| from.address));
+        let counted = outside.flat_map(|address| [Self::Inward(address), Self::Outward(address)]);
+        floating.chain(sources).chain(forwardings).chain(counted).collect()
     }
 
     fn map(self) -> Map {
@@ -90,6 +102,8 @@ impl Element {
             Self::Floating(..) => FLOATING,
             Self::Source(..) => SOURCES,
             Self::Forwarding(..) => FORWARDINGS,
+            Self::Inward(_) => INWARD,
+            Self::Outward(_) => OUTWARD,
         }
     }
 
@@ -105,10 +119,11 @@ impl Element {
                 let [high, low] = port.to_be_bytes();
                 (key, [address.octets(), [high, low, 0, 0]].concat())
             }
+            Self::Inward(address) | Self::Outward(address) => (address.octets().to_vec(), Vec::new()),
         };
         let value = |bytes: &[u8]| Attributes::new().put(1, bytes);
         let item = Attributes::new().nested(1, &value(&key));
-        if with_data { item.nested(2, &value(&data)) } else { item }
+        if with_data && !data.is_empty() { item.nested(2, &value(&data)) } else { item }
     }
 }
 
@@ -139,7 +154,11 @@ struct Chain {
 
 fn chains(outside: Option<&Outside>) -> Vec<Chain> {
     let chain = |name, kind, hook, priority, rules| Chain { name, kind, hook, priority, rules };
+    let counted = |key, offset, map| outside.map(|outside| count_rule(outside, key, offset, map));
+    let (inward, outward) = (counted(Meta::InputName, 16, INWARD), counted(Meta::OutputName, 12, OUTWARD));
     vec![
+        chain("count_in", "filter", HOOK_PREROUTING, -160, inward.into_iter().collect()),
+        chain("count_out", "filter", HOOK_POSTROUTING, 150, outward.into_iter().collect()),
         chain("mark", "filter", HOOK_PREROUTING, -150, outside.map(mark_rule).into_iter().collect()),
         chain("inward", "nat", HOOK_PREROUTING, -100, inward_rules()),
         chain("forward", "filter", HOOK_FORWARD, 0, outside.and_then(forward_rule).into_iter().collect()),
@@ -150,6 +169,13 @@ fn chains(outside: Option<&Outside>) -> Vec<Chain> {
 fn mark_rule(outside: &Outside) -> Vec<Expression> {
     let mark = Expression::Immediate { to: FIRST, value: FROM_OUTSIDE.to_ne_bytes().to_vec() };
     [link(Meta::InputName, outside, true), vec![mark, Expression::SetMark { from: FIRST }]].concat()
+}
+
+/// What is looked up is counted.
+fn count_rule(outside: &Outside, key: Meta, offset: u32, set: Map) -> Vec<Expression> {
+    let address = Expression::Payload { base: Base::Network, offset, length: 4, to: FIRST };
+    let lookup = Expression::Lookup { set: set.name, contained: true };
+    [link(key, outside, true), vec![address, lookup]].concat()
 }
 
 /// IPv4 (RFC 791): source (at 12), destination (at 16); the target's port is at 2 of what follows.
@@ -239,7 +265,7 @@ fn outside_of(told: &str) -> Option<Option<Outside>> {
 /// An nf_tables socket in a router's namespace.
 #[derive(Debug)]
 pub(crate) struct Client {
-    connection: Connection,
+    pub(super) connection: Connection,
 }
 
 impl Client {
@@ -271,20 +297,47 @@ impl Client {
         let Some(outside) = told.and_then(|told| outside_of(&told)) else { return Ok(None) };
         let mut nat = Nat { outside, ..Nat::default() };
         for map in [FLOATING, FORWARDINGS] {
-            let request = body(FAMILY, &Attributes::new().text(1, TABLE).text(2, map.name));
-            let received = match self.connection.dump("translations", kind(NFT_MSG_GETSETELEM), &request) {
-                Err(error) if error.refusal() == Some(libc::ENOENT) => return Ok(None),
-                received => received?,
-            };
-            for message in &received {
-                let list = attributes_of(&message.body);
-                let Some(list) = list.get(&3) else { continue };
-                for item in NlasIterator::new(list.as_slice()).flatten() {
-                    decode(&mut nat, map.name, item.value());
-                }
+            let Some(items) = self.items(map)? else { return Ok(None) };
+            for item in items {
+                decode(&mut nat, map.name, &item);
             }
         }
         Ok(Some(nat))
+    }
+
+    /// What a map or set holds, if it is there.
+    fn items(&mut self, map: Map) -> Result<Option<Vec<Vec<u8>>>, Error> {
+        let request = body(FAMILY, &Attributes::new().text(1, TABLE).text(2, map.name));
+        let received = match self.connection.dump("translations", kind(NFT_MSG_GETSETELEM), &request) {
+            Err(error) if error.refusal() == Some(libc::ENOENT) => return Ok(None),
+            received => received?,
+        };
+        let lists = received.iter().filter_map(|message| attributes_of(&message.body).remove(&3));
+        let items = lists.flat_map(|list| {
+            let items = NlasIterator::new(list.as_slice()).flatten().map(|item| item.value().to_vec());
+            items.collect::<Vec<_>>()
+        });
+        Ok(Some(items.collect()))
+    }
+
+    /// What came for each address outside and left from it.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub(crate) fn counts(&mut self) -> Result<BTreeMap<Ipv4Addr, (Count, Count)>, Error> {
+        let mut counts: BTreeMap<Ipv4Addr, (Count, Count)> = BTreeMap::new();
+        for map in [INWARD, OUTWARD] {
+            for item in self.items(map)?.unwrap_or_default() {
+                let parts = parts_of(&item);
+                let key = parts.get(&1).and_then(|key| parts_of(key).remove(&1));
+                let key = key.and_then(|key| <[u8; 4]>::try_from(key).ok());
+                let count = parts.get(&ELEMENT_EXPRESSION).and_then(|expression| read_count(expression));
+                let (Some(key), Some(count)) = (key, count) else { continue };
+                let (inward, outward) = counts.entry(key.into()).or_default();
+                *(if map.name == INWARD.name { inward } else { outward }) = count;
+            }
+        }
+        Ok(counts)
     }
 
     /// Makes the table anew, at once.
@@ -304,12 +357,14 @@ impl Client {
             let attributes = Attributes::new()
                 .text(1, TABLE)
                 .text(2, map.name)
-                .number(3, MAP)
+                .number(3, if map.data.is_some() { MAP } else { 0 })
                 .number(4, map.key.0)
                 .number(5, map.key.1)
-                .number(6, map.data.0)
-                .number(7, map.data.1)
                 .number(10, index as u32 + 1);
+            let attributes = match map.data {
+                Some((kind, length)) => attributes.number(6, kind).number(7, length),
+                None => attributes.nested(SET_EXPRESSION, &Expression::Count.encode()),
+            };
             transaction.push(subject(), NFT_MSG_NEWSET, NLM_F_CREATE, FAMILY, &attributes);
         }
         for chain in chains(nat.outside.as_ref()) {

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{ObservedPort, Operation};
+use crate::nftables::Meters;
 use crate::spec::{InterfaceName, NamespaceName, Nat, Router, RouterLink};
 
 /// A router's namespace as it is.
@@ -20,6 +21,8 @@ pub struct ObservedRouter {
     pub routes: BTreeSet<(IpNet, IpAddr)>,
     /// What is translated; absent if the table is missing or damaged.
     pub nat: Option<Nat>,
+    /// What its meters say of themselves, if it has any.
+    pub meters: Option<String>,
 }
 
 /// The router's end of a link.
@@ -51,6 +54,8 @@ pub enum RouterOperation {
         /// What it shall.
         to: Nat,
     },
+    /// Count by these meters from now on, or by none.
+    SetMeters(Option<Meters>),
     /// Make a link, both ends down.
     CreateLink {
         /// Its name.
@@ -131,6 +136,10 @@ pub(super) fn plan_router(
             push(RouterOperation::ChangeNat { from: nat.clone(), to: router.nat.clone() });
         }
         _ => push(RouterOperation::RebuildNat(router.nat.clone())),
+    }
+    let meters = Meters::of(router);
+    if present.meters != meters.as_ref().map(Meters::told) {
+        push(RouterOperation::SetMeters(meters));
     }
     // The kernel forgets routes with the addresses that their next hops are reached by.
     let mut forgets_routes = false;

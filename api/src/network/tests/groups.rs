@@ -154,3 +154,29 @@ async fn new_groups_begin_with_the_rules_that_an_administrator_says() {
     let reply = cloud.call(Method::POST, &format!("/network/v2.0/{path}"), &headers, body(23)).await;
     assert_eq!(refusal(&reply), (403, "PolicyNotAuthorized".into()));
 }
+
+#[tokio::test]
+async fn stateless_groups_are_apart_from_stateful_ones_and_stay_so_while_ports_have_them() {
+    let cloud = Harness::new().await;
+    let [plain, other] =
+        [true, false].map(|stateful| json!({"security_group": {"name": "g", "stateful": stateful}}));
+    let stateless = create(&cloud, "security-groups", other).await;
+    has(&stateless, json!({"stateful": false}));
+    let stateful = create(&cloud, "security-groups", plain).await;
+    let [stateless, stateful] = [stateless, stateful].map(|group| text(&group, "id"));
+    let network = text(&create(&cloud, "networks", json!({"network": {"name": "n"}})).await, "id");
+    let port = |groups: &[&str]| json!({"port": {"network_id": network, "security_groups": groups}});
+    let mixed = [stateless.as_str(), stateful.as_str()];
+    refused(&cloud, Method::POST, "ports", port(&mixed), 409, "SecurityGroupConflict").await;
+    let made = create(&cloud, "ports", port(&[&stateless])).await;
+    let own = format!("ports/{}", text(&made, "id"));
+    let body = json!({"port": {"security_groups": mixed}});
+    refused(&cloud, Method::PUT, &own, body, 409, "SecurityGroupConflict").await;
+    let path = format!("security-groups/{stateless}");
+    let to = |stateful: bool| json!({"security_group": {"stateful": stateful}});
+    refused(&cloud, Method::PUT, &path, to(true), 409, "SecurityGroupInUse").await;
+    assert_eq!(ask(&cloud, Method::PUT, &path, to(false)).await.status, 200);
+    assert_eq!(ask(&cloud, Method::DELETE, &own, Value::Null).await.status, 204);
+    let changed = ask(&cloud, Method::PUT, &path, to(true)).await.json();
+    has(&changed["security_group"], json!({"stateful": true}));
+}

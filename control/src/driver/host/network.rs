@@ -257,14 +257,16 @@ impl State {
             self.wanted.groups.insert(number, Group { rules });
             groups.insert(number);
         }
+        let kinds =
+            nic.groups.iter().map(|id| surroundings.groups.get(id).is_some_and(|group| group.stateless));
         let tap = Tap {
+            stateless: !nic.groups.is_empty() && kinds.into_iter().all(|stateless| stateless),
             bridge,
             mtu: u32::from(nic.mtu),
             mac: nic.mac,
             addresses: nic.allowed_addresses.clone(),
             port_security: nic.port_security,
             groups,
-            stateless: false,
             vlan: None,
         };
         self.wanted.taps.insert(name, tap);

@@ -12,6 +12,7 @@ use crate::model::compute::{Host, Server};
 use crate::model::network::{Network, Port, SecurityGroup};
 use crate::policy::{Default, Target, require, require_admin};
 use crate::service::router::floating_ip::FloatingByPort;
+use crate::service::security_group::check_kinds;
 use crate::store::{Cache, Stored, Txn};
 
 /// One address of a server.
@@ -195,16 +196,17 @@ impl Control {
                     let message = format!("Security group {group} not associated with the instance {id}");
                     return Err(Error::not_found("Association", message));
                 }
-                Ok(ports.iter().filter(|port| member(&port.row) != add).fold(Txn::new(), |txn, stored| {
+                ports.iter().filter(|port| member(&port.row) != add).try_fold(Txn::new(), |txn, stored| {
                     let mut port = stored.row.clone();
                     if add {
                         port.security_groups.push(group_id.clone());
+                        check_kinds(cache, &port.security_groups)?;
                     } else {
                         port.security_groups.retain(|own| own != group_id);
                     }
                     port.standard.revision += 1;
-                    txn.update(stored, &port)
-                }))
+                    Ok(txn.update(stored, &port))
+                })
             })
             .await
     }

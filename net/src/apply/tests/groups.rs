@@ -276,3 +276,53 @@ fn connections_end_that_new_rules_forbid() {
         assert!(!passes(&second, &guests[0], &udp(ends(2, 1), 80, 4000)));
     });
 }
+
+/// How many connections between these ports the kernel tracks, in either direction.
+fn tracked(one: u8, two: u8) -> usize {
+    let mut connection = crate::netlink::Connection::open(netlink_sys::protocols::NETLINK_NETFILTER).unwrap();
+    let found = std::cell::Cell::new(0);
+    crate::conntrack::end(&mut connection, crate::conntrack::Family::Ipv4, |_, begun, _| {
+        let ends = [begun.source, begun.target];
+        if ends.contains(&address(one).into()) && ends.contains(&address(two).into()) {
+            found.set(found.get() + 1);
+        }
+        false
+    })
+    .unwrap();
+    found.get()
+}
+
+/// Neutron's stateless groups: an answer needs a rule of its own, and what is not asked for is not tracked.
+#[test]
+fn stateless_ports_are_judged_packet_by_packet_and_stateful_ones_beside_them_as_ever() {
+    in_own_network(|| {
+        if skips_without_tracking() {
+            return;
+        }
+        let [out, web] =
+            [rule(Direction::Egress, UDP, None), rule(Direction::Ingress, UDP, Some((5000, 5000)))];
+        let mut wanted = network(&[(1, 1), (2, 1), (3, 1), (4, 1)]);
+        wanted.groups = [(11, group([out.clone()])), (12, group([out.clone(), web]))].into();
+        for (port, number, stateless) in [(1, 11, true), (2, 12, true), (3, 11, false), (4, 12, false)] {
+            let tap = wanted.taps.get_mut(&TAG.tap(port)).unwrap();
+            (tap.groups, tap.stateless) = ([number].into(), stateless);
+        }
+        let mut host = host(&wanted);
+        assert_eq!(plan(TAG, &wanted, &host.observe().unwrap()), []);
+        let guests = [1, 2, 3, 4].map(Guest::at);
+        let exchange = |from: u8, to: u8, port: u16| {
+            let (one, two) = (&guests[usize::from(from) - 1], &guests[usize::from(to) - 1]);
+            let there = passes(one, two, &udp(ends(from, to), 4000, port));
+            (there, passes(two, one, &udp(ends(to, from), port, 4000)))
+        };
+        assert_eq!(exchange(1, 2, 5000), (true, false), "from stateless to stateless");
+        assert_eq!(exchange(1, 4, 5000), (true, false), "from stateless to stateful");
+        assert_eq!(exchange(3, 2, 5000), (true, true), "from stateful to stateless");
+        assert_eq!(exchange(3, 4, 5000), (true, true), "between stateful ones");
+        assert_eq!(exchange(3, 2, 5001), (false, false), "what no rule lets in");
+        assert!(tracked(3, 2) > 0 && tracked(3, 4) > 0);
+        if nftables::Client::open(TAG).unwrap().tracking().unwrap() == nftables::Tracking::Bridge {
+            assert_eq!(tracked(1, 2), 0, "nobody asks for it");
+        }
+    });
+}

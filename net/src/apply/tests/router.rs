@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::*;
 use crate::namespace;
 use crate::plan::{RouterOperation, plan_one_router};
-use crate::spec::{Forwarding, Nat, Outside, Router, RouterLink};
+use crate::spec::{Count, Forwarding, MeterRule, Nat, Outside, Router, RouterLink};
 
 /// A tag for one test: namespaces have names for all of the host, and tests run at once.
 pub(super) fn tag(test: u16) -> OwnerTag {
@@ -54,6 +54,7 @@ pub(super) fn wanted(tag: OwnerTag) -> HostNetwork {
             outside: Some(Outside { link: tag.router_link(OUTSIDE), hide_behind: Some(ROUTER) }),
             ..Nat::default()
         },
+        meters: BTreeMap::new(),
     };
     HostNetwork {
         bridges: [
@@ -406,5 +407,71 @@ fn making_that_stops_after_any_step_goes_on_and_can_be_undone() {
             host = next;
         }
         host.remove_all().unwrap();
+    });
+}
+
+/// Counted is what the kernel passed on: of ports, of floating addresses, and by meters.
+#[test]
+fn what_passes_is_counted_by_port_by_floating_address_and_by_meter() {
+    const OTHER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 11);
+    in_own_network(|| {
+        let mut site = Site::new(31);
+        let name = site.tag.namespace(1);
+        let meter = |is_counted, direction, source: Option<&str>, destination: Option<&str>| {
+            let net = |net: Option<&str>| net.map(|net| net.parse().unwrap());
+            MeterRule { is_counted, direction, source: net(source), destination: net(destination) }
+        };
+        let router = site.wanted.routers.get_mut(&name).unwrap();
+        router.meters = [
+            (1, [meter(true, Direction::Egress, None, Some("0.0.0.0/0"))].into()),
+            (2, [meter(true, Direction::Ingress, Some("203.0.113.0/24"), None)].into()),
+            (
+                3,
+                [
+                    meter(true, Direction::Egress, Some("10.0.0.0/8"), None),
+                    meter(false, Direction::Egress, Some("10.1.0.0/24"), None),
+                ]
+                .into(),
+            ),
+            (4, [meter(true, Direction::Egress, Some("2001:db8::/32"), None)].into()),
+        ]
+        .into();
+        site.translate(|nat| {
+            nat.floating.insert(FLOATING, WEB_GUEST.address);
+        });
+        assert_eq!(plan(site.tag, &site.wanted, &site.host.observe().unwrap()), []);
+        let guest = site.guest(1);
+        let outside = socket(5000);
+        for _ in 0..3 {
+            send(&guest, WEB_GUEST, WEB_MAC, HOST, (4000, 5000), b"counted");
+            assert_eq!(heard(&outside), Some((FLOATING, 4000)));
+        }
+        outside.send_to(b"answer", (FLOATING, 4000)).unwrap();
+        assert!(received(&guest, WEB_GUEST, b"answer").is_some());
+        let traffic = site.host.traffic().unwrap();
+        let counted = &traffic.routers[&name];
+        let (headers, sent, answered) = (28, 3, 1);
+        let out = Count { packets: sent, bytes: sent * (headers + 7) };
+        let back = Count { packets: answered, bytes: answered * (headers + 6) };
+        assert_eq!(counted.floating, [(FLOATING, (back, out))].into());
+        let nothing = Count::default();
+        assert_eq!(counted.meters, [(1, out), (2, back), (3, nothing), (4, nothing)].into());
+        let tap = traffic.taps[&site.tag.tap(1)];
+        assert!(tap.received.packets >= sent && tap.received.bytes > out.bytes, "{tap:?}");
+        assert_eq!(site.host.tap_counts(&site.tag.tap(1)).unwrap().unwrap().sent, tap.sent);
+        assert_eq!(site.host.tap_counts(&site.tag.tap(77)).unwrap(), None);
+        assert!(counted.links[&site.tag.router_link(WEB)].received.packets >= sent);
+        // Another floating address begins anew, and what is not changed counts on.
+        site.translate(|nat| {
+            nat.floating.insert(OTHER, DATABASE_GUEST.address);
+        });
+        let counted = site.host.traffic().unwrap().routers.remove(&name).unwrap();
+        assert_eq!(counted.floating[&FLOATING], (back, out));
+        assert_eq!(counted.floating[&OTHER], (nothing, nothing));
+        assert_eq!(counted.meters[&1], out);
+        // Without meters there is no table.
+        site.wanted.routers.get_mut(&name).unwrap().meters.clear();
+        site.host.converge_router(&site.wanted, &name).unwrap();
+        assert_eq!(site.host.traffic().unwrap().routers[&name].meters, BTreeMap::new());
     });
 }

@@ -49,6 +49,11 @@ impl FakeHost {
                 router.links.insert(link.clone(), ObservedEnd { mac: *mac, ..ObservedEnd::default() });
             }
             RouterOperation::RebuildNat(nat) => router.nat = Some(nat.clone()),
+            RouterOperation::SetMeters(meters) => {
+                let told = meters.as_ref().map(crate::nftables::Meters::told);
+                (router.meters != told).then_some(()).ok_or("counts so already")?;
+                router.meters = told;
+            }
             RouterOperation::ChangeNat { from, to } => {
                 let fits = router.nat.as_ref() == Some(from) && from.outside == to.outside;
                 fits.then_some(()).ok_or("not what there is")?;
@@ -113,8 +118,10 @@ prop_compose! {
         routes in subsequence(vec!["0.0.0.0/0", "10.9.0.0/24"], 0..=2),
         hides in any::<bool>(),
         floating in btree_map(0..3_u8, 0..3_u8, 0..3),
+        meters in subsequence(vec![1_u32, 2], 0..=2),
     ) -> Router {
-        let mut router = Router::default();
+        let meters = meters.into_iter().map(|number| (number, BTreeSet::new())).collect();
+        let mut router = Router { meters, ..Router::default() };
         for network in &networks {
             let mut addresses = BTreeSet::from([net(NETWORKS[*network].0)]);
             if has_more {
@@ -154,6 +161,7 @@ pub(super) fn observed_routers()
         let mut observed = BTreeMap::new();
         for (name, router) in routers {
             let mut present = ObservedRouter {
+                meters: crate::nftables::Meters::of(&router).map(|meters| meters.told()),
                 nat: (!no_nat).then_some(router.nat),
                 routes: router.routes,
                 ..ObservedRouter::default()
