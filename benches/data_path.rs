@@ -344,6 +344,7 @@ impl Site {
                 floating: BTreeMap::from([(FLOATING, first.address)]),
                 ..Nat::default()
             },
+            meters: BTreeMap::new(),
         };
         let wanted = HostNetwork {
             bridges: bridges.into(),

@@ -14,6 +14,7 @@ pub mod guest;
 pub mod identity;
 pub mod image;
 pub mod lab;
+mod metrics;
 pub mod microversion;
 pub mod network;
 pub mod openapi;

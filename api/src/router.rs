@@ -18,7 +18,7 @@ use crate::context::{AppState, OriginalTarget, PathProject, RequestId, Service, 
 use crate::error::{Fault, render};
 use crate::microversion;
 use crate::openapi::Routes;
-use crate::{compute, discovery, identity, image, network, placement, volume};
+use crate::{compute, discovery, identity, image, metrics, network, placement, volume};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-openstack-request-id");
 const REQUEST_ID_COMPUTE: HeaderName = HeaderName::from_static("x-compute-request-id");
@@ -33,7 +33,11 @@ pub fn router(state: AppState) -> Router {
         .into_iter()
         .fold(Router::new(), nest)
         // What is below no service answers as Keystone, where every client begins.
-        .merge(framed(Service::Identity, Router::new(), &state))
+        .merge(framed(
+            Service::Identity,
+            Router::new().route("/metrics", axum::routing::get(metrics::show)),
+            &state,
+        ))
         .with_state(state);
     // Around the router, not a layer in it: routes are chosen by the rewritten path.
     Router::new().fallback(move |request: Request| {

@@ -202,6 +202,7 @@ impl Host {
             dhcp_options: Vec::new(),
             ipv6: Default::default(),
             ipv6_networks: Vec::new(),
+            sub_ports: Vec::new(),
         }
     }
 

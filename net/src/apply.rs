@@ -7,6 +7,7 @@ mod error;
 mod observe;
 mod router;
 mod setting;
+mod subport;
 mod traffic;
 mod underlay;
 
@@ -244,6 +245,7 @@ impl Host {
             Operation::Uplink(name, operation) => self.carry_out_at_uplink(name, operation),
             Operation::Router(name, operation) => self.carry_out_in_router(name, operation),
             Operation::CreateTap { name } => self.create_tap(name).map(drop),
+            Operation::CreateSubport { name, on } => self.create_subport(name, on),
             Operation::ConfigurePort { name, bridge, mtu } => {
                 self.existing(name)?;
                 let master = self.existing(bridge)?;

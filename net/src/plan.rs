@@ -5,6 +5,7 @@
 //! come before filters and filters before taps, so no frame of a guest meets a bridge whose rules are not in place.
 
 mod router;
+mod subport;
 mod tunnel;
 mod uplink;
 
@@ -14,7 +15,7 @@ use ipnet::IpNet;
 
 use crate::filter::{Filter, FilterChange, WantedFilter};
 use crate::names::OwnerTag;
-use crate::spec::{Bridge, HostNetwork, InterfaceName, NamespaceName, Tap, Vxlan};
+use crate::spec::{Bridge, HostNetwork, InterfaceName, NamespaceName, Subport, Vxlan};
 pub use router::{ObservedEnd, ObservedRouter, RouterOperation};
 pub use tunnel::{ObservedVxlan, TunnelOperation};
 pub use uplink::{ObservedVlan, UplinkOperation};
@@ -30,6 +31,8 @@ pub struct Observed {
     pub vlans: BTreeMap<InterfaceName, ObservedVlan>,
     /// Our taps.
     pub taps: BTreeMap<InterfaceName, ObservedPort>,
+    /// What carries a VLAN of a tap's frames, as a port of its own: each with the tap as its interface.
+    pub subports: BTreeMap<InterfaceName, ObservedVlan>,
     /// Our routers, by their namespaces.
     pub routers: BTreeMap<NamespaceName, ObservedRouter>,
     /// The host's ends of our routers' links.
@@ -123,6 +126,13 @@ pub enum Operation {
         /// Its name.
         name: InterfaceName,
     },
+    /// Make a device of ours on a tap, for a VLAN of the tap's frames; it is down.
+    CreateSubport {
+        /// Its name.
+        name: InterfaceName,
+        /// What it is on.
+        on: Subport,
+    },
     /// A step about the router with this namespace.
     Router(NamespaceName, RouterOperation),
     /// Make a link of ours a port of a bridge, with an MTU, and set it up.
@@ -147,6 +157,7 @@ impl Operation {
             | Self::Tunnel(name, _)
             | Self::Uplink(name, _)
             | Self::CreateTap { name }
+            | Self::CreateSubport { name, .. }
             | Self::ConfigurePort { name, .. } => Some(name),
             Self::Router(name, _) => Some(name),
             Self::AddAddress { bridge, .. } | Self::RemoveAddress { bridge, .. } => Some(bridge),
@@ -178,9 +189,7 @@ pub fn plan(tag: OwnerTag, wanted: &HostNetwork, observed: &Observed) -> Vec<Ope
         tunnel::plan_vxlan(&mut operations, bridge_name, bridge.mtu, vxlan, present);
     }
     uplink::plan_uplinks(&mut operations, wanted, observed);
-    for (name, tap) in &wanted.taps {
-        plan_tap(&mut operations, name, tap, observed.taps.get(name));
-    }
+    subport::plan_taps(&mut operations, wanted, observed);
     operations.extend(plan_routers(wanted, observed));
     operations
 }
@@ -209,7 +218,7 @@ fn deletions(
     observed: &Observed,
     vxlans: &BTreeMap<&str, (&str, &Bridge, &Vxlan)>,
 ) -> Vec<Operation> {
-    let taps = observed.taps.keys().filter(|name| !wanted.taps.contains_key(*name));
+    let taps = subport::superfluous(wanted, observed);
     let tunnels = observed.vxlans.iter().filter(|(name, present)| {
         vxlans.get(name.as_str()).is_none_or(|(_, _, wanted)| !present.is_same(wanted))
     });
@@ -217,6 +226,7 @@ fn deletions(
     let bridges = observed.bridges.keys().filter(|name| !wanted.bridges.contains_key(*name));
     let mut operations = router::deletions(&wanted.routers, &observed.routers, &observed.router_links);
     let links = taps
+        .into_iter()
         .chain(tunnels.map(|(name, _)| name))
         .chain(vlans)
         .chain(&observed.misshapen)
@@ -275,13 +285,6 @@ fn plan_filter(tag: OwnerTag, wanted: &HostNetwork, observed: &Observed) -> Opti
     };
     let change = present.change_to(&wanted);
     (!change.is_empty()).then_some(Operation::ChangeFilter(change))
-}
-
-fn plan_tap(operations: &mut Vec<Operation>, name: &str, tap: &Tap, present: Option<&ObservedPort>) {
-    if present.is_none() {
-        operations.push(Operation::CreateTap { name: name.to_owned() });
-    }
-    plan_port(operations, name, &tap.bridge, tap.mtu, present);
 }
 
 fn plan_port(

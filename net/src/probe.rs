@@ -59,6 +59,17 @@ pub fn probe() -> Result<Vec<Facility>, Error> {
     thread.join().unwrap_or(Err(Error::EndedEarly))
 }
 
+/// Whether this kernel carries VLANs (802.1Q), as far as we may ask. Changes nothing: a device is asked for on a link that
+/// is not there. A kernel that has it as a module loads it.
+#[must_use]
+pub fn carries_vlans() -> bool {
+    const NO_LINK: u32 = i32::MAX as u32;
+    let trial = Request::create_vlan(&TAG.vlan(u32::MAX), [2, 0, 0, 0, 0, 3], NO_LINK, 1);
+    let refused = netlink::Client::open().and_then(|mut links| links.send(vec![trial]));
+    let has_not = |error: &netlink::Error| matches!(error.refusal(), Some(libc::EOPNOTSUPP | libc::EPERM));
+    refused.is_ok_and(|refused| !refused.iter().any(has_not))
+}
+
 fn try_all(links: &mut netlink::Client) -> Vec<Facility> {
     let name = TAG.tap(1);
     let tun = tap::create(&name).map(drop);
@@ -107,8 +118,8 @@ fn try_all(links: &mut netlink::Client) -> Vec<Facility> {
         facility(
             "vlan",
             vlan,
-            "Provider networks can be VLANs (802.1Q).",
-            "Provider networks cannot be VLANs: load the module `8021q`",
+            "Provider networks can be VLANs (802.1Q), and trunks carry ports in VLANs.",
+            "Provider networks cannot be VLANs, and trunks stay down: load the module `8021q`",
         ),
         facility(
             "nftables",

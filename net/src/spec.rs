@@ -247,16 +247,7 @@ pub struct LinkCounts {
     pub send_drops: u64,
 }
 
-/// What has passed a host's ports and routers. Counters begin anew with what they are of, and with the rules that count.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Of taps.
-    pub taps: BTreeMap<InterfaceName, LinkCounts>,
-    /// Of routers.
-    pub routers: BTreeMap<NamespaceName, RouterTraffic>,
-}
-
-/// What has passed a router.
+/// What has passed a router. Counters begin anew with what they are of, and with the rules that count.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RouterTraffic {
     /// Of its ends of its links.

@@ -88,7 +88,7 @@ pub(crate) fn network(ports: &[(u8, u32)]) -> HostNetwork {
 }
 
 /// Kernels before 6.8 take notice of a carrier in their own time.
-fn wait_until_forwarding(name: &str) {
+pub(crate) fn wait_until_forwarding(name: &str) {
     let mut links = crate::netlink::Client::open().unwrap();
     let end = Instant::now() + Duration::from_secs(2);
     while Instant::now() < end {

@@ -43,15 +43,6 @@ pub(super) async fn server_migrations(
     Ok(Json(json!({"migrations": []})))
 }
 
-/// `GET /servers/{id}/diagnostics`.
-pub(super) async fn diagnostics(
-    state: State<AppState>,
-    caller: Authenticated,
-    id: Segments<String>,
-) -> Answer<Value> {
-    of_server(state, caller, id, "server diagnostics").await
-}
-
 /// `POST /servers/{id}/remote-consoles`.
 pub(super) async fn remote_consoles(
     state: State<AppState>,

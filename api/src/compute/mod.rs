@@ -6,6 +6,7 @@ mod absent;
 mod action;
 mod action_record;
 mod block_device;
+mod diagnostics;
 mod flavor;
 mod hypervisor;
 mod image;
@@ -86,7 +87,7 @@ fn server_routes() -> Routes {
             get(absent::server_password).delete(absent::server_password_clear),
         )
         .route("/v2.1/servers/{id}/migrations", get(absent::server_migrations))
-        .route("/v2.1/servers/{id}/diagnostics", get(absent::diagnostics))
+        .route("/v2.1/servers/{id}/diagnostics", get(diagnostics::show))
         .route("/v2.1/servers/{id}/remote-consoles", post(absent::remote_consoles))
         .route("/v2.1/servers/{id}/topology", get(absent::topology))
 }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Harness, Reply};
 
+mod diagnostics;
 mod images;
 mod interfaces;
 mod reads;

@@ -136,15 +136,14 @@ pub(super) fn details(state: &AppState, port_id: &str) -> Value {
     json!({"trunk_id": trunk.row.standard.id, "sub_ports": rows})
 }
 
-/// Nothing carries the frames of subports yet, so no trunk is up.
-fn view(trunk: &Trunk) -> Value {
+fn view(state: &AppState, trunk: &Trunk) -> Value {
     with_fields(
         standard_fields(&trunk.standard),
         json!({
             "name": trunk.standard.name,
             "port_id": trunk.port_id,
             "admin_state_up": trunk.admin_state_up,
-            "status": "DOWN",
+            "status": if state.control.trunk_is_active(trunk) { "ACTIVE" } else { "DOWN" },
             "sub_ports": sub_port_views(trunk),
             "tags": trunk.standard.tags,
         }),
@@ -154,8 +153,8 @@ fn view(trunk: &Trunk) -> Value {
 impl Resource for Trunk {
     const NAMES: [&'static str; 2] = ["trunk", "trunks"];
 
-    fn view(&self, _: &AppState, _: &Caller) -> Value {
-        view(self)
+    fn view(&self, state: &AppState, _: &Caller) -> Value {
+        view(state, self)
     }
 
     async fn delete(control: &Control, caller: &Caller, id: &str) -> Result<(), Error> {
@@ -179,7 +178,7 @@ async fn create(
         tags: fields.tags,
     };
     let trunk = state.control.trunk_create(&caller, request).await?;
-    Ok((StatusCode::CREATED, Json(json!({"trunk": view(&trunk.row)}))))
+    Ok((StatusCode::CREATED, Json(json!({"trunk": view(&state, &trunk.row)}))))
 }
 
 async fn update(
@@ -191,7 +190,7 @@ async fn update(
     let fields = body.trunk;
     let texts = (fields.name.as_deref(), fields.description.as_deref());
     let trunk = state.control.trunk_update(&caller, &id, texts, fields.admin_state_up).await?;
-    Ok(Json(json!({"trunk": view(&trunk.row)})))
+    Ok(Json(json!({"trunk": view(&state, &trunk.row)})))
 }
 
 async fn sub_ports(
@@ -210,7 +209,7 @@ async fn add(
     Body(body): Body<AddBody>,
 ) -> Result<Json<Value>, Fault> {
     let trunk = state.control.trunk_add(&caller, &id, &read(body.sub_ports)?).await?;
-    Ok(Json(view(&trunk.row)))
+    Ok(Json(view(&state, &trunk.row)))
 }
 
 async fn remove(
@@ -221,5 +220,5 @@ async fn remove(
 ) -> Result<Json<Value>, Fault> {
     let ports: Vec<String> = body.sub_ports.into_iter().map(|sub_port| sub_port.port_id).collect();
     let trunk = state.control.trunk_remove(&caller, &id, &ports).await?;
-    Ok(Json(view(&trunk.row)))
+    Ok(Json(view(&state, &trunk.row)))
 }

@@ -349,6 +349,10 @@ impl Host {
                     .map(|text| Answer::Console { text })
                     .map_err(|error| error.to_string()),
                 Query::Disks { backend } => driver.disks(&backend).map(|disks| Answer::Disks { disks }),
+                Query::Diagnostics { instance } => {
+                    driver.diagnostics(&instance).map(Answer::Diagnostics).map_err(|error| error.to_string())
+                }
+                Query::Traffic => driver.traffic().map(Answer::Traffic),
             })
             .await;
             let mut state = host.state();

@@ -1,6 +1,7 @@
 //! One host's agent and control's end of the line to it.
 
 pub mod disk;
+pub mod figures;
 pub mod frame;
 pub mod host;
 pub mod link;

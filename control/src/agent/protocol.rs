@@ -19,12 +19,14 @@ use vmm::document::Document;
 pub use super::disk::{
     DiskCipher, DiskFound, DiskObserved, DiskShape, DiskSource, DiskWanted, PoolReport, VolumeWanted,
 };
+pub use super::figures::{Diagnostics, HostTraffic};
 
 /// The longest frame in bytes: a few thousand instances' wanted state with room to spare.
 pub const FRAME_BYTES_MAX: u32 = 64 << 20;
 /// The protocol's version; two ends that differ part with a clear error. Since 2 disks may have keys: who does not know
-/// them would keep in the clear what shall be encrypted. Since 3 root disks can be brought out, and there are routers.
-pub const PROTOCOL_VERSION: u32 = 4;
+/// them would keep in the clear what shall be encrypted. Since 3 root disks can be brought out, and there are routers. Since
+/// 5 hosts tell what they count, and groups can be stateless.
+pub const PROTOCOL_VERSION: u32 = 5;
 
 /// From control to an agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -156,6 +158,9 @@ pub struct RouterWanted {
     pub floating: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
     /// Ports outside, each with where it leads.
     pub forwardings: BTreeSet<ForwardingWanted>,
+    /// What is counted, by the ids of metering labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, BTreeSet<net::spec::MeterRule>>,
 }
 
 /// A port of a router.
@@ -328,6 +333,18 @@ pub struct NicWanted {
     /// Its IPv6 addresses as the guest's own configuration describes them.
     #[serde(default)]
     pub ipv6_networks: Vec<Ipv6NetworkWanted>,
+    /// The ports that it carries besides its own, each in a VLAN; they carry none.
+    #[serde(default)]
+    pub sub_ports: Vec<SubPortWanted>,
+}
+
+/// A port that another one's device carries.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SubPortWanted {
+    /// The VLAN id of its frames (IEEE 802.1Q).
+    pub vlan: u16,
+    /// It as it were with a device of its own.
+    pub port: NicWanted,
 }
 
 /// An IPv6 address of a device with its subnet.
@@ -371,6 +388,9 @@ pub struct HostReport {
     /// Disks and network devices come to a running instance and go from it without a restart.
     #[serde(default)]
     pub hot_plug: bool,
+    /// Devices carry the ports of trunks.
+    #[serde(default)]
+    pub carries_vlans: bool,
     /// Where volumes can be; the first is where they are if nothing else is said.
     #[serde(default)]
     pub pools: Vec<PoolReport>,
@@ -443,6 +463,13 @@ pub enum Query {
         /// Its name.
         backend: String,
     },
+    /// How an instance fares.
+    Diagnostics {
+        /// The server's id.
+        instance: String,
+    },
+    /// What has passed the host's ports and routers.
+    Traffic,
 }
 
 /// What an agent answers.
@@ -454,6 +481,10 @@ pub enum Answer {
         /// The text.
         text: String,
     },
+    /// How an instance fares.
+    Diagnostics(Diagnostics),
+    /// What has passed the host's ports and routers.
+    Traffic(HostTraffic),
     /// Disks, in the order of their names.
     Disks {
         /// At most 65,536.

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 use super::volumes::Volumes;
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake, instance_id_is_safe};
 use crate::agent::protocol::{
-    DiskFound, DiskObserved, DiskShape, DiskWanted, HostReport, InstanceObserved, InstanceState,
-    InstanceWanted, PoolReport, Power, RouterObserved,
+    Diagnostics, DiskFound, DiskObserved, DiskShape, DiskWanted, HostReport, HostTraffic, InstanceObserved,
+    InstanceState, InstanceWanted, PoolReport, Power, RouterObserved,
 };
 
 /// What a fake host claims to have, unless told otherwise: a common server's size.
@@ -145,6 +145,7 @@ impl Driver for FakeDriver {
             address: "127.0.0.1".into(),
             uptime_s: self.started.elapsed().as_secs(),
             hot_plug: self.hot_plug,
+            carries_vlans: true,
             // No guest writes to its disks.
             pools: self.volumes.as_ref().map_or_else(Vec::new, |volumes| {
                 let copied = |pool| PoolReport { copies_in_use: true, ..pool };
@@ -255,6 +256,22 @@ impl Driver for FakeDriver {
                 fault: Some("this host has no place for volumes".to_owned()),
             },
         }
+    }
+
+    /// Nothing is known of a guest that is not there.
+    fn diagnostics(&self, instance: &str) -> Result<Diagnostics, DriverError> {
+        let instances = self.instances();
+        let found = instances.get(instance).ok_or_else(|| DriverError::NoInstance(instance.into()))?;
+        let first_run_us = found.observed.first_run_us;
+        Ok(Diagnostics {
+            uptime_s: first_run_us.map(|first| now_us().saturating_sub(first) / 1_000_000),
+            vcpu_times_ns: vec![None; found.vcpus.into()],
+            ..Diagnostics::default()
+        })
+    }
+
+    fn traffic(&self) -> Result<HostTraffic, String> {
+        Ok(HostTraffic::default())
     }
 
     fn console(&self, instance: &str, bytes_max: u32) -> Result<String, DriverError> {

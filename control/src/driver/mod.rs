@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::protocol::{
-    DiskFound, DiskObserved, DiskWanted, GroupWanted, HostReport, InstanceObserved, InstanceWanted,
-    NetworkWanted, RouterObserved, RouterWanted,
+    Diagnostics, DiskFound, DiskObserved, DiskWanted, GroupWanted, HostReport, HostTraffic, InstanceObserved,
+    InstanceWanted, NetworkWanted, RouterObserved, RouterWanted,
 };
 
 /// The longest name that the command line gives something, in bytes.
@@ -124,6 +124,15 @@ pub trait Driver: Send + Sync + 'static {
 
     /// The end of an instance's console, at most `bytes_max` and [`CONSOLE_BYTES_MAX`] bytes of it.
     fn console(&self, instance: &str, bytes_max: u32) -> Result<String, DriverError>;
+
+    /// How an instance fares, without waiting for what is being done about it.
+    fn diagnostics(&self, instance: &str) -> Result<Diagnostics, DriverError>;
+
+    /// What has passed the host's ports and routers.
+    ///
+    /// # Errors
+    /// One sentence.
+    fn traffic(&self) -> Result<HostTraffic, String>;
 }
 
 /// The longest id of an instance or an image: a UUID with dashes, with room for other forms.

@@ -246,6 +246,7 @@ mod tests {
             dhcp_options: Vec::new(),
             ipv6: Default::default(),
             ipv6_networks: Vec::new(),
+            sub_ports: Vec::new(),
         }
     }
 

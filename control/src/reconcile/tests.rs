@@ -17,7 +17,7 @@ mod volumes;
 use super::*;
 use crate::Settings;
 use crate::agent::host;
-use crate::agent::protocol::{DiskFound, DiskObserved, DiskWanted, InstanceWanted};
+use crate::agent::protocol::{Diagnostics, DiskFound, DiskObserved, DiskWanted, HostTraffic, InstanceWanted};
 use crate::caller::{Caller, RoleLevel, Scope};
 use crate::driver::fake::FakeDriver;
 use crate::driver::{Applied, Driver, DriverError, Surroundings, Wake};
@@ -232,6 +232,14 @@ where
     fn disks(&self, backend: &str) -> std::result::Result<Vec<DiskFound>, String> {
         self.fake.disks(backend)
     }
+    fn diagnostics(&self, instance: &str) -> std::result::Result<Diagnostics, DriverError> {
+        self.fake.diagnostics(instance)
+    }
+
+    fn traffic(&self) -> std::result::Result<HostTraffic, String> {
+        self.fake.traffic()
+    }
+
     fn console(&self, instance: &str, bytes_max: u32) -> std::result::Result<String, DriverError> {
         self.fake.console(instance, bytes_max)
     }

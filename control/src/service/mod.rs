@@ -40,5 +40,6 @@ pub mod server;
 pub mod subnet;
 pub mod subnet_pool;
 pub mod tag;
+pub mod traffic;
 pub mod trunk;
 pub mod volume;

@@ -19,8 +19,9 @@ use super::port::{
 };
 use super::router::floating_ip::abandon_port;
 use super::security_group::groups_wanted;
+use super::trunk::{self, Trunks};
 use crate::Control;
-use crate::agent::protocol::{GroupWanted, NetworkWanted, NicWanted, PhysicalWanted};
+use crate::agent::protocol::{GroupWanted, NetworkWanted, NicWanted, PhysicalWanted, SubPortWanted};
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::{Network, NetworkKind, Port, Subnet};
@@ -206,12 +207,16 @@ impl Control {
 
     /// Adds the release of one of a server's ports to a transaction.
     pub(crate) fn release_server_port(cache: &Cache, txn: Txn, stored: &Stored<Port>) -> Txn {
-        if stored.row.owned_by_server {
-            return remove_port(abandon_port(cache, txn, &stored.row.standard.id), stored);
+        let id = &stored.row.standard.id;
+        // A trunk keeps its ports, as Neutron refuses to let them go.
+        if stored.row.owned_by_server && !trunk::has_port(cache, id) {
+            let txn = trunk::require_free(txn, id);
+            return remove_port(abandon_port(cache, txn, id), stored);
         }
         let mut port = stored.row.clone();
         port.device_id.clear();
         port.device_owner.clear();
+        port.owned_by_server = false;
         port.host = None;
         port.active = false;
         super::network::touch(&mut port.standard);
@@ -311,6 +316,7 @@ pub(crate) fn nics_wanted(
     let mut wanted = NicsWanted::default();
     // All subnets and routers once, not once for each device.
     let ipv6 = Ipv6Networks::of(cache, cloud_tag);
+    let trunks = Trunks::of(cache);
     let mut networks = BTreeMap::new();
     let mut group_ids = BTreeSet::new();
     for port_id in port_ids {
@@ -318,12 +324,18 @@ pub(crate) fn nics_wanted(
         let network = cache
             .get::<Network>(&port.row.network_id)
             .ok_or_else(|| format!("Network {} could not be found.", port.row.network_id))?;
-        let nic = nic_wanted(cache, &port.row, &network.row);
-        wanted.nics.push(NicWanted { ipv6: ipv6.config_of(&port.row, &network.row), ..nic });
-        group_ids.extend(port.row.security_groups.iter().cloned());
-        networks
-            .entry(network.row.standard.id.clone())
-            .or_insert_with(|| network_wanted(cache, &network.row));
+        let mut take = |port: &Port, network: &Network| {
+            group_ids.extend(port.security_groups.iter().cloned());
+            networks.entry(network.standard.id.clone()).or_insert_with(|| network_wanted(cache, network));
+            nic_wanted(cache, port, network)
+        };
+        let nic = take(&port.row, &network.row);
+        let sub_ports = trunks
+            .carried_by(cache, port_id)
+            .into_iter()
+            .map(|(vlan, port, network)| SubPortWanted { vlan, port: take(&port.row, &network.row) });
+        let sub_ports = sub_ports.collect();
+        wanted.nics.push(NicWanted { ipv6: ipv6.config_of(&port.row, &network.row), sub_ports, ..nic });
     }
     wanted.networks = networks.into_values().collect();
     wanted.groups = groups_wanted(cache, &group_ids);
@@ -405,6 +417,7 @@ fn nic_wanted(cache: &Cache, port: &Port, network: &Network) -> NicWanted {
         dhcp_options: dhcp_options(port, 4),
         ipv6: Ipv6Config::default(),
         ipv6_networks: ipv6::networks_of(cache, port),
+        sub_ports: Vec::new(),
     }
 }
 

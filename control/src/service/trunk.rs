@@ -1,6 +1,7 @@
-//! Trunks: a port of a guest that carries other ports, each in a VLAN of its own. They are kept, checked and shown.
+//! Trunks: a port of a guest that carries other ports, each in a VLAN of its own. Hosts are told of them with their ports'
+//! devices.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::network::{check_text, new_standard, owner_project, touch};
@@ -9,6 +10,7 @@ use super::tag::check_tags;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
+use crate::model::compute::Host;
 use crate::model::network::trunk::{SubPort, Trunk};
 use crate::model::network::{Network, Port};
 use crate::policy::require_member;
@@ -196,6 +198,14 @@ impl Control {
         self.network_resource(caller, id).await
     }
 
+    /// Whether a trunk carries its ports: it shall, its port is a running server's, and the host can.
+    pub fn trunk_is_active(&self, trunk: &Trunk) -> bool {
+        let cache = self.db.cache();
+        let port = cache.get::<Port>(&trunk.port_id).filter(|port| port.row.active);
+        let host = port.and_then(|port| cache.get::<Host>(port.row.host.as_deref()?));
+        trunk.admin_state_up && host.is_some_and(|host| host.row.report.carries_vlans)
+    }
+
     /// The trunk whose port this is, and the MAC addresses of what it carries, for showing the port.
     pub fn trunk_of_port(&self, port_id: &str) -> Option<TrunkDetails> {
         let cache = self.db.cache();
@@ -204,6 +214,31 @@ impl Control {
             |sub_port: &SubPort| cache.get::<Port>(&sub_port.port_id).map_or([0; 6], |port| port.row.mac);
         let macs = trunk.row.sub_ports.iter().map(mac).collect();
         Some(TrunkDetails { trunk, macs })
+    }
+}
+
+/// The trunks by their ports.
+pub(crate) struct Trunks(BTreeMap<String, Arc<Stored<Trunk>>>);
+
+/// A VLAN id, and the port in it with its network.
+pub(crate) type Carried = (u16, Arc<Stored<Port>>, Arc<Stored<Network>>);
+
+impl Trunks {
+    pub(crate) fn of(cache: &Cache) -> Self {
+        let trunks = cache.list::<Trunk>().into_iter();
+        Self(trunks.map(|trunk| (trunk.row.port_id.clone(), trunk)).collect())
+    }
+
+    /// What a device of this port carries. What is switched off carries nothing, and is carried by nobody.
+    pub(crate) fn carried_by(&self, cache: &Cache, port_id: &str) -> Vec<Carried> {
+        let trunk = self.0.get(port_id).filter(|trunk| trunk.row.admin_state_up);
+        let sub_ports = trunk.into_iter().flat_map(|trunk| &trunk.row.sub_ports);
+        let carried = sub_ports.filter_map(|SubPort { port_id, vlan }| {
+            let port = cache.get::<Port>(port_id).filter(|port| port.row.admin_state_up)?;
+            let network = cache.get::<Network>(&port.row.network_id)?;
+            Some((*vlan, port, network))
+        });
+        carried.collect()
     }
 }
 
@@ -308,6 +343,19 @@ fn carry(
     Ok(txn)
 }
 
+/// Whether a trunk has this port, as its own or as one that it carries.
+pub(crate) fn has_port(cache: &Cache, port_id: &str) -> bool {
+    let has = |trunk: &Trunk| {
+        trunk.port_id == port_id || trunk.sub_ports.iter().any(|sub_port| sub_port.port_id == port_id)
+    };
+    cache.find::<Trunk>(has).is_some()
+}
+
+/// Adds to a transaction that no trunk has a port.
+pub(crate) fn require_free(txn: Txn, port_id: &str) -> Txn {
+    txn.require_free(key(port_id))
+}
+
 /// Adds to the transaction in which a port goes that no trunk has it.
 pub(crate) fn check_port_free(cache: &Cache, txn: Txn, port_id: &str) -> Result<Txn> {
     for trunk in cache.list::<Trunk>() {
@@ -321,5 +369,5 @@ pub(crate) fn check_port_free(cache: &Cache, txn: Txn, port_id: &str) -> Result<
             return Err(Error::conflict("PortInUseAsSubPort", message));
         }
     }
-    Ok(txn.require_free(key(port_id)))
+    Ok(require_free(txn, port_id))
 }

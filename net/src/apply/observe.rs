@@ -34,7 +34,8 @@ impl Host {
         observed.routers = self.observe_routers()?;
         self.learn_filter()?;
         observed.filter.clone_from(&self.filter);
-        let taps = observed.taps.iter();
+        let subports = observed.subports.iter().map(|(name, device)| (name, &device.port));
+        let taps = observed.taps.iter().chain(subports);
         let bridges = taps.filter_map(|(name, port)| Some((name.clone(), port.bridge.clone()?)));
         self.bridges.extend(bridges);
         Ok(observed)
@@ -56,6 +57,10 @@ impl Host {
             }
             (LinkKind::Tap, "tun", ..) => {
                 observed.taps.insert(name(), port);
+            }
+            (LinkKind::Tap, "vlan", _, Some(vlan)) => {
+                let device = ObservedVlan { interface: named(link.parent), vlan, port };
+                observed.subports.insert(name(), device);
             }
             (LinkKind::Router, "veth", ..) => {
                 observed.router_links.insert(name(), port);

@@ -81,7 +81,7 @@ impl Host {
         Ok(routers)
     }
 
-    pub(super) fn router_names(&self) -> Result<BTreeSet<NamespaceName>, Error> {
+    fn router_names(&self) -> Result<BTreeSet<NamespaceName>, Error> {
         let names = namespace::names().map_err(|error| Error::Namespace(error.into()))?;
         Ok(names.into_iter().filter(|name| self.tag.owns_namespace(name)).collect())
     }
@@ -168,7 +168,7 @@ impl Host {
         set_ipv6(link, false)
     }
 
-    fn check_namespace(&self, name: &str) -> Result<(), Error> {
+    pub(super) fn check_namespace(&self, name: &str) -> Result<(), Error> {
         if self.tag.owns_namespace(name) {
             return Ok(());
         }

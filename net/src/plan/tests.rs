@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
 use super::*;
-use crate::spec::{Direction, Group, Remote, Rule};
+use crate::spec::{Direction, Group, Remote, Rule, Subport, Tap};
 
 const TAG: OwnerTag = OwnerTag::new(0x7e57);
 
@@ -19,27 +19,40 @@ struct FakeHost(Observed);
 
 impl FakeHost {
     fn has_link(&self, name: &str) -> bool {
-        let Observed { bridges, vxlans, vlans, taps, misshapen, foreign, .. } = &self.0;
+        let Observed { bridges, vxlans, vlans, taps, subports, misshapen, foreign, .. } = &self.0;
         bridges.contains_key(name)
             || vxlans.contains_key(name)
             || vlans.contains_key(name)
             || taps.contains_key(name)
+            || subports.contains_key(name)
             || misshapen.contains(name)
             || foreign.contains_key(name)
     }
 
     fn port(&mut self, name: &str) -> Option<&mut ObservedPort> {
-        let Observed { vxlans, vlans, taps, router_links, .. } = &mut self.0;
+        let Observed { vxlans, vlans, taps, subports, router_links, .. } = &mut self.0;
         let vxlan = vxlans.get_mut(name).map(|vxlan| &mut vxlan.port);
         let vlan = vlans.get_mut(name).map(|vlan| &mut vlan.port);
-        vxlan.or(vlan).or(taps.get_mut(name)).or(router_links.get_mut(name))
+        let subport = subports.get_mut(name).map(|subport| &mut subport.port);
+        vxlan.or(vlan).or(subport).or(taps.get_mut(name)).or(router_links.get_mut(name))
     }
 
     fn carry_out(&mut self, operation: &Operation) -> Result<(), &'static str> {
         let exists = operation.subject().is_some_and(|name| self.has_link(name));
         match operation {
-            Operation::CreateBridge { .. } | Operation::CreateTap { .. } if exists => {
+            Operation::CreateBridge { .. }
+            | Operation::CreateTap { .. }
+            | Operation::CreateSubport { .. }
+                if exists =>
+            {
                 return Err("exists");
+            }
+            Operation::CreateSubport { name, on } => {
+                self.0.taps.get(&on.parent).ok_or("no tap")?;
+                let Subport { parent, id } = on.clone();
+                let device =
+                    ObservedVlan { interface: Some(parent), vlan: id, port: ObservedPort::default() };
+                self.0.subports.insert(name.clone(), device);
             }
             Operation::CreateBridge { name } => {
                 self.0.bridges.insert(name.clone(), ObservedBridge::default());
@@ -51,7 +64,10 @@ impl FakeHost {
                 if self.0.foreign.contains_key(name) {
                     return Err("foreign");
                 }
-                self.0.taps.remove(name);
+                if self.0.taps.remove(name).is_some() {
+                    self.0.subports.retain(|_, subport| subport.interface.as_ref() != Some(name));
+                }
+                self.0.subports.remove(name);
                 self.delete_router_link(name);
                 self.0.vxlans.remove(name);
                 self.0.vlans.remove(name);
@@ -59,7 +75,8 @@ impl FakeHost {
                 if self.0.bridges.remove(name).is_some() {
                     let ports = self.0.vxlans.values_mut().map(|vxlan| &mut vxlan.port);
                     let ports = ports.chain(self.0.taps.values_mut()).chain(self.0.router_links.values_mut());
-                    let ports = ports.chain(self.0.vlans.values_mut().map(|vlan| &mut vlan.port));
+                    let vlans = self.0.vlans.values_mut().chain(self.0.subports.values_mut());
+                    let ports = ports.chain(vlans.map(|vlan| &mut vlan.port));
                     ports
                         .chain(self.0.foreign.values_mut())
                         .filter(|port| port.bridge.as_ref() == Some(name))
@@ -83,7 +100,7 @@ impl FakeHost {
             Operation::ConfigurePort { name, bridge, mtu } => {
                 self.0.bridges.get(bridge).ok_or("no bridge")?;
                 let filter = self.0.filter.as_ref().ok_or("no filter")?;
-                let is_tap = self.0.taps.contains_key(name);
+                let is_tap = self.0.taps.contains_key(name) || self.0.subports.contains_key(name);
                 if is_tap && !filter.elements.iter().any(|element| element.link() == name) {
                     return Err("a tap without rules");
                 }
@@ -170,6 +187,7 @@ prop_compose! {
         addresses in addresses(),
         port_security in any::<bool>(),
         groups in btree_set(0..4_u32, 0..3),
+        vlan in option::of((select(tap_names()), 5..7_u16)),
     ) -> Tap {
         Tap {
             bridge,
@@ -179,7 +197,7 @@ prop_compose! {
             port_security,
             groups,
             stateless: false,
-            vlan: None,
+            vlan: vlan.map(|(parent, id)| Subport { parent, id }),
         }
     }
 }
@@ -190,11 +208,12 @@ fn wanted() -> impl Strategy<Value = HostNetwork> {
         let taps = btree_map(select(tap_names()), wanted_tap(names.clone()), 0..4);
         let groups = btree_map(0..3_u32, wanted_group(), 0..3);
         (bridges, taps, groups, routers::wanted_routers(names)).prop_map(
-            |(bridges, taps, groups, routers)| HostNetwork {
-                bridges: bridges.into_iter().collect(),
-                taps,
-                groups,
-                routers,
+            |(bridges, mut taps, groups, routers)| {
+                // What is on a tap is on one that is wanted.
+                let own: BTreeSet<String> =
+                    taps.iter().filter(|(_, tap)| tap.vlan.is_none()).map(|(name, _)| name.clone()).collect();
+                taps.retain(|_, tap| tap.vlan.as_ref().is_none_or(|on| own.contains(&on.parent)));
+                HostNetwork { bridges: bridges.into_iter().collect(), taps, groups, routers }
             },
         )
     })
@@ -227,15 +246,24 @@ fn observed() -> impl Strategy<Value = Observed> {
         btree_map(select(tap_names()), observed_port(), 0..4),
         option::of(wanted()),
         any::<bool>(),
-        routers::observed_routers(),
+        (
+            routers::observed_routers(),
+            btree_map(select(tap_names()), (select(tap_names()), 5..7_u16, observed_port()), 0..3),
+        ),
     );
     parts.prop_map(|parts| {
-        let (bridges, vxlans, vlans, foreign, mut taps, earlier, is_misshapen, (routers, router_links)) =
-            parts;
+        let (bridges, vxlans, vlans, foreign, mut taps, earlier, is_misshapen, others) = parts;
+        let ((routers, router_links), subports) = others;
         let misshapen: BTreeSet<String> = [TAG.tap(0)].into_iter().filter(|_| is_misshapen).collect();
         taps.retain(|name, _| !misshapen.contains(name));
         let filter = earlier.map(|earlier| WantedFilter::of(&earlier, None, TAG).names());
-        Observed { bridges, vxlans, vlans, taps, routers, router_links, misshapen, foreign, filter }
+        let subports = subports.into_iter().filter(|(name, (parent, ..))| {
+            taps.contains_key(parent) && !taps.contains_key(name) && !misshapen.contains(name)
+        });
+        let subports = subports
+            .map(|(name, (parent, vlan, port))| (name, ObservedVlan { interface: Some(parent), vlan, port }));
+        let subports = subports.collect();
+        Observed { bridges, vxlans, vlans, taps, subports, routers, router_links, misshapen, foreign, filter }
     })
 }
 

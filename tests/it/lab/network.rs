@@ -67,7 +67,7 @@ fn passed(said: &str) -> Option<usize> {
 const MODULES: [&str; 5] = ["tun", "bridge", "veth", "nf_tables", "nft_ct"];
 
 fn vlans() -> Result<()> {
-    pass("vlans", &[&MODULES[..], &["8021q"]].concat(), 1).map(drop)
+    pass("vlans", &[&MODULES[..], &["8021q"]].concat(), 2).map(drop)
 }
 
 /// Without `br_netfilter`, which other kernels need.

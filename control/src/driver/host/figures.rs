@@ -20,6 +20,7 @@ pub(super) fn host_report(name: &str, run: &Path) -> HostReport {
         cpu_model: cpu_model(&read("/proc/cpuinfo")),
         address: address(),
         hot_plug: true,
+        carries_vlans: false,
         pools: Vec::new(),
         uptime_s: read("/proc/uptime").split('.').next().and_then(|text| text.parse().ok()).unwrap_or(0),
     }
@@ -30,7 +31,7 @@ fn read(path: &str) -> String {
 }
 
 /// The number after a word at the beginning of a line.
-fn first_number(text: &str, word: &str) -> u64 {
+pub(super) fn first_number(text: &str, word: &str) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix(word));
     line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }

@@ -5,6 +5,7 @@
 
 mod cgroup;
 mod config_drive;
+mod diagnostics;
 mod directory;
 mod disk;
 mod exits;
@@ -37,8 +38,8 @@ use super::process_id::{ProcessId, has_ended_within};
 use super::volumes::{VolumePaths, Volumes};
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake};
 use crate::agent::protocol::{
-    DiskFound, DiskObserved, DiskShape, DiskWanted, HostReport, InstanceObserved, InstanceState,
-    InstanceWanted, NicWanted, Power, RouterObserved,
+    Diagnostics, DiskFound, DiskObserved, DiskShape, DiskWanted, HostReport, HostTraffic, InstanceObserved,
+    InstanceState, InstanceWanted, NicWanted, Power, RouterObserved,
 };
 
 pub use self::removal::{Removed, remove_all};
@@ -305,7 +306,11 @@ fn adopt_process(id: &str, process: ProcessId) -> Option<Process> {
 
 impl Driver for HostDriver {
     fn host_report(&self) -> HostReport {
-        HostReport { pools: self.volumes.report(), ..figures::host_report(&self.name, &self.run) }
+        HostReport {
+            pools: self.volumes.report(),
+            carries_vlans: self.network.carries_vlans(),
+            ..figures::host_report(&self.name, &self.run)
+        }
     }
 
     fn adopt(&self, wake: Wake) -> Vec<InstanceObserved> {
@@ -365,6 +370,14 @@ impl Driver for HostDriver {
             }
             _ => self.volumes.apply(wanted),
         }
+    }
+
+    fn diagnostics(&self, instance: &str) -> Result<Diagnostics, DriverError> {
+        self.diagnose(instance)
+    }
+
+    fn traffic(&self) -> Result<HostTraffic, String> {
+        self.network.traffic().map_err(|error| sentence(&error))
     }
 
     fn console(&self, instance: &str, bytes_max: u32) -> Result<String, DriverError> {

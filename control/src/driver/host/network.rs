@@ -4,6 +4,8 @@
 //! else is looked at and planned.
 
 mod router;
+mod traffic;
+pub(super) mod trunk;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -16,7 +18,7 @@ use net::apply::Host;
 use net::filter::Changed;
 use net::keeper::Namespaces;
 use net::names::{InvalidOwnerTag, OwnerTag, short_id};
-use net::spec::{Bridge, Group, HostNetwork, InterfaceName, NamespaceName, Tap, Uplink};
+use net::spec::{Bridge, Group, HostNetwork, InterfaceName, NamespaceName, Subport, Tap, Uplink};
 
 use crate::agent::protocol::{NetworkWanted, NicWanted, PhysicalWanted};
 use crate::driver::Surroundings;
@@ -59,6 +61,7 @@ pub(super) enum Error {
 pub(super) struct Network {
     run: PathBuf,
     namespaces: Namespaces,
+    carries_vlans: bool,
     state: Mutex<State>,
 }
 
@@ -72,6 +75,8 @@ struct State {
     owners: BTreeMap<InterfaceName, String>,
     /// The routers that are asked for, by their namespaces.
     routers: BTreeMap<NamespaceName, router::Known>,
+    /// The kernel can carry VLANs of taps.
+    carries_vlans: bool,
 }
 
 impl Network {
@@ -81,8 +86,14 @@ impl Network {
         namespaces: Namespaces,
         interfaces: BTreeMap<String, InterfaceName>,
     ) -> Self {
-        let state = State { interfaces, ..State::default() };
-        Self { run: run.to_path_buf(), namespaces, state: Mutex::new(state) }
+        let carries_vlans = net::probe::carries_vlans();
+        let state = State { interfaces, carries_vlans, ..State::default() };
+        Self { run: run.to_path_buf(), namespaces, carries_vlans, state: Mutex::new(state) }
+    }
+
+    /// Whether devices carry the ports of trunks here.
+    pub(super) fn carries_vlans(&self) -> bool {
+        self.carries_vlans
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -105,15 +116,7 @@ impl Network {
         }
         for nic in running {
             // Even without its network, what runs keeps its tap until it is told otherwise.
-            let missing = || NetworkWanted {
-                id: nic.network_id.clone(),
-                mtu: nic.mtu.into(),
-                host_addresses: Vec::new(),
-                vni: None,
-                physical: None,
-            };
-            let network = surroundings.networks.get(&nic.network_id).cloned().unwrap_or_else(missing);
-            state.want_nic(tag, surroundings, &network, nic)?;
+            state.want_nic(tag, surroundings, &network_or_bare(surroundings, nic), nic)?;
         }
         for (id, group) in &surroundings.groups {
             let number = short_id(id.as_bytes());
@@ -151,7 +154,9 @@ impl Network {
             let opened = wanted.and_then(|()| {
                 let State { host, wanted, .. } = &mut *state;
                 let host = host.as_mut().expect("invariant: opened above");
-                Ok(host.add_port(wanted, &tag.tap(short_id(nic.port_id.as_bytes())))?)
+                let tap = host.add_port(wanted, &tag.tap(short_id(nic.port_id.as_bytes())))?;
+                state.carry(tag, nic)?;
+                Ok(tap)
             });
             match opened {
                 Ok(tap) => taps.push(tap),
@@ -246,6 +251,18 @@ impl State {
         network: &NetworkWanted,
         nic: &NicWanted,
     ) -> Result<(), Error> {
+        self.want_port(tag, surroundings, network, nic, None)?;
+        self.want_carried(tag, surroundings, nic)
+    }
+
+    fn want_port(
+        &mut self,
+        tag: OwnerTag,
+        surroundings: &Surroundings,
+        network: &NetworkWanted,
+        nic: &NicWanted,
+        vlan: Option<Subport>,
+    ) -> Result<(), Error> {
         let bridge = self.want_bridge(tag, network)?;
         let name = tag.tap(short_id(nic.port_id.as_bytes()));
         self.own(&name, &nic.port_id)?;
@@ -267,7 +284,7 @@ impl State {
             addresses: nic.allowed_addresses.clone(),
             port_security: nic.port_security,
             groups,
-            vlan: None,
+            vlan,
         };
         self.wanted.taps.insert(name, tap);
         Ok(())
@@ -275,7 +292,8 @@ impl State {
 
     fn remove(&mut self, tag: OwnerTag, nics: &[NicWanted]) -> Result<(), Error> {
         let mut outcome = Ok(());
-        for nic in nics {
+        let carried = |nic| Iterator::chain(trunk::carried(nic), [nic]);
+        for nic in nics.iter().flat_map(carried) {
             let name = tag.tap(short_id(nic.port_id.as_bytes()));
             if self.owners.get(&name).is_some_and(|owner| *owner != nic.port_id) {
                 continue;
@@ -328,8 +346,22 @@ fn is_same_but_filter(a: &HostNetwork, b: &HostNetwork) -> bool {
 }
 
 /// Where each tap is.
-fn places(network: &HostNetwork) -> impl Iterator<Item = (&InterfaceName, &InterfaceName, u32)> {
-    network.taps.iter().map(|(name, tap)| (name, &tap.bridge, tap.mtu))
+fn places(
+    network: &HostNetwork,
+) -> impl Iterator<Item = (&InterfaceName, &InterfaceName, u32, &Option<Subport>)> {
+    network.taps.iter().map(|(name, tap)| (name, &tap.bridge, tap.mtu, &tap.vlan))
+}
+
+/// A device's network, or what is left of it.
+fn network_or_bare(surroundings: &Surroundings, nic: &NicWanted) -> NetworkWanted {
+    let bare = || NetworkWanted {
+        id: nic.network_id.clone(),
+        mtu: nic.mtu.into(),
+        host_addresses: Vec::new(),
+        vni: None,
+        physical: None,
+    };
+    surroundings.networks.get(&nic.network_id).cloned().unwrap_or_else(bare)
 }
 
 fn network_of<'a>(surroundings: &'a Surroundings, nic: &NicWanted) -> Result<&'a NetworkWanted, Error> {

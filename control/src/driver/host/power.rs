@@ -9,6 +9,7 @@ use vmm::config::Addressing;
 use vmm::rpc::{Client, ClientError, ExitReason, VmState};
 
 use super::directory::{self, Directory};
+use super::network::trunk::dropped;
 use super::{HostDriver, RETRY, Slot, sentence, start, state_of};
 use crate::agent::protocol::{InstanceObserved, InstanceState, InstanceWanted, Power};
 use crate::driver::process_id::has_ended_within;
@@ -259,7 +260,13 @@ impl HostDriver {
         directory: &Directory,
     ) -> InstanceObserved {
         let leaving = self.prepare_plugging(wanted, surroundings, slot, directory);
-        if let Err(error) = self.network.update(surroundings, &wanted.nics) {
+        let before = slot.record.as_ref().map(|record| record.wanted.nics.clone()).unwrap_or_default();
+        let no_longer_carried = dropped(&before, &wanted.nics);
+        let updated = self
+            .network
+            .update(surroundings, &wanted.nics)
+            .and_then(|()| self.network.detach(surroundings, &no_longer_carried));
+        if let Err(error) = updated {
             tracing::error!(
                 instance.id = wanted.id,
                 error = sentence(&error),

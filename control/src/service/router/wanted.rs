@@ -6,15 +6,20 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use net::spec::{Direction, MeterRule};
 
 use super::floating_ip::forwardings_of;
 use super::{OWNER_GATEWAY, OWNER_INTERFACE};
 use crate::agent::protocol::{ForwardingWanted, NetworkWanted, RouterLinkWanted, RouterWanted};
 use crate::model::compute::Host;
+use crate::model::network::metering::{MeteringLabel, MeteringRule};
 use crate::model::network::{Network, Port, Subnet};
 use crate::model::router::{FloatingIp, PortForwarding, Router};
 use crate::service::nic::network_wanted;
 use crate::store::{Cache, Stored};
+
+/// The most labels that routers count by: each costs every packet a look at its rules.
+const LABELS_MAX: usize = 256;
 
 /// The routers of a host with the networks that they need.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -57,15 +62,61 @@ pub(crate) fn routers_wanted(cache: &Cache, host: &str) -> RoutersWanted {
     for port in &all_ports {
         ports.entry(&port.row.device_id).or_default().push(Arc::clone(port));
     }
+    let labels = labels_wanted(cache);
     let all_floating = cache.filter::<FloatingIp>(|floating| floating.router_id.is_some());
     for router in own {
         let id = router.row.standard.id.as_str();
         let floating = all_floating.iter().filter(|floating| floating.row.router_id.as_deref() == Some(id));
         let floating: Vec<_> = floating.map(|floating| &floating.row).collect();
         let ports = ports.get(id).map(Vec::as_slice).unwrap_or_default();
-        wanted.routers.push(router_wanted(cache, &router.row, ports, &floating, &mut wanted.networks));
+        let project = router.row.standard.project_id.as_str();
+        let mut router = router_wanted(cache, &router.row, ports, &floating, &mut wanted.networks);
+        if router.outside.is_some() {
+            let own = labels.iter().filter(|label| label.is_for(project));
+            router.labels = own.map(|label| (label.id.clone(), label.rules.clone())).collect();
+        }
+        wanted.routers.push(router);
     }
     wanted
+}
+
+/// A metering label with rules.
+struct LabelWanted {
+    id: String,
+    project_id: String,
+    shared: bool,
+    rules: BTreeSet<MeterRule>,
+}
+
+impl LabelWanted {
+    /// Routers are counted by the labels of their own project and by shared ones, as in Neutron.
+    fn is_for(&self, project: &str) -> bool {
+        self.shared || self.project_id == project
+    }
+}
+
+fn labels_wanted(cache: &Cache) -> Vec<LabelWanted> {
+    let mut rules: BTreeMap<String, BTreeSet<MeterRule>> = BTreeMap::new();
+    for rule in cache.list::<MeteringRule>() {
+        rules.entry(rule.row.label_id.clone()).or_default().insert(meter_rule(&rule.row));
+    }
+    let labels = rules.into_iter().filter_map(|(id, rules)| {
+        let label = cache.get::<MeteringLabel>(&id)?;
+        let project_id = label.row.standard.project_id.clone();
+        Some(LabelWanted { id, project_id, shared: label.row.shared, rules })
+    });
+    labels.take(LABELS_MAX).collect()
+}
+
+/// By the older way of saying it there is but the other side: the source of what comes in, the target of what goes out.
+fn meter_rule(rule: &MeteringRule) -> MeterRule {
+    let remote = |direction| rule.remote_ip_prefix.filter(|_| rule.direction == direction);
+    MeterRule {
+        is_counted: !rule.excluded,
+        direction: rule.direction,
+        source: rule.source_ip_prefix.or_else(|| remote(Direction::Ingress)),
+        destination: rule.destination_ip_prefix.or_else(|| remote(Direction::Egress)),
+    }
 }
 
 fn router_wanted(
@@ -144,5 +195,40 @@ fn v4(address: IpAddr) -> Option<Ipv4Addr> {
     match address {
         IpAddr::V4(address) => Some(address),
         IpAddr::V6(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_side_is_the_source_of_what_comes_in_and_the_target_of_what_goes_out() {
+        let net = |text: &str| text.parse::<IpNet>().ok();
+        let rule = MeteringRule {
+            id: "r".to_owned(),
+            label_id: "l".to_owned(),
+            direction: Direction::Ingress,
+            excluded: true,
+            remote_ip_prefix: net("10.0.0.0/8"),
+            source_ip_prefix: None,
+            destination_ip_prefix: None,
+        };
+        let inward = meter_rule(&rule);
+        assert_eq!((inward.source, inward.destination, inward.is_counted), (net("10.0.0.0/8"), None, false));
+        let outward =
+            meter_rule(&MeteringRule { direction: Direction::Egress, excluded: false, ..rule.clone() });
+        assert_eq!(
+            (outward.source, outward.destination, outward.is_counted),
+            (None, net("10.0.0.0/8"), true)
+        );
+        let both = MeteringRule {
+            remote_ip_prefix: None,
+            source_ip_prefix: net("10.1.0.0/16"),
+            destination_ip_prefix: net("10.2.0.0/16"),
+            ..rule
+        };
+        let both = meter_rule(&both);
+        assert_eq!((both.source, both.destination), (net("10.1.0.0/16"), net("10.2.0.0/16")));
     }
 }

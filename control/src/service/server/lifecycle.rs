@@ -304,7 +304,7 @@ fn never_active(action: &str) -> Error {
     )
 }
 
-fn wrong_state(server: &Server, action: &str, attribute: &str, state: &str) -> Error {
+pub(super) fn wrong_state(server: &Server, action: &str, attribute: &str, state: &str) -> Error {
     let id = &server.id;
     Error::conflict(
         "InstanceInvalidState",

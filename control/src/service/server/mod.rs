@@ -2,6 +2,7 @@
 //! the agents bring it about.
 
 pub mod create;
+pub mod diagnostics;
 mod form;
 pub mod image;
 mod image_of_volumes;

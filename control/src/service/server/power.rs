@@ -113,7 +113,7 @@ impl Control {
                 Some(lines) => last_lines(&text, lines).to_owned(),
                 None => text,
             }),
-            Ok(Answer::Disks { .. }) => Err(Error::Unavailable(format!("Host {host} gave another answer."))),
+            Ok(_) => Err(Error::Unavailable(format!("Host {host} gave another answer."))),
             Err(QueryError::Refused(why)) => Err(Error::conflict("ConsoleNotAvailable", why)),
             Err(error) => Err(Error::Unavailable(format!("Unable to get console log: {error}."))),
         }

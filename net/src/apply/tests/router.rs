@@ -448,15 +448,14 @@ fn what_passes_is_counted_by_port_by_floating_address_and_by_meter() {
         }
         outside.send_to(b"answer", (FLOATING, 4000)).unwrap();
         assert!(received(&guest, WEB_GUEST, b"answer").is_some());
-        let traffic = site.host.traffic().unwrap();
-        let counted = &traffic.routers[&name];
+        let counted = site.host.router_traffic(&name).unwrap().unwrap();
         let (headers, sent, answered) = (28, 3, 1);
         let out = Count { packets: sent, bytes: sent * (headers + 7) };
         let back = Count { packets: answered, bytes: answered * (headers + 6) };
         assert_eq!(counted.floating, [(FLOATING, (back, out))].into());
         let nothing = Count::default();
         assert_eq!(counted.meters, [(1, out), (2, back), (3, nothing), (4, nothing)].into());
-        let tap = traffic.taps[&site.tag.tap(1)];
+        let tap = site.host.taps_counts().unwrap()[&site.tag.tap(1)];
         assert!(tap.received.packets >= sent && tap.received.bytes > out.bytes, "{tap:?}");
         assert_eq!(site.host.tap_counts(&site.tag.tap(1)).unwrap().unwrap().sent, tap.sent);
         assert_eq!(site.host.tap_counts(&site.tag.tap(77)).unwrap(), None);
@@ -465,13 +464,14 @@ fn what_passes_is_counted_by_port_by_floating_address_and_by_meter() {
         site.translate(|nat| {
             nat.floating.insert(OTHER, DATABASE_GUEST.address);
         });
-        let counted = site.host.traffic().unwrap().routers.remove(&name).unwrap();
+        let counted = site.host.router_traffic(&name).unwrap().unwrap();
         assert_eq!(counted.floating[&FLOATING], (back, out));
         assert_eq!(counted.floating[&OTHER], (nothing, nothing));
         assert_eq!(counted.meters[&1], out);
         // Without meters there is no table.
         site.wanted.routers.get_mut(&name).unwrap().meters.clear();
         site.host.converge_router(&site.wanted, &name).unwrap();
-        assert_eq!(site.host.traffic().unwrap().routers[&name].meters, BTreeMap::new());
+        assert_eq!(site.host.router_traffic(&name).unwrap().unwrap().meters, BTreeMap::new());
+        assert_eq!(site.host.router_traffic(&site.tag.namespace(77)).unwrap(), None);
     });
 }

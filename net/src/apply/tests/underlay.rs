@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::plan::UplinkOperation;
-use crate::spec::{RemotePort, Vxlan};
+use crate::spec::{RemotePort, Subport, Vxlan};
 
 /// The interface that a physical network is on, and by which hosts reach each other.
 const INTERFACE: &str = "phys0";
@@ -313,5 +313,63 @@ fn vlans_on_one_interface_are_told_apart() {
         assert_eq!(plan(TAG, &wanted, &host.observe().unwrap()), []);
         host.remove_all().unwrap();
         assert_eq!(host.observe().unwrap().vlans.len(), 0);
+    });
+}
+
+/// A trunk: one tap carries the frames of its own port as they are, and those of two others with tags.
+#[test]
+fn vlans_of_a_tap_are_ports_of_their_own_networks() {
+    in_own_network(|| {
+        let mut wanted = network(&[(1, 1), (2, 2), (3, 3), (4, 1)]);
+        let on = |id| Some(Subport { parent: TAG.tap(1), id });
+        wanted.taps.insert(TAG.tap(11), Tap { vlan: on(100), ..tap(11, 2) });
+        wanted.taps.insert(TAG.tap(12), Tap { vlan: on(200), ..tap(12, 3) });
+        let mut host = Host::open(TAG, Namespaces::Own).unwrap();
+        let can = crate::probe::carries_vlans();
+        let made = host.converge(&wanted);
+        assert_eq!(made.is_ok(), can, "{made:?}");
+        if !can {
+            println!("no 802.1Q here: the lab has it");
+            return;
+        }
+        assert_eq!(plan(TAG, &wanted, &host.observe().unwrap()), []);
+        let guests = [1, 2, 3, 4].map(Guest::at);
+        for name in [11, 12].map(|port| TAG.tap(port)) {
+            crate::tap::settle(&name).unwrap();
+            crate::testing::wait_until_forwarding(&name);
+        }
+        let tagged = |vlan: u8, frame: &[u8]| [&frame[..12], &[0x81, 0, 0, vlan], &frame[12..]].concat();
+        let [trunk, ..] = &guests;
+        for (carried, vlan, other) in [(11_u8, 100, 2_u8), (12, 200, 3)] {
+            let there = udp(ends(carried, other), 4000, 5000);
+            let peer = &guests[usize::from(other) - 1];
+            trunk.send(&tagged(vlan, &there));
+            assert!(peer.receives(&there), "{vlan}");
+            let back = udp(ends(other, carried), 5000, 4000);
+            peer.send(&back);
+            assert!(trunk.receives(&tagged(vlan, &back)), "{vlan}");
+            // As another port's, with no tag or with one that nobody has.
+            let spoofed = udp(Ends { source: address(77), ..ends(carried, other) }, 4001, 5000);
+            trunk.send(&tagged(vlan, &spoofed));
+            trunk.send(&there);
+            trunk.send(&tagged(99, &there));
+            assert!(!peer.receives(&spoofed), "{vlan}");
+        }
+        let own = udp(ends(1, 4), 4000, 5000);
+        trunk.send(&own);
+        assert!(guests[3].receives(&own), "its own port's frames have no tag");
+        let broadcast = udp(Ends { target_mac: [0xff; 6], ..ends(11, 2) }, 1, 2);
+        trunk.send(&tagged(100, &broadcast));
+        assert!(guests[1].receives(&broadcast));
+        assert!(!guests[2].receives(&broadcast) && !guests[3].receives(&broadcast));
+        // Another VLAN is another device; one port goes and the others stay.
+        wanted.taps.get_mut(&TAG.tap(11)).unwrap().vlan = on(101);
+        host.add_subport(&wanted, &TAG.tap(11)).unwrap();
+        assert_eq!(plan(TAG, &wanted, &host.observe().unwrap()), []);
+        host.remove_port(&TAG.tap(12)).unwrap();
+        wanted.taps.remove(&TAG.tap(12));
+        assert_eq!(plan(TAG, &wanted, &host.observe().unwrap()), []);
+        host.remove_port(&TAG.tap(1)).unwrap();
+        assert_eq!(host.observe().unwrap().subports.len(), 0, "they go with their tap");
     });
 }

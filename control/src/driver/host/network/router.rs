@@ -15,7 +15,7 @@ use crate::driver::host::sentence;
 /// How far a router is.
 #[derive(Debug)]
 pub(super) struct Known {
-    wanted: RouterWanted,
+    pub(super) wanted: RouterWanted,
     /// Why it is not as it shall be.
     fault: Option<String>,
 }
@@ -71,8 +71,14 @@ impl State {
         wanted: &RouterWanted,
     ) -> Result<(), Error> {
         self.own(name, &wanted.id)?;
-        let mut router =
-            Router { routes: wanted.routes.clone(), nat: nat_of(tag, wanted), ..Router::default() };
+        let labels = wanted.labels.iter();
+        let mut router = Router {
+            routes: wanted.routes.clone(),
+            nat: nat_of(tag, wanted),
+            // Of two labels that begin alike in 32 bits one is counted.
+            meters: labels.map(|(id, rules)| (short_id(id.as_bytes()), rules.clone())).collect(),
+            ..Router::default()
+        };
         for link in &wanted.links {
             let network = surroundings.networks.get(&link.network_id);
             let network = network.ok_or_else(|| Error::NoNetwork(link.network_id.clone()))?;
