@@ -12,6 +12,7 @@ mod interfaces;
 mod limits;
 mod manage;
 mod plug;
+mod trunks;
 mod volumes;
 
 use super::*;

@@ -1,4 +1,4 @@
-//! Metering labels and their rules: which traffic is counted by which label. They are kept and shown.
+//! Metering labels and their rules: which traffic is counted by which label. Routers count; [`super::traffic`] asks them.
 
 use std::sync::Arc;
 

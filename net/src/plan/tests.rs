@@ -306,6 +306,7 @@ proptest! {
         for name in &taken {
             observed.bridges.remove(name);
             observed.taps.remove(name);
+            observed.subports.retain(|own, device| own != name && device.interface.as_ref() != Some(name));
             observed.misshapen.remove(name);
         }
         let taken: BTreeMap<_, _> = taken.into_iter().map(|name| (name, ObservedPort::default())).collect();

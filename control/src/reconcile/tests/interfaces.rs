@@ -10,12 +10,12 @@ fn on_network(id: &str) -> NewInterface {
     NewInterface { network_id: Some(id.to_owned()), ..NewInterface::default() }
 }
 
-fn of_port(id: &str) -> NewInterface {
+pub(super) fn of_port(id: &str) -> NewInterface {
     NewInterface { port_id: Some(id.to_owned()), ..NewInterface::default() }
 }
 
 impl Cloud {
-    async fn port(&self) -> String {
+    pub(super) async fn port(&self) -> String {
         let request = PortCreate { network_id: self.network.clone(), ..PortCreate::default() };
         self.control.port_create(&self.admin, request).await.unwrap().row.standard.id.clone()
     }
@@ -25,7 +25,7 @@ impl Cloud {
     }
 
     /// Waits until the host has reached what is wanted of the server.
-    async fn until_reached(&self, id: &str) -> Server {
+    pub(super) async fn until_reached(&self, id: &str) -> Server {
         let reached =
             |server: &Server| server.observed_generation == server.generation && server.task.is_none();
         self.until(id, |server| server.is_some_and(reached)).await.unwrap()

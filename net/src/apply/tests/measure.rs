@@ -108,3 +108,54 @@ fn measure_ports() {
         }
     });
 }
+
+/// How much of a router's making is its namespace, which could be made before it is asked for.
+#[test]
+#[ignore = "a measurement"]
+fn measure_routers() {
+    use crate::spec::{Nat, Outside, Router, RouterLink};
+    in_own_network(|| {
+        let tag = OwnerTag::new(0x7fee);
+        let mut host = Host::open(tag, Namespaces::Own).unwrap();
+        host.remove_all().unwrap();
+        let mut wanted = HostNetwork::default();
+        for number in 0..2 {
+            wanted.bridges.insert(tag.bridge(number), bridge());
+        }
+        host.converge(&wanted).unwrap();
+        let mut times: [Vec<Duration>; 3] = Default::default();
+        for round in 0..2 * ROUNDS {
+            let start = Instant::now();
+            drop(Namespaces::Own.create(&tag.namespace(0x1000 + round)).unwrap());
+            times[0].push(start.elapsed());
+            let link = |bridge, address: &str| RouterLink {
+                bridge: tag.bridge(bridge),
+                mac: [2, 0, bridge as u8, 0, 0, round as u8],
+                mtu: 1450,
+                addresses: [address.parse().unwrap()].into(),
+            };
+            let outside = tag.router_link(2 * round);
+            let hide_behind = Some(Ipv4Addr::new(203, 0, 113, 2));
+            let router = Router {
+                links: [
+                    (outside.clone(), link(0, "203.0.113.2/24")),
+                    (tag.router_link(2 * round + 1), link(1, "10.0.0.1/24")),
+                ]
+                .into(),
+                nat: Nat { outside: Some(Outside { link: outside, hide_behind }), ..Nat::default() },
+                ..Router::default()
+            };
+            wanted.routers.insert(tag.namespace(round), router);
+            let start = Instant::now();
+            host.converge_router(&wanted, &tag.namespace(round)).unwrap();
+            times[1].push(start.elapsed());
+            let start = Instant::now();
+            Namespaces::Own.remove(&tag.namespace(0x1000 + round)).unwrap();
+            times[2].push(start.elapsed());
+        }
+        let [namespace, router, removed] = times.map(p50_and_p90);
+        println!("a namespace alone: {namespace}; removed: {removed}");
+        println!("a router with two links, its namespace included: {router}");
+        host.remove_all().unwrap();
+    });
+}
