@@ -132,6 +132,7 @@ fn two_tenants() -> Result<()> {
     let mut cloud = Cloud::start()?;
     let rest = cloud.rest()?;
     cloud.open_default_group(&rest)?;
+    let label = label(&rest)?;
     let red = Site::new(&cloud, &rest, "red", "10.8.0.0/24")?;
     let blue = Site::new(&cloud, &rest, "blue", "10.8.0.0/24")?;
     let gateway =
@@ -148,6 +149,7 @@ fn two_tenants() -> Result<()> {
     two.lead_to(&rest, Some(&azure))?;
     ensure!(page(one.address)?.contains("ruby"), "the first floating IP leads elsewhere");
     ensure!(page(two.address)?.contains("azure"), "the second floating IP leads elsewhere");
+    is_counted(&rest, &ruby, &red.router, one.address, &label)?;
     let shown = rest.shown(&format!("/compute/v2.1/servers/{ruby}"))?;
     let kinds: Vec<_> = shown["server"]["addresses"]["red"]
         .as_array()
@@ -185,6 +187,49 @@ fn two_tenants() -> Result<()> {
     })?;
     ensure!(cloud.down()?.status.success(), "wisp down");
     Remains::look()?.nothing_new_since(&before)
+}
+
+/// A label that counts all that goes out.
+fn label(rest: &Rest) -> Result<String> {
+    let made =
+        rest.made(&format!("{NETWORK}/metering/metering-labels"), &json!({"metering_label": {"name": "l"}}))?;
+    let label = made["metering_label"]["id"].as_str().context("the label has no id")?.to_owned();
+    let rule = json!({"metering_label_rule": {
+        "metering_label_id": label, "direction": "egress", "destination_ip_prefix": "0.0.0.0/0",
+    }});
+    rest.made(&format!("{NETWORK}/metering/metering-label-rules"), &rule)?;
+    Ok(label)
+}
+
+/// What has passed a server, its router, its floating address and by a label is told.
+fn is_counted(rest: &Rest, server: &str, router: &str, address: Ipv4Addr, label: &str) -> Result<()> {
+    let text = rest.text("/metrics")?;
+    let counted = |name: &str, labels: &[(&str, &str)]| {
+        let is_it = |line: &&str| {
+            line.starts_with(&format!("{name}{{"))
+                && labels.iter().all(|(key, value)| line.contains(&format!("{key}=\"{value}\"")))
+        };
+        let line = text.lines().find(is_it).and_then(|line| line.rsplit_once(' '));
+        line.and_then(|(_, value)| value.parse::<u64>().ok()).unwrap_or(0)
+    };
+    let address = address.to_string();
+    let inward =
+        counted("wisp_floating_ip_receive_packets_total", &[("address", &address), ("router", router)]);
+    let outward =
+        counted("wisp_floating_ip_transmit_bytes_total", &[("address", &address), ("router", router)]);
+    let labelled = counted("wisp_metering_label_packets_total", &[("label", label), ("router", router)]);
+    ensure!(inward > 0 && outward > 0 && labelled > 0, "{inward} {outward} {labelled} in\n{text}");
+    let shown = rest.shown_in("compute 2.48", &format!("/compute/v2.1/servers/{server}/diagnostics"))?;
+    let number = |value: &Value| value.as_u64().unwrap_or(0);
+    let nic = &shown["nic_details"][0];
+    let told = [
+        &nic["rx_octets"],
+        &nic["tx_packets"],
+        &shown["cpu_details"][0]["time"],
+        &shown["memory_details"]["used"],
+    ];
+    ensure!(told.into_iter().all(|value| number(value) > 0), "{shown}");
+    Ok(())
 }
 
 fn traffic_goes_on() -> Result<()> {

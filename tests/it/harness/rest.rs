@@ -93,6 +93,13 @@ impl Rest {
         Ok(data)
     }
 
+    /// Reads text that must be there.
+    pub(crate) fn text(&self, path: &str) -> Result<String> {
+        let mut response = self.with_headers(self.agent.get(self.url(path))).call()?;
+        ensure!(response.status() == 200, "GET {path}: {}", response.status());
+        Ok(response.body_mut().read_to_string()?)
+    }
+
     /// Changes: status.
     pub(crate) fn put(&self, path: &str, body: &Value) -> Result<u16> {
         Ok(self.with_headers(self.agent.put(self.url(path))).send_json(body)?.status().as_u16())
