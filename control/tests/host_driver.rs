@@ -203,6 +203,7 @@ impl Host {
             ipv6: Default::default(),
             ipv6_networks: Vec::new(),
             sub_ports: Vec::new(),
+            traffic: Default::default(),
         }
     }
 

@@ -171,14 +171,14 @@ pub struct DiskLimits {
     pub total: TransferLimits,
 }
 
-/// Limits of one kind of transfers.
+/// Limits of one kind of transfers, or of one direction of a network device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransferLimits {
     /// Bytes.
     #[serde(default)]
     pub bytes: Option<RateLimit>,
-    /// Requests, whatever their size.
+    /// Requests, or packets, whatever their size.
     #[serde(default)]
     pub operations: Option<RateLimit>,
 }
@@ -194,7 +194,7 @@ pub struct RateLimit {
     pub burst: Option<u64>,
 }
 
-/// The largest rate or burst: a tebibyte, more than any disk moves in a second and far below overflow.
+/// The largest rate or burst: a tebibyte, more than any device moves in a second and far below overflow.
 pub const LIMIT_MAX: u64 = 1 << 40;
 
 /// How a disk's bytes lie in its file or files.
@@ -232,4 +232,26 @@ pub struct NicConfig {
     pub mtu: u16,
     /// What is answered to the guest before its frames reach the tap; nothing if absent.
     pub endpoint: Option<EndpointConfig>,
+    /// What is held of its traffic.
+    #[serde(default)]
+    pub traffic: Traffic,
 }
+
+/// How much of a guest's traffic goes through a network device, and how it is marked. It may change while the guest
+/// runs (`crate::rpc::Action::Reshape`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traffic {
+    /// To the guest. What the VMM answers itself is not counted.
+    #[serde(default)]
+    pub ingress: TransferLimits,
+    /// From the guest.
+    #[serde(default)]
+    pub egress: TransferLimits,
+    /// The code point (RFC 2474) of all IP packets that the guest sends, 0 to [`DSCP_MAX`]; theirs if absent.
+    #[serde(default)]
+    pub dscp: Option<u8>,
+}
+
+/// The largest code point: six bits.
+pub const DSCP_MAX: u8 = 63;

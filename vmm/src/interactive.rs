@@ -11,7 +11,9 @@ use std::sync::Arc;
 use storage::format::raw::RawFile;
 
 use crate::boot::image::Image;
-use crate::config::{CpuProfile, DiskConfig, DiskFormat, InheritedFd, NicConfig, SystemIdentity, Transport};
+use crate::config::{
+    CpuProfile, DiskConfig, DiskFormat, InheritedFd, NicConfig, SystemIdentity, Traffic, Transport,
+};
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
 use crate::kvm::Kvm;
@@ -193,5 +195,6 @@ pub fn mac(index: u8) -> [u8; 6] {
 /// A network device with nothing answered in the network's place.
 fn nic(index: u8, tap: OwnedFd) -> NicSpec {
     let mac = mac(index);
-    NicSpec { config: NicConfig { tap: InheritedFd(tap.as_raw_fd()), mac, mtu: MTU, endpoint: None }, tap }
+    let (number, traffic) = (InheritedFd(tap.as_raw_fd()), Traffic::default());
+    NicSpec { config: NicConfig { tap: number, mac, mtu: MTU, endpoint: None, traffic }, tap }
 }

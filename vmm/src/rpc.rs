@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::config::{Addressing, DiskConfig, NicConfig};
+use crate::config::{Addressing, DiskConfig, NicConfig, Traffic};
 
 /// The longest request or reply line in bytes; a peer that sends more is cut off.
 pub const LINE_BYTES_MAX: usize = 2 << 20;
@@ -56,6 +56,14 @@ pub enum Action {
         mac: [u8; 6],
         /// What is answered from now on.
         addressing: Box<Addressing>,
+    },
+    /// Hold the traffic of the network device with this MAC address to something else than the configuration says. Legal
+    /// in every state.
+    Reshape {
+        /// The device.
+        mac: [u8; 6],
+        /// What is held from now on; the bursts are there anew.
+        traffic: Traffic,
     },
     /// Give the guest a disk, on PCI. Its serial number is no other disk's and not empty. The descriptors in it are
     /// numbers of those that come with the request, from zero. Legal in every state; refused, nothing has changed.
@@ -381,6 +389,14 @@ impl Client {
             Reply::Device { state } => Ok(state),
             _ => Err(ClientError::Mismatch),
         }
+    }
+
+    /// [`Action::Reshape`]; the state, which stays as it is.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn reshape(&mut self, mac: [u8; 6], traffic: Traffic) -> Result<VmState, ClientError> {
+        self.done(&Action::Reshape { mac, traffic })
     }
 
     /// [`Action::Stop`]; the state it led to. The process ends on its own afterwards.

@@ -224,6 +224,15 @@ impl Supervisor {
                     }
                 };
             }
+            Action::Reshape { mac, traffic } => {
+                return match self.machine.reshape(mac, &traffic) {
+                    Ok(true) => Reply::Done { state: self.machine.state() },
+                    Ok(false) => {
+                        Reply::Error { message: "no network device has that MAC address".to_owned() }
+                    }
+                    Err(error) => Reply::Error { message: error.to_string() },
+                };
+            }
         };
         match self.machine.apply(event) {
             Ok(state) => {

@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::image::{DiskImage, Image, begins_with_elf};
 use crate::bus::{self, Bus};
-use crate::config::{Addressing, CpuProfile, DiskConfig, NicConfig, SystemIdentity, Transport};
+use crate::config::{Addressing, CpuProfile, DiskConfig, NicConfig, SystemIdentity, Traffic, Transport};
 use crate::devices::{self, Places};
 use crate::ending::{Ending, EndingSignal};
 use crate::kvm::{self, HostKind, Kvm};
@@ -291,6 +291,20 @@ impl Machine {
     pub fn readdress(&self, mac: [u8; 6], addressing: &Addressing) -> bool {
         let mut found = false;
         self.devices.each(|device| found |= device.readdress(mac, addressing));
+        found
+    }
+
+    /// Holds the traffic of the network device with that MAC address to something else; whether there is one.
+    ///
+    /// # Errors
+    /// A limit out of range.
+    pub fn reshape(&self, mac: [u8; 6], traffic: &Traffic) -> Result<bool, virtio::Error> {
+        let mut found = Ok(false);
+        self.devices.each(|device| {
+            if let Ok(false) = found {
+                found = device.reshape(mac, traffic);
+            }
+        });
         found
     }
 

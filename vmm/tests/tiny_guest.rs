@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vmm::config::{
-    Addressing, Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, Ipv4Config, NicConfig, Transport,
-    VmmConfig,
+    Addressing, Boot, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, Ipv4Config, NicConfig, Traffic,
+    Transport, VmmConfig,
 };
 use vmm::rpc::{Client, ExitReason, ExitReport};
 use vmm::run::run_instance;
@@ -226,6 +226,7 @@ fn nic(tap: OwnedFd, address: Ipv4Addr, user_data: &str) -> NicConfig {
             },
             metadata,
         }),
+        traffic: Traffic::default(),
     }
 }
 

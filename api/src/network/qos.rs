@@ -25,10 +25,7 @@ use crate::network::listing::{listing, shown};
 use crate::openapi::{Routes, get};
 
 mod rule;
-
-/// The kinds of rules, by their names.
-const RULE_TYPES: [&str; 5] =
-    ["bandwidth_limit", "dscp_marking", "minimum_bandwidth", "minimum_packet_rate", "packet_rate_limit"];
+mod rule_type;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -69,7 +66,8 @@ pub(super) fn routes() -> Routes {
     Routes::new()
         .route("/v2.0/qos/policies", get(list::<QosPolicy>).post(create))
         .route("/v2.0/qos/policies/{id}", get(show::<QosPolicy>).put(update).delete(delete::<QosPolicy>))
-        .route("/v2.0/qos/rule-types", get(rule_types))
+        .route("/v2.0/qos/rule-types", get(rule_type::list))
+        .route("/v2.0/qos/rule-types/{type}", get(rule_type::show))
         .merge(rule_routes::<BandwidthLimit>())
         .merge(rule_routes::<DscpMarking>())
         .merge(rule_routes::<MinimumBandwidth>())
@@ -156,17 +154,6 @@ async fn update(
     let update = QosPolicyUpdate { name, description, shared, is_default };
     let policy = state.control.qos_policy_update(&caller, &id, update).await?;
     Ok(Json(json!({"policy": view(&state, &caller, &policy.row)})))
-}
-
-async fn rule_types(_: Authenticated, filters: Filters, url: RequestUrl) -> Result<Json<Value>, Fault> {
-    let row = |name: &&str| json!({"id": name, "type": name});
-    let Json(mut body) = listing("rule_types", RULE_TYPES.iter().map(row).collect(), &filters, &url)?;
-    for row in body["rule_types"].as_array_mut().into_iter().flatten() {
-        if let Some(row) = row.as_object_mut() {
-            row.remove("id");
-        }
-    }
-    Ok(Json(body))
 }
 
 /// A rule of a policy, of the kind that the path says.

@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use vmm::config::{DhcpOption, DiskLimits, Ipv6Config};
+use vmm::config::{DhcpOption, DiskLimits, Ipv6Config, Traffic};
 use vmm::document::Document;
 
 pub use super::disk::{
@@ -333,6 +333,9 @@ pub struct NicWanted {
     /// Its IPv6 addresses as the guest's own configuration describes them.
     #[serde(default)]
     pub ipv6_networks: Vec<Ipv6NetworkWanted>,
+    /// What is held of its traffic.
+    #[serde(default)]
+    pub traffic: Traffic,
     /// The ports that it carries besides its own, each in a VLAN; they carry none.
     #[serde(default)]
     pub sub_ports: Vec<SubPortWanted>,

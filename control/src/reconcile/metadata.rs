@@ -247,6 +247,7 @@ mod tests {
             ipv6: Default::default(),
             ipv6_networks: Vec::new(),
             sub_ports: Vec::new(),
+            traffic: Default::default(),
         }
     }
 

@@ -273,12 +273,13 @@ async fn follow(control: &Control, rows: &[(&'static str, String)], patient: boo
 }
 
 /// Kinds of rows that a host's wanted state is made of besides servers and ports.
-const NETWORK_KINDS: [&str; 8] = [
+const NETWORK_KINDS: [&str; 9] = [
     network::Network::KIND,
     network::Subnet::KIND,
     network::SecurityGroup::KIND,
     network::SecurityGroupRule::KIND,
     network::address_group::AddressGroup::KIND,
+    network::qos::QosPolicy::KIND,
     router_rows::Router::KIND,
     router_rows::FloatingIp::KIND,
     router_rows::PortForwarding::KIND,

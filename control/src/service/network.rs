@@ -20,7 +20,7 @@ use crate::policy::{require_admin, require_member};
 use crate::service::auto_topology;
 use crate::service::host::check_zone_hints;
 use crate::service::network_resource::{at_once, made, network_resources, new_ids, only, owned, visible};
-use crate::service::qos;
+use crate::service::qos::{self, held::Holder};
 use crate::service::quota::{self, Resource};
 use crate::service::rbac;
 use crate::service::router::floating_ip::remove_idle;
@@ -137,7 +137,9 @@ impl Control {
                     txn = add(cache, txn, &network)?;
                     siblings.push(network);
                 }
-                let policies = siblings.iter().filter_map(|network| network.qos_policy_id.as_ref());
+                let policies = siblings.iter().filter_map(|network| {
+                    Some((Holder::Network(&network.standard.id), network.qos_policy_id.as_ref()?))
+                });
                 at_once(qos::used(cache, caller, txn, policies)?)
             })
             .await?;
@@ -180,7 +182,8 @@ impl Control {
                 let mut txn = Txn::new().update(&stored, &network);
                 txn = say_default(cache, txn, Some(&stored.row), &network)?;
                 if network.qos_policy_id != stored.row.qos_policy_id {
-                    txn = qos::used(cache, caller, txn, &network.qos_policy_id)?;
+                    let policy = network.qos_policy_id.iter().map(|policy| (Holder::Network(id), policy));
+                    txn = qos::used(cache, caller, txn, policy)?;
                 }
                 let txn = say_shared(cache, txn, &network);
                 txn.map_err(|error| still_shared(id, error))

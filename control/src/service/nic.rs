@@ -17,6 +17,7 @@ use super::network_resource::sees;
 use super::port::{
     FixedIpWish, OWNER_COMPUTE, PortCreate, PortOwner, add_port, build_port, owned_port, remove_port,
 };
+use super::qos;
 use super::router::floating_ip::abandon_port;
 use super::security_group::groups_wanted;
 use super::trunk::{self, Trunks};
@@ -418,6 +419,7 @@ fn nic_wanted(cache: &Cache, port: &Port, network: &Network) -> NicWanted {
         ipv6: Ipv6Config::default(),
         ipv6_networks: ipv6::networks_of(cache, port),
         sub_ports: Vec::new(),
+        traffic: qos::held::of_port(cache, port, network),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::model::network::{FixedIp, Network, Port, Standard, Subnet};
 use crate::model::random_uuid;
 use crate::policy::{require_admin, require_member};
 use crate::service::network::parts;
-use crate::service::qos;
+use crate::service::qos::{self, held::Holder};
 use crate::service::quota::{self, Resource};
 use crate::service::rbac;
 use crate::service::router::floating_ip::abandon_port;
@@ -167,7 +167,9 @@ impl Control {
                     txn = add_port(txn, &port);
                     siblings.push(port);
                 }
-                let policies = siblings.iter().filter_map(|port| port.qos_policy_id.as_ref());
+                let policies = siblings
+                    .iter()
+                    .filter_map(|port| Some((Holder::Port(&port.standard.id), port.qos_policy_id.as_ref()?)));
                 at_once(qos::used(cache, caller, txn, policies)?)
             })
             .await?;
@@ -202,7 +204,8 @@ impl Control {
                 if port.qos_policy_id == stored.row.qos_policy_id {
                     return Ok(txn);
                 }
-                qos::used(cache, caller, txn, &port.qos_policy_id)
+                let policy = port.qos_policy_id.iter().map(|policy| (Holder::Port(id), policy));
+                qos::used(cache, caller, txn, policy)
             })
             .await?;
         visible_port(self.db.cache(), caller, id)

@@ -1,9 +1,12 @@
-//! QoS policies: what is said of the traffic of networks and ports, by rules. They are kept and shown.
+//! QoS policies: what is said of the traffic of networks and ports, by rules.
+
+pub(crate) mod held;
 
 use std::sync::Arc;
 
 use net::spec::Direction;
 
+use self::held::{Holder, check_held, check_users};
 use super::network::{check_text, new_standard, owner_project, touch};
 use super::network_resource::{check_revision, made, network_resources, new_ids, only, visible};
 use super::rbac;
@@ -175,7 +178,8 @@ impl Control {
     /// Adds a rule to a policy.
     ///
     /// # Errors
-    /// `Conflict` (`QoSRulesConflict`, `QoSRuleParameterConflict`) where the policy says another thing of the same.
+    /// `Conflict` (`QoSRulesConflict`, `QoSRuleParameterConflict`) where the policy says another thing of the same, and
+    /// (`QosRuleNotSupported`, `QosRuleNotSupportedByNetwork`) where who has the policy cannot be held to it.
     pub async fn qos_rule_create(
         &self,
         caller: &Caller,
@@ -183,9 +187,10 @@ impl Control {
         kind: QosRuleKind,
     ) -> Result<QosRule> {
         let rule = QosRule { id: random_uuid(), kind };
-        self.qos_rules_change(caller, policy_id, actions(&rule.kind)[0], |policy| {
+        self.qos_rules_change(caller, policy_id, actions(&rule.kind)[0], |cache, policy| {
             check_rule(policy, &rule)?;
             policy.rules.push(rule.clone());
+            check_users(cache, policy)?;
             Ok(rule.clone())
         })
         .await
@@ -203,10 +208,11 @@ impl Control {
         kind: QosRuleKind,
     ) -> Result<QosRule> {
         let rule = QosRule { id: rule_id.to_owned(), kind };
-        self.qos_rules_change(caller, policy_id, actions(&rule.kind)[1], |policy| {
+        self.qos_rules_change(caller, policy_id, actions(&rule.kind)[1], |cache, policy| {
             let at = position(policy, &rule)?;
             check_rule(policy, &rule)?;
             policy.rules[at] = rule.clone();
+            check_users(cache, policy)?;
             Ok(rule.clone())
         })
         .await
@@ -217,7 +223,7 @@ impl Control {
     /// # Errors
     /// `NotFound`.
     pub async fn qos_rule_delete(&self, caller: &Caller, policy_id: &str, rule: &QosRule) -> Result<()> {
-        self.qos_rules_change(caller, policy_id, actions(&rule.kind)[2], |policy| {
+        self.qos_rules_change(caller, policy_id, actions(&rule.kind)[2], |_, policy| {
             let at = position(policy, rule)?;
             Ok(policy.rules.remove(at))
         })
@@ -242,14 +248,14 @@ impl Control {
         caller: &Caller,
         policy_id: &str,
         action: &'static str,
-        change: impl Fn(&mut QosPolicy) -> Result<QosRule>,
+        change: impl Fn(&Cache, &mut QosPolicy) -> Result<QosRule>,
     ) -> Result<QosRule> {
         self.db.caught_up().await?;
         self.db
             .transact_with(|cache| {
                 let stored = managed(cache, caller, policy_id, action)?;
                 let mut policy = stored.row.clone();
-                let rule = change(&mut policy)?;
+                let rule = change(cache, &mut policy)?;
                 touch(&mut policy.standard);
                 Ok((Txn::new().update(&stored, &policy), rule))
             })
@@ -306,17 +312,18 @@ fn actions(kind: &QosRuleKind) -> [&'static str; 3] {
 }
 
 /// Adds to a transaction that something has a policy: the policy is there, is one the caller may use, and stays while it
-/// is used. Each policy once in a transaction.
+/// is used, and its rules can be held there. Each policy once in a transaction.
 pub(crate) fn used<'a>(
     cache: &Cache,
     caller: &Caller,
     txn: Txn,
-    policies: impl IntoIterator<Item = &'a String>,
+    policies: impl IntoIterator<Item = (Holder<'a>, &'a String)>,
 ) -> Result<Txn> {
-    let ids: std::collections::BTreeSet<&String> = policies.into_iter().collect();
-    ids.into_iter().try_fold(txn, |txn, id| {
+    let mut seen = std::collections::BTreeSet::new();
+    policies.into_iter().try_fold(txn, |txn, (holder, id)| {
         let stored = visible::<QosPolicy>(cache, caller, id)?;
-        Ok(txn.update(&stored, &stored.row))
+        check_held(&stored.row, holder)?;
+        Ok(if seen.insert(id) { txn.update(&stored, &stored.row) } else { txn })
     })
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use storage::format::Disk;
-use vmm::config::{DiskLimits, InheritedFd, NicConfig, RateLimit, TransferLimits};
+use vmm::config::{DiskLimits, InheritedFd, NicConfig, RateLimit, Traffic, TransferLimits};
 use vmm::virtio::block::{Block, Clock};
 use vmm::virtio::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, packet_pair, write_descriptor};
 use vmm::virtio::net::Net;
@@ -61,6 +61,9 @@ const LIMITS: DiskLimits = {
     }
 };
 
+/// The same of a network device, whose guest's packets are marked as well.
+const TRAFFIC: Traffic = Traffic { ingress: LIMITS.total, egress: LIMITS.total, dscp: Some(46) };
+
 /// A clock that goes on by as much whenever it is looked at, so that an input's run is the same each time.
 fn clock() -> Clock {
     let now = Cell::new(Instant::now());
@@ -84,8 +87,9 @@ fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
                 mac: endpoint::GUEST_MAC,
                 mtu: 1500,
                 endpoint: Some(endpoint::config()),
+                traffic: if kind & 0x40 != 0 { TRAFFIC } else { Traffic::default() },
             };
-            let net = Net::new(&config, link).expect("invariant: a usual MTU");
+            let net = Net::with_clock(&config, link, clock()).expect("invariant: a usual MTU");
             (Arc::new(Mutex::new(net)), Some(far))
         }
         _ => (build_rng().expect("the fuzzer needs eventfds"), None),

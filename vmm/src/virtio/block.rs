@@ -25,7 +25,7 @@ use crate::memory::GuestMemory;
 use request::{Range, Request, Rules};
 use throttle::Throttle;
 
-pub use throttle::Clock;
+pub use super::limiter::Clock;
 
 /// Descriptors in the request queue: enough for 40 requests of three descriptors in flight.
 pub const QUEUE_SIZE_MAX: u16 = 128;

@@ -1,4 +1,5 @@
-//! How fast a device may move data: buckets of bytes and of operations, for reads, writes and both together.
+//! How fast a device may move data: buckets of bytes and of operations, for reads, writes and both together. An operation
+//! is a disk's request or a network device's packet.
 //!
 //! A bucket fills at its rate up to its burst, and a request takes what it moves from every bucket that counts it, or
 //! waits. One that is larger than a bucket is let through once that bucket is full and leaves it in debt: nothing
@@ -19,6 +20,9 @@ const PER_TOKEN: i128 = 1_000_000_000;
 /// A burst that nobody gave is what the rate allows in a tenth of a second, as QEMU has it.
 const BURSTS_PER_SECOND: u64 = 10;
 
+/// Tells the time; a test may have one of its own.
+pub type Clock = Box<dyn Fn() -> Instant + Send>;
+
 /// Which way data goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
@@ -28,13 +32,15 @@ pub enum Direction {
     Write,
 }
 
-/// What one request takes: always one operation.
+/// What one request takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cost {
     /// Which way.
     pub direction: Direction,
     /// Bytes moved; may be none.
     pub bytes: u64,
+    /// One, or as many as packets are made of it.
+    pub operations: u64,
 }
 
 /// What a bucket counts.
@@ -138,7 +144,7 @@ impl Bucket {
         match self.unit {
             _ if self.direction.is_some_and(|own| own != cost.direction) => 0,
             Unit::Bytes => cost.bytes,
-            Unit::Operations => 1,
+            Unit::Operations => cost.operations,
         }
     }
 

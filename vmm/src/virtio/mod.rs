@@ -61,7 +61,7 @@ use storage::format::Disk;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::config::Addressing;
+use crate::config::{Addressing, Traffic};
 use crate::memory::GuestMemory;
 
 pub use block::build_block;
@@ -99,7 +99,7 @@ pub enum Error {
         /// What would have been taken.
         allowed: &'static str,
     },
-    /// A limit of a disk that is none.
+    /// A limit of a device that is none.
     #[error("the {what} is {value}, allowed are 1 to {max}", max = crate::config::LIMIT_MAX)]
     Limit {
         /// Which.
@@ -179,6 +179,14 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// Serves another disk from now on, which has all that the one before had, and tells the guest of its size; nothing if
     /// it is no disk.
     fn replace_disk(&mut self, _disk: Box<dyn Disk>) {}
+
+    /// Holds the guest's traffic to something else if it is the network device with that MAC address; whether it is.
+    ///
+    /// # Errors
+    /// A limit out of range: what held still does.
+    fn reshape(&mut self, _mac: [u8; 6], _traffic: &Traffic) -> Result<bool, Error> {
+        Ok(false)
+    }
 
     /// Has its back end show all that the device was given and said to have done.
     ///

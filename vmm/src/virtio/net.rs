@@ -5,7 +5,10 @@
 //! after it was looked at.
 //!
 //! When the guest has no receive buffers left, the link is not listened to any more: packets wait, and are
-//! dropped, in the host's own queue. Must never know: addresses, tenants, who is at the other end.
+//! dropped, in the host's own queue. The same happens while a limit of what goes to the guest is used up; what comes from
+//! the guest waits in its queue then, so no memory of ours holds it but one packet. Must never know: addresses, tenants, who is at the other end.
+
+mod traffic;
 
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,12 +19,15 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::limiter::{Clock, Direction};
 use super::link::{Link, Tap};
 use super::queue::{Chain, Handled, Progress, QueueError, VirtQueue};
 use super::spec::{device_type, net as spec};
 use super::{Activation, Error, Shared, VirtioDevice};
-use crate::config::{Addressing, NicConfig};
+use crate::config::{Addressing, NicConfig, Traffic};
 use crate::endpoint::{Endpoint, Verdict};
+
+use traffic::Shaper;
 
 /// Descriptors per queue: enough for a full window of segments between two runs of the event loop.
 pub const QUEUE_SIZE_MAX: u16 = 256;
@@ -59,6 +65,9 @@ pub struct Net<L> {
     rx_packet: Vec<u8>,
     /// Bytes of `rx_packet` that wait for buffers of the guest; 0 if none do.
     rx_waiting: usize,
+    shaper: Shaper,
+    /// A packet of the link that limits keep waiting, and its bytes; 0 if none does.
+    rx_held: (Vec<u8>, usize),
 }
 
 /// Whether the event loop listens to the link.
@@ -94,7 +103,18 @@ fn config_space(mac: [u8; 6], mtu: u16) -> [u8; CONFIG_BYTES] {
 
 impl<L: Link> Net<L> {
     /// A device on `link`; the configuration's tap number is not looked at.
+    ///
+    /// # Errors
+    /// An MTU or a limit out of range, or the kernel gives no event descriptor.
     pub fn new(config: &NicConfig, link: L) -> Result<Self, Error> {
+        Self::with_clock(config, link, Box::new(Instant::now))
+    }
+
+    /// The same, whose limits hold by `clock`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_clock(config: &NicConfig, link: L, clock: Clock) -> Result<Self, Error> {
         if config.mtu < MTU_MIN {
             return Err(Error::Config {
                 what: "MTU",
@@ -120,6 +140,8 @@ impl<L: Link> Net<L> {
             rx_chains: Vec::new(),
             rx_packet: Vec::new(),
             rx_waiting: 0,
+            shaper: Shaper::new(&config.traffic, clock)?,
+            rx_held: (Vec::new(), 0),
         })
     }
 
@@ -134,6 +156,7 @@ impl<L: Link> Net<L> {
         {
             tracing::warn!(%error, "the tap takes no offloads; the guest's connections may stall");
         }
+        let transmit = transmit && !self.shaper.is_waiting(Direction::Write);
         let sent = if transmit { self.transmit(&mut active) } else { Ok(()) };
         match sent.and_then(|()| self.receive(&mut active)) {
             Ok(starved) => {
@@ -141,9 +164,10 @@ impl<L: Link> Net<L> {
                 if self.link_failed {
                     self.fail_link(ops)
                 } else {
-                    self.watch_link(ops, !starved)
+                    self.watch_link(ops, !starved && !self.shaper.is_waiting(Direction::Read))
                 }
-                let delay = self.endpoint.as_mut().and_then(|endpoint| endpoint.poll_delay(Instant::now()));
+                let answers = self.endpoint.as_mut().and_then(|endpoint| endpoint.poll_delay(Instant::now()));
+                let delay = answers.into_iter().chain(self.shaper.delay()).min();
                 if delay.is_some() || self.timer_armed {
                     super::arm(&mut self.timer, delay);
                     self.timer_armed = delay.is_some();
@@ -183,7 +207,7 @@ impl<L: Link> Net<L> {
     fn transmit(&mut self, active: &mut Activation) -> Result<(), QueueError> {
         let Activation { queues, features, interrupt, .. } = active;
         let Some(queue) = queues.get_mut(spec::QUEUE_TX) else { return Ok(()) };
-        let Self { tx_chain, tx_packet, link, endpoint, .. } = self;
+        let Self { tx_chain, tx_packet, link, endpoint, shaper, .. } = self;
         let now = Instant::now();
         let progress = queue.work_off(tx_chain, BATCH_PACKETS_MAX, |memory, chain| {
             let length = usize::try_from(chain.readable_bytes()).unwrap_or(usize::MAX);
@@ -193,7 +217,10 @@ impl<L: Link> Net<L> {
                 }
                 let packet = &mut tx_packet[..length];
                 chain.read_at(memory, 0, packet);
-                forward(link, endpoint.as_mut(), *features, packet, now);
+                if !shaper.admit(Direction::Write, packet) {
+                    return Ok(Handled::Later);
+                }
+                forward((link, shaper), endpoint.as_mut(), *features, packet, now);
             }
             Ok(Handled::Used(0))
         })?;
@@ -245,6 +272,17 @@ impl<L: Link> Net<L> {
             self.rx_waiting = end;
             return true;
         }
+        if self.shaper.is_waiting(Direction::Read) {
+            return false;
+        }
+        if self.rx_held.1 > 0 {
+            if !self.shaper.admit(Direction::Read, &self.rx_held.0[..self.rx_held.1]) {
+                return false;
+            }
+            self.rx_waiting = std::mem::take(&mut self.rx_held.1);
+            std::mem::swap(&mut self.rx_packet, &mut self.rx_held.0);
+            return true;
+        }
         // Bounded, since packets that are not for the guest cost as much as others.
         for _ in 0..BATCH_PACKETS_MAX {
             if self.link_failed {
@@ -255,10 +293,17 @@ impl<L: Link> Net<L> {
                 Ok(length) if length < PACKET_BYTES_MIN => {}
                 Ok(length) => {
                     let frame = &self.rx_packet[spec::HEADER_BYTES..length];
-                    if self.endpoint.as_ref().is_none_or(|endpoint| endpoint.from_link(frame)) {
-                        self.rx_waiting = length;
-                        return true;
+                    if self.endpoint.as_ref().is_some_and(|endpoint| !endpoint.from_link(frame)) {
+                        continue;
                     }
+                    if !self.shaper.admit(Direction::Read, &self.rx_packet[..length]) {
+                        // What the endpoint answers meanwhile needs the other buffer.
+                        self.rx_held.1 = length;
+                        std::mem::swap(&mut self.rx_packet, &mut self.rx_held.0);
+                        break;
+                    }
+                    self.rx_waiting = length;
+                    return true;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -271,7 +316,7 @@ impl<L: Link> Net<L> {
 
 /// Gives one packet of the guest to the endpoint, or to the link.
 fn forward(
-    link: &mut impl Link,
+    (link, shaper): (&mut impl Link, &Shaper),
     endpoint: Option<&mut Endpoint>,
     features: u64,
     packet: &mut [u8],
@@ -291,6 +336,7 @@ fn forward(
     if endpoint.is_some_and(|endpoint| endpoint.from_guest(frame, now) == Verdict::Taken) {
         return;
     }
+    shaper.mark(&mut packet[spec::HEADER_BYTES..]);
     if let Err(error) = link.send(packet) {
         // As on any Ethernet: what cannot be sent now, or was malformed, is lost.
         tracing::trace!(%error, "a guest's packet was dropped");
@@ -372,6 +418,8 @@ impl<L: Link> VirtioDevice for Net<L> {
     fn reset(&mut self) {
         self.active = None;
         self.rx_waiting = 0;
+        self.rx_held.1 = 0;
+        self.shaper.wake();
     }
 
     fn readdress(&mut self, mac: [u8; 6], addressing: &Addressing) -> bool {
@@ -380,6 +428,16 @@ impl<L: Link> VirtioDevice for Net<L> {
         // What there is to say of it is fetched by the event loop.
         super::kick(&self.queue_events[spec::QUEUE_RX]);
         true
+    }
+
+    fn reshape(&mut self, mac: [u8; 6], traffic: &Traffic) -> Result<bool, Error> {
+        if self.config[..6] != mac {
+            return Ok(false);
+        }
+        self.shaper.change(traffic)?;
+        // What waited may go now.
+        self.queue_events.iter().for_each(super::kick);
+        Ok(true)
     }
 }
 
@@ -393,7 +451,7 @@ impl<L: Link> MutEventSubscriber for Net<L> {
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         let source = events.fd();
-        let is_transmit = source == self.queue_events[spec::QUEUE_TX].as_raw_fd();
+        let mut is_transmit = source == self.queue_events[spec::QUEUE_TX].as_raw_fd();
         if is_transmit || source == self.queue_events[spec::QUEUE_RX].as_raw_fd() {
             super::drain(&self.queue_events[if is_transmit { spec::QUEUE_TX } else { spec::QUEUE_RX }]);
             if self.link_state == LinkState::Failed {
@@ -405,6 +463,8 @@ impl<L: Link> MutEventSubscriber for Net<L> {
             if let Some(endpoint) = &mut self.endpoint {
                 endpoint.poll(Instant::now());
             }
+            is_transmit = self.shaper.is_waiting(Direction::Write);
+            self.shaper.wake();
         } else {
             let set = events.event_set();
             self.link_failed |=

@@ -301,6 +301,8 @@ pub mod net {
     pub const HEADER_BYTES: usize = 12;
     /// Offset of `gso_type` in the header.
     pub const HEADER_GSO_TYPE: usize = 1;
+    /// Offset of `gso_size` in the header.
+    pub const HEADER_GSO_SIZE: usize = 4;
     /// Offset of `num_buffers` in the header.
     pub const HEADER_NUM_BUFFERS: usize = 10;
     /// Header flag: the checksum is partial.

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use vmm::config::{DiskConfig, DiskFormat, InheritedFd, NicConfig};
+use vmm::config::{DiskConfig, DiskFormat, InheritedFd, NicConfig, Traffic};
 use vmm::interactive::{MTU, mac};
 use vmm::rpc::{Client, DeviceName, DeviceState};
 
@@ -132,7 +132,13 @@ fn attach_nic(socket: &Path, tap: &str, wished: Option<&str>) -> anyhow::Result<
         }
     };
     let opened = net::tap::open(tap).with_context(|| format!("open the tap {tap}"))?;
-    let config = NicConfig { tap: InheritedFd(0), mac, mtu: MTU, endpoint: None };
+    let config = NicConfig {
+        tap: InheritedFd(0),
+        mac,
+        mtu: MTU,
+        endpoint: None,
+        traffic: Traffic::default(),
+    };
     client.add_nic(config, opened.as_fd())?;
     println!("{}", name(&DeviceName::Nic(mac)));
     Ok(ExitCode::SUCCESS)

@@ -12,7 +12,7 @@ use crate::error::Fault;
 use crate::network::invalid;
 
 /// The greatest rate (Neutron's `DB_INTEGER_MAX_VALUE`).
-const RATE_MAX: u32 = i32::MAX as u32;
+pub(super) const RATE_MAX: u32 = i32::MAX as u32;
 
 /// A kind of rules in a body.
 pub(super) trait RuleWire: Several + DeserializeOwned + Send + 'static {

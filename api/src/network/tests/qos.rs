@@ -96,6 +96,9 @@ async fn policies_have_rules_of_five_kinds_which_do_not_contradict_each_other() 
     assert_eq!(shown.len(), 5);
     has(&shown[0], json!({"type": "bandwidth_limit", "qos_policy_id": id, "max_kbps": 1000}));
     let types = ask(&cloud, Method::GET, "qos/rule-types", Value::Null).await.json();
+    let held = ["bandwidth_limit", "dscp_marking", "packet_rate_limit"].map(|name| json!({"type": name}));
+    assert_eq!(types["rule_types"], json!(held));
+    let types = ask(&cloud, Method::GET, "qos/rule-types?all_rules=true", Value::Null).await.json();
     assert_eq!(types["rule_types"].as_array().unwrap().len(), 5);
     assert_eq!(ask(&cloud, Method::PUT, &format!("{path}/tags/a"), Value::Null).await.status, 201);
 }
@@ -135,6 +138,58 @@ async fn networks_and_ports_have_policies_that_stay_while_they_are_used() {
     assert_eq!(ask(&cloud, Method::PUT, &format!("networks/{id}"), body).await.status, 200);
     assert_eq!(ask(&cloud, Method::DELETE, &format!("qos/policies/{one}"), Value::Null).await.status, 204);
     refused(&cloud, Method::DELETE, &format!("qos/policies/{two}"), Value::Null, 409, "QosPolicyInUse").await;
+}
+
+#[tokio::test]
+async fn rule_types_tell_what_of_them_is_held() {
+    let cloud = Harness::new().await;
+    let shown = async |name: &str| {
+        ask(&cloud, Method::GET, &format!("qos/rule-types/{name}"), Value::Null).await.json()["rule_type"]
+            .clone()
+    };
+    let rate = json!({"start": 0, "end": 2_147_483_647});
+    assert_eq!(
+        shown("bandwidth_limit").await,
+        json!({"type": "bandwidth_limit", "drivers": [{"name": "wisp", "supported_parameters": [
+            {"parameter_name": "max_kbps", "parameter_type": "range", "parameter_values": rate},
+            {"parameter_name": "max_burst_kbps", "parameter_type": "range", "parameter_values": rate},
+            {"parameter_name": "direction", "parameter_type": "choices", "parameter_values": ["ingress", "egress"]},
+        ]}]})
+    );
+    assert_eq!(shown("minimum_bandwidth").await, json!({"type": "minimum_bandwidth", "drivers": []}));
+    let marks = &shown("dscp_marking").await["drivers"][0]["supported_parameters"][0]["parameter_values"];
+    assert_eq!(marks.as_array().unwrap().len(), 21);
+    refused(&cloud, Method::GET, "qos/rule-types/none", Value::Null, 404, "QosRuleTypeNotFound").await;
+}
+
+#[tokio::test]
+async fn least_rates_are_refused_where_they_would_have_to_hold() {
+    let cloud = Harness::new().await;
+    let id = text(&policy(&cloud, json!({"name": "least"})).await, "id");
+    let network = text(&create(&cloud, "networks", json!({"network": {}})).await, "id");
+    let port = text(&create(&cloud, "ports", json!({"port": {"network_id": network}})).await, "id");
+    let (rules, body) = (
+        format!("qos/policies/{id}/minimum_bandwidth_rules"),
+        json!({"minimum_bandwidth_rule": {"min_kbps": 1}}),
+    );
+    let (on_port, on_network) = (format!("ports/{port}"), format!("networks/{network}"));
+    let (take_port, take_network) =
+        (json!({"port": {"qos_policy_id": id}}), json!({"network": {"qos_policy_id": id}}));
+    let none = json!({"port": {"qos_policy_id": null}});
+
+    assert_eq!(ask(&cloud, Method::PUT, &on_port, take_port.clone()).await.status, 200);
+    refused(&cloud, Method::POST, &rules, body.clone(), 409, "QosRuleNotSupported").await;
+    assert_eq!(ask(&cloud, Method::PUT, &on_port, none).await.status, 200);
+    create(&cloud, &rules, body).await;
+    refused(&cloud, Method::PUT, &on_port, take_port, 409, "QosRuleNotSupported").await;
+    refused(&cloud, Method::PUT, &on_network, take_network, 409, "QosRuleNotSupportedByNetwork").await;
+    for (path, body) in [
+        ("ports", json!({"port": {"network_id": network, "qos_policy_id": id}})),
+        ("networks", json!({"network": {"qos_policy_id": id}})),
+    ] {
+        let reply = ask(&cloud, Method::POST, path, body).await;
+        assert_eq!(reply.status, 409, "{}", reply.json());
+    }
 }
 
 #[tokio::test]

@@ -274,6 +274,7 @@ impl HostDriver {
             mac: new.mac,
             mtu: new.mtu,
             endpoint: Some(start::endpoint(new, wanted)),
+            traffic: new.traffic,
         };
         unless_refused(client.add_nic(config, tap.as_fd()))
     }

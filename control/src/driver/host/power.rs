@@ -5,8 +5,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use vmm::config::Addressing;
-use vmm::rpc::{Client, ClientError, ExitReason, VmState};
+use vmm::rpc::{Action, Client, ClientError, ExitReason, VmState};
 
 use super::directory::{self, Directory};
 use super::network::trunk::dropped;
@@ -273,20 +272,16 @@ impl HostDriver {
                 "the taps are not what they shall be"
             );
         }
-        let readdressed = slot.record.as_ref().map(|record| readdressed(&record.wanted, wanted));
+        let told = slot.record.as_ref().map(|record| told(&record.wanted, wanted)).unwrap_or_default();
         let aligned = Client::connect(&directory.control_socket()).and_then(|mut client| {
             let status = client.status()?;
-            for (mac, addressing) in readdressed.unwrap_or_default() {
-                match client.readdress(mac, addressing) {
-                    // A VMM of before: its guest keeps what it was told at its start.
+            for action in &told {
+                match client.call(action) {
+                    // A VMM of before: its guest keeps what held at its start.
                     Err(ClientError::Refused(message)) => {
-                        tracing::warn!(
-                            instance.id = wanted.id,
-                            message,
-                            "the guest is not told its new addresses"
-                        );
+                        tracing::warn!(instance.id = wanted.id, message, "a network device stays as it was");
                     }
-                    told => drop(told?),
+                    answer => drop(answer?),
                 }
             }
             self.plug(wanted, surroundings, slot, &leaving, (&mut client, status.devices))?;
@@ -319,14 +314,21 @@ impl HostDriver {
     }
 }
 
-/// The devices of which the guest has to be told something else than before, each with what.
-fn readdressed(before: &InstanceWanted, wanted: &InstanceWanted) -> Vec<([u8; 6], Addressing)> {
-    let changed = wanted.nics.iter().filter_map(|nic| {
-        let old = before.nics.iter().find(|old| old.port_id == nic.port_id)?;
+/// What a running VMM has to be told of its network devices: where what is answered or held is not what it was.
+fn told(before: &InstanceWanted, wanted: &InstanceWanted) -> Vec<Action> {
+    let mut told = Vec::new();
+    for nic in &wanted.nics {
+        let Some(old) = before.nics.iter().find(|old| old.port_id == nic.port_id) else { continue };
+        let mac = nic.mac;
         let addressing = start::addressing(nic, wanted);
-        (start::addressing(old, before) != addressing).then_some((nic.mac, addressing))
-    });
-    changed.collect()
+        if start::addressing(old, before) != addressing {
+            told.push(Action::Readdress { mac, addressing: Box::new(addressing) });
+        }
+        if old.traffic != nic.traffic {
+            told.push(Action::Reshape { mac, traffic: nic.traffic });
+        }
+    }
+    told
 }
 
 /// Presses the power button of a guest that runs; returns whether there is anything to wait for.

@@ -262,6 +262,7 @@ fn configuration(
         mac: nic.mac,
         mtu: nic.mtu,
         endpoint: Some(endpoint(nic, wanted)),
+        traffic: nic.traffic,
     });
     let nics = nics.collect();
     let console = directory.open_console().map_err(failed("make the console log"))?;

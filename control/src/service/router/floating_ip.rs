@@ -18,7 +18,7 @@ use crate::service::network::{check_text, new_standard, owner_project, touch};
 use crate::service::network_resource::{owned, visible};
 use crate::service::port::address::{Chooser, choose_addresses};
 use crate::service::port::{FixedIpWish, add_port, owned_port, remove_port};
-use crate::service::qos;
+use crate::service::qos::{self, held::outside};
 use crate::service::quota::{self, Resource};
 use crate::service::tag::check_tags;
 use crate::store::{Cache, Stored, Txn};
@@ -116,7 +116,7 @@ impl Control {
                     qos_policy_id: request.qos_policy_id.clone(),
                 };
                 let mut txn =
-                    qos::used(cache, caller, add_port(Txn::new(), &holder), &request.qos_policy_id)?;
+                    qos::used(cache, caller, add_port(Txn::new(), &holder), outside(&request.qos_policy_id))?;
                 match (&request.port_id, request.fixed_ip_address) {
                     (Some(port_id), fixed) => {
                         txn = lead_to(cache, txn, caller, &mut floating, port_id, fixed)?;
@@ -159,7 +159,7 @@ impl Control {
                 if let Some(policy) =
                     update.qos_policy_id.as_ref().filter(|policy| **policy != floating.qos_policy_id)
                 {
-                    txn = qos::used(cache, caller, txn, policy)?;
+                    txn = qos::used(cache, caller, txn, outside(policy))?;
                     floating.qos_policy_id.clone_from(policy);
                 }
                 match port_id {

@@ -15,7 +15,7 @@ use crate::service::network_resource::visible;
 use crate::service::port::address::{Chooser, choose_addresses};
 use crate::service::port::{FixedIpWish, add_port, remove_port};
 use crate::service::prefix::overlap;
-use crate::service::qos;
+use crate::service::qos::{self, held::outside};
 use crate::service::rbac::is_granted;
 use crate::store::{Cache, Txn};
 
@@ -54,7 +54,7 @@ pub(crate) fn set(
     let before = router.gateway.as_ref().and_then(|gateway| gateway.qos_policy_id.clone());
     let qos_policy_id = wish.qos_policy_id.clone().unwrap_or(before.clone());
     if qos_policy_id != before {
-        txn = qos::used(cache, caller, txn, &qos_policy_id)?;
+        txn = qos::used(cache, caller, txn, outside(&qos_policy_id))?;
     }
     if let Some(present) = &mut router.gateway
         && present.network_id == wish.network_id

@@ -41,7 +41,7 @@ impl Request {
             Self::Discard(_) => (Direction::Write, 0),
             Self::Flush | Self::Identify { .. } => return None,
         };
-        Some(Cost { direction, bytes })
+        Some(Cost { direction, bytes, operations: 1 })
     }
 }
 

@@ -1,16 +1,12 @@
 //! A limiter with its clock, and the timer that wakes the device when a request that had to wait may be tried again.
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::time::Instant;
 
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::super::limiter::{Cost, Limiter};
+use super::super::limiter::{Clock, Cost, Limiter};
 use super::super::{Error, arm};
 use crate::config::DiskLimits;
-
-/// Tells the time; a test may have one of its own.
-pub type Clock = Box<dyn Fn() -> Instant + Send>;
 
 /// What holds a device to its limits. While it is stalled, the request at the head of the queue waits, and all behind
 /// it: the queue is not looked at before the timer fires.

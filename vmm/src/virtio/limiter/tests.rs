@@ -19,11 +19,11 @@ fn operations(limit: Option<RateLimit>) -> TransferLimits {
 }
 
 fn read(bytes: u64) -> Cost {
-    Cost { direction: Direction::Read, bytes }
+    Cost { direction: Direction::Read, bytes, operations: 1 }
 }
 
 fn write(bytes: u64) -> Cost {
-    Cost { direction: Direction::Write, bytes }
+    Cost { direction: Direction::Write, bytes, operations: 1 }
 }
 
 #[test]

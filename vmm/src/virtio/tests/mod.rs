@@ -6,6 +6,7 @@ mod net;
 mod pci;
 mod random;
 mod rng;
+mod traffic;
 mod transport;
 
 use std::io;

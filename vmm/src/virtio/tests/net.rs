@@ -8,7 +8,7 @@ use super::super::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, pa
 use super::super::net::Net;
 use super::super::spec::{net, ring};
 use super::*;
-use crate::config::{InheritedFd, NicConfig};
+use crate::config::{InheritedFd, NicConfig, Traffic};
 
 const HEADER: usize = net::HEADER_BYTES;
 
@@ -20,7 +20,13 @@ struct Driver {
 }
 
 fn config(mtu: u16) -> NicConfig {
-    NicConfig { tap: InheritedFd(-1), mac: [2, 0, 0, 0, 0, 1], mtu, endpoint: None }
+    NicConfig {
+        tap: InheritedFd(-1),
+        mac: [2, 0, 0, 0, 0, 1],
+        mtu,
+        endpoint: None,
+        traffic: Traffic::default(),
+    }
 }
 
 impl Driver {
