@@ -169,6 +169,7 @@ impl Host {
                 images: self.directory.path().join("images"),
             },
             interfaces: BTreeMap::new(),
+            forwarders: control::driver::host::Forwarders::Listed(Vec::new()),
             namespaces: net::keeper::Namespaces::Own,
             fail: self.fail.clone(),
         });
@@ -204,6 +205,7 @@ impl Host {
             ipv6_networks: Vec::new(),
             sub_ports: Vec::new(),
             traffic: Default::default(),
+            zone: String::new(),
         }
     }
 

@@ -17,9 +17,11 @@ mod interfaces;
 mod ipv6;
 mod lab;
 mod limits;
+mod names;
 mod openstack;
 mod processes;
 mod providers;
+mod qos;
 mod routers;
 mod server_images;
 mod serving;
@@ -50,6 +52,8 @@ fn main() {
         volumes::trials(),
         server_images::trials(),
         limits::trials(),
+        qos::trials(),
+        names::trials(),
         interfaces::trials(),
         encryption::trials(),
         openstack::trials(),

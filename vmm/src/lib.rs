@@ -19,6 +19,7 @@ mod panic;
 pub mod pci;
 pub mod plugged;
 pub mod power;
+pub mod questions;
 pub mod rpc;
 pub mod run;
 pub mod sandbox;

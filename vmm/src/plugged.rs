@@ -19,6 +19,7 @@ use crate::kvm::Vm;
 use crate::memory::GuestMemory;
 use crate::pci::host::{PciHost, SLOTS};
 use crate::pci::plug::PlugController;
+use crate::questions::Questions;
 use crate::rpc::{DeviceName, DeviceState, DeviceStatus};
 use crate::virtio::spec::block::SECTOR_BYTES;
 use crate::virtio::{Shared, VirtioDevice};
@@ -99,6 +100,8 @@ pub(crate) struct Wires {
     pub(crate) controller: Arc<Mutex<PlugController>>,
     /// Written when the guest has let a slot go.
     pub(crate) let_go: EventFd,
+    /// Where the guest's questions about names wait.
+    pub(crate) questions: Questions,
 }
 
 /// See the module.
@@ -176,7 +179,7 @@ impl Devices {
     pub fn add_nic(&mut self, spec: NicSpec, held: bool) -> Result<(), Error> {
         let name = DeviceName::Nic(spec.config.mac);
         self.check_free(&name)?;
-        let shared = virtio::build_net(&spec.config, spec.tap)?;
+        let shared = virtio::build_net(&spec.config, spec.tap, &self.wires.questions)?;
         self.add(name, shared, held)
     }
 
@@ -273,6 +276,11 @@ impl Devices {
             Some(DeviceStatus { device: name, state: state(device.slot), bytes })
         };
         self.list.iter().filter_map(status).collect()
+    }
+
+    /// Where the guest's questions about names wait.
+    pub(crate) fn questions(&self) -> &Questions {
+        &self.wires.questions
     }
 
     /// Does `act` with each device.

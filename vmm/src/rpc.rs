@@ -1,6 +1,9 @@
 //! The control socket of one VMM process: newline-delimited JSON, one [`Action`] per line, one [`Reply`] per
 //! action in order. Descriptors that an action needs come with its line (unix(7), `SCM_RIGHTS`). The socket is the
 //! process's only one; whoever can open it controls the guest.
+//!
+//! A connection on which [`Action::Resolve`] was said gets the guest's questions about names as well, each as a
+//! [`Reply::Question`], whenever they come; [`Action::Answer`] alone has no reply.
 
 pub(crate) mod passing;
 
@@ -14,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::config::{Addressing, DiskConfig, NicConfig, Traffic};
+use crate::questions::{Message, Question};
 
 /// The longest request or reply line in bytes; a peer that sends more is cut off.
 pub const LINE_BYTES_MAX: usize = 2 << 20;
@@ -64,6 +68,17 @@ pub enum Action {
         mac: [u8; 6],
         /// What is held from now on; the bursts are there anew.
         traffic: Traffic,
+    },
+    /// From now on, tell this connection what the guest asks about names, and no other.
+    Resolve,
+    /// The answer to a question; it has no reply itself.
+    Answer {
+        /// The question's device.
+        mac: [u8; 6],
+        /// The question's number.
+        number: u32,
+        /// What the guest is told.
+        message: Message,
     },
     /// Give the guest a disk, on PCI. Its serial number is no other disk's and not empty. The descriptors in it are
     /// numbers of those that come with the request, from zero. Legal in every state; refused, nothing has changed.
@@ -147,6 +162,8 @@ pub enum Reply {
         /// How far it is.
         state: DeviceState,
     },
+    /// The guest asks about a name.
+    Question(Question),
     /// The action was refused or failed.
     Error {
         /// What to tell the person who asked.

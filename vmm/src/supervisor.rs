@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Instant;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::sys::signal::{SigSet, Signal};
@@ -82,6 +83,8 @@ pub struct Supervisor {
     listener: Option<UnixListener>,
     clients: BTreeMap<RawFd, Client>,
     input: Option<Input>,
+    /// The client that hears of the guest's questions about names.
+    resolver: Option<RawFd>,
 }
 
 impl Supervisor {
@@ -104,7 +107,7 @@ impl Supervisor {
         if let Some(listener) = &listener {
             listener.set_nonblocking(true).map_err(Error::Socket)?;
         }
-        Ok(Self { machine, ending, signals, listener, clients: BTreeMap::new(), input: None })
+        Ok(Self { machine, ending, signals, listener, clients: BTreeMap::new(), input: None, resolver: None })
     }
 
     /// Lets the guest read `source` as its console's input.
@@ -166,6 +169,7 @@ impl Supervisor {
             }
             Err(error) => tracing::debug!(%error, "a client of the control socket was cut off"),
         }
+        self.resolver = self.resolver.filter(|resolver| *resolver != fd);
         if let Err(error) = ops.remove(Events::empty(&client.stream)) {
             tracing::error!(?error, "a closed connection is still watched");
         }
@@ -179,13 +183,27 @@ impl Supervisor {
             if !client.flush()? {
                 return Ok(());
             }
+            let fd = client.stream.as_raw_fd();
+            if self.resolver == Some(fd)
+                && let Some(question) = self.machine.questions().pop(Instant::now())
+            {
+                client.output = encode(&Reply::Question(question));
+                continue;
+            }
             let Some(line) = client.next_line()? else { return Ok(()) };
             let reply = match serde_json::from_slice(&line) {
+                Ok(Action::Resolve) => {
+                    self.resolver = Some(fd);
+                    Reply::Done { state: self.machine.state() }
+                }
+                Ok(Action::Answer { mac, number, message }) => {
+                    self.machine.answer(mac, number, message.as_bytes());
+                    continue;
+                }
                 Ok(action) => self.act(action, std::mem::take(&mut client.descriptors)),
                 Err(error) => Reply::Error { message: format!("not an action: {error}") },
             };
             client.output = encode(&reply);
-            client.sent = 0;
         }
     }
 
@@ -215,6 +233,10 @@ impl Supervisor {
             }
             Action::Console { bytes_max } => return self.console(u64::from(bytes_max)),
             Action::Flush => return self.flush(),
+            // Taken where the connection is known.
+            Action::Resolve | Action::Answer { .. } => {
+                return Reply::Done { state: self.machine.state() };
+            }
             Action::Readdress { mac, addressing } => {
                 return if self.machine.readdress(mac, &addressing) {
                     Reply::Done { state: self.machine.state() }
@@ -434,6 +456,7 @@ impl MutEventSubscriber for Supervisor {
         watch(self.ending.event().as_raw_fd(), "the guest's end");
         watch(self.signals.as_raw_fd(), "signals");
         watch(self.machine.devices().let_go(), "devices that the guest lets go");
+        watch(self.machine.questions().bell().as_raw_fd(), "the guest's questions");
         if let Some(listener) = &self.listener {
             watch(listener.as_raw_fd(), "the control socket");
         }
@@ -454,6 +477,11 @@ impl MutEventSubscriber for Supervisor {
             self.take_signal();
         } else if fd == self.machine.devices().let_go() {
             self.machine.devices_mut().settle();
+        } else if fd == self.machine.questions().bell().as_raw_fd() {
+            let _ = self.machine.questions().bell().read();
+            if let Some(resolver) = self.resolver {
+                self.serve(resolver, ops);
+            }
         } else if self.listener.as_ref().is_some_and(|listener| listener.as_raw_fd() == fd) {
             self.accept(ops);
         } else if self.input.as_ref().is_some_and(|input| input.source.as_raw_fd() == fd) {

@@ -22,6 +22,7 @@ use crate::pci::host::PciHost;
 use crate::pci::plug::{self, PlugController};
 use crate::plugged::{self, Devices, Wires};
 use crate::power::{self, KeyboardController, PowerManagement};
+use crate::questions::Questions;
 use crate::rpc::{DeviceName, ExitReason, VmState};
 use crate::serial::{self, Console, SerialPort};
 use crate::vcpu::{self, Buses, Vcpus};
@@ -180,8 +181,8 @@ impl Machine {
             smbios::write(&guest, system)?;
         }
 
-        let devices = build_devices(spec.disks, spec.nics)?;
         let wires = add_bus(&vm, &guest, &mut buses.ports, &sci)?;
+        let devices = build_devices(spec.disks, spec.nics, &wires.questions)?;
         let shared: Vec<Shared> = devices.iter().map(|(_, shared)| shared.clone()).collect();
         let filled = places.fill(&vm, &guest, (&mut buses, &wires.host), &shared)?;
         let devices = Devices::new(wires, devices, filled);
@@ -294,6 +295,18 @@ impl Machine {
         found
     }
 
+    /// Where the guest's questions about names wait.
+    #[must_use]
+    pub fn questions(&self) -> &Questions {
+        self.devices.questions()
+    }
+
+    /// Carries an answer to the guest by the network device with that MAC address.
+    pub fn answer(&self, mac: [u8; 6], number: u32, message: &[u8]) {
+        let mut found = false;
+        self.devices.each(|device| found = found || device.answer(mac, number, message));
+    }
+
     /// Holds the traffic of the network device with that MAC address to something else; whether there is one.
     ///
     /// # Errors
@@ -341,7 +354,7 @@ fn add_power(
     Ok(device)
 }
 
-/// The PCI bus with its hot-plug controller; nothing is on it yet.
+/// The PCI bus with its hot-plug controller, and whatever else devices need; nothing is on it yet.
 fn add_bus(
     vm: &Arc<kvm::Vm>,
     guest: &memory::GuestMemory,
@@ -353,13 +366,15 @@ fn add_bus(
     let controller = PlugController::new(host.clone(), clone(sci)?, clone(&let_go)?);
     let controller = Arc::new(Mutex::new(controller));
     ports.insert(u64::from(plug::PLUG_PORT), u64::from(plug::PLUG_PORTS), controller.clone())?;
-    Ok(Wires { vm: vm.clone(), guest: guest.clone(), host, controller, let_go })
+    let questions = Questions::new().map_err(Error::Event)?;
+    Ok(Wires { vm: vm.clone(), guest: guest.clone(), host, controller, let_go, questions })
 }
 
 /// The devices in the order of their places: disks, network devices, entropy source.
 fn build_devices(
     disks: Vec<DiskSpec>,
     nics: Vec<NicSpec>,
+    questions: &Questions,
 ) -> Result<Vec<(Option<DeviceName>, Shared)>, devices::Error> {
     let mut devices = Vec::with_capacity(disks.len() + nics.len() + 1);
     for spec in disks {
@@ -368,7 +383,7 @@ fn build_devices(
     }
     for spec in nics {
         let name = DeviceName::Nic(spec.config.mac);
-        devices.push((Some(name), virtio::build_net(&spec.config, spec.tap)?));
+        devices.push((Some(name), virtio::build_net(&spec.config, spec.tap, questions)?));
     }
     devices.push((None, virtio::build_rng()?));
     Ok(devices)

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use control::driver::host::Forwarders;
 use control::driver::provider::{Provider, check_providers};
 use control::driver::volumes::{NamedPlace, check_places};
 use control::service::network::PUBLIC_NAME;
@@ -82,6 +83,10 @@ pub(super) struct Arguments {
     /// FIRST to LAST are the VLANs of networks that name none.
     #[arg(long, value_name = "NAME=INTERFACE[,FIRST-LAST]")]
     provider: Vec<Provider>,
+    /// A name server for the names that guests ask for and that are not the cloud's own; up to three may be given, `none` for
+    /// nobody. Unless one is, the host's own (/etc/resolv.conf).
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    dns_forwarder: Vec<String>,
     /// A bucket of an S3-compatible service that backups of volumes go to, instead of a directory of the host. Keys and region
     /// are taken from where --image-bucket takes them. Backups in the directory stay good.
     #[arg(long, value_name = "URL/BUCKET[/PREFIX]")]
@@ -138,6 +143,8 @@ pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode>
         fake_hosts: arguments.fake_hosts,
         volumes: arguments.volumes,
         providers: arguments.provider,
+        forwarders: Forwarders::parse(&arguments.dns_forwarder)
+            .map_err(|why| anyhow::anyhow!("--dns-forwarder: {why}"))?,
         images: ImageOptions {
             sources: arguments.image_source,
             bucket: option_bucket("--image-bucket", arguments.image_bucket.as_deref())?,

@@ -56,7 +56,7 @@ const SHARED: [Extension; 12] = [
 ];
 
 /// What networks and ports have beyond the core.
-const NETWORKS: [Extension; 13] = [
+const NETWORKS: [Extension; 14] = [
     ("network_availability_zone", "Network Availability Zone", "Availability zone support for network."),
     ("auto-allocated-topology", "Auto Allocated Topology Services", "Auto Allocated Topology Services."),
     ("trunk", "Trunk Extension", "Provides support for trunk ports"),
@@ -69,6 +69,7 @@ const NETWORKS: [Extension; 13] = [
         "Extra options configuration for DHCP. For example PXE boot options to DHCP clients can be specified (e.g. \
          tftp-server, server-ip-address, bootfile-name)",
     ),
+    ("dns-integration", "DNS Integration", "Provides integration with DNS."),
     ("external-net", "Neutron external network", "Adds external network attribute to network resource."),
     (
         "ip-substring-filtering",
@@ -180,7 +181,7 @@ const POOLS: [Extension; 5] = [
 ];
 
 /// Quality of service.
-const QOS: [Extension; 12] = [
+const QOS: [Extension; 14] = [
     ("qos-fip", "Floating IP QoS", "The floating IP Quality of Service extension"),
     (
         "qos-fip-network-policy",
@@ -216,6 +217,16 @@ const QOS: [Extension; 12] = [
         "Adds a the QoS network ID to the port definition",
     ),
     ("qos-pps", "QoS Rule Type Packet per Second Extension", "Add QoS Rule Type Packet per Second"),
+    (
+        "qos-rule-type-details",
+        "Details of QoS rule types",
+        "Expose details about QoS rule types supported by loaded backend drivers",
+    ),
+    (
+        "qos-rule-type-filter",
+        "QoS rule type filter",
+        "Allow to filter the rule type list by all supported or by all rules",
+    ),
     ("qos-pps-minimum", "minimum_packet_rate_rule", "Allow to configure QoS minimum packet rate rule."),
 ];
 

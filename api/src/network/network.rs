@@ -43,6 +43,8 @@ pub(super) struct CreateFields {
     qos_policy_id: Option<String>,
     #[serde(default)]
     availability_zone_hints: Vec<String>,
+    #[serde(default)]
+    dns_domain: String,
 }
 
 impl Several for CreateFields {
@@ -67,6 +69,7 @@ impl From<CreateFields> for NetworkCreate {
             tags: fields.tags,
             qos_policy_id: fields.qos_policy_id,
             zone_hints: fields.availability_zone_hints,
+            dns_domain: fields.dns_domain,
         }
     }
 }
@@ -91,6 +94,7 @@ struct UpdateFields {
     port_security_enabled: Option<bool>,
     #[serde(default, deserialize_with = "nullable")]
     qos_policy_id: Option<Option<String>>,
+    dns_domain: Option<String>,
 }
 
 /// A network as it is shown: provider attributes to administrators only.
@@ -122,6 +126,7 @@ fn view(state: &AppState, caller: &Caller, network: &Network) -> Value {
             "subnets": state.control.subnet_ids_of(&network.standard.id),
             "tags": network.standard.tags,
             "qos_policy_id": network.qos_policy_id,
+            "dns_domain": network.dns_domain,
             "availability_zone_hints": network.zone_hints,
             "availability_zones": [control::service::network::ZONE],
             "ipv4_address_scope": state.control.address_scope_of(&network.standard.id, 4),
@@ -181,6 +186,7 @@ pub(super) async fn update(
         mtu: fields.mtu.map(|mtu| mtu.0),
         port_security_enabled: fields.port_security_enabled,
         qos_policy_id: fields.qos_policy_id,
+        dns_domain: fields.dns_domain,
     };
     let network = state.control.network_update(&caller, &id, update).await?;
     Ok(Json(json!({"network": view(&state, &caller, &network.row)})))

@@ -50,6 +50,8 @@ pub(super) struct CreateFields {
     tags: BTreeSet<String>,
     qos_policy_id: Option<String>,
     extra_dhcp_opts: Option<Vec<DhcpOptionFields>>,
+    #[serde(default)]
+    dns_name: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -101,6 +103,7 @@ struct UpdateFields {
     #[serde(default, deserialize_with = "nullable")]
     qos_policy_id: Option<Option<String>>,
     extra_dhcp_opts: Option<Vec<DhcpOptionFields>>,
+    dns_name: Option<String>,
 }
 
 impl From<FixedIpFields> for FixedIpWish {
@@ -169,6 +172,7 @@ impl TryFrom<CreateFields> for PortCreate {
             tags: fields.tags,
             qos_policy_id: fields.qos_policy_id,
             extra_dhcp_opts: dhcp_options(fields.extra_dhcp_opts)?,
+            dns_name: fields.dns_name,
         })
     }
 }
@@ -205,6 +209,12 @@ fn view(state: &AppState, caller: &Caller, port: &Port) -> Value {
             json!({"opt_name": option.name, "opt_value": option.value, "ip_version": option.ip_version})
         })
         .collect();
+    let names: Vec<_> = state
+        .control
+        .names_of_port(port)
+        .into_iter()
+        .map(|name| json!({"hostname": name.hostname, "ip_address": name.address, "fqdn": name.fqdn}))
+        .collect();
     with_fields(
         fields,
         json!({
@@ -221,6 +231,8 @@ fn view(state: &AppState, caller: &Caller, port: &Port) -> Value {
             "device_owner": port.device_owner,
             "binding:vnic_type": "normal",
             "extra_dhcp_opts": options,
+            "dns_name": port.dns_name,
+            "dns_assignment": names,
             "trunk_details": trunk::details(state, &port.standard.id),
             "qos_policy_id": port.qos_policy_id,
             "qos_network_policy_id": state.control.qos_policy_of_network(&port.network_id),
@@ -287,6 +299,7 @@ pub(super) async fn update(
         mac: fields.mac_address.as_deref().map(read_mac).transpose()?,
         host: fields.host.map(Option::unwrap_or_default),
         extra_dhcp_opts: dhcp_options(fields.extra_dhcp_opts)?,
+        dns_name: fields.dns_name,
     };
     let port = state.control.port_update(&caller, &id, update).await?;
     Ok(Json(json!({"port": view(&state, &caller, &port.row)})))

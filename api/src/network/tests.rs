@@ -3,6 +3,7 @@
 mod groups;
 mod hosts;
 mod lists;
+mod names;
 mod pools;
 mod providers;
 mod qos;

@@ -1,4 +1,5 @@
-//! The agent's process: root with few capabilities, no store, no network socket; only lines to control.
+//! The agent's process: root with few capabilities, no store, lines to control; on the network it only asks name servers,
+//! in guests' place.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use control::agent::host;
 use control::driver::Driver;
 use control::driver::fail_points::FailPoints;
 use control::driver::fake::FakeDriver;
-use control::driver::host::{HostDriver, HostOptions};
+use control::driver::host::{Forwarders, HostDriver, HostOptions};
 use control::driver::provider::{Provider, interfaces};
 use control::driver::volumes::{NamedPlace, Place, VolumePaths, Volumes};
 use net::keeper::Namespaces;
@@ -45,6 +46,8 @@ pub struct Handover {
     pub volumes: Vec<NamedPlace>,
     /// The physical networks that the host is on.
     pub providers: Vec<Provider>,
+    /// Who knows the names that are not the cloud's own.
+    pub forwarders: Forwarders,
     /// The line to the bucket of backups, if there is one.
     pub backups: Option<Inherited>,
     /// The line to who makes routers' network namespaces, unless nobody does.
@@ -79,7 +82,7 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
     let served = runtime.block_on(serve(
         handover.driver,
         &handover.volumes,
-        &handover.providers,
+        (&handover.providers, &handover.forwarders),
         bucket,
         namespaces,
         lines,
@@ -92,7 +95,7 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
 async fn serve(
     kind: DriverKind,
     volumes: &[NamedPlace],
-    providers: &[Provider],
+    (providers, forwarders): (&[Provider], &Forwarders),
     bucket: Option<Arc<dyn Objects>>,
     namespaces: Option<OwnedFd>,
     lines: Vec<(String, OwnedFd)>,
@@ -106,7 +109,7 @@ async fn serve(
             Some(line) => Some(line.try_clone().context("share the line to the keeper of namespaces")?),
             None => None,
         };
-        let driver = driver(kind, paths, providers, namespaces, &name)?;
+        let driver = driver(kind, paths, (providers, forwarders), namespaces, &name)?;
         let line = std::os::unix::net::UnixStream::from(line);
         line.set_nonblocking(true)?;
         let line = tokio::net::UnixStream::from_std(line).context("use the line to control")?;
@@ -126,7 +129,7 @@ async fn serve(
 fn driver(
     kind: DriverKind,
     volumes: VolumePaths,
-    providers: &[Provider],
+    (providers, forwarders): (&[Provider], &Forwarders),
     namespaces: Option<OwnedFd>,
     name: &str,
 ) -> anyhow::Result<Arc<dyn Driver>> {
@@ -146,6 +149,7 @@ fn driver(
                 volumes,
                 namespaces: namespaces.map_or(Namespaces::Own, Namespaces::kept),
                 interfaces: interfaces(providers),
+                forwarders: forwarders.clone(),
                 fail: FailPoints::default(),
             });
             Ok(Arc::new(driver.context("start the kvm driver")?))

@@ -29,6 +29,7 @@ use super::control::ImageOptions;
 use super::handover::{self, AsFdDyn, Inherited};
 use super::privileges::User;
 use super::state_directory::StateDirectory;
+use ::control::driver::host::Forwarders;
 use ::control::driver::process_id;
 use ::control::driver::provider::Provider;
 use ::control::driver::volumes::NamedPlace;
@@ -67,6 +68,8 @@ pub struct Options {
     pub volumes: Vec<NamedPlace>,
     /// The physical networks that hosts are on.
     pub providers: Vec<Provider>,
+    /// Who knows the names that are not the cloud's own.
+    pub forwarders: Forwarders,
     /// The bucket that backups go to, if not into a directory.
     pub backups: Option<Bucket>,
     /// The text of the policy file, or nothing.
@@ -265,6 +268,7 @@ impl Cloud<'_> {
             driver: self.options.driver,
             volumes: self.options.volumes.clone(),
             providers: self.options.providers.clone(),
+            forwarders: self.options.forwarders.clone(),
             backups: backups.as_ref().map(|(_, (_, line))| Inherited::of(line)),
             namespaces: keeper.as_ref().map(Inherited::of),
             hosts: lines.iter().map(|(name, _, line)| (name.clone(), Inherited::of(line))).collect(),

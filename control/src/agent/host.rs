@@ -139,8 +139,9 @@ impl Host {
         match message {
             ToAgent::Wanted(wanted) => self.want(wanted, true).await,
             ToAgent::Change(wanted) => self.want(wanted, false).await,
-            ToAgent::Forget { networks, groups, disks, routers } => {
+            ToAgent::Forget { networks, groups, disks, routers, zones } => {
                 self.disks.forget(&disks);
+                self.driver.know_names(&[], &zones, false);
                 let surroundings = {
                     let mut state = self.state();
                     let mut surroundings = (*state.surroundings).clone();
@@ -162,6 +163,8 @@ impl Host {
 
     /// Takes over what is wanted; `whole` replaces the networks, groups and routers, else they are added to.
     async fn want(self: &Arc<Self>, wanted: Wanted, whole: bool) -> Result<(), HostError> {
+        // Before the instances, which ask for them.
+        self.driver.know_names(&wanted.zones, &[], whole);
         let (surroundings, changed) = {
             let mut state = self.state();
             let mut surroundings = (*state.surroundings).clone();

@@ -16,6 +16,7 @@ use super::frame::{self, FrameError};
 use super::protocol::{
     Answer, DiskObserved, DiskWanted, GroupWanted, HostReport, InstanceObserved, InstanceWanted,
     NetworkWanted, PROTOCOL_VERSION, Query, RouterObserved, RouterWanted, ToAgent, ToControl, Wanted,
+    ZoneWanted,
 };
 
 /// A line on which nothing is heard for so long is cut: four heartbeats.
@@ -351,6 +352,7 @@ struct Told {
     instances: BTreeMap<String, InstanceWanted>,
     disks: BTreeMap<String, DiskWanted>,
     routers: BTreeMap<String, RouterWanted>,
+    zones: BTreeMap<String, ZoneWanted>,
 }
 
 impl Told {
@@ -363,6 +365,7 @@ impl Told {
         let instances: BTreeMap<_, _> = wanted.instances.into_iter().map(|i| (i.id.clone(), i)).collect();
         let disks: BTreeMap<_, _> = wanted.disks.into_iter().map(|d| (d.id.clone(), d)).collect();
         let routers: BTreeMap<_, _> = wanted.routers.into_iter().map(|r| (r.id.clone(), r)).collect();
+        let zones: BTreeMap<_, _> = wanted.zones.into_iter().map(|z| (z.id.clone(), z)).collect();
         let change = Wanted {
             cloud_tag: wanted.cloud_tag.clone(),
             networks: differing(&self.networks, &networks),
@@ -370,12 +373,14 @@ impl Told {
             instances: differing(&self.instances, &instances),
             disks: differing(&self.disks, &disks),
             routers: differing(&self.routers, &routers),
+            zones: differing(&self.zones, &zones),
         };
         let empty = change.networks.is_empty()
             && change.groups.is_empty()
             && change.instances.is_empty()
             && change.disks.is_empty()
-            && change.routers.is_empty();
+            && change.routers.is_empty()
+            && change.zones.is_empty();
         if whole {
             messages.push(ToAgent::Wanted(change));
         } else if !empty || tag_changed {
@@ -385,15 +390,18 @@ impl Told {
         let gone_groups = gone(&self.groups, &groups);
         let gone_disks = gone(&self.disks, &disks);
         let gone_routers = gone(&self.routers, &routers);
-        if ![&gone_networks, &gone_groups, &gone_disks, &gone_routers].iter().all(|gone| gone.is_empty()) {
+        let gone_zones = gone(&self.zones, &zones);
+        let all_gone = [&gone_networks, &gone_groups, &gone_disks, &gone_routers, &gone_zones];
+        if !all_gone.iter().all(|gone| gone.is_empty()) {
             messages.push(ToAgent::Forget {
                 networks: gone_networks,
                 groups: gone_groups,
                 disks: gone_disks,
                 routers: gone_routers,
+                zones: gone_zones,
             });
         }
-        *self = Self { cloud_tag: wanted.cloud_tag, networks, groups, instances, disks, routers };
+        *self = Self { cloud_tag: wanted.cloud_tag, networks, groups, instances, disks, routers, zones };
         messages
     }
 }

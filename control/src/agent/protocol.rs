@@ -48,6 +48,9 @@ pub enum ToAgent {
         /// Routers, which go.
         #[serde(default)]
         routers: Vec<String>,
+        /// Names that nobody asks for any more.
+        #[serde(default)]
+        zones: Vec<String>,
     },
     /// A question; answered by [`ToControl::Answer`] with the same number.
     Query {
@@ -102,6 +105,9 @@ pub struct Wanted {
     /// The disks of the volume backend that are not yet as they shall be.
     #[serde(default)]
     pub disks: Vec<DiskWanted>,
+    /// The names of the networks that the instances are on.
+    #[serde(default)]
+    pub zones: Vec<ZoneWanted>,
     /// The routers. They hold nothing and are made in milliseconds, so one that the whole wanted state does not name goes.
     #[serde(default)]
     pub routers: Vec<RouterWanted>,
@@ -129,6 +135,19 @@ pub struct PhysicalWanted {
     pub name: String,
     /// The VLAN identifier; frames travel without a tag if absent.
     pub vlan: Option<u16>,
+}
+
+/// Names that guests on a network may ask for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZoneWanted {
+    /// What devices name it by.
+    pub id: String,
+    /// The domain that they are in, without a dot at its end.
+    pub domain: String,
+    /// What is in it, each with its addresses.
+    pub names: BTreeMap<String, BTreeSet<IpAddr>>,
+    /// The network's subnets: an address in them that has no name has none anywhere.
+    pub prefixes: BTreeSet<IpNet>,
 }
 
 /// One security group with its rules resolved.
@@ -336,6 +355,9 @@ pub struct NicWanted {
     /// What is held of its traffic.
     #[serde(default)]
     pub traffic: Traffic,
+    /// The names that its guest may ask for.
+    #[serde(default)]
+    pub zone: String,
     /// The ports that it carries besides its own, each in a VLAN; they carry none.
     #[serde(default)]
     pub sub_ports: Vec<SubPortWanted>,

@@ -16,7 +16,7 @@ use super::volumes::Volumes;
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake, instance_id_is_safe};
 use crate::agent::protocol::{
     Diagnostics, DiskFound, DiskObserved, DiskShape, DiskWanted, HostReport, HostTraffic, InstanceObserved,
-    InstanceState, InstanceWanted, PoolReport, Power, RouterObserved,
+    InstanceState, InstanceWanted, PoolReport, Power, RouterObserved, ZoneWanted,
 };
 
 /// What a fake host claims to have, unless told otherwise: a common server's size.
@@ -188,6 +188,8 @@ impl Driver for FakeDriver {
     fn heal(&self) -> Result<(), String> {
         Ok(())
     }
+
+    fn know_names(&self, _changed: &[ZoneWanted], _gone: &[String], _whole: bool) {}
 
     fn routers(&self) -> Vec<RouterObserved> {
         self.routers.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::agent::protocol::{
     Diagnostics, DiskFound, DiskObserved, DiskWanted, GroupWanted, HostReport, HostTraffic, InstanceObserved,
-    InstanceWanted, NetworkWanted, RouterObserved, RouterWanted,
+    InstanceWanted, NetworkWanted, RouterObserved, RouterWanted, ZoneWanted,
 };
 
 /// The longest name that the command line gives something, in bytes.
@@ -92,6 +92,10 @@ pub trait Driver: Send + Sync + 'static {
     /// Brings the networks in use, the groups' rules and the routers to what is wanted. Called before
     /// the instances that need them and again whenever one changes; repeating it changes nothing.
     fn surround(&self, surroundings: &Arc<Surroundings>) -> Result<(), String>;
+
+    /// Knows other names of networks from now on, and those of `gone` no more; `whole` forgets all that are not told. Does
+    /// not block.
+    fn know_names(&self, changed: &[ZoneWanted], gone: &[String], whole: bool);
 
     /// How far the routers are, after [`Driver::surround`].
     fn routers(&self) -> Vec<RouterObserved>;

@@ -84,6 +84,9 @@ pub struct Network {
     /// The QoS policy of its ports that have none of their own.
     #[serde(default)]
     pub qos_policy_id: Option<String>,
+    /// The domain of its ports' names, with a dot at its end; the cloud's if empty.
+    #[serde(default)]
+    pub dns_domain: String,
 }
 
 /// The topology that was made for a project when somebody asked for one.
@@ -219,6 +222,9 @@ pub struct Port {
     /// DHCP options of its own.
     #[serde(default)]
     pub extra_dhcp_opts: Vec<ExtraDhcpOption>,
+    /// Its name in its network's domain; made of its addresses if empty.
+    #[serde(default)]
+    pub dns_name: String,
 }
 
 /// A DHCP option of a port's own.

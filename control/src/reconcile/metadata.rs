@@ -248,6 +248,7 @@ mod tests {
             ipv6_networks: Vec::new(),
             sub_ports: Vec::new(),
             traffic: Default::default(),
+            zone: String::new(),
         }
     }
 

@@ -209,6 +209,7 @@ where
     fn surround(&self, surroundings: &Arc<Surroundings>) -> std::result::Result<(), String> {
         self.fake.surround(surroundings)
     }
+    fn know_names(&self, _changed: &[crate::agent::protocol::ZoneWanted], _gone: &[String], _whole: bool) {}
     fn routers(&self) -> Vec<RouterObserved> {
         self.fake.routers()
     }

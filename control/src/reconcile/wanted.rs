@@ -12,6 +12,7 @@ use crate::model::network::{Network, Port};
 use crate::model::volume::{Backup, DiskTask, DiskWork, Snapshot, Status, Volume};
 use crate::service::disk_limits;
 use crate::service::host::DEFAULT_ZONE;
+use crate::service::names;
 use crate::service::nic::nics_wanted;
 use crate::service::router::wanted::routers_wanted;
 use crate::service::volume::encryption::cipher;
@@ -44,6 +45,7 @@ pub fn host_wanted(cache: &Cache, master: &MasterKey, cloud_tag: &str, host: &st
     let others = resolved.networks.into_iter().filter(|network| !routers.networks.contains_key(&network.id));
     wanted.networks.extend(others);
     wanted.groups = resolved.groups;
+    wanted.zones = names::zones_wanted(cache, &port_ids);
     let nics: BTreeMap<&str, &NicWanted> =
         resolved.nics.iter().map(|nic| (nic.port_id.as_str(), nic)).collect();
     for server in &servers {

@@ -24,6 +24,7 @@ pub mod keypair;
 pub mod metadef;
 pub mod metadef_access;
 pub mod metering;
+pub mod names;
 pub mod network;
 pub mod network_host;
 pub mod network_resource;

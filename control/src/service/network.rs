@@ -19,6 +19,7 @@ use crate::model::network::{Network, NetworkKind, Port, Standard, Subnet};
 use crate::policy::{require_admin, require_member};
 use crate::service::auto_topology;
 use crate::service::host::check_zone_hints;
+use crate::service::names;
 use crate::service::network_resource::{at_once, made, network_resources, new_ids, only, owned, visible};
 use crate::service::qos::{self, held::Holder};
 use crate::service::quota::{self, Resource};
@@ -74,6 +75,8 @@ pub struct NetworkCreate {
     pub qos_policy_id: Option<String>,
     /// Zones that it is wished in.
     pub zone_hints: Vec<String>,
+    /// The domain of its ports' names.
+    pub dns_domain: String,
     /// Tags.
     pub tags: BTreeSet<String>,
 }
@@ -99,6 +102,8 @@ pub struct NetworkUpdate {
     pub port_security_enabled: Option<bool>,
     /// The QoS policy; `None` inside is none.
     pub qos_policy_id: Option<Option<String>>,
+    /// The domain of its ports' names.
+    pub dns_domain: Option<String>,
 }
 
 impl Control {
@@ -435,6 +440,7 @@ pub(crate) fn build_network(
     (id, project_id): (&str, &str),
 ) -> Result<Network> {
     check_zone_hints(cache, &request.zone_hints)?;
+    names::check("dns_domain", &request.dns_domain, true)?;
     let kind = choose_kind(cache, providers, siblings, request)?;
     let mtu = request.mtu.unwrap_or(default_mtu(&kind));
     check_mtu(mtu)?;
@@ -453,6 +459,7 @@ pub(crate) fn build_network(
         is_default: request.is_default,
         zone_hints: request.zone_hints.clone(),
         qos_policy_id: request.qos_policy_id.clone().or_else(|| qos::default_of(cache, project_id)),
+        dns_domain: request.dns_domain.clone(),
     })
 }
 
@@ -474,6 +481,10 @@ fn apply_update(network: &mut Network, update: &NetworkUpdate) -> Result<()> {
     network.external = update.external.unwrap_or(network.external);
     if let Some(policy) = &update.qos_policy_id {
         network.qos_policy_id.clone_from(policy);
+    }
+    if let Some(domain) = &update.dns_domain {
+        names::check("dns_domain", domain, true)?;
+        network.dns_domain.clone_from(domain);
     }
     network.is_default = update.is_default.unwrap_or(network.is_default);
     network.port_security_enabled = update.port_security_enabled.unwrap_or(network.port_security_enabled);

@@ -12,6 +12,7 @@ use vmm::config::{DhcpOption, Ipv6Config};
 
 use self::ipv6::Ipv6Networks;
 use super::auto_topology::is_possible;
+use super::names;
 use super::network::PUBLIC_NAME;
 use super::network_resource::sees;
 use super::port::{
@@ -29,8 +30,6 @@ use crate::model::network::{Network, NetworkKind, Port, Subnet};
 use crate::model::random_uuid;
 use crate::store::{Cache, Stored, Txn};
 
-/// The domain of guests' names (Neutron's `dns_domain`).
-pub const DOMAIN: &str = "openstacklocal";
 /// The most network devices of one server: what the virtio-mmio transport has pins for, less its disks.
 pub const NICS_MAX: usize = 6;
 
@@ -183,6 +182,7 @@ impl Control {
                         return Err(Error::conflict("PortInUse", format!("Port {id} is still in use.")));
                     }
                     let mut port = stored.row.clone();
+                    take_name(&mut port, server)?;
                     port.device_id = server.id.to_owned();
                     port.device_owner = format!("{OWNER_COMPUTE}{}", server.zone);
                     port.host = server.host.map(str::to_owned);
@@ -218,6 +218,8 @@ impl Control {
         port.device_id.clear();
         port.device_owner.clear();
         port.owned_by_server = false;
+        // It was its server's, as with Nova.
+        port.dns_name.clear();
         port.host = None;
         port.active = false;
         super::network::touch(&mut port.standard);
@@ -257,10 +259,26 @@ pub(crate) struct ServerOfPorts<'a> {
     pub(crate) id: &'a str,
     pub(crate) project_id: &'a str,
     pub(crate) zone: &'a str,
+    /// Its host name.
+    pub(crate) hostname: &'a str,
     /// Where it is, if it is anywhere yet.
     pub(crate) host: Option<&'a str>,
     /// Security groups' ids for new ports.
     pub(crate) groups: &'a [String],
+}
+
+/// A port of a server has the server's name, as Nova asks it of Neutron.
+fn take_name(port: &mut Port, server: &ServerOfPorts<'_>) -> Result<()> {
+    if !port.dns_name.is_empty() && port.dns_name != server.hostname {
+        let message = format!(
+            "Port {} not usable for instance {}. Value {} assigned to dns_name attribute does not match instance's \
+             hostname {}",
+            port.standard.id, server.id, port.dns_name, server.hostname
+        );
+        return Err(Error::invalid("PortNotUsableDNS", message));
+    }
+    port.dns_name = server.hostname.to_owned();
+    Ok(())
 }
 
 fn build_server_port(
@@ -288,6 +306,7 @@ fn build_server_port(
         device_owner: format!("{OWNER_COMPUTE}{}", server.zone),
         host: server.host.map(str::to_owned),
         owned_by_server: true,
+        dns_name: server.hostname.to_owned(),
         ..PortCreate::default()
     };
     let owner = PortOwner { project_id: server.project_id, default_group: "", siblings };
@@ -414,12 +433,13 @@ fn nic_wanted(cache: &Cache, port: &Port, network: &Network) -> NicWanted {
         mtu: u16::try_from(network.mtu).unwrap_or(u16::MAX),
         port_security: port.port_security_enabled,
         groups: port.security_groups.iter().cloned().collect(),
-        domain: DOMAIN.to_owned(),
+        domain: names::domain_of(network).to_owned(),
         dhcp_options: dhcp_options(port, 4),
         ipv6: Ipv6Config::default(),
         ipv6_networks: ipv6::networks_of(cache, port),
         sub_ports: Vec::new(),
         traffic: qos::held::of_port(cache, port, network),
+        zone: names::zone_of(port),
     }
 }
 

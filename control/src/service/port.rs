@@ -23,6 +23,7 @@ use crate::model::network::rbac::Access;
 use crate::model::network::{FixedIp, Network, Port, Standard, Subnet};
 use crate::model::random_uuid;
 use crate::policy::{require_admin, require_member};
+use crate::service::names;
 use crate::service::network::parts;
 use crate::service::qos::{self, held::Holder};
 use crate::service::quota::{self, Resource};
@@ -88,6 +89,8 @@ pub struct PortCreate {
     pub qos_policy_id: Option<String>,
     /// DHCP options of its own.
     pub extra_dhcp_opts: Vec<DhcpOptionWish>,
+    /// Its name in its network's domain.
+    pub dns_name: String,
 }
 
 /// What of a port shall change; absent fields stay.
@@ -119,6 +122,8 @@ pub struct PortUpdate {
     pub host: Option<String>,
     /// DHCP options of its own; those that are not named stay.
     pub extra_dhcp_opts: Vec<DhcpOptionWish>,
+    /// Its name in its network's domain.
+    pub dns_name: Option<String>,
 }
 
 impl Control {
@@ -268,6 +273,7 @@ pub(crate) fn new_port(new: NewPort<'_>) -> Port {
         owned_by_server: false,
         qos_policy_id: None,
         extra_dhcp_opts: Vec::new(),
+        dns_name: String::new(),
     }
 }
 
@@ -369,6 +375,7 @@ pub(crate) fn build_port(
     if !own && !shared {
         return Err(Error::Forbidden { action: "create_port on a network that is not shared" });
     }
+    names::check_port(&request.dns_name, &network.row)?;
     let owner = &network.row.standard.project_id;
     if request.mac.is_some() {
         require_member(caller, owner, "create_port:mac_address")?;
@@ -414,6 +421,7 @@ pub(crate) fn build_port(
         owned_by_server: request.owned_by_server,
         qos_policy_id: request.qos_policy_id.clone(),
         extra_dhcp_opts,
+        dns_name: request.dns_name.clone(),
     })
 }
 
@@ -559,6 +567,12 @@ fn apply_update(cache: &Cache, caller: &Caller, port: &mut Port, update: &PortUp
         port.qos_policy_id.clone_from(policy);
     }
     dhcp_option::change(&mut port.extra_dhcp_opts, &update.extra_dhcp_opts)?;
+    if let Some(name) = &update.dns_name {
+        if let Some(network) = cache.get::<Network>(&port.network_id) {
+            names::check_port(name, &network.row)?;
+        }
+        port.dns_name.clone_from(name);
+    }
     port.admin_state_up = update.admin_state_up.unwrap_or(port.admin_state_up);
     Ok(())
 }

@@ -17,6 +17,7 @@ use crate::input::Reader;
 pub(crate) const GUEST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 7];
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 7);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const GUEST_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 7);
 const ALL_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
@@ -28,7 +29,7 @@ pub(crate) fn config() -> EndpointConfig {
         address: GUEST,
         prefix_len: 24,
         gateway: Some(GATEWAY),
-        dhcp_server: Ipv4Addr::new(10, 0, 0, 2),
+        dhcp_server: SERVER,
         dns: vec![GATEWAY],
         routes: vec![],
         options: vec![DhcpOption { name: "bootfile-name".to_owned(), value: "file".to_owned() }],
@@ -51,6 +52,7 @@ pub(crate) fn config() -> EndpointConfig {
         hostname: "fuzz".to_owned(),
         domain: "fuzz.example".to_owned(),
         lease_s: 3600,
+        resolver: true,
         neighbours: BTreeMap::from([(GATEWAY, [2, 0, 0, 0, 0, 1])]),
     };
     let metadata = BTreeMap::from([
@@ -62,12 +64,13 @@ pub(crate) fn config() -> EndpointConfig {
 
 /// A frame of the kind that the input asks for, with as many bytes changed as it says.
 pub(crate) fn frame(reader: &mut Reader<'_>) -> Vec<u8> {
-    let mut frame = match reader.u8() % 12 {
+    let mut frame = match reader.u8() % 14 {
         0 => arp(),
         1 => dhcp(reader),
         2 => reader.bytes(64).to_vec(),
         3 | 4 => dhcpv6(reader),
         5 | 6 => discovery(reader),
+        7 | 8 => question(reader),
         _ => tcp(reader),
     };
     let changes = reader.u8() % 16;
@@ -156,6 +159,27 @@ fn discovery(reader: &mut Reader<'_>) -> Vec<u8> {
     frame
 }
 
+/// A question about a name, by either version of IP.
+fn question(reader: &mut Reader<'_>) -> Vec<u8> {
+    let mut message = QUESTION.to_vec();
+    let length = usize::from(reader.u8());
+    message.extend_from_slice(reader.bytes(length));
+    message.truncate(usize::from(reader.u8()) * 8);
+    let ethernet = PacketBuilder::ethernet2(GUEST_MAC, [2, 0, 0, 0, 0, 1]);
+    let ip = if reader.u8() % 2 == 0 {
+        ethernet.ipv4(GUEST.octets(), SERVER.octets(), 64)
+    } else {
+        ethernet.ipv6(LINK_LOCAL.octets(), METADATA_ADDRESS_V6.octets(), 64)
+    };
+    let mut frame = Vec::new();
+    ip.udp(5353, 53).write(&mut frame, &message).expect("invariant: a vector takes all");
+    frame
+}
+
+const QUESTION: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03web\0\0\x01\0\x01";
+/// The same as TCP has it.
+const QUESTION_WITH_LENGTH: &[u8] = b"\0\x15\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03web\0\0\x01\0\x01";
+
 const REQUESTS: [&str; 6] = [
     "GET / HTTP/1.1\r\n\r\n",
     "GET /latest/user-data HTTP/1.0\r\n\r\n",
@@ -175,13 +199,15 @@ fn tcp(reader: &mut Reader<'_>) -> Vec<u8> {
     let acknowledged = reader.u32();
     let flags = reader.u8();
     let ethernet = PacketBuilder::ethernet2(GUEST_MAC, [2, 0, 0, 0, 0, 1]);
+    let to_resolver = port % 3 == 0;
     // A connection is by one version of IP or the other.
     let ip = if port % 2 == 0 {
-        ethernet.ipv4(GUEST.octets(), METADATA_ADDRESS.octets(), 64)
+        let server = if to_resolver { SERVER } else { METADATA_ADDRESS };
+        ethernet.ipv4(GUEST.octets(), server.octets(), 64)
     } else {
         ethernet.ipv6(LINK_LOCAL.octets(), METADATA_ADDRESS_V6.octets(), 64)
     };
-    let mut builder = ip.tcp(port, 80, sequence, reader.u16());
+    let mut builder = ip.tcp(port, if to_resolver { 53 } else { 80 }, sequence, reader.u16());
     if flags & 3 == 0 {
         builder = builder.syn();
     } else {
@@ -193,9 +219,10 @@ fn tcp(reader: &mut Reader<'_>) -> Vec<u8> {
     if flags & 0xf0 == 0x10 {
         builder = builder.rst();
     }
-    let payload = REQUESTS.get(usize::from(reader.u8() % 12)).copied().unwrap_or_default();
+    let request = REQUESTS.get(usize::from(reader.u8() % 12)).copied().unwrap_or_default();
+    let payload = if to_resolver && !request.is_empty() { QUESTION_WITH_LENGTH } else { request.as_bytes() };
     let mut frame = Vec::new();
-    builder.write(&mut frame, payload.as_bytes()).expect("invariant: a vector takes all");
+    builder.write(&mut frame, payload).expect("invariant: a vector takes all");
     frame
 }
 
@@ -222,6 +249,7 @@ fn follow(frame: &mut [u8], answer: &[u8]) {
     let segment_bytes = ours.slice().len();
     let start = frame.len() - segment_bytes;
     frame[start..start + 2].copy_from_slice(&port);
+    frame[start + 2..start + 4].copy_from_slice(&theirs.source_port().to_be_bytes());
     frame[start + 4..start + 8].copy_from_slice(&sequence);
     frame[start + 8..start + 12].copy_from_slice(&acknowledged);
 }
@@ -242,6 +270,11 @@ pub(crate) fn run(input: &[u8]) {
         }
         endpoint.from_guest(&frame, now);
         endpoint.from_link(&frame);
+        while let Some(question) = endpoint.next_question() {
+            if how & 0x10 == 0 {
+                endpoint.answered(question.number, &frame, now);
+            }
+        }
         if how & 2 == 0 {
             now += Duration::from_millis(u64::from(how) * 50);
             endpoint.poll(now);
@@ -254,6 +287,7 @@ pub(crate) fn run(input: &[u8]) {
         if how & 0xf8 == 0xf8 {
             let mut addressing = config().addressing;
             addressing.ipv6.announcements.truncate(usize::from(how & 1));
+            addressing.resolver = how & 2 == 0;
             endpoint.readdress(addressing, now);
         }
         endpoint.poll_delay(now);

@@ -11,7 +11,7 @@ use crate::machine::Machine;
 use crate::metadata::shown;
 use crate::parse::script::{Command, commands};
 use crate::stack::Stack;
-use crate::{disk, fetch, ping, println};
+use crate::{disk, fetch, ping, println, resolve};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -42,6 +42,19 @@ async fn one(machine: &'static Machine, stack: &Rc<Stack>, line: &str, command: 
                 }
             }
             println!("command: {line} failed: timeout");
+        }
+        Command::Resolve(name, times) => {
+            let mut attempt = 1;
+            let error = loop {
+                let started_ns = machine.clock.now_ns();
+                match resolve::address(machine, stack, name).await {
+                    Ok(address) => return println!("command: {line} ok {address}"),
+                    Err(error) if attempt >= times => break error,
+                    Err(_) => attempt += 1,
+                }
+                machine.pause(SECOND_NS.saturating_sub(machine.clock.now_ns() - started_ns)).await;
+            };
+            println!("command: {line} failed: {error}");
         }
         Command::Fetch(url) => match fetch::get(machine, stack, url).await {
             Ok(answer) => {

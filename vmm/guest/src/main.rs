@@ -32,6 +32,7 @@ mod ping;
 mod plug;
 mod power;
 mod register;
+mod resolve;
 mod service;
 mod stack;
 mod tcp;

@@ -54,6 +54,8 @@ pub struct Lease {
     /// The server, which answers for the metadata address where there is no gateway.
     server: Ipv4Addr,
     routes: [Option<LeaseRoute>; ROUTES_MAX],
+    /// Who knows names.
+    name_server: Option<Ipv4Addr>,
     /// The MTU in bytes.
     pub mtu: usize,
 }
@@ -166,6 +168,15 @@ impl Stack {
         match &*self.lease.borrow() {
             Some(_) => METADATA_ADDRESS.into(),
             None => METADATA_ADDRESS_V6.into(),
+        }
+    }
+
+    /// Who is to be asked about names, if somebody is.
+    pub fn name_server(&self) -> Option<IpAddr> {
+        match &*self.lease.borrow() {
+            Some(lease) => lease.name_server.map(IpAddr::V4),
+            // Whoever answers for metadata on the link does for names.
+            None => Some(METADATA_ADDRESS_V6.into()),
         }
     }
 
@@ -345,6 +356,7 @@ fn lease(config: &dhcpv4::Config<'_>) -> Lease {
         gateway: config.router,
         server: config.server.identifier,
         routes: [None; ROUTES_MAX],
+        name_server: config.dns_servers.first().copied(),
         mtu: MTU_MAX,
     };
     for option in config.packet.iter().flat_map(|packet| packet.options()) {

@@ -41,6 +41,10 @@ pub struct Addressing {
     /// Lease time in seconds.
     #[serde(default)]
     pub lease_s: u32,
+    /// Questions about names are taken at the DHCP server's address, and by IPv6 at the metadata service's, and carried to
+    /// whoever asks the control socket for them.
+    #[serde(default)]
+    pub resolver: bool,
     /// Addresses for which ARP is answered here, with the MAC that answers.
     #[serde(default)]
     pub neighbours: BTreeMap<Ipv4Addr, [u8; 6]>,

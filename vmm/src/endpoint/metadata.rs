@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::http::{self, Parsed, Response};
+use super::tcp::Application;
 use crate::document::Document;
 
 /// What lies at a path.
@@ -17,6 +19,19 @@ pub(super) enum Node<'a> {
 #[derive(Debug)]
 pub(super) struct MetadataTree(BTreeMap<String, Document>);
 
+impl Application for MetadataTree {
+    fn answer(&mut self, _connection: u32, received: &[u8]) -> Option<(Response, usize)> {
+        match http::answer(received, self) {
+            Parsed::Answer(response, taken) => Some((response, taken)),
+            Parsed::Incomplete => None,
+        }
+    }
+
+    fn body(&self, path: &str) -> &[u8] {
+        self.0.get(path).map(Document::as_bytes).unwrap_or_default()
+    }
+}
+
 impl MetadataTree {
     pub(super) fn new(bodies: BTreeMap<String, Document>) -> Self {
         Self(bodies.into_iter().map(|(path, body)| (normalise(&path), body)).collect())
@@ -29,11 +44,6 @@ impl MetadataTree {
             return Some(Node::Body(path, body.as_bytes()));
         }
         self.below(&path).next().is_some().then_some(Node::Directory)
-    }
-
-    /// The body at a path that [`Self::find`] returned.
-    pub(super) fn body(&self, path: &str) -> Option<&[u8]> {
-        self.0.get(path).map(Document::as_bytes)
     }
 
     /// The names directly below `path`, one per line, sorted, without a line end after the last.

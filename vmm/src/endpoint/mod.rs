@@ -1,5 +1,5 @@
 //! What the VMM itself answers to the guest on one network device: ARP, DHCP, neighbour and router discovery, DHCPv6,
-//! metadata.
+//! metadata; and questions about names, which it carries to somebody who can.
 //!
 //! Owns the addresses that exist only between this guest and its VMM. Sees every frame of the guest before the
 //! link does and every frame of the link before the guest does; frames are Ethernet, without a VIRTIO header. Must
@@ -14,6 +14,7 @@
 //! | ARP request for a neighbour, the DHCP server or the metadata address | answered, taken |
 //! | IPv4 to the metadata address, whatever its Ethernet destination | TCP port 80 is served; taken |
 //! | UDP to port 67 | answered if it is DHCP of the guest's own MAC; taken |
+//! | UDP or TCP to port 53 of the DHCP server's address, or by IPv6 of the metadata address | carried on, where there is a resolver; taken |
 //! | router solicitation | answered in the name of the routers that are announced; taken, unless others announce too |
 //! | neighbour solicitation for an own IPv6 address | answered, taken |
 //! | IPv6 to the metadata address | TCP port 80 is served to link-local addresses; taken |
@@ -32,23 +33,26 @@ mod metadata;
 mod neighbour;
 mod option;
 mod packet;
+mod resolver;
 mod tcp;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use etherparse::{EtherType, Ethernet2HeaderSlice, IpNumber, Ipv4HeaderSlice};
 
 use crate::config::{Addressing, EndpointConfig};
+use crate::questions::Question;
 use dhcp::DhcpServer;
 use dhcpv6::Dhcpv6Server;
 use metadata::MetadataTree;
 use neighbour::{Announcer, Message};
 use packet::mac_of;
-use tcp::TcpService;
+use resolver::{Asker, Resolver};
+use tcp::{Site, TcpService};
 
 /// Answers that wait for the guest's receive buffers; further ones of anything but TCP are dropped, TCP waits.
 pub const ANSWERS_MAX: usize = 16;
@@ -79,14 +83,18 @@ pub struct Endpoint {
     metadata: MetadataTree,
     /// Exists only while the guest has metadata connections.
     tcp: Option<Box<TcpService>>,
+    resolver: Option<Resolver>,
     answers: VecDeque<Vec<u8>>,
 }
+
+/// The port of the metadata service.
+const METADATA_PORT: u16 = 80;
 
 impl Endpoint {
     /// The endpoint for a guest with `guest_mac` and an MTU of `mtu` bytes.
     pub fn new(config: EndpointConfig, guest_mac: [u8; 6], mtu: u16) -> Self {
         let EndpointConfig { addressing, metadata } = config;
-        Self {
+        let mut endpoint = Self {
             dhcp: DhcpServer::new(&addressing, guest_mac, mtu),
             dhcpv6: Dhcpv6Server::new(&addressing, guest_mac),
             announcer: Announcer::new(&addressing, mtu),
@@ -95,8 +103,19 @@ impl Endpoint {
             guest_mac,
             mtu,
             tcp: None,
+            resolver: None,
             answers: VecDeque::new(),
-        }
+        };
+        endpoint.resolver = endpoint.new_resolver(Instant::now());
+        endpoint
+    }
+
+    /// The resolver's end, where there is a resolver.
+    fn new_resolver(&self, now: Instant) -> Option<Resolver> {
+        let server = self.addressing.ipv4.as_ref().map(|config| config.dhcp_server);
+        let server_mac = server.and_then(|server| self.mac_answering_for(server)).unwrap_or(OWN_MAC);
+        let resolver = || Resolver::new(server, server_mac, self.guest_mac, self.mtu, now);
+        self.addressing.resolver.then(resolver)
     }
 
     /// Answers otherwise from now on. By IPv6 the guest hears of it at once, by DHCP when it renews what it has.
@@ -106,7 +125,27 @@ impl Endpoint {
         }
         self.dhcp = DhcpServer::new(&addressing, self.guest_mac, self.mtu);
         self.dhcpv6 = Dhcpv6Server::new(&addressing, self.guest_mac);
+        let place = |addressing: &Addressing| {
+            (addressing.resolver, addressing.ipv4.as_ref().map(|config| config.dhcp_server))
+        };
+        let has_moved = place(&addressing) != place(&self.addressing);
         self.addressing = addressing;
+        if has_moved {
+            self.resolver = self.new_resolver(now);
+        }
+        self.poll(now);
+    }
+
+    /// The next question that somebody else has to answer.
+    pub fn next_question(&mut self) -> Option<Question> {
+        self.resolver.as_mut()?.next_question()
+    }
+
+    /// Carries the answer to a question to who asked; nothing if nobody waits for it any more.
+    pub fn answered(&mut self, number: u32, message: &[u8], now: Instant) {
+        if let Some(frame) = self.resolver.as_mut().and_then(|resolver| resolver.answered(number, message)) {
+            self.answer(frame);
+        }
         self.poll(now);
     }
 
@@ -161,7 +200,8 @@ impl Endpoint {
 
     /// The next frame for the guest. Taking one makes room, into which waiting connections send more.
     pub fn next_answer(&mut self, now: Instant) -> Option<Vec<u8>> {
-        if self.answers.is_empty() && self.tcp.is_some() {
+        let is_connected = self.tcp.is_some() || self.resolver.as_ref().is_some_and(Resolver::is_connected);
+        if self.answers.is_empty() && is_connected {
             self.poll(now);
         }
         self.answers.pop_front()
@@ -170,11 +210,16 @@ impl Endpoint {
     /// Lets time pass.
     pub fn poll(&mut self, now: Instant) {
         self.announce(now);
-        let room = ANSWERS_MAX.saturating_sub(self.answers.len());
-        let Some(tcp) = &mut self.tcp else { return };
-        tcp.poll(&self.metadata, now, room, &mut self.answers);
-        if tcp.is_idle() {
-            self.tcp = None;
+        if let Some(tcp) = &mut self.tcp {
+            let room = ANSWERS_MAX.saturating_sub(self.answers.len());
+            tcp.poll(&mut self.metadata, now, room, &mut self.answers);
+            if tcp.is_idle() {
+                self.tcp = None;
+            }
+        }
+        if let Some(resolver) = &mut self.resolver {
+            let room = ANSWERS_MAX.saturating_sub(self.answers.len());
+            resolver.poll(now, room, &mut self.answers);
         }
     }
 
@@ -185,7 +230,8 @@ impl Endpoint {
         }
         let announcement = self.announcer.next().map(|next| next.saturating_duration_since(now));
         let tcp = self.tcp.as_mut().and_then(|tcp| tcp.poll_delay(now));
-        announcement.into_iter().chain(tcp).min()
+        let resolver = self.resolver.as_mut().and_then(|resolver| resolver.poll_delay(now));
+        announcement.into_iter().chain(tcp).chain(resolver).min()
     }
 
     fn ipv4_from_guest(&mut self, source_mac: [u8; 6], packet: &[u8], now: Instant) -> Verdict {
@@ -193,6 +239,18 @@ impl Endpoint {
         let Some(dhcp) = &self.dhcp else { return Verdict::Forward };
         if header.destination_addr() == METADATA_ADDRESS {
             self.metadata_from_guest(source_mac, &header, packet, now);
+            return Verdict::Taken;
+        }
+        let server = header.destination_addr();
+        if self.resolver.as_ref().is_some_and(|resolver| resolver.is_at(server.into()))
+            && packet::destination_port(header.protocol(), payload) == Some(resolver::PORT)
+        {
+            if self.is_guests(source_mac, &header) {
+                let addresses = (header.source_addr().into(), server.into());
+                let end = usize::from(header.total_len()).min(packet.len());
+                let header_bytes = header.slice().len();
+                self.question_from_guest(addresses, header.protocol(), (&packet[..end], header_bytes), now);
+            }
             return Verdict::Taken;
         }
         match packet::udp_in_ipv4(&header, payload) {
@@ -209,7 +267,19 @@ impl Endpoint {
     /// Extension headers stand before nothing that is answered here.
     fn ipv6_from_guest(&mut self, packet: &[u8], now: Instant) -> Verdict {
         let Some((header, payload)) = packet::ipv6(packet) else { return Verdict::Forward };
-        let own = neighbour::is_own(header.destination_addr());
+        let (guest, to) = (header.source_addr(), header.destination_addr());
+        let own = neighbour::is_own(to);
+        if self.resolver.as_ref().is_some_and(|resolver| resolver.is_at(to.into()))
+            && packet::destination_port(header.next_header(), payload) == Some(resolver::PORT)
+        {
+            if guest.is_unicast_link_local() {
+                let header_bytes = header.slice().len();
+                let packet = &packet[..header_bytes + payload.len()];
+                let addresses = (guest.into(), to.into());
+                self.question_from_guest(addresses, header.next_header(), (packet, header_bytes), now);
+            }
+            return Verdict::Taken;
+        }
         match header.next_header() {
             IpNumber::IPV6_ICMP => match neighbour::read(self.guest_mac, &header, payload) {
                 Message::Solicitation(source) if !self.announcer.is_silent() => {
@@ -260,20 +330,47 @@ impl Endpoint {
         packet: &[u8],
         now: Instant,
     ) {
-        let own = self.addressing.ipv4.as_ref().map(|config| config.address);
-        let served = Some(header.source_addr()) == own
-            && source_mac == self.guest_mac
-            && header.protocol() == IpNumber::TCP
-            && !header.is_fragmenting_payload();
-        if served {
+        if self.is_guests(source_mac, header) && header.protocol() == IpNumber::TCP {
             let end = usize::from(header.total_len()).min(packet.len());
             self.serve(&packet[..end], header.slice().len(), now);
         }
     }
 
+    /// Whether a whole packet is from the guest's own address.
+    fn is_guests(&self, source_mac: [u8; 6], header: &Ipv4HeaderSlice<'_>) -> bool {
+        let own = self.addressing.ipv4.as_ref().map(|config| config.address);
+        Some(header.source_addr()) == own && source_mac == self.guest_mac && !header.is_fragmenting_payload()
+    }
+
+    /// Takes a packet, which is so many bytes of header and then UDP or TCP, to the resolver.
+    fn question_from_guest(
+        &mut self,
+        addresses: (IpAddr, IpAddr),
+        protocol: IpNumber,
+        (packet, header_bytes): (&[u8], usize),
+        now: Instant,
+    ) {
+        let Some(resolver) = &mut self.resolver else { return };
+        let Some(payload) = packet.get(header_bytes..) else { return };
+        if protocol == IpNumber::TCP {
+            resolver.accept(packet, header_bytes, now);
+            self.poll(now);
+        } else if let Some((ports, message)) = packet::udp(payload) {
+            resolver.asked_by_udp(Asker { addresses, port: ports.source_port() }, message, now);
+        }
+    }
+
     fn serve(&mut self, packet: &[u8], header_bytes: usize, now: Instant) {
         let (mtu, guest_mac) = (self.mtu, self.guest_mac);
-        let tcp = self.tcp.get_or_insert_with(|| Box::new(TcpService::new(guest_mac, mtu, now)));
+        let tcp = self.tcp.get_or_insert_with(|| {
+            let site = Site {
+                addresses: vec![METADATA_ADDRESS.into(), METADATA_ADDRESS_V6.into()],
+                port: METADATA_PORT,
+                macs: [OWN_MAC; 2],
+                request_bytes_max: http::REQUEST_BYTES_MAX,
+            };
+            Box::new(TcpService::new(site, guest_mac, mtu, now))
+        });
         tcp.accept(packet, header_bytes, now);
         self.poll(now);
     }

@@ -58,6 +58,12 @@ pub(super) fn udp(payload: &[u8]) -> Option<(UdpHeaderSlice<'_>, &[u8])> {
     Some((ports, message))
 }
 
+/// Where UDP or TCP goes, if this is its first fragment.
+pub(super) fn destination_port(protocol: IpNumber, payload: &[u8]) -> Option<u16> {
+    let port = payload.get(2..4)?;
+    [IpNumber::UDP, IpNumber::TCP].contains(&protocol).then(|| u16::from_be_bytes([port[0], port[1]]))
+}
+
 /// A domain name as DNS writes it, uncompressed (RFC 1035 §3.1); none if it is no name.
 pub(super) fn domain_name(text: &str) -> Option<Vec<u8>> {
     let mut name = Vec::new();

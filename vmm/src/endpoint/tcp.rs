@@ -1,4 +1,4 @@
-//! TCP on the metadata addresses: a handful of connections to port 80, in a stack that exists only while there are
+//! TCP on addresses of the endpoint: a handful of connections to one port, in a stack that exists only while there are
 //! any.
 //!
 //! Memory per connection is fixed ([`RECEIVE_BYTES_MAX`], [`SEND_BYTES_MAX`]), the number of connections is
@@ -15,9 +15,7 @@ use smoltcp::socket::tcp::{Socket, SocketBuffer, State};
 use smoltcp::time::Instant as StackInstant;
 use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 
-use super::http::{self, Parsed, Response};
-use super::metadata::MetadataTree;
-use super::{METADATA_ADDRESS, METADATA_ADDRESS_V6, OWN_MAC};
+use super::http::Response;
 
 /// Connections at a time: boot scripts open one after the other, a few in parallel at most.
 pub(super) const CONNECTIONS_MAX: usize = 8;
@@ -29,17 +27,49 @@ const SEND_BYTES_MAX: usize = 8192;
 pub(super) const IDLE_MAX: Duration = Duration::from_secs(15);
 /// Requests on one connection before the server closes it.
 const REQUESTS_MAX: u32 = 256;
-/// The port of the metadata service.
-const PORT: u16 = 80;
 /// Rounds between sockets and stack per frame; each round moves at least one segment, so this bounds the work
 /// that one frame causes.
 const ROUNDS_MAX: usize = 32;
 /// The IP MTU that the stack sends with at most: what fits any network without thought.
 const MTU_MAX: u16 = 1500;
 
+/// What is served to connections.
+pub(super) trait Application {
+    /// Answers the first request in what a connection has received, and how many bytes of it that took; none while
+    /// more is needed, or thought about.
+    fn answer(&mut self, connection: u32, received: &[u8]) -> Option<(Response, usize)>;
+
+    /// What follows an answer that names it.
+    fn body(&self, _path: &str) -> &[u8] {
+        &[]
+    }
+
+    /// Whether a connection will have an answer without a word more of it.
+    fn is_thinking(&self, _connection: u32) -> bool {
+        false
+    }
+
+    /// A connection is over.
+    fn closed(&mut self, _connection: u32) {}
+}
+
+/// Where something is served.
+#[derive(Debug, Clone)]
+pub(super) struct Site {
+    /// Two at most.
+    pub(super) addresses: Vec<std::net::IpAddr>,
+    pub(super) port: u16,
+    /// What answers for the addresses, by IPv4 and by IPv6.
+    pub(super) macs: [[u8; 6]; 2],
+    /// The longest request in bytes.
+    pub(super) request_bytes_max: usize,
+}
+
 /// The TCP stack of one guest.
 pub(super) struct TcpService {
+    site: Site,
     guest_mac: [u8; 6],
+    next_connection: u32,
     started: Instant,
     interface: Interface,
     wire: Wire,
@@ -48,6 +78,7 @@ pub(super) struct TcpService {
 }
 
 struct Connection {
+    number: u32,
     handle: SocketHandle,
     /// Bytes of requests not answered yet.
     received: Vec<u8>,
@@ -63,21 +94,23 @@ struct Sending {
 }
 
 impl TcpService {
-    pub(super) fn new(guest_mac: [u8; 6], mtu: u16, now: Instant) -> Self {
+    pub(super) fn new(site: Site, guest_mac: [u8; 6], mtu: u16, now: Instant) -> Self {
         let mut wire = Wire { mtu: usize::from(mtu.min(MTU_MAX)), ..Wire::default() };
         let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = random_seed();
         let mut interface = Interface::new(config, &mut wire, StackInstant::ZERO);
         // Prefix length 0: whoever asks is reached directly.
         interface.update_ip_addrs(|addresses| {
-            for own in [IpAddress::Ipv4(METADATA_ADDRESS), IpAddress::Ipv6(METADATA_ADDRESS_V6)] {
+            for own in &site.addresses {
                 addresses
-                    .push(IpCidr::new(own, 0))
+                    .push(IpCidr::new(IpAddress::from(*own), 0))
                     .expect("invariant: an interface has room for two addresses");
             }
         });
         Self {
+            site,
             guest_mac,
+            next_connection: 0,
             started: now,
             interface,
             wire,
@@ -88,7 +121,7 @@ impl TcpService {
 
     /// Takes in one packet; [`Self::poll`] works it off.
     pub(super) fn accept(&mut self, packet: &[u8], header_bytes: usize, now: Instant) {
-        if let Some(source) = opening(packet, header_bytes)
+        if let Some(source) = opening(packet, header_bytes, self.site.port)
             && !self.connections.iter().any(|connection| self.remote(connection) == Some(source))
             && !self.listen(now)
         {
@@ -101,7 +134,7 @@ impl TcpService {
     /// Lets stack and server work, with room for `room` frames; they are added to `frames`.
     pub(super) fn poll(
         &mut self,
-        tree: &MetadataTree,
+        application: &mut dyn Application,
         now: Instant,
         room: usize,
         frames: &mut VecDeque<Vec<u8>>,
@@ -110,16 +143,17 @@ impl TcpService {
         for _ in 0..ROUNDS_MAX {
             let time = self.stack_time(now);
             let stack = self.interface.poll(time, &mut self.wire, &mut self.sockets);
-            let served = self.serve(tree, now);
+            let served = self.serve(application, now);
             if stack == smoltcp::iface::PollResult::None && !served {
                 break;
             }
         }
-        self.remove_closed();
-        let guest_mac = self.guest_mac;
+        self.remove_closed(application);
+        let (guest_mac, [mac, mac_v6]) = (self.guest_mac, self.site.macs);
         frames.extend(self.wire.outbound.drain(..).map(|packet| {
             let is_ipv6 = packet.first().is_some_and(|byte| byte >> 4 == 6);
-            [&ethernet_header(guest_mac, is_ipv6)[..], &packet].concat()
+            let mac = if is_ipv6 { mac_v6 } else { mac };
+            [&ethernet_header(mac, guest_mac, is_ipv6)[..], &packet].concat()
         }));
     }
 
@@ -154,10 +188,13 @@ impl TcpService {
         let buffer = |bytes| SocketBuffer::new(vec![0; bytes]);
         let mut socket = Socket::new(buffer(RECEIVE_BYTES_MAX), buffer(SEND_BYTES_MAX));
         socket.set_ack_delay(None);
-        if socket.listen(PORT).is_err() {
+        if socket.listen(self.site.port).is_err() {
             return false;
         }
+        let number = self.next_connection;
+        self.next_connection = number.wrapping_add(1);
         self.connections.push(Connection {
+            number,
             handle: self.sockets.add(socket),
             received: Vec::new(),
             sending: None,
@@ -168,23 +205,24 @@ impl TcpService {
     }
 
     /// Moves bytes between sockets and requests; true if anything moved.
-    fn serve(&mut self, tree: &MetadataTree, now: Instant) -> bool {
+    fn serve(&mut self, application: &mut dyn Application, now: Instant) -> bool {
         let mut moved = false;
         for connection in &mut self.connections {
             let socket = self.sockets.get_mut::<Socket<'_>>(connection.handle);
-            moved |= connection.serve(socket, tree, now);
+            moved |= connection.serve(socket, application, self.site.request_bytes_max, now);
         }
         moved
     }
 
     /// Forgets sockets that are closed, that wait for nothing but old segments, or that no connection came to.
-    fn remove_closed(&mut self) {
+    fn remove_closed(&mut self, application: &mut dyn Application) {
         let sockets = &mut self.sockets;
         self.connections.retain(|connection| {
             let state = sockets.get::<Socket<'_>>(connection.handle).state();
             let over = matches!(state, State::Closed | State::TimeWait | State::Listen);
             if over {
                 sockets.remove(connection.handle);
+                application.closed(connection.number);
             }
             !over
         });
@@ -192,16 +230,23 @@ impl TcpService {
 }
 
 impl Connection {
-    fn serve(&mut self, socket: &mut Socket<'_>, tree: &MetadataTree, now: Instant) -> bool {
-        let mut moved = self.receive(socket);
-        moved |= self.send(socket, tree);
+    fn serve(
+        &mut self,
+        socket: &mut Socket<'_>,
+        application: &mut dyn Application,
+        request_bytes_max: usize,
+        now: Instant,
+    ) -> bool {
+        let mut moved = self.receive(socket, request_bytes_max);
+        moved |= self.send(socket, application);
         if moved {
             self.last_progress = now;
         } else if socket.is_active() && now.saturating_duration_since(self.last_progress) >= IDLE_MAX {
             socket.abort();
             moved = true;
         }
-        if socket.state() == State::CloseWait && self.sending.is_none() && !socket.can_recv() {
+        let waits = self.sending.is_some() || socket.can_recv() || application.is_thinking(self.number);
+        if socket.state() == State::CloseWait && !waits {
             socket.close();
             moved = true;
         }
@@ -209,8 +254,8 @@ impl Connection {
     }
 
     /// Reads what came; never more than one request's worth is kept.
-    fn receive(&mut self, socket: &mut Socket<'_>) -> bool {
-        let room = http::REQUEST_BYTES_MAX - self.received.len().min(http::REQUEST_BYTES_MAX);
+    fn receive(&mut self, socket: &mut Socket<'_>, bytes_max: usize) -> bool {
+        let room = bytes_max - self.received.len().min(bytes_max);
         if room == 0 || !socket.can_recv() {
             return false;
         }
@@ -223,11 +268,11 @@ impl Connection {
     }
 
     /// Answers complete requests, one after the other.
-    fn send(&mut self, socket: &mut Socket<'_>, tree: &MetadataTree) -> bool {
+    fn send(&mut self, socket: &mut Socket<'_>, application: &mut dyn Application) -> bool {
         if self.sending.is_none()
             && !self.received.is_empty()
             && socket.may_send()
-            && let Parsed::Answer(mut response, taken) = http::answer(&self.received, tree)
+            && let Some((mut response, taken)) = application.answer(self.number, &self.received)
         {
             self.received.drain(..taken.min(self.received.len()));
             self.requests += 1;
@@ -235,7 +280,7 @@ impl Connection {
             self.sending = Some(Sending { response, sent: 0 });
         }
         let Some(sending) = &mut self.sending else { return false };
-        let body = sending.response.body_of.as_deref().and_then(|path| tree.body(path)).unwrap_or_default();
+        let body = sending.response.body_of.as_deref().map(|path| application.body(path)).unwrap_or_default();
         let mut moved = false;
         for (start, part) in [(0, &sending.response.bytes[..]), (sending.response.bytes.len(), body)] {
             let done = sending.sent.saturating_sub(start);
@@ -259,14 +304,14 @@ impl Connection {
     }
 }
 
-/// Where a connection attempt comes from, if `packet` is one to our port.
-fn opening(packet: &[u8], header_bytes: usize) -> Option<IpEndpoint> {
+/// Where a connection attempt comes from, if `packet` is one to this port.
+fn opening(packet: &[u8], header_bytes: usize, port: u16) -> Option<IpEndpoint> {
     let header = etherparse::TcpHeaderSlice::from_slice(packet.get(header_bytes..)?).ok()?;
     let source = match packet.first()? >> 4 {
         6 => IpAddress::from(std::net::Ipv6Addr::from(*packet.get(8..24)?.first_chunk::<16>()?)),
         _ => IpAddress::from(std::net::Ipv4Addr::from(*packet.get(12..16)?.first_chunk::<4>()?)),
     };
-    let opens = header.syn() && !header.ack() && header.destination_port() == PORT;
+    let opens = header.syn() && !header.ack() && header.destination_port() == port;
     opens.then(|| IpEndpoint::new(source, header.source_port()))
 }
 
@@ -279,9 +324,9 @@ fn random_seed() -> u64 {
     }
 }
 
-fn ethernet_header(destination: [u8; 6], is_ipv6: bool) -> [u8; 14] {
+fn ethernet_header(source: [u8; 6], destination: [u8; 6], is_ipv6: bool) -> [u8; 14] {
     let ether_type = if is_ipv6 { etherparse::EtherType::IPV6 } else { etherparse::EtherType::IPV4 };
-    etherparse::Ethernet2Header { source: OWN_MAC, destination, ether_type }.to_bytes()
+    etherparse::Ethernet2Header { source, destination, ether_type }.to_bytes()
 }
 
 /// The stack's device: at most one packet in, and as many out as there is room for.

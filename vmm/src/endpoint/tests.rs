@@ -10,6 +10,7 @@ use super::*;
 use crate::config::Ipv4Config;
 
 mod ipv6;
+mod resolver;
 
 const GUEST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 7];
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 7);
@@ -301,6 +302,7 @@ fn other_dhcp_servers_do_not_reach_the_guest() {
 struct Client {
     /// By IPv6 from this address, else by IPv4.
     from: Option<Ipv6Addr>,
+    to: (Ipv4Addr, u16),
     port: u16,
     sequence: u32,
     acknowledged: u32,
@@ -319,6 +321,7 @@ impl Client {
     fn new(port: u16) -> Self {
         Self {
             from: None,
+            to: (METADATA_ADDRESS, 80),
             port,
             sequence: 1000,
             acknowledged: 0,
@@ -331,10 +334,10 @@ impl Client {
     fn segment(&mut self, flags: Flags, payload: &[u8]) -> Vec<u8> {
         let ethernet = PacketBuilder::ethernet2(GUEST_MAC, GATEWAY_MAC);
         let ip = match self.from {
-            None => ethernet.ipv4(GUEST.octets(), METADATA_ADDRESS.octets(), 64),
+            None => ethernet.ipv4(GUEST.octets(), self.to.0.octets(), 64),
             Some(address) => ethernet.ipv6(address.octets(), METADATA_ADDRESS_V6.octets(), 64),
         };
-        let builder = ip.tcp(self.port, 80, self.sequence, 64000);
+        let builder = ip.tcp(self.port, self.to.1, self.sequence, 64000);
         let builder = if flags.syn { builder.syn() } else { builder.ack(self.acknowledged) };
         let builder = if flags.fin { builder.fin() } else { builder };
         let mut frame = Vec::new();

@@ -180,6 +180,12 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// it is no disk.
     fn replace_disk(&mut self, _disk: Box<dyn Disk>) {}
 
+    /// Carries the answer to a question of the guest's to it if this is the network device with that MAC address; whether
+    /// it is.
+    fn answer(&mut self, _mac: [u8; 6], _number: u32, _message: &[u8]) -> bool {
+        false
+    }
+
     /// Holds the guest's traffic to something else if it is the network device with that MAC address; whether it is.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ use super::spec::{device_type, net as spec};
 use super::{Activation, Error, Shared, VirtioDevice};
 use crate::config::{Addressing, NicConfig, Traffic};
 use crate::endpoint::{Endpoint, Verdict};
+use crate::questions::Questions;
 
 use traffic::Shaper;
 
@@ -40,9 +41,11 @@ pub const BATCH_PACKETS_MAX: u16 = 64;
 /// The smallest MTU that IPv4 allows (RFC 791); also VIRTIO's.
 pub const MTU_MIN: u16 = 68;
 
-/// Makes the network device that `config` describes on an attached `tap`.
-pub fn build_net(config: &NicConfig, tap: OwnedFd) -> Result<Shared, Error> {
-    Ok(Arc::new(Mutex::new(Net::new(config, Tap::new(tap)?)?)))
+/// Makes the network device that `config` describes on an attached `tap`; what its guest asks about names goes to
+/// `questions`.
+pub fn build_net(config: &NicConfig, tap: OwnedFd, questions: &Questions) -> Result<Shared, Error> {
+    let net = Net::new(config, Tap::new(tap)?)?;
+    Ok(Arc::new(Mutex::new(Net { questions: Some(questions.clone()), ..net })))
 }
 
 /// One network device.
@@ -66,6 +69,8 @@ pub struct Net<L> {
     /// Bytes of `rx_packet` that wait for buffers of the guest; 0 if none do.
     rx_waiting: usize,
     shaper: Shaper,
+    /// Where the guest's questions about names go; nobody hears them if absent.
+    questions: Option<Questions>,
     /// A packet of the link that limits keep waiting, and its bytes; 0 if none does.
     rx_held: (Vec<u8>, usize),
 }
@@ -141,6 +146,7 @@ impl<L: Link> Net<L> {
             rx_packet: Vec::new(),
             rx_waiting: 0,
             shaper: Shaper::new(&config.traffic, clock)?,
+            questions: None,
             rx_held: (Vec::new(), 0),
         })
     }
@@ -166,6 +172,7 @@ impl<L: Link> Net<L> {
                 } else {
                     self.watch_link(ops, !starved && !self.shaper.is_waiting(Direction::Read))
                 }
+                self.pass_questions();
                 let answers = self.endpoint.as_mut().and_then(|endpoint| endpoint.poll_delay(Instant::now()));
                 let delay = answers.into_iter().chain(self.shaper.delay()).min();
                 if delay.is_some() || self.timer_armed {
@@ -176,6 +183,15 @@ impl<L: Link> Net<L> {
             Err(error) => {
                 super::broken(&active, device_type::NET, error);
                 self.watch_link(ops, false);
+            }
+        }
+    }
+
+    fn pass_questions(&mut self) {
+        let Some(endpoint) = &mut self.endpoint else { return };
+        while let Some(question) = endpoint.next_question() {
+            if let Some(questions) = &self.questions {
+                questions.push(question, Instant::now());
             }
         }
     }
@@ -426,6 +442,13 @@ impl<L: Link> VirtioDevice for Net<L> {
         let Some(endpoint) = self.endpoint.as_mut().filter(|_| self.config[..6] == mac) else { return false };
         endpoint.readdress(addressing.clone(), Instant::now());
         // What there is to say of it is fetched by the event loop.
+        super::kick(&self.queue_events[spec::QUEUE_RX]);
+        true
+    }
+
+    fn answer(&mut self, mac: [u8; 6], number: u32, message: &[u8]) -> bool {
+        let Some(endpoint) = self.endpoint.as_mut().filter(|_| self.config[..6] == mac) else { return false };
+        endpoint.answered(number, message, Instant::now());
         super::kick(&self.queue_events[spec::QUEUE_RX]);
         true
     }

@@ -132,13 +132,8 @@ fn attach_nic(socket: &Path, tap: &str, wished: Option<&str>) -> anyhow::Result<
         }
     };
     let opened = net::tap::open(tap).with_context(|| format!("open the tap {tap}"))?;
-    let config = NicConfig {
-        tap: InheritedFd(0),
-        mac,
-        mtu: MTU,
-        endpoint: None,
-        traffic: Traffic::default(),
-    };
+    let config =
+        NicConfig { tap: InheritedFd(0), mac, mtu: MTU, endpoint: None, traffic: Traffic::default() };
     client.add_nic(config, opened.as_fd())?;
     println!("{}", name(&DeviceName::Nic(mac)));
     Ok(ExitCode::SUCCESS)

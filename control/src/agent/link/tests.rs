@@ -178,6 +178,7 @@ fn only_what_differs_is_told_and_what_is_gone_is_forgotten() {
         instances: vec![instance_wanted("a")],
         disks: vec![disk.clone()],
         routers: Vec::new(),
+        zones: Vec::new(),
     };
     assert_eq!(told.advance(wanted.clone(), true), vec![ToAgent::Wanted(wanted.clone())]);
     assert_eq!(told.advance(wanted.clone(), false), Vec::new());
@@ -190,6 +191,7 @@ fn only_what_differs_is_told_and_what_is_gone_is_forgotten() {
         groups: Vec::new(),
         disks: vec!["d".into()],
         routers: Vec::new(),
+        zones: Vec::new(),
     };
     assert_eq!(told.advance(wanted, false), vec![ToAgent::Change(change), forget]);
 }

@@ -15,6 +15,7 @@ mod network;
 mod plug;
 mod power;
 mod removal;
+mod resolver;
 mod spawn;
 mod start;
 
@@ -33,16 +34,18 @@ use self::directory::{Directory, Record};
 use self::exits::Exits;
 use self::network::Network;
 use self::plug::{Beside, Plugging};
+use self::resolver::Resolver;
 use super::fail_points::FailPoints;
 use super::process_id::{ProcessId, has_ended_within};
 use super::volumes::{VolumePaths, Volumes};
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake};
 use crate::agent::protocol::{
     Diagnostics, DiskFound, DiskObserved, DiskShape, DiskWanted, HostReport, HostTraffic, InstanceObserved,
-    InstanceState, InstanceWanted, NicWanted, Power, RouterObserved,
+    InstanceState, InstanceWanted, NicWanted, Power, RouterObserved, ZoneWanted,
 };
 
 pub use self::removal::{Removed, remove_all};
+pub use self::resolver::Forwarders;
 
 /// Opens an image's file for reading; the error is one sentence.
 pub(super) fn open_image(images: &std::path::Path, id: &str) -> Result<std::fs::File, String> {
@@ -69,6 +72,8 @@ pub struct HostOptions {
     pub namespaces: Namespaces,
     /// The interface of each physical network that the host is on.
     pub interfaces: BTreeMap<String, String>,
+    /// Who knows the names that guests ask for and that are not the cloud's own.
+    pub forwarders: Forwarders,
     /// Steps that a test has fail.
     pub fail: FailPoints,
 }
@@ -84,6 +89,7 @@ pub struct HostDriver {
     network: Network,
     cgroups: Cgroups,
     exits: Exits,
+    resolver: Resolver,
     slots: Mutex<HashMap<String, Arc<Mutex<Slot>>>>,
 }
 
@@ -130,6 +136,7 @@ impl HostDriver {
             network: Network::new(&options.run, options.namespaces, options.interfaces),
             cgroups: Cgroups::find(),
             exits: Exits::start()?,
+            resolver: Resolver::start(options.forwarders)?,
             volumes: Volumes::open(options.volumes).map_err(|error| io::Error::other(sentence(&error)))?,
             name: options.name,
             run: options.run,
@@ -163,6 +170,7 @@ impl HostDriver {
         let process = directory.process().and_then(|process| adopt_process(id, process));
         if process.is_some() {
             self.claim(&record);
+            self.resolver.serve(&record.wanted, &directory.control_socket());
         }
         if let Some(process) = &process
             && let Err(error) = self.exits.watch(id, process.pidfd.clone())
@@ -239,6 +247,7 @@ impl HostDriver {
         if slot.process.as_ref().is_some_and(Process::has_ended) {
             slot.process = None;
             slot.stopping = None;
+            self.resolver.forget(&wanted.id);
             slot.plugging = Plugging::default();
             let record = slot.record.as_ref();
             let mut nics = record.map_or(&wanted.nics, |record| &record.wanted.nics).clone();
@@ -326,6 +335,10 @@ impl Driver for HostDriver {
 
     fn surround(&self, surroundings: &Arc<Surroundings>) -> Result<(), String> {
         self.network.surround(surroundings, &self.running_nics()).map_err(|error| sentence(&error))
+    }
+
+    fn know_names(&self, changed: &[ZoneWanted], gone: &[String], whole: bool) {
+        self.resolver.know(changed, gone, whole);
     }
 
     fn routers(&self) -> Vec<RouterObserved> {

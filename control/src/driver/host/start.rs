@@ -353,7 +353,8 @@ pub(super) fn addressing(nic: &NicWanted, wanted: &InstanceWanted) -> Addressing
         prefix_len,
         gateway: nic.gateway,
         dhcp_server,
-        dns: nic.dns.clone(),
+        // As with Neutron, who answers DHCP knows the names where nobody else was named.
+        dns: if nic.dns.is_empty() { vec![dhcp_server] } else { nic.dns.clone() },
         routes: nic.routes.clone(),
         options: nic.dhcp_options.clone(),
     });
@@ -364,6 +365,7 @@ pub(super) fn addressing(nic: &NicWanted, wanted: &InstanceWanted) -> Addressing
         hostname: wanted.hostname.clone(),
         domain: nic.domain.clone(),
         lease_s: LEASE_S,
+        resolver: true,
         neighbours: neighbours.collect(),
     }
 }

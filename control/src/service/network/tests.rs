@@ -237,7 +237,14 @@ async fn servers_ports_are_bound_and_released_with_it() {
     let own = cloud.port(&alice, &other).await.unwrap().row.standard.id.clone();
     let requests = [NicRequest::on(network), NicRequest::Port { id: own.clone(), tag: None }];
     let groups = cloud.control.resolve_groups("a", &[]).await.unwrap();
-    let server = ServerOfPorts { id: "server-1", project_id: "a", zone: ZONE, host: None, groups: &groups };
+    let server = ServerOfPorts {
+        id: "server-1",
+        project_id: "a",
+        zone: ZONE,
+        hostname: "one",
+        host: None,
+        groups: &groups,
+    };
     let ids = cloud
         .control
         .db

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use ipnet::{IpNet, Ipv6Net};
 use net::names::{OwnerTag, link_mac, short_id};
 use vmm::config::{AnnouncedPrefix, Announcement, Dhcpv6Config, Ipv6Config};
+use vmm::endpoint::METADATA_ADDRESS_V6;
 
 use crate::agent::protocol::Ipv6NetworkWanted;
 use crate::model::network::{Ipv6Mode, Network, Port, Subnet};
@@ -181,13 +182,17 @@ fn prefix_of(subnet: &Subnet) -> Option<Ipv6Net> {
     }
 }
 
-/// The subnets' name servers, each once, in their order.
+/// The subnets' name servers, each once, in their order; where they name none, the host's resolver, which answers on the
+/// link of each guest.
 fn name_servers(subnets: &[&Subnet]) -> Vec<Ipv6Addr> {
     let mut servers = Vec::new();
     for server in subnets.iter().flat_map(|subnet| &subnet.dns_nameservers).copied().filter_map(v6) {
         if !servers.contains(&server) {
             servers.push(server);
         }
+    }
+    if servers.is_empty() {
+        servers.push(METADATA_ADDRESS_V6);
     }
     servers
 }
@@ -258,6 +263,7 @@ mod tests {
             is_default: false,
             zone_hints: Vec::new(),
             qos_policy_id: None,
+            dns_domain: String::new(),
         }
     }
 

@@ -217,6 +217,7 @@ impl Step<Vec<Server>> for Make<'_> {
             id: &self.server.id,
             project_id: &self.server.project_id,
             zone: self.server.availability_zone.as_deref().unwrap_or(DEFAULT_ZONE),
+            hostname: &self.server.hostname,
             host: None,
             groups: group_ids,
         };

@@ -70,8 +70,10 @@ impl Control {
                 }
                 let host = server.host.clone();
                 let zone = host.as_ref().and_then(|host| cache.get::<Host>(host));
+                let hostname = server.hostname.clone();
                 let ports_of = ServerOfPorts {
                     id,
+                    hostname: &hostname,
                     project_id: &project_id,
                     zone: zone.as_ref().map_or(DEFAULT_ZONE, |host| host.row.zone.as_str()),
                     host: host.as_deref(),

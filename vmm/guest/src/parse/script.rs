@@ -16,6 +16,8 @@ pub enum Command<'a> {
     Ping(IpAddr, u32),
     /// `fetch http://ADDRESS[:PORT]/PATH`.
     Fetch(Url<'a>),
+    /// `resolve NAME [TIMES]`: an address of a name, asked for once a second until there is one.
+    Resolve(&'a str, u32),
     /// `disk-write DISK SECTOR TEXT`.
     DiskWrite(usize, u64, &'a str),
     /// `disk-read DISK SECTOR`.
@@ -54,6 +56,10 @@ fn command(line: &str) -> Option<Command<'_>> {
             let address = words.next()?.parse().ok()?;
             Command::Ping(address, words.next().map_or(Some(1), |times| times.parse().ok())?)
         }
+        "resolve" => {
+            let name = words.next()?;
+            Command::Resolve(name, words.next().map_or(Some(1), |times| times.parse().ok())?)
+        }
         "fetch" => Command::Fetch(Url::parse(words.next()?)?),
         "disk-read" => Command::DiskRead(words.next()?.parse().ok()?, words.next()?.parse().ok()?),
         "wait" => Command::Wait(words.next()?.parse().ok().filter(|&seconds| seconds <= WAIT_S_MAX)?),
@@ -69,12 +75,14 @@ mod tests {
 
     #[test]
     fn commands_follow_the_marker_line() {
-        let script = "#wisp\n# a comment\n\nping 10.0.0.7\nping 10.0.0.7 5\n  disk-write 0 100 some text  \r\ndisk-read 0 100\n\
+        let script = "#wisp\n# a comment\n\nping 10.0.0.7\nping 10.0.0.7 5\nresolve web.x 3\nresolve y\n  disk-write 0 100 some text  \r\ndisk-read 0 100\n\
                       wait 3\nprint hello  there\nfetch http://10.0.0.7/x\npoweroff\n";
         let address = IpAddr::from([10, 0, 0, 7]);
         let expected = [
             Command::Ping(address, 1),
             Command::Ping(address, 5),
+            Command::Resolve("web.x", 3),
+            Command::Resolve("y", 1),
             Command::DiskWrite(0, 100, "some text"),
             Command::DiskRead(0, 100),
             Command::Wait(3),
