@@ -155,8 +155,10 @@ pub(crate) fn zones_wanted<'a>(
         return Vec::new();
     }
     for subnet in cache.filter::<Subnet>(|subnet| asking.contains_key(&subnet.network_id)) {
-        let zones = asking.get_mut(&subnet.row.network_id).map(|of_network| of_network.zones.values_mut());
-        zones.into_iter().flatten().for_each(|zone| drop(zone.prefixes.insert(subnet.row.cidr)));
+        let Some(NetworkZones { zones, .. }) = asking.get_mut(&subnet.row.network_id) else { continue };
+        for zone in zones.values_mut() {
+            zone.prefixes.insert(subnet.row.cidr);
+        }
     }
     for port in cache.filter::<Port>(|port| asking.contains_key(&port.network_id)) {
         let Some(NetworkZones { network, zones }) = asking.get_mut(&port.row.network_id) else { continue };

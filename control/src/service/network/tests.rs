@@ -1,5 +1,6 @@
 //! The network service on a real store: what people do with networks, subnets, ports and groups, and what they may not.
 
+mod names;
 mod races;
 
 use std::sync::Arc;

@@ -32,8 +32,8 @@ use crate::agent::protocol::{InstanceWanted, ZoneWanted};
 
 pub use self::forward::Forwarders;
 
-/// Questions that others are asked at the same time: a few hundred sockets.
-const FORWARDED_MAX: usize = 256;
+/// Questions that others are asked at the same time: as many sockets, which some thirty instances would need at once.
+const FORWARDED_MAX: usize = 1024;
 
 /// What the guest may ask on each of its devices, by MAC: the id of a zone.
 type Nics = Arc<Mutex<BTreeMap<[u8; 6], String>>>;
