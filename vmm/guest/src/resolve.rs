@@ -2,6 +2,7 @@
 //!
 //! Must never know: why.
 
+use alloc::rc::Rc;
 use alloc::vec;
 use core::fmt;
 use core::net::IpAddr;
@@ -40,7 +41,7 @@ impl fmt::Display for Error {
 }
 
 /// An address of `name`: by IPv6 where that is all there is.
-pub async fn address(machine: &'static Machine, stack: &'static Stack, name: &str) -> Result<IpAddr, Error> {
+pub async fn address(machine: &'static Machine, stack: &Rc<Stack>, name: &str) -> Result<IpAddr, Error> {
     let server = stack.name_server().ok_or(Error::NoServer)?;
     let kind = if stack.lease().is_some() { DnsQueryType::A } else { DnsQueryType::Aaaa };
     if let IpAddr::V4(server) = server {
