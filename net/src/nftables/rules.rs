@@ -33,9 +33,6 @@ const PRIORITY_ANTI_SPOOF: i32 = -300;
 /// Before fragments are put together (−400), which is done per zone, too.
 const PRIORITY_ZONE: i32 = -450;
 
-/// After it, and before connection tracking.
-const PRIORITY_UNTRACK: i32 = -250;
-
 /// Before `br_netfilter` (−1 in forward) hands the packet to the inet family.
 const PRIORITY_JUDGE: i32 = -200;
 
@@ -196,9 +193,9 @@ pub(super) fn chains(tag: OwnerTag, tracking: Tracking) -> Vec<Chain> {
         base(inet, "output", HOOK_OUTPUT, PRIORITY_HOST, output_rules(&bridges)),
     ];
     if tracking == Tracking::Bridge {
-        let rules = vec![zone_rule(Meta::InputBridge, &BRIDGE_ZONES)];
+        let mut rules = untrack_rules(&taps);
+        rules.push(zone_rule(Meta::InputBridge, &BRIDGE_ZONES));
         chains.push(base(bridge, "zone_bridged", HOOK_PREROUTING, PRIORITY_ZONE, rules));
-        chains.push(base(bridge, "untrack", HOOK_PREROUTING, PRIORITY_UNTRACK, untrack_rules(&taps)));
     }
     chains
 }
@@ -245,9 +242,10 @@ fn judge_rules(name_of: Meta, groups: &Set, deny: u32) -> Vec<Vec<Expression>> {
     ]
 }
 
-/// What is from or for a stateless port is part of no connection, unless the other end's rules ask for connections.
+/// What is from or for a stateless port is part of no connection, unless the other end's rules ask for connections. It
+/// is given no zone: what has one is tracked, whatever was said before.
 fn untrack_rules(taps: &str) -> Vec<Vec<Expression>> {
-    let untrack = || vec![Expression::Untrack];
+    let untrack = || vec![Expression::Untrack, Expression::Verdict(Verdict::Accept)];
     let target = || [name(Meta::InputBridge), second(Base::Link, 0, 6)].concat();
     vec![
         rule([name(Meta::InputName), within(&STATELESS), target(), without(&TRACKED), untrack()]),
