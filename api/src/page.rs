@@ -207,25 +207,24 @@ impl<T> Slice<T> {
         Value::Object(body)
     }
 
-    /// The body of Neutron: `<collection>_links` with next and previous page, if the request said a limit or not all rows
+    /// The rows of Neutron's list, and links to the next and the previous page if the request said a limit or not all rows
     /// fit in one answer.
-    pub fn neutron(self, collection: &str, url: &RequestUrl, show: impl FnMut(T) -> Value) -> Value {
-        let mut body = Map::new();
+    pub fn with_neutron_links<U>(
+        self,
+        url: &RequestUrl,
+        show: impl FnMut(T) -> U,
+    ) -> (Vec<U>, Vec<NeutronLink>) {
         let mut links = Vec::new();
         if self.limited || self.next.is_some() {
             if let Some(next) = &self.next {
-                links.push(json!({"rel": "next", "href": url.with_marker(next)}));
+                links.push(NeutronLink { rel: "next", href: url.with_marker(next) });
             }
             if let Some(previous) = &self.previous {
                 let href = format!("{}&page_reverse=True", url.with_marker(previous));
-                links.push(json!({"rel": "previous", "href": href}));
+                links.push(NeutronLink { rel: "previous", href });
             }
         }
-        if !links.is_empty() {
-            body.insert(format!("{collection}_links"), Value::Array(links));
-        }
-        body.insert(collection.to_owned(), self.rows.into_iter().map(show).collect());
-        Value::Object(body)
+        (self.rows.into_iter().map(show).collect(), links)
     }
 
     /// The rows of Nova's or Cinder's list, and the link to the next page.
@@ -248,6 +247,13 @@ pub struct NextLink([Next; 1]);
 
 #[derive(Debug, Serialize, JsonSchema)]
 struct Next {
+    rel: &'static str,
+    href: String,
+}
+
+/// A link to another page in the form of Neutron.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct NeutronLink {
     rel: &'static str,
     href: String,
 }

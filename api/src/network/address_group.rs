@@ -5,20 +5,20 @@ use std::net::IpAddr;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::Control;
 use control::caller::Caller;
 use control::error::Error;
 use control::model::network::address_group::AddressGroup;
 use control::service::address_group::AddressGroupCreate;
 use ipnet::IpNet;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::resource::{Resource, delete, list, show};
-use super::{Created, invalid, standard_fields, with_fields};
-use crate::context::{AppState, Authenticated, Body, Segments};
+use super::{Created, One, Shown, StandardFields, invalid};
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::Status;
 use crate::openapi::{Routes, get, put};
 
 #[derive(Debug, Deserialize)]
@@ -83,18 +83,34 @@ fn addresses(texts: &[String]) -> Result<BTreeSet<IpNet>, Fault> {
     texts.iter().map(read).collect()
 }
 
-fn view(state: &AppState, caller: &Caller, group: &AddressGroup) -> Value {
-    let shared = state.control.is_shared_with(caller, &group.standard.id);
-    with_fields(
-        standard_fields(&group.standard),
-        json!({"name": group.standard.name, "addresses": group.addresses, "shared": shared}),
-    )
+/// An address group as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "AddressGroup")]
+pub(super) struct ShownGroup {
+    #[serde(flatten)]
+    standard: StandardFields,
+    name: String,
+    addresses: Vec<String>,
+    shared: bool,
+}
+
+impl Shown for ShownGroup {
+    const NAMES: &'static [&'static str; 2] = &["address_group", "address_groups"];
+}
+
+fn view(state: &AppState, caller: &Caller, group: &AddressGroup) -> ShownGroup {
+    ShownGroup {
+        standard: (&group.standard).into(),
+        name: group.standard.name.clone(),
+        addresses: group.addresses.iter().map(IpNet::to_string).collect(),
+        shared: state.control.is_shared_with(caller, &group.standard.id),
+    }
 }
 
 impl Resource for AddressGroup {
-    const NAMES: [&'static str; 2] = ["address_group", "address_groups"];
+    type View = ShownGroup;
 
-    fn view(&self, state: &AppState, caller: &Caller) -> Value {
+    fn view(&self, state: &AppState, caller: &Caller) -> ShownGroup {
         view(state, caller, self)
     }
 
@@ -107,7 +123,7 @@ async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<CreateBody>,
-) -> Created {
+) -> Created<One<ShownGroup>> {
     let fields = body.address_group;
     let request = AddressGroupCreate {
         name: fields.name,
@@ -116,7 +132,7 @@ async fn create(
         addresses: addresses(&fields.addresses)?,
     };
     let group = state.control.address_group_create(&caller, request).await?;
-    Ok((StatusCode::CREATED, Json(json!({"address_group": view(&state, &caller, &group.row)}))))
+    Ok(Status(Json(One(view(&state, &caller, &group.row)))))
 }
 
 async fn update(
@@ -124,11 +140,11 @@ async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownGroup>> {
     let fields = body.address_group;
     let (name, description) = (fields.name.as_deref(), fields.description.as_deref());
     let group = state.control.address_group_update(&caller, &id, name, description).await?;
-    Ok(Json(json!({"address_group": view(&state, &caller, &group.row)})))
+    Ok(Json(One(view(&state, &caller, &group.row))))
 }
 
 async fn add(
@@ -136,9 +152,9 @@ async fn add(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<AddressesBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownGroup>> {
     let group = state.control.address_group_add(&caller, &id, &addresses(&body.addresses)?).await?;
-    Ok(Json(json!({"address_group": view(&state, &caller, &group.row)})))
+    Ok(Json(One(view(&state, &caller, &group.row))))
 }
 
 async fn remove(
@@ -146,7 +162,7 @@ async fn remove(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<AddressesBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownGroup>> {
     let group = state.control.address_group_remove(&caller, &id, &addresses(&body.addresses)?).await?;
-    Ok(Json(json!({"address_group": view(&state, &caller, &group.row)})))
+    Ok(Json(One(view(&state, &caller, &group.row))))
 }

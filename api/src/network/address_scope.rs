@@ -2,19 +2,18 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::Control;
 use control::caller::Caller;
 use control::error::Error;
 use control::model::network::pool::AddressScope;
 use control::service::address_scope::AddressScopeCreate;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::resource::{Resource, delete, list, show};
-use super::{Created, Number, owner_fields};
-use crate::context::{AppState, Authenticated, Body, Segments};
-use crate::error::Fault;
+use super::{Created, Number, One, OwnerFields, Shown};
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
+use crate::openapi::answer::Status;
 use crate::openapi::{Routes, get};
 
 #[derive(Debug, Deserialize)]
@@ -55,18 +54,34 @@ pub(super) fn routes() -> Routes {
     )
 }
 
-fn view(state: &AppState, caller: &Caller, scope: &AddressScope) -> Value {
-    let shared = scope.shared || state.control.is_shared_with(caller, &scope.standard.id);
-    owner_fields(
-        &scope.standard,
-        json!({"name": scope.standard.name, "ip_version": scope.ip_version, "shared": shared}),
-    )
+/// An address scope as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "AddressScope")]
+pub(super) struct ShownScope {
+    #[serde(flatten)]
+    owner: OwnerFields,
+    name: String,
+    ip_version: u8,
+    shared: bool,
+}
+
+impl Shown for ShownScope {
+    const NAMES: &'static [&'static str; 2] = &["address_scope", "address_scopes"];
+}
+
+fn view(state: &AppState, caller: &Caller, scope: &AddressScope) -> ShownScope {
+    ShownScope {
+        owner: (&scope.standard).into(),
+        name: scope.standard.name.clone(),
+        ip_version: scope.ip_version,
+        shared: scope.shared || state.control.is_shared_with(caller, &scope.standard.id),
+    }
 }
 
 impl Resource for AddressScope {
-    const NAMES: [&'static str; 2] = ["address_scope", "address_scopes"];
+    type View = ShownScope;
 
-    fn view(&self, state: &AppState, caller: &Caller) -> Value {
+    fn view(&self, state: &AppState, caller: &Caller) -> ShownScope {
         view(state, caller, self)
     }
 
@@ -79,7 +94,7 @@ async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<CreateBody>,
-) -> Created {
+) -> Created<One<ShownScope>> {
     let fields = body.address_scope;
     let request = AddressScopeCreate {
         name: fields.name,
@@ -88,7 +103,7 @@ async fn create(
         shared: fields.shared.unwrap_or(false),
     };
     let scope = state.control.address_scope_create(&caller, request).await?;
-    Ok((StatusCode::CREATED, Json(json!({"address_scope": view(&state, &caller, &scope.row)}))))
+    Ok(Status(Json(One(view(&state, &caller, &scope.row)))))
 }
 
 async fn update(
@@ -96,9 +111,9 @@ async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownScope>> {
     let fields = body.address_scope;
     let scope =
         state.control.address_scope_update(&caller, &id, fields.name.as_deref(), fields.shared).await?;
-    Ok(Json(json!({"address_scope": view(&state, &caller, &scope.row)})))
+    Ok(Json(One(view(&state, &caller, &scope.row))))
 }

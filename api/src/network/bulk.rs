@@ -4,18 +4,22 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use axum::Json;
-use axum::http::StatusCode;
 use serde::de::{Error as _, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::{Value, json};
 
-use super::Created;
+use super::shown::{Made, Shown};
 use crate::error::Fault;
+use crate::openapi::answer::{Created, Status};
 
 /// What several of can be made at once.
 pub(super) trait Several {
-    /// The names of one and of several.
-    const NAMES: &'static [&'static str; 2];
+    /// What is made of it, as it is shown.
+    type View: Shown;
+}
+
+/// The names of one and of several.
+fn names<T: Several>() -> &'static [&'static str; 2] {
+    T::View::NAMES
 }
 
 /// One or several.
@@ -37,34 +41,37 @@ impl<T: Several> OneOrMany<T> {
     }
 
     /// The same of something else, or the first refusal.
-    pub(super) fn try_map<U, E>(self, read: impl FnMut(T) -> Result<U, E>) -> Result<(Vec<U>, Answered), E> {
-        let answered = Answered { names: T::NAMES, many: self.many };
+    pub(super) fn try_map<U, E>(
+        self,
+        read: impl FnMut(T) -> Result<U, E>,
+    ) -> Result<(Vec<U>, Answered<T::View>), E> {
+        let answered = Answered { many: self.many, of: PhantomData };
         Ok((self.items.into_iter().map(read).collect::<Result<_, _>>()?, answered))
     }
 }
 
 /// How what was made is answered.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Answered {
-    names: &'static [&'static str; 2],
+pub(super) struct Answered<V> {
     many: bool,
+    of: PhantomData<V>,
 }
 
-impl Answered {
-    /// The answer.
-    pub(super) fn with(self, rows: Vec<Value>) -> Created {
-        let [one, many] = *self.names;
-        let body = match self.many {
-            true => json!({ many: rows }),
-            false => json!({ one: rows.into_iter().next() }),
+impl<V> Answered<V> {
+    /// The answer: of one what it is, of several all.
+    pub(super) fn with(self, views: impl IntoIterator<Item = V>) -> Result<Created<Made<V>>, Fault> {
+        let mut views: Vec<V> = views.into_iter().collect();
+        let made = match (self.many, views.len()) {
+            (false, 1) => Made::One(views.remove(0)),
+            _ => Made::Many(views),
         };
-        Ok((StatusCode::CREATED, Json(body)))
+        Ok(Status(Json(made)))
     }
 }
 
 impl<'de, T: Several + Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
     fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
-        input.deserialize_struct("Body", T::NAMES, Body(PhantomData))
+        input.deserialize_struct("Body", names::<T>(), Body(PhantomData))
     }
 }
 
@@ -78,7 +85,7 @@ impl<'de, T: Several + Deserialize<'de>> Visitor<'de> for Body<T> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let [one, many] = *T::NAMES;
+        let [one, many] = *names::<T>();
         let mut read = None;
         while let Some(key) = map.next_key::<String>()? {
             if read.is_some() {
@@ -89,7 +96,7 @@ impl<'de, T: Several + Deserialize<'de>> Visitor<'de> for Body<T> {
             } else if key == many {
                 OneOrMany { items: map.next_value()?, many: true }
             } else {
-                return Err(A::Error::unknown_field(&key, T::NAMES));
+                return Err(A::Error::unknown_field(&key, names::<T>()));
             });
         }
         let read = read.ok_or_else(|| A::Error::missing_field(one))?;
@@ -102,6 +109,10 @@ impl<'de, T: Several + Deserialize<'de>> Visitor<'de> for Body<T> {
 
 #[cfg(test)]
 mod tests {
+    use schemars::JsonSchema;
+    use serde::Serialize;
+    use serde_json::{Value, json};
+
     use super::*;
 
     #[derive(Debug, Deserialize)]
@@ -110,8 +121,20 @@ mod tests {
         name: String,
     }
 
-    impl Several for Thing {
+    #[derive(Debug, Serialize, JsonSchema)]
+    struct ShownThing(u8);
+
+    impl Shown for ShownThing {
         const NAMES: &'static [&'static str; 2] = &["thing", "things"];
+    }
+
+    impl Several for Thing {
+        type View = ShownThing;
+    }
+
+    fn body(answered: Answered<ShownThing>, views: impl IntoIterator<Item = u8>) -> Value {
+        let Status(Json(made)) = answered.with(views.into_iter().map(ShownThing)).unwrap();
+        json!(made)
     }
 
     fn read(text: &str) -> Result<OneOrMany<Thing>, String> {
@@ -120,14 +143,14 @@ mod tests {
 
     #[test]
     fn one_and_several_are_read_and_answered_alike() {
-        let body = read(r#"{"thing": {"name": "a"}}"#).unwrap();
-        let (names, answered) = body.try_map(|thing| Ok::<_, ()>(thing.name)).unwrap();
+        let said = read(r#"{"thing": {"name": "a"}}"#).unwrap();
+        let (names, answered) = said.try_map(|thing| Ok::<_, ()>(thing.name)).unwrap();
         assert_eq!(names, ["a"]);
-        assert_eq!(answered.with(vec![json!(1)]).unwrap().1.0, json!({"thing": 1}));
-        let body = read(r#"{"things": [{"name": "a"}, {"name": "b"}]}"#).unwrap();
-        let (names, answered) = body.try_map(|thing| Ok::<_, ()>(thing.name)).unwrap();
+        assert_eq!(body(answered, [1]), json!({"thing": 1}));
+        let said = read(r#"{"things": [{"name": "a"}, {"name": "b"}]}"#).unwrap();
+        let (names, answered) = said.try_map(|thing| Ok::<_, ()>(thing.name)).unwrap();
         assert_eq!(names, ["a", "b"]);
-        assert_eq!(answered.with(vec![json!(1), json!(2)]).unwrap().1.0, json!({"things": [1, 2]}));
+        assert_eq!(body(answered, [1, 2]), json!({"things": [1, 2]}));
     }
 
     #[test]

@@ -1,21 +1,20 @@
 //! The rules that new security groups begin with, on the wire (Network API v2.0: default-security-group-rules).
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::model::network::address_group::DefaultRule;
 use control::service::security_group::RuleCreate;
 use control::service::security_group::template::DefaultRuleCreate;
 use net::spec::Direction;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::Created;
 use super::bulk::{OneOrMany, Several};
-use super::security_group::RuleFields;
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::security_group::{RuleFields, ethertype};
+use super::{Chosen, Created, Listed, Made, One, Shown, listing, shown};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
-use crate::network::listing::{listing, shown};
+use crate::openapi::answer::{DONE, Done};
 use crate::openapi::{Routes, get};
 
 #[derive(Debug, Deserialize)]
@@ -40,8 +39,7 @@ struct Fields {
 }
 
 impl Several for Fields {
-    const NAMES: &'static [&'static str; 2] =
-        &["default_security_group_rule", "default_security_group_rules"];
+    type View = ShownRule;
 }
 
 impl TryFrom<Fields> for DefaultRuleCreate {
@@ -77,31 +75,55 @@ pub(super) fn routes() -> Routes {
         .route("/v2.0/default-security-group-rules/{id}", get(show).delete(delete))
 }
 
-fn view(rule: &DefaultRule) -> Value {
-    json!({
-        "id": rule.id,
-        "description": rule.description,
-        "direction": rule.direction,
-        "ethertype": if rule.ip_version == 4 { "IPv4" } else { "IPv6" },
-        "protocol": rule.protocol,
-        "port_range_min": rule.port_range_min,
-        "port_range_max": rule.port_range_max,
-        "remote_ip_prefix": rule.remote_ip_prefix,
-        "remote_group_id": rule.remote_group_id,
-        "remote_address_group_id": rule.remote_address_group_id,
-        "used_in_default_sg": rule.used_in_default_sg,
-        "used_in_non_default_sg": rule.used_in_non_default_sg,
-    })
+/// A default rule as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "DefaultRule")]
+struct ShownRule {
+    id: String,
+    description: String,
+    #[schemars(with = "String")]
+    direction: Direction,
+    ethertype: &'static str,
+    protocol: Option<String>,
+    port_range_min: Option<u16>,
+    port_range_max: Option<u16>,
+    remote_ip_prefix: Option<String>,
+    remote_group_id: Option<String>,
+    remote_address_group_id: Option<String>,
+    used_in_default_sg: bool,
+    used_in_non_default_sg: bool,
+}
+
+impl Shown for ShownRule {
+    const NAMES: &'static [&'static str; 2] =
+        &["default_security_group_rule", "default_security_group_rules"];
+}
+
+fn view(rule: &DefaultRule) -> ShownRule {
+    ShownRule {
+        id: rule.id.clone(),
+        description: rule.description.clone(),
+        direction: rule.direction,
+        ethertype: ethertype(rule.ip_version),
+        protocol: rule.protocol.clone(),
+        port_range_min: rule.port_range_min,
+        port_range_max: rule.port_range_max,
+        remote_ip_prefix: rule.remote_ip_prefix.map(|prefix| prefix.to_string()),
+        remote_group_id: rule.remote_group_id.clone(),
+        remote_address_group_id: rule.remote_address_group_id.clone(),
+        used_in_default_sg: rule.used_in_default_sg,
+        used_in_non_default_sg: rule.used_in_non_default_sg,
+    }
 }
 
 async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<OneOrMany<Fields>>,
-) -> Created {
+) -> Created<Made<ShownRule>> {
     let (requests, answered) = body.try_map(DefaultRuleCreate::try_from)?;
     let rules = state.control.default_rule_create_many(&caller, requests).await?;
-    answered.with(rules.iter().map(view).collect())
+    answered.with(rules.iter().map(view))
 }
 
 async fn list(
@@ -109,9 +131,9 @@ async fn list(
     _: Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<ShownRule>> {
     let rules = state.control.default_rules().await?;
-    listing("default_security_group_rules", rules.iter().map(view).collect(), &filters, &url)
+    listing(rules.iter().map(view), &filters, &url)
 }
 
 async fn show(
@@ -119,16 +141,16 @@ async fn show(
     _: Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<ShownRule>>> {
     let rule = state.control.default_rule(&id).await?;
-    Ok(shown("default_security_group_rule", view(&rule), &filters))
+    Ok(shown(&view(&rule), &filters))
 }
 
 async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.default_rule_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

@@ -2,11 +2,12 @@
 //! gaps.
 
 use axum::Json;
-use serde_json::{Value, json};
+use axum::extract::State;
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use super::{listing, shown};
-use crate::context::{AppState, Authenticated, Filters, RequestUrl, Segments};
-use crate::error::Fault;
+use super::{Chosen, Listed, One, Shown, listing, shown};
+use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl, Segments};
 
 /// Alias, name, description.
 type Extension = (&'static str, &'static str, &'static str);
@@ -297,28 +298,34 @@ fn extensions() -> impl Iterator<Item = &'static Extension> {
         .chain(&ADMINISTRATION)
 }
 
-fn row(extension: &Extension) -> Value {
-    let (alias, name, description) = extension;
-    json!({
-        "id": alias, "alias": alias, "name": name, "description": description, "links": [],
-        "updated": "2026-11-01T00:00:00-00:00",
-    })
+/// An extension as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Extension")]
+pub(super) struct ShownExtension {
+    alias: &'static str,
+    name: &'static str,
+    description: &'static str,
+    /// Always empty.
+    links: [&'static str; 0],
+    updated: &'static str,
 }
 
-fn without_id(mut row: Value) -> Value {
-    if let Some(map) = row.as_object_mut() {
-        map.remove("id");
-    }
-    row
+impl Shown for ShownExtension {
+    const NAMES: &'static [&'static str; 2] = &["extension", "extensions"];
+    const ID: &'static str = "alias";
+}
+
+fn view(&(alias, name, description): &Extension) -> ShownExtension {
+    ShownExtension { alias, name, description, links: [], updated: "2026-11-01T00:00:00-00:00" }
 }
 
 /// `GET /v2.0/extensions`.
-pub(super) async fn list(_: Authenticated, filters: Filters, url: RequestUrl) -> Result<Json<Value>, Fault> {
-    let Json(mut body) = listing("extensions", extensions().map(row).collect(), &filters, &url)?;
-    if let Some(rows) = body["extensions"].as_array_mut() {
-        rows.iter_mut().for_each(|row| *row = without_id(row.take()));
-    }
-    Ok(Json(body))
+pub(super) async fn list(
+    _: Authenticated,
+    filters: Filters,
+    url: RequestUrl,
+) -> Answer<Listed<ShownExtension>> {
+    listing(extensions().map(view), &filters, &url)
 }
 
 /// `GET /v2.0/extensions/{alias}`.
@@ -326,36 +333,58 @@ pub(super) async fn show(
     _: Authenticated,
     Segments(alias): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<ShownExtension>>> {
     let extension = extensions().find(|(known, _, _)| *known == alias);
     let extension = extension.ok_or_else(|| control::error::Error::not_found("Extension", alias))?;
-    Ok(shown("extension", without_id(row(extension)), &filters))
+    Ok(shown(&view(extension), &filters))
 }
 
+/// The collections that there are.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Collections {
+    resources: Vec<Collection>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Collection {
+    collection: &'static str,
+    name: &'static str,
+    links: [CollectionLink; 1],
+}
+
+#[derive(Serialize, JsonSchema)]
+struct CollectionLink {
+    rel: &'static str,
+    href: String,
+}
+
+/// The names of collections and of what they hold.
+const COLLECTIONS: [(&str, &str); 18] = [
+    ("networks", "network"),
+    ("subnets", "subnet"),
+    ("subnetpools", "subnetpool"),
+    ("address-scopes", "address_scope"),
+    ("ports", "port"),
+    ("routers", "router"),
+    ("floatingips", "floatingip"),
+    ("trunks", "trunk"),
+    ("security-groups", "security_group"),
+    ("security-group-rules", "security_group_rule"),
+    ("default-security-group-rules", "default_security_group_rule"),
+    ("address-groups", "address_group"),
+    ("rbac-policies", "rbac_policy"),
+    ("qos/policies", "policy"),
+    ("metering/metering-labels", "metering_label"),
+    ("metering/metering-label-rules", "metering_label_rule"),
+    ("agents", "agent"),
+    ("quotas", "quota"),
+];
+
 /// `GET /v2.0`: the collections.
-pub(super) async fn resources(axum::extract::State(state): axum::extract::State<AppState>) -> Json<Value> {
-    let resource = |collection: &str, name: &str| {
+pub(super) async fn resources(State(state): State<AppState>) -> Json<Collections> {
+    let resource = |(collection, name)| {
         let href = format!("{}/network/v2.0/{collection}", state.public_url());
-        json!({"collection": collection, "name": name, "links": [{"rel": "self", "href": href}]})
+        Collection { collection, name, links: [CollectionLink { rel: "self", href }] }
     };
-    Json(json!({"resources": [
-        resource("networks", "network"),
-        resource("subnets", "subnet"),
-        resource("subnetpools", "subnetpool"),
-        resource("address-scopes", "address_scope"),
-        resource("ports", "port"),
-        resource("routers", "router"),
-        resource("floatingips", "floatingip"),
-        resource("trunks", "trunk"),
-        resource("security-groups", "security_group"),
-        resource("security-group-rules", "security_group_rule"),
-        resource("default-security-group-rules", "default_security_group_rule"),
-        resource("address-groups", "address_group"),
-        resource("rbac-policies", "rbac_policy"),
-        resource("qos/policies", "policy"),
-        resource("metering/metering-labels", "metering_label"),
-        resource("metering/metering-label-rules", "metering_label_rule"),
-        resource("agents", "agent"),
-        resource("quotas", "quota"),
-    ]}))
+    Json(Collections { resources: COLLECTIONS.into_iter().map(resource).collect() })
 }

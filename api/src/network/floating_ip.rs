@@ -5,20 +5,21 @@ use std::net::Ipv4Addr;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::Control;
 use control::caller::Caller;
 use control::error::Error;
+use control::model::network::Port;
 use control::model::router::FloatingIp;
 use control::service::addressing::mac_text;
 use control::service::router::floating_ip::{FloatingIpCreate, FloatingIpUpdate};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::resource::Resource;
-use super::{Created, invalid, nullable, port_forwarding, standard_fields, with_fields};
-use crate::context::{AppState, Authenticated, Body, Segments};
+use super::{Created, One, Shown, StandardFields, invalid, nullable, port_forwarding};
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::Status;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,46 +63,80 @@ struct UpdateFields {
     qos_policy_id: Option<Option<String>>,
 }
 
-fn view(state: &AppState, floating: &FloatingIp) -> Value {
+/// A floating IP as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "FloatingIp")]
+pub(super) struct ShownFloatingIp {
+    #[serde(flatten)]
+    standard: StandardFields,
+    floating_network_id: String,
+    floating_ip_address: Ipv4Addr,
+    router_id: Option<String>,
+    port_id: Option<String>,
+    fixed_ip_address: Option<Ipv4Addr>,
+    status: &'static str,
+    port_details: Option<PortDetails>,
+    port_forwardings: Vec<port_forwarding::Summary>,
+    dns_name: String,
+    dns_domain: String,
+    qos_policy_id: Option<String>,
+    qos_network_policy_id: Option<String>,
+    tags: BTreeSet<String>,
+}
+
+/// What is said of the port that an address leads to.
+#[derive(Serialize, JsonSchema)]
+struct PortDetails {
+    name: String,
+    network_id: String,
+    mac_address: String,
+    admin_state_up: bool,
+    status: &'static str,
+    device_id: String,
+    device_owner: String,
+}
+
+impl Shown for ShownFloatingIp {
+    const NAMES: &'static [&'static str; 2] = &["floatingip", "floatingips"];
+}
+
+fn port_details(port: &Port) -> PortDetails {
+    PortDetails {
+        name: port.standard.name.clone(),
+        network_id: port.network_id.clone(),
+        mac_address: mac_text(port.mac),
+        admin_state_up: port.admin_state_up,
+        status: if port.active { "ACTIVE" } else { "DOWN" },
+        device_id: port.device_id.clone(),
+        device_owner: port.device_owner.clone(),
+    }
+}
+
+fn view(state: &AppState, floating: &FloatingIp) -> ShownFloatingIp {
     let facts = state.control.floating_ip_facts(floating);
-    let port = facts.port.as_ref().map(|port| {
-        let port = &port.row;
-        json!({
-            "name": port.standard.name,
-            "network_id": port.network_id,
-            "mac_address": mac_text(port.mac),
-            "admin_state_up": port.admin_state_up,
-            "status": if port.active { "ACTIVE" } else { "DOWN" },
-            "device_id": port.device_id,
-            "device_owner": port.device_owner,
-        })
-    });
-    let forwardings: Vec<_> =
-        facts.forwardings.iter().map(|forwarding| port_forwarding::summary(&forwarding.row)).collect();
-    with_fields(
-        standard_fields(&floating.standard),
-        json!({
-            "floating_network_id": floating.network_id,
-            "floating_ip_address": floating.address,
-            "router_id": floating.router_id,
-            "port_id": floating.target.as_ref().map(|target| &target.port_id),
-            "fixed_ip_address": floating.target.as_ref().map(|target| target.address),
-            "status": if facts.is_active { "ACTIVE" } else { "DOWN" },
-            "port_details": port,
-            "port_forwardings": forwardings,
-            "dns_name": floating.dns_name,
-            "dns_domain": floating.dns_domain,
-            "qos_policy_id": floating.qos_policy_id,
-            "qos_network_policy_id": state.control.qos_policy_of_network(&floating.network_id),
-            "tags": floating.standard.tags,
-        }),
-    )
+    let forwardings = facts.forwardings.iter().map(|forwarding| port_forwarding::summary(&forwarding.row));
+    ShownFloatingIp {
+        standard: (&floating.standard).into(),
+        floating_network_id: floating.network_id.clone(),
+        floating_ip_address: floating.address,
+        router_id: floating.router_id.clone(),
+        port_id: floating.target.as_ref().map(|target| target.port_id.clone()),
+        fixed_ip_address: floating.target.as_ref().map(|target| target.address),
+        status: if facts.is_active { "ACTIVE" } else { "DOWN" },
+        port_details: facts.port.as_ref().map(|port| port_details(&port.row)),
+        port_forwardings: forwardings.collect(),
+        dns_name: floating.dns_name.clone(),
+        dns_domain: floating.dns_domain.clone(),
+        qos_policy_id: floating.qos_policy_id.clone(),
+        qos_network_policy_id: state.control.qos_policy_of_network(&floating.network_id),
+        tags: floating.standard.tags.clone(),
+    }
 }
 
 impl Resource for FloatingIp {
-    const NAMES: [&'static str; 2] = ["floatingip", "floatingips"];
+    type View = ShownFloatingIp;
 
-    fn view(&self, state: &AppState, _: &Caller) -> Value {
+    fn view(&self, state: &AppState, _: &Caller) -> ShownFloatingIp {
         view(state, self)
     }
 
@@ -135,7 +170,7 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<CreateBody>,
-) -> Created {
+) -> Created<One<ShownFloatingIp>> {
     let fields = body.floatingip;
     let request = FloatingIpCreate {
         project_id: fields.project_id.or(fields.tenant_id),
@@ -151,7 +186,7 @@ pub(super) async fn create(
         tags: fields.tags,
     };
     let floating = state.control.floating_ip_create(&caller, request).await?;
-    Ok((StatusCode::CREATED, Json(json!({"floatingip": view(&state, &floating.row)}))))
+    Ok(Status(Json(One(view(&state, &floating.row)))))
 }
 
 /// `PUT /v2.0/floatingips/{id}`.
@@ -160,9 +195,9 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownFloatingIp>> {
     let UpdateFields { port_id, fixed_ip_address, description, qos_policy_id } = body.floatingip;
     let update = FloatingIpUpdate { port_id, fixed_ip_address, description, qos_policy_id };
     let floating = state.control.floating_ip_update(&caller, &id, update).await?;
-    Ok(Json(json!({"floatingip": view(&state, &floating.row)})))
+    Ok(Json(One(view(&state, &floating.row))))
 }

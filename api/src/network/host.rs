@@ -3,17 +3,18 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::caller::Caller;
 use control::model::network::Network;
 use control::service::network_host::{AgentView, SubnetAddresses};
 use control::store::Stored;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::shown::Nothing;
+use super::{Chosen, Listed, One, Shown, listing, shown};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
-use crate::network::listing::{listing, shown};
+use crate::openapi::answer::{DONE, Done};
 use crate::openapi::{Routes, get};
 
 /// What an agent is called by.
@@ -49,26 +50,51 @@ fn time_text(time: jiff::Timestamp) -> String {
     time.strftime("%Y-%m-%d %H:%M:%S").to_string()
 }
 
-fn agent_view(agent: &AgentView) -> Value {
+/// An agent as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Agent")]
+struct ShownAgent {
+    id: String,
+    agent_type: &'static str,
+    binary: &'static str,
+    topic: &'static str,
+    host: String,
+    availability_zone: String,
+    admin_state_up: bool,
+    alive: bool,
+    description: Option<String>,
+    created_at: String,
+    started_at: String,
+    heartbeat_timestamp: String,
+    configurations: Nothing,
+    /// Always null.
+    resources_synced: Option<bool>,
+}
+
+impl Shown for ShownAgent {
+    const NAMES: &'static [&'static str; 2] = &["agent", "agents"];
+}
+
+fn agent_view(agent: &AgentView) -> ShownAgent {
     let host = &agent.host.row;
     // A connected agent is heard at every moment; of another, when it was last is in its row.
     let heard = if agent.alive { jiff::Timestamp::now() } else { host.updated_at };
-    json!({
-        "id": agent.id(),
-        "agent_type": AGENT_TYPE,
-        "binary": "wisp",
-        "topic": "N/A",
-        "host": host.name,
-        "availability_zone": host.zone,
-        "admin_state_up": !host.network_disabled,
-        "alive": agent.alive,
-        "description": agent.description,
-        "created_at": time_text(host.updated_at),
-        "started_at": time_text(host.updated_at),
-        "heartbeat_timestamp": time_text(heard),
-        "configurations": {},
-        "resources_synced": null,
-    })
+    ShownAgent {
+        id: agent.id().to_owned(),
+        agent_type: AGENT_TYPE,
+        binary: "wisp",
+        topic: "N/A",
+        host: host.name.clone(),
+        availability_zone: host.zone.clone(),
+        admin_state_up: !host.network_disabled,
+        alive: agent.alive,
+        description: agent.description.clone(),
+        created_at: time_text(host.updated_at),
+        started_at: time_text(host.updated_at),
+        heartbeat_timestamp: time_text(heard),
+        configurations: Nothing {},
+        resources_synced: None,
+    }
 }
 
 async fn agents(
@@ -76,9 +102,9 @@ async fn agents(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<ShownAgent>> {
     let agents = state.control.network_agents(&caller).await?;
-    listing("agents", agents.iter().map(agent_view).collect(), &filters, &url)
+    listing(agents.iter().map(agent_view), &filters, &url)
 }
 
 async fn agent(
@@ -86,9 +112,9 @@ async fn agent(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<ShownAgent>>> {
     let agent = state.control.network_agent(&caller, &id).await?;
-    Ok(shown("agent", agent_view(&agent), &filters))
+    Ok(shown(&agent_view(&agent), &filters))
 }
 
 async fn update(
@@ -96,11 +122,11 @@ async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownAgent>> {
     let UpdateFields { description, admin_state_up } = body.agent;
     let agent =
         state.control.network_agent_update(&caller, &id, description.as_deref(), admin_state_up).await?;
-    Ok(Json(json!({"agent": agent_view(&agent)})))
+    Ok(Json(One(agent_view(&agent))))
 }
 
 /// `DELETE /v2.0/agents/{id}`.
@@ -108,9 +134,23 @@ async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.network_agent_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
+}
+
+/// An availability zone as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "AvailabilityZone")]
+struct ShownZone {
+    name: String,
+    resource: &'static str,
+    state: &'static str,
+}
+
+impl Shown for ShownZone {
+    const NAMES: &'static [&'static str; 2] = &["availability_zone", "availability_zones"];
+    const ID: &'static str = "name";
 }
 
 async fn zones(
@@ -118,24 +158,32 @@ async fn zones(
     _: Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<ShownZone>> {
     let zones = state.control.zones().await?;
     let row = |(name, hosts): (String, Vec<control::service::host::HostView>)| {
         let state = if hosts.iter().any(|host| host.alive) { "available" } else { "unavailable" };
-        json!({"id": name, "name": name, "resource": "network", "state": state})
+        ShownZone { name, resource: "network", state }
     };
-    let Json(mut body) = listing("availability_zones", zones.into_iter().map(row).collect(), &filters, &url)?;
-    for row in body["availability_zones"].as_array_mut().into_iter().flatten() {
-        if let Some(row) = row.as_object_mut() {
-            row.remove("id");
-        }
-    }
-    Ok(Json(body))
+    listing(zones.into_iter().map(row), &filters, &url)
+}
+
+/// Who does a part of the network for others.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ServiceProvider")]
+struct ShownProvider {
+    service_type: &'static str,
+    name: &'static str,
+    default: bool,
+}
+
+impl Shown for ShownProvider {
+    const NAMES: &'static [&'static str; 2] = &["service_provider", "service_providers"];
+    const ID: &'static str = "name";
 }
 
 /// There are none: nothing of the network is done by anybody else.
-async fn providers(_: Authenticated, filters: Filters, url: RequestUrl) -> Result<Json<Value>, Fault> {
-    listing("service_providers", Vec::new(), &filters, &url)
+async fn providers(_: Authenticated, filters: Filters, url: RequestUrl) -> Answer<Listed<ShownProvider>> {
+    listing([], &filters, &url)
 }
 
 /// Counts in JSON's numbers: what is more than 64 bits hold is the greatest of these.
@@ -143,49 +191,66 @@ fn count(number: u128) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
+/// How many addresses a network has, as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "NetworkIpAvailability")]
+struct ShownAvailability {
+    network_id: String,
+    network_name: String,
+    project_id: String,
+    tenant_id: String,
+    total_ips: u64,
+    used_ips: u64,
+    subnet_ip_availability: Vec<SubnetAvailability>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "SubnetIpAvailability")]
+struct SubnetAvailability {
+    subnet_id: String,
+    subnet_name: String,
+    cidr: String,
+    ip_version: u8,
+    total_ips: u64,
+    used_ips: u64,
+}
+
+impl Shown for ShownAvailability {
+    const NAMES: &'static [&'static str; 2] = &["network_ip_availability", "network_ip_availabilities"];
+    const ID: &'static str = "network_id";
+}
+
 fn availability_view(
     network: &Stored<Network>,
     subnets: &[SubnetAddresses],
     ip_version: Option<&str>,
-) -> Value {
+) -> ShownAvailability {
     let version = |subnet: &SubnetAddresses| if subnet.subnet.row.cidr.addr().is_ipv4() { 4 } else { 6 };
     let wanted: Vec<_> = subnets
         .iter()
         .filter(|subnet| ip_version.is_none_or(|wanted| wanted == version(subnet).to_string()))
         .collect();
-    let rows: Vec<_> = wanted
-        .iter()
-        .map(|subnet| {
-            json!({
-                "subnet_id": subnet.subnet.row.standard.id,
-                "subnet_name": subnet.subnet.row.standard.name,
-                "cidr": subnet.subnet.row.cidr,
-                "ip_version": version(subnet),
-                "total_ips": count(subnet.total),
-                "used_ips": count(subnet.used),
-            })
-        })
-        .collect();
+    let rows = wanted.iter().map(|subnet| SubnetAvailability {
+        subnet_id: subnet.subnet.row.standard.id.clone(),
+        subnet_name: subnet.subnet.row.standard.name.clone(),
+        cidr: subnet.subnet.row.cidr.to_string(),
+        ip_version: version(subnet),
+        total_ips: count(subnet.total),
+        used_ips: count(subnet.used),
+    });
     let sum = |of: fn(&SubnetAddresses) -> u128| {
         count(wanted.iter().fold(0, |sum: u128, subnet| sum.saturating_add(of(subnet))))
     };
-    json!({
-        "id": network.row.standard.id,
-        "network_id": network.row.standard.id,
-        "network_name": network.row.standard.name,
-        "project_id": network.row.standard.project_id,
-        "tenant_id": network.row.standard.project_id,
-        "total_ips": sum(|subnet| subnet.total),
-        "used_ips": sum(|subnet| subnet.used),
-        "subnet_ip_availability": rows,
-    })
-}
-
-fn without_id(mut row: Value) -> Value {
-    if let Some(map) = row.as_object_mut() {
-        map.remove("id");
+    let standard = &network.row.standard;
+    ShownAvailability {
+        network_id: standard.id.clone(),
+        network_name: standard.name.clone(),
+        project_id: standard.project_id.clone(),
+        tenant_id: standard.project_id.clone(),
+        total_ips: sum(|subnet| subnet.total),
+        used_ips: sum(|subnet| subnet.used),
+        subnet_ip_availability: rows.collect(),
     }
-    row
 }
 
 async fn availabilities(
@@ -193,15 +258,11 @@ async fn availabilities(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<ShownAvailability>> {
     let networks = state.control.addresses_of_networks(&caller).await?;
     let version = filters.get("ip_version");
     let rows = networks.iter().map(|(network, subnets)| availability_view(network, subnets, version));
-    let Json(mut body) = listing("network_ip_availabilities", rows.collect(), &filters, &url)?;
-    if let Some(rows) = body["network_ip_availabilities"].as_array_mut() {
-        rows.iter_mut().for_each(|row| *row = without_id(row.take()));
-    }
-    Ok(Json(body))
+    listing(rows, &filters, &url)
 }
 
 async fn availability(
@@ -209,13 +270,24 @@ async fn availability(
     Authenticated(caller): Authenticated,
     Segments(network_id): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<ShownAvailability>>> {
     let networks = state.control.addresses_of_networks(&caller).await?;
     let found = networks.iter().find(|(network, _)| network.row.standard.id == network_id);
     let (network, subnets) =
         found.ok_or_else(|| control::error::Error::not_found("Network", network_id.as_str()))?;
-    let view = without_id(availability_view(network, subnets, None));
-    Ok(shown("network_ip_availability", view, &filters))
+    Ok(shown(&availability_view(network, subnets, None), &filters))
+}
+
+/// What a project's servers are on by default.
+#[derive(Serialize, JsonSchema)]
+struct Topology {
+    id: String,
+    project_id: String,
+    tenant_id: String,
+}
+
+impl Shown for Topology {
+    const NAMES: &'static [&'static str; 2] = &["auto_allocated_topology", "auto_allocated_topologies"];
 }
 
 /// Makes it if it is not there; `?fields=dry-run` asks whether it could be made.
@@ -224,7 +296,7 @@ async fn topology(
     Authenticated(caller): Authenticated,
     Segments(project_id): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Topology>> {
     let project_id = project_meant(&caller, project_id);
     let fields: Vec<_> = filters.all("fields").collect();
     let id = match fields.as_slice() {
@@ -238,9 +310,7 @@ async fn topology(
             return Err(control::error::Error::invalid("BadRequest", message).into());
         }
     };
-    Ok(Json(json!({"auto_allocated_topology": {
-        "id": id, "project_id": project_id, "tenant_id": project_id,
-    }})))
+    Ok(Json(One(Topology { id, tenant_id: project_id.clone(), project_id })))
 }
 
 /// `DELETE /v2.0/auto-allocated-topology/{project_id}`.
@@ -248,10 +318,10 @@ async fn topology_delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(project_id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     let project_id = project_meant(&caller, project_id);
     state.control.topology_delete(&caller, &project_id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }
 
 /// Clients that name no project write `None`.

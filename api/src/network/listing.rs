@@ -2,15 +2,21 @@
 //!
 //! Must never know: any one resource.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use jiff::Timestamp;
 use jiff::civil::DateTime;
-use serde_json::{Map, Value, json};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+use serde_json::Value;
 
 use super::invalid;
-use crate::context::{Filters, RequestUrl};
+use super::shown::{Chosen, One, Shown};
+use crate::context::{Answer, Filters, RequestUrl};
 use crate::error::Fault;
-use crate::page::{Direction, Page, SortValue};
+use crate::page::{Direction, NeutronLink, Page, SortValue};
 
 /// Query parameters that say how to list, not what.
 const LIST_PARAMETERS: [&str; 8] =
@@ -18,31 +24,80 @@ const LIST_PARAMETERS: [&str; 8] =
 /// What a list of rows that changed from a time on is asked by (Network API: time stamp filtering).
 const CHANGED_SINCE: &str = "changed_since";
 
+/// A page of rows, with only the fields asked for, and links to the pages around it.
+#[derive(Debug)]
+pub(super) struct Listed<T> {
+    rows: Vec<Chosen<T>>,
+    links: Vec<NeutronLink>,
+}
+
+impl<T: Shown> Serialize for Listed<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry(T::NAMES[1], &self.rows)?;
+        if !self.links.is_empty() {
+            map.serialize_entry(&format!("{}_links", T::NAMES[1]), &self.links)?;
+        }
+        map.end()
+    }
+}
+
+impl<T: Shown> JsonSchema for Listed<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::NAMES[1].into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let rows = generator.subschema_for::<Vec<Chosen<T>>>();
+        let links = generator.subschema_for::<Vec<NeutronLink>>();
+        let many = T::NAMES[1];
+        json_schema!({
+            "type": "object",
+            "properties": {many: rows, format!("{many}_links"): links},
+            "required": [many],
+        })
+    }
+}
+
 /// A list as the network service answers it: rows filtered by their own fields, sorted, cut, with only the fields
 /// asked for. A filter on a field that rows do not have matches nothing it should not: it is ignored, as Neutron does.
-pub(super) fn listing(
-    collection: &str,
-    rows: Vec<Value>,
+pub(super) fn listing<T: Shown>(
+    rows: impl IntoIterator<Item = T>,
     filters: &Filters,
     url: &RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<T>> {
     if filters.all("sort_key").count() != filters.all("sort_dir").count() {
         return Err(Fault::malformed("The number of sort_keys and sort_dirs must be same"));
     }
     let since = filters.get(CHANGED_SINCE).map(read_time).transpose()?;
     let changed = |row: &Value| since.is_none_or(|since| changed_at(row).is_none_or(|at| at >= since));
-    let rows: Vec<Value> = rows.into_iter().filter(|row| changed(row) && wanted(row, filters)).collect();
+    let rows = rows.into_iter().map(|row| whole(&row));
+    let rows: Vec<Value> = rows.filter(|row| changed(row) && wanted(row, filters, T::ID)).collect();
     let page = Page::of(filters, &[("id", Direction::Ascending)])?;
     let page = Page { limit: page.limit.filter(|limit| *limit > 0), ..page };
-    let slice = page.cut(rows, id_of, |row, key| row.get(key).map(sort_value))?;
+    let slice = page.cut(
+        rows,
+        |row| field(row, "id", T::ID).and_then(Value::as_str).unwrap_or_default(),
+        |row, key| field(row, key, T::ID).map(sort_value),
+    )?;
     let fields: Vec<&str> = filters.all("fields").collect();
-    Ok(Json(slice.neutron(collection, url, |row| choose_fields(row, &fields))))
+    let (rows, links) = slice.with_neutron_links(url, |row| Chosen::of(row, &fields));
+    Ok(Json(Listed { rows, links }))
 }
 
 /// One row as it is shown, with only the fields asked for.
-pub(super) fn shown(member: &str, row: Value, filters: &Filters) -> Json<Value> {
+pub(super) fn shown<T: Shown>(row: &T, filters: &Filters) -> Json<One<Chosen<T>>> {
     let fields: Vec<&str> = filters.all("fields").collect();
-    Json(json!({ member: choose_fields(row, &fields) }))
+    Json(One(Chosen::of(whole(row), &fields)))
+}
+
+/// A row with all its fields.
+fn whole(row: &impl Serialize) -> Value {
+    serde_json::to_value(row).expect("what is shown has texts for keys, and nothing in it fails")
 }
 
 /// A time with or without a zone; in UTC if it has none.
@@ -59,8 +114,9 @@ fn changed_at(row: &Value) -> Option<Timestamp> {
     row.get("updated_at")?.as_str()?.parse().ok()
 }
 
-fn id_of(row: &Value) -> &str {
-    row.get("id").and_then(Value::as_str).unwrap_or_default()
+/// A field of a row; `id` is the one that tells it from the others, whatever that is called.
+fn field<'a>(row: &'a Value, key: &str, id: &str) -> Option<&'a Value> {
+    row.get(if key == "id" { id } else { key })
 }
 
 fn sort_value(value: &Value) -> SortValue {
@@ -72,16 +128,7 @@ fn sort_value(value: &Value) -> SortValue {
     }
 }
 
-fn choose_fields(row: Value, fields: &[&str]) -> Value {
-    match row {
-        Value::Object(map) if !fields.is_empty() => Value::Object(
-            map.into_iter().filter(|(key, _)| fields.contains(&key.as_str())).collect::<Map<_, _>>(),
-        ),
-        other => other,
-    }
-}
-
-fn wanted(row: &Value, filters: &Filters) -> bool {
+fn wanted(row: &Value, filters: &Filters, id: &str) -> bool {
     let mut keys: Vec<&str> = filters.pairs().iter().map(|(key, _)| key.as_str()).collect();
     keys.sort_unstable();
     keys.dedup();
@@ -90,7 +137,9 @@ fn wanted(row: &Value, filters: &Filters) -> bool {
         "tags-any" => tag_filter(row, filters, key, false),
         "not-tags" => !tag_filter(row, filters, key, true),
         "not-tags-any" => !tag_filter(row, filters, key, false),
-        _ => row.get(key).is_none_or(|value| matches_any(value, &filters.all(key).collect::<Vec<_>>())),
+        _ => {
+            field(row, key, id).is_none_or(|value| matches_any(value, &filters.all(key).collect::<Vec<_>>()))
+        }
     })
 }
 
@@ -137,6 +186,8 @@ fn matches_text(value: &Value, text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn filters(query: &str) -> Filters {
@@ -167,7 +218,7 @@ mod tests {
             ("unknown=1", true),
             ("fields=id&limit=3", true),
         ] {
-            assert_eq!(wanted(&row, &filters(query)), expected, "{query}");
+            assert_eq!(wanted(&row, &filters(query), "id"), expected, "{query}");
         }
     }
 }

@@ -2,17 +2,16 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::model::network::metering::{MeteringLabel, MeteringRule};
 use control::service::metering::LabelCreate;
 use net::spec::Direction;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::{Created, invalid, owner_fields, read_subnet};
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::{Chosen, Created, Listed, One, OwnerFields, Shown, invalid, listing, read_subnet, shown};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
-use crate::network::listing::{listing, shown};
+use crate::openapi::answer::{DONE, Done, Status};
 use crate::openapi::{Routes, get};
 
 #[derive(Debug, Deserialize)]
@@ -64,31 +63,66 @@ pub(super) fn routes() -> Routes {
         .route("/v2.0/metering/metering-label-rules/{id}", get(rule_show).delete(rule_delete))
 }
 
-fn label_view(label: &MeteringLabel) -> Value {
-    let standard = &label.standard;
-    owner_fields(
-        standard,
-        json!({"name": standard.name, "description": standard.description, "shared": label.shared}),
-    )
+/// A label as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "MeteringLabel")]
+struct ShownLabel {
+    #[serde(flatten)]
+    owner: OwnerFields,
+    name: String,
+    description: String,
+    shared: bool,
 }
 
-fn rule_view(rule: &MeteringRule) -> Value {
-    json!({
-        "id": rule.id,
-        "metering_label_id": rule.label_id,
-        "direction": rule.direction,
-        "excluded": rule.excluded,
-        "remote_ip_prefix": rule.remote_ip_prefix,
-        "source_ip_prefix": rule.source_ip_prefix,
-        "destination_ip_prefix": rule.destination_ip_prefix,
-    })
+impl Shown for ShownLabel {
+    const NAMES: &'static [&'static str; 2] = &["metering_label", "metering_labels"];
+}
+
+/// A rule as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "MeteringRule")]
+struct ShownRule {
+    id: String,
+    metering_label_id: String,
+    #[schemars(with = "String")]
+    direction: Direction,
+    excluded: bool,
+    remote_ip_prefix: Option<String>,
+    source_ip_prefix: Option<String>,
+    destination_ip_prefix: Option<String>,
+}
+
+impl Shown for ShownRule {
+    const NAMES: &'static [&'static str; 2] = &["metering_label_rule", "metering_label_rules"];
+}
+
+fn label_view(label: &MeteringLabel) -> ShownLabel {
+    let standard = &label.standard;
+    ShownLabel {
+        owner: standard.into(),
+        name: standard.name.clone(),
+        description: standard.description.clone(),
+        shared: label.shared,
+    }
+}
+
+fn rule_view(rule: &MeteringRule) -> ShownRule {
+    ShownRule {
+        id: rule.id.clone(),
+        metering_label_id: rule.label_id.clone(),
+        direction: rule.direction,
+        excluded: rule.excluded,
+        remote_ip_prefix: rule.remote_ip_prefix.map(|prefix| prefix.to_string()),
+        source_ip_prefix: rule.source_ip_prefix.map(|prefix| prefix.to_string()),
+        destination_ip_prefix: rule.destination_ip_prefix.map(|prefix| prefix.to_string()),
+    }
 }
 
 async fn label_create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<LabelBody>,
-) -> Created {
+) -> Created<One<ShownLabel>> {
     let fields = body.metering_label;
     let request = LabelCreate {
         name: fields.name,
@@ -97,7 +131,7 @@ async fn label_create(
         shared: fields.shared.unwrap_or(false),
     };
     let label = state.control.metering_label_create(&caller, request).await?;
-    Ok((StatusCode::CREATED, Json(json!({"metering_label": label_view(&label.row)}))))
+    Ok(Status(Json(One(label_view(&label.row)))))
 }
 
 async fn label_list(
@@ -105,9 +139,9 @@ async fn label_list(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<ShownLabel>> {
     let labels = state.control.network_resources::<MeteringLabel>(&caller).await?;
-    listing("metering_labels", labels.iter().map(|label| label_view(&label.row)).collect(), &filters, &url)
+    listing(labels.iter().map(|label| label_view(&label.row)), &filters, &url)
 }
 
 async fn label_show(
@@ -115,25 +149,25 @@ async fn label_show(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<ShownLabel>>> {
     let label = state.control.network_resource::<MeteringLabel>(&caller, &id).await?;
-    Ok(shown("metering_label", label_view(&label.row), &filters))
+    Ok(shown(&label_view(&label.row), &filters))
 }
 
 async fn label_delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.metering_label_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }
 
 async fn rule_create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<RuleBody>,
-) -> Created {
+) -> Created<One<ShownRule>> {
     let fields = body.metering_label_rule;
     let [remote, source, destination] = [
         ("remote_ip_prefix", fields.remote_ip_prefix),
@@ -157,7 +191,7 @@ async fn rule_create(
         ));
     }
     let rule = state.control.metering_rule_create(&caller, rule).await?;
-    Ok((StatusCode::CREATED, Json(json!({"metering_label_rule": rule_view(&rule)}))))
+    Ok(Status(Json(One(rule_view(&rule)))))
 }
 
 async fn rule_list(
@@ -165,9 +199,9 @@ async fn rule_list(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<ShownRule>> {
     let rules = state.control.metering_rules(&caller).await?;
-    listing("metering_label_rules", rules.iter().map(|rule| rule_view(&rule.row)).collect(), &filters, &url)
+    listing(rules.iter().map(|rule| rule_view(&rule.row)), &filters, &url)
 }
 
 async fn rule_show(
@@ -175,16 +209,16 @@ async fn rule_show(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<ShownRule>>> {
     let rule = state.control.metering_rule(&caller, &id).await?;
-    Ok(shown("metering_label_rule", rule_view(&rule.row), &filters))
+    Ok(shown(&rule_view(&rule.row), &filters))
 }
 
 async fn rule_delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.metering_rule_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

@@ -21,27 +21,26 @@ mod rbac;
 mod resource;
 mod router;
 mod security_group;
+mod shown;
 mod subnet;
 mod subnet_pool;
 mod tag;
 mod trunk;
 
-use axum::Json;
-use axum::http::StatusCode;
 use control::model::network::pool::SubnetPool;
 use control::model::network::{Network, Port, SecurityGroup, Subnet};
 use control::model::router::{FloatingIp, Router};
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
-use serde_json::{Map, Value, json};
 
-use self::listing::{listing, shown};
+use self::listing::{Listed, listing, shown};
 use self::number::Number;
+use self::shown::{Chosen, Made, One, OwnerFields, Shown, StandardFields};
 use crate::error::Fault;
-use crate::openapi::{Routes, get, put};
+use crate::openapi::{Routes, answer, get, put};
 
 /// What a handler that makes something answers.
-type Created = Result<(StatusCode, Json<Value>), Fault>;
+type Created<T> = Result<answer::Created<T>, Fault>;
 
 /// The routes below `/network`.
 pub fn routes() -> Routes {
@@ -112,41 +111,6 @@ pub fn routes() -> Routes {
 /// For fields where `null` says something else than absence.
 fn nullable<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Option<Option<T>>, D::Error> {
     Option::<T>::deserialize(input).map(Some)
-}
-
-/// The fields that every row of this service is shown with.
-fn standard_fields(standard: &control::model::network::Standard) -> Map<String, Value> {
-    let mut map = Map::new();
-    map.insert("id".into(), json!(standard.id));
-    map.insert("project_id".into(), json!(standard.project_id));
-    map.insert("tenant_id".into(), json!(standard.project_id));
-    map.insert("description".into(), json!(standard.description));
-    map.insert("revision_number".into(), json!(standard.revision));
-    map.insert("created_at".into(), json!(time_text(standard.created_at)));
-    map.insert("updated_at".into(), json!(time_text(standard.updated_at)));
-    map
-}
-
-/// Merges a row's own fields into its id and owner: for resources without the attributes that most have.
-fn owner_fields(standard: &control::model::network::Standard, own: Value) -> Value {
-    let mut map = Map::new();
-    map.insert("id".into(), json!(standard.id));
-    map.insert("project_id".into(), json!(standard.project_id));
-    map.insert("tenant_id".into(), json!(standard.project_id));
-    with_fields(map, own)
-}
-
-/// Times as Neutron writes them: whole seconds.
-fn time_text(time: jiff::Timestamp) -> String {
-    time.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
-}
-
-/// Merges a row's own fields into those that every row has.
-fn with_fields(mut map: Map<String, Value>, own: Value) -> Value {
-    if let Value::Object(own) = own {
-        map.extend(own);
-    }
-    Value::Object(map)
 }
 
 /// A prefix without bits behind it, or a fault in Neutron's words.

@@ -4,17 +4,17 @@ use std::collections::BTreeSet;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::caller::Caller;
 use control::model::network::{Network, NetworkKind};
 use control::service::network::{NetworkCreate, NetworkUpdate};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::bulk::{OneOrMany, Several};
-use super::{Created, Number, listing, nullable, shown, standard_fields, with_fields};
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::{Chosen, Created, Listed, Made, Number, One, Shown, StandardFields, listing, nullable, shown};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,7 +48,7 @@ pub(super) struct CreateFields {
 }
 
 impl Several for CreateFields {
-    const NAMES: &'static [&'static str; 2] = &["network", "networks"];
+    type View = ShownNetwork;
 }
 
 impl From<CreateFields> for NetworkCreate {
@@ -98,41 +98,72 @@ struct UpdateFields {
 }
 
 /// A network as it is shown: provider attributes to administrators only.
-fn view(state: &AppState, caller: &Caller, network: &Network) -> Value {
-    let mut fields = standard_fields(&network.standard);
-    if caller.is_admin() {
-        let (network_type, physical, segment) = match &network.kind {
-            NetworkKind::Flat { physical_network } => ("flat", Some(physical_network), None),
-            NetworkKind::Vlan { physical_network, vlan } => {
-                ("vlan", Some(physical_network), Some(u32::from(*vlan)))
-            }
-            NetworkKind::Vxlan { vni } => ("vxlan", None, Some(*vni)),
-        };
-        fields.insert("provider:network_type".into(), json!(network_type));
-        fields.insert("provider:physical_network".into(), json!(physical));
-        fields.insert("provider:segmentation_id".into(), json!(segment));
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Network")]
+pub(super) struct ShownNetwork {
+    #[serde(flatten)]
+    standard: StandardFields,
+    name: String,
+    admin_state_up: bool,
+    status: &'static str,
+    shared: bool,
+    #[serde(rename = "router:external")]
+    external: bool,
+    is_default: bool,
+    mtu: u32,
+    port_security_enabled: bool,
+    subnets: Vec<String>,
+    tags: BTreeSet<String>,
+    qos_policy_id: Option<String>,
+    dns_domain: String,
+    availability_zone_hints: Vec<String>,
+    availability_zones: [&'static str; 1],
+    ipv4_address_scope: Option<String>,
+    ipv6_address_scope: Option<String>,
+    #[serde(rename = "provider:network_type", skip_serializing_if = "Option::is_none")]
+    network_type: Option<&'static str>,
+    #[serde(rename = "provider:physical_network", skip_serializing_if = "Option::is_none")]
+    physical_network: Option<Option<String>>,
+    #[serde(rename = "provider:segmentation_id", skip_serializing_if = "Option::is_none")]
+    segmentation_id: Option<Option<u32>>,
+}
+
+impl Shown for ShownNetwork {
+    const NAMES: &'static [&'static str; 2] = &["network", "networks"];
+}
+
+fn view(state: &AppState, caller: &Caller, network: &Network) -> ShownNetwork {
+    let control = &state.control;
+    let (network_type, physical, segment) = match &network.kind {
+        NetworkKind::Flat { physical_network } => ("flat", Some(physical_network.clone()), None),
+        NetworkKind::Vlan { physical_network, vlan } => {
+            ("vlan", Some(physical_network.clone()), Some(u32::from(*vlan)))
+        }
+        NetworkKind::Vxlan { vni } => ("vxlan", None, Some(*vni)),
+    };
+    let is_admin = caller.is_admin();
+    ShownNetwork {
+        standard: (&network.standard).into(),
+        name: network.standard.name.clone(),
+        admin_state_up: network.admin_state_up,
+        status: if network.admin_state_up { "ACTIVE" } else { "DOWN" },
+        shared: network.shared || control.is_shared_with(caller, &network.standard.id),
+        external: control.is_external(network),
+        is_default: network.is_default,
+        mtu: network.mtu,
+        port_security_enabled: network.port_security_enabled,
+        subnets: control.subnet_ids_of(&network.standard.id),
+        tags: network.standard.tags.clone(),
+        qos_policy_id: network.qos_policy_id.clone(),
+        dns_domain: network.dns_domain.clone(),
+        availability_zone_hints: network.zone_hints.clone(),
+        availability_zones: [control::service::network::ZONE],
+        ipv4_address_scope: control.address_scope_of(&network.standard.id, 4),
+        ipv6_address_scope: control.address_scope_of(&network.standard.id, 6),
+        network_type: is_admin.then_some(network_type),
+        physical_network: is_admin.then_some(physical),
+        segmentation_id: is_admin.then_some(segment),
     }
-    with_fields(
-        fields,
-        json!({
-            "name": network.standard.name,
-            "admin_state_up": network.admin_state_up,
-            "status": if network.admin_state_up { "ACTIVE" } else { "DOWN" },
-            "shared": network.shared || state.control.is_shared_with(caller, &network.standard.id),
-            "router:external": state.control.is_external(network),
-            "is_default": network.is_default,
-            "mtu": network.mtu,
-            "port_security_enabled": network.port_security_enabled,
-            "subnets": state.control.subnet_ids_of(&network.standard.id),
-            "tags": network.standard.tags,
-            "qos_policy_id": network.qos_policy_id,
-            "dns_domain": network.dns_domain,
-            "availability_zone_hints": network.zone_hints,
-            "availability_zones": [control::service::network::ZONE],
-            "ipv4_address_scope": state.control.address_scope_of(&network.standard.id, 4),
-            "ipv6_address_scope": state.control.address_scope_of(&network.standard.id, 6),
-        }),
-    )
 }
 
 /// `POST /v2.0/networks`.
@@ -140,10 +171,10 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<OneOrMany<CreateFields>>,
-) -> Created {
+) -> Created<Made<ShownNetwork>> {
     let (requests, answered) = body.try_map(|fields| Ok::<_, Fault>(NetworkCreate::from(fields)))?;
     let networks = state.control.network_create_many(&caller, requests).await?;
-    answered.with(networks.iter().map(|network| view(&state, &caller, &network.row)).collect())
+    answered.with(networks.iter().map(|network| view(&state, &caller, &network.row)))
 }
 
 /// `GET /v2.0/networks`.
@@ -152,9 +183,9 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<ShownNetwork>> {
     let networks = state.control.network_list(&caller).await?;
-    listing("networks", networks.iter().map(|n| view(&state, &caller, &n.row)).collect(), &filters, &url)
+    listing(networks.iter().map(|network| view(&state, &caller, &network.row)), &filters, &url)
 }
 
 /// `GET /v2.0/networks/{id}`.
@@ -163,9 +194,9 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<ShownNetwork>>> {
     let network = state.control.network_get(&caller, &id).await?;
-    Ok(shown("network", view(&state, &caller, &network.row), &filters))
+    Ok(shown(&view(&state, &caller, &network.row), &filters))
 }
 
 /// `PUT /v2.0/networks/{id}`.
@@ -174,7 +205,7 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownNetwork>> {
     let fields = body.network;
     let update = NetworkUpdate {
         name: fields.name,
@@ -189,7 +220,7 @@ pub(super) async fn update(
         dns_domain: fields.dns_domain,
     };
     let network = state.control.network_update(&caller, &id, update).await?;
-    Ok(Json(json!({"network": view(&state, &caller, &network.row)})))
+    Ok(Json(One(view(&state, &caller, &network.row))))
 }
 
 /// `DELETE /v2.0/networks/{id}`.
@@ -197,7 +228,7 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.network_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

@@ -5,21 +5,24 @@ use std::net::IpAddr;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::caller::Caller;
 use control::model::network::Port;
 use control::service::addressing::mac_text;
+use control::service::names::Assignment;
 use control::service::port::{DhcpOptionWish, FixedIpWish, PortCreate, PortUpdate};
 use ipnet::IpNet;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::bulk::{OneOrMany, Several};
+use super::shown::Nothing;
 use super::{
-    Created, Number, invalid, listing, nullable, read_mac, shown, standard_fields, trunk, with_fields,
+    Chosen, Created, Listed, Made, Number, One, Shown, StandardFields, invalid, listing, nullable, read_mac,
+    shown, trunk,
 };
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -144,7 +147,7 @@ fn dhcp_options(fields: Option<Vec<DhcpOptionFields>>) -> Result<Vec<DhcpOptionW
 }
 
 impl Several for CreateFields {
-    const NAMES: &'static [&'static str; 2] = &["port", "ports"];
+    type View = ShownPort;
 }
 
 impl TryFrom<CreateFields> for PortCreate {
@@ -178,67 +181,138 @@ impl TryFrom<CreateFields> for PortCreate {
 }
 
 /// A port as it is shown: bindings to administrators only.
-fn view(state: &AppState, caller: &Caller, port: &Port) -> Value {
-    let mut fields = standard_fields(&port.standard);
-    if caller.is_admin() {
-        let host = port.host.as_deref().unwrap_or_default();
-        fields.insert("binding:host_id".into(), json!(host));
-        fields.insert("binding:vif_type".into(), json!(if host.is_empty() { "unbound" } else { "bridge" }));
-        fields.insert("binding:vif_details".into(), json!({}));
-        fields.insert("binding:profile".into(), json!({}));
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Port")]
+pub(super) struct ShownPort {
+    #[serde(flatten)]
+    standard: StandardFields,
+    name: String,
+    network_id: String,
+    mac_address: String,
+    fixed_ips: Vec<ShownFixedIp>,
+    allowed_address_pairs: Vec<ShownPair>,
+    admin_state_up: bool,
+    status: &'static str,
+    security_groups: Vec<String>,
+    port_security_enabled: bool,
+    device_id: String,
+    device_owner: String,
+    #[serde(rename = "binding:vnic_type")]
+    vnic_type: &'static str,
+    extra_dhcp_opts: Vec<ShownDhcpOption>,
+    dns_name: String,
+    dns_assignment: Vec<ShownName>,
+    trunk_details: Option<trunk::Details>,
+    qos_policy_id: Option<String>,
+    qos_network_policy_id: Option<String>,
+    tags: BTreeSet<String>,
+    #[serde(flatten)]
+    binding: Option<ShownBinding>,
+}
+
+/// What a port is bound to.
+#[derive(Serialize, JsonSchema)]
+struct ShownBinding {
+    #[serde(rename = "binding:host_id")]
+    host: String,
+    #[serde(rename = "binding:vif_type")]
+    vif_type: &'static str,
+    #[serde(rename = "binding:vif_details")]
+    vif_details: Nothing,
+    #[serde(rename = "binding:profile")]
+    profile: Nothing,
+}
+
+/// An address of a port.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "FixedIp")]
+pub(super) struct ShownFixedIp {
+    subnet_id: String,
+    ip_address: IpAddr,
+}
+
+/// Addresses of a port, as they are shown.
+pub(super) fn fixed_ips(port: &Port) -> impl Iterator<Item = ShownFixedIp> {
+    port.fixed_ips
+        .iter()
+        .map(|ip| ShownFixedIp { subnet_id: ip.subnet_id.clone(), ip_address: ip.ip_address })
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "AddressPair")]
+struct ShownPair {
+    ip_address: String,
+    mac_address: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "DhcpOption")]
+struct ShownDhcpOption {
+    opt_name: String,
+    opt_value: String,
+    ip_version: u8,
+}
+
+/// A name of a port's (extension dns-integration).
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "DnsAssignment")]
+struct ShownName {
+    hostname: String,
+    ip_address: IpAddr,
+    fqdn: String,
+}
+
+impl From<Assignment> for ShownName {
+    fn from(name: Assignment) -> Self {
+        Self { hostname: name.hostname, ip_address: name.address, fqdn: name.fqdn }
     }
-    let ips: Vec<_> = port
-        .fixed_ips
-        .iter()
-        .map(|ip| json!({"subnet_id": ip.subnet_id, "ip_address": ip.ip_address}))
-        .collect();
-    let pairs: Vec<_> = port
-        .allowed_address_pairs
-        .iter()
-        .map(|(prefix, mac)| {
-            let mac = if *mac == [0; 6] { port.mac } else { *mac };
-            let is_host = prefix.prefix_len() == prefix.max_prefix_len();
-            let address = if is_host { prefix.addr().to_string() } else { prefix.to_string() };
-            json!({"ip_address": address, "mac_address": mac_text(mac)})
-        })
-        .collect();
-    let options: Vec<_> = port
-        .extra_dhcp_opts
-        .iter()
-        .map(|option| {
-            json!({"opt_name": option.name, "opt_value": option.value, "ip_version": option.ip_version})
-        })
-        .collect();
-    let names: Vec<_> = state
-        .control
-        .names_of_port(port)
-        .into_iter()
-        .map(|name| json!({"hostname": name.hostname, "ip_address": name.address, "fqdn": name.fqdn}))
-        .collect();
-    with_fields(
-        fields,
-        json!({
-            "name": port.standard.name,
-            "network_id": port.network_id,
-            "mac_address": mac_text(port.mac),
-            "fixed_ips": ips,
-            "allowed_address_pairs": pairs,
-            "admin_state_up": port.admin_state_up,
-            "status": if port.active { "ACTIVE" } else { "DOWN" },
-            "security_groups": port.security_groups,
-            "port_security_enabled": port.port_security_enabled,
-            "device_id": port.device_id,
-            "device_owner": port.device_owner,
-            "binding:vnic_type": "normal",
-            "extra_dhcp_opts": options,
-            "dns_name": port.dns_name,
-            "dns_assignment": names,
-            "trunk_details": trunk::details(state, &port.standard.id),
-            "qos_policy_id": port.qos_policy_id,
-            "qos_network_policy_id": state.control.qos_policy_of_network(&port.network_id),
-            "tags": port.standard.tags,
-        }),
-    )
+}
+
+impl Shown for ShownPort {
+    const NAMES: &'static [&'static str; 2] = &["port", "ports"];
+}
+
+fn binding(port: &Port) -> ShownBinding {
+    let host = port.host.clone().unwrap_or_default();
+    let vif_type = if host.is_empty() { "unbound" } else { "bridge" };
+    ShownBinding { host, vif_type, vif_details: Nothing {}, profile: Nothing {} }
+}
+
+fn view(state: &AppState, caller: &Caller, port: &Port) -> ShownPort {
+    let pairs = port.allowed_address_pairs.iter().map(|(prefix, mac)| {
+        let mac = if *mac == [0; 6] { port.mac } else { *mac };
+        let is_host = prefix.prefix_len() == prefix.max_prefix_len();
+        let address = if is_host { prefix.addr().to_string() } else { prefix.to_string() };
+        ShownPair { ip_address: address, mac_address: mac_text(mac) }
+    });
+    let options = port.extra_dhcp_opts.iter().map(|option| ShownDhcpOption {
+        opt_name: option.name.clone(),
+        opt_value: option.value.clone(),
+        ip_version: option.ip_version,
+    });
+    ShownPort {
+        standard: (&port.standard).into(),
+        name: port.standard.name.clone(),
+        network_id: port.network_id.clone(),
+        mac_address: mac_text(port.mac),
+        fixed_ips: fixed_ips(port).collect(),
+        allowed_address_pairs: pairs.collect(),
+        admin_state_up: port.admin_state_up,
+        status: if port.active { "ACTIVE" } else { "DOWN" },
+        security_groups: port.security_groups.clone(),
+        port_security_enabled: port.port_security_enabled,
+        device_id: port.device_id.clone(),
+        device_owner: port.device_owner.clone(),
+        vnic_type: "normal",
+        extra_dhcp_opts: options.collect(),
+        dns_name: port.dns_name.clone(),
+        dns_assignment: state.control.names_of_port(port).into_iter().map(ShownName::from).collect(),
+        trunk_details: trunk::details(state, &port.standard.id),
+        qos_policy_id: port.qos_policy_id.clone(),
+        qos_network_policy_id: state.control.qos_policy_of_network(&port.network_id),
+        tags: port.standard.tags.clone(),
+        binding: caller.is_admin().then(|| binding(port)),
+    }
 }
 
 /// `POST /v2.0/ports`.
@@ -246,10 +320,10 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<OneOrMany<CreateFields>>,
-) -> Created {
+) -> Created<Made<ShownPort>> {
     let (requests, answered) = body.try_map(PortCreate::try_from)?;
     let ports = state.control.port_create_many(&caller, requests).await?;
-    answered.with(ports.iter().map(|port| view(&state, &caller, &port.row)).collect())
+    answered.with(ports.iter().map(|port| view(&state, &caller, &port.row)))
 }
 
 /// `GET /v2.0/ports`.
@@ -258,9 +332,9 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<ShownPort>> {
     let ports = state.control.port_list(&caller).await?;
-    listing("ports", ports.iter().map(|port| view(&state, &caller, &port.row)).collect(), &filters, &url)
+    listing(ports.iter().map(|port| view(&state, &caller, &port.row)), &filters, &url)
 }
 
 /// `GET /v2.0/ports/{id}`.
@@ -269,9 +343,9 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<ShownPort>>> {
     let port = state.control.port_get(&caller, &id).await?;
-    Ok(shown("port", view(&state, &caller, &port.row), &filters))
+    Ok(shown(&view(&state, &caller, &port.row), &filters))
 }
 
 /// `PUT /v2.0/ports/{id}`.
@@ -280,7 +354,7 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownPort>> {
     let fields = body.port;
     if fields.vnic_type.as_deref().is_some_and(|kind| kind != "normal") {
         return Err(Fault::not_implemented("a port of another vnic_type than normal"));
@@ -302,7 +376,7 @@ pub(super) async fn update(
         dns_name: fields.dns_name,
     };
     let port = state.control.port_update(&caller, &id, update).await?;
-    Ok(Json(json!({"port": view(&state, &caller, &port.row)})))
+    Ok(Json(One(view(&state, &caller, &port.row))))
 }
 
 /// `DELETE /v2.0/ports/{id}`.
@@ -310,7 +384,7 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.port_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

@@ -4,15 +4,15 @@ use std::net::Ipv4Addr;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::model::router::{PortForwarding, Transport};
 use control::service::router::forwarding::ForwardingRequest;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::{Created, invalid, listing, shown};
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::{Chosen, Created, Listed, One, Shown, invalid, listing, shown};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done, Status};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -72,35 +72,70 @@ impl TryFrom<Fields> for ForwardingRequest {
     }
 }
 
-/// As a floating IP lists it.
-pub(super) fn summary(forwarding: &PortForwarding) -> Value {
-    let text = |(first, last): (u16, u16)| format!("{first}:{last}");
-    let mut shown = json!({
-        "protocol": forwarding.transport.name(),
-        "internal_ip_address": forwarding.internal_address,
-    });
-    if forwarding.external.0 == forwarding.external.1 {
-        shown["external_port"] = json!(forwarding.external.0);
-    } else {
-        shown["external_port_range"] = json!(text(forwarding.external));
-    }
-    if forwarding.internal.0 == forwarding.internal.1 {
-        shown["internal_port"] = json!(forwarding.internal.0);
-    } else {
-        shown["internal_port_range"] = json!(text(forwarding.internal));
-    }
-    shown
+/// A port forwarding as its floating IP lists it: single ports as such, several as a range.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "PortForwardingSummary")]
+pub(super) struct Summary {
+    protocol: &'static str,
+    internal_ip_address: Ipv4Addr,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    external_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    external_port_range: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    internal_port: Option<u16>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    internal_port_range: Option<String>,
 }
 
-fn view(forwarding: &PortForwarding) -> Value {
-    let text = |(first, last): (u16, u16)| format!("{first}:{last}");
-    let mut shown = summary(forwarding);
-    shown["id"] = json!(forwarding.standard.id);
-    shown["internal_port_id"] = json!(forwarding.internal_port_id);
-    shown["external_port_range"] = json!(text(forwarding.external));
-    shown["internal_port_range"] = json!(text(forwarding.internal));
-    shown["description"] = json!(forwarding.standard.description);
-    shown
+/// A port forwarding as it is shown: with ranges always, and with single ports too where it has these.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "PortForwarding")]
+pub(super) struct ShownForwarding {
+    #[serde(flatten)]
+    summary: Summary,
+    id: String,
+    internal_port_id: String,
+    description: String,
+}
+
+impl Shown for ShownForwarding {
+    const NAMES: &'static [&'static str; 2] = &["port_forwarding", "port_forwardings"];
+}
+
+fn single((first, last): (u16, u16)) -> Option<u16> {
+    (first == last).then_some(first)
+}
+
+fn range_text((first, last): (u16, u16)) -> String {
+    format!("{first}:{last}")
+}
+
+/// As a floating IP lists it.
+pub(super) fn summary(forwarding: &PortForwarding) -> Summary {
+    let range = |ports| single(ports).is_none().then(|| range_text(ports));
+    Summary {
+        protocol: forwarding.transport.name(),
+        internal_ip_address: forwarding.internal_address,
+        external_port: single(forwarding.external),
+        external_port_range: range(forwarding.external),
+        internal_port: single(forwarding.internal),
+        internal_port_range: range(forwarding.internal),
+    }
+}
+
+fn view(forwarding: &PortForwarding) -> ShownForwarding {
+    let summary = Summary {
+        external_port_range: Some(range_text(forwarding.external)),
+        internal_port_range: Some(range_text(forwarding.internal)),
+        ..summary(forwarding)
+    };
+    ShownForwarding {
+        summary,
+        id: forwarding.standard.id.clone(),
+        internal_port_id: forwarding.internal_port_id.clone(),
+        description: forwarding.standard.description.clone(),
+    }
 }
 
 /// `POST /v2.0/floatingips/{id}/port_forwardings`.
@@ -109,10 +144,10 @@ pub(super) async fn create(
     Authenticated(caller): Authenticated,
     Segments(floating_ip_id): Segments<String>,
     Body(body): Body<ForwardingBody>,
-) -> Created {
+) -> Created<One<ShownForwarding>> {
     let request = body.port_forwarding.try_into()?;
     let forwarding = state.control.forwarding_create(&caller, &floating_ip_id, request).await?;
-    Ok((StatusCode::CREATED, Json(json!({"port_forwarding": view(&forwarding.row)}))))
+    Ok(Status(Json(One(view(&forwarding.row)))))
 }
 
 /// `GET /v2.0/floatingips/{id}/port_forwardings`.
@@ -122,9 +157,9 @@ pub(super) async fn list(
     Segments(floating_ip_id): Segments<String>,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<ShownForwarding>> {
     let all = state.control.forwarding_list(&caller, &floating_ip_id).await?;
-    listing("port_forwardings", all.iter().map(|forwarding| view(&forwarding.row)).collect(), &filters, &url)
+    listing(all.iter().map(|forwarding| view(&forwarding.row)), &filters, &url)
 }
 
 /// `GET /v2.0/floatingips/{id}/port_forwardings/{forwarding_id}`.
@@ -133,9 +168,9 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     Segments((floating_ip_id, id)): Segments<(String, String)>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<ShownForwarding>>> {
     let forwarding = state.control.forwarding_get(&caller, &floating_ip_id, &id).await?;
-    Ok(shown("port_forwarding", view(&forwarding.row), &filters))
+    Ok(shown(&view(&forwarding.row), &filters))
 }
 
 /// `PUT /v2.0/floatingips/{id}/port_forwardings/{forwarding_id}`.
@@ -144,10 +179,10 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments((floating_ip_id, id)): Segments<(String, String)>,
     Body(body): Body<ForwardingBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownForwarding>> {
     let request = body.port_forwarding.try_into()?;
     let forwarding = state.control.forwarding_update(&caller, &floating_ip_id, &id, request).await?;
-    Ok(Json(json!({"port_forwarding": view(&forwarding.row)})))
+    Ok(Json(One(view(&forwarding.row))))
 }
 
 /// `DELETE /v2.0/floatingips/{id}/port_forwardings/{forwarding_id}`.
@@ -155,7 +190,7 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((floating_ip_id, id)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.forwarding_delete(&caller, &floating_ip_id, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

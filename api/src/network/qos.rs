@@ -4,24 +4,23 @@ use std::collections::BTreeSet;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::Control;
 use control::caller::Caller;
 use control::error::Error;
 use control::model::network::qos::{QosPolicy, QosRule};
 use control::service::qos::{QosPolicyCreate, QosPolicyUpdate};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use self::rule::{
-    BandwidthLimit, DscpMarking, MinimumBandwidth, MinimumPacketRate, PacketRateLimit, RuleWire,
+    BandwidthLimit, DscpMarking, MinimumBandwidth, MinimumPacketRate, PacketRateLimit, RuleView, RuleWire,
 };
 use super::bulk::{OneOrMany, Several};
 use super::resource::{Resource, delete, list, show};
-use super::{Created, standard_fields, tag, with_fields};
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::{Chosen, Created, Listed, One, Shown, StandardFields, listing, shown, tag};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
-use crate::network::listing::{listing, shown};
+use crate::openapi::answer::{DONE, Done, Status};
 use crate::openapi::{Routes, get};
 
 mod rule;
@@ -43,7 +42,7 @@ struct CreateFields {
 }
 
 impl Several for CreateFields {
-    const NAMES: &'static [&'static str; 2] = &["policy", "policies"];
+    type View = ShownPolicy;
 }
 
 #[derive(Debug, Deserialize)]
@@ -77,7 +76,7 @@ pub(super) fn routes() -> Routes {
 }
 
 fn rule_routes<T: RuleWire>() -> Routes {
-    let [_, many] = *T::NAMES;
+    let [_, many] = *T::View::NAMES;
     let of_policy = format!("/v2.0/qos/policies/{{policy_id}}/{many}");
     Routes::new()
         .route(&of_policy, get(rule_list::<T>).post(rule_create::<T>))
@@ -91,33 +90,65 @@ fn rule_routes<T: RuleWire>() -> Routes {
         )
 }
 
-fn view(state: &AppState, caller: &Caller, policy: &QosPolicy) -> Value {
-    let rules: Vec<Value> = policy
-        .rules
-        .iter()
-        .map(|rule| {
-            let mut row = rule::view(rule);
-            row["type"] = json!(control::service::qos::type_name(&rule.kind));
-            row["qos_policy_id"] = json!(policy.standard.id);
-            row
-        })
-        .collect();
-    with_fields(
-        standard_fields(&policy.standard),
-        json!({
-            "name": policy.standard.name,
-            "shared": policy.shared || state.control.is_shared_with(caller, &policy.standard.id),
-            "is_default": policy.is_default,
-            "rules": rules,
-            "tags": policy.standard.tags,
-        }),
-    )
+/// A policy as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "QosPolicy")]
+pub(super) struct ShownPolicy {
+    #[serde(flatten)]
+    standard: StandardFields,
+    name: String,
+    shared: bool,
+    is_default: bool,
+    rules: Vec<RuleOfPolicy>,
+    tags: BTreeSet<String>,
+}
+
+/// A rule inside of its policy.
+#[derive(Serialize, JsonSchema)]
+struct RuleOfPolicy {
+    #[serde(flatten)]
+    rule: RuleView,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    qos_policy_id: String,
+}
+
+impl Shown for ShownPolicy {
+    const NAMES: &'static [&'static str; 2] = &["policy", "policies"];
+}
+
+/// A kind of rules as it is shown.
+#[derive(Serialize, JsonSchema)]
+struct RuleType {
+    #[serde(rename = "type")]
+    kind: &'static str,
+}
+
+impl Shown for RuleType {
+    const NAMES: &'static [&'static str; 2] = &["rule_type", "rule_types"];
+    const ID: &'static str = "type";
+}
+
+fn view(state: &AppState, caller: &Caller, policy: &QosPolicy) -> ShownPolicy {
+    let rules = policy.rules.iter().map(|rule| RuleOfPolicy {
+        rule: rule::view(rule),
+        kind: control::service::qos::type_name(&rule.kind),
+        qos_policy_id: policy.standard.id.clone(),
+    });
+    ShownPolicy {
+        standard: (&policy.standard).into(),
+        name: policy.standard.name.clone(),
+        shared: policy.shared || state.control.is_shared_with(caller, &policy.standard.id),
+        is_default: policy.is_default,
+        rules: rules.collect(),
+        tags: policy.standard.tags.clone(),
+    }
 }
 
 impl Resource for QosPolicy {
-    const NAMES: [&'static str; 2] = ["policy", "policies"];
+    type View = ShownPolicy;
 
-    fn view(&self, state: &AppState, caller: &Caller) -> Value {
+    fn view(&self, state: &AppState, caller: &Caller) -> ShownPolicy {
         view(state, caller, self)
     }
 
@@ -130,7 +161,7 @@ async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<OneOrMany<CreateFields>>,
-) -> Created {
+) -> Created<One<ShownPolicy>> {
     let fields = body.one()?;
     let request = QosPolicyCreate {
         name: fields.name,
@@ -141,7 +172,7 @@ async fn create(
         tags: fields.tags,
     };
     let policy = state.control.qos_policy_create(&caller, request).await?;
-    Ok((StatusCode::CREATED, Json(json!({"policy": view(&state, &caller, &policy.row)}))))
+    Ok(Status(Json(One(view(&state, &caller, &policy.row)))))
 }
 
 async fn update(
@@ -149,11 +180,11 @@ async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownPolicy>> {
     let UpdateFields { name, description, shared, is_default } = body.policy;
     let update = QosPolicyUpdate { name, description, shared, is_default };
     let policy = state.control.qos_policy_update(&caller, &id, update).await?;
-    Ok(Json(json!({"policy": view(&state, &caller, &policy.row)})))
+    Ok(Json(One(view(&state, &caller, &policy.row))))
 }
 
 /// A rule of a policy, of the kind that the path says.
@@ -174,10 +205,10 @@ async fn rule_list<T: RuleWire>(
     Segments(policy_id): Segments<String>,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<T::View>> {
     let policy = state.control.network_resource::<QosPolicy>(&caller, &policy_id).await?;
-    let rules = policy.row.rules.iter().filter(|rule| T::is_of(&rule.kind)).map(rule::view);
-    listing(T::NAMES[1], rules.collect(), &filters, &url)
+    let rules = policy.row.rules.iter().filter(|rule| T::is_of(&rule.kind));
+    listing(rules.map(|rule| T::View::from(rule::view(rule))), &filters, &url)
 }
 
 async fn rule_create<T: RuleWire>(
@@ -185,10 +216,10 @@ async fn rule_create<T: RuleWire>(
     Authenticated(caller): Authenticated,
     Segments(policy_id): Segments<String>,
     Body(body): Body<OneOrMany<T>>,
-) -> Created {
+) -> Created<One<T::View>> {
     let kind = body.one()?.over(None)?;
     let rule = state.control.qos_rule_create(&caller, &policy_id, kind).await?;
-    Ok((StatusCode::CREATED, Json(json!({ T::NAMES[0]: rule::view(&rule) }))))
+    Ok(Status(Json(One(rule::view(&rule).into()))))
 }
 
 async fn rule_show<T: RuleWire>(
@@ -196,9 +227,9 @@ async fn rule_show<T: RuleWire>(
     Authenticated(caller): Authenticated,
     Segments((policy_id, id)): Segments<(String, String)>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<T::View>>> {
     let rule = found::<T>(&state, &caller, &policy_id, &id).await?;
-    Ok(shown(T::NAMES[0], rule::view(&rule), &filters))
+    Ok(shown(&T::View::from(rule::view(&rule)), &filters))
 }
 
 async fn changed<T: RuleWire>(
@@ -206,11 +237,11 @@ async fn changed<T: RuleWire>(
     caller: &Caller,
     (policy_id, id): (&str, &str),
     body: OneOrMany<T>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<T::View>> {
     let rule = found::<T>(state, caller, policy_id, id).await?;
     let kind = body.one()?.over(Some(&rule.kind))?;
     let rule = state.control.qos_rule_update(caller, policy_id, id, kind).await?;
-    Ok(Json(json!({ T::NAMES[0]: rule::view(&rule) })))
+    Ok(Json(One(rule::view(&rule).into())))
 }
 
 async fn rule_update<T: RuleWire>(
@@ -218,7 +249,7 @@ async fn rule_update<T: RuleWire>(
     Authenticated(caller): Authenticated,
     Segments((policy_id, id)): Segments<(String, String)>,
     Body(body): Body<OneOrMany<T>>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<T::View>> {
     changed(&state, &caller, (&policy_id, &id), body).await
 }
 
@@ -226,10 +257,10 @@ async fn rule_delete<T: RuleWire>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((policy_id, id)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     let rule = found::<T>(&state, &caller, &policy_id, &id).await?;
     state.control.qos_rule_delete(&caller, &policy_id, &rule).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }
 
 async fn alias_show<T: RuleWire>(
@@ -237,10 +268,10 @@ async fn alias_show<T: RuleWire>(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<T::View>>> {
     let policy = state.control.qos_policy_of_rule(&caller, &id).await?;
     let rule = found::<T>(&state, &caller, &policy.row.standard.id, &id).await?;
-    Ok(shown(T::NAMES[0], rule::view(&rule), &filters))
+    Ok(shown(&T::View::from(rule::view(&rule)), &filters))
 }
 
 async fn alias_update<T: RuleWire>(
@@ -248,7 +279,7 @@ async fn alias_update<T: RuleWire>(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<OneOrMany<T>>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<T::View>> {
     let policy = state.control.qos_policy_of_rule(&caller, &id).await?;
     changed(&state, &caller, (&policy.row.standard.id, &id), body).await
 }
@@ -257,9 +288,9 @@ async fn alias_delete<T: RuleWire>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     let policy = state.control.qos_policy_of_rule(&caller, &id).await?;
     let rule = found::<T>(&state, &caller, &policy.row.standard.id, &id).await?;
     state.control.qos_rule_delete(&caller, &policy.row.standard.id, &rule).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

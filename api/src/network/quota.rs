@@ -4,14 +4,15 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::service::quota::{Quota, Resource};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::invalid;
-use crate::context::{AppState, Authenticated, Body, Segments};
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done};
 
 /// The quotas that this service counts.
 const RESOURCES: [Resource; 11] = [
@@ -33,27 +34,72 @@ pub(super) struct UpdateBody {
     quota: BTreeMap<String, Value>,
 }
 
-fn limits(quotas: &BTreeMap<Resource, Quota>) -> Value {
-    let shown = RESOURCES.iter().filter_map(|resource| Some((resource, quotas.get(resource)?)));
-    shown
-        .map(|(resource, quota)| (resource.name().to_owned(), json!(quota.limit_or_minus_one())))
-        .collect::<Map<_, _>>()
-        .into()
+/// By resource; -1 is no limit.
+type Limits = BTreeMap<&'static str, i64>;
+
+/// What a project may have.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneQuota {
+    quota: Limits,
+}
+
+/// What projects may have whose limits are not the defaults.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Quotas {
+    quotas: Vec<ProjectQuota>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ProjectQuota {
+    project_id: String,
+    tenant_id: String,
+    #[serde(flatten)]
+    limits: Limits,
+}
+
+/// What a project may have, and has.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct QuotaDetails {
+    quota: BTreeMap<&'static str, Detail>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "QuotaDetail")]
+struct Detail {
+    limit: i64,
+    used: u64,
+    /// Always 0.
+    reserved: u64,
+}
+
+/// The quotas of this service among all.
+fn of_service<T>(
+    quotas: &BTreeMap<Resource, Quota>,
+    show: impl Fn(&Quota) -> T,
+) -> BTreeMap<&'static str, T> {
+    let quotas = RESOURCES.iter().filter_map(|resource| Some((resource, quotas.get(resource)?)));
+    quotas.map(|(resource, quota)| (resource.name(), show(quota))).collect()
+}
+
+fn limits(quotas: &BTreeMap<Resource, Quota>) -> Limits {
+    of_service(quotas, Quota::limit_or_minus_one)
+}
+
+fn one(quotas: &BTreeMap<Resource, Quota>) -> Json<OneQuota> {
+    Json(OneQuota { quota: limits(quotas) })
 }
 
 /// `GET /v2.0/quotas`: of the projects whose limits are not the defaults.
 pub(super) async fn list(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
-) -> Result<Json<Value>, Fault> {
-    let mut rows = Vec::new();
+) -> Answer<Quotas> {
+    let mut quotas = Vec::new();
     for project_id in state.control.quota_projects(&caller).await? {
-        let mut row = limits(&state.control.quotas_of(&project_id).await?);
-        row["project_id"] = json!(project_id);
-        row["tenant_id"] = json!(project_id);
-        rows.push(row);
+        let limits = limits(&state.control.quotas_of(&project_id).await?);
+        quotas.push(ProjectQuota { tenant_id: project_id.clone(), project_id, limits });
     }
-    Ok(Json(json!({"quotas": rows})))
+    Ok(Json(Quotas { quotas }))
 }
 
 /// `GET /v2.0/quotas/{project_id}`.
@@ -61,9 +107,8 @@ pub(super) async fn show(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(project_id): Segments<String>,
-) -> Result<Json<Value>, Fault> {
-    let quotas = state.control.quotas(&caller, &project_id, "get_quota").await?;
-    Ok(Json(json!({"quota": limits(&quotas)})))
+) -> Answer<OneQuota> {
+    Ok(one(&state.control.quotas(&caller, &project_id, "get_quota").await?))
 }
 
 /// `GET /v2.0/quotas/{project_id}/default`.
@@ -71,8 +116,8 @@ pub(super) async fn defaults(
     State(state): State<AppState>,
     _: Authenticated,
     Segments(_): Segments<String>,
-) -> Result<Json<Value>, Fault> {
-    Ok(Json(json!({"quota": limits(&state.control.quota_defaults().await?)})))
+) -> Answer<OneQuota> {
+    Ok(one(&state.control.quota_defaults().await?))
 }
 
 /// `GET /v2.0/quotas/{project_id}/details`.
@@ -80,14 +125,10 @@ pub(super) async fn details(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(project_id): Segments<String>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<QuotaDetails> {
     let quotas = state.control.quotas(&caller, &project_id, "get_quota").await?;
-    let rows = RESOURCES.iter().filter_map(|resource| {
-        let quota = quotas.get(resource)?;
-        let detail = json!({"limit": quota.limit_or_minus_one(), "used": quota.used, "reserved": 0});
-        Some((resource.name().to_owned(), detail))
-    });
-    Ok(Json(json!({"quota": rows.collect::<Map<_, _>>()})))
+    let detail = |quota: &Quota| Detail { limit: quota.limit_or_minus_one(), used: quota.used, reserved: 0 };
+    Ok(Json(QuotaDetails { quota: of_service(&quotas, detail) }))
 }
 
 /// `PUT /v2.0/quotas/{project_id}`.
@@ -96,7 +137,7 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(project_id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<OneQuota> {
     let check = body.quota.get("check_limit").and_then(Value::as_bool).unwrap_or(false);
     let mut changes = Vec::new();
     for (name, value) in
@@ -124,7 +165,7 @@ pub(super) async fn update(
         }
     }
     state.control.quota_set(&caller, &project_id, &changes).await?;
-    Ok(Json(json!({"quota": limits(&state.control.quotas_of(&project_id).await?)})))
+    Ok(one(&state.control.quotas_of(&project_id).await?))
 }
 
 /// `DELETE /v2.0/quotas/{project_id}`: back to the defaults.
@@ -132,7 +173,7 @@ pub(super) async fn reset(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(project_id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.quota_reset(&caller, &project_id, &RESOURCES).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

@@ -2,16 +2,16 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::model::network::rbac::{Access, ObjectType, RbacPolicy};
 use control::service::rbac::{EVERYONE, RbacCreate};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
-use super::{Created, invalid};
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::{Chosen, Created, Listed, One, Shown, invalid, listing, shown};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
-use crate::network::listing::{listing, shown};
+use crate::openapi::answer::{DONE, Done, Status};
 use crate::openapi::{Routes, get};
 
 #[derive(Debug, Deserialize)]
@@ -87,26 +87,46 @@ impl TryFrom<CreateFields> for RbacCreate {
     }
 }
 
-fn view(policy: &RbacPolicy) -> Value {
-    json!({
-        "id": policy.id,
-        "project_id": policy.project_id,
-        "tenant_id": policy.project_id,
-        "object_type": policy.object_type,
-        "object_id": policy.object_id,
-        "action": policy.action,
-        "target_tenant": policy.target,
-        "target_project": policy.target,
-    })
+/// An RBAC policy as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "RbacPolicy")]
+struct ShownPolicy {
+    id: String,
+    project_id: String,
+    tenant_id: String,
+    #[schemars(with = "String")]
+    object_type: ObjectType,
+    object_id: String,
+    #[schemars(with = "String")]
+    action: Access,
+    target_tenant: String,
+    target_project: String,
+}
+
+impl Shown for ShownPolicy {
+    const NAMES: &'static [&'static str; 2] = &["rbac_policy", "rbac_policies"];
+}
+
+fn view(policy: &RbacPolicy) -> ShownPolicy {
+    ShownPolicy {
+        id: policy.id.clone(),
+        project_id: policy.project_id.clone(),
+        tenant_id: policy.project_id.clone(),
+        object_type: policy.object_type,
+        object_id: policy.object_id.clone(),
+        action: policy.action,
+        target_tenant: policy.target.clone(),
+        target_project: policy.target.clone(),
+    }
 }
 
 async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<CreateBody>,
-) -> Created {
+) -> Created<One<ShownPolicy>> {
     let policy = state.control.rbac_create(&caller, body.rbac_policy.try_into()?).await?;
-    Ok((StatusCode::CREATED, Json(json!({"rbac_policy": view(&policy)}))))
+    Ok(Status(Json(One(view(&policy)))))
 }
 
 async fn list(
@@ -114,9 +134,9 @@ async fn list(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<ShownPolicy>> {
     let policies = state.control.rbac_list(&caller).await?;
-    listing("rbac_policies", policies.iter().map(|policy| view(&policy.row)).collect(), &filters, &url)
+    listing(policies.iter().map(|policy| view(&policy.row)), &filters, &url)
 }
 
 async fn show(
@@ -124,9 +144,9 @@ async fn show(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<ShownPolicy>>> {
     let policy = state.control.rbac_get(&caller, &id).await?;
-    Ok(shown("rbac_policy", view(&policy.row), &filters))
+    Ok(shown(&view(&policy.row), &filters))
 }
 
 async fn update(
@@ -134,17 +154,17 @@ async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownPolicy>> {
     let target = read_target(body.rbac_policy.target_tenant.or(body.rbac_policy.target_project))?;
     let policy = state.control.rbac_update(&caller, &id, &target).await?;
-    Ok(Json(json!({"rbac_policy": view(&policy)})))
+    Ok(Json(One(view(&policy))))
 }
 
 async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.rbac_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

@@ -1,26 +1,25 @@
 //! Resources that are listed, shown and deleted in the same way: what differs is their type, their names, and how one is
 //! shown.
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::Control;
 use control::caller::Caller;
 use control::error::Error;
 use control::service::network_resource::NetworkResource;
-use serde_json::Value;
 
-use super::listing::{listing, shown};
-use crate::context::{AppState, Authenticated, Filters, RequestUrl, Segments};
+use super::listing::{Listed, listing, shown};
+use super::shown::{Chosen, One, Shown};
+use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done};
 
 /// A kind of resources.
 pub(super) trait Resource: NetworkResource {
-    /// The members of bodies that hold one, and several.
-    const NAMES: [&'static str; 2];
+    /// What it is shown as.
+    type View: Shown;
 
     /// One as it is shown.
-    fn view(&self, state: &AppState, caller: &Caller) -> Value;
+    fn view(&self, state: &AppState, caller: &Caller) -> Self::View;
 
     /// Deletes one.
     fn delete(control: &Control, caller: &Caller, id: &str)
@@ -33,10 +32,9 @@ pub(super) async fn list<T: Resource>(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<T::View>> {
     let rows = state.control.network_resources::<T>(&caller).await?;
-    let rows = rows.iter().map(|stored| stored.row.view(&state, &caller)).collect();
-    listing(T::NAMES[1], rows, &filters, &url)
+    listing(rows.iter().map(|stored| stored.row.view(&state, &caller)), &filters, &url)
 }
 
 /// `GET /v2.0/{collection}/{id}`.
@@ -45,9 +43,9 @@ pub(super) async fn show<T: Resource>(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<T::View>>> {
     let stored = state.control.network_resource::<T>(&caller, &id).await?;
-    Ok(shown(T::NAMES[0], stored.row.view(&state, &caller), &filters))
+    Ok(shown(&stored.row.view(&state, &caller), &filters))
 }
 
 /// `DELETE /v2.0/{collection}/{id}`.
@@ -55,7 +53,7 @@ pub(super) async fn delete<T: Resource>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     T::delete(&state.control, &caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

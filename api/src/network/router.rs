@@ -5,7 +5,6 @@ use std::net::IpAddr;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::Control;
 use control::caller::Caller;
 use control::error::Error;
@@ -14,14 +13,15 @@ use control::service::port::FixedIpWish;
 use control::service::router::interface::{InterfaceChange, InterfaceRequest};
 use control::service::router::{GatewayWish, RouterCreate, RouterUpdate};
 use ipnet::IpNet;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::port::FixedIpFields;
+use super::port::{FixedIpFields, ShownFixedIp, fixed_ips};
 use super::resource::Resource;
-use super::{Created, invalid, nullable, read_subnet, standard_fields, with_fields};
-use crate::context::{AppState, Authenticated, Body, Segments};
+use super::{Created, One, Shown, StandardFields, invalid, nullable, read_subnet};
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::Status;
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -144,47 +144,77 @@ fn refuse_spread(distributed: Option<bool>, ha: Option<bool>) -> Result<(), Faul
     }
 }
 
-fn view(state: &AppState, router: &Router) -> Value {
+/// A router as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Router")]
+pub(super) struct ShownRouter {
+    #[serde(flatten)]
+    standard: StandardFields,
+    name: String,
+    admin_state_up: bool,
+    status: &'static str,
+    external_gateway_info: Option<ShownGateway>,
+    routes: Vec<ShownRoute>,
+    availability_zone_hints: Vec<String>,
+    availability_zones: [&'static str; 1],
+    /// Always null.
+    flavor_id: Option<String>,
+    tags: BTreeSet<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Gateway")]
+struct ShownGateway {
+    network_id: String,
+    enable_snat: bool,
+    qos_policy_id: Option<String>,
+    external_fixed_ips: Vec<ShownFixedIp>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Route")]
+struct ShownRoute {
+    destination: String,
+    nexthop: IpAddr,
+}
+
+impl Shown for ShownRouter {
+    const NAMES: &'static [&'static str; 2] = &["router", "routers"];
+}
+
+fn view(state: &AppState, router: &Router) -> ShownRouter {
     let gateway = router.gateway.as_ref().map(|gateway| {
         let port = state.control.router_gateway_port(router);
-        let ips: Vec<_> = port
-            .iter()
-            .flat_map(|port| &port.row.fixed_ips)
-            .map(|ip| json!({"subnet_id": ip.subnet_id, "ip_address": ip.ip_address}))
-            .collect();
-        json!({
-            "network_id": gateway.network_id,
-            "enable_snat": gateway.enable_snat,
-            "qos_policy_id": gateway.qos_policy_id,
-            "external_fixed_ips": ips,
-        })
+        ShownGateway {
+            network_id: gateway.network_id.clone(),
+            enable_snat: gateway.enable_snat,
+            qos_policy_id: gateway.qos_policy_id.clone(),
+            external_fixed_ips: port.iter().flat_map(|port| fixed_ips(&port.row)).collect(),
+        }
     });
-    let routes: Vec<_> =
-        router.routes.iter().map(|(to, via)| json!({"destination": to, "nexthop": via})).collect();
+    let route = |(to, via): &(IpNet, IpAddr)| ShownRoute { destination: to.to_string(), nexthop: *via };
     let status = match state.control.router_fault(&router.standard.id) {
         Some(_) => "ERROR",
         None => "ACTIVE",
     };
-    with_fields(
-        standard_fields(&router.standard),
-        json!({
-            "name": router.standard.name,
-            "admin_state_up": router.admin_state_up,
-            "status": status,
-            "external_gateway_info": gateway,
-            "routes": routes,
-            "availability_zone_hints": router.zone_hints,
-            "availability_zones": [control::service::network::ZONE],
-            "flavor_id": null,
-            "tags": router.standard.tags,
-        }),
-    )
+    ShownRouter {
+        standard: (&router.standard).into(),
+        name: router.standard.name.clone(),
+        admin_state_up: router.admin_state_up,
+        status,
+        external_gateway_info: gateway,
+        routes: router.routes.iter().map(route).collect(),
+        availability_zone_hints: router.zone_hints.clone(),
+        availability_zones: [control::service::network::ZONE],
+        flavor_id: None,
+        tags: router.standard.tags.clone(),
+    }
 }
 
 impl Resource for Router {
-    const NAMES: [&'static str; 2] = ["router", "routers"];
+    type View = ShownRouter;
 
-    fn view(&self, state: &AppState, _: &Caller) -> Value {
+    fn view(&self, state: &AppState, _: &Caller) -> ShownRouter {
         view(state, self)
     }
 
@@ -193,16 +223,28 @@ impl Resource for Router {
     }
 }
 
-fn interface_view(change: &InterfaceChange) -> Value {
-    json!({
-        "id": change.router_id,
-        "tenant_id": change.project_id,
-        "project_id": change.project_id,
-        "port_id": change.port_id,
-        "network_id": change.network_id,
-        "subnet_id": change.subnet_ids.first(),
-        "subnet_ids": change.subnet_ids,
-    })
+/// What became of a router's interface.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct InterfaceView {
+    id: String,
+    tenant_id: String,
+    project_id: String,
+    port_id: String,
+    network_id: String,
+    subnet_id: Option<String>,
+    subnet_ids: Vec<String>,
+}
+
+fn interface_view(change: InterfaceChange) -> InterfaceView {
+    InterfaceView {
+        id: change.router_id,
+        tenant_id: change.project_id.clone(),
+        project_id: change.project_id,
+        port_id: change.port_id,
+        network_id: change.network_id,
+        subnet_id: change.subnet_ids.first().cloned(),
+        subnet_ids: change.subnet_ids,
+    }
 }
 
 /// `POST /v2.0/routers`.
@@ -210,7 +252,7 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<CreateBody>,
-) -> Created {
+) -> Created<One<ShownRouter>> {
     let fields = body.router;
     refuse_spread(fields.distributed, fields.ha)?;
     let request = RouterCreate {
@@ -223,7 +265,7 @@ pub(super) async fn create(
         tags: fields.tags,
     };
     let router = state.control.router_create(&caller, request).await?;
-    Ok((StatusCode::CREATED, Json(json!({"router": view(&state, &router.row)}))))
+    Ok(Status(Json(One(view(&state, &router.row)))))
 }
 
 /// `PUT /v2.0/routers/{id}`.
@@ -232,7 +274,7 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownRouter>> {
     let fields = body.router;
     refuse_spread(fields.distributed, fields.ha)?;
     let update = RouterUpdate {
@@ -243,7 +285,7 @@ pub(super) async fn update(
         routes: fields.routes.map(|list| routes(list.unwrap_or_default())).transpose()?,
     };
     let router = state.control.router_update(&caller, &id, update).await?;
-    Ok(Json(json!({"router": view(&state, &router.row)})))
+    Ok(Json(One(view(&state, &router.row))))
 }
 
 /// `PUT /v2.0/routers/{id}/add_router_interface`.
@@ -252,10 +294,10 @@ pub(super) async fn add_interface(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<InterfaceBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<InterfaceView> {
     let request = InterfaceRequest { subnet_id: body.subnet_id, port_id: body.port_id };
     let change = state.control.router_add_interface(&caller, &id, &request).await?;
-    Ok(Json(interface_view(&change)))
+    Ok(Json(interface_view(change)))
 }
 
 /// `PUT /v2.0/routers/{id}/remove_router_interface`.
@@ -264,10 +306,10 @@ pub(super) async fn remove_interface(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<InterfaceBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<InterfaceView> {
     let request = InterfaceRequest { subnet_id: body.subnet_id, port_id: body.port_id };
     let change = state.control.router_remove_interface(&caller, &id, &request).await?;
-    Ok(Json(interface_view(&change)))
+    Ok(Json(interface_view(change)))
 }
 
 /// `PUT /v2.0/routers/{id}/add_extraroutes`.
@@ -276,9 +318,9 @@ pub(super) async fn add_routes(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<RoutesBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownRouter>> {
     let router = state.control.router_add_routes(&caller, &id, &routes(body.router.routes)?).await?;
-    Ok(Json(json!({"router": view(&state, &router.row)})))
+    Ok(Json(One(view(&state, &router.row))))
 }
 
 /// `PUT /v2.0/routers/{id}/remove_extraroutes`.
@@ -287,7 +329,7 @@ pub(super) async fn remove_routes(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<RoutesBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownRouter>> {
     let router = state.control.router_remove_routes(&caller, &id, &routes(body.router.routes)?).await?;
-    Ok(Json(json!({"router": view(&state, &router.row)})))
+    Ok(Json(One(view(&state, &router.row))))
 }

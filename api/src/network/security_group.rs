@@ -4,19 +4,20 @@ use std::collections::BTreeSet;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::caller::Caller;
 use control::model::network::{SecurityGroup, SecurityGroupRule};
 use control::service::security_group::{GroupCreate, RuleCreate};
 use ipnet::IpNet;
 use net::spec::Direction;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::bulk::{OneOrMany, Several};
-use super::{Created, invalid, listing, shown, standard_fields, with_fields};
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::{Chosen, Created, Listed, Made, One, Shown, StandardFields, invalid, listing, shown};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,7 +34,7 @@ pub(super) struct CreateFields {
 }
 
 impl Several for CreateFields {
-    const NAMES: &'static [&'static str; 2] = &["security_group", "security_groups"];
+    type View = ShownGroup;
 }
 
 impl From<CreateFields> for GroupCreate {
@@ -101,7 +102,7 @@ fn number(value: Option<Value>) -> Result<Option<u16>, Fault> {
 }
 
 impl Several for RuleFields {
-    const NAMES: &'static [&'static str; 2] = &["security_group_rule", "security_group_rules"];
+    type View = ShownRule;
 }
 
 impl TryFrom<RuleFields> for RuleCreate {
@@ -147,43 +148,82 @@ impl TryFrom<RuleFields> for RuleCreate {
     }
 }
 
-fn view(state: &AppState, caller: &Caller, group: &SecurityGroup) -> Value {
-    let rules: Vec<_> = state
-        .control
-        .security_group_rules_of(&group.standard.id)
-        .iter()
-        .map(|rule| rule_view(state, &rule.row))
-        .collect();
-    with_fields(
-        standard_fields(&group.standard),
-        json!({
-            "name": group.standard.name,
-            "stateful": group.stateful,
-            "shared": state.control.is_shared_with(caller, &group.standard.id),
-            "security_group_rules": rules,
-            "tags": group.standard.tags,
-        }),
-    )
+/// A security group as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "SecurityGroup")]
+pub(super) struct ShownGroup {
+    #[serde(flatten)]
+    standard: StandardFields,
+    name: String,
+    stateful: bool,
+    shared: bool,
+    security_group_rules: Vec<ShownRule>,
+    tags: BTreeSet<String>,
 }
 
-fn rule_view(state: &AppState, rule: &SecurityGroupRule) -> Value {
-    with_fields(
-        standard_fields(&rule.standard),
-        json!({
-            "security_group_id": rule.security_group_id,
-            "direction": rule.direction,
-            "ethertype": if rule.ip_version == 4 { "IPv4" } else { "IPv6" },
-            "protocol": rule.protocol,
-            "port_range_min": rule.port_range_min,
-            "port_range_max": rule.port_range_max,
-            "remote_ip_prefix": rule.remote_ip_prefix,
-            "remote_group_id": rule.remote_group_id,
-            "remote_address_group_id": rule.remote_address_group_id,
-            "normalized_cidr": rule.remote_ip_prefix,
-            "belongs_to_default_sg": state.control.is_default_group(&rule.security_group_id),
-            "tags": rule.standard.tags,
-        }),
-    )
+impl Shown for ShownGroup {
+    const NAMES: &'static [&'static str; 2] = &["security_group", "security_groups"];
+}
+
+/// A rule as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "SecurityGroupRule")]
+pub(super) struct ShownRule {
+    #[serde(flatten)]
+    standard: StandardFields,
+    security_group_id: String,
+    #[schemars(with = "String")]
+    direction: Direction,
+    ethertype: &'static str,
+    protocol: Option<String>,
+    port_range_min: Option<u16>,
+    port_range_max: Option<u16>,
+    remote_ip_prefix: Option<String>,
+    remote_group_id: Option<String>,
+    remote_address_group_id: Option<String>,
+    normalized_cidr: Option<String>,
+    belongs_to_default_sg: bool,
+    tags: BTreeSet<String>,
+}
+
+impl Shown for ShownRule {
+    const NAMES: &'static [&'static str; 2] = &["security_group_rule", "security_group_rules"];
+}
+
+/// What rules call a version of IP.
+pub(super) fn ethertype(ip_version: u8) -> &'static str {
+    if ip_version == 4 { "IPv4" } else { "IPv6" }
+}
+
+fn view(state: &AppState, caller: &Caller, group: &SecurityGroup) -> ShownGroup {
+    let rules = state.control.security_group_rules_of(&group.standard.id);
+    ShownGroup {
+        standard: (&group.standard).into(),
+        name: group.standard.name.clone(),
+        stateful: group.stateful,
+        shared: state.control.is_shared_with(caller, &group.standard.id),
+        security_group_rules: rules.iter().map(|rule| rule_view(state, &rule.row)).collect(),
+        tags: group.standard.tags.clone(),
+    }
+}
+
+fn rule_view(state: &AppState, rule: &SecurityGroupRule) -> ShownRule {
+    let prefix = rule.remote_ip_prefix.map(|prefix| prefix.to_string());
+    ShownRule {
+        standard: (&rule.standard).into(),
+        security_group_id: rule.security_group_id.clone(),
+        direction: rule.direction,
+        ethertype: ethertype(rule.ip_version),
+        protocol: rule.protocol.clone(),
+        port_range_min: rule.port_range_min,
+        port_range_max: rule.port_range_max,
+        remote_ip_prefix: prefix.clone(),
+        remote_group_id: rule.remote_group_id.clone(),
+        remote_address_group_id: rule.remote_address_group_id.clone(),
+        normalized_cidr: prefix,
+        belongs_to_default_sg: state.control.is_default_group(&rule.security_group_id),
+        tags: rule.standard.tags.clone(),
+    }
 }
 
 /// `POST /v2.0/security-groups`.
@@ -191,10 +231,10 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<OneOrMany<CreateFields>>,
-) -> Created {
+) -> Created<Made<ShownGroup>> {
     let (requests, answered) = body.try_map(|fields| Ok::<_, Fault>(GroupCreate::from(fields)))?;
     let groups = state.control.security_group_create_many(&caller, requests).await?;
-    answered.with(groups.iter().map(|group| view(&state, &caller, &group.row)).collect())
+    answered.with(groups.iter().map(|group| view(&state, &caller, &group.row)))
 }
 
 /// `GET /v2.0/security-groups`.
@@ -203,14 +243,9 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<ShownGroup>> {
     let groups = state.control.security_group_list(&caller).await?;
-    listing(
-        "security_groups",
-        groups.iter().map(|group| view(&state, &caller, &group.row)).collect(),
-        &filters,
-        &url,
-    )
+    listing(groups.iter().map(|group| view(&state, &caller, &group.row)), &filters, &url)
 }
 
 /// `GET /v2.0/security-groups/{id}`.
@@ -219,9 +254,9 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<ShownGroup>>> {
     let group = state.control.security_group_get(&caller, &id).await?;
-    Ok(shown("security_group", view(&state, &caller, &group.row), &filters))
+    Ok(shown(&view(&state, &caller, &group.row), &filters))
 }
 
 /// `PUT /v2.0/security-groups/{id}`.
@@ -230,7 +265,7 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownGroup>> {
     let fields = body.security_group;
     let group = state
         .control
@@ -242,7 +277,7 @@ pub(super) async fn update(
             fields.stateful,
         )
         .await?;
-    Ok(Json(json!({"security_group": view(&state, &caller, &group.row)})))
+    Ok(Json(One(view(&state, &caller, &group.row))))
 }
 
 /// `DELETE /v2.0/security-groups/{id}`.
@@ -250,9 +285,9 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.security_group_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }
 
 /// `POST /v2.0/security-group-rules`.
@@ -260,10 +295,10 @@ pub(super) async fn rule_create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<OneOrMany<RuleFields>>,
-) -> Created {
+) -> Created<Made<ShownRule>> {
     let (requests, answered) = body.try_map(RuleCreate::try_from)?;
     let rules = state.control.security_group_rule_create_many(&caller, requests).await?;
-    answered.with(rules.iter().map(|rule| rule_view(&state, &rule.row)).collect())
+    answered.with(rules.iter().map(|rule| rule_view(&state, &rule.row)))
 }
 
 /// `GET /v2.0/security-group-rules`.
@@ -272,14 +307,9 @@ pub(super) async fn rule_list(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<ShownRule>> {
     let rules = state.control.security_group_rule_list(&caller).await?;
-    listing(
-        "security_group_rules",
-        rules.iter().map(|rule| rule_view(&state, &rule.row)).collect(),
-        &filters,
-        &url,
-    )
+    listing(rules.iter().map(|rule| rule_view(&state, &rule.row)), &filters, &url)
 }
 
 /// `GET /v2.0/security-group-rules/{id}`.
@@ -288,9 +318,9 @@ pub(super) async fn rule_show(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<ShownRule>>> {
     let rule = state.control.security_group_rule_get(&caller, &id).await?;
-    Ok(shown("security_group_rule", rule_view(&state, &rule.row), &filters))
+    Ok(shown(&rule_view(&state, &rule.row), &filters))
 }
 
 /// `DELETE /v2.0/security-group-rules/{id}`.
@@ -298,7 +328,7 @@ pub(super) async fn rule_delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.security_group_rule_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

@@ -5,17 +5,19 @@ use std::net::IpAddr;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::model::network::{Ipv6Mode, Subnet};
 use control::service::subnet::{Gateway, SubnetCreate, SubnetUpdate};
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use super::bulk::{OneOrMany, Several};
-use super::{Created, Number, invalid, listing, nullable, shown, standard_fields, with_fields};
-use crate::context::{AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::{
+    Chosen, Created, Listed, Made, Number, One, Shown, StandardFields, invalid, listing, nullable, shown,
+};
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -49,16 +51,19 @@ pub(super) struct CreateFields {
     tags: BTreeSet<String>,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "AllocationPool")]
 struct PoolFields {
     start: IpAddr,
     end: IpAddr,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "HostRoute")]
 struct RouteFields {
+    #[schemars(with = "String")]
     destination: IpNet,
     nexthop: IpAddr,
 }
@@ -99,7 +104,7 @@ fn routes(fields: Vec<RouteFields>) -> Vec<(IpNet, IpAddr)> {
 }
 
 impl Several for CreateFields {
-    const NAMES: &'static [&'static str; 2] = &["subnet", "subnets"];
+    type View = ShownSubnet;
 }
 
 impl TryFrom<CreateFields> for SubnetCreate {
@@ -142,33 +147,54 @@ impl TryFrom<CreateFields> for SubnetCreate {
     }
 }
 
-fn view(subnet: &Subnet) -> Value {
-    let pools: Vec<_> =
-        subnet.allocation_pools.iter().map(|(start, end)| PoolFields { start: *start, end: *end }).collect();
-    let routes: Vec<_> = subnet
-        .host_routes
-        .iter()
-        .map(|(destination, nexthop)| RouteFields { destination: *destination, nexthop: *nexthop })
-        .collect();
-    with_fields(
-        standard_fields(&subnet.standard),
-        json!({
-            "name": subnet.standard.name,
-            "network_id": subnet.network_id,
-            "cidr": subnet.cidr,
-            "ip_version": if subnet.cidr.addr().is_ipv4() { 4 } else { 6 },
-            "gateway_ip": subnet.gateway_ip,
-            "enable_dhcp": subnet.enable_dhcp,
-            "allocation_pools": pools,
-            "dns_nameservers": subnet.dns_nameservers,
-            "host_routes": routes,
-            "tags": subnet.standard.tags,
-            "ipv6_address_mode": subnet.ipv6_address_mode,
-            "ipv6_ra_mode": subnet.ipv6_ra_mode,
-            "subnetpool_id": subnet.subnetpool_id,
-            "service_types": [],
-        }),
-    )
+/// A subnet as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Subnet")]
+pub(super) struct ShownSubnet {
+    #[serde(flatten)]
+    standard: StandardFields,
+    name: String,
+    network_id: String,
+    cidr: String,
+    ip_version: u8,
+    gateway_ip: Option<IpAddr>,
+    enable_dhcp: bool,
+    allocation_pools: Vec<PoolFields>,
+    dns_nameservers: Vec<IpAddr>,
+    host_routes: Vec<RouteFields>,
+    tags: BTreeSet<String>,
+    ipv6_address_mode: Option<&'static str>,
+    ipv6_ra_mode: Option<&'static str>,
+    subnetpool_id: Option<String>,
+    /// Always empty.
+    service_types: [&'static str; 0],
+}
+
+impl Shown for ShownSubnet {
+    const NAMES: &'static [&'static str; 2] = &["subnet", "subnets"];
+}
+
+fn view(subnet: &Subnet) -> ShownSubnet {
+    let pools = subnet.allocation_pools.iter().map(|&(start, end)| PoolFields { start, end });
+    let routes =
+        subnet.host_routes.iter().map(|&(destination, nexthop)| RouteFields { destination, nexthop });
+    ShownSubnet {
+        standard: (&subnet.standard).into(),
+        name: subnet.standard.name.clone(),
+        network_id: subnet.network_id.clone(),
+        cidr: subnet.cidr.to_string(),
+        ip_version: if subnet.cidr.addr().is_ipv4() { 4 } else { 6 },
+        gateway_ip: subnet.gateway_ip,
+        enable_dhcp: subnet.enable_dhcp,
+        allocation_pools: pools.collect(),
+        dns_nameservers: subnet.dns_nameservers.clone(),
+        host_routes: routes.collect(),
+        tags: subnet.standard.tags.clone(),
+        ipv6_address_mode: subnet.ipv6_address_mode.map(Ipv6Mode::name),
+        ipv6_ra_mode: subnet.ipv6_ra_mode.map(Ipv6Mode::name),
+        subnetpool_id: subnet.subnetpool_id.clone(),
+        service_types: [],
+    }
 }
 
 /// `POST /v2.0/subnets`.
@@ -176,10 +202,10 @@ pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<OneOrMany<CreateFields>>,
-) -> Created {
+) -> Created<Made<ShownSubnet>> {
     let (requests, answered) = body.try_map(SubnetCreate::try_from)?;
     let subnets = state.control.subnet_create_many(&caller, requests).await?;
-    answered.with(subnets.iter().map(|subnet| view(&subnet.row)).collect())
+    answered.with(subnets.iter().map(|subnet| view(&subnet.row)))
 }
 
 /// `GET /v2.0/subnets`.
@@ -188,9 +214,9 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
     filters: Filters,
     url: RequestUrl,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Listed<ShownSubnet>> {
     let subnets = state.control.subnet_list(&caller).await?;
-    listing("subnets", subnets.iter().map(|subnet| view(&subnet.row)).collect(), &filters, &url)
+    listing(subnets.iter().map(|subnet| view(&subnet.row)), &filters, &url)
 }
 
 /// `GET /v2.0/subnets/{id}`.
@@ -199,9 +225,9 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     filters: Filters,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<Chosen<ShownSubnet>>> {
     let subnet = state.control.subnet_get(&caller, &id).await?;
-    Ok(shown("subnet", view(&subnet.row), &filters))
+    Ok(shown(&view(&subnet.row), &filters))
 }
 
 /// `PUT /v2.0/subnets/{id}`.
@@ -210,7 +236,7 @@ pub(super) async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownSubnet>> {
     let fields = body.subnet;
     let update = SubnetUpdate {
         name: fields.name,
@@ -222,7 +248,7 @@ pub(super) async fn update(
         host_routes: fields.host_routes.map(routes),
     };
     let subnet = state.control.subnet_update(&caller, &id, update).await?;
-    Ok(Json(json!({"subnet": view(&subnet.row)})))
+    Ok(Json(One(view(&subnet.row))))
 }
 
 /// `DELETE /v2.0/subnets/{id}`.
@@ -230,7 +256,7 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.subnet_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

@@ -4,20 +4,21 @@ use std::collections::BTreeSet;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::Control;
 use control::caller::Caller;
 use control::error::Error;
 use control::model::network::pool::SubnetPool;
 use control::service::subnet_pool::{SubnetPoolCreate, SubnetPoolUpdate};
 use ipnet::IpNet;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::resource::{Resource, delete, list, show};
-use super::{Created, Number, nullable, read_subnet, standard_fields, with_fields};
-use crate::context::{AppState, Authenticated, Body, Segments};
+use super::shown::Nothing;
+use super::{Created, Number, One, Shown, StandardFields, nullable, read_subnet};
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::Status;
 use crate::openapi::{Routes, get, put};
 
 #[derive(Debug, Deserialize)]
@@ -146,30 +147,62 @@ impl TryFrom<UpdateFields> for SubnetPoolUpdate {
     }
 }
 
-fn view(state: &AppState, caller: &Caller, pool: &SubnetPool) -> Value {
-    let shared = pool.shared || state.control.is_shared_with(caller, &pool.standard.id);
-    with_fields(
-        standard_fields(&pool.standard),
-        json!({
-            "name": pool.standard.name,
-            "prefixes": pool.prefixes,
-            "ip_version": pool.ip_version,
-            "min_prefixlen": pool.min_prefixlen,
-            "max_prefixlen": pool.max_prefixlen,
-            "default_prefixlen": pool.default_prefixlen,
-            "default_quota": pool.default_quota,
-            "address_scope_id": pool.address_scope_id,
-            "is_default": pool.is_default,
-            "shared": shared,
-            "tags": pool.standard.tags,
-        }),
-    )
+/// A subnet pool as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "SubnetPool")]
+pub(super) struct ShownPool {
+    #[serde(flatten)]
+    standard: StandardFields,
+    name: String,
+    prefixes: Vec<String>,
+    ip_version: u8,
+    min_prefixlen: u8,
+    max_prefixlen: u8,
+    default_prefixlen: u8,
+    default_quota: Option<u64>,
+    address_scope_id: Option<String>,
+    is_default: bool,
+    shared: bool,
+    tags: BTreeSet<String>,
+}
+
+impl Shown for ShownPool {
+    const NAMES: &'static [&'static str; 2] = &["subnetpool", "subnetpools"];
+}
+
+/// The prefixes of a pool.
+#[derive(Serialize, JsonSchema)]
+struct Prefixes {
+    prefixes: Vec<String>,
+}
+
+impl Prefixes {
+    fn of(prefixes: &[IpNet]) -> Self {
+        Self { prefixes: prefixes.iter().map(IpNet::to_string).collect() }
+    }
+}
+
+fn view(state: &AppState, caller: &Caller, pool: &SubnetPool) -> ShownPool {
+    ShownPool {
+        standard: (&pool.standard).into(),
+        name: pool.standard.name.clone(),
+        prefixes: pool.prefixes.iter().map(IpNet::to_string).collect(),
+        ip_version: pool.ip_version,
+        min_prefixlen: pool.min_prefixlen,
+        max_prefixlen: pool.max_prefixlen,
+        default_prefixlen: pool.default_prefixlen,
+        default_quota: pool.default_quota,
+        address_scope_id: pool.address_scope_id.clone(),
+        is_default: pool.is_default,
+        shared: pool.shared || state.control.is_shared_with(caller, &pool.standard.id),
+        tags: pool.standard.tags.clone(),
+    }
 }
 
 impl Resource for SubnetPool {
-    const NAMES: [&'static str; 2] = ["subnetpool", "subnetpools"];
+    type View = ShownPool;
 
-    fn view(&self, state: &AppState, caller: &Caller) -> Value {
+    fn view(&self, state: &AppState, caller: &Caller) -> ShownPool {
         view(state, caller, self)
     }
 
@@ -182,9 +215,9 @@ async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<CreateBody>,
-) -> Created {
+) -> Created<One<ShownPool>> {
     let pool = state.control.subnet_pool_create(&caller, body.subnetpool.try_into()?).await?;
-    Ok((StatusCode::CREATED, Json(json!({"subnetpool": view(&state, &caller, &pool.row)}))))
+    Ok(Status(Json(One(view(&state, &caller, &pool.row)))))
 }
 
 async fn update(
@@ -192,9 +225,9 @@ async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownPool>> {
     let pool = state.control.subnet_pool_update(&caller, &id, body.subnetpool.try_into()?).await?;
-    Ok(Json(json!({"subnetpool": view(&state, &caller, &pool.row)})))
+    Ok(Json(One(view(&state, &caller, &pool.row))))
 }
 
 async fn add_prefixes(
@@ -202,9 +235,9 @@ async fn add_prefixes(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<PrefixesBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Prefixes> {
     let all = state.control.subnet_pool_add_prefixes(&caller, &id, &prefixes(&body.prefixes)?).await?;
-    Ok(Json(json!({"prefixes": all})))
+    Ok(Json(Prefixes::of(&all)))
 }
 
 async fn remove_prefixes(
@@ -212,9 +245,9 @@ async fn remove_prefixes(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<PrefixesBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Prefixes> {
     let left = state.control.subnet_pool_remove_prefixes(&caller, &id, &prefixes(&body.prefixes)?).await?;
-    Ok(Json(json!({"prefixes": left})))
+    Ok(Json(Prefixes::of(&left)))
 }
 
 async fn onboard(
@@ -222,7 +255,7 @@ async fn onboard(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<OnboardBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Nothing> {
     state.control.subnet_pool_onboard(&caller, &id, &body.network_id).await?;
-    Ok(Json(json!({})))
+    Ok(Json(Nothing {}))
 }

@@ -4,19 +4,25 @@ use std::collections::BTreeSet;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::service::tag::{TagChange, Taggable};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::Created;
-use crate::context::{AppState, Authenticated, Body, Segments};
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done, Status};
 use crate::openapi::{Routes, get};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TagsBody {
+    tags: BTreeSet<String>,
+}
+
+/// The tags of a resource.
+#[derive(Serialize, JsonSchema)]
+struct Tags {
     tags: BTreeSet<String>,
 }
 
@@ -32,8 +38,8 @@ async fn list<T: Taggable>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<Json<Value>, Fault> {
-    Ok(Json(json!({"tags": state.control.tags::<T>(&caller, &id).await?})))
+) -> Answer<Tags> {
+    Ok(Json(Tags { tags: state.control.tags::<T>(&caller, &id).await? }))
 }
 
 async fn replace<T: Taggable>(
@@ -41,9 +47,9 @@ async fn replace<T: Taggable>(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<TagsBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<Tags> {
     let tags = state.control.tags_change::<T>(&caller, &id, TagChange::Replace(body.tags)).await?;
-    Ok(Json(json!({"tags": tags})))
+    Ok(Json(Tags { tags }))
 }
 
 /// What was asked to be added is answered, as Neutron does.
@@ -52,27 +58,27 @@ async fn add<T: Taggable>(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<TagsBody>,
-) -> Created {
+) -> Created<Tags> {
     state.control.tags_change::<T>(&caller, &id, TagChange::Add(body.tags.clone())).await?;
-    Ok((StatusCode::CREATED, Json(json!({"tags": body.tags}))))
+    Ok(Status(Json(Tags { tags: body.tags })))
 }
 
 async fn clear<T: Taggable>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.tags_change::<T>(&caller, &id, TagChange::Clear).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }
 
 async fn show<T: Taggable>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, tag)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     match state.control.tags::<T>(&caller, &id).await?.contains(&tag) {
-        true => Ok(StatusCode::NO_CONTENT),
+        true => Ok(DONE),
         false => Err(control::error::Error::not_found("Tag", tag).into()),
     }
 }
@@ -81,16 +87,16 @@ async fn put<T: Taggable>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, tag)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Status<201, ()>, Fault> {
     state.control.tags_change::<T>(&caller, &id, TagChange::AddOne(tag)).await?;
-    Ok(StatusCode::CREATED)
+    Ok(Status(()))
 }
 
 async fn remove<T: Taggable>(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, tag)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.tags_change::<T>(&caller, &id, TagChange::Remove(tag)).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

@@ -4,21 +4,21 @@ use std::collections::BTreeSet;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::Control;
 use control::caller::Caller;
 use control::error::Error;
 use control::model::network::trunk::{SubPort, Trunk};
 use control::service::addressing::mac_text;
 use control::service::trunk::{TrunkCreate, TrunkDetails};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::bulk::{OneOrMany, Several};
 use super::resource::{Resource, delete, list, show};
-use super::{Created, Number, invalid, standard_fields, tag, with_fields};
-use crate::context::{AppState, Authenticated, Body, Segments};
+use super::{Created, Number, One, Shown, StandardFields, invalid, tag};
+use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::Status;
 use crate::openapi::{Routes, get, put};
 
 #[derive(Debug, Deserialize)]
@@ -39,7 +39,7 @@ struct CreateFields {
 }
 
 impl Several for CreateFields {
-    const NAMES: &'static [&'static str; 2] = &["trunk", "trunks"];
+    type View = ShownTrunk;
 }
 
 #[derive(Debug, Deserialize)]
@@ -115,45 +115,84 @@ fn read(fields: Vec<SubPortFields>) -> Result<Vec<SubPort>, Fault> {
     fields.into_iter().map(SubPort::try_from).collect()
 }
 
-fn sub_port_views(trunk: &Trunk) -> Vec<Value> {
-    let view = |sub_port: &SubPort| {
-        json!({
-            "port_id": sub_port.port_id, "segmentation_type": "vlan", "segmentation_id": sub_port.vlan,
-        })
+/// A trunk as it is shown.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Trunk")]
+pub(super) struct ShownTrunk {
+    #[serde(flatten)]
+    standard: StandardFields,
+    name: String,
+    port_id: String,
+    admin_state_up: bool,
+    status: &'static str,
+    sub_ports: Vec<ShownSubPort>,
+    tags: BTreeSet<String>,
+}
+
+/// A subport as it is shown; its MAC address where its trunk's port is.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "SubPort")]
+struct ShownSubPort {
+    port_id: String,
+    segmentation_type: &'static str,
+    segmentation_id: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mac_address: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct SubPorts {
+    sub_ports: Vec<ShownSubPort>,
+}
+
+/// What a port that carries others says of them.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "TrunkDetails")]
+pub(super) struct Details {
+    trunk_id: String,
+    sub_ports: Vec<ShownSubPort>,
+}
+
+impl Shown for ShownTrunk {
+    const NAMES: &'static [&'static str; 2] = &["trunk", "trunks"];
+}
+
+fn sub_port_views(trunk: &Trunk) -> Vec<ShownSubPort> {
+    let view = |sub_port: &SubPort| ShownSubPort {
+        port_id: sub_port.port_id.clone(),
+        segmentation_type: "vlan",
+        segmentation_id: sub_port.vlan,
+        mac_address: None,
     };
     trunk.sub_ports.iter().map(view).collect()
 }
 
-/// What a port that carries others says of them; null of any other.
-pub(super) fn details(state: &AppState, port_id: &str) -> Value {
-    let Some(TrunkDetails { trunk, macs }) = state.control.trunk_of_port(port_id) else {
-        return Value::Null;
-    };
-    let mut rows = sub_port_views(&trunk.row);
-    for (row, mac) in rows.iter_mut().zip(macs) {
-        row["mac_address"] = json!(mac_text(mac));
+/// What a port that carries others says of them; nothing of any other.
+pub(super) fn details(state: &AppState, port_id: &str) -> Option<Details> {
+    let TrunkDetails { trunk, macs } = state.control.trunk_of_port(port_id)?;
+    let mut sub_ports = sub_port_views(&trunk.row);
+    for (row, mac) in sub_ports.iter_mut().zip(macs) {
+        row.mac_address = Some(mac_text(mac));
     }
-    json!({"trunk_id": trunk.row.standard.id, "sub_ports": rows})
+    Some(Details { trunk_id: trunk.row.standard.id.clone(), sub_ports })
 }
 
-fn view(state: &AppState, trunk: &Trunk) -> Value {
-    with_fields(
-        standard_fields(&trunk.standard),
-        json!({
-            "name": trunk.standard.name,
-            "port_id": trunk.port_id,
-            "admin_state_up": trunk.admin_state_up,
-            "status": if state.control.trunk_is_active(trunk) { "ACTIVE" } else { "DOWN" },
-            "sub_ports": sub_port_views(trunk),
-            "tags": trunk.standard.tags,
-        }),
-    )
+fn view(state: &AppState, trunk: &Trunk) -> ShownTrunk {
+    ShownTrunk {
+        standard: (&trunk.standard).into(),
+        name: trunk.standard.name.clone(),
+        port_id: trunk.port_id.clone(),
+        admin_state_up: trunk.admin_state_up,
+        status: if state.control.trunk_is_active(trunk) { "ACTIVE" } else { "DOWN" },
+        sub_ports: sub_port_views(trunk),
+        tags: trunk.standard.tags.clone(),
+    }
 }
 
 impl Resource for Trunk {
-    const NAMES: [&'static str; 2] = ["trunk", "trunks"];
+    type View = ShownTrunk;
 
-    fn view(&self, state: &AppState, _: &Caller) -> Value {
+    fn view(&self, state: &AppState, _: &Caller) -> ShownTrunk {
         view(state, self)
     }
 
@@ -166,7 +205,7 @@ async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Body(body): Body<OneOrMany<CreateFields>>,
-) -> Created {
+) -> Created<One<ShownTrunk>> {
     let fields = body.one()?;
     let request = TrunkCreate {
         name: fields.name,
@@ -178,7 +217,7 @@ async fn create(
         tags: fields.tags,
     };
     let trunk = state.control.trunk_create(&caller, request).await?;
-    Ok((StatusCode::CREATED, Json(json!({"trunk": view(&state, &trunk.row)}))))
+    Ok(Status(Json(One(view(&state, &trunk.row)))))
 }
 
 async fn update(
@@ -186,20 +225,20 @@ async fn update(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<One<ShownTrunk>> {
     let fields = body.trunk;
     let texts = (fields.name.as_deref(), fields.description.as_deref());
     let trunk = state.control.trunk_update(&caller, &id, texts, fields.admin_state_up).await?;
-    Ok(Json(json!({"trunk": view(&state, &trunk.row)})))
+    Ok(Json(One(view(&state, &trunk.row))))
 }
 
 async fn sub_ports(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<SubPorts> {
     let trunk = state.control.network_resource::<Trunk>(&caller, &id).await?;
-    Ok(Json(json!({"sub_ports": sub_port_views(&trunk.row)})))
+    Ok(Json(SubPorts { sub_ports: sub_port_views(&trunk.row) }))
 }
 
 async fn add(
@@ -207,7 +246,7 @@ async fn add(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<AddBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<ShownTrunk> {
     let trunk = state.control.trunk_add(&caller, &id, &read(body.sub_ports)?).await?;
     Ok(Json(view(&state, &trunk.row)))
 }
@@ -217,7 +256,7 @@ async fn remove(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<RemoveBody>,
-) -> Result<Json<Value>, Fault> {
+) -> Answer<ShownTrunk> {
     let ports: Vec<String> = body.sub_ports.into_iter().map(|sub_port| sub_port.port_id).collect();
     let trunk = state.control.trunk_remove(&caller, &id, &ports).await?;
     Ok(Json(view(&state, &trunk.row)))

@@ -2,12 +2,12 @@
 
 use control::model::network::qos::{QosRule, QosRuleKind};
 use net::spec::Direction;
-use serde::Deserialize;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
-use super::super::Number;
 use super::super::bulk::Several;
+use super::super::{Number, Shown};
 use crate::error::Fault;
 use crate::network::invalid;
 
@@ -15,7 +15,7 @@ use crate::network::invalid;
 pub(super) const RATE_MAX: u32 = i32::MAX as u32;
 
 /// A kind of rules in a body.
-pub(super) trait RuleWire: Several + DeserializeOwned + Send + 'static {
+pub(super) trait RuleWire: Several<View: From<RuleView>> + DeserializeOwned + Send + 'static {
     /// What is said, over what the rule said before.
     fn over(self, before: Option<&QosRuleKind>) -> Result<QosRuleKind, Fault>;
 
@@ -23,24 +23,60 @@ pub(super) trait RuleWire: Several + DeserializeOwned + Send + 'static {
     fn is_of(kind: &QosRuleKind) -> bool;
 }
 
+/// A rule as it is shown: each kind has some of these.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub(super) struct RuleView {
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_kbps: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_burst_kbps: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_kbps: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_kpps: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_burst_kpps: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min_kpps: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dscp_mark: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    direction: Option<&'static str>,
+}
+
+fn way(direction: Direction) -> Option<&'static str> {
+    Some(match direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
+    })
+}
+
 /// A rule as it is shown.
-pub(super) fn view(rule: &QosRule) -> Value {
-    match &rule.kind {
-        QosRuleKind::BandwidthLimit { max_kbps, max_burst_kbps, direction } => json!({
-            "id": rule.id, "max_kbps": max_kbps, "max_burst_kbps": max_burst_kbps, "direction": direction,
-        }),
-        QosRuleKind::DscpMarking { dscp_mark } => json!({"id": rule.id, "dscp_mark": dscp_mark}),
-        QosRuleKind::MinimumBandwidth { min_kbps, direction } => {
-            json!({"id": rule.id, "min_kbps": min_kbps, "direction": direction})
+pub(super) fn view(rule: &QosRule) -> RuleView {
+    let mut view = RuleView { id: rule.id.clone(), ..RuleView::default() };
+    match rule.kind {
+        QosRuleKind::BandwidthLimit { max_kbps, max_burst_kbps, direction } => {
+            view.max_kbps = Some(max_kbps);
+            view.max_burst_kbps = Some(max_burst_kbps);
+            view.direction = way(direction);
         }
-        QosRuleKind::PacketRateLimit { max_kpps, max_burst_kpps, direction } => json!({
-            "id": rule.id, "max_kpps": max_kpps, "max_burst_kpps": max_burst_kpps, "direction": direction,
-        }),
+        QosRuleKind::DscpMarking { dscp_mark } => view.dscp_mark = Some(dscp_mark),
+        QosRuleKind::MinimumBandwidth { min_kbps, direction } => {
+            view.min_kbps = Some(min_kbps);
+            view.direction = way(direction);
+        }
+        QosRuleKind::PacketRateLimit { max_kpps, max_burst_kpps, direction } => {
+            view.max_kpps = Some(max_kpps);
+            view.max_burst_kpps = Some(max_burst_kpps);
+            view.direction = way(direction);
+        }
         QosRuleKind::MinimumPacketRate { min_kpps, direction } => {
-            let direction = direction.map_or(json!("any"), |direction| json!(direction));
-            json!({"id": rule.id, "min_kpps": min_kpps, "direction": direction})
+            view.min_kpps = Some(min_kpps);
+            view.direction = direction.map_or(Some("any"), way);
         }
     }
+    view
 }
 
 /// A rate that is said, or was, or a default.
@@ -63,7 +99,7 @@ fn rate(
 }
 
 macro_rules! wires {
-    ($($name:ident: $one:literal, $many:literal, $variant:ident { $($field:ident: $type:ty),* };)*) => {$(
+    ($($name:ident, $shown:ident: $one:literal, $many:literal, $variant:ident { $($field:ident: $type:ty),* };)*) => {$(
         #[derive(Debug, Deserialize)]
         #[serde(deny_unknown_fields)]
         pub(super) struct $name {
@@ -71,7 +107,24 @@ macro_rules! wires {
         }
 
         impl Several for $name {
+            type View = $shown;
+        }
+
+        /// As it is shown.
+        #[derive(Debug, Serialize, JsonSchema)]
+        pub(super) struct $shown {
+            #[serde(flatten)]
+            rule: RuleView,
+        }
+
+        impl Shown for $shown {
             const NAMES: &'static [&'static str; 2] = &[$one, $many];
+        }
+
+        impl From<RuleView> for $shown {
+            fn from(rule: RuleView) -> Self {
+                Self { rule }
+            }
         }
 
         impl RuleWire for $name {
@@ -87,17 +140,17 @@ macro_rules! wires {
 }
 
 wires! {
-    BandwidthLimit: "bandwidth_limit_rule", "bandwidth_limit_rules", BandwidthLimit {
+    BandwidthLimit, BandwidthLimitRule: "bandwidth_limit_rule", "bandwidth_limit_rules", BandwidthLimit {
         max_kbps: Number<u32>, max_burst_kbps: Number<u32>, direction: Direction
     };
-    DscpMarking: "dscp_marking_rule", "dscp_marking_rules", DscpMarking { dscp_mark: Number<u8> };
-    MinimumBandwidth: "minimum_bandwidth_rule", "minimum_bandwidth_rules", MinimumBandwidth {
+    DscpMarking, DscpMarkingRule: "dscp_marking_rule", "dscp_marking_rules", DscpMarking { dscp_mark: Number<u8> };
+    MinimumBandwidth, MinimumBandwidthRule: "minimum_bandwidth_rule", "minimum_bandwidth_rules", MinimumBandwidth {
         min_kbps: Number<u32>, direction: Direction
     };
-    PacketRateLimit: "packet_rate_limit_rule", "packet_rate_limit_rules", PacketRateLimit {
+    PacketRateLimit, PacketRateLimitRule: "packet_rate_limit_rule", "packet_rate_limit_rules", PacketRateLimit {
         max_kpps: Number<u32>, max_burst_kpps: Number<u32>, direction: Direction
     };
-    MinimumPacketRate: "minimum_packet_rate_rule", "minimum_packet_rate_rules", MinimumPacketRate {
+    MinimumPacketRate, MinimumPacketRateRule: "minimum_packet_rate_rule", "minimum_packet_rate_rules", MinimumPacketRate {
         min_kpps: Number<u32>, direction: AnyDirection
     };
 }
