@@ -5,7 +5,6 @@ use std::cmp::Ordering;
 
 use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
 
 use crate::context::{Filters, RequestUrl};
 use crate::error::Fault;
@@ -194,19 +193,6 @@ fn sort_of(filters: &Filters) -> Result<Vec<(String, Direction)>, Fault> {
 }
 
 impl<T> Slice<T> {
-    /// The body of Nova and Cinder: the collection, and `<collection>_links` with the next page.
-    pub fn nova(self, collection: &str, url: &RequestUrl, show: impl FnMut(T) -> Value) -> Value {
-        let mut body = Map::new();
-        if let Some(next) = &self.next {
-            body.insert(
-                format!("{collection}_links"),
-                json!([{"rel": "next", "href": url.with_marker(next)}]),
-            );
-        }
-        body.insert(collection.to_owned(), self.rows.into_iter().map(show).collect());
-        Value::Object(body)
-    }
-
     /// The rows of Neutron's list, and links to the next and the previous page if the request said a limit or not all rows
     /// fit in one answer.
     pub fn with_neutron_links<U>(

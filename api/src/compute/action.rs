@@ -5,19 +5,21 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use control::caller::Caller;
 use control::model::compute::VmState;
 use control::service::server::Action;
 use control::service::server::image::{BackupSeries, NewServerImage};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::until;
 use crate::context::{AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer::{Accepted, Answered, Answers, Status, TAKEN, Taken};
 
 /// Actions that the protocol has and Wisp does not.
 const ABSENT: [&str; 21] = [
@@ -124,6 +126,45 @@ struct Console {
     length: Value,
 }
 
+/// What an action answers.
+pub(super) enum Acted {
+    Taken,
+    /// An image is made, which is at this URL.
+    ImageAt(String),
+    Image(ImageMade),
+    Console(ConsoleOutput),
+}
+
+/// Which image is made of a server.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ImageMade {
+    image_id: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ConsoleOutput {
+    output: String,
+}
+
+impl IntoResponse for Acted {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Taken => TAKEN.into_response(),
+            Self::ImageAt(url) => ([(header::LOCATION, url)], TAKEN).into_response(),
+            Self::Image(made) => Status::<202, _>(Json(made)).into_response(),
+            Self::Console(output) => Json(output).into_response(),
+        }
+    }
+}
+
+impl Answered for Acted {
+    fn describe(answers: &mut Answers) {
+        Taken::describe(answers);
+        answers.or::<Accepted<ImageMade>>();
+        answers.or::<Json<ConsoleOutput>>();
+    }
+}
+
 /// `POST /servers/{id}/action`.
 pub(super) async fn act(
     State(state): State<AppState>,
@@ -131,7 +172,7 @@ pub(super) async fn act(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<Map<String, Value>>,
-) -> Result<Response, Fault> {
+) -> Result<Acted, Fault> {
     let mut entries = body.into_iter();
     let (Some((name, argument)), None) = (entries.next(), entries.next()) else {
         return Err(Fault::malformed(
@@ -149,7 +190,7 @@ pub(super) async fn act(
     };
     if let Some(action) = simple {
         control.server_act(&caller, &id, action).await?;
-        return Ok(StatusCode::ACCEPTED.into_response());
+        return Ok(Acted::Taken);
     }
     match name.as_str() {
         "lock" => {
@@ -157,11 +198,11 @@ pub(super) async fn act(
             let says = version.at_least(2, 73) && !argument.is_null();
             let lock: Lock = if says { parsed(argument)? } else { Lock::default() };
             control.server_lock(&caller, &id, true, lock.locked_reason.as_deref()).await?;
-            Ok(StatusCode::ACCEPTED.into_response())
+            Ok(Acted::Taken)
         }
         "unlock" => {
             control.server_lock(&caller, &id, false, None).await?;
-            Ok(StatusCode::ACCEPTED.into_response())
+            Ok(Acted::Taken)
         }
         "os-resetState" => {
             let reset: ResetState = parsed(argument)?;
@@ -175,13 +216,13 @@ pub(super) async fn act(
                 }
             };
             control.server_reset_state(&caller, &id, wanted).await?;
-            Ok(StatusCode::ACCEPTED.into_response())
+            Ok(Acted::Taken)
         }
         "addSecurityGroup" | "removeSecurityGroup" => {
             let group: Group = parsed(argument)?;
             let add = name == "addSecurityGroup";
             control.server_change_group(&caller, &id, &group.name, add).await?;
-            Ok(StatusCode::ACCEPTED.into_response())
+            Ok(Acted::Taken)
         }
         "addFixedIp" | "removeFixedIp" | "addFloatingIp" | "removeFloatingIp" => {
             until(version, 44)?;
@@ -210,7 +251,7 @@ async fn change_address(
     id: &str,
     name: &str,
     argument: Value,
-) -> Result<Response, Fault> {
+) -> Result<Acted, Fault> {
     let control = &state.control;
     match name {
         "addFixedIp" => {
@@ -230,7 +271,7 @@ async fn change_address(
             control.server_floating_ip_remove(caller, id, address).await?;
         }
     }
-    Ok(StatusCode::ACCEPTED.into_response())
+    Ok(Acted::Taken)
 }
 
 async fn backup(
@@ -239,7 +280,7 @@ async fn backup(
     version: Microversion,
     id: &str,
     backup: CreateBackup,
-) -> Result<Response, Fault> {
+) -> Result<Acted, Fault> {
     let CreateBackup { name, backup_type: kind, rotation, metadata } = backup;
     let rotation = match &rotation {
         Value::Number(number) => number.as_u64(),
@@ -252,19 +293,18 @@ async fn backup(
     let new = NewServerImage { name, metadata, backup: Some(BackupSeries { kind, rotation }) };
     let image = state.control.server_image_create(caller, id, &new).await?;
     // Of an image that is deleted as soon as it is there, nothing is said.
-    Ok(if rotation == 0 { StatusCode::ACCEPTED.into_response() } else { image_made(state, version, &image) })
+    Ok(if rotation == 0 { Acted::Taken } else { image_made(state, version, &image) })
 }
 
 /// Where the new image is; from microversion 2.45 on, which it is.
-fn image_made(state: &AppState, version: Microversion, image: &str) -> Response {
+fn image_made(state: &AppState, version: Microversion, image: &str) -> Acted {
     if version.at_least(2, 45) {
-        return (StatusCode::ACCEPTED, Json(json!({"image_id": image}))).into_response();
+        return Acted::Image(ImageMade { image_id: image.to_owned() });
     }
-    let location = format!("{}/image/images/{image}", state.public_url());
-    (StatusCode::ACCEPTED, [(header::LOCATION, location)]).into_response()
+    Acted::ImageAt(format!("{}/image/images/{image}", state.public_url()))
 }
 
-async fn console(state: &AppState, caller: &Caller, id: &str, argument: Value) -> Result<Response, Fault> {
+async fn console(state: &AppState, caller: &Caller, id: &str, argument: Value) -> Result<Acted, Fault> {
     let console: Console = if argument.is_null() { Console::default() } else { parsed(argument)? };
     let lines = match &console.length {
         Value::Null => None,
@@ -277,7 +317,7 @@ async fn console(state: &AppState, caller: &Caller, id: &str, argument: Value) -
     let lines = lines.map(|lines| usize::try_from(lines).unwrap_or(usize::MAX));
     state.control.server_seen(caller, id, "os_compute_api:os-console-output").await?;
     let output = state.control.server_console(caller, id, lines).await?;
-    Ok(Json(json!({"output": output})).into_response())
+    Ok(Acted::Console(ConsoleOutput { output }))
 }
 
 fn not_a_length() -> Fault {

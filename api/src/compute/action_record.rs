@@ -5,12 +5,61 @@ use axum::extract::State;
 use control::error::Error;
 use control::model::compute::{ActionRecord, Server};
 use control::policy::{Default, Target, allowed};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use super::microseconds;
 use super::server_view::host_id;
+use super::{microseconds, with};
 use crate::context::{Answer, AppState, Authenticated, Segments};
 use crate::microversion::Microversion;
+
+/// What was asked of a server; with what its host did, where that was asked for.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "InstanceAction")]
+struct ShownAction {
+    action: String,
+    instance_uuid: String,
+    message: Option<String>,
+    project_id: String,
+    request_id: String,
+    start_time: String,
+    user_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    updated_at: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    events: Option<Vec<Event>>,
+}
+
+/// What the host did for an action.
+#[derive(Serialize, JsonSchema)]
+struct Event {
+    event: &'static str,
+    finish_time: String,
+    result: &'static str,
+    start_time: String,
+    /// Always null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceback: Option<Option<String>>,
+    #[serde(rename = "hostId", skip_serializing_if = "Option::is_none")]
+    host_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host: Option<Option<String>>,
+    /// Always null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<Option<String>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Actions {
+    instance_actions: Vec<ShownAction>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct OneAction {
+    instance_action: ShownAction,
+}
 
 /// `GET /servers/{id}/os-instance-actions`: the newest first.
 pub(super) async fn list(
@@ -18,11 +67,11 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<Actions> {
     let server = state.control.server_seen(&caller, &id, "os_compute_api:os-instance-actions:list").await?;
     let server = &server.row;
-    let shown: Vec<Value> = server.actions.iter().rev().map(|record| full(version, server, record)).collect();
-    Ok(Json(json!({"instanceActions": shown})))
+    let shown = server.actions.iter().rev().map(|record| full(version, server, record));
+    Ok(Json(Actions { instance_actions: shown.collect() }))
 }
 
 /// `GET /servers/{id}/os-instance-actions/{request}`. An action has one event, that of its host, where its end is kept.
@@ -31,7 +80,7 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments((id, request)): Segments<(String, String)>,
-) -> Answer<Value> {
+) -> Answer<OneAction> {
     let server = state.control.server_seen(&caller, &id, "os_compute_api:os-instance-actions:show").await?;
     let server = &server.row;
     let record = server.actions.iter().find(|record| record.request_id == request);
@@ -41,14 +90,13 @@ pub(super) async fn show(
     let keys = [("project_id", server.project_id.as_str())];
     let shows = |rule| allowed(rule, Default::Admin, &caller, &Target::of(&keys));
     if shows("os_compute_api:os-instance-actions:events") || version.at_least(2, 51) {
-        let events: Vec<Value> = event(version, caller.is_admin(), server, record).into_iter().collect();
-        shown["events"] = json!(events);
+        shown.events = Some(event(version, caller.is_admin(), server, record).into_iter().collect());
     }
-    Ok(Json(json!({"instanceAction": shown})))
+    Ok(Json(OneAction { instance_action: shown }))
 }
 
 /// What the host did for an action (Nova's `compute_…` events).
-fn event(version: Microversion, is_admin: bool, server: &Server, record: &ActionRecord) -> Option<Value> {
+fn event(version: Microversion, is_admin: bool, server: &Server, record: &ActionRecord) -> Option<Event> {
     let name = match record.action.as_str() {
         "createImage" => "compute_snapshot_instance",
         "createBackup" => "compute_backup_instance",
@@ -66,39 +114,28 @@ fn event(version: Microversion, is_admin: bool, server: &Server, record: &Action
         _ => return None,
     };
     let finished_at = record.finished_at?;
-    let mut shown = json!({
-        "event": name,
-        "finish_time": microseconds(finished_at),
-        "result": if record.message.is_some() { "Error" } else { "Success" },
-        "start_time": microseconds(record.started_at),
-    });
-    if is_admin {
-        shown["traceback"] = Value::Null;
-    }
-    if version.at_least(2, 62) {
-        shown["hostId"] = json!(host_id(server));
-        if is_admin {
-            shown["host"] = json!(server.host);
-        }
-    }
-    if version.at_least(2, 84) {
-        shown["details"] = Value::Null;
-    }
-    Some(shown)
+    Some(Event {
+        event: name,
+        finish_time: microseconds(finished_at),
+        result: if record.message.is_some() { "Error" } else { "Success" },
+        start_time: microseconds(record.started_at),
+        traceback: is_admin.then_some(None),
+        host_id: with(version, 62, host_id(server)),
+        host: with(version, 62, server.host.clone()).filter(|_| is_admin),
+        details: with(version, 84, None),
+    })
 }
 
-fn full(version: Microversion, server: &Server, record: &ActionRecord) -> Value {
-    let mut shown = json!({
-        "action": record.action,
-        "instance_uuid": server.id,
-        "message": record.message,
-        "project_id": record.project_id,
-        "request_id": record.request_id,
-        "start_time": microseconds(record.started_at),
-        "user_id": record.user_id,
-    });
-    if version.at_least(2, 58) {
-        shown["updated_at"] = json!(microseconds(record.finished_at.unwrap_or(record.started_at)));
+fn full(version: Microversion, server: &Server, record: &ActionRecord) -> ShownAction {
+    ShownAction {
+        action: record.action.clone(),
+        instance_uuid: server.id.clone(),
+        message: record.message.clone(),
+        project_id: record.project_id.clone(),
+        request_id: record.request_id.clone(),
+        start_time: microseconds(record.started_at),
+        user_id: record.user_id.clone(),
+        updated_at: with(version, 58, microseconds(record.finished_at.unwrap_or(record.started_at))),
+        events: None,
     }
-    shown
 }

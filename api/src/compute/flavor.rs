@@ -4,18 +4,92 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::error::Error;
 use control::model::compute::Flavor;
 use control::service::flavor::{FlavorNew, FlavorScope};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use super::{flag, links, number, require_anyone, since};
+use super::{Link, flag, links, number, require_anyone, since, with};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
-use crate::page::{Direction, Page, Slice, SortValue};
+use crate::openapi::answer::{TAKEN, Taken};
+use crate::page::{Direction, NextLink, Page, Slice, SortValue};
+
+/// The short form of a list.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct FlavorBrief {
+    id: String,
+    name: String,
+    links: [Link; 2],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<Option<String>>,
+}
+
+/// A flavor.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Flavor")]
+pub(super) struct ShownFlavor {
+    id: String,
+    name: String,
+    ram: u32,
+    disk: u32,
+    vcpus: u32,
+    swap: Swap,
+    #[serde(rename = "OS-FLV-EXT-DATA:ephemeral")]
+    ephemeral: u32,
+    /// Always false.
+    #[serde(rename = "OS-FLV-DISABLED:disabled")]
+    disabled: bool,
+    #[serde(rename = "os-flavor-access:is_public")]
+    is_public: bool,
+    rxtx_factor: f64,
+    links: [Link; 2],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    extra_specs: Option<BTreeMap<String, String>>,
+}
+
+/// In MiB; before microversion 2.75 none is an empty text.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+enum Swap {
+    None(&'static str),
+    Mib(u32),
+}
+
+/// A list of flavors, in either form.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Flavors<T> {
+    flavors: Vec<T>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    flavors_links: Option<NextLink>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneFlavor {
+    flavor: ShownFlavor,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ExtraSpecs {
+    extra_specs: BTreeMap<String, String>,
+}
+
+/// The projects that may use a flavor.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct AccessList {
+    flavor_access: Vec<Access>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Access {
+    flavor_id: String,
+    tenant_id: String,
+}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,17 +149,15 @@ pub(super) async fn list(
     version: Microversion,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Flavors<FlavorBrief>> {
     let slice = found(&state, &caller, &filters).await?;
-    let brief = |flavor: Flavor| {
-        let mut shown =
-            json!({"id": flavor.id, "name": flavor.name, "links": links(&state, "flavors", &flavor.id)});
-        if version.at_least(2, 55) {
-            shown["description"] = json!(flavor.description);
-        }
-        shown
-    };
-    Ok(Json(slice.nova("flavors", &url, brief)))
+    let (flavors, flavors_links) = slice.with_links(&url, |flavor| FlavorBrief {
+        links: links(&state, "flavors", &flavor.id),
+        id: flavor.id,
+        name: flavor.name,
+        description: with(version, 55, flavor.description),
+    });
+    Ok(Json(Flavors { flavors, flavors_links }))
 }
 
 /// `GET /flavors/detail`.
@@ -95,9 +167,10 @@ pub(super) async fn detail(
     version: Microversion,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Flavors<ShownFlavor>> {
     let slice = found(&state, &caller, &filters).await?;
-    Ok(Json(slice.nova("flavors", &url, |flavor| full(&state, version, &flavor))))
+    let (flavors, flavors_links) = slice.with_links(&url, |flavor| full(&state, version, &flavor));
+    Ok(Json(Flavors { flavors, flavors_links }))
 }
 
 async fn found(
@@ -141,27 +214,26 @@ async fn found(
     )
 }
 
-fn full(state: &AppState, version: Microversion, flavor: &Flavor) -> Value {
-    let mut shown = json!({
-        "id": flavor.id,
-        "name": flavor.name,
-        "ram": flavor.ram_mib,
-        "disk": flavor.disk_gib,
-        "vcpus": flavor.vcpus,
-        "swap": if flavor.swap_mib == 0 && !version.at_least(2, 75) { json!("") } else { json!(flavor.swap_mib) },
-        "OS-FLV-EXT-DATA:ephemeral": flavor.ephemeral_gib,
-        "OS-FLV-DISABLED:disabled": false,
-        "os-flavor-access:is_public": flavor.is_public,
-        "rxtx_factor": flavor.rxtx_factor,
-        "links": links(state, "flavors", &flavor.id),
-    });
-    if version.at_least(2, 55) {
-        shown["description"] = json!(flavor.description);
+fn full(state: &AppState, version: Microversion, flavor: &Flavor) -> ShownFlavor {
+    let swap = match flavor.swap_mib {
+        0 if !version.at_least(2, 75) => Swap::None(""),
+        mib => Swap::Mib(mib),
+    };
+    ShownFlavor {
+        id: flavor.id.clone(),
+        name: flavor.name.clone(),
+        ram: flavor.ram_mib,
+        disk: flavor.disk_gib,
+        vcpus: flavor.vcpus,
+        swap,
+        ephemeral: flavor.ephemeral_gib,
+        disabled: false,
+        is_public: flavor.is_public,
+        rxtx_factor: flavor.rxtx_factor,
+        links: links(state, "flavors", &flavor.id),
+        description: with(version, 55, flavor.description.clone()),
+        extra_specs: with(version, 61, flavor.extra_specs.clone()),
     }
-    if version.at_least(2, 61) {
-        shown["extra_specs"] = json!(flavor.extra_specs);
-    }
-    shown
 }
 
 /// `GET /flavors/{id}`.
@@ -170,9 +242,9 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneFlavor> {
     let flavor = state.control.flavor(&caller, &id).await?;
-    Ok(Json(json!({"flavor": full(&state, version, &flavor.row)})))
+    Ok(Json(OneFlavor { flavor: full(&state, version, &flavor.row) }))
 }
 
 /// `POST /flavors`.
@@ -181,7 +253,7 @@ pub(super) async fn create(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Body(body): Body<CreateBody>,
-) -> Answer<Value> {
+) -> Answer<OneFlavor> {
     let fields = body.flavor;
     if fields.description.is_some() && !version.at_least(2, 55) {
         return Err(Fault::malformed("Additional properties are not allowed ('description' was unexpected)"));
@@ -218,7 +290,7 @@ pub(super) async fn create(
         description: fields.description,
     };
     let flavor = state.control.flavor_create(&caller, new).await?;
-    Ok(Json(json!({"flavor": full(&state, version, &flavor)})))
+    Ok(Json(OneFlavor { flavor: full(&state, version, &flavor) }))
 }
 
 /// `PUT /flavors/{id}`: the description only.
@@ -228,10 +300,10 @@ pub(super) async fn update(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Answer<Value> {
+) -> Answer<OneFlavor> {
     since(version, 55)?;
     let flavor = state.control.flavor_describe(&caller, &id, body.flavor.description).await?;
-    Ok(Json(json!({"flavor": full(&state, version, &flavor)})))
+    Ok(Json(OneFlavor { flavor: full(&state, version, &flavor) }))
 }
 
 /// `DELETE /flavors/{id}`.
@@ -239,9 +311,9 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     state.control.flavor_delete(&caller, &id).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 /// `POST /flavors/{id}/action`: who may use it.
@@ -250,7 +322,7 @@ pub(super) async fn act(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<Map<String, Value>>,
-) -> Answer<Value> {
+) -> Answer<AccessList> {
     let mut entries = body.into_iter();
     let (Some((name, argument)), None) = (entries.next(), entries.next()) else {
         return Err(Fault::malformed("The body has exactly one member."));
@@ -263,7 +335,7 @@ pub(super) async fn act(
     let argument: AccessArgument = serde_json::from_value(argument)
         .map_err(|error| Fault::malformed(format!("Invalid input: {error}")))?;
     let flavor = state.control.flavor_set_access(&caller, &id, &argument.tenant, allowed).await?;
-    Ok(Json(json!({"flavor_access": access_of(&flavor)})))
+    Ok(Json(access_of(&flavor)))
 }
 
 /// `GET /flavors/{id}/os-flavor-access`.
@@ -271,17 +343,18 @@ pub(super) async fn access(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<AccessList> {
     control::policy::require_admin(&caller, "os_compute_api:os-flavor-access")?;
     let flavor = state.control.flavor(&caller, &id).await?;
     if flavor.row.is_public {
         return Err(Error::not_found("Access list of public flavor", id).into());
     }
-    Ok(Json(json!({"flavor_access": access_of(&flavor.row)})))
+    Ok(Json(access_of(&flavor.row)))
 }
 
-fn access_of(flavor: &Flavor) -> Value {
-    flavor.access.iter().map(|project| json!({"flavor_id": flavor.id, "tenant_id": project})).collect()
+fn access_of(flavor: &Flavor) -> AccessList {
+    let access = |project: &String| Access { flavor_id: flavor.id.clone(), tenant_id: project.clone() };
+    AccessList { flavor_access: flavor.access.iter().map(access).collect() }
 }
 
 /// `GET /flavors/{id}/os-extra_specs`.
@@ -289,10 +362,10 @@ pub(super) async fn extra_specs(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<ExtraSpecs> {
     require_anyone(&caller, "os_compute_api:os-flavor-extra-specs:index")?;
     let flavor = state.control.flavor(&caller, &id).await?;
-    Ok(Json(json!({"extra_specs": flavor.row.extra_specs})))
+    Ok(Json(ExtraSpecs { extra_specs: flavor.row.extra_specs.clone() }))
 }
 
 /// `POST /flavors/{id}/os-extra_specs`.
@@ -301,14 +374,14 @@ pub(super) async fn set_extra_specs(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<ExtraSpecsBody>,
-) -> Answer<Value> {
+) -> Answer<ExtraSpecs> {
     let specs: Vec<(String, String)> = body
         .extra_specs
         .into_iter()
         .map(|(key, value)| Ok((key, text(value)?)))
         .collect::<Result<_, Fault>>()?;
     state.control.flavor_set_extra_specs(&caller, &id, &specs).await?;
-    Ok(Json(json!({"extra_specs": specs.into_iter().collect::<BTreeMap<_, _>>()})))
+    Ok(Json(ExtraSpecs { extra_specs: specs.into_iter().collect() }))
 }
 
 /// `GET /flavors/{id}/os-extra_specs/{key}`.
@@ -316,11 +389,12 @@ pub(super) async fn extra_spec(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
-) -> Answer<Value> {
+) -> Answer<BTreeMap<String, String>> {
     require_anyone(&caller, "os_compute_api:os-flavor-extra-specs:show")?;
     let flavor = state.control.flavor(&caller, &id).await?;
-    let value = flavor.row.extra_specs.get(&key).ok_or_else(|| Error::not_found("Extra spec", &key))?;
-    Ok(Json(json!({key: value})))
+    let value = flavor.row.extra_specs.get(&key).cloned();
+    let value = value.ok_or_else(|| Error::not_found("Extra spec", &key))?;
+    Ok(Json(BTreeMap::from([(key, value)])))
 }
 
 /// `PUT /flavors/{id}/os-extra_specs/{key}`.
@@ -329,11 +403,11 @@ pub(super) async fn set_extra_spec(
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
     Body(mut body): Body<BTreeMap<String, Value>>,
-) -> Answer<Value> {
+) -> Answer<BTreeMap<String, String>> {
     let value = body.remove(&key).filter(|_| body.is_empty());
     let value = text(value.ok_or_else(|| Fault::malformed("Request body and URI mismatch"))?)?;
     state.control.flavor_set_extra_specs(&caller, &id, &[(key.clone(), value.clone())]).await?;
-    Ok(Json(json!({key: value})))
+    Ok(Json(BTreeMap::from([(key, value)])))
 }
 
 /// `DELETE /flavors/{id}/os-extra_specs/{key}`.
@@ -341,9 +415,8 @@ pub(super) async fn unset_extra_spec(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
-    state.control.flavor_unset_extra_spec(&caller, &id, &key).await?;
-    Ok(StatusCode::OK)
+) -> Result<(), Fault> {
+    Ok(state.control.flavor_unset_extra_spec(&caller, &id, &key).await?)
 }
 
 /// Values are text; numbers and booleans are taken as theirs.

@@ -7,16 +7,122 @@ use control::error::Error;
 use control::model::compute::Server;
 use control::service::host::HostView;
 use control::service::server::read::ServerScope;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use super::{number_of, pattern, until};
+use super::{CountedId, Nothing, before, pattern, until, with};
 use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
-use crate::page::{Direction, Page};
+use crate::page::{Direction, NextLink, Page};
 
 /// `hypervisor_type`.
 const KIND: &str = "wisp";
+
+/// A hypervisor: its short form, and what else was asked for.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Hypervisor")]
+pub(super) struct ShownHypervisor {
+    id: CountedId,
+    hypervisor_hostname: String,
+    state: &'static str,
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    servers: Option<Vec<HostedServer>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uptime: Option<Option<String>>,
+    #[serde(flatten)]
+    details: Option<Details>,
+}
+
+/// What only the long form has.
+#[derive(Serialize, JsonSchema)]
+struct Details {
+    hypervisor_type: &'static str,
+    hypervisor_version: u32,
+    host_ip: String,
+    service: ServiceOfHost,
+    #[serde(flatten)]
+    figures: Option<Figures>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpu_info: Option<CpuInfo>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ServiceOfHost {
+    id: CountedId,
+    host: String,
+    disabled_reason: Option<String>,
+}
+
+/// A server of a host's.
+#[derive(Serialize, JsonSchema)]
+struct HostedServer {
+    uuid: String,
+    name: String,
+}
+
+/// Of the processors; before microversion 2.28 as text.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+enum CpuInfo {
+    Text(String),
+    Cpu(Cpu),
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Cpu {
+    arch: &'static str,
+    features: Nothing,
+    model: String,
+    topology: Topology,
+    vendor: &'static str,
+}
+
+/// Nothing is said of it.
+#[derive(Serialize, JsonSchema)]
+struct Topology {}
+
+/// What a host has until 2.88. What is used includes what the host keeps for itself, as Nova counts.
+#[derive(Default, Serialize, JsonSchema)]
+struct Figures {
+    vcpus: i64,
+    vcpus_used: i64,
+    memory_mb: i64,
+    memory_mb_used: i64,
+    free_ram_mb: i64,
+    local_gb: i64,
+    local_gb_used: i64,
+    free_disk_gb: i64,
+    disk_available_least: i64,
+    running_vms: i64,
+    /// Always 0: builds and other work under way are not counted on hosts.
+    current_workload: i64,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Hypervisors {
+    hypervisors: Vec<ShownHypervisor>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hypervisors_links: Option<NextLink>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneHypervisor {
+    hypervisor: ShownHypervisor,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct StatisticsAnswer {
+    hypervisor_statistics: Statistics,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Statistics {
+    count: usize,
+    #[serde(flatten)]
+    figures: Figures,
+}
 
 /// `GET /os-hypervisors`.
 pub(super) async fn list(
@@ -25,7 +131,7 @@ pub(super) async fn list(
     version: Microversion,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Hypervisors> {
     let hosts = state.control.hosts(&caller).await?;
     listed(&state, &caller, version, &filters, &url, (hosts, brief)).await
 }
@@ -37,13 +143,13 @@ pub(super) async fn detail(
     version: Microversion,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Hypervisors> {
     let hosts = state.control.hosts_seen(&caller, "os_compute_api:os-hypervisors:list-detail").await?;
     listed(&state, &caller, version, &filters, &url, (hosts, full)).await
 }
 
 /// How a host is shown.
-type Show = fn(Microversion, &HostView) -> Value;
+type Show = fn(Microversion, &HostView) -> ShownHypervisor;
 
 async fn listed(
     state: &AppState,
@@ -52,7 +158,7 @@ async fn listed(
     filters: &Filters,
     url: &RequestUrl,
     (mut hosts, show): (Vec<HostView>, Show),
-) -> Answer<Value> {
+) -> Answer<Hypervisors> {
     let mut with_servers = false;
     if version.at_least(2, 53) {
         with_servers = filters.flag("with_servers")?.unwrap_or(false);
@@ -71,13 +177,14 @@ async fn listed(
         |host| &host.host.row.hypervisor_id,
         |host, key| (key == "name").then(|| host.host.row.name.as_str().into()),
     )?;
-    Ok(Json(slice.nova("hypervisors", url, |host| {
+    let (hypervisors, hypervisors_links) = slice.with_links(url, |host| {
         let mut shown = show(version, &host);
         if with_servers {
-            add_servers(&mut shown, &host, &servers, version);
+            shown.servers = servers_of(&host, &servers, version);
         }
         shown
-    })))
+    });
+    Ok(Json(Hypervisors { hypervisors, hypervisors_links }))
 }
 
 async fn all_servers(state: &AppState, caller: &Caller) -> Result<Vec<Server>, Fault> {
@@ -86,13 +193,12 @@ async fn all_servers(state: &AppState, caller: &Caller) -> Result<Vec<Server>, F
 }
 
 /// Since 2.75 a host without servers says so.
-fn add_servers(shown: &mut Value, host: &HostView, servers: &[Server], version: Microversion) {
+fn servers_of(host: &HostView, servers: &[Server], version: Microversion) -> Option<Vec<HostedServer>> {
     let own = servers.iter().filter(|server| server.host.as_deref() == Some(&host.host.row.name));
-    let own: Vec<Value> =
-        own.map(|server| json!({"uuid": server.id, "name": format!("instance-{}", server.id)})).collect();
-    if !own.is_empty() || version.at_least(2, 75) {
-        shown["servers"] = Value::Array(own);
-    }
+    let shown =
+        |server: &Server| HostedServer { uuid: server.id.clone(), name: format!("instance-{}", server.id) };
+    let own: Vec<_> = own.map(shown).collect();
+    (!own.is_empty() || version.at_least(2, 75)).then_some(own)
 }
 
 /// `GET /os-hypervisors/{id}`.
@@ -102,13 +208,13 @@ pub(super) async fn show(
     version: Microversion,
     filters: Filters,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneHypervisor> {
     let host = one(&state, &caller, version, &id, "os_compute_api:os-hypervisors:show").await?;
     let mut shown = full(version, &host);
     if version.at_least(2, 53) && filters.flag("with_servers")? == Some(true) {
-        add_servers(&mut shown, &host, &all_servers(&state, &caller).await?, version);
+        shown.servers = servers_of(&host, &all_servers(&state, &caller).await?, version);
     }
-    Ok(Json(json!({"hypervisor": shown})))
+    Ok(Json(OneHypervisor { hypervisor: shown }))
 }
 
 async fn one(
@@ -119,9 +225,10 @@ async fn one(
     rule: &'static str,
 ) -> Result<HostView, Fault> {
     let hosts = state.control.hosts_seen(caller, rule).await?;
+    let wanted = CountedId::said(version, id);
     let found = hosts
         .into_iter()
-        .find(|host| shown_id(version, &host.host.row.hypervisor_id) == json_id(version, id));
+        .find(|host| Some(CountedId::shown(version, &host.host.row.hypervisor_id)) == wanted);
     found.ok_or_else(|| Error::not_found("Compute host", id).into())
 }
 
@@ -131,12 +238,12 @@ pub(super) async fn uptime(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneHypervisor> {
     until(version, 88)?;
     let host = one(&state, &caller, version, &id, "os_compute_api:os-hypervisors:uptime").await?;
     let mut shown = brief(version, &host);
-    shown["uptime"] = json!(uptime_text(&host));
-    Ok(Json(json!({"hypervisor": shown})))
+    shown.uptime = Some(uptime_text(&host));
+    Ok(Json(OneHypervisor { hypervisor: shown }))
 }
 
 /// `GET /os-hypervisors/{pattern}/search`; a query parameter since 2.53.
@@ -145,11 +252,11 @@ pub(super) async fn search(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(text): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<Hypervisors> {
     until(version, 53)?;
     let hosts = matching(&state, &caller, &text, "os_compute_api:os-hypervisors:search").await?;
-    let shown: Vec<Value> = hosts.iter().map(|host| brief(version, host)).collect();
-    Ok(Json(json!({"hypervisors": shown})))
+    let hypervisors = hosts.iter().map(|host| brief(version, host)).collect();
+    Ok(Json(Hypervisors { hypervisors, hypervisors_links: None }))
 }
 
 /// `GET /os-hypervisors/{pattern}/servers`; a query parameter since 2.53.
@@ -158,16 +265,16 @@ pub(super) async fn servers(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(text): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<Hypervisors> {
     until(version, 53)?;
     let hosts = matching(&state, &caller, &text, "os_compute_api:os-hypervisors:servers").await?;
     let servers = all_servers(&state, &caller).await?;
     let with_servers = |host: &HostView| {
-        let mut shown = brief(version, host);
-        add_servers(&mut shown, host, &servers, version);
-        shown
+        let servers = servers_of(host, &servers, version);
+        ShownHypervisor { servers, ..brief(version, host) }
     };
-    Ok(Json(json!({"hypervisors": hosts.iter().map(with_servers).collect::<Vec<_>>()})))
+    let hypervisors = hosts.iter().map(with_servers).collect();
+    Ok(Json(Hypervisors { hypervisors, hypervisors_links: None }))
 }
 
 async fn matching(
@@ -187,100 +294,95 @@ pub(super) async fn statistics(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     version: Microversion,
-) -> Answer<Value> {
+) -> Answer<StatisticsAnswer> {
     until(version, 88)?;
     let hosts = state.control.hosts_seen(&caller, "os_compute_api:os-hypervisors:statistics").await?;
     let up: Vec<&HostView> = hosts.iter().filter(|host| host.host.row.disabled.is_none()).collect();
-    let mut sums: Map<String, Value> = Map::new();
-    sums.insert("count".to_owned(), json!(up.len()));
-    for name in FIGURES {
-        let sum: i64 = up.iter().map(|host| figure(host, name)).sum();
-        sums.insert(name.to_owned(), json!(sum));
-    }
-    Ok(Json(json!({"hypervisor_statistics": sums})))
+    let figures = up.iter().fold(Figures::default(), |sum, host| sum.plus(&Figures::of(host)));
+    let statistics = Statistics { count: up.len(), figures };
+    Ok(Json(StatisticsAnswer { hypervisor_statistics: statistics }))
 }
 
-/// The figures of a host until 2.88.
-const FIGURES: [&str; 11] = [
-    "vcpus",
-    "vcpus_used",
-    "memory_mb",
-    "memory_mb_used",
-    "free_ram_mb",
-    "local_gb",
-    "local_gb_used",
-    "free_disk_gb",
-    "disk_available_least",
-    "running_vms",
-    "current_workload",
-];
+impl Figures {
+    fn of(host: &HostView) -> Self {
+        let report = &host.host.row.report;
+        let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        let used_memory =
+            whole(host.claimed.memory_mib + control::scheduler::Allocation::default().reserved_memory_mib);
+        Self {
+            vcpus: i64::from(report.vcpus),
+            vcpus_used: whole(host.claimed.vcpus),
+            memory_mb: whole(report.memory_mib),
+            memory_mb_used: used_memory,
+            free_ram_mb: whole(report.memory_mib) - used_memory,
+            local_gb: whole(report.disk_gib),
+            local_gb_used: whole(host.claimed.disk_gib),
+            free_disk_gb: whole(report.disk_gib) - whole(host.claimed.disk_gib),
+            disk_available_least: whole(report.disk_free_gib),
+            running_vms: whole(host.servers as u64),
+            current_workload: 0,
+        }
+    }
 
-/// One of [`FIGURES`]. What is used includes what the host keeps for itself, as Nova counts.
-fn figure(host: &HostView, name: &str) -> i64 {
-    let report = &host.host.row.report;
-    let whole = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-    let used_memory =
-        whole(host.claimed.memory_mib + control::scheduler::Allocation::default().reserved_memory_mib);
-    match name {
-        "vcpus" => i64::from(report.vcpus),
-        "vcpus_used" => whole(host.claimed.vcpus),
-        "memory_mb" => whole(report.memory_mib),
-        "memory_mb_used" => used_memory,
-        "free_ram_mb" => whole(report.memory_mib) - used_memory,
-        "local_gb" => whole(report.disk_gib),
-        "local_gb_used" => whole(host.claimed.disk_gib),
-        "free_disk_gb" => whole(report.disk_gib) - whole(host.claimed.disk_gib),
-        "disk_available_least" => whole(report.disk_free_gib),
-        "running_vms" => whole(host.servers as u64),
-        // Builds and other work under way is not counted on hosts.
-        _ => 0,
+    fn plus(&self, other: &Self) -> Self {
+        Self {
+            vcpus: self.vcpus + other.vcpus,
+            vcpus_used: self.vcpus_used + other.vcpus_used,
+            memory_mb: self.memory_mb + other.memory_mb,
+            memory_mb_used: self.memory_mb_used + other.memory_mb_used,
+            free_ram_mb: self.free_ram_mb + other.free_ram_mb,
+            local_gb: self.local_gb + other.local_gb,
+            local_gb_used: self.local_gb_used + other.local_gb_used,
+            free_disk_gb: self.free_disk_gb + other.free_disk_gb,
+            disk_available_least: self.disk_available_least + other.disk_available_least,
+            running_vms: self.running_vms + other.running_vms,
+            current_workload: self.current_workload + other.current_workload,
+        }
     }
 }
 
-fn shown_id(version: Microversion, id: &str) -> Value {
-    if version.at_least(2, 53) { json!(id) } else { json!(number_of(id)) }
-}
-
-/// An id of the path as [`shown_id`] shows it; what is no number is no id before 2.53.
-fn json_id(version: Microversion, id: &str) -> Value {
-    if version.at_least(2, 53) {
-        json!(id)
-    } else {
-        id.parse::<u32>().map_or(Value::Null, |number| json!(number))
-    }
-}
-
-fn brief(version: Microversion, host: &HostView) -> Value {
+fn brief(version: Microversion, host: &HostView) -> ShownHypervisor {
     let row = &host.host.row;
-    json!({
-        "id": shown_id(version, &row.hypervisor_id),
-        "hypervisor_hostname": row.name,
-        "state": if host.alive { "up" } else { "down" },
-        "status": if row.disabled.is_none() { "enabled" } else { "disabled" },
-    })
+    ShownHypervisor {
+        id: CountedId::shown(version, &row.hypervisor_id),
+        hypervisor_hostname: row.name.clone(),
+        state: if host.alive { "up" } else { "down" },
+        status: if row.disabled.is_none() { "enabled" } else { "disabled" },
+        servers: None,
+        uptime: None,
+        details: None,
+    }
 }
 
-fn full(version: Microversion, host: &HostView) -> Value {
+fn full(version: Microversion, host: &HostView) -> ShownHypervisor {
     let row = &host.host.row;
-    let mut shown = brief(version, host);
-    shown["hypervisor_type"] = json!(KIND);
-    shown["hypervisor_version"] = json!(version_number());
-    shown["host_ip"] = json!(row.report.address);
-    shown["service"] = json!({
-        "id": shown_id(version, &row.service_id),
-        "host": row.name,
-        "disabled_reason": row.disabled,
-    });
-    if version.at_least(2, 88) {
-        shown["uptime"] = json!(uptime_text(host));
-        return shown;
+    let service = ServiceOfHost {
+        id: CountedId::shown(version, &row.service_id),
+        host: row.name.clone(),
+        disabled_reason: row.disabled.clone(),
+    };
+    let details = Details {
+        hypervisor_type: KIND,
+        hypervisor_version: version_number(),
+        host_ip: row.report.address.to_string(),
+        service,
+        figures: before(version, 88, Figures::of(host)),
+        cpu_info: before(version, 88, cpu_info(version, host)),
+    };
+    ShownHypervisor {
+        uptime: with(version, 88, uptime_text(host)),
+        details: Some(details),
+        ..brief(version, host)
     }
-    for name in FIGURES {
-        shown[name] = json!(figure(host, name));
+}
+
+fn cpu_info(version: Microversion, host: &HostView) -> CpuInfo {
+    let model = host.host.row.report.cpu_model.clone();
+    let cpu = Cpu { arch: "x86_64", features: [], model, topology: Topology {}, vendor: "" };
+    match version.at_least(2, 28) {
+        true => CpuInfo::Cpu(cpu),
+        false => CpuInfo::Text(serde_json::to_string(&cpu).expect("texts and lists become JSON")),
     }
-    let cpu = json!({"arch": "x86_64", "model": row.report.cpu_model, "vendor": "", "features": [], "topology": {}});
-    shown["cpu_info"] = if version.at_least(2, 28) { cpu } else { json!(cpu.to_string()) };
-    shown
 }
 
 /// Wisp's own version as Nova writes versions: a million for each major, a thousand for each minor.

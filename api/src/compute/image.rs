@@ -6,27 +6,89 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::caller::Caller;
 use control::error::Error;
 use control::model::image::{Image, ImageStatus};
 use control::service::image::ImageChange;
 use control::store::Stored;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
-use super::metadata::{MetaBody, MetadataBody};
+use super::metadata::{Meta, MetaBody, Metadata, MetadataBody};
 use super::server::time;
-use super::{links, seconds, until};
+use super::{Link, links, seconds, until};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 use crate::image::is_listed;
 use crate::microversion::Microversion;
-use crate::page::{Direction, Page, Slice, SortValue};
+use crate::openapi::answer::{DONE, Done};
+use crate::page::{Direction, NextLink, Page, Slice, SortValue};
 
 /// The first microversion without images.
 const UNTIL: u16 = 36;
 /// The first one without their properties.
 const METADATA_UNTIL: u16 = 39;
+
+/// The short form of a list.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ImageBrief {
+    id: String,
+    name: Option<String>,
+    links: [ImageLink; 3],
+}
+
+/// An image.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Image")]
+pub(super) struct ShownImage {
+    id: String,
+    name: Option<String>,
+    status: &'static str,
+    progress: u8,
+    #[serde(rename = "OS-EXT-IMG-SIZE:size")]
+    size: u64,
+    created: String,
+    updated: String,
+    #[serde(rename = "minDisk")]
+    min_disk: u32,
+    #[serde(rename = "minRam")]
+    min_ram: u32,
+    metadata: BTreeMap<String, String>,
+    links: [ImageLink; 3],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server: Option<ServerOfImage>,
+    #[serde(rename = "OS-DCF:diskConfig", skip_serializing_if = "Option::is_none")]
+    disk_config: Option<&'static str>,
+}
+
+/// The server that an image was made of.
+#[derive(Serialize, JsonSchema)]
+struct ServerOfImage {
+    id: String,
+    links: [Link; 2],
+}
+
+/// A link; one to another service says what is there.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ImageLink {
+    rel: &'static str,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    href: String,
+}
+
+/// A list of images, in either form.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Images<T> {
+    images: Vec<T>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    images_links: Option<NextLink>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneImage {
+    image: ShownImage,
+}
 
 /// `GET /images`.
 pub(super) async fn list(
@@ -35,14 +97,15 @@ pub(super) async fn list(
     version: Microversion,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Images<ImageBrief>> {
     until(version, UNTIL)?;
     let slice = found(&state, &caller, &filters).await?;
-    let brief = |image: Arc<Stored<Image>>| {
+    let (images, images_links) = slice.with_links(&url, |image| {
         let image = &image.row;
-        json!({"id": image.id, "name": image.name, "links": image_links(&state, &image.id)})
-    };
-    Ok(Json(slice.nova("images", &url, brief)))
+        let links = image_links(&state, &image.id);
+        ImageBrief { id: image.id.clone(), name: image.name.clone(), links }
+    });
+    Ok(Json(Images { images, images_links }))
 }
 
 /// `GET /images/detail`.
@@ -52,10 +115,11 @@ pub(super) async fn detail(
     version: Microversion,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Images<ShownImage>> {
     until(version, UNTIL)?;
     let slice = found(&state, &caller, &filters).await?;
-    Ok(Json(slice.nova("images", &url, |image| full(&state, &image.row))))
+    let (images, images_links) = slice.with_links(&url, |image| full(&state, &image.row));
+    Ok(Json(Images { images, images_links }))
 }
 
 /// `GET /images/{id}`.
@@ -64,10 +128,10 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneImage> {
     until(version, UNTIL)?;
     let image = state.control.image_get(&caller, &id).await?;
-    Ok(Json(json!({"image": full(&state, &image.row)})))
+    Ok(Json(OneImage { image: full(&state, &image.row) }))
 }
 
 /// `DELETE /images/{id}`.
@@ -76,10 +140,10 @@ pub(super) async fn delete(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     until(version, UNTIL)?;
     state.control.image_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }
 
 /// `GET /images/{id}/metadata`.
@@ -88,10 +152,10 @@ pub(super) async fn metadata(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<Metadata> {
     until(version, METADATA_UNTIL)?;
     let image = state.control.image_get(&caller, &id).await?;
-    Ok(Json(json!({"metadata": image.row.properties})))
+    Ok(Json(Metadata { metadata: image.row.properties.clone() }))
 }
 
 /// `POST /images/{id}/metadata`: the others stay.
@@ -101,10 +165,10 @@ pub(super) async fn metadata_add(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<MetadataBody>,
-) -> Answer<Value> {
+) -> Answer<Metadata> {
     until(version, METADATA_UNTIL)?;
     let image = changed(&state, &caller, &id, body.metadata, false).await?;
-    Ok(Json(json!({"metadata": image.row.properties})))
+    Ok(Json(Metadata { metadata: image.row.properties.clone() }))
 }
 
 /// `PUT /images/{id}/metadata`: the others go.
@@ -114,10 +178,10 @@ pub(super) async fn metadata_replace(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<MetadataBody>,
-) -> Answer<Value> {
+) -> Answer<Metadata> {
     until(version, METADATA_UNTIL)?;
     let image = changed(&state, &caller, &id, body.metadata, true).await?;
-    Ok(Json(json!({"metadata": image.row.properties})))
+    Ok(Json(Metadata { metadata: image.row.properties.clone() }))
 }
 
 /// `GET /images/{id}/metadata/{key}`.
@@ -126,11 +190,12 @@ pub(super) async fn metadata_show(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments((id, key)): Segments<(String, String)>,
-) -> Answer<Value> {
+) -> Answer<Meta> {
     until(version, METADATA_UNTIL)?;
     let image = state.control.image_get(&caller, &id).await?;
-    let value = image.row.properties.get(&key).ok_or_else(|| Error::not_found("Metadata item", &key))?;
-    Ok(Json(json!({"meta": {key: value}})))
+    let value = image.row.properties.get(&key).cloned();
+    let value = value.ok_or_else(|| Error::not_found("Metadata item", &key))?;
+    Ok(Json(Meta { meta: BTreeMap::from([(key, value)]) }))
 }
 
 /// `PUT /images/{id}/metadata/{key}`.
@@ -140,13 +205,13 @@ pub(super) async fn metadata_set(
     version: Microversion,
     Segments((id, key)): Segments<(String, String)>,
     Body(body): Body<MetaBody>,
-) -> Answer<Value> {
+) -> Answer<Meta> {
     until(version, METADATA_UNTIL)?;
     if body.meta.len() != 1 || !body.meta.contains_key(&key) {
         return Err(Fault::malformed("Request body and URI mismatch"));
     }
     changed(&state, &caller, &id, body.meta.clone(), false).await?;
-    Ok(Json(json!({"meta": body.meta})))
+    Ok(Json(Meta { meta: body.meta }))
 }
 
 /// `DELETE /images/{id}/metadata/{key}`.
@@ -155,14 +220,14 @@ pub(super) async fn metadata_unset(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments((id, key)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     until(version, METADATA_UNTIL)?;
     let image = state.control.image_get(&caller, &id).await?;
     if !image.row.properties.contains_key(&key) {
         return Err(Error::not_found("Metadata item", &key).into());
     }
     state.control.image_update(&caller, &id, vec![ImageChange::RemoveProperty(key)]).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }
 
 async fn changed(
@@ -239,40 +304,36 @@ fn status(status: ImageStatus) -> (&'static str, u8) {
     }
 }
 
-fn full(state: &AppState, image: &Image) -> Value {
+fn full(state: &AppState, image: &Image) -> ShownImage {
     let (status, progress) = status(image.status);
-    let mut shown = json!({
-        "OS-EXT-IMG-SIZE:size": image.size_bytes.unwrap_or(0),
-        "created": seconds(image.created_at),
-        "id": image.id,
-        "links": image_links(state, &image.id),
-        "metadata": image.properties,
-        "minDisk": image.min_disk_gib,
-        "minRam": image.min_ram_mib,
-        "name": image.name,
-        "progress": progress,
-        "status": status,
-        "updated": seconds(image.updated_at),
-    });
-    if let Some(server) = image.properties.get("instance_uuid") {
-        shown["server"] = json!({"id": server, "links": links(state, "servers", server)});
+    let property = |name: &str| image.properties.get(name);
+    let auto = |auto: &String| if auto.eq_ignore_ascii_case("true") { "AUTO" } else { "MANUAL" };
+    ShownImage {
+        id: image.id.clone(),
+        name: image.name.clone(),
+        status,
+        progress,
+        size: image.size_bytes.unwrap_or(0),
+        created: seconds(image.created_at),
+        updated: seconds(image.updated_at),
+        min_disk: image.min_disk_gib,
+        min_ram: image.min_ram_mib,
+        metadata: image.properties.clone(),
+        links: image_links(state, &image.id),
+        server: property("instance_uuid")
+            .map(|id| ServerOfImage { id: id.clone(), links: links(state, "servers", id) }),
+        disk_config: property("auto_disk_config").map(auto),
     }
-    if let Some(auto) = image.properties.get("auto_disk_config") {
-        shown["OS-DCF:diskConfig"] = json!(if auto.eq_ignore_ascii_case("true") { "AUTO" } else { "MANUAL" });
-    }
-    shown
 }
 
 /// The usual links, and where the image service has it.
-fn image_links(state: &AppState, id: &str) -> Value {
-    let mut all = links(state, "images", id);
-    let alternate = json!({
-        "rel": "alternate",
-        "type": "application/vnd.openstack.image",
-        "href": format!("{}/image/images/{id}", state.public_url()),
-    });
-    if let Some(all) = all.as_array_mut() {
-        all.push(alternate);
-    }
-    all
+fn image_links(state: &AppState, id: &str) -> [ImageLink; 3] {
+    let [own, bookmark] =
+        links(state, "images", id).map(|Link { rel, href }| ImageLink { rel, kind: None, href });
+    let alternate = ImageLink {
+        rel: "alternate",
+        kind: Some("application/vnd.openstack.image"),
+        href: format!("{}/image/images/{id}", state.public_url()),
+    };
+    [own, bookmark, alternate]
 }

@@ -2,16 +2,86 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::model::compute::Keypair;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize, Serializer};
+use zeroize::Zeroizing;
 
-use super::{microseconds, number_of};
+use super::{microseconds, number_of, with};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
-use crate::page::{Direction, Page};
+use crate::openapi::answer::{Created, DONE, Done, Either, Status, TAKEN, Taken};
+use crate::page::{Direction, NextLink, Page};
+
+/// What a list says of a key pair.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Keypair")]
+struct ShownKeypair {
+    name: String,
+    public_key: String,
+    fingerprint: String,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct OneOfList {
+    keypair: ShownKeypair,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Keypairs {
+    keypairs: Vec<OneOfList>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    keypairs_links: Option<NextLink>,
+}
+
+/// A key pair with all that is known of it.
+#[derive(Serialize, JsonSchema)]
+struct KeypairDetails {
+    #[serde(flatten)]
+    keypair: ShownKeypair,
+    id: u32,
+    user_id: String,
+    /// Always false.
+    deleted: bool,
+    created_at: String,
+    /// Always null.
+    updated_at: Option<String>,
+    /// Always null.
+    deleted_at: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneKeypair {
+    keypair: KeypairDetails,
+}
+
+/// A new key pair; its private key, which is kept nowhere, if it was made here.
+#[derive(Serialize, JsonSchema)]
+struct NewKeypair {
+    #[serde(flatten)]
+    keypair: ShownKeypair,
+    user_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    private_key: Option<PrivateKey>,
+}
+
+/// A private key, which leaves no copy in memory but that of the answer.
+#[derive(JsonSchema)]
+struct PrivateKey(#[schemars(with = "String")] Zeroizing<String>);
+
+impl Serialize for PrivateKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct MadeKeypair {
+    keypair: NewKeypair,
+}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,13 +106,14 @@ pub(super) async fn list(
     version: Microversion,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Keypairs> {
     let keypairs = state.control.keypairs(&caller, user(&filters, version)).await?;
     let rows: Vec<Keypair> = keypairs.iter().map(|stored| stored.row.clone()).collect();
     let page = Page::of(&filters, &[("name", Direction::Ascending)])?;
     let slice =
         page.cut(rows, |row| &row.name, |row, key| (key == "name").then(|| row.name.as_str().into()))?;
-    Ok(Json(slice.nova("keypairs", &url, |row| json!({"keypair": base(&row, version)}))))
+    let (keypairs, keypairs_links) = slice.with_links(&url, |row| OneOfList { keypair: base(&row, version) });
+    Ok(Json(Keypairs { keypairs, keypairs_links }))
 }
 
 /// `GET /os-keypairs/{name}`.
@@ -52,17 +123,19 @@ pub(super) async fn show(
     version: Microversion,
     filters: Filters,
     Segments(name): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneKeypair> {
     let keypair = state.control.keypair(&caller, user(&filters, version), &name).await?;
     let keypair = &keypair.row;
-    let mut shown = base(keypair, version);
-    shown["user_id"] = json!(keypair.user_id);
-    shown["deleted"] = json!(false);
-    shown["created_at"] = json!(microseconds(keypair.created_at));
-    shown["updated_at"] = Value::Null;
-    shown["deleted_at"] = Value::Null;
-    shown["id"] = json!(number_of(&keypair.id));
-    Ok(Json(json!({"keypair": shown})))
+    let keypair = KeypairDetails {
+        keypair: base(keypair, version),
+        id: number_of(&keypair.id),
+        user_id: keypair.user_id.clone(),
+        deleted: false,
+        created_at: microseconds(keypair.created_at),
+        updated_at: None,
+        deleted_at: None,
+    };
+    Ok(Json(OneKeypair { keypair }))
 }
 
 /// `POST /os-keypairs`.
@@ -71,7 +144,7 @@ pub(super) async fn create(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Body(body): Body<CreateBody>,
-) -> Result<(StatusCode, Json<Value>), Fault> {
+) -> Result<Either<Json<MadeKeypair>, Created<MadeKeypair>>, Fault> {
     let fields = body.keypair;
     let unexpected = (fields.key_type.is_some() && !version.at_least(2, 2))
         || (fields.user_id.is_some() && !version.at_least(2, 10));
@@ -90,16 +163,13 @@ pub(super) async fn create(
             ));
         }
         let (keypair, made) = state.control.keypair_generate(&caller, user, &fields.name, key_type).await?;
-        private_key = Some(made);
+        private_key = Some(PrivateKey(made));
         keypair
     };
-    let mut shown = base(&keypair, version);
-    shown["user_id"] = json!(keypair.user_id);
-    if let Some(private_key) = private_key {
-        shown["private_key"] = json!(*private_key);
-    }
-    let status = if version.at_least(2, 2) { StatusCode::CREATED } else { StatusCode::OK };
-    Ok((status, Json(json!({"keypair": shown}))))
+    let shown = base(&keypair, version);
+    let made = MadeKeypair { keypair: NewKeypair { keypair: shown, user_id: keypair.user_id, private_key } };
+    let is_new = version.at_least(2, 2);
+    Ok(if is_new { Either::Other(Status(Json(made))) } else { Either::One(Json(made)) })
 }
 
 /// `DELETE /os-keypairs/{name}`.
@@ -109,9 +179,9 @@ pub(super) async fn delete(
     version: Microversion,
     filters: Filters,
     Segments(name): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Either<Done, Taken>, Fault> {
     state.control.keypair_delete(&caller, user(&filters, version), &name).await?;
-    Ok(if version.at_least(2, 2) { StatusCode::NO_CONTENT } else { StatusCode::ACCEPTED })
+    Ok(if version.at_least(2, 2) { Either::One(DONE) } else { Either::Other(TAKEN) })
 }
 
 /// Another user's, since 2.10.
@@ -119,14 +189,11 @@ fn user(filters: &Filters, version: Microversion) -> Option<&str> {
     filters.get("user_id").filter(|_| version.at_least(2, 10))
 }
 
-fn base(keypair: &Keypair, version: Microversion) -> Value {
-    let mut shown = json!({
-        "name": keypair.name,
-        "public_key": keypair.public_key,
-        "fingerprint": keypair.fingerprint,
-    });
-    if version.at_least(2, 2) {
-        shown["type"] = json!(keypair.key_type);
+fn base(keypair: &Keypair, version: Microversion) -> ShownKeypair {
+    ShownKeypair {
+        name: keypair.name.clone(),
+        public_key: keypair.public_key.clone(),
+        fingerprint: keypair.fingerprint.clone(),
+        kind: with(version, 2, keypair.key_type.clone()),
     }
-    shown
 }

@@ -4,14 +4,26 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::error::Error;
 use control::service::server::update::Merge;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
+use crate::openapi::answer::{DONE, Done};
+
+/// Properties.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Metadata {
+    pub(super) metadata: BTreeMap<String, String>,
+}
+
+/// One property.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Meta {
+    pub(super) meta: BTreeMap<String, String>,
+}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,9 +42,9 @@ pub(super) async fn list(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<Metadata> {
     let server = state.control.server_seen(&caller, &id, "os_compute_api:server-metadata:index").await?;
-    Ok(Json(json!({"metadata": server.row.metadata})))
+    Ok(Json(Metadata { metadata: server.row.metadata.clone() }))
 }
 
 /// `POST /servers/{id}/metadata`: the others stay.
@@ -41,9 +53,9 @@ pub(super) async fn add(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<MetadataBody>,
-) -> Answer<Value> {
+) -> Answer<Metadata> {
     let server = state.control.server_set_metadata(&caller, &id, &body.metadata, Merge::Add).await?;
-    Ok(Json(json!({"metadata": server.metadata})))
+    Ok(Json(Metadata { metadata: server.metadata }))
 }
 
 /// `PUT /servers/{id}/metadata`: the others go.
@@ -52,9 +64,9 @@ pub(super) async fn replace(
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
     Body(body): Body<MetadataBody>,
-) -> Answer<Value> {
+) -> Answer<Metadata> {
     let server = state.control.server_set_metadata(&caller, &id, &body.metadata, Merge::Replace).await?;
-    Ok(Json(json!({"metadata": server.metadata})))
+    Ok(Json(Metadata { metadata: server.metadata }))
 }
 
 /// `GET /servers/{id}/metadata/{key}`.
@@ -62,10 +74,11 @@ pub(super) async fn show(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
-) -> Answer<Value> {
+) -> Answer<Meta> {
     let server = state.control.server_seen(&caller, &id, "os_compute_api:server-metadata:show").await?;
-    let value = server.row.metadata.get(&key).ok_or_else(|| Error::not_found("Metadata item", &key))?;
-    Ok(Json(json!({"meta": {key: value}})))
+    let value = server.row.metadata.get(&key).cloned();
+    let value = value.ok_or_else(|| Error::not_found("Metadata item", &key))?;
+    Ok(Json(Meta { meta: BTreeMap::from([(key, value)]) }))
 }
 
 /// `PUT /servers/{id}/metadata/{key}`.
@@ -74,12 +87,12 @@ pub(super) async fn set(
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
     Body(body): Body<MetaBody>,
-) -> Answer<Value> {
+) -> Answer<Meta> {
     if body.meta.len() != 1 || !body.meta.contains_key(&key) {
         return Err(Fault::malformed("Request body and URI mismatch"));
     }
     state.control.server_set_metadata(&caller, &id, &body.meta, Merge::Add).await?;
-    Ok(Json(json!({"meta": body.meta})))
+    Ok(Json(Meta { meta: body.meta }))
 }
 
 /// `DELETE /servers/{id}/metadata/{key}`.
@@ -87,7 +100,7 @@ pub(super) async fn unset(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, key)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.server_unset_metadata(&caller, &id, &key).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

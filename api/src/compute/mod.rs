@@ -28,8 +28,9 @@ use control::error::Error;
 use control::policy;
 use jiff::Timestamp;
 use ring::digest::{SHA256, digest};
-use serde::{Deserialize, Deserializer};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
 
 use crate::context::AppState;
 use crate::error::Fault;
@@ -156,18 +157,60 @@ fn project_routes() -> Routes {
         .route("/v2.1/extensions", get(absent::extensions))
 }
 
+/// A link to a thing.
+#[derive(Serialize, JsonSchema)]
+struct Link {
+    rel: &'static str,
+    href: String,
+}
+
 /// `self` and `bookmark` links of one thing.
-fn links(state: &AppState, collection: &str, id: &str) -> Value {
-    let url = state.public_url();
-    json!([
-        {"rel": "self", "href": format!("{url}/compute/v2.1/{collection}/{id}")},
-        {"rel": "bookmark", "href": format!("{url}/compute/{collection}/{id}")},
-    ])
+fn links(state: &AppState, collection: &str, id: &str) -> [Link; 2] {
+    let own = format!("{}/compute/v2.1/{collection}/{id}", state.public_url());
+    let [bookmark] = bookmark(state, collection, id);
+    [Link { rel: "self", href: own }, bookmark]
 }
 
 /// Only the `bookmark` link, for things shown inside of others.
-fn bookmark(state: &AppState, collection: &str, id: &str) -> Value {
-    json!([{"rel": "bookmark", "href": format!("{}/compute/{collection}/{id}", state.public_url())}])
+fn bookmark(state: &AppState, collection: &str, id: &str) -> [Link; 1] {
+    [Link { rel: "bookmark", href: format!("{}/compute/{collection}/{id}", state.public_url()) }]
+}
+
+/// The id of something that Nova counted before microversion 2.53 gave it a UUID.
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(untagged)]
+enum CountedId {
+    Uuid(String),
+    Number(u32),
+}
+
+impl CountedId {
+    /// The id as it is shown in this microversion.
+    fn shown(version: Microversion, id: &str) -> Self {
+        if version.at_least(2, 53) { Self::Uuid(id.to_owned()) } else { Self::Number(number_of(id)) }
+    }
+
+    /// What a path says; what is no number is no id before 2.53.
+    fn said(version: Microversion, id: &str) -> Option<Self> {
+        if version.at_least(2, 53) {
+            Some(Self::Uuid(id.to_owned()))
+        } else {
+            id.parse().ok().map(Self::Number)
+        }
+    }
+}
+
+/// A list that never holds anything.
+type Nothing = [&'static str; 0];
+
+/// What is shown from `2.minor` on.
+fn with<T>(version: Microversion, minor: u16, value: T) -> Option<T> {
+    version.at_least(2, minor).then_some(value)
+}
+
+/// What was shown until `2.minor`.
+fn before<T>(version: Microversion, minor: u16, value: T) -> Option<T> {
+    (!version.at_least(2, minor)).then_some(value)
 }
 
 /// A time to the second, with its zone: `2026-01-02T03:04:05Z`.

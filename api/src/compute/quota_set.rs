@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::service::quota::{Quota, Resource};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::flag;
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer::{TAKEN, Taken};
 
 /// The quotas that this service counts.
 const RESOURCES: [Resource; 7] = [
@@ -43,18 +44,45 @@ struct UpdateFields {
     limits: BTreeMap<String, Value>,
 }
 
+/// Quotas by their names, of which there are fewer with each microversion; `-1` is no limit.
+#[derive(Serialize, JsonSchema)]
+struct QuotaSet<T> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(flatten)]
+    quotas: BTreeMap<&'static str, T>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct QuotaAnswer<T> {
+    quota_set: QuotaSet<T>,
+}
+
+impl<T> QuotaAnswer<T> {
+    fn of(project: Option<String>, quotas: BTreeMap<&'static str, T>) -> Json<Self> {
+        Json(Self { quota_set: QuotaSet { id: project, quotas } })
+    }
+}
+
+/// What a project may have, and has.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "QuotaDetail")]
+pub(super) struct Detail {
+    limit: i64,
+    in_use: u64,
+    /// Always 0.
+    reserved: u64,
+}
+
 /// `GET /os-quota-sets/{project}`.
 pub(super) async fn show(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(project): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<QuotaAnswer<i64>> {
     let quotas = state.control.quotas(&caller, &project, "os_compute_api:os-quota-sets:show").await?;
-    let mut shown =
-        set(version, |resource| json!(quotas.get(&resource).map_or(0, Quota::limit_or_minus_one)), old);
-    shown["id"] = json!(project);
-    Ok(Json(json!({"quota_set": shown})))
+    Ok(QuotaAnswer::of(Some(project), limits(version, &quotas)))
 }
 
 /// `GET /os-quota-sets/{project}/defaults`.
@@ -62,10 +90,9 @@ pub(super) async fn defaults(
     _: Authenticated,
     version: Microversion,
     Segments(project): Segments<String>,
-) -> Json<Value> {
-    let mut shown = set(version, |resource| json!(resource.default_limit()), old);
-    shown["id"] = json!(project);
-    Json(json!({"quota_set": shown}))
+) -> Json<QuotaAnswer<i64>> {
+    let limit = |resource: Resource| i64::try_from(resource.default_limit()).unwrap_or(i64::MAX);
+    QuotaAnswer::of(Some(project), set(version, limit, |limit| limit))
 }
 
 /// `GET /os-quota-sets/{project}/detail`.
@@ -74,17 +101,16 @@ pub(super) async fn detail(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(project): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<QuotaAnswer<Detail>> {
     let quotas = state.control.quotas(&caller, &project, "os_compute_api:os-quota-sets:detail").await?;
     let detail = |resource: Resource| {
         let quota = quotas.get(&resource);
         // Key pairs are their users', not the project's.
         let used = quota.filter(|_| resource != Resource::KeyPairs).map_or(0, |quota| quota.used);
-        json!({"limit": quota.map_or(0, Quota::limit_or_minus_one), "in_use": used, "reserved": 0})
+        Detail { limit: quota.map_or(0, Quota::limit_or_minus_one), in_use: used, reserved: 0 }
     };
-    let mut shown = set(version, detail, |limit| json!({"limit": limit, "in_use": 0, "reserved": 0}));
-    shown["id"] = json!(project);
-    Ok(Json(json!({"quota_set": shown})))
+    let shown = set(version, detail, |limit| Detail { limit, in_use: 0, reserved: 0 });
+    Ok(QuotaAnswer::of(Some(project), shown))
 }
 
 /// `PUT /os-quota-sets/{project}`.
@@ -94,7 +120,7 @@ pub(super) async fn update(
     version: Microversion,
     Segments(project): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Answer<Value> {
+) -> Answer<QuotaAnswer<i64>> {
     let mut changes = Vec::new();
     for (name, value) in &body.quota_set.limits {
         if name == "tenant_id" {
@@ -127,9 +153,7 @@ pub(super) async fn update(
     }
     state.control.quota_set(&caller, &project, &changes).await?;
     let quotas = state.control.quotas_of(&project).await?;
-    let shown =
-        set(version, |resource| json!(quotas.get(&resource).map_or(0, Quota::limit_or_minus_one)), old);
-    Ok(Json(json!({"quota_set": shown})))
+    Ok(QuotaAnswer::of(None, limits(version, &quotas)))
 }
 
 /// `DELETE /os-quota-sets/{project}`: back to the defaults.
@@ -137,23 +161,28 @@ pub(super) async fn reset(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(project): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     state.control.quota_reset(&caller, &project, &RESOURCES).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
-fn old(limit: i64) -> Value {
-    json!(limit)
+fn limits(version: Microversion, quotas: &BTreeMap<Resource, Quota>) -> BTreeMap<&'static str, i64> {
+    let limit = |resource| quotas.get(&resource).map_or(0, Quota::limit_or_minus_one);
+    set(version, limit, |limit| limit)
 }
 
-fn set(version: Microversion, show: impl Fn(Resource) -> Value, show_old: impl Fn(i64) -> Value) -> Value {
-    let mut shown: Map<String, Value> =
-        RESOURCES.into_iter().map(|resource| (resource.name().to_owned(), show(resource))).collect();
+fn set<T>(
+    version: Microversion,
+    show: impl Fn(Resource) -> T,
+    show_old: impl Fn(i64) -> T,
+) -> BTreeMap<&'static str, T> {
+    let mut shown: BTreeMap<_, _> =
+        RESOURCES.into_iter().map(|resource| (resource.name(), show(resource))).collect();
     if !version.at_least(2, 36) {
-        shown.extend(NETWORK.map(|name| (name.to_owned(), show_old(-1))));
+        shown.extend(NETWORK.map(|name| (name, show_old(-1))));
     }
     if !version.at_least(2, 57) {
-        shown.extend(INJECTED.map(|name| (name.to_owned(), show_old(0))));
+        shown.extend(INJECTED.map(|name| (name, show_old(0))));
     }
-    Value::Object(shown)
+    shown
 }

@@ -2,21 +2,34 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::caller::Caller;
 use control::model::compute::Server;
 use control::policy::require_list;
 use control::service::server::{ServerUpdate, ServerView, read::ServerScope, status::status};
 use jiff::Timestamp;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::server_view::{Shape, brief, full};
+use super::server_view::{ServerBrief, Shape, ShownServer, brief, full};
 use super::{pattern, present, since};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
-use crate::page::{Direction, Page, Slice, SortValue};
+use crate::openapi::answer::{DONE, Done};
+use crate::page::{Direction, NextLink, Page, Slice, SortValue};
+
+/// A list of servers, in either form.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Servers<T> {
+    servers: Vec<T>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    servers_links: Option<NextLink>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneServer {
+    server: ShownServer,
+}
 
 /// `GET /servers`.
 pub(super) async fn list(
@@ -25,10 +38,11 @@ pub(super) async fn list(
     version: Microversion,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Servers<ServerBrief>> {
     require_list(&caller, "os_compute_api:servers:index")?;
     let slice = found(&state, &caller, version, &filters).await?;
-    Ok(Json(slice.nova("servers", &url, |view| brief(&state, &view.server.row))))
+    let (servers, servers_links) = slice.with_links(&url, |view| brief(&state, &view.server.row));
+    Ok(Json(Servers { servers, servers_links }))
 }
 
 /// `GET /servers/detail`.
@@ -38,10 +52,12 @@ pub(super) async fn detail(
     version: Microversion,
     filters: Filters,
     url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Servers<ShownServer>> {
     require_list(&caller, "os_compute_api:servers:detail")?;
     let slice = found(&state, &caller, version, &filters).await?;
-    Ok(Json(slice.nova("servers", &url, |view| full(&state, &caller, version, &view, Shape::Detail))))
+    let show = |view: ServerView| full(&state, &caller, version, &view, Shape::Detail);
+    let (servers, servers_links) = slice.with_links(&url, show);
+    Ok(Json(Servers { servers, servers_links }))
 }
 
 /// `GET /servers/{id}`.
@@ -50,10 +66,10 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<OneServer> {
     let server = state.control.server_seen(&caller, &id, "os_compute_api:servers:show").await?;
     let view = state.control.server_view(server);
-    Ok(Json(json!({"server": full(&state, &caller, version, &view, Shape::Show)})))
+    Ok(Json(OneServer { server: full(&state, &caller, version, &view, Shape::Show) }))
 }
 
 #[derive(Debug, Deserialize)]
@@ -84,7 +100,7 @@ pub(super) async fn update(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Answer<Value> {
+) -> Answer<OneServer> {
     let fields = body.server;
     let too_new = |there: bool, minor: u16| if there { since(version, minor) } else { Ok(()) };
     let unknown = |_| Fault::malformed("Additional properties are not allowed in this microversion.");
@@ -101,7 +117,7 @@ pub(super) async fn update(
     state.control.server_update(&caller, &id, &update).await?;
     let server = state.control.server(&caller, &id).await?;
     let view = state.control.server_view(server);
-    Ok(Json(json!({"server": full(&state, &caller, version, &view, Shape::Updated)})))
+    Ok(Json(OneServer { server: full(&state, &caller, version, &view, Shape::Updated) }))
 }
 
 /// `DELETE /servers/{id}`.
@@ -109,9 +125,9 @@ pub(super) async fn delete(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     state.control.server_delete(&caller, &id).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }
 
 /// An address of that version in its canonical form, or nothing.

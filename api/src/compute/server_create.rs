@@ -5,22 +5,24 @@ use std::net::IpAddr;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderName, header};
 use base64::Engine as _;
 use control::service::nic::{NicRequest, NicRequests};
 use control::service::server::NewServers;
 use control::service::server::create::USER_DATA_BASE64_BYTES_MAX;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use vmm::document::Document;
 
 use super::block_device::{BlockDevice, devices};
 use super::server::{access_ip, auto_disk_config, hostname};
-use super::server_view::disk_config;
-use super::{flag, links, number};
+use super::server_view::{GroupName as ShownGroup, disk_config};
+use super::{Link, flag, links, number};
 use crate::context::{AppState, Authenticated, Body};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer::{Accepted, Status};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -112,30 +114,48 @@ struct GroupName {
     name: String,
 }
 
+/// What comes into being; several are told by their reservation, if that was asked for.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Begun {
+    Server { server: NewServer },
+    Reservation { reservation_id: String },
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct NewServer {
+    id: String,
+    links: [Link; 2],
+    #[serde(rename = "OS-DCF:diskConfig")]
+    disk_config: &'static str,
+    security_groups: Vec<ShownGroup>,
+}
+
 /// `POST /servers`.
 pub(super) async fn create(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     version: Microversion,
     Body(body): Body<CreateBody>,
-) -> Result<(StatusCode, [(HeaderName, String); 1], Json<Value>), Fault> {
+) -> Result<([(HeaderName, String); 1], Accepted<Begun>), Fault> {
     let by_reservation = body.server.return_reservation_id.unwrap_or(false);
     let new = body.into_new(version)?;
     let created = state.control.servers_create(&caller, new).await?;
     let first = created.servers.first().ok_or_else(|| Fault::malformed("no server was asked for"))?;
     let location = format!("{}/compute/v2.1/servers/{}", state.public_url(), first.id);
     let answer = if by_reservation {
-        json!({"reservation_id": first.reservation_id})
+        Begun::Reservation { reservation_id: first.reservation_id.clone() }
     } else {
-        let groups: Vec<Value> = first.security_groups.iter().map(|name| json!({"name": name})).collect();
-        json!({"server": {
-            "id": first.id,
-            "links": links(&state, "servers", &first.id),
-            "OS-DCF:diskConfig": disk_config(first),
-            "security_groups": groups,
-        }})
+        let groups = first.security_groups.iter().map(|name| ShownGroup { name: name.clone() });
+        let server = NewServer {
+            id: first.id.clone(),
+            links: links(&state, "servers", &first.id),
+            disk_config: disk_config(first),
+            security_groups: groups.collect(),
+        };
+        Begun::Server { server }
     };
-    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(answer)))
+    Ok(([(header::LOCATION, location)], Status(Json(answer))))
 }
 
 impl CreateBody {
@@ -288,6 +308,8 @@ fn user_data(text: &str) -> Result<Document, Fault> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     const IMAGE: &str = "0b5e0a7e-2c4b-4c8e-9a55-d1f5ed22e7a9";

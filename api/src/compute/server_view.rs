@@ -1,14 +1,19 @@
 //! A server as the wire shows it (Compute API: show server details), in every microversion.
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
 use control::agent::protocol::Power;
 use control::caller::Caller;
 use control::model::compute::{Flavor, Server, ServerVolume};
 use control::service::server::{Address, ServerView, status::status};
 use ring::digest::{SHA256, digest};
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
+use serde_json::Value;
 use vmm::document::Document;
 
-use super::{bookmark, links, microseconds, seconds};
+use super::{Link, Nothing, bookmark, links, microseconds, seconds, with};
 use crate::context::AppState;
 use crate::microversion::Microversion;
 
@@ -24,8 +29,204 @@ pub(super) enum Shape {
 }
 
 /// The short form of a list.
-pub(super) fn brief(state: &AppState, server: &Server) -> Value {
-    json!({"id": server.id, "name": server.name, "links": links(state, "servers", &server.id)})
+#[derive(Serialize, JsonSchema)]
+pub(super) struct ServerBrief {
+    id: String,
+    name: String,
+    links: [Link; 2],
+}
+
+/// A server; its parts are fields beside its own.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Server")]
+pub(super) struct ShownServer {
+    id: String,
+    name: String,
+    status: &'static str,
+    tenant_id: String,
+    user_id: String,
+    metadata: BTreeMap<String, String>,
+    #[serde(rename = "hostId")]
+    host_id: String,
+    image: ImageOfServer,
+    flavor: FlavorOfServer,
+    created: String,
+    updated: String,
+    addresses: Addresses,
+    #[serde(rename = "accessIPv4")]
+    access_ip_v4: String,
+    #[serde(rename = "accessIPv6")]
+    access_ip_v6: String,
+    #[serde(rename = "OS-DCF:diskConfig")]
+    disk_config: &'static str,
+    links: [Link; 2],
+    #[serde(flatten)]
+    newer: Newer,
+    #[serde(flatten)]
+    extended: Option<Extended>,
+    #[serde(flatten)]
+    administrative: Option<Administrative>,
+    #[serde(rename = "OS-EXT-SRV-ATTR:hostname", skip_serializing_if = "Option::is_none")]
+    hostname: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<ShownFault>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<u8>,
+}
+
+/// What came with microversions, for everybody.
+#[derive(Serialize, JsonSchema)]
+struct Newer {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    locked: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tags: Option<Vec<String>>,
+    /// Always null.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trusted_image_certificates: Option<Option<Nothing>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_groups: Option<Nothing>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    locked_reason: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pinned_availability_zone: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheduler_hints: Option<BTreeMap<String, Value>>,
+}
+
+/// What extensions of old added, for everybody.
+#[derive(Serialize, JsonSchema)]
+struct Extended {
+    #[serde(rename = "OS-EXT-AZ:availability_zone")]
+    availability_zone: String,
+    #[serde(rename = "OS-EXT-STS:task_state")]
+    task_state: Option<String>,
+    #[serde(rename = "OS-EXT-STS:vm_state")]
+    vm_state: &'static str,
+    #[serde(rename = "OS-EXT-STS:power_state")]
+    power_state: u8,
+    #[serde(rename = "OS-SRV-USG:launched_at")]
+    launched_at: Option<String>,
+    /// Always null.
+    #[serde(rename = "OS-SRV-USG:terminated_at")]
+    terminated_at: Option<String>,
+    config_drive: &'static str,
+    key_name: Option<String>,
+    #[serde(rename = "os-extended-volumes:volumes_attached")]
+    volumes_attached: Vec<AttachedVolume>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    security_groups: Option<Vec<GroupName>>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct AttachedVolume {
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    delete_on_termination: Option<bool>,
+}
+
+/// The name of a security group.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct GroupName {
+    pub(super) name: String,
+}
+
+/// What only administrators see.
+#[derive(Serialize, JsonSchema)]
+struct Administrative {
+    #[serde(rename = "OS-EXT-SRV-ATTR:host")]
+    host: Option<String>,
+    #[serde(rename = "OS-EXT-SRV-ATTR:hypervisor_hostname")]
+    hypervisor_hostname: Option<String>,
+    #[serde(rename = "OS-EXT-SRV-ATTR:instance_name")]
+    instance_name: String,
+    #[serde(flatten)]
+    attributes: Option<Attributes>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_status: Option<&'static str>,
+}
+
+/// The same, from microversion 2.3 on.
+#[derive(Serialize, JsonSchema)]
+struct Attributes {
+    #[serde(rename = "OS-EXT-SRV-ATTR:reservation_id")]
+    reservation_id: String,
+    #[serde(rename = "OS-EXT-SRV-ATTR:launch_index")]
+    launch_index: u32,
+    #[serde(rename = "OS-EXT-SRV-ATTR:kernel_id")]
+    kernel_id: String,
+    #[serde(rename = "OS-EXT-SRV-ATTR:ramdisk_id")]
+    ramdisk_id: String,
+    #[serde(rename = "OS-EXT-SRV-ATTR:root_device_name")]
+    root_device_name: &'static str,
+    #[serde(rename = "OS-EXT-SRV-ATTR:user_data")]
+    user_data: Option<String>,
+}
+
+/// Why a server is in ERROR; details are the administrator's, unless the fault is the client's.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ServerFault")]
+struct ShownFault {
+    code: u16,
+    created: String,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<String>,
+}
+
+/// The image that a server was made of; empty where it boots from a volume.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+enum ImageOfServer {
+    None(&'static str),
+    Image {
+        id: String,
+        links: [Link; 1],
+        #[serde(skip_serializing_if = "Option::is_none")]
+        properties: Option<BTreeMap<String, String>>,
+    },
+}
+
+/// A server's flavor: a reference, or, from microversion 2.47 on, what it was when the server was made.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+enum FlavorOfServer {
+    Reference {
+        id: String,
+        links: [Link; 1],
+    },
+    Copy {
+        vcpus: u32,
+        ram: u32,
+        disk: u32,
+        ephemeral: u32,
+        swap: u32,
+        original_name: String,
+        extra_specs: BTreeMap<String, String>,
+    },
+}
+
+/// Addresses by network.
+pub(super) type Addresses = BTreeMap<String, Vec<ShownAddress>>;
+
+/// An address of a server.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Address")]
+pub(super) struct ShownAddress {
+    version: u8,
+    addr: IpAddr,
+    #[serde(rename = "OS-EXT-IPS:type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    #[serde(rename = "OS-EXT-IPS-MAC:mac_addr", skip_serializing_if = "Option::is_none")]
+    mac: Option<String>,
+}
+
+/// The short form.
+pub(super) fn brief(state: &AppState, server: &Server) -> ServerBrief {
+    let links = links(state, "servers", &server.id);
+    ServerBrief { id: server.id.clone(), name: server.name.clone(), links }
 }
 
 /// The long form.
@@ -35,141 +236,102 @@ pub(super) fn full(
     version: Microversion,
     view: &ServerView,
     shape: Shape,
-) -> Value {
+) -> ShownServer {
     let server = &view.server.row;
-    let mut body = Map::new();
-    let mut put = |key: &str, value: Value| {
-        body.insert(key.to_owned(), value);
-    };
     let whole = shape != Shape::Updated || version.at_least(2, 75);
-    base(state, version, view, whole, &mut put);
-    since_versions(version, server, shape, &mut put);
-    if whole {
-        extended(version, view, &mut put);
-        if caller.is_admin() {
-            administrative(version, view, &mut put);
-        } else if version.at_least(2, 90) {
-            put("OS-EXT-SRV-ATTR:hostname", json!(server.hostname));
-        }
-    }
+    let is_admin = caller.is_admin();
     let seen = status(server);
-    if let ("ERROR", Some(fault)) = (seen.status, &server.fault) {
-        let mut shown =
-            json!({"code": fault.code, "created": seconds(fault.created_at), "message": fault.message});
-        if !fault.details.is_empty() && (caller.is_admin() || fault.code != 500) {
-            shown["details"] = json!(fault.details);
-        }
-        put("fault", shown);
-    }
-    if matches!(seen.status, "ACTIVE" | "BUILD") {
-        put("progress", json!(if seen.status == "ACTIVE" { 100 } else { 0 }));
-    }
-    Value::Object(body)
-}
-
-/// What every version and shape has.
-fn base(
-    state: &AppState,
-    version: Microversion,
-    view: &ServerView,
-    whole: bool,
-    put: &mut impl FnMut(&str, Value),
-) {
-    let server = &view.server.row;
-    put("id", json!(server.id));
-    put("name", json!(server.name));
-    put("status", json!(status(server).status));
-    put("tenant_id", json!(server.project_id));
-    put("user_id", json!(server.user_id));
-    put("metadata", json!(server.metadata));
-    put("hostId", json!(host_id(server)));
-    put("image", image(state, version, server));
-    put("flavor", flavor(state, version, &server.flavor));
-    put("created", json!(seconds(server.created_at)));
-    put("updated", json!(seconds(server.updated_at)));
-    put("addresses", addresses(&view.addresses, whole));
-    put("accessIPv4", json!(server.access_ip_v4));
-    put("accessIPv6", json!(server.access_ip_v6));
-    put("OS-DCF:diskConfig", json!(disk_config(server)));
-    put("links", links(state, "servers", &server.id));
-}
-
-/// What came with a microversion, for everybody.
-fn since_versions(version: Microversion, server: &Server, shape: Shape, put: &mut impl FnMut(&str, Value)) {
-    if version.at_least(2, 9) {
-        put("locked", json!(server.locked));
-    }
-    if version.at_least(2, 19) {
-        put("description", json!(server.description));
-    }
-    if version.at_least(2, 26) {
-        put("tags", json!(server.tags));
-    }
-    if version.at_least(2, 63) {
-        put("trusted_image_certificates", Value::Null);
-    }
-    if version.at_least(2, 71) && shape != Shape::Detail {
-        put("server_groups", json!([]));
-    }
-    if version.at_least(2, 73) {
-        put("locked_reason", json!(server.locked_reason));
-    }
-    if version.at_least(2, 96) {
-        put("pinned_availability_zone", json!(server.availability_zone));
-    }
-    if version.at_least(2, 100) {
-        put("scheduler_hints", json!(server.scheduler_hints));
+    let fault = server.fault.as_ref().filter(|_| seen.status == "ERROR");
+    let named = whole && version.at_least(2, if is_admin { 3 } else { 90 });
+    ShownServer {
+        id: server.id.clone(),
+        name: server.name.clone(),
+        status: seen.status,
+        tenant_id: server.project_id.clone(),
+        user_id: server.user_id.clone(),
+        metadata: server.metadata.clone(),
+        host_id: host_id(server),
+        image: image(state, version, server),
+        flavor: flavor(state, version, &server.flavor),
+        created: seconds(server.created_at),
+        updated: seconds(server.updated_at),
+        addresses: addresses(&view.addresses, whole),
+        access_ip_v4: server.access_ip_v4.clone(),
+        access_ip_v6: server.access_ip_v6.clone(),
+        disk_config: disk_config(server),
+        links: links(state, "servers", &server.id),
+        newer: newer(version, server, shape),
+        extended: whole.then(|| extended(version, view)),
+        administrative: (whole && is_admin).then(|| administrative(version, view)),
+        hostname: named.then(|| server.hostname.clone()),
+        fault: fault.map(|fault| ShownFault {
+            code: fault.code,
+            created: seconds(fault.created_at),
+            message: fault.message.clone(),
+            details: (!fault.details.is_empty() && (is_admin || fault.code != 500))
+                .then(|| fault.details.clone()),
+        }),
+        progress: match seen.status {
+            "ACTIVE" => Some(100),
+            "BUILD" => Some(0),
+            _ => None,
+        },
     }
 }
 
-/// What extensions of old added, for everybody.
-fn extended(version: Microversion, view: &ServerView, put: &mut impl FnMut(&str, Value)) {
+fn newer(version: Microversion, server: &Server, shape: Shape) -> Newer {
+    Newer {
+        locked: with(version, 9, server.locked),
+        description: with(version, 19, server.description.clone()),
+        tags: with(version, 26, server.tags.clone()),
+        trusted_image_certificates: with(version, 63, None),
+        server_groups: with(version, 71, []).filter(|_| shape != Shape::Detail),
+        locked_reason: with(version, 73, server.locked_reason.clone()),
+        pinned_availability_zone: with(version, 96, server.availability_zone.clone()),
+        scheduler_hints: with(version, 100, server.scheduler_hints.clone()),
+    }
+}
+
+fn extended(version: Microversion, view: &ServerView) -> Extended {
     let server = &view.server.row;
     let seen = status(server);
-    put("OS-EXT-AZ:availability_zone", json!(view.zone.as_deref().unwrap_or_default()));
-    put("OS-EXT-STS:task_state", json!(seen.task_state));
-    put("OS-EXT-STS:vm_state", json!(seen.vm_state));
-    put("OS-EXT-STS:power_state", json!(seen.power_state));
-    put("OS-SRV-USG:launched_at", json!(server.launched_at.map(microseconds)));
-    put("OS-SRV-USG:terminated_at", Value::Null);
-    put("config_drive", json!(if server.config_drive { "True" } else { "" }));
-    put("key_name", json!(server.key.as_ref().map(|(name, _)| name)));
-    let volume = |attached: &ServerVolume| {
-        let mut shown = json!({"id": attached.volume_id});
-        if version.at_least(2, 3) {
-            shown["delete_on_termination"] = json!(attached.delete_on_termination);
-        }
-        shown
+    let volume = |attached: &ServerVolume| AttachedVolume {
+        id: attached.volume_id.clone(),
+        delete_on_termination: with(version, 3, attached.delete_on_termination),
     };
-    put("os-extended-volumes:volumes_attached", server.volumes.iter().map(volume).collect());
-    // Nova leaves the groups out where a server has none, since it has no devices.
-    if !view.security_groups.is_empty() {
-        let names: Vec<Value> = view.security_groups.iter().map(|name| json!({"name": name})).collect();
-        put("security_groups", Value::Array(names));
+    let names = view.security_groups.iter().map(|name| GroupName { name: name.clone() });
+    Extended {
+        availability_zone: view.zone.clone().unwrap_or_default(),
+        task_state: seen.task_state.map(str::to_owned),
+        vm_state: seen.vm_state,
+        power_state: seen.power_state,
+        launched_at: server.launched_at.map(microseconds),
+        terminated_at: None,
+        config_drive: if server.config_drive { "True" } else { "" },
+        key_name: server.key.as_ref().map(|(name, _)| name.clone()),
+        volumes_attached: server.volumes.iter().map(volume).collect(),
+        // Nova leaves the groups out where a server has none, since it has no devices.
+        security_groups: (!view.security_groups.is_empty()).then(|| names.collect()),
     }
 }
 
-/// What only administrators see.
-fn administrative(version: Microversion, view: &ServerView, put: &mut impl FnMut(&str, Value)) {
+fn administrative(version: Microversion, view: &ServerView) -> Administrative {
     let server = &view.server.row;
-    put("OS-EXT-SRV-ATTR:host", json!(server.host));
-    put("OS-EXT-SRV-ATTR:hypervisor_hostname", json!(server.host));
-    put("OS-EXT-SRV-ATTR:instance_name", json!(format!("instance-{}", server.id)));
-    if version.at_least(2, 3) {
-        let kernel = server.kernel.as_ref();
-        put("OS-EXT-SRV-ATTR:reservation_id", json!(server.reservation_id));
-        put("OS-EXT-SRV-ATTR:launch_index", json!(server.launch_index));
-        put("OS-EXT-SRV-ATTR:hostname", json!(server.hostname));
-        put("OS-EXT-SRV-ATTR:kernel_id", json!(kernel.map_or("", |kernel| &kernel.kernel_id)));
-        put(
-            "OS-EXT-SRV-ATTR:ramdisk_id",
-            json!(kernel.and_then(|kernel| kernel.ramdisk_id.as_deref()).unwrap_or("")),
-        );
-        put("OS-EXT-SRV-ATTR:root_device_name", json!("/dev/vda"));
-        put("OS-EXT-SRV-ATTR:user_data", json!(server.user_data.as_ref().map(encode)));
-    }
-    if version.at_least(2, 16) {
-        put("host_status", json!(host_status(view)));
+    let kernel = server.kernel.as_ref();
+    let attributes = Attributes {
+        reservation_id: server.reservation_id.clone(),
+        launch_index: server.launch_index,
+        kernel_id: kernel.map(|kernel| kernel.kernel_id.clone()).unwrap_or_default(),
+        ramdisk_id: kernel.and_then(|kernel| kernel.ramdisk_id.clone()).unwrap_or_default(),
+        root_device_name: "/dev/vda",
+        user_data: server.user_data.as_ref().map(encode),
+    };
+    Administrative {
+        host: server.host.clone(),
+        hypervisor_hostname: server.host.clone(),
+        instance_name: format!("instance-{}", server.id),
+        attributes: with(version, 3, attributes),
+        host_status: with(version, 16, host_status(view)),
     }
 }
 
@@ -203,51 +365,47 @@ pub(super) fn host_id(server: &Server) -> String {
     hash.as_ref()[..28].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn image(state: &AppState, version: Microversion, server: &Server) -> Value {
+fn image(state: &AppState, version: Microversion, server: &Server) -> ImageOfServer {
     if server.image_id.is_empty() {
-        // It boots from a volume.
-        return json!("");
+        return ImageOfServer::None("");
     }
-    let mut image = json!({"id": server.image_id, "links": bookmark(state, "images", &server.image_id)});
-    if version.at_least(2, 98) {
-        image["properties"] = json!(server.image_properties);
+    ImageOfServer::Image {
+        id: server.image_id.clone(),
+        links: bookmark(state, "images", &server.image_id),
+        properties: with(version, 98, server.image_properties.clone()),
     }
-    image
 }
 
-fn flavor(state: &AppState, version: Microversion, flavor: &Flavor) -> Value {
+fn flavor(state: &AppState, version: Microversion, flavor: &Flavor) -> FlavorOfServer {
     if !version.at_least(2, 47) {
-        return json!({"id": flavor.id, "links": bookmark(state, "flavors", &flavor.id)});
+        let links = bookmark(state, "flavors", &flavor.id);
+        return FlavorOfServer::Reference { id: flavor.id.clone(), links };
     }
-    json!({
-        "vcpus": flavor.vcpus,
-        "ram": flavor.ram_mib,
-        "disk": flavor.disk_gib,
-        "ephemeral": flavor.ephemeral_gib,
-        "swap": flavor.swap_mib,
-        "original_name": flavor.name,
-        "extra_specs": flavor.extra_specs,
-    })
+    FlavorOfServer::Copy {
+        vcpus: flavor.vcpus,
+        ram: flavor.ram_mib,
+        disk: flavor.disk_gib,
+        ephemeral: flavor.ephemeral_gib,
+        swap: flavor.swap_mib,
+        original_name: flavor.name.clone(),
+        extra_specs: flavor.extra_specs.clone(),
+    }
 }
 
 /// Addresses by network; `extended` with the port's MAC address and the kind of address.
-pub(super) fn addresses(addresses: &[Address], extended: bool) -> Value {
-    let mut networks = Map::new();
+pub(super) fn addresses(addresses: &[Address], extended: bool) -> Addresses {
+    let mut networks = Addresses::new();
     for address in addresses {
-        let mut shown = json!({
-            "version": if address.address.is_ipv4() { 4 } else { 6 },
-            "addr": address.address,
-        });
-        if extended {
-            shown["OS-EXT-IPS:type"] = json!(if address.floating { "floating" } else { "fixed" });
-            shown["OS-EXT-IPS-MAC:mac_addr"] = json!(mac_text(address.mac));
-        }
-        let list = networks.entry(address.network.clone()).or_insert_with(|| json!([]));
-        if let Some(list) = list.as_array_mut() {
-            list.push(shown);
-        }
+        let kind = if address.floating { "floating" } else { "fixed" };
+        let shown = ShownAddress {
+            version: if address.address.is_ipv4() { 4 } else { 6 },
+            addr: address.address,
+            kind: extended.then_some(kind),
+            mac: extended.then(|| mac_text(address.mac)),
+        };
+        networks.entry(address.network.clone()).or_default().push(shown);
     }
-    Value::Object(networks)
+    networks
 }
 
 /// `fa:16:3e:00:00:01`.

@@ -5,16 +5,57 @@ use axum::extract::State;
 use control::caller::Caller;
 use control::error::Error;
 use control::service::host::HostView;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::{flag, microseconds, number_of};
+use super::{CountedId, flag, microseconds, with};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
 
 /// The one kind of service that hosts have here.
 const BINARY: &str = "nova-compute";
+
+/// A service of a host's.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Service")]
+struct ShownService {
+    id: CountedId,
+    binary: &'static str,
+    host: String,
+    zone: String,
+    status: &'static str,
+    state: &'static str,
+    updated_at: String,
+    disabled_reason: Option<String>,
+    /// Always false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forced_down: Option<bool>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Services {
+    services: Vec<ShownService>,
+}
+
+/// A service that was changed: what changed, before microversion 2.53.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+enum Changed {
+    Service(ShownService),
+    Change {
+        host: String,
+        binary: &'static str,
+        status: &'static str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        disabled_reason: Option<String>,
+    },
+}
+
+#[derive(Serialize, JsonSchema)]
+pub(super) struct OneService {
+    service: Changed,
+}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,12 +74,12 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
     version: Microversion,
     filters: Filters,
-) -> Answer<Value> {
+) -> Answer<Services> {
     let hosts = state.control.hosts_seen(&caller, "os_compute_api:os-services:list").await?;
     let wanted = hosts
         .iter()
         .filter(|host| filters.allow("host", &host.host.row.name) && filters.allow("binary", BINARY));
-    Ok(Json(json!({"services": wanted.map(|host| full(version, host)).collect::<Vec<_>>()})))
+    Ok(Json(Services { services: wanted.map(|host| full(version, host)).collect() }))
 }
 
 /// `PUT /os-services/{id}` since 2.53; before, `PUT /os-services/enable`, `disable` and `disable-log-reason` with the
@@ -49,7 +90,7 @@ pub(super) async fn update(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<UpdateBody>,
-) -> Answer<Value> {
+) -> Answer<OneService> {
     if version.at_least(2, 53) {
         return update_by_id(&state, &caller, version, &id, body).await;
     }
@@ -71,15 +112,13 @@ pub(super) async fn update(
     let host = hosts.iter().find(|host| host.host.row.name == name && binary == BINARY);
     let host = host.ok_or_else(|| Error::not_found("Compute service of host", &name))?;
     state.control.host_set_disabled(&caller, &host.host.row.service_id, disabled.as_deref()).await?;
-    let mut shown = json!({
-        "host": name,
-        "binary": BINARY,
-        "status": if disabled.is_some() { "disabled" } else { "enabled" },
-    });
-    if id == "disable-log-reason" {
-        shown["disabled_reason"] = json!(disabled);
-    }
-    Ok(Json(json!({"service": shown})))
+    let service = Changed::Change {
+        host: name,
+        binary: BINARY,
+        status: if disabled.is_some() { "disabled" } else { "enabled" },
+        disabled_reason: disabled.filter(|_| id == "disable-log-reason"),
+    };
+    Ok(Json(OneService { service }))
 }
 
 async fn update_by_id(
@@ -88,7 +127,7 @@ async fn update_by_id(
     version: Microversion,
     id: &str,
     body: UpdateBody,
-) -> Answer<Value> {
+) -> Answer<OneService> {
     if body.forced_down == Some(true) {
         return Err(Fault::not_implemented("forcing a service down"));
     }
@@ -99,7 +138,7 @@ async fn update_by_id(
             let hosts = state.control.hosts_seen(caller, "os_compute_api:os-services:update").await?;
             let host = hosts.iter().find(|host| host.host.row.service_id == id);
             let host = host.ok_or_else(|| Error::not_found("Service", id))?;
-            return Ok(Json(json!({"service": full(version, host)})));
+            return Ok(Json(OneService { service: Changed::Service(full(version, host)) }));
         }
         (Some("enabled") | None, Some(_)) => {
             return Err(Fault::malformed("Specifying disabled_reason requires that status is 'disabled'."));
@@ -111,24 +150,20 @@ async fn update_by_id(
         }
     };
     let host = state.control.host_set_disabled(caller, id, disabled.as_deref()).await?;
-    Ok(Json(json!({"service": full(version, &host)})))
+    Ok(Json(OneService { service: Changed::Service(full(version, &host)) }))
 }
 
-fn full(version: Microversion, host: &HostView) -> Value {
+fn full(version: Microversion, host: &HostView) -> ShownService {
     let row = &host.host.row;
-    let reason = row.disabled.as_deref().filter(|reason| !reason.is_empty());
-    let mut shown = json!({
-        "id": if version.at_least(2, 53) { json!(row.service_id) } else { json!(number_of(&row.service_id)) },
-        "binary": BINARY,
-        "host": row.name,
-        "zone": row.zone,
-        "status": if row.disabled.is_none() { "enabled" } else { "disabled" },
-        "state": if host.alive { "up" } else { "down" },
-        "updated_at": microseconds(row.updated_at),
-        "disabled_reason": reason,
-    });
-    if version.at_least(2, 11) {
-        shown["forced_down"] = json!(false);
+    ShownService {
+        id: CountedId::shown(version, &row.service_id),
+        binary: BINARY,
+        host: row.name.clone(),
+        zone: row.zone.clone(),
+        status: if row.disabled.is_none() { "enabled" } else { "disabled" },
+        state: if host.alive { "up" } else { "down" },
+        updated_at: microseconds(row.updated_at),
+        disabled_reason: row.disabled.clone().filter(|reason| !reason.is_empty()),
+        forced_down: with(version, 11, false),
     }
-    shown
 }

@@ -2,15 +2,22 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderName, header};
 use control::error::Error;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::since;
 use crate::context::{Answer, AppState, Authenticated, Body, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer::{DONE, Done, Either, Status};
+
+/// The tags of a server.
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Tags {
+    tags: Vec<String>,
+}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -24,10 +31,10 @@ pub(super) async fn list(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Answer<Value> {
+) -> Answer<Tags> {
     since(version, 26)?;
     let server = state.control.server_seen(&caller, &id, "os_compute_api:os-server-tags:index").await?;
-    Ok(Json(json!({"tags": server.row.tags})))
+    Ok(Json(Tags { tags: server.row.tags.clone() }))
 }
 
 /// `PUT /servers/{id}/tags`.
@@ -37,14 +44,14 @@ pub(super) async fn replace(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<TagsBody>,
-) -> Answer<Value> {
+) -> Answer<Tags> {
     since(version, 26)?;
     let change = |tags: &mut Vec<String>| {
         tags.clone_from(&body.tags);
         Ok(())
     };
     let server = state.control.server_change_tags(&caller, &id, change).await?;
-    Ok(Json(json!({"tags": server.tags})))
+    Ok(Json(Tags { tags: server.tags }))
 }
 
 /// `DELETE /servers/{id}/tags`.
@@ -53,14 +60,14 @@ pub(super) async fn clear(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments(id): Segments<String>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     since(version, 26)?;
     let change = |tags: &mut Vec<String>| {
         tags.clear();
         Ok(())
     };
     state.control.server_change_tags(&caller, &id, change).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }
 
 /// `GET /servers/{id}/tags/{tag}`: 204 if it is there.
@@ -69,11 +76,11 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments((id, tag)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     since(version, 26)?;
     let server = state.control.server_seen(&caller, &id, "os_compute_api:os-server-tags:show").await?;
     let there = server.row.tags.contains(&tag);
-    if there { Ok(StatusCode::NO_CONTENT) } else { Err(Error::not_found("Tag", tag).into()) }
+    if there { Ok(DONE) } else { Err(Error::not_found("Tag", tag).into()) }
 }
 
 /// `PUT /servers/{id}/tags/{tag}`: 201 if it was not there, 204 if it was.
@@ -82,7 +89,7 @@ pub(super) async fn set(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments((id, tag)): Segments<(String, String)>,
-) -> Result<(StatusCode, [(HeaderName, String); 1]), Fault> {
+) -> Result<([(HeaderName, String); 1], Either<Status<201, ()>, Done>), Fault> {
     since(version, 26)?;
     let before = state.control.server(&caller, &id).await?;
     let change = |tags: &mut Vec<String>| {
@@ -90,9 +97,10 @@ pub(super) async fn set(
         Ok(())
     };
     state.control.server_change_tags(&caller, &id, change).await?;
-    let status = if before.row.tags.contains(&tag) { StatusCode::NO_CONTENT } else { StatusCode::CREATED };
+    let was_there = before.row.tags.contains(&tag);
+    let answer = if was_there { Either::Other(DONE) } else { Either::One(Status(())) };
     let location = format!("{}/compute/v2.1/servers/{id}/tags/{tag}", state.public_url());
-    Ok((status, [(header::LOCATION, location)]))
+    Ok(([(header::LOCATION, location)], answer))
 }
 
 /// `DELETE /servers/{id}/tags/{tag}`.
@@ -101,7 +109,7 @@ pub(super) async fn unset(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments((id, tag)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Done, Fault> {
     since(version, 26)?;
     let change = |tags: &mut Vec<String>| {
         let before = tags.len();
@@ -109,5 +117,5 @@ pub(super) async fn unset(
         if tags.len() == before { Err(Error::not_found("Tag", &tag)) } else { Ok(()) }
     };
     state.control.server_change_tags(&caller, &id, change).await?;
-    Ok(StatusCode::NO_CONTENT)
+    Ok(DONE)
 }

@@ -2,38 +2,63 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
 use control::error::Error;
 use control::model::compute::{Server, ServerVolume};
 use control::service::server::volume::NewServerVolume;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
+use super::with;
+use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
 use crate::microversion::Microversion;
+use crate::openapi::answer::{TAKEN, Taken};
 use crate::page::{Direction, Page};
 
-/// Before 2.89 a volume's id is the attachment's too.
-fn shown(version: Microversion, server_id: &str, attached: &ServerVolume, made: bool) -> Value {
-    let mut body = json!({
-        "serverId": server_id,
-        "volumeId": attached.volume_id,
-        "device": attached.device,
-    });
-    if version.at_least(2, 89) && !made {
-        body["attachment_id"] = json!(attached.attachment_id);
-        body["bdm_uuid"] = json!(attached.attachment_id);
-    } else {
-        body["id"] = json!(attached.volume_id);
+/// A volume that a server has. Before 2.89 a volume's id is the attachment's too.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "VolumeAttachment")]
+#[serde(rename_all = "camelCase")]
+struct Shown {
+    server_id: String,
+    volume_id: String,
+    device: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<String>,
+    #[serde(rename = "attachment_id", skip_serializing_if = "Option::is_none")]
+    attachment_id: Option<String>,
+    #[serde(rename = "bdm_uuid", skip_serializing_if = "Option::is_none")]
+    bdm_uuid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tag: Option<Option<String>>,
+    #[serde(rename = "delete_on_termination", skip_serializing_if = "Option::is_none")]
+    delete_on_termination: Option<bool>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Attachments {
+    volume_attachments: Vec<Shown>,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct OneAttachment {
+    volume_attachment: Shown,
+}
+
+fn shown(version: Microversion, server_id: &str, attached: &ServerVolume, made: bool) -> Shown {
+    let own_id = with(version, 89, attached.attachment_id.clone()).filter(|_| !made);
+    Shown {
+        server_id: server_id.to_owned(),
+        volume_id: attached.volume_id.clone(),
+        device: attached.device.clone(),
+        id: own_id.is_none().then(|| attached.volume_id.clone()),
+        attachment_id: own_id.clone(),
+        bdm_uuid: own_id,
+        tag: with(version, 70, attached.tag.clone()),
+        delete_on_termination: with(version, 79, attached.delete_on_termination),
     }
-    if version.at_least(2, 70) {
-        body["tag"] = json!(attached.tag);
-    }
-    if version.at_least(2, 79) {
-        body["delete_on_termination"] = json!(attached.delete_on_termination);
-    }
-    body
 }
 
 /// `GET /servers/{id}/os-volume_attachments`.
@@ -43,8 +68,7 @@ pub(super) async fn list(
     version: Microversion,
     Segments(id): Segments<String>,
     filters: Filters,
-    url: RequestUrl,
-) -> Answer<Value> {
+) -> Answer<Attachments> {
     let view = state.control.server_seen(&caller, &id, "os_compute_api:os-volumes-attachments:index").await?;
     let rows = view.row.volumes.clone();
     let page = Page::of(&filters, &[("device", Direction::Ascending)])?;
@@ -53,12 +77,9 @@ pub(super) async fn list(
         |one| &one.volume_id,
         |one, key| (key == "device").then(|| one.device.as_str().into()),
     )?;
-    let mut body = slice.nova("volumeAttachments", &url, |one| shown(version, &id, &one, false));
-    if let Some(body) = body.as_object_mut() {
-        // This list has no links.
-        body.retain(|key, _| key == "volumeAttachments");
-    }
-    Ok(Json(body))
+    // This list has no links.
+    let attachments = slice.rows.iter().map(|one| shown(version, &id, one, false));
+    Ok(Json(Attachments { volume_attachments: attachments.collect() }))
 }
 
 fn find<'s>(server: &'s Server, volume_id: &str) -> Result<&'s ServerVolume, Fault> {
@@ -73,10 +94,10 @@ pub(super) async fn show(
     Authenticated(caller): Authenticated,
     version: Microversion,
     Segments((id, volume)): Segments<(String, String)>,
-) -> Answer<Value> {
+) -> Answer<OneAttachment> {
     let view = state.control.server_seen(&caller, &id, "os_compute_api:os-volumes-attachments:show").await?;
     let attached = find(&view.row, &volume)?;
-    Ok(Json(json!({"volumeAttachment": shown(version, &id, attached, false)})))
+    Ok(Json(OneAttachment { volume_attachment: shown(version, &id, attached, false) }))
 }
 
 #[derive(Deserialize)]
@@ -104,7 +125,7 @@ pub(super) async fn attach(
     version: Microversion,
     Segments(id): Segments<String>,
     Body(body): Body<AttachBody>,
-) -> Answer<Value> {
+) -> Answer<OneAttachment> {
     let fields = body.attachment;
     newer(version, fields.tag.is_some(), 49, "tag")?;
     newer(version, fields.delete_on_termination.is_some(), 79, "delete_on_termination")?;
@@ -115,7 +136,7 @@ pub(super) async fn attach(
         delete_on_termination: fields.delete_on_termination.unwrap_or(false),
     };
     let attached = state.control.server_volume_attach(&caller, &id, &new).await?;
-    Ok(Json(json!({"volumeAttachment": shown(version, &id, &attached, true)})))
+    Ok(Json(OneAttachment { volume_attachment: shown(version, &id, &attached, true) }))
 }
 
 /// Refuses a field that came with a later microversion.
@@ -156,7 +177,7 @@ pub(super) async fn update(
     version: Microversion,
     Segments((id, volume)): Segments<(String, String)>,
     Body(body): Body<UpdateBody>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     let fields = body.attachment;
     newer(version, fields.delete_on_termination.is_some(), 85, "delete_on_termination")?;
     let view = state.control.server(&caller, &id).await?;
@@ -175,7 +196,7 @@ pub(super) async fn update(
     if let Some(delete) = fields.delete_on_termination {
         state.control.server_volume_keep(&caller, &id, &volume, delete).await?;
     }
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }
 
 /// `DELETE /servers/{id}/os-volume_attachments/{volume}`.
@@ -183,7 +204,7 @@ pub(super) async fn detach(
     State(state): State<AppState>,
     Authenticated(caller): Authenticated,
     Segments((id, volume)): Segments<(String, String)>,
-) -> Result<StatusCode, Fault> {
+) -> Result<Taken, Fault> {
     state.control.server_volume_detach(&caller, &id, &volume).await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(TAKEN)
 }

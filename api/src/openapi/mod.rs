@@ -393,7 +393,7 @@ mod tests {
 
     #[test]
     fn answers_are_told_to_their_last_field() {
-        for service in ["identity", "image", "volume", "network", "placement"] {
+        for service in ["identity", "image", "volume", "network", "compute", "placement"] {
             assert_eq!(untold(service), Vec::<String>::new(), "{service}");
         }
         let document = conform::document("identity");
