@@ -21,8 +21,9 @@ struct Program {
 pub(super) fn openstack() -> Result<&'static Path> {
     static MADE: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
     let program = Program {
-        directory: "openstack-10.5.0",
-        packages: &["python-openstackclient==10.5.0"],
+        directory: "openstack-10.5.0-oauth",
+        // Its commands of OAuth sign with the second.
+        packages: &["python-openstackclient==10.5.0", "oauthlib>=3,<4"],
         command: "openstack",
     };
     once(&MADE, &program)

@@ -115,9 +115,17 @@ fn run(
             ensure!(shows.contains(wanted), "no {wanted} in {shows}");
             Ok(String::new())
         }),
-        ["let", name, "openstack", words @ ..] => {
+        ["let", names, "openstack", words @ ..] => {
             let shows = shows(words)?;
-            kept.insert((*name).to_owned(), shows.trim().to_owned());
+            match names.split(',').collect::<Vec<_>>().as_slice() {
+                [name] => {
+                    kept.insert((*name).to_owned(), shows.trim().to_owned());
+                }
+                // A line for each.
+                names => kept.extend(
+                    names.iter().zip(shows.lines()).map(|(name, line)| ((*name).to_owned(), line.to_owned())),
+                ),
+            }
             Ok(String::new())
         }
         ["until", wanted, "openstack", words @ ..] => within(patience, || {
