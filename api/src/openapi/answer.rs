@@ -65,6 +65,11 @@ impl Answers {
         }
     }
 
+    /// The service's faults, whatever the type says: who asks may be refused before.
+    pub(super) fn refuses(&mut self) {
+        self.faults = true;
+    }
+
     /// Bytes, with this status.
     pub(crate) fn data(&mut self, status: StatusCode) {
         self.successes.insert(status.as_u16(), Content::Data);

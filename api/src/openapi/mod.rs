@@ -194,6 +194,7 @@ impl<T> Extracted for axum::Extension<T> {}
 impl Extracted for Authenticated {
     fn describe(operation: &mut Operation) {
         operation.token = true;
+        operation.answers.refuses();
     }
 }
 

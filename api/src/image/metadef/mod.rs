@@ -9,7 +9,7 @@ pub(super) mod schema;
 use serde_json::{Map, Value};
 
 use crate::error::Fault;
-use crate::openapi::{Routes, get, post};
+use crate::openapi::{Routes, delete, get};
 
 /// The routes below `/image/v2/metadefs`.
 pub(super) fn routes() -> Routes {
@@ -47,10 +47,7 @@ pub(super) fn routes() -> Routes {
             "/namespaces/{namespace}/resource_types",
             get(resource_type::list_of).post(resource_type::associate),
         )
-        .route(
-            "/namespaces/{namespace}/resource_types/{name}",
-            post(async || Fault::NoMethod).delete(resource_type::dissociate),
-        )
+        .route("/namespaces/{namespace}/resource_types/{name}", delete(resource_type::dissociate))
         .route("/resource_types", get(resource_type::list))
 }
 
