@@ -95,7 +95,7 @@ pub(super) async fn show(
     Ok(Json(OneAction { instance_action: shown }))
 }
 
-/// What the host did for an action (Nova's `compute_…` events).
+/// What was done for an action: by its host (Nova's `compute_…` events), or while one was looked for.
 fn event(version: Microversion, is_admin: bool, server: &Server, record: &ActionRecord) -> Option<Event> {
     let name = match record.action.as_str() {
         "createImage" => "compute_snapshot_instance",
@@ -105,6 +105,8 @@ fn event(version: Microversion, is_admin: bool, server: &Server, record: &Action
         "detach_volume" => "compute_detach_volume",
         "attach_interface" => "compute_attach_interface",
         "detach_interface" => "compute_detach_interface",
+        // It failed before a host was found.
+        "create" if server.host.is_none() => "conductor_schedule_and_build_instances",
         "create" => "compute__do_build_and_run_instance",
         "start" => "compute_start_instance",
         "stop" => "compute_stop_instance",

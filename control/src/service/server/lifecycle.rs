@@ -162,9 +162,11 @@ pub fn ask_deletion(server: &mut Server, now: Timestamp) {
 
 /// Writes down that the server failed before a host ever ran it: it keeps its row, and nothing else.
 pub fn fail_building(server: &mut Server, fault: Fault) {
-    server.updated_at = fault.created_at;
+    let now = fault.created_at;
+    server.updated_at = now;
     server.vm_state = VmState::Error;
     server.fault = Some(fault);
+    end_actions(server, true, now);
     if server.power != Power::Deleted {
         server.task = None;
         server.discard = true;

@@ -87,6 +87,21 @@ fn action_ends_when_its_host_is_done_and_says_whether_it_failed() {
 }
 
 #[test]
+fn build_that_no_host_begins_ends_its_action_with_an_error() {
+    let mut server = server();
+    let (request_id, user_id, project_id) = ("req-1".to_owned(), "u".to_owned(), "p".to_owned());
+    let (action, started_at, message, finished_at) = ("create".to_owned(), now(), None, None);
+    record(
+        &mut server,
+        ActionRecord { action, request_id, user_id, project_id, started_at, message, finished_at },
+    );
+    let message = "No valid host was found.".to_owned();
+    fail_building(&mut server, Fault { code: 500, message, details: String::new(), created_at: now() });
+    let ended = &server.actions[0];
+    assert_eq!((ended.finished_at, ended.message.as_deref()), (Some(now()), Some("Error")));
+}
+
+#[test]
 fn stop_and_start_go_round_and_each_start_is_a_new_boot() {
     let mut server = active();
     ask(&mut server, Action::Stop, now()).unwrap();
