@@ -58,6 +58,13 @@ impl BlockDevice {
 
     fn into_device(self, version: Microversion) -> Result<NewDevice, Fault> {
         let boot = self.boot_index()? == Some(0);
+        if let Some(other) =
+            self.destination_type.as_deref().filter(|kind| !["local", "volume"].contains(kind))
+        {
+            return Err(Fault::malformed(format!(
+                "Invalid input for field/attribute destination_type. Value: {other}. It is local or volume."
+            )));
+        }
         let to_volume = match (self.source_type.as_deref(), self.destination_type.as_deref()) {
             (Some("volume" | "snapshot"), None) => true,
             (_, destination) => destination == Some("volume"),

@@ -123,7 +123,11 @@ pub(super) async fn update(
 ) -> Answer<QuotaAnswer<i64>> {
     let mut changes = Vec::new();
     for (name, value) in &body.quota_set.limits {
-        if name == "tenant_id" {
+        let named = |names: &[&str]| names.contains(&name.as_str());
+        // What counts nothing any more is taken and not kept.
+        let uncounted =
+            !version.at_least(2, 36) && named(&NETWORK) || !version.at_least(2, 57) && named(&INJECTED);
+        if name == "tenant_id" || uncounted {
             continue;
         }
         let resource = RESOURCES.into_iter().find(|resource| resource.name() == name);

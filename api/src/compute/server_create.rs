@@ -368,6 +368,15 @@ mod tests {
     }
 
     #[test]
+    fn disk_of_a_destination_that_is_none_is_malformed() {
+        let mut server = plain();
+        let elsewhere = json!({"source_type": "volume", "uuid": "v", "destination_type": "elsewhere"});
+        server["block_device_mapping_v2"].as_array_mut().unwrap().push(elsewhere);
+        let refused = parsed(server, 100).unwrap_err();
+        assert!(refused.to_string().contains("elsewhere"), "{refused}");
+    }
+
+    #[test]
     fn what_nova_refuses_is_malformed() {
         let long = "A".repeat(USER_DATA_BASE64_BYTES_MAX + 1);
         for (key, value) in [

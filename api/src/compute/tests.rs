@@ -186,6 +186,13 @@ async fn limits_and_quotas_say_what_a_project_may_have() {
     let path = format!("/os-quota-sets/{project}");
     let set = cloud.call(Method::PUT, &path, "2.56", json!({"quota_set": {"instances": 20}})).await;
     assert_eq!(set.json()["quota_set"]["instances"], 20, "{:?}", set.json());
+    let old = json!({"quota_set": {"instances": 20, "fixed_ips": 10, "injected_files": 1}});
+    let set = cloud.call(Method::PUT, &path, "2.35", old.clone()).await.json();
+    assert_eq!(
+        (&set["quota_set"]["fixed_ips"], &set["quota_set"]["injected_files"]),
+        (&json!(-1), &json!(0))
+    );
+    assert_eq!(cloud.call(Method::PUT, &path, "2.36", old).await.status, 400);
     assert_eq!(cloud.get(&format!("{path}/defaults"), "2.56").await.json()["quota_set"]["instances"], 10);
     let detail = cloud.get(&format!("{path}/detail"), "2.56").await.json();
     assert_eq!(detail["quota_set"]["instances"], json!({"limit": 20, "in_use": 0, "reserved": 0}));
@@ -329,7 +336,7 @@ async fn server_lives_through_its_actions_over_rest_and_is_gone_after_its_deleti
         (refused.status.as_u16(), &refused.json()["conflictingRequest"]["message"]),
         (409, &json!(message))
     );
-    let console = act(json!({"os-getConsoleOutput": {"length": 1}})).await;
+    let console = act(json!({"os-getConsoleOutput": {"length": 2}})).await;
     assert_eq!(
         (console.status.as_u16(), console.json()["output"].as_str().map(|text| text.lines().count())),
         (200, Some(1))

@@ -281,7 +281,8 @@ impl Driver for FakeDriver {
         let found = instances.get(instance).ok_or_else(|| DriverError::NoInstance(instance.into()))?;
         let text = format!(
             "This is the fake driver of Wisp on {}: no guest runs here.\r\n\
-             {} has {} vCPUs and {} MiB of memory, and was started {} times.\r\n",
+             {} has {} vCPUs and {} MiB of memory.\r\n\
+             It was started {} times.\r\n",
             self.name,
             found.hostname,
             found.vcpus,

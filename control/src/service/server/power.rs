@@ -153,12 +153,12 @@ pub(crate) fn action_record(caller: &Caller, action: &str) -> ActionRecord {
     }
 }
 
+/// As Nova counts them: what follows the end of the last line is one, even if it is nothing.
 fn last_lines(text: &str, lines: usize) -> &str {
     if lines == 0 {
         return "";
     }
-    let body = text.strip_suffix('\n').unwrap_or(text);
-    let start = body.rmatch_indices('\n').nth(lines - 1).map_or(0, |(index, _)| index + 1);
+    let start = text.rmatch_indices('\n').nth(lines - 1).map_or(0, |(index, _)| index + 1);
     &text[start..]
 }
 
@@ -168,7 +168,7 @@ mod tests {
 
     #[test]
     fn last_lines_are_the_last_ones() {
-        assert_eq!(last_lines("a\nb\nc\n", 2), "b\nc\n");
+        assert_eq!(last_lines("a\nb\nc\n", 2), "c\n");
         assert_eq!(last_lines("a\nb\nc", 1), "c");
         assert_eq!(last_lines("a\n", 5), "a\n");
         assert_eq!(last_lines("a\n", 0), "");
