@@ -117,18 +117,6 @@ impl Shown for ShownPolicy {
     const NAMES: &'static [&'static str; 2] = &["policy", "policies"];
 }
 
-/// A kind of rules as it is shown.
-#[derive(Serialize, JsonSchema)]
-struct RuleType {
-    #[serde(rename = "type")]
-    kind: &'static str,
-}
-
-impl Shown for RuleType {
-    const NAMES: &'static [&'static str; 2] = &["rule_type", "rule_types"];
-    const ID: &'static str = "type";
-}
-
 fn view(state: &AppState, caller: &Caller, policy: &QosPolicy) -> ShownPolicy {
     let rules = policy.rules.iter().map(|rule| RuleOfPolicy {
         rule: rule::view(rule),

@@ -1,6 +1,5 @@
 //! The kinds of QoS rules that hold, and what of each (Network API v2.0: qos/rule-types).
 
-use axum::Json;
 use control::error::Error;
 use control::policy::require_admin;
 use control::service::qos::DSCP_MARKS;
