@@ -25,6 +25,9 @@ pub struct DiskWanted {
     /// one. Copies are of the bytes as they lie.
     #[serde(default)]
     pub cipher: DiskCipher,
+    /// How those of the disk lie that it is made of.
+    #[serde(default)]
+    pub source_cipher: DiskCipher,
     /// What it shall be.
     pub shape: DiskShape,
 }
@@ -86,6 +89,13 @@ pub enum DiskShape {
     /// A volume that another backend of the host had, and that it has no more.
     Moved {
         /// That backend.
+        from: String,
+    },
+    /// A disk with the content of another one, where that lies otherwise.
+    Recoded {
+        /// The other one.
+        of: String,
+        /// The backend that has that.
         from: String,
     },
     /// What another disk is now, for ever.

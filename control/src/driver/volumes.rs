@@ -2,6 +2,7 @@
 //!
 //! Must never know: who owns a volume, which instance has it.
 
+mod moves;
 mod outgoing;
 
 use std::collections::HashMap;
@@ -19,6 +20,7 @@ use storage::format::{Disk, DiskKey, EncryptedDisk, RawFile};
 use storage::lvm::LvmBackend;
 use vmm::config::{DiskConfig, DiskFormat, InheritedFd};
 
+use self::moves::{recode, relocate};
 use super::host::open_image;
 use super::instance_id_is_safe;
 use crate::agent::protocol::{
@@ -302,7 +304,7 @@ impl Volumes {
     }
 
     fn bring(&self, wanted: &DiskWanted) -> Result<Option<u64>, Error> {
-        let DiskWanted { id, generation, shape, cipher, backend: name } = wanted;
+        let DiskWanted { id, generation, shape, cipher, source_cipher, backend: name } = wanted;
         let backend = self.backend(name.as_deref())?;
         // Held while disks are copied: no instance begins to write to one meanwhile.
         let users = self.users();
@@ -356,6 +358,14 @@ impl Volumes {
             DiskShape::Moved { from } => {
                 drop(users);
                 relocate(id, self.backend(Some(from))?, backend)?;
+            }
+            DiskShape::Recoded { of, .. } if in_use(of) => {
+                return Err(BackendError::InUse { id: of.clone() }.into());
+            }
+            DiskShape::Recoded { of, from } => {
+                drop(users);
+                let keys = [source_cipher, cipher].map(|cipher| cipher.key().map_err(Error::Key));
+                recode((of, self.backend(Some(from))?), (id, backend), keys)?;
             }
             DiskShape::Deleted if name.is_none() => {
                 self.backends.iter().try_for_each(|(_, backend)| backend.delete(id))?;
@@ -489,32 +499,6 @@ fn restore(
     Ok(backup::restore(backups, backup, &*to)?)
 }
 
-/// Moves a disk, which nobody has open, to another backend. Until its copy is whole, the first one counts; where that
-/// is gone, the copy does.
-fn relocate(id: &str, from: &dyn Backend, to: &dyn Backend) -> Result<(), Error> {
-    let Some(size_bytes) = from.size_bytes(id)? else {
-        return match to.size_bytes(id)? {
-            Some(_) => Ok(()),
-            None => Err(BackendError::Missing { id: id.to_owned() }.into()),
-        };
-    };
-    // What an earlier try left.
-    to.delete(id)?;
-    let copied = copy_to(id, size_bytes, from, to);
-    if copied.is_err() {
-        // The first failure is the one to tell of; the space is for others.
-        let _ = to.delete(id);
-    }
-    copied?;
-    Ok(from.delete(id)?)
-}
-
-fn copy_to(id: &str, size_bytes: u64, from: &dyn Backend, to: &dyn Backend) -> Result<(), Error> {
-    let source = from.export(id, true)?.open(true).map_err(Error::Layers)?;
-    to.create(id, size_bytes, Source::Nothing)?;
-    Ok(to.rewrite(id, size_bytes, &|disk| copy_sparse(&*source, disk))?)
-}
-
 /// Refuses an id that could be a path.
 fn check_id(id: &str) -> Result<(), Error> {
     if instance_id_is_safe(id) { Ok(()) } else { Err(Error::Image("the id is not one".to_owned())) }
@@ -537,29 +521,6 @@ mod tests {
         assert_eq!(check_places(&[files.clone(), fast.clone()]), Ok(()));
         assert!(check_places(&[files.clone(), files.clone()]).is_err());
         assert!(check_places(&[fast.clone(), NamedPlace { name: "other".into(), ..fast }]).is_err());
-    }
-
-    #[test]
-    fn disk_moves_whole_or_not_at_all() {
-        let directory = tempfile::tempdir().unwrap();
-        let open = |name: &str| FileBackend::open(&directory.path().join(name)).unwrap();
-        let (a, b) = (open("a"), open("b"));
-        a.create("disk", 1 << 20, Source::Nothing).unwrap();
-        a.export("disk", false).unwrap().open(false).unwrap().write_at(&[7; 512], 512).unwrap();
-        let content = |backend: &FileBackend| {
-            let mut bytes = [0; 1024];
-            backend.export("disk", true).unwrap().open(true).unwrap().read_at(&mut bytes, 0).unwrap();
-            bytes
-        };
-        let before = content(&a);
-        // An earlier try came half way.
-        b.create("disk", 1 << 20, Source::Nothing).unwrap();
-        relocate("disk", &a, &b).unwrap();
-        assert_eq!((content(&b), a.list().unwrap()), (before, Vec::<String>::new()));
-        relocate("disk", &a, &b).unwrap();
-        assert_eq!(content(&b), before, "again");
-        let gone = relocate("other", &a, &b);
-        assert!(matches!(gone, Err(Error::Backend(BackendError::Missing { .. }))), "{gone:?}");
     }
 
     #[test]

@@ -109,7 +109,7 @@ fn backend_of(cache: &Cache, task: &DiskTask) -> Option<String> {
             of_volume(&cache.get::<Snapshot>(snapshot)?.row.volume_id)
         }
         DiskTask::CreateBackup { backup } => of_volume(&cache.get::<Backup>(backup)?.row.volume_id),
-        DiskTask::Move { backend, .. } => Some(backend.clone()),
+        DiskTask::Move { backend, .. } | DiskTask::Recode { backend, .. } => Some(backend.clone()),
         // Wherever it is, or was on its way to; or in none.
         DiskTask::DeleteVolume { .. }
         | DiskTask::Clear
@@ -123,6 +123,7 @@ fn cipher_of(cache: &Cache, master: &MasterKey, work: &DiskWork) -> DiskCipher {
     let id = match (&work.task, &work.shape) {
         (DiskTask::CreateVolume { volume }, DiskShape::Volume { source: DiskSource::Image { .. }, .. })
         | (DiskTask::Upload { volume, .. }, _) => volume,
+        (DiskTask::Recode { encryption, .. }, _) => return cipher(master, encryption.as_deref()),
         _ => return DiskCipher::Clear,
     };
     // Nobody can say of what is gone whether it was encrypted.
@@ -130,12 +131,19 @@ fn cipher_of(cache: &Cache, master: &MasterKey, work: &DiskWork) -> DiskCipher {
 }
 
 fn disk_wanted(cache: &Cache, master: &MasterKey, work: &DiskWork) -> DiskWanted {
+    let source_cipher = match &work.task {
+        DiskTask::Recode { volume, .. } => cache
+            .get::<Volume>(volume)
+            .map_or(DiskCipher::Lost, |volume| cipher(master, volume.row.encryption.as_ref())),
+        _ => DiskCipher::Clear,
+    };
     let id = work.id.split_once('/').map_or(work.id.as_str(), |(_, disk)| disk).to_owned();
     DiskWanted {
         id,
         generation: work.generation,
         backend: backend_of(cache, &work.task),
         cipher: cipher_of(cache, master, work),
+        source_cipher,
         shape: work.shape.clone(),
     }
 }

@@ -53,7 +53,8 @@ impl Host {
 
 fn wish(driver: &HostDriver, generation: u64, shape: DiskShape) -> DiskObserved {
     let id = "copy".to_owned();
-    driver.apply_disk(&DiskWanted { id, generation, backend: None, cipher: DiskCipher::Clear, shape })
+    let (cipher, source_cipher) = (DiskCipher::Clear, DiskCipher::Clear);
+    driver.apply_disk(&DiskWanted { id, generation, backend: None, cipher, source_cipher, shape })
 }
 
 pub(super) fn disks_come_out(host: &Host) {

@@ -168,6 +168,7 @@ fn only_what_differs_is_told_and_what_is_gone_is_forgotten() {
         generation: 1,
         backend: None,
         cipher: DiskCipher::Clear,
+        source_cipher: DiskCipher::Clear,
         shape: DiskShape::Deleted,
     };
     let mut told = Told::default();

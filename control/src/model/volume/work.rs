@@ -60,6 +60,17 @@ pub enum DiskTask {
         /// The type that it has then, if that changes.
         type_id: Option<String>,
     },
+    /// Giving a volume another disk with the same content, which lies as another type says.
+    Recode {
+        /// Which volume.
+        volume: String,
+        /// In which backend.
+        backend: String,
+        /// The type that the volume has then.
+        type_id: String,
+        /// How the volume's disk is encrypted then.
+        encryption: Option<Box<DiskEncryption>>,
+    },
     /// Making a snapshot.
     CreateSnapshot {
         /// Which.

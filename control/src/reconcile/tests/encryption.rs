@@ -69,7 +69,8 @@ impl Cloud {
         use storage::backend::Backend as _;
         let disks = self._state.path().join("volumes/fake-0/disks");
         let backend = storage::file::FileBackend::open(&disks).unwrap();
-        let stored = backend.export(volume, true).unwrap().open(true).unwrap();
+        let disk = self.control.db.get::<Volume>(volume).unwrap().row.disk().to_owned();
+        let stored = backend.export(&disk, true).unwrap().open(true).unwrap();
         let mut clear = vec![0; CONTENT_BYTES];
         EncryptedDisk::new(stored, &self.key(volume)).read_at(&mut clear, 0).unwrap();
         clear
@@ -215,6 +216,39 @@ async fn key_reaches_the_host_that_needs_it_and_the_store_holds_it_sealed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn volume_of_another_type_lies_as_that_says_and_keeps_its_content() {
+    let cloud = Cloud::with_volumes().await;
+    let (control, admin) = (&cloud.control, &cloud.admin);
+    let kinds =
+        [cloud.encrypted_type("secret", spec(256)).await, cloud.encrypted_type("more", spec(512)).await];
+    let image = cloud.image("raw", content()).await;
+    let id = cloud.made(NewVolume { image_id: Some(image), ..of_size(1) }).await;
+    let row = || control.db.get::<Volume>(&id).unwrap().row.clone();
+    let first = row();
+    let mut keys = Vec::new();
+    for (kind, key_size) in kinds.iter().zip([256, 512]) {
+        control.volume_retype(admin, &id, kind, true).await.unwrap();
+        cloud.until_volume(&id, Some(Status::Available)).await;
+        assert_eq!((&row().type_id, cloud.decrypted(&id)), (kind, content()));
+        assert_eq!(cloud.key(&id).as_bytes().len() * 8, key_size);
+        keys.push(cloud.encryption(&id).key_id);
+    }
+    assert_ne!(keys[0], keys[1]);
+    // The disk that it had goes.
+    for _ in 0..1000 {
+        if cloud.files_with_the_pattern().is_empty() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(cloud.files_with_the_pattern(), Vec::<std::path::PathBuf>::new());
+    control.volume_retype(admin, &id, &first.type_id, true).await.unwrap();
+    cloud.until_volume(&id, Some(Status::Available)).await;
+    assert_eq!((row().type_id, row().encryption), (first.type_id, None));
+    assert_eq!(cloud.files_with_the_pattern().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn backup_of_an_encrypted_volume_brings_its_key_along() {
     let cloud = Cloud::with_volumes().await;
     let (control, admin) = (&cloud.control, &cloud.admin);
@@ -294,8 +328,8 @@ async fn what_would_mix_up_keys_is_refused() {
         assert!(matches!(refused, Err(Error::Invalid { reason: "InvalidVolume", .. })), "{refused:?}");
     }
     for (volume, kind) in [(&id, "__DEFAULT__"), (&id, "larger"), (&clear, "secret")] {
-        let refused = control.volume_retype(admin, volume, kind, true).await;
-        assert!(matches!(refused, Err(Error::NotImplemented(_))), "{refused:?}");
+        let refused = control.volume_retype(admin, volume, kind, false).await;
+        assert!(matches!(refused, Err(Error::Invalid { .. })), "{refused:?}");
     }
     control.volume_retype(admin, &id, &same, false).await.unwrap();
     let refused = control.volume_snapshot_unmanage(admin, &snapshot).await;
@@ -331,6 +365,7 @@ async fn host_without_the_key_makes_nothing() {
         generation: 1,
         backend: None,
         cipher: DiskCipher::Lost,
+        source_cipher: DiskCipher::Clear,
         shape: DiskShape::Volume { size_bytes: 1 << 20, source: DiskSource::Image { image_id: data } },
     };
     let said = |wanted: &DiskWanted| driver.apply_disk(wanted).fault.unwrap_or_default();

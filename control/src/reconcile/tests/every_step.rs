@@ -373,13 +373,22 @@ impl Cloud {
                 ids.insert("group snapshot", made.unwrap().row.id.clone());
             }
         }
-        if action.starts_with("retype") || action == "delete while it moves" || action == "type delete" {
+        let gets_key = action.ends_with("key");
+        if action.starts_with("retype")
+            || action == "delete while it moves"
+            || action == "type delete"
+            || gets_key
+        {
             let kind = ("other", None, true);
             let mut specs = BTreeMap::new();
-            if action != "retype" && action != "type delete" {
+            if action != "retype" && action != "type delete" && !gets_key {
                 specs.insert("volume_backend_name".to_owned(), "other".to_owned());
             }
             let kind = control.volume_type_create(admin, kind, specs).await.unwrap();
+            if gets_key {
+                let spec = super::encryption::spec(256);
+                control.volume_type_encrypt(admin, &kind.row.id, Some(spec)).await.unwrap();
+            }
             ids.insert("type", kind.row.id.clone());
         }
         if action == "server of volumes becomes an image" {
@@ -489,10 +498,12 @@ impl Cloud {
             }
             "extend" => control.volume_extend(admin, volume, 3, false).await,
             "retype" => control.volume_retype(admin, volume, &ids["type"], false).await,
-            "retype by moving" => control.volume_retype(admin, volume, &ids["type"], true).await,
+            "retype by moving" | "retype with a key" => {
+                control.volume_retype(admin, volume, &ids["type"], true).await
+            }
             "type delete" => control.volume_type_delete(admin, &ids["type"]).await,
             "migrate" => control.volume_migrate(admin, volume, "fake-0@other").await,
-            "delete while it moves" => {
+            "delete while it moves" | "delete while it gets a key" => {
                 control.volume_retype(admin, volume, &ids["type"], true).await?;
                 control.volume_delete(admin, volume, false, true).await
             }
@@ -679,7 +690,17 @@ async fn cut_off(actions: &[&str]) {
 async fn volumes_cut_off_at_each_commit_leave_nothing_half_made() {
     cut_off(&["create", "clone", "volume of a snapshot", "volume of a backup", "volume of a qcow2 image"])
         .await;
-    cut_off(&["delete", "cascade", "extend", "retype", "retype by moving", "migrate", "upload"]).await;
+    cut_off(&[
+        "delete",
+        "cascade",
+        "extend",
+        "retype",
+        "retype by moving",
+        "retype with a key",
+        "migrate",
+        "upload",
+    ])
+    .await;
     cut_off(&["type delete"]).await;
 }
 
@@ -693,6 +714,7 @@ async fn deletions_of_what_is_under_way_cut_off_at_each_commit_leave_nothing_hal
         "delete what is made of a backup",
         "delete while it is uploaded",
         "delete while it moves",
+        "delete while it gets a key",
         "snapshot delete while it is made",
         "revert and delete with the snapshot",
         "backup delete while it is made",

@@ -10,7 +10,7 @@ use super::place::backend_name;
 use super::work::want;
 use super::{
     SIZE_GIB_MAX, VolumeView, check_properties, check_text, find_for_change, invalid_input, invalid_volume,
-    require_status,
+    relocate, require_status,
 };
 use crate::Control;
 use crate::agent::protocol::DiskShape;
@@ -252,11 +252,12 @@ impl Control {
         changed.await.map(drop)
     }
 
-    /// Gives a volume another type; with `may_move` in another backend, where its own does not have what the type asks for.
+    /// Gives a volume another type; with `may_move` in another backend, where its own does not have what the type asks for,
+    /// and with another disk, where the type says otherwise how that is encrypted.
     ///
     /// # Errors
     /// `NotFound`, `Forbidden`, `QuotaExceeded`; `Invalid` in a state that does not allow it, or for a type that asks
-    /// for another backend.
+    /// for another backend or disk.
     pub async fn volume_retype(&self, caller: &Caller, id: &str, wished: &str, may_move: bool) -> Result<()> {
         let changed = self.volume_change(caller, id, "volume:retype", |cache, volume| {
             require_status(volume, &[Status::Available, Status::InUse], "retype")?;
@@ -264,10 +265,8 @@ impl Control {
                 invalid_input(format!("Invalid input received: Invalid volume_type passed: '{wished}'."))
             })?;
             let kind = &kind.row;
-            if !encryption::fits(volume.encryption.as_ref(), kind.encryption.as_ref()) {
-                return Err(Error::NotImplemented("changing how a volume is encrypted"));
-            }
-            if kind.id == volume.type_id {
+            let recoded = !encryption::fits(volume.encryption.as_ref(), kind.encryption.as_ref());
+            if kind.id == volume.type_id && !recoded {
                 return Ok(Txn::new());
             }
             let in_use = volume.status == Status::InUse;
@@ -283,11 +282,17 @@ impl Control {
                     && Some(&pool.backend) == backend.as_ref()
                     && pool.has(&kind.extra_specs)
             });
-            if !fits && may_move {
-                let txn = super::relocate::to_type(cache, caller, volume, kind, &pools)?;
+            if (recoded || !fits) && may_move {
+                let txn = if recoded {
+                    let own = backend.filter(|_| fits);
+                    let encryption = self.volume_encryption(kind)?;
+                    relocate::recode(cache, caller, volume, kind, (&pools, own.as_deref()), encryption)?
+                } else {
+                    relocate::to_type(cache, caller, volume, kind, &pools)?
+                };
                 return kind::given(cache, txn, kind);
             }
-            if !fits {
+            if recoded || !fits {
                 return Err(invalid_volume("no valid host was found for the new type without moving the volume"));
             }
             let gib = i64::try_from(volume.size_gib).unwrap_or(i64::MAX);

@@ -450,7 +450,10 @@ fn new_type(name: &str, description: Option<String>, is_public: bool) -> VolumeT
 /// Refuses to delete a type that a volume has or is about to get, or that has to be there.
 fn refuse_in_use(cache: &Cache, kind: &VolumeType) -> Result<()> {
     let id = &kind.id;
-    let moves = |work: &DiskWork| matches!(&work.task, DiskTask::Move { type_id: Some(to), .. } if to == id);
+    let moves = |work: &DiskWork| match &work.task {
+        DiskTask::Move { type_id: Some(to), .. } | DiskTask::Recode { type_id: to, .. } => to == id,
+        _ => false,
+    };
     if cache.find(|volume: &Volume| volume.type_id == *id).is_some() || cache.find(moves).is_some() {
         let message = format!("Target volume type is still in use: {id}");
         return Err(Error::invalid("VolumeTypeInUse", message));

@@ -6,7 +6,7 @@ use crate::Control;
 use crate::agent::protocol::DiskShape;
 use crate::caller::Caller;
 use crate::error::Result;
-use crate::model::volume::{DiskTask, Snapshot, Status, Volume};
+use crate::model::volume::{DiskTask, DiskWork, Snapshot, Status, Volume};
 use crate::policy::require_admin;
 use crate::service::quota::{Resource, charge_of_type};
 use crate::store::{Cache, Stored, Txn};
@@ -90,9 +90,18 @@ pub(super) fn check(volume: &Volume, force: bool, cascade: bool) -> Result<()> {
 pub(crate) fn want_gone(cache: &Cache, txn: Txn, stored: &Stored<Volume>, request_id: &str) -> Txn {
     let Some(host) = host_that_knows(&stored.row) else { return removal(cache, txn, stored) };
     let volume = Volume { status: Status::Deleting, ..stored.row.clone() };
-    let txn = txn.update(stored, &volume);
+    let txn = recoding_ends(cache, txn.update(stored, &volume), &host, &volume.id, request_id);
     let task = DiskTask::DeleteVolume { volume: volume.id.clone() };
     want(cache, txn, request_id, (&host, volume.disk()), DiskShape::Deleted, task)
+}
+
+/// A disk that should have taken a volume's place is not wanted any more.
+fn recoding_ends(cache: &Cache, txn: Txn, host: &str, id: &str, request_id: &str) -> Txn {
+    let of_volume = |work: &DiskWork| matches!(&work.task, DiskTask::Recode { volume, .. } if volume == id);
+    match cache.find(of_volume).as_ref().and_then(|work| work.row.id.split_once('/')) {
+        Some((_, disk)) => want(cache, txn, request_id, (host, disk), DiskShape::Deleted, DiskTask::Clear),
+        None => txn,
+    }
 }
 
 /// The host that has something of a volume, or may have.

@@ -61,10 +61,12 @@ fn let_go(cache: &Cache, txn: Txn, task: &DiskTask) -> Txn {
             Some(backup) => done.source_free(txn, &backup.row),
             None => txn,
         },
-        DiskTask::Move { volume, type_id: Some(type_id), .. } => match cache.get::<Volume>(volume) {
-            Some(volume) => relocate::of_type(txn, &volume.row, type_id, -1),
-            None => txn,
-        },
+        DiskTask::Move { volume, type_id: Some(type_id), .. } | DiskTask::Recode { volume, type_id, .. } => {
+            match cache.get::<Volume>(volume) {
+                Some(volume) => relocate::of_type(txn, &volume.row, type_id, -1),
+                None => txn,
+            }
+        }
         DiskTask::DeleteVolume { .. }
         | DiskTask::CreateSnapshot { .. }
         | DiskTask::DeleteSnapshot { .. }
@@ -85,7 +87,7 @@ fn not_extended(txn: Txn, volume: &Volume, size_gib: u64) -> Txn {
 /// What is still to be done after a report, outside of its transaction.
 enum Next {
     Nothing,
-    TakeImage { host: String, work: DiskWork },
+    TakeImage { host: String, work: Box<DiskWork> },
 }
 
 impl Control {
@@ -103,7 +105,7 @@ impl Control {
                     return Ok((Txn::new(), Next::Nothing));
                 };
                 if work.row.task.image().is_some() && report.fault.is_none() {
-                    let next = Next::TakeImage { host: host.to_owned(), work: work.row.clone() };
+                    let next = Next::TakeImage { host: host.to_owned(), work: Box::new(work.row.clone()) };
                     return Ok((brought_out(cache, Txn::new(), &work.row.task), next));
                 }
                 let txn = Txn::new().delete(&work);
@@ -132,7 +134,13 @@ fn finish(cache: &Cache, txn: Txn, work: &Stored<DiskWork>, report: &DiskObserve
         DiskTask::Revert { volume, snapshot, encryption } => {
             done.reverted(txn, volume, snapshot, encryption.as_deref())
         }
-        DiskTask::Move { volume, backend, type_id } => done.moved(txn, volume, backend, type_id.as_deref()),
+        DiskTask::Move { volume, backend, type_id } => {
+            done.moved(txn, volume, backend, type_id.as_deref(), None)
+        }
+        // The wish goes, or is the next one about the same disk.
+        DiskTask::Recode { volume, backend, type_id, encryption } => {
+            done.recoded(work, volume, (backend, type_id), encryption.as_deref())
+        }
         DiskTask::CreateSnapshot { snapshot } => done.snapshot_made(txn, snapshot),
         DiskTask::DeleteSnapshot { snapshot } => done.snapshot_gone(txn, snapshot),
         DiskTask::Upload { volume, image } => done.uploaded(txn, volume, image),
@@ -279,8 +287,40 @@ impl Done<'_> {
         self.tell_of_volume(txn, id, "VOLUME_VOLUME_017_002")
     }
 
-    /// A volume is in another backend, and perhaps of another type; or it is where and what it was.
-    fn moved(&self, txn: Txn, id: &str, backend: &str, type_id: Option<&str>) -> Txn {
+    /// A volume has another disk, and the one that it had goes; or it has that still, and of the other one nothing is left.
+    /// Whoever has done something else with the volume meanwhile has done it with the disk that it had.
+    fn recoded(
+        &self,
+        work: &Stored<DiskWork>,
+        id: &str,
+        (backend, type_id): (&str, &str),
+        encryption: Option<&DiskEncryption>,
+    ) -> Txn {
+        let (host, disk) = work.row.id.split_once('/').unwrap_or_default();
+        let volume = self.cache.get::<Volume>(id).filter(|volume| volume.row.status == Status::Retyping);
+        let clear = |txn, disk| {
+            want(self.cache, txn, self.request_id, (host, disk), DiskShape::Deleted, DiskTask::Clear)
+        };
+        match volume {
+            None if self.fault.is_none() => clear(Txn::new(), disk),
+            None => let_go(self.cache, Txn::new().delete(work), &work.row.task),
+            Some(volume) => {
+                let txn = Txn::new().delete(work);
+                let txn = if self.fault.is_none() { clear(txn, volume.row.disk()) } else { txn };
+                self.moved(txn, id, backend, Some(type_id), Some((disk, encryption)))
+            }
+        }
+    }
+
+    /// A volume is in another backend, and perhaps of another type and another disk; or it is where and what it was.
+    fn moved(
+        &self,
+        txn: Txn,
+        id: &str,
+        backend: &str,
+        type_id: Option<&str>,
+        disk: Option<(&str, Option<&DiskEncryption>)>,
+    ) -> Txn {
         let Some(stored) = self.cache.get::<Volume>(id) else { return txn };
         let moved = self.fault.is_none();
         let txn = match type_id {
@@ -300,6 +340,10 @@ impl Done<'_> {
                 volume.backend = Some(backend.to_owned());
                 volume.type_id = type_id.unwrap_or(&volume.type_id).to_owned();
                 volume.multiattach = multiattach.unwrap_or(volume.multiattach);
+                if let Some((disk, encryption)) = disk {
+                    volume.disk_id = Some(disk.to_owned());
+                    volume.encryption = encryption.cloned();
+                }
             }
         });
         self.tell_of_volume(txn, id, "VOLUME_VOLUME_012_003")
