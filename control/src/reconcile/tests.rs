@@ -270,7 +270,7 @@ async fn server_lives_through_every_action_and_leaves_nothing() {
     assert!(active.launched_at.is_some());
     let port = control.db.get::<Port>(&active.port_ids[0]).unwrap();
     assert_eq!((port.row.host.as_deref(), port.row.active), (Some("fake-0"), true));
-    assert!(control.server_console(admin, &id, Some(1)).await.unwrap().contains("started"));
+    assert!(control.server_console(admin, &id, Some(2)).await.unwrap().contains("started"));
     for (action, then) in [
         (Action::Pause, "PAUSED"),
         (Action::Unpause, "ACTIVE"),
