@@ -17,8 +17,14 @@ use super::{Host, eventually};
 impl Host {
     fn volume(&self, driver: &HostDriver, id: &str) -> VolumeWanted {
         let shape = DiskShape::Volume { size_bytes: 1 << 20, source: DiskSource::Nothing };
-        let wish =
-            DiskWanted { id: id.to_owned(), generation: 1, backend: None, cipher: DiskCipher::Clear, shape };
+        let wish = DiskWanted {
+            id: id.to_owned(),
+            generation: 1,
+            backend: None,
+            cipher: DiskCipher::Clear,
+            source_cipher: DiskCipher::Clear,
+            shape,
+        };
         assert_eq!(driver.apply_disk(&wish).fault, None);
         VolumeWanted {
             id: id.to_owned(),
@@ -36,6 +42,7 @@ impl Host {
             generation: 2,
             backend: None,
             cipher: DiskCipher::Clear,
+            source_cipher: DiskCipher::Clear,
             shape: DiskShape::Extended { size_bytes },
         };
         assert_eq!(driver.apply_disk(&wish).fault, None);
@@ -112,6 +119,7 @@ pub(super) fn come_and_go(host: &Host) {
             generation: 1,
             backend: None,
             cipher: DiskCipher::Clear,
+            source_cipher: DiskCipher::Clear,
             shape: DiskShape::Reverted { snapshot: "none".to_owned() },
         };
         let in_use = DiskWanted { id: volume.id.clone(), ..snapshot };
