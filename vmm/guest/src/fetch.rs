@@ -2,8 +2,8 @@
 //!
 //! Must never know: what is fetched.
 
-use alloc::rc::Rc;
 use alloc::format;
+use alloc::rc::Rc;
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;

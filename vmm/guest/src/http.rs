@@ -184,12 +184,7 @@ fn content_length(headers: &[httparse::Header<'_>]) -> Result<usize, &'static st
     str::from_utf8(header.value).ok().and_then(|text| text.trim().parse().ok()).ok_or("400 Bad Request")
 }
 
-async fn respond(
-    machine: &'static Machine,
-    stack: &Rc<Stack>,
-    route: Route<'_>,
-    body: &[u8],
-) -> Response {
+async fn respond(machine: &'static Machine, stack: &Rc<Stack>, route: Route<'_>, body: &[u8]) -> Response {
     match route {
         Route::Page => Response {
             status: OK,

@@ -2,8 +2,8 @@
 //!
 //! Must never know: what user data asks for.
 
-use alloc::rc::Rc;
 use alloc::collections::BTreeMap;
+use alloc::rc::Rc;
 use alloc::string::String;
 use alloc::vec::Vec;
 
