@@ -10,7 +10,7 @@ use super::Error;
 use super::tree::{Content, Entry, Tree};
 
 /// Changes when the same inputs shall give another image.
-const RECIPE: &str = "busybox image 1";
+const RECIPE: &str = "busybox image 2";
 const SHELL: [&str; 1] = ["busybox-static"];
 /// dropbear, and the packages of the libraries in [`LIBRARIES`].
 const SSH: [&str; 7] =

@@ -13,7 +13,7 @@ use super::{Error, TIME_SECONDS, busybox};
 /// The release that images are made of.
 const SUITE: &str = "bookworm";
 /// Changes when the same inputs shall give another image.
-const RECIPE: &str = "debian image 1";
+const RECIPE: &str = "debian image 2";
 /// What building a Debian file system needs.
 pub(super) const NEEDS: [Need; 2] =
     [Need::Program("mmdebstrap", "mmdebstrap"), Need::Program("apt-get", "apt")];

@@ -15,7 +15,7 @@ use super::tree::Tree;
 use super::{Error, Request, TIME_SECONDS, ext4};
 
 /// Changes when the same inputs shall give another image.
-const RECIPE: &str = "debian generic image 2";
+const RECIPE: &str = "debian generic image 3";
 const PACKAGES: &str = "systemd-sysv,systemd-resolved,udev,dbus,libpam-systemd,linux-image-cloud-amd64,initramfs-tools,\
     grub-pc-bin,grub2-common,cloud-init,cloud-guest-utils,netplan.io,openssh-server,sudo,iproute2,iputils-ping,netbase,\
     ca-certificates,e2fsprogs,kmod,lsb-release";
