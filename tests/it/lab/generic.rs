@@ -29,7 +29,7 @@ const FIRST: &str = "#cloud-config\n\
 /// For the server that says on its console what it found on its configuration drive, and powers itself off.
 const SECOND: &str = "#cloud-config\n\
     runcmd:\n  - [sh, -c, '{ echo \"found $(hostname)\"; ip -4 -o address show scope global; ip route; \
-    cat /home/debian/.ssh/authorized_keys; grep ' /boot ' /proc/mounts; grep -o DataSource.* /run/cloud-init/status.json | head -n 1; } >/dev/console']\n\
+    cat /home/debian/.ssh/authorized_keys; grep /boot /proc/mounts; grep -o DataSource.* /run/cloud-init/status.json | head -n 1; } >/dev/console']\n\
     power_state: {mode: poweroff}\n";
 /// The second server's network, where nobody answers DHCP.
 const STATIC_NETWORK: &str = "10.7.0.0/24";
