@@ -124,10 +124,7 @@ fn image_with_partitions_boots_in_the_cloud() -> Result<()> {
     isolate()?;
     let files = tempfile::tempdir()?;
     let image = std::fs::read(disk(files.path(), "one")?)?;
-    let cloud = Cloud::start()?;
-    let rest = cloud.rest()?;
-    cloud.open_default_group(&rest)?;
-    let network = cloud.public_network(&rest)?;
+    let (cloud, rest, network) = Cloud::start_open()?;
     let image = cloud.image(&rest, "whole disk", &image)?;
     let new = NewServer { name: "whole", image: &image, flavor: "m1.nano", network: &network, user_data: "" };
     let server = cloud.server(&rest, &new)?;

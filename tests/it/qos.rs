@@ -120,10 +120,7 @@ fn take(rest: &Rest, port: &str, policy: Option<&str>) -> Result<()> {
 fn guest_is_held() -> Result<()> {
     isolate()?;
     let before = Remains::look()?;
-    let mut cloud = Cloud::start()?;
-    let rest = cloud.rest()?;
-    cloud.open_default_group(&rest)?;
-    let network = cloud.public_network(&rest)?;
+    let (mut cloud, rest, network) = Cloud::start_open()?;
     let new = NewServer { name: "s", image: "", flavor: "m1.nano", network: &network, user_data: "" };
     let server = cloud.server(&rest, &new)?;
     cloud.wait_status(&rest, &server, "ACTIVE")?;

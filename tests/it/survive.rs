@@ -22,10 +22,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 fn instances_outlive() -> Result<()> {
     isolate()?;
     let before = Remains::look()?;
-    let mut cloud = Cloud::start()?;
-    let rest = cloud.rest()?;
-    cloud.open_default_group(&rest)?;
-    let network = cloud.public_network(&rest)?;
+    let (mut cloud, rest, network) = Cloud::start_open()?;
     let mut servers = Vec::new();
     for name in ["one", "two"] {
         let new = NewServer { name, image: "", flavor: "m1.nano", network: &network, user_data: "" };

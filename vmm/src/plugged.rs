@@ -283,9 +283,9 @@ impl Devices {
         &self.wires.questions
     }
 
-    /// Does `act` with each device.
-    pub(crate) fn each(&self, mut act: impl FnMut(&mut (dyn VirtioDevice + 'static))) {
-        self.list.iter().for_each(|device| act(&mut *lock(&device.shared)));
+    /// Each device, locked while it is held.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = MutexGuard<'_, dyn VirtioDevice + 'static>> {
+        self.list.iter().map(|device| lock(&*device.shared))
     }
 
     /// Has the disks' files show all that the guest has written, durably.
@@ -293,7 +293,7 @@ impl Devices {
     /// # Errors
     /// The disks'; all of them are tried.
     pub(crate) fn write_out(&self) -> io::Result<()> {
-        self.list.iter().map(|device| lock(&device.shared).write_out()).fold(Ok(()), Result::and)
+        self.iter().map(|mut device| device.write_out()).fold(Ok(()), Result::and)
     }
 
     /// Whether drivers have started the devices that a guest would miss.

@@ -266,12 +266,12 @@ impl Machine {
             Effect::None => {}
             Effect::Run => {
                 self.first_run_us.get_or_insert_with(now_us);
-                self.devices.each(|device| device.hold(false));
+                self.devices.iter().for_each(|mut device| device.hold(false));
                 self.vcpus.run();
             }
             Effect::Hold => {
                 self.vcpus.hold();
-                self.devices.each(|device| device.hold(true));
+                self.devices.iter().for_each(|mut device| device.hold(true));
             }
             Effect::Finish => self.vcpus.hold(),
             Effect::PressPowerButton => lock(&self.power).press_power_button(),
@@ -290,9 +290,7 @@ impl Machine {
 
     /// Has the network device with that MAC address answer otherwise to the guest; whether there is one that answers.
     pub fn readdress(&self, mac: [u8; 6], addressing: &Addressing) -> bool {
-        let mut found = false;
-        self.devices.each(|device| found |= device.readdress(mac, addressing));
-        found
+        self.devices.iter().any(|mut device| device.readdress(mac, addressing))
     }
 
     /// Where the guest's questions about names wait.
@@ -303,8 +301,7 @@ impl Machine {
 
     /// Carries an answer to the guest by the network device with that MAC address.
     pub fn answer(&self, mac: [u8; 6], number: u32, message: &[u8]) {
-        let mut found = false;
-        self.devices.each(|device| found = found || device.answer(mac, number, message));
+        self.devices.iter().any(|mut device| device.answer(mac, number, message));
     }
 
     /// Holds the traffic of the network device with that MAC address to something else; whether there is one.
@@ -312,13 +309,12 @@ impl Machine {
     /// # Errors
     /// A limit out of range.
     pub fn reshape(&self, mac: [u8; 6], traffic: &Traffic) -> Result<bool, virtio::Error> {
-        let mut found = Ok(false);
-        self.devices.each(|device| {
-            if let Ok(false) = found {
-                found = device.reshape(mac, traffic);
+        for mut device in self.devices.iter() {
+            if device.reshape(mac, traffic)? {
+                return Ok(true);
             }
-        });
-        found
+        }
+        Ok(false)
     }
 
     /// Ends the threads. A process that is about to exit need not.

@@ -121,11 +121,10 @@ fn kvm_kind() -> Ability {
 
 /// What of the processor guests can be shown.
 fn cpu_profiles() -> Ability {
-    let of = |wanted| Kvm::open().and_then(|kvm| kvm.profile(wanted)).map_err(|error| sentence(&error));
-    let result = of(CpuProfile::Host).and_then(|host| {
-        let baseline = of(CpuProfile::Baseline)?;
-        Ok(format!("{host}, {baseline}"))
-    });
+    let profiles =
+        Kvm::open().and_then(|kvm| Ok((kvm.profile(CpuProfile::Host)?, kvm.profile(CpuProfile::Baseline)?)));
+    let result =
+        profiles.map(|(host, baseline)| format!("{host}, {baseline}")).map_err(|error| sentence(&error));
     tried(
         "CPU profiles",
         false,

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use crate::harness::{Cloud, Need, guest_cache, guest_image, lab_cache, trial, wisp};
+use crate::harness::{Cloud, Need, guest_cache, guest_image, lab_cache, once, trial, wisp};
 
 /// Boots a disk inside the lab.
 const HOST: &str = include_str!("host.sh");
@@ -93,14 +93,14 @@ fn goes_up() -> Result<()> {
 }
 
 fn images_are_built_again_with_the_same_bytes() -> Result<()> {
-    verified().clone().map_err(|error| anyhow!(error))
+    verified()
 }
 
 /// Whether images that were built before, by another process, are the same when they are built again. It needs Debian's
 /// packages, so it is found out before tests move their threads to where these cannot be reached.
-pub(crate) fn verified() -> &'static Result<(), String> {
+pub(crate) fn verified() -> Result<()> {
     static VERIFIED: OnceLock<Result<(), String>> = OnceLock::new();
-    VERIFIED.get_or_init(|| verify().map_err(|error| format!("{error:#}")))
+    once(&VERIFIED, verify)
 }
 
 fn verify() -> Result<()> {

@@ -53,6 +53,15 @@ impl Cloud {
         Self::start_with("kvm")
     }
 
+    /// The same, with the default group open; a session of its administrator, and the public network.
+    pub(crate) fn start_open() -> Result<(Self, Rest, String)> {
+        let cloud = Self::start()?;
+        let rest = cloud.rest()?;
+        cloud.open_default_group(&rest)?;
+        let network = cloud.public_network(&rest)?;
+        Ok((cloud, rest, network))
+    }
+
     /// A cloud on this machine's KVM, with further options of `wisp up`.
     pub(crate) fn start_kvm_with(options: &[&str]) -> Result<Self> {
         Self::start_of("kvm", options)

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 
-use super::slim;
+use super::{once, slim};
 
 /// Where the root file system begins on the disk: after the first MiB and GRUB's three.
 const ROOT_OFFSET_BYTES: u32 = 4 << 20;
@@ -26,7 +26,7 @@ pub(crate) struct Stock {
 /// Makes them, or finds them.
 pub(crate) fn stock() -> Result<Stock> {
     static MADE: OnceLock<std::result::Result<Stock, String>> = OnceLock::new();
-    MADE.get_or_init(|| make().map_err(|error| format!("{error:#}"))).clone().map_err(|error| anyhow!(error))
+    once(&MADE, make)
 }
 
 fn make() -> Result<Stock> {

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 
-use super::wisp;
+use super::{once, wisp};
 
 /// Where the lab keeps its packages.
 pub(crate) fn cache() -> PathBuf {
@@ -16,10 +16,7 @@ pub(crate) fn cache() -> PathBuf {
 /// Whether a lab runs: tried once, with a command that does nothing.
 pub(super) fn ready() -> Result<()> {
     static READY: OnceLock<std::result::Result<(), String>> = OnceLock::new();
-    READY
-        .get_or_init(|| attempt().map_err(|error| format!("{error:#}")))
-        .clone()
-        .map_err(|error| anyhow!(error))
+    once(&READY, attempt)
 }
 
 fn attempt() -> Result<()> {

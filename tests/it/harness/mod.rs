@@ -12,6 +12,7 @@ mod slim;
 mod venv;
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Completion, Failed, Trial};
@@ -25,6 +26,16 @@ pub(crate) use self::rest::Rest;
 pub(crate) use self::s3::S3Server;
 pub(crate) use self::shell::Shell;
 pub(crate) use self::slim::{cache as guest_cache, image as guest_image, kernel as slim_kernel};
+
+/// What is found out once, however many tests ask, and whatever it comes to.
+pub(crate) fn once<T: Clone>(
+    cell: &OnceLock<Result<T, String>>,
+    find: impl FnOnce() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    cell.get_or_init(|| find().map_err(|error| format!("{error:#}")))
+        .clone()
+        .map_err(|error| anyhow::anyhow!(error))
+}
 
 /// Makes the server of S3 ready; where that fails, the tests that need it say why.
 pub(crate) fn prepare_s3() {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
 
-use super::wisp;
+use super::{once, wisp};
 
 /// Where guests are built.
 pub(crate) fn cache() -> PathBuf {
@@ -38,10 +38,7 @@ pub(crate) fn kernel(directory: &Path) -> Result<PathBuf> {
 /// Whether there is a kernel: built at the first question, which takes minutes.
 pub(super) fn ready() -> Result<()> {
     static READY: OnceLock<std::result::Result<(), String>> = OnceLock::new();
-    READY
-        .get_or_init(|| build().map_err(|error| format!("{error:#}")))
-        .clone()
-        .map_err(|error| anyhow!(error))
+    once(&READY, build)
 }
 
 fn build() -> Result<()> {

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, anyhow, ensure};
+use anyhow::{Context, Result, ensure};
+
+use super::once;
 
 /// Seconds one step may take.
 const STEP_SECONDS_MAX: &str = "600";
@@ -18,7 +20,7 @@ struct Program {
 }
 
 /// The path of the `openstack` command.
-pub(super) fn openstack() -> Result<&'static Path> {
+pub(super) fn openstack() -> Result<PathBuf> {
     static MADE: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
     let program = Program {
         directory: "openstack-10.5.0-oauth",
@@ -26,23 +28,14 @@ pub(super) fn openstack() -> Result<&'static Path> {
         packages: &["python-openstackclient==10.5.0", "oauthlib>=3,<4"],
         command: "openstack",
     };
-    once(&MADE, &program)
+    once(&MADE, || make(&program))
 }
 
 /// The path of a server of Amazon's S3, with all in memory.
-pub(super) fn moto() -> Result<&'static Path> {
+pub(super) fn moto() -> Result<PathBuf> {
     static MADE: OnceLock<std::result::Result<PathBuf, String>> = OnceLock::new();
     let program = Program { directory: "moto-5", packages: &["moto[server]>=5,<6"], command: "moto_server" };
-    once(&MADE, &program)
-}
-
-fn once(
-    made: &'static OnceLock<std::result::Result<PathBuf, String>>,
-    program: &Program,
-) -> Result<&'static Path> {
-    made.get_or_init(|| make(program).map_err(|error| format!("{error:#}")))
-        .as_deref()
-        .map_err(|error| anyhow!("{error}"))
+    once(&MADE, || make(&program))
 }
 
 fn make(program: &Program) -> Result<PathBuf> {

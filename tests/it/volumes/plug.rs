@@ -88,10 +88,7 @@ impl Running {
 fn go_to_another() -> Result<()> {
     isolate()?;
     let before = Remains::look()?;
-    let mut cloud = Cloud::start()?;
-    let rest = cloud.rest()?;
-    cloud.open_default_group(&rest)?;
-    let network = cloud.public_network(&rest)?;
+    let (mut cloud, rest, network) = Cloud::start_open()?;
     let one = Running::start(&cloud, &rest, &network, "one")?;
     let two = Running::start(&cloud, &rest, &network, "two")?;
     let volume = made(&rest, "volume", json!({"size": 1, "name": "v"}))?;

@@ -83,8 +83,8 @@ struct Word {
     allowed: &'static [u32],
 }
 
-/// The words in which the baseline has anything. A leaf of features that is not here shows nothing.
-const WORDS: [Word; 9] = [
+/// All words of features that the baseline does not show as the host has them.
+const WORDS: [Word; 16] = [
     Word {
         function: 0x1,
         register: Register::Ecx,
@@ -143,15 +143,14 @@ const WORDS: [Word; 9] = [
     // LFENCE serialises; what faults of branch prediction are not there, or have means.
     Word { function: 0x8000_0021, register: Register::Eax, promised: &[], allowed: &[2, 27, 28, 29] },
     Word { function: 0x8000_0021, register: Register::Ecx, promised: &[], allowed: &[1, 2] },
-];
-/// Leaves of features alone: registers that no word above names are zero in the baseline.
-const FEATURE_LEAVES: [(u32, &[Register]); 6] = [
-    (0x1, &[Register::Ecx, Register::Edx]),
-    (0x6, &[Register::Eax, Register::Ebx, Register::Ecx, Register::Edx]),
-    (0x7, &[Register::Ebx, Register::Ecx, Register::Edx]),
-    (0x8000_0001, &[Register::Ecx, Register::Edx]),
-    (0x8000_0008, &[Register::Ebx]),
-    (0x8000_0021, &[Register::Eax, Register::Ebx, Register::Ecx]),
+    Word::hidden(0x6, Register::Ebx),
+    Word::hidden(0x6, Register::Ecx),
+    Word::hidden(0x6, Register::Edx),
+    // How many more leaves of its kind there are, and what they have.
+    Word::hidden(0x7, Register::Eax),
+    Word::hidden(0x7, Register::Ebx),
+    Word::hidden(0x7, Register::Ecx),
+    Word::hidden(0x8000_0021, Register::Ebx),
 ];
 /// Leaves that the baseline has not: of performance counters, extended states, traces, enclaves, tiles, frequencies and
 /// power, which are nothing without their features.
@@ -175,6 +174,11 @@ const ABSENT_LEAVES: [u32; 16] = [
 ];
 
 impl Word {
+    /// One of which nothing is shown.
+    const fn hidden(function: u32, register: Register) -> Self {
+        Self { function, register, promised: &[], allowed: &[] }
+    }
+
     fn promised_bits(&self) -> u32 {
         self.promised.iter().fold(0, |bits, (_, bit)| bits | 1 << bit)
     }
@@ -209,15 +213,8 @@ pub(super) fn baseline(mut entry: kvm_cpuid_entry2) -> Option<kvm_cpuid_entry2> 
     if ABSENT_LEAVES.contains(&function) || (function == 0x7 && entry.index > 0) {
         return None;
     }
-    if function == 0x7 {
-        // There are no more leaves of its kind.
-        entry.eax = 0;
-    }
-    for (_, registers) in FEATURE_LEAVES.iter().filter(|(leaf, _)| *leaf == function) {
-        for name in *registers {
-            let word = WORDS.iter().find(|word| word.function == function && word.register == *name);
-            *register(&mut entry, *name) &= word.map_or(0, Word::shown_bits);
-        }
+    for word in WORDS.iter().filter(|word| word.function == function) {
+        *register(&mut entry, word.register) &= word.shown_bits();
     }
     Some(entry)
 }

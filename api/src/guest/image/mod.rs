@@ -149,15 +149,7 @@ pub struct Image {
 /// # Errors
 /// Anything missing, or a tool that fails.
 pub fn build(request: &Request, cache: &Cache, progress: &Progress) -> Result<Image, Error> {
-    let plan = Plan::new(request, cache, progress)?;
-    let path = plan.place(cache)?;
-    if path.is_file() {
-        return Ok(Image { path, reused: true });
-    }
-    let work = cache.work(cache::BUILD)?;
-    let written = plan.write(cache, work.path(), progress)?;
-    fs::rename(&written, &path).map_err(cache::Error::io("move into place", &path))?;
-    Ok(Image { path, reused: false })
+    Plan::new(request, cache, progress)?.image(cache, progress)
 }
 
 /// Builds again what is in the cache, or both times if it is not, and compares them byte for byte. What differs stays beside
@@ -166,9 +158,10 @@ pub fn build(request: &Request, cache: &Cache, progress: &Progress) -> Result<Im
 /// # Errors
 /// As for [`build`]; they differ.
 pub fn verify(request: &Request, cache: &Cache, progress: &Progress) -> Result<Image, Error> {
-    let image = build(request, cache, progress)?;
+    let plan = Plan::new(request, cache, progress)?;
+    let image = plan.image(cache, progress)?;
     let work = cache.work(cache::BUILD)?;
-    let written = Plan::new(request, cache, progress)?.write(cache, work.path(), progress)?;
+    let written = plan.write(cache, work.path(), progress)?;
     let stage = progress.stage("compare", None);
     if let Some(offset) = cache::first_difference(&image.path, &written)? {
         let again = image.path.with_added_extension("again");
@@ -210,6 +203,18 @@ impl<'a> Plan<'a> {
     fn place(&self, cache: &Cache) -> Result<PathBuf, Error> {
         let (kind, format) = (self.request.kind.name(), self.request.format.name());
         Ok(cache.directory("images")?.join(format!("{kind}-{}.{format}", self.stamp.text())))
+    }
+
+    /// It, from the cache or built.
+    fn image(&self, cache: &Cache, progress: &Progress) -> Result<Image, Error> {
+        let path = self.place(cache)?;
+        if path.is_file() {
+            return Ok(Image { path, reused: true });
+        }
+        let work = cache.work(cache::BUILD)?;
+        let written = self.write(cache, work.path(), progress)?;
+        fs::rename(&written, &path).map_err(cache::Error::io("move into place", &path))?;
+        Ok(Image { path, reused: false })
     }
 
     /// Makes it below `work`.

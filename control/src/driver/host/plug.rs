@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
-use vmm::config::{DiskConfig, InheritedFd, NicConfig};
+use vmm::config::{DiskConfig, InheritedFd};
 use vmm::rpc::{Client, ClientError, DeviceName, DeviceState, DeviceStatus};
 
 use super::directory::{Directory, Record};
@@ -269,13 +269,7 @@ impl HostDriver {
         if let Err(why) = self.check(Step::PlugNetwork) {
             return Ok(Err(why));
         }
-        let config = NicConfig {
-            tap: InheritedFd(0),
-            mac: new.mac,
-            mtu: new.mtu,
-            endpoint: Some(start::endpoint(new, wanted)),
-            traffic: new.traffic,
-        };
+        let config = start::nic_config(new, wanted, InheritedFd(0));
         unless_refused(client.add_nic(config, tap.as_fd()))
     }
 }

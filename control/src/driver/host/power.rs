@@ -260,8 +260,8 @@ impl HostDriver {
     ) -> InstanceObserved {
         let leaving = self.prepare_plugging(wanted, surroundings, slot, directory);
         self.resolver.serve(wanted, &directory.control_socket());
-        let before = slot.record.as_ref().map(|record| record.wanted.nics.clone()).unwrap_or_default();
-        let no_longer_carried = dropped(&before, &wanted.nics);
+        let before = slot.record.as_ref().map_or(&[][..], |record| &record.wanted.nics);
+        let no_longer_carried = dropped(before, &wanted.nics);
         let updated = self
             .network
             .update(surroundings, &wanted.nics)

@@ -257,13 +257,7 @@ fn configuration(
     (boot, disks, taps): (Boot, Vec<DiskConfig>, Vec<OwnedFd>),
     files: &mut Files,
 ) -> Result<VmmConfig, String> {
-    let nics = wanted.nics.iter().zip(taps).map(|(nic, tap)| NicConfig {
-        tap: files.push(tap),
-        mac: nic.mac,
-        mtu: nic.mtu,
-        endpoint: Some(endpoint(nic, wanted)),
-        traffic: nic.traffic,
-    });
+    let nics = wanted.nics.iter().zip(taps).map(|(nic, tap)| nic_config(nic, wanted, files.push(tap)));
     let nics = nics.collect();
     let console = directory.open_console().map_err(failed("make the console log"))?;
     let exit = directory.open_exit().map_err(failed("make the file for the report of the end"))?;
@@ -340,9 +334,10 @@ pub(super) fn died(directory: &Directory) -> String {
     }
 }
 
-/// What the VMM answers to the guest on one device, all of it.
-pub(super) fn endpoint(nic: &NicWanted, wanted: &InstanceWanted) -> EndpointConfig {
-    EndpointConfig { addressing: addressing(nic, wanted), metadata: wanted.metadata.clone() }
+/// One network device of a VMM's, on this tap.
+pub(super) fn nic_config(nic: &NicWanted, wanted: &InstanceWanted, tap: InheritedFd) -> NicConfig {
+    let endpoint = EndpointConfig { addressing: addressing(nic, wanted), metadata: wanted.metadata.clone() };
+    NicConfig { tap, mac: nic.mac, mtu: nic.mtu, endpoint: Some(endpoint), traffic: nic.traffic }
 }
 
 /// What the VMM answers to the guest on one device.

@@ -25,6 +25,15 @@ impl Cloud {
         cloud.until_pool().await;
         cloud
     }
+
+    /// A free volume, and a server that runs.
+    async fn volume_and_server(&self) -> (String, String) {
+        let volume = self.volume(of_size(1)).await;
+        self.until_volume(&volume, Some(Status::Available)).await;
+        let server = self.create().await;
+        self.until_status(&server, "ACTIVE").await;
+        (volume, server)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,10 +41,7 @@ async fn volume_is_nobody_elses_until_the_guest_has_let_it_go() {
     let said = Said::default();
     let cloud = Cloud::that_says(&said).await;
     let (control, admin) = (&cloud.control, &cloud.admin);
-    let volume = cloud.volume(of_size(1)).await;
-    cloud.until_volume(&volume, Some(Status::Available)).await;
-    let server = cloud.create().await;
-    cloud.until_status(&server, "ACTIVE").await;
+    let (volume, server) = cloud.volume_and_server().await;
     let new = NewServerVolume { volume_id: volume.clone(), ..NewServerVolume::default() };
     control.server_volume_attach(admin, &server, &new).await.unwrap();
     cloud.until_volume(&volume, Some(Status::InUse)).await;
@@ -73,10 +79,7 @@ async fn volume_that_the_guest_cannot_get_is_free_again_and_the_action_says_so()
     let said = Said::default();
     let cloud = Cloud::that_says(&said).await;
     let (control, admin) = (&cloud.control, &cloud.admin);
-    let volume = cloud.volume(of_size(1)).await;
-    cloud.until_volume(&volume, Some(Status::Available)).await;
-    let server = cloud.create().await;
-    cloud.until_status(&server, "ACTIVE").await;
+    let (volume, server) = cloud.volume_and_server().await;
     said.lock().unwrap().missing = [(volume.clone(), "no slot is free".to_owned())].into();
     let new = NewServerVolume { volume_id: volume.clone(), ..NewServerVolume::default() };
     control.server_volume_attach(admin, &server, &new).await.unwrap();

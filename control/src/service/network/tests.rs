@@ -229,6 +229,11 @@ async fn rules_are_checked_and_not_doubled() {
     assert_eq!(make(rule(Some("nonsense"), None, None)).await, Err("SecurityGroupRuleInvalidProtocol"));
 }
 
+/// A server of the project `a` that no host has.
+fn server_of_ports(groups: &[String]) -> ServerOfPorts<'_> {
+    ServerOfPorts { id: "server-1", project_id: "a", zone: ZONE, hostname: "one", host: None, groups }
+}
+
 #[tokio::test]
 async fn servers_ports_are_bound_and_released_with_it() {
     let cloud = Cloud::new().await;
@@ -238,14 +243,7 @@ async fn servers_ports_are_bound_and_released_with_it() {
     let own = cloud.port(&alice, &other).await.unwrap().row.standard.id.clone();
     let requests = [NicRequest::on(network), NicRequest::Port { id: own.clone(), tag: None }];
     let groups = cloud.control.resolve_groups("a", &[]).await.unwrap();
-    let server = ServerOfPorts {
-        id: "server-1",
-        project_id: "a",
-        zone: ZONE,
-        hostname: "one",
-        host: None,
-        groups: &groups,
-    };
+    let server = server_of_ports(&groups);
     let ids = cloud
         .control
         .db

@@ -51,14 +51,7 @@ async fn ports_have_their_servers_name_while_they_are_its() {
     let alice = member("a");
     let network = cloud.network(&alice, "10.0.0.0/24").await;
     let groups = cloud.control.resolve_groups("a", &[]).await.unwrap();
-    let server = ServerOfPorts {
-        id: "server-1",
-        project_id: "a",
-        zone: ZONE,
-        hostname: "one",
-        host: None,
-        groups: &groups,
-    };
+    let server = server_of_ports(&groups);
     let bound = async |name: &str| {
         let port = cloud.named(&alice, &network, name).await.row.standard.id.clone();
         let requests = [NicRequest::on(&network), NicRequest::Port { id: port, tag: None }];
