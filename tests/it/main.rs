@@ -30,15 +30,20 @@ mod tenants;
 mod tidy;
 mod volumes;
 
+use std::num::NonZero;
+
 use libtest_mimic::Arguments;
+
+use crate::harness::{Need, preparation};
 
 fn main() {
     if let Some(backend) = std::env::var_os(lab::INSIDE) {
         return lab::inside(&backend);
     }
-    let arguments = Arguments::from_args();
+    let mut arguments = Arguments::from_args();
+    // Those that take longest are begun first, and those last that need what takes longest to prepare.
     let trials = [
-        lab::trials(),
+        lab::longest(),
         tidy::trials(),
         commands::trials(),
         disk::trials(),
@@ -60,36 +65,36 @@ fn main() {
         serving::trials(),
         images::trials(),
         ipv6::trials(),
+        lab::trials(),
         guests::trials(),
     ];
     let trials: Vec<_> = trials.into_iter().flatten().collect();
-    let selected = |name: &str| arguments.filter.as_deref().is_none_or(|filter| name.contains(filter));
-    let begins = |begin: &str| {
-        !arguments.list
-            && trials.iter().any(|trial| trial.name().starts_with(begin) && selected(trial.name()))
+    let selected = |name: &str| {
+        !arguments.list && arguments.filter.as_deref().is_none_or(|filter| name.contains(filter))
     };
-    // Before any test has moved its thread into a network namespace, from which neither PyPI nor Debian's packages can be
-    // reached; side by side, since much of it waits for the network and the disk.
-    std::thread::scope(|scope| {
-        if ["openstack::", "commands_of_services::", "serving::", "volumes::"].into_iter().any(begins) {
-            scope.spawn(harness::prepare_openstack);
-        }
-        if ["images::", "volumes::"].into_iter().any(begins) {
-            scope.spawn(harness::prepare_s3);
-        }
-        if begins("lab::") || begins("guests::") {
-            scope.spawn(harness::prepare_lab);
-        }
-        if begins("guests::") {
-            scope.spawn(|| {
-                harness::prepare_guests(&guests::IMAGES);
-                // The test says what it came to.
-                let _ = guests::verified();
-            });
-        }
-        if begins("lab::cloud::") || begins("lab::generic::") {
-            scope.spawn(lab::prepare);
-        }
-    });
-    libtest_mimic::run(&arguments, trials).exit();
+    let needs = |need| harness::any_needs(need, selected);
+    if needs(Need::OpenStack) {
+        preparation::OPENSTACK.begin(harness::prepare_openstack);
+    }
+    if needs(Need::Moto) {
+        preparation::S3.begin(harness::prepare_s3);
+    }
+    if needs(Need::Lab) {
+        preparation::LAB.begin(harness::prepare_lab);
+    }
+    if needs(Need::Debian) {
+        preparation::DEBIAN.begin(lab::prepare);
+    }
+    if trials.iter().any(|trial| trial.name().starts_with("guests::") && selected(trial.name())) {
+        preparation::SLIM.begin(guests::prepare);
+    } else if needs(Need::SlimKernel) {
+        preparation::SLIM.begin(harness::prepare_slim_kernel);
+    }
+    // Most tests wait for most of their time.
+    arguments
+        .test_threads
+        .get_or_insert_with(|| 1 + std::thread::available_parallelism().map_or(1, NonZero::get));
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    preparation::wait_for_all();
+    conclusion.exit();
 }

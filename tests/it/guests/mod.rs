@@ -8,13 +8,16 @@ use std::sync::OnceLock;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use crate::harness::{Cloud, Need, guest_cache, guest_image, lab_cache, once, trial, wisp};
+use crate::harness::{
+    Cloud, Need, guest_cache, guest_image, lab_cache, once, prepare_slim_kernel, trial, wisp,
+    wisp_in_background,
+};
 
 /// Boots a disk inside the lab.
 const HOST: &str = include_str!("host.sh");
 
 /// The images that are booted here, as options of `wisp guest image`.
-pub(crate) const IMAGES: [&[&str]; 2] = [&["--kind", "busybox"], &["--kind", "debian"]];
+const IMAGES: [&[&str]; 2] = [&["--kind", "busybox"], &["--kind", "debian"]];
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -39,6 +42,14 @@ pub(crate) fn trials() -> Vec<Trial> {
             configuration_of_the_other_kernel_holds,
         ),
     ]
+}
+
+/// Makes the kernel and the images, and the images again to compare them, while their packages can be reached.
+pub(crate) fn prepare() {
+    prepare_slim_kernel();
+    // What comes to nothing is said by the tests that need it.
+    let _ =
+        IMAGES.into_iter().try_for_each(|options| guest_image(options).map(drop)).and_then(|()| verified());
 }
 
 fn busybox() -> Result<()> {
@@ -98,14 +109,14 @@ fn images_are_built_again_with_the_same_bytes() -> Result<()> {
 
 /// Whether images that were built before, by another process, are the same when they are built again. It needs Debian's
 /// packages, so it is found out before tests move their threads to where these cannot be reached.
-pub(crate) fn verified() -> Result<()> {
+fn verified() -> Result<()> {
     static VERIFIED: OnceLock<Result<(), String>> = OnceLock::new();
     once(&VERIFIED, verify)
 }
 
 fn verify() -> Result<()> {
     for options in IMAGES.into_iter().chain([&["--format", "qcow2"][..]]) {
-        let mut build = Command::new(wisp());
+        let mut build = wisp_in_background();
         let output =
             succeed(build.args(["guest", "image", "--verify", "--cache"]).arg(guest_cache()).args(options))?;
         let said = String::from_utf8_lossy(&output.stderr);

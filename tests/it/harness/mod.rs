@@ -4,6 +4,7 @@ mod cloud;
 mod debian;
 mod lab;
 mod netns;
+pub(crate) mod preparation;
 mod remains;
 mod rest;
 mod s3;
@@ -12,7 +13,7 @@ mod slim;
 mod venv;
 
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use libtest_mimic::{Completion, Failed, Trial};
@@ -35,11 +36,6 @@ pub(crate) fn once<T: Clone>(
     cell.get_or_init(|| find().map_err(|error| format!("{error:#}")))
         .clone()
         .map_err(|error| anyhow::anyhow!(error))
-}
-
-/// Makes the server of S3 ready; where that fails, the tests that need it say why.
-pub(crate) fn prepare_s3() {
-    let _ = venv::moto();
 }
 
 /// What every test of a real cloud needs.
@@ -75,8 +71,22 @@ pub(crate) enum Need {
 }
 
 impl Need {
+    /// Waits for what makes it, if that is under way.
+    fn prepared(self) {
+        let preparation = match self {
+            Self::OpenStack => &preparation::OPENSTACK,
+            Self::Moto => &preparation::S3,
+            Self::Lab => &preparation::LAB,
+            Self::Debian => &preparation::DEBIAN,
+            Self::SlimKernel => &preparation::SLIM,
+            _ => return,
+        };
+        preparation.wait();
+    }
+
     /// Why it is not met here, if it is not.
     fn unmet(self) -> Option<String> {
+        self.prepared();
         let usable = |path: &str| std::fs::File::options().read(true).write(true).open(path).err();
         match self {
             Self::Root => (!nix::unistd::geteuid().is_root()).then(|| "needs root".to_owned()),
@@ -106,8 +116,18 @@ impl Need {
     }
 }
 
+/// The needs of every test by its name.
+static NEEDS: Mutex<Vec<(String, &'static [Need])>> = Mutex::new(Vec::new());
+
+/// Whether one of the tests that were made, and whose name is `selected`, has this need.
+pub(crate) fn any_needs(need: Need, selected: impl Fn(&str) -> bool) -> bool {
+    let all = NEEDS.lock().unwrap_or_else(PoisonError::into_inner);
+    all.iter().any(|(name, needs)| needs.contains(&need) && selected(name))
+}
+
 /// A test that runs where its needs are met, and is counted as skipped where they are not.
 pub(crate) fn trial(name: &str, needs: &'static [Need], run: fn() -> anyhow::Result<()>) -> Trial {
+    NEEDS.lock().unwrap_or_else(PoisonError::into_inner).push((name.to_owned(), needs));
     Trial::ignorable_test(name, move || {
         if let Some(reason) = needs.iter().find_map(|need| need.unmet()) {
             if std::env::var_os("WISP_REQUIRE_ALL").is_some_and(|value| value == "1") {
@@ -126,24 +146,31 @@ pub(crate) fn openstack_python() -> anyhow::Result<std::path::PathBuf> {
     Ok(venv::openstack()?.with_file_name("python"))
 }
 
-/// Makes the `openstack` command ready; where that fails, the tests that need it say why.
+/// Makes the `openstack` command ready; like all of these, it leaves to the tests to say why that fails.
 pub(crate) fn prepare_openstack() {
     let _ = venv::openstack();
 }
 
-/// Makes the nested lab ready; where that fails, the tests that need it say why.
-pub(crate) fn prepare_lab() {
-    let _ = lab::ready();
-    let _ = debian::stock();
+/// Makes the server of S3 ready.
+pub(crate) fn prepare_s3() {
+    let _ = venv::moto();
 }
 
-/// Makes the images of the tests that begin like this; where that fails, the tests say why.
-pub(crate) fn prepare_guests(images: &[&[&str]]) {
-    if slim::ready().is_ok() {
-        for options in images {
-            let _ = slim::image(options);
-        }
-    }
+/// Makes the nested lab ready.
+pub(crate) fn prepare_lab() {
+    let _ = lab::ready();
+}
+
+/// Builds the slim kernel.
+pub(crate) fn prepare_slim_kernel() {
+    let _ = slim::ready();
+}
+
+/// The binary under test, which leaves the processors to whatever else wants them.
+pub(crate) fn wisp_in_background() -> std::process::Command {
+    let mut command = std::process::Command::new("nice");
+    command.args(["-n", "10"]).arg(wisp());
+    command
 }
 
 /// The binary under test.

@@ -10,7 +10,7 @@ use super::cloud::{BOOT_SECONDS_MAX, console, path, prepare, ssh};
 use super::write;
 use crate::harness::{Cloud, Need, guest_image, isolate, stock, trial, within};
 
-/// The tests. They take ten minutes of one processor, so that they are begun before all others.
+/// The test. It takes ten minutes of one processor.
 pub(super) fn trials() -> Vec<Trial> {
     vec![trial(
         "lab::generic::debian_with_cloud_init_changes_its_kernel_and_is_stopped",

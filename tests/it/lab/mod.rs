@@ -18,10 +18,14 @@ use libtest_mimic::Trial;
 pub(crate) use self::storage::{INSIDE, inside};
 use crate::harness::{Need, lab_cache, stock, trial, wisp};
 
-/// The tests.
+/// The test that takes longer than many others together.
+pub(crate) fn longest() -> Vec<Trial> {
+    generic::trials()
+}
+
+/// All others.
 pub(crate) fn trials() -> Vec<Trial> {
-    let mut trials = generic::trials();
-    trials.extend(linux::trials());
+    let mut trials = linux::trials();
     trials.extend(cloud::trials());
     trials.extend(network::trials());
     trials.extend(plug::trials());
@@ -35,11 +39,11 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials
 }
 
-/// Makes what the cloud in the lab needs of Debian's packages.
+/// Makes what guests in the lab need of Debian's packages.
 pub(crate) fn prepare() {
-    let _ = generic::disk_with_boot_partition();
+    // What comes to nothing is said by the tests that need it.
     if let Ok(stock) = stock() {
-        // A test that needs it says why it is not there.
+        let _ = generic::disk_with_boot_partition();
         let _ = cloud::root_image(&stock.kernel);
     }
 }
