@@ -345,6 +345,7 @@ impl Site {
                 ..Nat::default()
             },
             meters: BTreeMap::new(),
+            limits: BTreeSet::new(),
         };
         let wanted = HostNetwork {
             bridges: bridges.into(),

@@ -223,6 +223,7 @@ fn add_router(wanted: &mut HostNetwork, tag: OwnerTag, number: u32) {
             ..Nat::default()
         },
         meters: BTreeMap::new(),
+        limits: BTreeSet::new(),
     };
     wanted.routers.insert(tag.namespace(number), router);
 }

@@ -172,6 +172,33 @@ pub struct Router {
     pub nat: Nat,
     /// What is counted of what it passes on from and to the outside, by numbers of the caller's.
     pub meters: BTreeMap<u32, BTreeSet<MeterRule>>,
+    /// What is held of what it passes on from and to the outside: one for each address, direction and unit.
+    pub limits: BTreeSet<AddressLimit>,
+}
+
+/// How much may come for an address outside, or leave from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct AddressLimit {
+    /// The address.
+    pub address: Ipv4Addr,
+    /// From the outside or to it.
+    pub direction: Direction,
+    /// What is limited.
+    pub unit: LimitUnit,
+    /// So many each second.
+    pub per_second: u64,
+    /// So many at once. Of bytes, a second's worth is allowed whatever this says.
+    pub burst: u64,
+}
+
+/// What a limit is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LimitUnit {
+    /// Packets.
+    Packets,
+    /// Bytes, from the IP header on.
+    Bytes,
 }
 
 /// What a meter counts or leaves out: packets whose source and destination are both of these, where they are said.

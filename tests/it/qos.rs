@@ -31,7 +31,7 @@ const PAYLOAD_BYTES: usize = 400;
 const FRAME_BYTES: f64 = (14 + 20 + 8 + PAYLOAD_BYTES) as f64;
 /// Requests of which answers are watched, and those sent in all.
 const WATCHED: usize = 8;
-const SENT: usize = 20;
+pub(crate) const SENT: usize = 20;
 
 /// Echo requests to one address, by hand: answers come with their IP headers.
 struct Echo {
@@ -95,12 +95,21 @@ impl Echo {
     }
 }
 
+/// How many of a number of requests sent at once are answered.
+pub(crate) fn answered(address: Ipv4Addr) -> Result<usize> {
+    let mut echo = Echo::open(address)?;
+    for _ in 0..SENT {
+        echo.send()?;
+    }
+    Ok(std::iter::from_fn(|| echo.answer()).count())
+}
+
 fn id(value: &Value) -> Result<String> {
     value["id"].as_str().map(str::to_owned).with_context(|| format!("no id in {value}"))
 }
 
 /// A policy that limits one direction and marks.
-fn policy(rest: &Rest, direction: &str, dscp: u8) -> Result<String> {
+pub(crate) fn policy(rest: &Rest, direction: &str, dscp: u8) -> Result<String> {
     let made = rest.made(&format!("{NETWORK}/qos/policies"), &json!({"policy": {"name": direction}}))?;
     let policy = id(&made["policy"])?;
     let rules = format!("{NETWORK}/qos/policies/{policy}");

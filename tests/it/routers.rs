@@ -12,6 +12,7 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::harness::{Cloud, KVM_CLOUD, NewServer, Remains, Rest, isolate, processes, trial, within};
+use crate::qos;
 use crate::survive::ping_until;
 
 /// The tests.
@@ -150,6 +151,7 @@ fn two_tenants() -> Result<()> {
     ensure!(page(one.address)?.contains("ruby"), "the first floating IP leads elsewhere");
     ensure!(page(two.address)?.contains("azure"), "the second floating IP leads elsewhere");
     is_counted(&rest, &ruby, &red.router, one.address, &label)?;
+    is_held(&rest, &one)?;
     let shown = rest.shown(&format!("/compute/v2.1/servers/{ruby}"))?;
     let kinds: Vec<_> = shown["server"]["addresses"]["red"]
         .as_array()
@@ -187,6 +189,23 @@ fn two_tenants() -> Result<()> {
     })?;
     ensure!(cloud.down()?.status.success(), "wisp down");
     Remains::look()?.nothing_new_since(&before)
+}
+
+/// A floating IP with a policy does not let all of a burst through, and lets it once that is gone.
+fn is_held(rest: &Rest, floating: &Floating) -> Result<()> {
+    let path = format!("{NETWORK}/floatingips/{}", floating.id);
+    let policy = qos::policy(rest, "egress", 10)?;
+    for (taken, is_held) in [(json!(policy), true), (Value::Null, false)] {
+        let status = rest.put(&path, &json!({"floatingip": {"qos_policy_id": taken}}))?;
+        ensure!(status == 200, "the floating IP's policy: {status}");
+        within(20, || {
+            let answered = qos::answered(floating.address)?;
+            ensure!(answered > 0 && (answered < qos::SENT) == is_held, "{answered} answers, held: {is_held}");
+            Ok(())
+        })?;
+    }
+    ensure!(rest.delete(&format!("{NETWORK}/qos/policies/{policy}"))? == 204, "delete the policy");
+    Ok(())
 }
 
 /// A label that counts all that goes out.

@@ -180,6 +180,9 @@ pub struct RouterWanted {
     /// What is counted, by the ids of metering labels.
     #[serde(default)]
     pub labels: BTreeMap<String, BTreeSet<net::spec::MeterRule>>,
+    /// What is held of what comes for addresses outside and leaves from them.
+    #[serde(default)]
+    pub limits: BTreeSet<net::spec::AddressLimit>,
 }
 
 /// A port of a router.

@@ -119,7 +119,8 @@ impl Host {
         let routes = inside.links.set_routes().map_err(Error::Link)?.into_iter().collect();
         let nat = inside.nat.observe().map_err(Error::Filter)?;
         let meters = inside.nat.observe_meters().map_err(Error::Filter)?;
-        Ok(Some(ObservedRouter { links: by_index.into_values().collect(), routes, nat, meters }))
+        let limits = inside.nat.observe_limits().map_err(Error::Filter)?;
+        Ok(Some(ObservedRouter { links: by_index.into_values().collect(), routes, nat, meters, limits }))
     }
 
     /// The open namespace, if it is there.
@@ -187,6 +188,9 @@ impl Inside {
                 if is_new { Ok(()) } else { self.nat.end_connections(is_translated).map_err(Error::Filter) }
             }
             RouterOperation::SetMeters(meters) => self.nat.set_meters(meters.as_ref()).map_err(Error::Filter),
+            RouterOperation::SetLimits { from, to } => {
+                self.nat.set_limits(from.as_ref(), to.as_ref()).map_err(Error::Filter)
+            }
             RouterOperation::ChangeNat { from, to } => {
                 self.nat.change(from, to).map_err(Error::Filter)?;
                 if !loses(from, to) {

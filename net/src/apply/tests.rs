@@ -6,6 +6,7 @@ use std::process::Command;
 mod forbidden;
 mod groups;
 mod killed;
+mod limit;
 mod measure;
 mod router;
 mod underlay;

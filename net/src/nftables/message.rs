@@ -197,6 +197,12 @@ pub(super) enum Expression {
     Untrack,
     /// The packet and its bytes are counted.
     Count,
+    /// The packet is over what a bucket holds, which gets so many packets or bytes each second.
+    Over {
+        per_second: u64,
+        burst: u32,
+        of_bytes: bool,
+    },
 }
 
 impl Expression {
@@ -249,6 +255,12 @@ impl Expression {
             }
             Self::Untrack => ("notrack", new()),
             Self::Count => ("counter", new()),
+            Self::Over { per_second, burst, of_bytes } => {
+                const SECONDS: u64 = 1;
+                const OVER: u32 = 1;
+                let rate = new().put(1, &per_second.to_be_bytes()).put(2, &SECONDS.to_be_bytes());
+                ("limit", rate.number(3, *burst).number(4, u32::from(*of_bytes)).number(5, OVER))
+            }
         };
         new().text(1, name).nested(2, &data)
     }
@@ -274,6 +286,15 @@ pub(super) fn read_count(expression: &[u8]) -> Option<Count> {
     let data = parts_of(parts.get(&2)?);
     let number = |kind| Some(u64::from_be_bytes(data.get(&kind)?.as_slice().try_into().ok()?));
     Some(Count { bytes: number(1)?, packets: number(2)? })
+}
+
+/// What a bucket gets each second and its burst, as the kernel tells it; nothing if it is no bucket.
+pub(super) fn read_limit(expression: &[u8]) -> Option<(u64, u32)> {
+    let parts = parts_of(expression);
+    parts.get(&1).filter(|name| text(name) == "limit")?;
+    let data = parts_of(parts.get(&2)?);
+    let per_second = u64::from_be_bytes(data.get(&1)?.as_slice().try_into().ok()?);
+    Some((per_second, u32::from_be_bytes(data.get(&3)?.as_slice().try_into().ok()?)))
 }
 
 /// The expressions of a rule as one attribute's value.

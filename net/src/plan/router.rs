@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{ObservedPort, Operation};
-use crate::nftables::Meters;
+use crate::nftables::{Limits, Meters};
 use crate::spec::{InterfaceName, NamespaceName, Nat, Router, RouterLink};
 
 /// A router's namespace as it is.
@@ -23,6 +23,8 @@ pub struct ObservedRouter {
     pub nat: Option<Nat>,
     /// What its meters say of themselves, if it has any.
     pub meters: Option<String>,
+    /// What is held of its traffic, if anything is.
+    pub limits: Option<Limits>,
 }
 
 /// The router's end of a link.
@@ -56,6 +58,13 @@ pub enum RouterOperation {
     },
     /// Count by these meters from now on, or by none.
     SetMeters(Option<Meters>),
+    /// Hold its traffic to something else.
+    SetLimits {
+        /// What is held.
+        from: Option<Limits>,
+        /// What shall be.
+        to: Option<Limits>,
+    },
     /// Make a link, both ends down.
     CreateLink {
         /// Its name.
@@ -140,6 +149,10 @@ pub(super) fn plan_router(
     let meters = Meters::of(router);
     if present.meters != meters.as_ref().map(Meters::told) {
         push(RouterOperation::SetMeters(meters));
+    }
+    let limits = Limits::of(router);
+    if present.limits != limits {
+        push(RouterOperation::SetLimits { from: present.limits.clone(), to: limits });
     }
     // The kernel forgets routes with the addresses that their next hops are reached by.
     let mut forgets_routes = false;

@@ -1,7 +1,9 @@
 //! What is held of QoS policies: limits both ways and the mark, by each guest's network device. Nothing is reserved
 //! anywhere, so rules of least rates are refused where they would have to hold.
 
-use net::spec::Direction;
+use std::net::Ipv4Addr;
+
+use net::spec::{AddressLimit, Direction, LimitUnit};
 use vmm::config::{LIMIT_MAX, RateLimit, Traffic, TransferLimits};
 
 use super::type_name;
@@ -80,6 +82,31 @@ pub(crate) fn of_port(cache: &Cache, port: &Port, network: &Network) -> Traffic 
     let policy = port.qos_policy_id.as_ref().or(network.qos_policy_id.as_ref());
     let policy = policy.and_then(|id| cache.get::<QosPolicy>(id));
     policy.map(|policy| traffic(&policy.row.rules)).unwrap_or_default()
+}
+
+/// What an address outside is held to, a floating IP's or a router's own: its own policy's limits, or else those of the
+/// network that it is on, as in Neutron.
+pub(crate) fn of_address(
+    cache: &Cache,
+    own: Option<&String>,
+    network_id: &str,
+    address: Ipv4Addr,
+) -> Vec<AddressLimit> {
+    let network = cache.get::<Network>(network_id);
+    let policy = own.or(network.as_ref().and_then(|network| network.row.qos_policy_id.as_ref()));
+    let Some(policy) = policy.and_then(|id| cache.get::<QosPolicy>(id)) else { return Vec::new() };
+    let Traffic { ingress, egress, .. } = traffic(&policy.row.rules);
+    let limits = [
+        (Direction::Ingress, LimitUnit::Bytes, ingress.bytes),
+        (Direction::Ingress, LimitUnit::Packets, ingress.operations),
+        (Direction::Egress, LimitUnit::Bytes, egress.bytes),
+        (Direction::Egress, LimitUnit::Packets, egress.operations),
+    ];
+    let held = limits.into_iter().filter_map(|(direction, unit, limit)| {
+        let RateLimit { per_second, burst } = limit?;
+        Some(AddressLimit { address, direction, unit, per_second, burst: burst.unwrap_or(per_second) })
+    });
+    held.collect()
 }
 
 /// A rate of zero limits nothing, as with Neutron's drivers.

@@ -1,6 +1,8 @@
 //! Routers, floating IPs and forwardings on a real store: what people do with them, what they may not, and what their
 //! host is told.
 
+mod limits;
+
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 

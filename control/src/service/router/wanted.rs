@@ -16,6 +16,7 @@ use crate::model::network::metering::{MeteringLabel, MeteringRule};
 use crate::model::network::{Network, Port, Subnet};
 use crate::model::router::{FloatingIp, PortForwarding, Router};
 use crate::service::nic::network_wanted;
+use crate::service::qos::held::of_address;
 use crate::store::{Cache, Stored};
 
 /// The most labels that routers count by: each costs every packet a look at its rules.
@@ -161,9 +162,15 @@ fn router_wanted(
     wanted.routes.extend(defaults.filter(|(_, via)| versions.insert(via.is_ipv4())));
     let own = port.fixed_ips.iter().find_map(|ip| v4(ip.ip_address));
     wanted.outside = Some((gateway.port_id.clone(), own.filter(|_| gateway.enable_snat)));
+    if let Some(address) = own {
+        let policy = gateway.qos_policy_id.as_ref();
+        wanted.limits.extend(of_address(cache, policy, &gateway.network_id, address));
+    }
     for floating in floating {
         let target = floating.target.iter().map(|target| (floating.address, target.address));
         wanted.floating.extend(target);
+        let (policy, network) = (floating.qos_policy_id.as_ref(), &floating.network_id);
+        wanted.limits.extend(of_address(cache, policy, network, floating.address));
         for forwarding in forwardings_of(cache, &floating.standard.id) {
             wanted.forwardings.extend(ports_of(floating.address, &forwarding.row));
         }

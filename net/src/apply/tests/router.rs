@@ -17,16 +17,17 @@ const OUTSIDE: u32 = 1;
 const WEB: u32 = 2;
 const DATABASE: u32 = 3;
 const OUTSIDE_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 1, 0, 1];
-const WEB_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 1, 0, 2];
-const DATABASE_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 1, 0, 3];
+pub(super) const WEB_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 1, 0, 2];
+pub(super) const DATABASE_MAC: [u8; 6] = [0xfa, 0x16, 0x3e, 1, 0, 3];
 
-const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+pub(super) const HOST: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+pub(super) const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 pub(super) const FLOATING: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 
 pub(super) const WEB_GUEST: Peer =
     Peer { mac: [0xfa, 0x16, 0x3e, 0, 0, 5], address: Ipv4Addr::new(10, 1, 0, 5) };
-const DATABASE_GUEST: Peer = Peer { mac: [0xfa, 0x16, 0x3e, 0, 0, 6], address: Ipv4Addr::new(10, 2, 0, 5) };
+pub(super) const DATABASE_GUEST: Peer =
+    Peer { mac: [0xfa, 0x16, 0x3e, 0, 0, 6], address: Ipv4Addr::new(10, 2, 0, 5) };
 
 /// A guest on each of two networks, and a router between them and the outside, where somebody is.
 pub(super) fn wanted(tag: OwnerTag) -> HostNetwork {
@@ -55,6 +56,7 @@ pub(super) fn wanted(tag: OwnerTag) -> HostNetwork {
             ..Nat::default()
         },
         meters: BTreeMap::new(),
+        limits: BTreeSet::new(),
     };
     HostNetwork {
         bridges: [
@@ -81,14 +83,14 @@ pub(super) fn translate(wanted: &mut HostNetwork, change: impl FnOnce(&mut Nat))
 }
 
 /// The network with its hands, removed at the end of the test whatever its end.
-struct Site {
-    tag: OwnerTag,
-    host: Host,
-    wanted: HostNetwork,
+pub(super) struct Site {
+    pub(super) tag: OwnerTag,
+    pub(super) host: Host,
+    pub(super) wanted: HostNetwork,
 }
 
 impl Site {
-    fn new(test: u16) -> Self {
+    pub(super) fn new(test: u16) -> Self {
         let tag = tag(test);
         let wanted = wanted(tag);
         let mut host = Host::open(tag, Namespaces::Own).unwrap();
@@ -98,11 +100,11 @@ impl Site {
         Self { tag, host, wanted }
     }
 
-    fn guest(&self, number: u32) -> Guest {
+    pub(super) fn guest(&self, number: u32) -> Guest {
         Guest::named(&self.tag.tap(number))
     }
 
-    fn translate(&mut self, change: impl FnOnce(&mut Nat)) {
+    pub(super) fn translate(&mut self, change: impl FnOnce(&mut Nat)) {
         translate(&mut self.wanted, change);
         self.host.converge_router(&self.wanted, &self.tag.namespace(1)).unwrap();
     }
@@ -131,7 +133,14 @@ impl Drop for Site {
 }
 
 /// A datagram by way of the router.
-fn send(guest: &Guest, from: Peer, router: [u8; 6], target: Ipv4Addr, ports: (u16, u16), text: &[u8]) {
+pub(super) fn send(
+    guest: &Guest,
+    from: Peer,
+    router: [u8; 6],
+    target: Ipv4Addr,
+    ports: (u16, u16),
+    text: &[u8],
+) {
     let ends = Ends { source_mac: from.mac, target_mac: router, source: from.address, target };
     guest.send(&udp_saying(ends, ports.0, ports.1, text));
 }
@@ -142,12 +151,12 @@ type SourceAndTarget = ((Ipv4Addr, u16), (Ipv4Addr, u16));
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// A datagram with this text: its source and target.
-fn received(guest: &Guest, own: Peer, text: &[u8]) -> Option<SourceAndTarget> {
+pub(super) fn received(guest: &Guest, own: Peer, text: &[u8]) -> Option<SourceAndTarget> {
     datagram(guest.receive_ipv4_within(PATIENCE, own, |packet| says(packet, text))?)
 }
 
 /// Whether a datagram with this text does not arrive.
-fn is_lost(guest: &Guest, own: Peer, text: &[u8]) -> bool {
+pub(super) fn is_lost(guest: &Guest, own: Peer, text: &[u8]) -> bool {
     guest.receive_ipv4(own, |packet| says(packet, text)).is_none()
 }
 
@@ -161,14 +170,14 @@ fn datagram(packet: Vec<u8>) -> Option<SourceAndTarget> {
     Some(((address(12), port(20)), (address(16), port(22))))
 }
 
-fn socket(port: u16) -> UdpSocket {
+pub(super) fn socket(port: u16) -> UdpSocket {
     let socket = UdpSocket::bind((HOST, port)).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     socket
 }
 
 /// Who sent what the host hears.
-fn heard(socket: &UdpSocket) -> Option<(Ipv4Addr, u16)> {
+pub(super) fn heard(socket: &UdpSocket) -> Option<(Ipv4Addr, u16)> {
     let mut buffer = [0; 64];
     let (_, from) = socket.recv_from(&mut buffer).ok()?;
     match from {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::plan::{ObservedEnd, ObservedRouter, RouterOperation};
-use crate::spec::{Nat, Outside, Router, RouterLink};
+use crate::spec::{AddressLimit, Direction, LimitUnit, Nat, Outside, Router, RouterLink};
 use std::net::Ipv4Addr;
 
 impl FakeHost {
@@ -53,6 +53,10 @@ impl FakeHost {
                 let told = meters.as_ref().map(crate::nftables::Meters::told);
                 (router.meters != told).then_some(()).ok_or("counts so already")?;
                 router.meters = told;
+            }
+            RouterOperation::SetLimits { from, to } => {
+                (router.limits == *from && from != to).then_some(()).ok_or("not what is held")?;
+                router.limits.clone_from(to);
             }
             RouterOperation::ChangeNat { from, to } => {
                 let fits = router.nat.as_ref() == Some(from) && from.outside == to.outside;
@@ -119,9 +123,17 @@ prop_compose! {
         hides in any::<bool>(),
         floating in btree_map(0..3_u8, 0..3_u8, 0..3),
         meters in subsequence(vec![1_u32, 2], 0..=2),
+        limits in subsequence(vec![1_u64, 2, 3], 0..=3),
     ) -> Router {
         let meters = meters.into_iter().map(|number| (number, BTreeSet::new())).collect();
-        let mut router = Router { meters, ..Router::default() };
+        let limits = limits.into_iter().map(|per_second| AddressLimit {
+            address: Ipv4Addr::new(203, 0, 113, 2),
+            direction: if per_second == 1 { Direction::Ingress } else { Direction::Egress },
+            unit: LimitUnit::Bytes,
+            per_second,
+            burst: 0,
+        });
+        let mut router = Router { meters, limits: limits.collect(), ..Router::default() };
         for network in &networks {
             let mut addresses = BTreeSet::from([net(NETWORKS[*network].0)]);
             if has_more {
@@ -162,6 +174,7 @@ pub(super) fn observed_routers()
         for (name, router) in routers {
             let mut present = ObservedRouter {
                 meters: crate::nftables::Meters::of(&router).map(|meters| meters.told()),
+                limits: crate::nftables::Limits::of(&router),
                 nat: (!no_nat).then_some(router.nat),
                 routes: router.routes,
                 ..ObservedRouter::default()

@@ -77,6 +77,7 @@ impl State {
             nat: nat_of(tag, wanted),
             // Of two labels that begin alike in 32 bits one is counted.
             meters: labels.map(|(id, rules)| (short_id(id.as_bytes()), rules.clone())).collect(),
+            limits: wanted.limits.clone(),
             ..Router::default()
         };
         for link in &wanted.links {

@@ -1,0 +1,69 @@
+//! QoS of what routers lead outside: what of a policy comes to a router's host.
+
+use net::spec::{AddressLimit, Direction, LimitUnit};
+
+use super::*;
+use crate::model::network::qos::QosRuleKind;
+use crate::service::network::NetworkUpdate;
+use crate::service::qos::QosPolicyCreate;
+
+impl Cloud {
+    /// A policy of one rule: of bandwidth to the outside, without a burst.
+    async fn policy(&self, max_kbps: u32) -> String {
+        let request = QosPolicyCreate { name: "p".into(), ..QosPolicyCreate::default() };
+        let policy = self.control.qos_policy_create(&admin(), request).await.unwrap();
+        let id = policy.row.standard.id.clone();
+        let rule = QosRuleKind::BandwidthLimit { max_kbps, max_burst_kbps: 0, direction: Direction::Egress };
+        self.control.qos_rule_create(&admin(), &id, rule).await.unwrap();
+        id
+    }
+}
+
+fn held(address: Ipv4Addr, per_second: u64) -> AddressLimit {
+    let burst = per_second * 4 / 5;
+    AddressLimit { address, direction: Direction::Egress, unit: LimitUnit::Bytes, per_second, burst }
+}
+
+#[tokio::test]
+async fn floating_ips_and_ways_out_are_held_by_their_own_policies_or_their_networks() {
+    let cloud = Cloud::new().await;
+    let me = admin();
+    let (subnet, network) = cloud.subnet(&me, "10.0.0.0/24").await;
+    let router = cloud.router(&me).await;
+    cloud.connect(&me, &router, &subnet).await.unwrap();
+    let port = cloud.port(&me, &network).await.row.standard.id.clone();
+    let floating = cloud.floating(&me, Some(&port)).await.unwrap().row.clone();
+    assert_eq!(cloud.wanted(&router).limits, [].into());
+    let own = cloud.wanted(&router).outside.unwrap().1.unwrap();
+
+    let (slow, slower, slowest) = (cloud.policy(80).await, cloud.policy(40).await, cloud.policy(8).await);
+    let wish = GatewayWish {
+        network_id: cloud.outside.clone(),
+        qos_policy_id: Some(Some(slow.clone())),
+        ..GatewayWish::default()
+    };
+    let update = RouterUpdate { gateway: Some(Some(wish)), ..RouterUpdate::default() };
+    cloud.control.router_update(&me, &router, update).await.unwrap();
+    assert_eq!(cloud.wanted(&router).limits, [held(own, 10_000)].into());
+
+    let change = |policy: Option<String>| FloatingIpUpdate {
+        qos_policy_id: Some(policy),
+        ..FloatingIpUpdate::default()
+    };
+    let id = &floating.standard.id;
+    cloud.control.floating_ip_update(&me, id, change(Some(slower))).await.unwrap();
+    let limits = [held(own, 10_000), held(floating.address, 5000)];
+    assert_eq!(cloud.wanted(&router).limits, limits.into());
+
+    // What has no policy of its own has that of the network outside.
+    let update = NetworkUpdate { qos_policy_id: Some(Some(slowest)), ..NetworkUpdate::default() };
+    cloud.control.network_update(&me, &cloud.outside, update).await.unwrap();
+    cloud.control.floating_ip_update(&me, id, change(None)).await.unwrap();
+    let limits = [held(own, 10_000), held(floating.address, 1000)];
+    assert_eq!(cloud.wanted(&router).limits, limits.into());
+
+    // A rate of nothing limits nothing.
+    let free = cloud.policy(0).await;
+    cloud.control.floating_ip_update(&me, id, change(Some(free))).await.unwrap();
+    assert_eq!(cloud.wanted(&router).limits, [held(own, 10_000)].into());
+}

@@ -1,0 +1,280 @@
+//! How much may come for a router's addresses outside and leave from them, in a table of its own: so a change of what is
+//! held touches no translation.
+//!
+//! | hook | rules |
+//! |---|---|
+//! | prerouting, −155 | what comes in by the link to the outside for an address, over what that may get, is dropped |
+//! | postrouting, 140 | what leaves by it from an address, over what that may send, is dropped |
+//!
+//! A set for each direction and unit has the addresses as its elements, each with a bucket of its own (`limit rate over`):
+//! the cost for a packet does not grow with their number, and what is not changed keeps its bucket. The kernel's bucket of
+//! bytes holds a second's worth and the burst (`nft_limit.c`), so that a burst of less than a second's worth is one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NlasIterator};
+
+use super::message::{
+    Attributes, Base, Expression, FIRST, Family, Meta, NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE,
+    NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET,
+    NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, Transaction, Verdict, body, encode_rule, kind, read_limit,
+};
+use super::{ELEMENTS_PER_MESSAGE_MAX, attributes_of, nat};
+use crate::netlink::{Error, parts_of, text};
+use crate::spec::{AddressLimit, Direction, InterfaceName, LimitUnit, Router};
+
+const TABLE: &str = "wisp-limits";
+const FAMILY: Family = Family::Ipv4;
+const HOOK_PREROUTING: u32 = 0;
+const HOOK_POSTROUTING: u32 = 4;
+/// `NFTA_SET_ELEM_EXPR`.
+const ELEMENT_EXPRESSION: u16 = 7;
+/// nft's number of the type of keys, for `nft list`.
+const IPV4_ADDRESS: u32 = 7;
+
+/// A set of addresses.
+type Set = (Direction, LimitUnit);
+
+/// All of them; packets before bytes, as what is dropped takes no bytes.
+const SETS: [Set; 4] = [
+    (Direction::Ingress, LimitUnit::Packets),
+    (Direction::Ingress, LimitUnit::Bytes),
+    (Direction::Egress, LimitUnit::Packets),
+    (Direction::Egress, LimitUnit::Bytes),
+];
+
+fn set_name((direction, unit): Set) -> &'static str {
+    match (direction, unit) {
+        (Direction::Ingress, LimitUnit::Packets) => "packets_in",
+        (Direction::Ingress, LimitUnit::Bytes) => "bytes_in",
+        (Direction::Egress, LimitUnit::Packets) => "packets_out",
+        (Direction::Egress, LimitUnit::Bytes) => "bytes_out",
+    }
+}
+
+/// What an element's bucket is told: what it gets each second, and what it holds beside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bucket {
+    per_second: u64,
+    burst: u32,
+}
+
+impl Bucket {
+    fn of(limit: &AddressLimit) -> Self {
+        let per_second = limit.per_second.max(1);
+        let burst = match limit.unit {
+            // The kernel adds a second's worth itself.
+            LimitUnit::Bytes => limit.burst.saturating_sub(per_second),
+            LimitUnit::Packets => limit.burst.max(1),
+        };
+        Self { per_second, burst: u32::try_from(burst).unwrap_or(u32::MAX) }
+    }
+}
+
+/// What is held where.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// The link to the outside; empty of a table that is not as this version makes it.
+    outside: InterfaceName,
+    sets: BTreeMap<Set, BTreeMap<Ipv4Addr, Bucket>>,
+}
+
+impl Limits {
+    /// A router's; none without a way out or anything to hold.
+    #[must_use]
+    pub fn of(router: &Router) -> Option<Self> {
+        let outside = router.nat.outside.as_ref().filter(|_| !router.limits.is_empty())?;
+        let mut limits = Self { outside: outside.link.clone(), sets: BTreeMap::new() };
+        for limit in &router.limits {
+            limits.set(limit.direction, limit.unit).insert(limit.address, Bucket::of(limit));
+        }
+        Some(limits)
+    }
+
+    fn set(&mut self, direction: Direction, unit: LimitUnit) -> &mut BTreeMap<Ipv4Addr, Bucket> {
+        self.sets.entry((direction, unit)).or_default()
+    }
+
+    fn elements(&self, set: Set) -> BTreeSet<(Ipv4Addr, u64, u32)> {
+        let elements = self.sets.get(&set).into_iter().flatten();
+        elements.map(|(address, bucket)| (*address, bucket.per_second, bucket.burst)).collect()
+    }
+}
+
+/// A base chain: its name, hook, priority, and rules.
+type Chain = (&'static str, u32, i32, Vec<Vec<Expression>>);
+
+fn chains(outside: &str) -> [Chain; 2] {
+    let rules = |wanted: Direction| {
+        let sets = SETS.into_iter().filter(move |(direction, _)| *direction == wanted);
+        sets.map(|set| rule(outside, set)).collect()
+    };
+    [
+        ("inward", HOOK_PREROUTING, -155, rules(Direction::Ingress)),
+        ("outward", HOOK_POSTROUTING, 140, rules(Direction::Egress)),
+    ]
+}
+
+/// IPv4 (RFC 791): source (at 12), destination (at 16). An address that is found and whose bucket has enough ends the rule.
+fn rule(outside: &str, set: Set) -> Vec<Expression> {
+    let (key, offset) = match set.0 {
+        Direction::Ingress => (Meta::InputName, 16),
+        Direction::Egress => (Meta::OutputName, 12),
+    };
+    let mut link = outside.as_bytes().to_vec();
+    link.resize(16, 0);
+    vec![
+        Expression::Meta { key, to: FIRST },
+        Expression::Compare { register: FIRST, equal: true, value: link },
+        Expression::Payload { base: Base::Network, offset, length: 4, to: FIRST },
+        Expression::Lookup { set: set_name(set), contained: true },
+        Expression::Verdict(Verdict::Drop),
+    ]
+}
+
+/// A line that changes with the rules, and tells the link that they were made for; kept as the table's comment.
+fn comment(outside: &str) -> String {
+    format!("wisp limits {:016x} {outside}", super::text_hash(&[format!("{:?}", chains(outside))]))
+}
+
+fn push_elements(
+    transaction: &mut Transaction,
+    add: bool,
+    set: Set,
+    elements: &BTreeSet<(Ipv4Addr, u64, u32)>,
+) {
+    let (message, flags, verb) = match add {
+        true => (NFT_MSG_NEWSETELEM, NLM_F_CREATE, "add to"),
+        false => (NFT_MSG_DELSETELEM, 0, "remove from"),
+    };
+    let all: Vec<_> = elements.iter().collect();
+    for part in all.chunks(ELEMENTS_PER_MESSAGE_MAX) {
+        let items = part.iter().map(|(address, per_second, burst)| {
+            let item = Attributes::new().nested(1, &Attributes::new().put(1, &address.octets()));
+            let (per_second, burst, of_bytes) = (*per_second, *burst, set.1 == LimitUnit::Bytes);
+            let over = Expression::Over { per_second, burst, of_bytes };
+            if add { item.nested(ELEMENT_EXPRESSION, &over.encode()) } else { item }
+        });
+        let list = items.fold(Attributes::new(), |list, item| list.nested(1, &item));
+        let attributes = Attributes::new().text(1, TABLE).text(2, set_name(set)).nested(3, &list);
+        let subject = format!("{verb} the set of limits {}", set_name(set));
+        transaction.push(subject, message, flags, FAMILY, &attributes);
+    }
+}
+
+impl nat::Client {
+    /// What is held, if there is a table that holds anything.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub(crate) fn observe_limits(&mut self) -> Result<Option<Limits>, Error> {
+        let request = body(FAMILY, &Attributes::new());
+        let tables = self.connection.dump("tables of limits", kind(NFT_MSG_GETTABLE), &request)?;
+        let told = tables.iter().find_map(|message| {
+            let table = attributes_of(&message.body);
+            table.get(&1).filter(|name| text(name) == TABLE)?;
+            Some(table.get(&6).and_then(|data| data.get(2..)).map(text).unwrap_or_default())
+        });
+        let Some(told) = told else { return Ok(None) };
+        let outside = told.rsplit(' ').next().unwrap_or_default();
+        if comment(outside) != told {
+            return Ok(Some(Limits::default()));
+        }
+        let mut limits = Limits { outside: outside.to_owned(), sets: BTreeMap::new() };
+        for set in SETS {
+            let request = body(FAMILY, &Attributes::new().text(1, TABLE).text(2, set_name(set)));
+            let received = match self.connection.dump("limits", kind(NFT_MSG_GETSETELEM), &request) {
+                Err(error) if error.refusal() == Some(libc::ENOENT) => return Ok(Some(Limits::default())),
+                received => received?,
+            };
+            for list in received.iter().filter_map(|message| attributes_of(&message.body).remove(&3)) {
+                for item in NlasIterator::new(list.as_slice()).flatten() {
+                    let parts = parts_of(item.value());
+                    let key = parts.get(&1).and_then(|key| parts_of(key).remove(&1));
+                    let key = key.and_then(|key| <[u8; 4]>::try_from(key).ok());
+                    let read = parts.get(&ELEMENT_EXPRESSION).and_then(|expression| read_limit(expression));
+                    let (Some(key), Some((per_second, burst))) = (key, read) else {
+                        return Ok(Some(Limits::default()));
+                    };
+                    limits.set(set.0, set.1).insert(key.into(), Bucket { per_second, burst });
+                }
+            }
+        }
+        Ok(Some(limits))
+    }
+
+    /// Holds to something else than before: by a change of what differs, or a table made anew where the link does.
+    ///
+    /// # Errors
+    /// The kernel's first refusal; then nothing has changed.
+    pub(crate) fn set_limits(&mut self, from: Option<&Limits>, to: Option<&Limits>) -> Result<(), Error> {
+        let mut transaction = Transaction::default();
+        let kept = from.filter(|from| to.is_some_and(|to| from.outside == to.outside));
+        if kept.is_none() {
+            push_table(&mut transaction, to);
+        }
+        let nothing = Limits::default();
+        let (from, to) = (kept.unwrap_or(&nothing), to.unwrap_or(&nothing));
+        for set in SETS {
+            let (before, after) = (from.elements(set), to.elements(set));
+            push_elements(&mut transaction, false, set, &before.difference(&after).copied().collect());
+            push_elements(&mut transaction, true, set, &after.difference(&before).copied().collect());
+        }
+        if transaction.is_empty() {
+            return Ok(());
+        }
+        self.connection.transaction(&transaction.into_messages())
+    }
+}
+
+/// Removes the table, and makes it anew with empty sets where something is to be held.
+fn push_table(transaction: &mut Transaction, limits: Option<&Limits>) {
+    let subject = || format!("create table {TABLE}");
+    let table = Attributes::new().text(1, TABLE);
+    transaction.push(subject(), NFT_MSG_NEWTABLE, NLM_F_CREATE, FAMILY, &table);
+    transaction.push(subject(), NFT_MSG_DELTABLE, 0, FAMILY, &table);
+    let Some(limits) = limits else { return };
+    let told = super::comment_attribute(&comment(&limits.outside));
+    transaction.push(subject(), NFT_MSG_NEWTABLE, NLM_F_CREATE, FAMILY, &table.put(6, &told));
+    for (index, set) in SETS.into_iter().enumerate() {
+        let named = Attributes::new().text(1, TABLE).text(2, set_name(set));
+        let set = named.number(3, 0).number(4, IPV4_ADDRESS).number(5, 4).number(10, index as u32 + 1);
+        transaction.push(subject(), NFT_MSG_NEWSET, NLM_F_CREATE, FAMILY, &set);
+    }
+    for (name, hook, priority, rules) in chains(&limits.outside) {
+        let hook = Attributes::new().number(1, hook).number(2, priority.cast_unsigned());
+        let chain = Attributes::new().text(1, TABLE).text(3, name);
+        let chain = chain.nested(4, &hook).number(5, 1).text(7, "filter");
+        transaction.push(subject(), NFT_MSG_NEWCHAIN, NLM_F_CREATE, FAMILY, &chain);
+        for rule in &rules {
+            let rule = Attributes::new().text(1, TABLE).text(2, name).nested(4, &encode_rule(rule));
+            transaction.push(subject(), NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, FAMILY, &rule);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn burst_of_bytes_is_what_the_kernel_does_not_add_itself() {
+        let limit = |unit, per_second, burst| AddressLimit {
+            address: [203, 0, 113, 5].into(),
+            direction: Direction::Egress,
+            unit,
+            per_second,
+            burst,
+        };
+        let bucket = |unit, per_second, burst| {
+            let bucket = Bucket::of(&limit(unit, per_second, burst));
+            (bucket.per_second, bucket.burst)
+        };
+        assert_eq!(bucket(LimitUnit::Bytes, 1000, 800), (1000, 0));
+        assert_eq!(bucket(LimitUnit::Bytes, 1000, 2500), (1000, 1500));
+        assert_eq!(bucket(LimitUnit::Bytes, 1, u64::MAX), (1, u32::MAX));
+        assert_eq!(bucket(LimitUnit::Packets, 1000, 800), (1000, 800));
+        assert_eq!(bucket(LimitUnit::Packets, 0, 0), (1, 1));
+    }
+}
