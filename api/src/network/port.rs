@@ -272,8 +272,11 @@ impl Shown for ShownPort {
     const NAMES: &'static [&'static str; 2] = &["port", "ports"];
 }
 
-fn binding(port: &Port) -> ShownBinding {
-    let host = port.host.clone().unwrap_or_default();
+/// What has a port that a trunk carries (Neutron's `TRUNK_SUBPORT_OWNER`).
+const OWNER_CARRIED: &str = "trunk:subport";
+
+fn binding(host: Option<&String>) -> ShownBinding {
+    let host = host.cloned().unwrap_or_default();
     let vif_type = if host.is_empty() { "unbound" } else { "bridge" };
     ShownBinding { host, vif_type, vif_details: Nothing {}, profile: Nothing {} }
 }
@@ -290,6 +293,12 @@ fn view(state: &AppState, caller: &Caller, port: &Port) -> ShownPort {
         opt_value: option.value.clone(),
         ip_version: option.ip_version,
     });
+    // In a VLAN of another's, a port is where that one is, and a trunk's.
+    let carried = state.control.port_is_carried(port);
+    let owner = match carried {
+        Some(_) if port.device_owner.is_empty() => OWNER_CARRIED.to_owned(),
+        _ => port.device_owner.clone(),
+    };
     ShownPort {
         standard: (&port.standard).into(),
         name: port.standard.name.clone(),
@@ -298,11 +307,11 @@ fn view(state: &AppState, caller: &Caller, port: &Port) -> ShownPort {
         fixed_ips: fixed_ips(port).collect(),
         allowed_address_pairs: pairs.collect(),
         admin_state_up: port.admin_state_up,
-        status: if port.active { "ACTIVE" } else { "DOWN" },
+        status: if port.active || carried.is_some() { "ACTIVE" } else { "DOWN" },
         security_groups: port.security_groups.clone(),
         port_security_enabled: port.port_security_enabled,
         device_id: port.device_id.clone(),
-        device_owner: port.device_owner.clone(),
+        device_owner: owner,
         vnic_type: "normal",
         extra_dhcp_opts: options.collect(),
         dns_name: port.dns_name.clone(),
@@ -311,7 +320,7 @@ fn view(state: &AppState, caller: &Caller, port: &Port) -> ShownPort {
         qos_policy_id: port.qos_policy_id.clone(),
         qos_network_policy_id: state.control.qos_policy_of_network(&port.network_id),
         tags: port.standard.tags.clone(),
-        binding: caller.is_admin().then(|| binding(port)),
+        binding: caller.is_admin().then(|| binding(port.host.as_ref().or(carried.as_ref()))),
     }
 }
 

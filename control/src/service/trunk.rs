@@ -200,10 +200,23 @@ impl Control {
 
     /// Whether a trunk carries its ports: it shall, its port is a running server's, and the host can.
     pub fn trunk_is_active(&self, trunk: &Trunk) -> bool {
+        self.carrying_host(trunk).is_some()
+    }
+
+    /// The host on which a port is carried in a VLAN of another's, while it is.
+    pub fn port_is_carried(&self, port: &Port) -> Option<String> {
+        let trunk = self.db.cache().find::<Trunk>(|trunk| {
+            trunk.sub_ports.iter().any(|sub_port| sub_port.port_id == port.standard.id)
+        })?;
+        self.carrying_host(&trunk.row).filter(|_| port.admin_state_up)
+    }
+
+    fn carrying_host(&self, trunk: &Trunk) -> Option<String> {
         let cache = self.db.cache();
-        let port = cache.get::<Port>(&trunk.port_id).filter(|port| port.row.active);
-        let host = port.and_then(|port| cache.get::<Host>(port.row.host.as_deref()?));
-        trunk.admin_state_up && host.is_some_and(|host| host.row.report.carries_vlans)
+        let port =
+            cache.get::<Port>(&trunk.port_id).filter(|port| port.row.active && trunk.admin_state_up)?;
+        let host = cache.get::<Host>(port.row.host.as_deref()?)?;
+        host.row.report.carries_vlans.then(|| host.row.name.clone())
     }
 
     /// The trunk whose port this is, and the MAC addresses of what it carries, for showing the port.

@@ -45,11 +45,15 @@ async fn trunk_is_active_while_its_ports_server_runs_on_a_host_that_can_carry_it
     control.server_interface_attach(admin, &server, &of_port(&parent)).await.unwrap();
     cloud.until_reached(&server).await;
     assert!(control.trunk_is_active(&trunk));
+    let is_carried = |port: &str| control.port_is_carried(&control.db.get::<Port>(port).unwrap().row);
+    let host = control.db.get::<Port>(&parent).unwrap().row.host.clone();
+    assert_eq!((is_carried(&one), is_carried(&two)), (host, None));
     let more = [SubPort { port_id: two.clone(), vlan: 6 }];
     control.trunk_add(admin, &id, &more).await.unwrap();
     assert_eq!(cloud.carried_by(&parent), [(5, one.clone()), (6, two)]);
     let down = control.trunk_update(admin, &id, (None, None), Some(false)).await.unwrap();
     assert!(!control.trunk_is_active(&down.row));
+    assert_eq!(is_carried(&one), None);
     assert_eq!(cloud.carried_by(&parent), [], "what is switched off carries nothing");
     control.server_delete(admin, &server).await.unwrap();
     cloud.until(&server, |server| server.is_none()).await;
