@@ -471,7 +471,7 @@ pub struct DevicesObserved {
     pub leaving: BTreeSet<String>,
     /// Volumes and ports that the guest shall have and cannot get, each with why: one sentence.
     pub missing: BTreeMap<String, String>,
-    /// Volumes and ports that the guest has until it ends.
+    /// Volumes and ports that the guest has until it ends; with them volumes that are leaving and cannot.
     pub fixed: BTreeSet<String>,
 }
 

@@ -169,7 +169,7 @@ impl HostDriver {
         self.resize(wanted, client, &there)?;
         let mut there: BTreeMap<DeviceName, DeviceState> =
             there.into_iter().map(|device| (device.device, device.state)).collect();
-        slot.plugging.fixed = fixed(wanted, &there);
+        slot.plugging.fixed = fixed(wanted, leaving, &there);
         let left = take_back(leaving, &mut slot.plugging, client, &mut there)?;
         let mut missing = BTreeMap::new();
         for volume in &wanted.volumes {
@@ -325,10 +325,15 @@ fn without_plug(wanted: &InstanceWanted, slot: &mut Slot, leaving: &Beside) {
     record.beside = leaving.clone();
 }
 
-/// What of the wanted devices cannot go while the guest runs.
-fn fixed(wanted: &InstanceWanted, there: &BTreeMap<DeviceName, DeviceState>) -> BTreeSet<String> {
+/// What of the wanted devices, and of the volumes that are leaving, cannot go while the guest runs.
+fn fixed(
+    wanted: &InstanceWanted,
+    leaving: &Beside,
+    there: &BTreeMap<DeviceName, DeviceState>,
+) -> BTreeSet<String> {
     let is_fixed = |name: &DeviceName| there.get(name) == Some(&DeviceState::Fixed);
-    let volumes = wanted.volumes.iter().filter(|volume| is_fixed(&disk(volume))).map(|volume| &volume.id);
+    let volumes = wanted.volumes.iter().chain(&leaving.volumes);
+    let volumes = volumes.filter(|volume| is_fixed(&disk(volume))).map(|volume| &volume.id);
     let nics = wanted.nics.iter().filter(|new| is_fixed(&nic(new))).map(|new| &new.port_id);
     volumes.chain(nics).cloned().collect()
 }

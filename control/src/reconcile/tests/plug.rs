@@ -75,6 +75,28 @@ async fn volume_is_nobody_elses_until_the_guest_has_let_it_go() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn volume_asked_back_before_it_is_known_to_stay_is_its_servers_again() {
+    let said = Said::default();
+    let cloud = Cloud::that_says(&said).await;
+    let (control, admin) = (&cloud.control, &cloud.admin);
+    let (volume, server) = cloud.volume_and_server().await;
+    let new = NewServerVolume { volume_id: volume.clone(), ..NewServerVolume::default() };
+    control.server_volume_attach(admin, &server, &new).await.unwrap();
+    cloud.until_volume(&volume, Some(Status::InUse)).await;
+    {
+        let mut said = said.lock().unwrap();
+        (said.leaving, said.fixed) = ([volume.clone()].into(), [volume.clone()].into());
+    }
+    control.server_volume_detach(admin, &server, &volume).await.unwrap();
+    let failed = |server: &Server| server.actions.iter().any(|action| action.message.is_some());
+    let row = cloud.until(&server, |server| server.is_some_and(failed)).await.unwrap();
+    assert!(!row.volumes[0].detaching, "{row:?}");
+    cloud.until_volume(&volume, Some(Status::InUse)).await;
+    let refused = control.server_volume_detach(admin, &server, &volume).await;
+    assert!(matches!(refused, Err(Error::Conflict { reason: "InstanceCannotPlug", .. })), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn volume_that_the_guest_cannot_get_is_free_again_and_the_action_says_so() {
     let said = Said::default();
     let cloud = Cloud::that_says(&said).await;

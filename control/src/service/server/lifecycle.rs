@@ -229,11 +229,16 @@ fn plugged(server: &mut Server, report: &InstanceObserved, now: Timestamp) {
         action.finished_at.is_none() && PLUGGING.contains(&action.action.as_str())
     };
     for action in server.actions.iter_mut().filter(asked) {
-        if action.action == "detach_volume" && !devices.leaving.is_empty() {
+        let is_back = action.action == "detach_volume";
+        if is_back && !devices.leaving.is_subset(&devices.fixed) {
             continue;
         }
         action.finished_at = Some(now);
-        let failed = action.action.starts_with("attach") && !devices.missing.is_empty();
+        let failed = if is_back {
+            !devices.leaving.is_empty()
+        } else {
+            action.action.starts_with("attach") && !devices.missing.is_empty()
+        };
         action.message = failed.then(|| "Error".to_owned());
     }
 }

@@ -1,7 +1,8 @@
 //! Devices of servers that run: who may plug, and what a host's report makes of the devices that come and go.
 //!
 //! A volume that comes is `attaching` until its guest has it, and one that goes is `detaching`, and nobody else's, until
-//! its guest has let it go: as long as that takes, or until the server is off.
+//! its guest has let it go: as long as that takes, or until the server is off. One that turns out to be there until
+//! then, which is not known of a server that has only just started, is `in-use` again, and the action has failed.
 
 use jiff::Timestamp;
 
@@ -81,7 +82,9 @@ pub(crate) fn settle_devices(
     for attached in server.volumes.clone() {
         let disk = disk_of(cache, &attached.volume_id);
         if attached.detaching {
-            if !devices.leaving.contains(&disk) {
+            if devices.fixed.contains(&disk) {
+                txn = kept(cache, txn, server, &attached, now);
+            } else if !devices.leaving.contains(&disk) {
                 txn = taken(cache, txn, server, &attached);
             }
         } else if is_attaching(cache, &attached) {
@@ -121,6 +124,19 @@ fn given(cache: &Cache, txn: Txn, attached: &ServerVolume, now: Timestamp) -> Tx
     if volume.row.status != Status::Attaching {
         return txn;
     }
+    let row = Volume { status: Status::InUse, updated_at: Some(now), ..volume.row.clone() };
+    txn.update(&volume, &row)
+}
+
+/// The guest has it until it is off, as nobody knew yet when it was asked back: it stays its server's.
+fn kept(cache: &Cache, txn: Txn, server: &mut Server, attached: &ServerVolume, now: Timestamp) -> Txn {
+    for one in server.volumes.iter_mut().filter(|one| one.attachment_id == attached.attachment_id) {
+        one.detaching = false;
+    }
+    // Its host is to hear of it.
+    server.generation += 1;
+    let volume = cache.get::<Volume>(&attached.volume_id);
+    let Some(volume) = volume.filter(|volume| volume.row.status == Status::Detaching) else { return txn };
     let row = Volume { status: Status::InUse, updated_at: Some(now), ..volume.row.clone() };
     txn.update(&volume, &row)
 }
