@@ -143,6 +143,22 @@ impl ConfigSpace {
         self.bytes.get(at).copied().unwrap_or(0)
     }
 
+    /// All of it, for a snapshot.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Takes over what a guest may change of `saved`; whether all else is as it was.
+    #[must_use]
+    pub fn restore(&mut self, saved: &[u8]) -> bool {
+        if saved.len() != CONFIG_BYTES {
+            return false;
+        }
+        self.write(0, saved);
+        self.bytes == saved
+    }
+
     /// The guest reads; beyond the end there are zeros.
     pub fn read(&self, register: usize, data: &mut [u8]) {
         for (index, byte) in data.iter_mut().enumerate() {

@@ -246,6 +246,7 @@ impl BusDevice for Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::virtio::{StateError, TransportState};
 
     /// A function whose registers are bytes.
     struct Bytes {
@@ -271,6 +272,12 @@ mod tests {
         }
         fn registers(&self) -> Option<(GuestAddress, u64)> {
             self.space.registers()
+        }
+        fn save(&self) -> TransportState {
+            unreachable!("no snapshot is made here")
+        }
+        fn restore(&mut self, _state: &TransportState) -> Result<(), StateError> {
+            unreachable!("no snapshot is made here")
         }
         fn is_driven(&self) -> bool {
             false

@@ -23,6 +23,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
+use crate::virtio::{StateError, TransportState};
 
 /// Why a PCI machine could not be put together.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -56,4 +57,11 @@ pub trait PciFunction: BusDevice {
     fn registers(&self) -> Option<(GuestAddress, u64)>;
     /// Whether a driver has it in use.
     fn is_driven(&self) -> bool;
+    /// As [`crate::virtio::Transport::save`].
+    fn save(&self) -> TransportState;
+    /// As [`crate::virtio::Transport::restore`].
+    ///
+    /// # Errors
+    /// It does not fit: the function must not be used.
+    fn restore(&mut self, state: &TransportState) -> Result<(), StateError>;
 }

@@ -5,6 +5,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use super::config::ConfigSpace;
 use super::{Error, Wiring};
 
@@ -30,6 +32,19 @@ pub struct Message {
     pub address: u64,
     /// The value, which names the vector.
     pub data: u32,
+}
+
+/// One entry of the table, for a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VectorState {
+    /// Where the message is written.
+    pub address: u64,
+    /// The message.
+    pub data: u32,
+    /// None is sent.
+    pub masked: bool,
+    /// One waits for that to end.
+    pub pending: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -153,6 +168,33 @@ impl Msix {
             let bits = state.entries.iter().skip(first).take(8).enumerate();
             *byte = bits.fold(0, |sum, (bit, entry)| sum | u8::from(entry.pending) << bit);
         }
+    }
+
+    /// The table, for a snapshot; the capability's switches are in configuration space.
+    #[must_use]
+    pub fn save(&self) -> Vec<VectorState> {
+        let vector = |entry: &Entry| VectorState {
+            address: entry.message.address,
+            data: entry.message.data,
+            masked: entry.control & ENTRY_MASKED != 0,
+            pending: entry.pending,
+        };
+        self.lock().entries.iter().map(vector).collect()
+    }
+
+    /// Takes over what [`Self::save`] gave; false if that is no table of as many entries.
+    #[must_use]
+    pub fn restore(&self, vectors: &[VectorState]) -> bool {
+        let mut state = self.lock();
+        if vectors.len() != state.entries.len() {
+            return false;
+        }
+        for (entry, saved) in state.entries.iter_mut().zip(vectors) {
+            let control = if saved.masked { ENTRY_MASKED } else { 0 };
+            let message = Message { address: saved.address, data: saved.data };
+            *entry = Entry { message, control, pending: saved.pending };
+        }
+        true
     }
 
     fn send(&self, messages: &[Message]) {

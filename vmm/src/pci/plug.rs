@@ -176,6 +176,7 @@ mod tests {
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     use super::*;
+    use crate::virtio::{StateError, TransportState};
 
     struct Device(Arc<AtomicBool>);
 
@@ -191,6 +192,12 @@ mod tests {
         fn write_config(&mut self, _register: usize, _data: &[u8]) {}
         fn registers(&self) -> Option<(GuestAddress, u64)> {
             None
+        }
+        fn save(&self) -> TransportState {
+            unreachable!("no snapshot is made here")
+        }
+        fn restore(&mut self, _state: &TransportState) -> Result<(), StateError> {
+            unreachable!("no snapshot is made here")
         }
         fn is_driven(&self) -> bool {
             self.0.load(Ordering::Relaxed)

@@ -13,11 +13,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
 use storage::format::Disk;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::limiter::BucketState;
 use super::queue::{Chain, Handled, Progress, QueueError};
 use super::spec::{block as spec, device_type};
+use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
 use crate::config::{DiskConfig, DiskLimits};
 use crate::memory::GuestMemory;
@@ -72,6 +75,17 @@ pub struct Block {
     throttle: Option<Throttle>,
     /// What is in the queue waits: the guest is paused.
     held: bool,
+    /// The disk is larger than that of the snapshot which the guest goes on from, and the guest does not know yet.
+    grown: bool,
+}
+
+/// What a snapshot holds of a disk.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct OwnState {
+    /// The size that the guest knows.
+    bytes: u64,
+    /// What its limits have counted.
+    buckets: Vec<BucketState>,
 }
 
 /// Bytes of the configuration space up to `write_zeroes_may_unmap` and its padding.
@@ -119,6 +133,7 @@ impl Block {
             buffer: Vec::new(),
             throttle: None,
             held: false,
+            grown: false,
         })
     }
 
@@ -129,6 +144,11 @@ impl Block {
     pub fn limited(mut self, limits: &DiskLimits, clock: Clock) -> Result<Self, Error> {
         self.throttle = Throttle::new(limits, clock)?;
         Ok(self)
+    }
+
+    /// The size in bytes, as the guest reads it.
+    fn bytes(&self) -> u64 {
+        self.disk.size_bytes() / spec::SECTOR_BYTES * spec::SECTOR_BYTES
     }
 
     fn work(&mut self) {
@@ -290,6 +310,9 @@ impl VirtioDevice for Block {
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) {
+        if std::mem::take(&mut self.grown) {
+            activation.interrupt.config_changed();
+        }
         self.active = Some(activation);
     }
 
@@ -298,6 +321,25 @@ impl VirtioDevice for Block {
         if let Some(throttle) = &mut self.throttle {
             throttle.wake();
         }
+    }
+
+    fn save(&self) -> DeviceState {
+        let buckets = self.throttle.as_ref().map(Throttle::save).unwrap_or_default();
+        DeviceState::of(self.active.as_ref()).with(&OwnState { bytes: self.bytes(), buckets })
+    }
+
+    /// The disk may have grown: the guest is told once it goes on, as of any other.
+    fn restore(&mut self, own: &[u8]) -> Result<(), StateError> {
+        let saved: OwnState = decode(own)?;
+        let now = self.bytes();
+        if now < saved.bytes {
+            return Err(StateError::SmallerDisk { now, before: saved.bytes });
+        }
+        self.grown = now > saved.bytes;
+        if let Some(throttle) = &mut self.throttle {
+            throttle.restore(&saved.buckets);
+        }
+        Ok(())
     }
 
     fn hold(&mut self, held: bool) {

@@ -10,6 +10,8 @@
 
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use super::Error;
 use crate::config::{DiskLimits, LIMIT_MAX, RateLimit, TransferLimits};
 
@@ -24,7 +26,7 @@ const BURSTS_PER_SECOND: u64 = 10;
 pub type Clock = Box<dyn Fn() -> Instant + Send>;
 
 /// Which way data goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Direction {
     /// To the guest.
     Read,
@@ -44,10 +46,23 @@ pub struct Cost {
 }
 
 /// What a bucket counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unit {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unit {
+    /// Bytes.
     Bytes,
+    /// Operations.
     Operations,
+}
+
+/// What one bucket has left, for a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BucketState {
+    /// What it counts.
+    pub unit: Unit,
+    /// Which way; absent: both.
+    pub direction: Option<Direction>,
+    /// In billionths of what it counts; less than nothing is a debt.
+    pub level: i128,
 }
 
 /// The limits of one device, and how much of them is left.
@@ -101,6 +116,29 @@ impl Limiter {
     #[must_use]
     pub fn is_unlimited(&self) -> bool {
         self.buckets.is_empty()
+    }
+
+    /// What is left, for a snapshot.
+    #[must_use]
+    pub fn save(&self) -> Vec<BucketState> {
+        let state = |bucket: &Bucket| BucketState {
+            unit: bucket.unit,
+            direction: bucket.direction,
+            level: bucket.level,
+        };
+        self.buckets.iter().map(state).collect()
+    }
+
+    /// Goes on from what was left, where the limits are of the same kinds still: no bucket becomes fuller by it.
+    pub fn restore(&mut self, saved: &[BucketState]) {
+        for bucket in &mut self.buckets {
+            let same =
+                |saved: &&BucketState| saved.unit == bucket.unit && saved.direction == bucket.direction;
+            if let Some(saved) = saved.iter().find(same) {
+                let debt_max = -i128::from(LIMIT_MAX) * PER_TOKEN;
+                bucket.level = bucket.level.min(saved.level).max(debt_max);
+            }
+        }
     }
 
     /// Lets a request through, or says how long it has to wait before it is worth asking again. Nothing is taken

@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::negotiation::{Half, Negotiation, RingPart};
 use super::spec::mmio as reg;
+use super::state::{MmioState, StateError, TransportState};
 use super::{Error, Interrupt, Shared, Transport};
 use crate::bus::BusDevice;
 use crate::memory::GuestMemory;
@@ -127,6 +128,24 @@ impl Transport for MmioTransport {
 
     fn driven(&self) -> Arc<AtomicBool> {
         self.negotiation.driven()
+    }
+
+    fn save(&self) -> TransportState {
+        TransportState::Mmio(MmioState {
+            negotiation: self.negotiation.save(),
+            interrupt_status: self.interrupt.status.load(Ordering::Acquire),
+            generation: self.interrupt.generation.load(Ordering::Acquire),
+            selected: [self.device_features_select, self.driver_features_select, self.queue_select],
+        })
+    }
+
+    fn restore(&mut self, state: &TransportState) -> Result<(), StateError> {
+        let TransportState::Mmio(state) = state else { return Err(StateError::Transport) };
+        [self.device_features_select, self.driver_features_select, self.queue_select] = state.selected;
+        self.interrupt.status.store(state.interrupt_status, Ordering::Release);
+        self.interrupt.generation.store(state.generation, Ordering::Release);
+        self.interrupt.broken.store(state.negotiation.broken, Ordering::Release);
+        self.negotiation.restore(&state.negotiation)
     }
 }
 

@@ -10,6 +10,7 @@
 //!   [`pci::PciTransport`] for all others; [`negotiation`] holds what both share (status machine, features, queue
 //!   set-up).
 //! - [`limiter`]: how fast a device may move data.
+//! - [`state`]: what of a device and its transport goes into a snapshot.
 //! - [`queue`]: checked access to split virtqueues. Whatever the driver writes, guest memory is the only memory
 //!   touched, and nothing panics: a broken ring makes the device ask for a reset.
 //! - `mock`: the driver's side, for tests and fuzzers (feature `mock`).
@@ -47,6 +48,7 @@ pub mod pci;
 pub mod queue;
 pub mod rng;
 pub mod spec;
+pub mod state;
 #[cfg(test)]
 mod tests;
 
@@ -67,6 +69,7 @@ use crate::memory::GuestMemory;
 pub use block::build_block;
 pub use net::build_net;
 pub use rng::build_rng;
+pub use state::{DeviceState, StateError, TransportState};
 
 /// A device shared by its transport (vCPU threads) and the event loop.
 pub type Shared = Arc<Mutex<dyn VirtioDevice>>;
@@ -166,6 +169,18 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// Back to the state before activation: no queue is touched from here on.
     fn reset(&mut self);
 
+    /// What of the device a guest would miss that goes on elsewhere, with where its queues stand. Called while the guest is
+    /// paused and the device held, on the thread of the event loop: nothing is in flight then. What may be made anew
+    /// is left out.
+    fn save(&self) -> DeviceState;
+
+    /// Takes over the device's own part of what [`Self::save`] gave, before [`Self::activate`]. The device has the
+    /// configuration and the back end that it is given now; only what the guest knows of it and would miss is taken over.
+    ///
+    /// # Errors
+    /// It does not fit: the device must not be used.
+    fn restore(&mut self, own: &[u8]) -> Result<(), StateError>;
+
     /// The guest stands still, or goes on: a device whose back end somebody may look at meanwhile changes nothing there
     /// while it is held, and takes up what waits in its queues when it is let go.
     fn hold(&mut self, _held: bool) {}
@@ -209,6 +224,14 @@ pub trait Transport: crate::bus::BusDevice {
     fn queue_events(&self) -> &[EventFd];
     /// Becomes true once a driver has started the device, and stays so.
     fn driven(&self) -> Arc<AtomicBool>;
+    /// Registers and device, while the guest stands still.
+    fn save(&self) -> TransportState;
+    /// Takes over what [`Self::save`] gave; called once, before a guest has touched a register. If the driver had started
+    /// the device, it is started here, and all its queues are due to be looked at.
+    ///
+    /// # Errors
+    /// It does not fit: the transport must not be used.
+    fn restore(&mut self, state: &TransportState) -> Result<(), StateError>;
 }
 
 /// Copies the part of `space` at `offset` into `data`; bytes beyond the end are zero.

@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{QueueLayout, VirtQueue};
 use super::spec::{feature, status};
+use super::state::{NegotiationState, QueuePosition, QueueState, StateError};
 use super::{Activation, Error, Interrupt, Shared, VirtioDevice};
 use crate::memory::GuestMemory;
 
@@ -300,20 +301,26 @@ impl Negotiation {
     }
 
     fn activate(&mut self) -> bool {
-        let event_idx = self.accepted & feature::RING_EVENT_IDX != 0;
-        let queues: Option<Vec<VirtQueue>> = self
-            .queues
-            .iter()
-            .map(|queue| {
-                let checked = VirtQueue::new(self.memory.clone(), queue.layout, queue.size_max, event_idx);
-                checked.ok().filter(|_| queue.ready)
-            })
-            .collect();
-        let Some(queues) = queues else {
+        let Some(queues) = self.checked_queues() else {
             self.fault("a queue is not ready, or not in guest memory");
             return false;
         };
         self.status |= status::DRIVER_OK;
+        self.hand_over(queues);
+        true
+    }
+
+    /// All queues as the driver laid them out; nothing if one is not ready or not in guest memory.
+    fn checked_queues(&self) -> Option<Vec<VirtQueue>> {
+        let event_idx = self.accepted & feature::RING_EVENT_IDX != 0;
+        let checked = |queue: &QueueSetup| {
+            let checked = VirtQueue::new(self.memory.clone(), queue.layout, queue.size_max, event_idx);
+            checked.ok().filter(|_| queue.ready)
+        };
+        self.queues.iter().map(checked).collect()
+    }
+
+    fn hand_over(&self, queues: Vec<VirtQueue>) {
         self.driven.store(true, Ordering::Release);
         lock(&self.device).activate(Activation {
             memory: self.memory.clone(),
@@ -321,7 +328,76 @@ impl Negotiation {
             features: self.accepted,
             interrupt: Arc::clone(&self.interrupt),
         });
-        true
+    }
+
+    /// The device and how far its driver is.
+    pub fn save(&self) -> NegotiationState {
+        let queue = |queue: &QueueSetup| {
+            let QueueLayout { size, descriptors, available, used } = queue.layout;
+            QueueState { size, addresses: [descriptors, available, used], ready: queue.ready }
+        };
+        NegotiationState {
+            device_type: self.device_type,
+            accepted: self.accepted,
+            status: self.status,
+            broken: self.interrupt.is_broken(),
+            driven: self.driven.load(Ordering::Acquire),
+            queues: self.queues.iter().map(queue).collect(),
+            device: lock(&self.device).save(),
+        }
+    }
+
+    /// Takes over what [`Self::save`] gave. The transport has to have taken its own part over before: a device that is
+    /// started here may interrupt. It is broken by the transport, if it was.
+    pub fn restore(&mut self, state: &NegotiationState) -> Result<(), StateError> {
+        self.check(state)?;
+        for (queue, saved) in self.queues.iter_mut().zip(&state.queues) {
+            let [descriptors, available, used] = saved.addresses;
+            queue.layout = QueueLayout { size: saved.size, descriptors, available, used };
+            queue.ready = saved.ready;
+        }
+        (self.accepted, self.status) = (state.accepted, state.status);
+        self.driven.store(state.driven, Ordering::Release);
+        lock(&self.device).restore(&state.device.own)?;
+        let running =
+            self.status & (status::DRIVER_OK | status::FAILED) == status::DRIVER_OK && !state.broken;
+        if running {
+            let positions: &[QueuePosition] = &state.device.queues;
+            let queues = self
+                .checked_queues()
+                .filter(|queues| queues.len() == positions.len())
+                .ok_or(StateError::Invalid("a started device's queues are not in guest memory"))?;
+            let queues = queues.into_iter().zip(positions);
+            self.hand_over(queues.map(|(queue, position)| queue.resumed_at(*position)).collect());
+            self.kick_all();
+        }
+        Ok(())
+    }
+
+    /// What a state must have to be one of this device's.
+    fn check(&self, state: &NegotiationState) -> Result<(), StateError> {
+        let known = STEPS.iter().fold(status::FAILED, |bits, step| bits | step);
+        if state.device_type != self.device_type {
+            return Err(StateError::Type { saved: state.device_type, given: self.device_type });
+        }
+        match state.accepted & !self.offered {
+            // Features count only once the driver has settled for them; what it tried before is its own affair.
+            lacking if lacking != 0 && state.status & status::FEATURES_OK != 0 => {
+                return Err(StateError::Features { device: self.device_type, lacking });
+            }
+            _ => {}
+        }
+        if state.status & !known != 0 {
+            return Err(StateError::Invalid("its status has bits that there are not"));
+        }
+        let sizes = self.queues.iter().zip(&state.queues);
+        let fit = |(queue, saved): (&QueueSetup, &QueueState)| {
+            saved.size.is_power_of_two() && saved.size <= queue.size_max
+        };
+        if state.queues.len() != self.queues.len() || !sizes.into_iter().all(fit) {
+            return Err(StateError::Invalid("its queues are others"));
+        }
+        Ok(())
     }
 
     /// Tells the event loop to look at all queues once, since it takes no part in activation itself.

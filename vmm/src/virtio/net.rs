@@ -19,10 +19,11 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::limiter::{Clock, Direction};
+use super::limiter::{BucketState, Clock, Direction};
 use super::link::{Link, Tap};
 use super::queue::{Chain, Handled, Progress, QueueError, VirtQueue};
 use super::spec::{device_type, net as spec};
+use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
 use crate::config::{Addressing, NicConfig, Traffic};
 use crate::endpoint::{Endpoint, Verdict};
@@ -436,6 +437,18 @@ impl<L: Link> VirtioDevice for Net<L> {
         self.rx_waiting = 0;
         self.rx_held.1 = 0;
         self.shaper.wake();
+    }
+
+    /// Packets that waited are dropped, as any network drops them. So is what the endpoint knows of the guest: leases are
+    /// answered from the configuration, connections to the metadata are made anew, and questions are asked again.
+    fn save(&self) -> DeviceState {
+        DeviceState::of(self.active.as_ref()).with(&self.shaper.save())
+    }
+
+    fn restore(&mut self, own: &[u8]) -> Result<(), StateError> {
+        let buckets: Vec<BucketState> = decode(own)?;
+        self.shaper.restore(&buckets);
+        Ok(())
     }
 
     fn readdress(&mut self, mac: [u8; 6], addressing: &Addressing) -> bool {

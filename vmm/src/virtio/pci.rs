@@ -22,6 +22,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::negotiation::{Half, Negotiation, RingPart};
 use super::spec::{device_type, pci as spec};
+use super::state::{PciState, StateError, TransportState};
 use super::{Error, Interrupt, Shared, Transport};
 use crate::bus::BusDevice;
 use crate::memory::GuestMemory;
@@ -354,6 +355,14 @@ impl PciFunction for PciTransport {
     fn is_driven(&self) -> bool {
         self.negotiation.status() != 0
     }
+
+    fn save(&self) -> TransportState {
+        Transport::save(self)
+    }
+
+    fn restore(&mut self, state: &TransportState) -> Result<(), StateError> {
+        Transport::restore(self, state)
+    }
 }
 
 /// A function that is taken out of its slot touches neither guest memory nor KVM any more.
@@ -371,6 +380,45 @@ impl Transport for PciTransport {
 
     fn driven(&self) -> Arc<AtomicBool> {
         self.negotiation.driven()
+    }
+
+    fn save(&self) -> TransportState {
+        let interrupt = &self.interrupt;
+        let chosen = [&interrupt.config_vector].into_iter().chain(&interrupt.queue_vectors);
+        TransportState::Pci(PciState {
+            negotiation: self.negotiation.save(),
+            space: self.space.bytes().to_vec(),
+            vectors: interrupt.msix.save(),
+            isr: interrupt.isr.load(Ordering::Acquire),
+            generation: interrupt.generation.load(Ordering::Acquire),
+            chosen_vectors: chosen.map(|vector| vector.load(Ordering::Acquire)).collect(),
+            selected: [self.device_feature_select, self.driver_feature_select],
+            queue_selected: self.queue_select,
+        })
+    }
+
+    fn restore(&mut self, state: &TransportState) -> Result<(), StateError> {
+        let TransportState::Pci(state) = state else { return Err(StateError::Transport) };
+        let interrupt = &self.interrupt;
+        if state.chosen_vectors.len() != interrupt.queue_vectors.len() + 1
+            || !self.space.restore(&state.space)
+            || !interrupt.msix.restore(&state.vectors)
+        {
+            return Err(StateError::Invalid("its PCI function is another"));
+        }
+        let chosen = [&interrupt.config_vector].into_iter().chain(&interrupt.queue_vectors);
+        for (vector, saved) in chosen.zip(&state.chosen_vectors) {
+            vector.store(interrupt.existing(*saved), Ordering::Release);
+        }
+        interrupt.isr.store(state.isr, Ordering::Release);
+        interrupt.generation.store(state.generation, Ordering::Release);
+        interrupt.broken.store(state.negotiation.broken, Ordering::Release);
+        [self.device_feature_select, self.driver_feature_select] = state.selected;
+        self.queue_select = state.queue_selected;
+        interrupt.msix.control_written(&self.space, self.msix_at);
+        self.negotiation.restore(&state.negotiation)?;
+        self.settle_doorbells();
+        Ok(())
     }
 }
 

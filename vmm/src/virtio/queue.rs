@@ -10,6 +10,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory as _, Permissions};
 
 use super::spec::ring;
+use super::state::QueuePosition;
 use crate::memory::GuestMemory;
 
 /// The most descriptors in one chain: what an indirect table of the largest queue here could need, and few
@@ -234,6 +235,20 @@ impl VirtQueue {
             return Err(QueueError::Layout);
         }
         Ok(Self { queue, memory, used_since_signal: false })
+    }
+
+    /// The same queue, with a device that had come as far as `position` in it. As with what a driver writes, a position
+    /// that cannot be is found out when the queue is worked off.
+    #[must_use]
+    pub fn resumed_at(mut self, position: QueuePosition) -> Self {
+        self.queue.set_next_avail(position.next_available);
+        self.queue.set_next_used(position.next_used);
+        self
+    }
+
+    /// How far the device has come.
+    pub fn position(&self) -> QueuePosition {
+        QueuePosition { next_available: self.queue.next_avail(), next_used: self.queue.next_used() }
     }
 
     /// The guest's memory.

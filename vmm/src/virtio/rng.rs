@@ -10,6 +10,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::queue::{Chain, Handled, Progress, QueueError};
 use super::spec::device_type;
+use super::state::{DeviceState, StateError, nothing_of_its_own};
 use super::{Activation, Error, Shared, VirtioDevice};
 use crate::memory::GuestMemory;
 
@@ -142,6 +143,15 @@ impl VirtioDevice for Rng {
 
     fn reset(&mut self) {
         self.active = None;
+    }
+
+    /// The allowance is there anew: it is a tenth of a second's.
+    fn save(&self) -> DeviceState {
+        DeviceState::of(self.active.as_ref())
+    }
+
+    fn restore(&mut self, own: &[u8]) -> Result<(), StateError> {
+        nothing_of_its_own(own)
     }
 }
 

@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::super::limiter::{Clock, Cost, Limiter};
+use super::super::limiter::{BucketState, Clock, Cost, Limiter};
 use super::super::{Error, arm};
 use crate::config::DiskLimits;
 
@@ -38,6 +38,16 @@ impl Throttle {
                 false
             }
         }
+    }
+
+    /// What was counted, for a snapshot.
+    pub(super) fn save(&self) -> Vec<BucketState> {
+        self.limiter.save()
+    }
+
+    /// Goes on from what was counted.
+    pub(super) fn restore(&mut self, buckets: &[BucketState]) {
+        self.limiter.restore(buckets);
     }
 
     pub(super) fn is_stalled(&self) -> bool {

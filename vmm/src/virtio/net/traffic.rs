@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::Error;
-use super::super::limiter::{Clock, Cost, Direction, Limiter};
+use super::super::limiter::{BucketState, Clock, Cost, Direction, Limiter};
 use super::super::spec::net as spec;
 use crate::config::{DSCP_MAX, DiskLimits, Traffic};
 
@@ -73,6 +73,16 @@ impl Shaper {
     /// Time has passed. What was counted is kept: looking early gains nothing.
     pub(super) fn wake(&mut self) {
         self.due = [None; 2];
+    }
+
+    /// What was counted, for a snapshot.
+    pub(super) fn save(&self) -> Vec<BucketState> {
+        self.limiter.save()
+    }
+
+    /// Goes on from what was counted.
+    pub(super) fn restore(&mut self, buckets: &[BucketState]) {
+        self.limiter.restore(buckets);
     }
 
     /// Marks a frame that the guest sends.
