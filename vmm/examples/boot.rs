@@ -50,6 +50,8 @@ fn main() -> ExitCode {
     };
     let options = BootOptions {
         kernel: Some(kernel),
+        restore: Vec::new(),
+        track: false,
         firmware: None,
         initrd,
         cmdline,

@@ -92,6 +92,17 @@ pub enum Boot {
     /// The kernel is read at every boot from the first disk: one whose first bytes are an ELF image boots it; from any
     /// other, what its boot loader's configuration says (`crate::boot::disk`).
     Disk,
+    /// Nothing is booted: the guest goes on from a snapshot (`crate::snapshot`). Memory and vCPUs are as many as it has, or
+    /// zero for these; its disks and network devices are given in the same order and may be others, with other names. It is
+    /// told that it is another, by its generation id. CPU profile, transport, system and command line are the snapshot's.
+    Snapshot {
+        /// A full snapshot, then those with differences, each to the one before. They must not change while the guest
+        /// is there.
+        files: Vec<InheritedFd>,
+        /// Note from the beginning on what the guest writes, so that snapshots of it can have the differences to these.
+        #[serde(default)]
+        track: bool,
+    },
 }
 
 /// How a guest reaches its virtio devices.

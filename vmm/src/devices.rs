@@ -92,6 +92,17 @@ impl Places {
         Ok(Self::Mmio((0..).zip(gsis).map(place).collect()))
     }
 
+    /// The places of a machine that goes on, `count` of whose devices have windows.
+    ///
+    /// # Errors
+    /// There are too many.
+    pub fn of_windows(count: usize) -> Result<Self, Error> {
+        match count.checked_sub(1) {
+            None => Ok(Self::Pci),
+            Some(beside) => Self::choose(Transport::Mmio, true, beside),
+        }
+    }
+
     /// The virtio-mmio windows; none with PCI.
     #[must_use]
     pub fn windows(&self) -> &[MmioDevice] {
@@ -102,7 +113,6 @@ impl Places {
     }
 
     /// Puts `devices` behind registers at their places, those on PCI into slots of `host`, which becomes the machine's bus.
-    /// For each: whether a driver has started it, and its slot.
     ///
     /// # Errors
     /// The step that failed.
@@ -112,20 +122,18 @@ impl Places {
         guest: &GuestMemory,
         (buses, host): (&mut Buses, &PciHost),
         devices: &[Shared],
-    ) -> Result<Vec<(Driven, Option<u8>)>, Error> {
+    ) -> Result<Vec<Seat>, Error> {
         connect_bus(buses, host)?;
         match self {
             Self::Mmio(places) => {
                 let devices = places.iter().zip(devices);
-                devices
-                    .map(|(place, device)| Ok((add_mmio(vm, guest, buses, place, device)?, None)))
-                    .collect()
+                devices.map(|(place, device)| add_mmio(vm, guest, buses, place, device)).collect()
             }
             Self::Pci => {
                 let put = |(slot, device)| {
                     let (function, driven) = function(vm, guest, slot, device)?;
                     host.insert(slot, function)?;
-                    Ok((driven, Some(slot)))
+                    Ok(Seat { driven, slot: Some(slot), window: None })
                 };
                 (1..).zip(devices).map(put).collect()
             }
@@ -152,6 +160,16 @@ impl Places {
     }
 }
 
+/// Where a device is.
+pub struct Seat {
+    /// Whether a driver has started it.
+    pub driven: Driven,
+    /// Its slot, if it is on PCI.
+    pub slot: Option<u8>,
+    /// Its registers, if it is not.
+    pub window: Option<Arc<Mutex<MmioTransport>>>,
+}
+
 /// Becomes true once a driver has started a device.
 pub type Driven = Arc<AtomicBool>;
 
@@ -161,7 +179,7 @@ fn add_mmio(
     buses: &mut Buses,
     place: &MmioDevice,
     device: &Shared,
-) -> Result<Driven, Error> {
+) -> Result<Seat, Error> {
     let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::Event)?;
     vm.connect_irq(&interrupt, place.gsi)?;
     let transport = MmioTransport::new(guest.clone(), device.clone(), interrupt)?;
@@ -170,8 +188,8 @@ fn add_mmio(
     }
     let driven = transport.driven();
     let transport = Arc::new(Mutex::new(transport));
-    buses.registers.insert(place.address.raw_value(), memory::MMIO_WINDOW_BYTES, transport)?;
-    Ok(driven)
+    buses.registers.insert(place.address.raw_value(), memory::MMIO_WINDOW_BYTES, transport.clone())?;
+    Ok(Seat { driven, slot: None, window: Some(transport) })
 }
 
 /// One device's function for `slot`, its registers where firmware would have put them, and whether a driver has started

@@ -69,13 +69,14 @@ impl InheritedFds {
 fn all(config: &VmmConfig) -> Vec<InheritedFd> {
     let mut fds: Vec<InheritedFd> =
         [config.console_log, config.control_socket, config.exit_report].into_iter().flatten().collect();
-    match config.boot {
+    match &config.boot {
         Boot::Kernel { kernel, initrd } => {
-            fds.push(kernel);
-            fds.extend(initrd);
+            fds.push(*kernel);
+            fds.extend(*initrd);
         }
-        Boot::Firmware { firmware } => fds.push(firmware),
+        Boot::Firmware { firmware } => fds.push(*firmware),
         Boot::Disk => {}
+        Boot::Snapshot { files, .. } => fds.extend(files),
     }
     fds.extend(config.disks.iter().flat_map(of_disk));
     fds.extend(config.nics.iter().map(|nic| nic.tap));

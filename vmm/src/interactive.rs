@@ -30,6 +30,11 @@ use crate::vm::{BootSource, DiskSpec, Machine, MachineSpec, NicSpec};
 pub struct BootOptions {
     /// The kernel; absent: from the first disk.
     pub kernel: Option<PathBuf>,
+    /// A full snapshot that the guest goes on from, then those with differences, each to the one before. Memory and vCPUs
+    /// may be zero then.
+    pub restore: Vec<PathBuf>,
+    /// Note what such a guest writes, so that further snapshots can have the differences.
+    pub track: bool,
     /// A firmware in the kernel's place.
     pub firmware: Option<PathBuf>,
     /// The initial ramdisk.
@@ -137,6 +142,8 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
             .open(path)
             .map_err(|source| Error::Open { path: path.clone(), source })
     };
+    let restore: Result<Vec<File>, Error> = options.restore.iter().map(|path| open(path, false)).collect();
+    let restore = restore?;
     let boot = match options.kernel.as_ref().filter(|_| options.firmware.is_none()) {
         Some(kernel) => {
             let initrd = options.initrd.as_ref().map(|initrd| open(initrd, false)).transpose()?;
@@ -147,6 +154,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         }
         None => match &options.firmware {
             Some(firmware) => BootSource::Firmware(Box::new(open(firmware, false)?)),
+            None if !restore.is_empty() => BootSource::Snapshot(restore),
             None => BootSource::Disk,
         },
     };
@@ -164,6 +172,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         memory_mib: options.memory_mib,
         vcpus: options.vcpus,
         cpu: options.cpu,
+        track: options.track,
         boot,
         transport: options.transport,
         system: Some(identity()),

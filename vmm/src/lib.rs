@@ -25,6 +25,7 @@ pub mod run;
 pub mod sandbox;
 pub mod serial;
 pub mod smbios;
+pub mod snapshot;
 pub mod supervisor;
 pub mod terminal;
 pub mod vcpu;

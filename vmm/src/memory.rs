@@ -12,10 +12,18 @@
 //! 0x1_0000_0000          RAM, the rest
 //! ```
 
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use std::fs::File;
+use std::sync::Arc;
 
-/// The memory of one guest: private anonymous mappings, reserved lazily.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+use vm_memory::bitmap::{AtomicBitmap, NewBitmap as _};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+};
+
+/// The memory of one guest: private mappings, reserved lazily, of nothing or of a snapshot's file. Each region has a bit
+/// for each page that this process has written to, which KVM does not see (`crate::snapshot`).
+pub type GuestMemory = vm_memory::GuestMemoryMmap<AtomicBitmap>;
 
 /// Bytes in one MiB.
 pub const MIB: u64 = 1 << 20;
@@ -40,6 +48,9 @@ pub const CMDLINE_START: GuestAddress = GuestAddress(0x2_0000);
 pub const CMDLINE_BYTES_MAX: usize = 2048;
 /// The end of conventional memory in the memory map: where a PC's extended BIOS data area begins.
 pub const LOW_RAM_END: GuestAddress = GuestAddress(0x9_fc00);
+/// The generation id, 16 bytes: another one whenever a guest goes on from a snapshot (`crate::acpi`). The first page of
+/// the last 64 KiB before the ACPI tables; the memory map leaves it to firmware.
+pub const GENERATION_START: GuestAddress = GuestAddress(0xd_0000);
 /// The RSDP; the other ACPI tables follow it. Linux and others also find it here by scanning.
 pub const RSDP_START: GuestAddress = GuestAddress(0xe_0000);
 /// The end of the area that holds ACPI tables, and the SMBIOS entry point: guests look for it from here on.
@@ -115,6 +126,40 @@ pub fn allocate(size_mib: u32) -> Result<GuestMemory, Error> {
         .map(|(start, bytes)| (start, usize::try_from(bytes).expect("invariant: usize has 64 bits")))
         .collect();
     GuestMemory::from_ranges(&ranges).map_err(|source| Error::Map { size_mib, source })
+}
+
+/// Maps memory of `size_mib` MiB whose content lies in `file` from `offset` on, a multiple of the page size, one range
+/// after the other. What is written stays here; what is not is the file's, shared with all who map it. The file must not
+/// change meanwhile.
+///
+/// # Errors
+/// As [`allocate`].
+pub fn map_private(size_mib: u32, file: &Arc<File>, offset: u64) -> Result<GuestMemory, Error> {
+    if size_mib == 0 || size_mib > crate::config::MEMORY_MIB_MAX {
+        return Err(Error::Size(size_mib));
+    }
+    let failed = |source| Error::Map { size_mib, source };
+    let mut regions = Vec::new();
+    let mut at = offset;
+    for (start, bytes) in ram_ranges(size_mib) {
+        let size = usize::try_from(bytes).expect("invariant: usize has 64 bits");
+        let mapping = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::from_arc(file.clone(), at))
+            .build()
+            .map_err(|source| failed(source.into()))?;
+        regions.push(GuestRegionMmap::new(mapping, start).expect("invariant: RAM ends far below overflow"));
+        at += bytes;
+    }
+    GuestMemory::from_regions(regions).map_err(|source| failed(source.into()))
+}
+
+/// The pages of a region that this process has written to.
+#[must_use]
+pub fn written(region: &GuestRegionMmap<AtomicBitmap>) -> &AtomicBitmap {
+    let mapping: &MmapRegion<AtomicBitmap> = region;
+    mapping.bitmap()
 }
 
 /// The end of the RAM that lies below the hole.

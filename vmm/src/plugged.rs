@@ -14,15 +14,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::devices::{self, Driven, function};
+use crate::devices::{self, Driven, Seat, function};
 use crate::kvm::Vm;
 use crate::memory::GuestMemory;
-use crate::pci::host::{PciHost, SLOTS};
-use crate::pci::plug::PlugController;
+use crate::pci::host::{HostState, PciHost, SLOTS};
+use crate::pci::plug::{PlugController, PlugState};
 use crate::questions::Questions;
 use crate::rpc::{DeviceName, DeviceState, DeviceStatus};
+use crate::snapshot::SavedDevice;
 use crate::virtio::spec::block::SECTOR_BYTES;
-use crate::virtio::{Shared, VirtioDevice};
+use crate::virtio::{Shared, Transport as _, VirtioDevice};
 use crate::vm::{DiskSpec, NicSpec, Subscriber};
 use crate::{pci, virtio};
 
@@ -82,10 +83,8 @@ struct Device {
     key: DeviceKey,
     /// Nothing for what is not there for everybody to see, the entropy source.
     name: Option<DeviceName>,
-    /// Where it can be taken from.
-    slot: Option<u8>,
+    seat: Seat,
     shared: Shared,
-    driven: Driven,
 }
 
 /// The wires of one machine that devices need.
@@ -113,6 +112,10 @@ pub struct Devices {
     /// new device there.
     last_slot: u8,
     changes: VecDeque<Change>,
+    /// The network is closed until the guest has taken up its new generation id.
+    closed: bool,
+    /// The guest stands still.
+    held: bool,
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -128,24 +131,21 @@ fn bytes_of(disk: &Device) -> u64 {
 
 impl Devices {
     /// The devices of the start, each with its name, whether it is driven, and its slot.
-    pub(crate) fn new(
-        wires: Wires,
-        devices: Vec<(Option<DeviceName>, Shared)>,
-        places: Vec<(Driven, Option<u8>)>,
-    ) -> Self {
-        let mut all = Self { list: Vec::new(), wires, next_key: 0, last_slot: 0, changes: VecDeque::new() };
-        for ((name, shared), (driven, slot)) in devices.into_iter().zip(places) {
-            all.last_slot = slot.unwrap_or(all.last_slot);
-            all.push(name, slot, shared, driven);
+    pub(crate) fn new(wires: Wires, devices: Vec<(Option<DeviceName>, Shared)>, seats: Vec<Seat>) -> Self {
+        let (list, changes) = (Vec::new(), VecDeque::new());
+        let mut all = Self { list, wires, next_key: 0, last_slot: 0, changes, closed: false, held: true };
+        for ((name, shared), seat) in devices.into_iter().zip(seats) {
+            all.last_slot = seat.slot.unwrap_or(all.last_slot);
+            all.push(name, seat, shared);
         }
         all
     }
 
-    fn push(&mut self, name: Option<DeviceName>, slot: Option<u8>, shared: Shared, driven: Driven) {
+    fn push(&mut self, name: Option<DeviceName>, seat: Seat, shared: Shared) {
         let key = DeviceKey(self.next_key);
         self.next_key += 1;
         self.changes.push_back(Change::Added(key, Box::new(shared.clone())));
-        self.list.push(Device { key, name, slot, shared, driven });
+        self.list.push(Device { key, name, seat, shared });
     }
 
     /// What the event loop has to do, in order; each is given out once.
@@ -198,7 +198,7 @@ impl Devices {
         lock(&shared).hold(held);
         lock(&self.wires.controller).fill(slot, function)?;
         self.last_slot = slot;
-        self.push(Some(name), Some(slot), shared, driven);
+        self.push(Some(name), Seat { driven, slot: Some(slot), window: None }, shared);
         Ok(())
     }
 
@@ -237,7 +237,7 @@ impl Devices {
     pub fn remove(&mut self, name: &DeviceName) -> Result<DeviceState, Error> {
         self.settle();
         let Some(device) = self.find(name) else { return Ok(DeviceState::Gone) };
-        let slot = device.slot.ok_or(Error::Fixed)?;
+        let slot = device.seat.slot.ok_or(Error::Fixed)?;
         if !lock(&self.wires.controller).take_away(slot) {
             return Ok(DeviceState::Leaving);
         }
@@ -245,12 +245,56 @@ impl Devices {
         Ok(DeviceState::Gone)
     }
 
-    /// Ends what the guest has let go.
+    /// Lets all devices go on, or holds them.
+    pub(crate) fn hold(&mut self, held: bool) {
+        self.held = held;
+        let is_nic = |device: &&Device| matches!(device.name, Some(DeviceName::Nic(_)));
+        for device in self.list.iter().filter(|device| held || !(self.closed && is_nic(device))) {
+            lock(&device.shared).hold(held);
+        }
+    }
+
+    /// Tells the guest that it has another generation id, and keeps the network closed until it has taken that up, if it
+    /// listens.
+    pub(crate) fn announce_generation(&mut self) {
+        let mut controller = lock(&self.wires.controller);
+        controller.announce_generation();
+        self.closed = controller.awaits_generation();
+    }
+
+    /// The machine's wires.
+    pub(crate) fn wires(&self) -> &Wires {
+        &self.wires
+    }
+
+    /// Where each device is and what it is doing, for a snapshot.
+    pub(crate) fn save(&self) -> Vec<SavedDevice> {
+        let transport = |seat: &Seat| match &seat.window {
+            Some(window) => Some(lock(window).save()),
+            None => self.wires.host.save_slot(seat.slot?),
+        };
+        let saved = |device: &Device| {
+            let transport = transport(&device.seat)?;
+            Some(SavedDevice { name: device.name.clone(), slot: device.seat.slot, transport })
+        };
+        self.list.iter().filter_map(saved).collect()
+    }
+
+    /// The bridge and the controller, likewise.
+    pub(crate) fn save_bus(&self) -> (HostState, PlugState) {
+        (self.wires.host.save(), lock(&self.wires.controller).save())
+    }
+
+    /// Ends what the guest has let go, and opens the network to one that knows that it is another.
     pub fn settle(&mut self) {
         // Not readable means that nothing new has happened.
         let _ = self.wires.let_go.read();
+        if self.closed && !lock(&self.wires.controller).awaits_generation() {
+            self.closed = false;
+            self.hold(self.held);
+        }
         let host = &self.wires.host;
-        let is_there = |device: &Device| device.slot.is_none_or(|slot| host.is_driven(slot).is_some());
+        let is_there = |device: &Device| device.seat.slot.is_none_or(|slot| host.is_driven(slot).is_some());
         let (there, gone): (_, Vec<Device>) = std::mem::take(&mut self.list).into_iter().partition(is_there);
         self.list = there;
         for device in gone {
@@ -273,7 +317,7 @@ impl Devices {
         let status = |device: &Device| {
             let name = device.name.clone()?;
             let bytes = matches!(name, DeviceName::Disk(_)).then(|| bytes_of(device));
-            Some(DeviceStatus { device: name, state: state(device.slot), bytes })
+            Some(DeviceStatus { device: name, state: state(device.seat.slot), bytes })
         };
         self.list.iter().filter_map(status).collect()
     }
@@ -299,6 +343,6 @@ impl Devices {
     /// Whether drivers have started the devices that a guest would miss.
     pub(crate) fn driven(&self) -> Vec<Driven> {
         let named = self.list.iter().filter(|device| device.name.is_some());
-        named.map(|device| device.driven.clone()).collect()
+        named.map(|device| device.seat.driven.clone()).collect()
     }
 }

@@ -7,6 +7,7 @@
 //! KEYBOARD_PORT     +0  data (reads as zero)                     +4  command: 0xfe resets
 //! ```
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::BusDevice;
@@ -41,6 +42,14 @@ const SCI_ENABLED: u16 = 1;
 /// PM1 control: go to sleep.
 const SLEEP_ENABLE: u16 = 1 << 13;
 
+/// What a snapshot has of the fixed hardware: the registers. The keyboard controller has none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PowerState {
+    status: u16,
+    enable: u16,
+    control: u16,
+}
+
 /// The fixed hardware.
 pub struct PowerManagement {
     status: u16,
@@ -55,6 +64,18 @@ impl PowerManagement {
     #[must_use]
     pub fn new(sci: EventFd, ending: EndingSignal) -> Self {
         Self { status: 0, enable: 0, control: SCI_ENABLED, sci, ending }
+    }
+
+    /// The registers, for a snapshot.
+    #[must_use]
+    pub fn save(&self) -> PowerState {
+        PowerState { status: self.status, enable: self.enable, control: self.control }
+    }
+
+    /// Takes over what [`Self::save`] gave.
+    pub fn restore(&mut self, state: PowerState) {
+        (self.status, self.enable) = (state.status, state.enable);
+        self.control = state.control & !SLEEP_ENABLE | SCI_ENABLED;
     }
 
     /// Presses the power button; the guest hears it if it has enabled the event, or as soon as it does.

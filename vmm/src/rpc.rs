@@ -6,6 +6,7 @@
 //! [`Reply::Question`], whenever they come; [`Action::Answer`] alone has no reply.
 
 pub(crate) mod passing;
+mod snapshot;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::BorrowedFd;
@@ -16,8 +17,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::config::{Addressing, DiskConfig, NicConfig, Traffic};
+use crate::config::{Addressing, DiskConfig, InheritedFd, NicConfig, Traffic};
 use crate::questions::{Message, Question};
+
+pub use snapshot::SnapshotReport;
 
 /// The longest request or reply line in bytes; a peer that sends more is cut off.
 pub const LINE_BYTES_MAX: usize = 2 << 20;
@@ -53,6 +56,19 @@ pub enum Action {
     /// Write out what the guest has written to its disks, so that their files have all of it; legal while paused. Until
     /// the guest is resumed, the files do not change.
     Flush,
+    /// Take a snapshot (`crate::snapshot`) into a file that comes with the request, a regular one, opened for reading and
+    /// writing, whose content is replaced. A guest that runs is paused for it and goes on then; one that is paused stays so.
+    /// The disks are written out first, as by [`Self::Flush`]. The file is not flushed: whoever has it does that.
+    Snapshot {
+        /// The file, number 0 of those that come with the request.
+        file: InheritedFd,
+        /// Only what is different from the snapshot before, since which writes were noted.
+        #[serde(default)]
+        differences: bool,
+        /// Note from now on which pages the guest writes to, for one with differences; implied by one with differences.
+        #[serde(default)]
+        track: bool,
+    },
     /// Answer otherwise to the guest on the network device with this MAC address: as the configuration says of it,
     /// except for the metadata. Legal in every state.
     Readdress {
@@ -157,6 +173,8 @@ pub enum Reply {
         /// The text.
         text: String,
     },
+    /// Answer to [`Action::Snapshot`].
+    Snapshot(SnapshotReport),
     /// Answer to [`Action::Remove`].
     Device {
         /// How far it is.

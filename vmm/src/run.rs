@@ -194,12 +194,16 @@ fn supervise(
 /// Takes all descriptors and makes of them what the machine is built from.
 fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error> {
     let image = |fd, fds: &mut InheritedFds| Box::new(File::from(fds.take(fd))) as Box<dyn Image>;
+    let track = matches!(config.boot, Boot::Snapshot { track: true, .. });
     let boot = match config.boot {
         Boot::Kernel { kernel, initrd } => {
             BootSource::Kernel { kernel: image(kernel, fds), initrd: initrd.map(|initrd| image(initrd, fds)) }
         }
         Boot::Firmware { firmware } => BootSource::Firmware(image(firmware, fds)),
         Boot::Disk => BootSource::Disk,
+        Boot::Snapshot { files, .. } => {
+            BootSource::Snapshot(files.into_iter().map(|file| File::from(fds.take(file))).collect())
+        }
     };
     let mut disks = Vec::with_capacity(config.disks.len());
     for (index, config) in config.disks.into_iter().enumerate() {
@@ -214,6 +218,7 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
         memory_mib: config.memory_mib,
         vcpus: config.vcpus,
         cpu: config.cpu,
+        track,
         boot,
         transport: config.transport,
         system: config.system,

@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
+use serde::{Deserialize, Serialize};
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
@@ -159,6 +160,17 @@ impl Trigger for Interrupt {
     }
 }
 
+/// What a snapshot has of the port: its registers by their names in the 16550's data sheet, and what was typed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialState {
+    /// DLL, DLM, IER, IIR, LCR, LSR, MCR, MSR, SCR.
+    registers: [u8; 9],
+    /// Input in the port's own queue.
+    queued: Vec<u8>,
+    /// Input behind that.
+    waiting: Vec<u8>,
+}
+
 /// The serial port.
 pub struct SerialPort {
     port: Serial<Interrupt, NoEvents, Output>,
@@ -201,6 +213,61 @@ impl SerialPort {
         let room = INPUT_BYTES_MAX - self.waiting.len();
         self.waiting.extend(&bytes[..bytes.len().min(room)]);
         self.pass_input();
+    }
+
+    /// The port's state, for a snapshot. The console's log is the host's and stays with it.
+    #[must_use]
+    pub fn save(&self) -> SerialState {
+        let state = self.port.state();
+        SerialState {
+            registers: [
+                state.baud_divisor_low,
+                state.baud_divisor_high,
+                state.interrupt_enable,
+                state.interrupt_identification,
+                state.line_control,
+                state.line_status,
+                state.modem_control,
+                state.modem_status,
+                state.scratch,
+            ],
+            queued: state.in_buffer,
+            waiting: self.waiting.iter().copied().collect(),
+        }
+    }
+
+    /// A port in that state, likewise made of `interrupt` and `console`; nothing if no port can be in it.
+    #[must_use]
+    pub fn restored(state: &SerialState, interrupt: EventFd, console: Console) -> Option<Self> {
+        if state.waiting.len() > INPUT_BYTES_MAX {
+            return None;
+        }
+        let output = Output { console, pending: Vec::new(), written: 0, failed: false, watch: None };
+        let [
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+        ] = state.registers;
+        let saved = vm_superio::SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer: state.queued.clone(),
+        };
+        let port = Serial::from_state(&saved, Interrupt(interrupt), NoEvents, output).ok()?;
+        Some(Self { port, waiting: state.waiting.iter().copied().collect() })
     }
 
     fn pass_input(&mut self) {
@@ -302,6 +369,31 @@ mod tests {
             port.read(0, &mut byte);
             assert_eq!(byte[0], *expected);
         }
+    }
+
+    #[test]
+    fn restored_port_has_registers_and_input_and_writes_to_its_new_console() {
+        let mut port = SerialPort::new(EventFd::new(0).unwrap(), Console::None);
+        port.write(7, &[0x5a]);
+        port.write(1, &[1]);
+        let text: Vec<u8> = (0..100).collect();
+        port.input(&text);
+        let state = port.save();
+        let mut port =
+            SerialPort::restored(&state, EventFd::new(0).unwrap(), Console::Log(log(100))).unwrap();
+        let mut byte = [0];
+        port.read(7, &mut byte);
+        assert_eq!(byte, [0x5a]);
+        for expected in text {
+            port.read(0, &mut byte);
+            assert_eq!(byte, [expected]);
+        }
+        port.write(0, b"x");
+        assert_eq!(port.console_tail(9).unwrap(), b"x");
+        let long = SerialState { waiting: vec![0; INPUT_BYTES_MAX + 1], ..state.clone() };
+        assert!(SerialPort::restored(&long, EventFd::new(0).unwrap(), Console::None).is_none());
+        let long = SerialState { queued: vec![0; 4096], ..state };
+        assert!(SerialPort::restored(&long, EventFd::new(0).unwrap(), Console::None).is_none());
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //!
 //! Must never know: how devices work.
 
+mod snapshot;
+
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -21,7 +23,7 @@ use crate::lifecycle::Event;
 use crate::plugged;
 use crate::rpc::{Action, ExitReason, LINE_BYTES_MAX, REQUEST_BYTES_MAX, Reply, Status, VmState, passing};
 use crate::run::{chain, open_disk};
-use crate::vm::{Machine, NicSpec};
+use crate::vm::{Machine, NicSpec, Wanted};
 
 /// The most connections at a time: one agent, with room for people who look. Further ones wait in the backlog.
 const CLIENTS_MAX: usize = 8;
@@ -230,6 +232,9 @@ impl Supervisor {
                     Ok(state) => Reply::Device { state },
                     Err(error) => Reply::Error { message: chain(&error) },
                 };
+            }
+            Action::Snapshot { file, differences, track } => {
+                return self.snapshot(file, Wanted { differences, track }, passed);
             }
             Action::Console { bytes_max } => return self.console(u64::from(bytes_max)),
             Action::Flush => return self.flush(),

@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use crate::bus::Bus;
 use crate::ending::EndingSignal;
-use crate::kvm::{self, Exit, ExitRequest, Vcpu};
+use crate::kvm::{self, Exit, ExitRequest, Vcpu, VcpuState};
 use crate::rpc::ExitReason;
 
 /// A vCPU thread's stack: device emulation runs on it, nothing recurses.
@@ -30,6 +30,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A vCPU runs, or is over.
+    #[error("not all vCPUs stand still")]
+    NotHeld,
     /// The signal that interrupts vCPUs cannot be handled.
     #[error("handle the signal that interrupts vCPUs")]
     Signal(#[source] io::Error),
@@ -49,6 +52,14 @@ struct GateState {
     held: usize,
     /// How many threads have not ended.
     live: usize,
+    /// What the vCPUs were asked for while they stand still.
+    saving: Option<Saving>,
+}
+
+/// The states of all vCPUs, as each thread gives its own.
+struct Saving {
+    states: Vec<Option<Result<VcpuState, kvm::Error>>>,
+    left: usize,
 }
 
 /// Where vCPUs stand still between runs.
@@ -62,13 +73,20 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A vCPU waits until it may run; false if it shall quit.
-    fn wait(&self, vcpu: &Vcpu, exit: &ExitRequest) -> bool {
+    /// A vCPU waits until it may run; false if it shall quit. Meanwhile it gives its state if that is asked for.
+    fn wait(&self, index: usize, vcpu: &Vcpu, exit: &ExitRequest) -> bool {
         let mut state = self.lock();
         if state.wanted == Wanted::Hold {
             state.held += 1;
             self.changed.notify_all();
             while state.wanted == Wanted::Hold {
+                if let Some(saving) = &mut state.saving
+                    && let Some(place @ None) = saving.states.get_mut(index)
+                {
+                    *place = Some(vcpu.save());
+                    saving.left -= 1;
+                    self.changed.notify_all();
+                }
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
             state.held -= 1;
@@ -107,7 +125,7 @@ impl Vcpus {
     pub fn spawn(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, ending: &EndingSignal) -> Result<Self, Error> {
         handle_kicks().map_err(Error::Signal)?;
         let gate = Arc::new(Gate {
-            state: Mutex::new(GateState { wanted: Wanted::Hold, held: 0, live: vcpus.len() }),
+            state: Mutex::new(GateState { wanted: Wanted::Hold, held: 0, live: vcpus.len(), saving: None }),
             changed: Condvar::new(),
         });
         let mut all = Self { gate: gate.clone(), handles: Vec::with_capacity(vcpus.len()) };
@@ -118,7 +136,7 @@ impl Vcpus {
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .stack_size(STACK_BYTES)
-                .spawn(move || run(vcpu, &gate, &buses, &ending, &thread_exit))
+                .spawn(move || run(index, vcpu, &gate, &buses, &ending, &thread_exit))
                 .map_err(|source| Error::Thread { index, source })?;
             all.handles.push(Handle { thread, exit });
         }
@@ -137,6 +155,26 @@ impl Vcpus {
         while state.wanted == Wanted::Hold && state.held < state.live {
             state = self.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// The states of all vCPUs, which are held.
+    ///
+    /// # Errors
+    /// KVM's, of the first that fails; a vCPU's thread has ended, or one runs.
+    pub fn save(&self) -> Result<Vec<VcpuState>, Error> {
+        let mut state = self.gate.lock();
+        let count = self.handles.len();
+        if state.wanted != Wanted::Hold || state.live < count {
+            return Err(Error::NotHeld);
+        }
+        state.saving = Some(Saving { states: (0..count).map(|_| None).collect(), left: count });
+        self.gate.changed.notify_all();
+        while state.live == count && state.saving.as_ref().is_some_and(|saving| saving.left > 0) {
+            state = self.gate.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        let states = state.saving.take().map(|saving| saving.states).unwrap_or_default();
+        drop(state);
+        states.into_iter().map(|state| state.ok_or(Error::NotHeld)?.map_err(Error::Kvm)).collect()
     }
 
     fn want(&self, wanted: Wanted) {
@@ -180,9 +218,9 @@ impl Drop for LiveGuard<'_> {
     }
 }
 
-fn run(mut vcpu: Vcpu, gate: &Gate, buses: &Buses, ending: &EndingSignal, exit: &ExitRequest) {
+fn run(index: usize, mut vcpu: Vcpu, gate: &Gate, buses: &Buses, ending: &EndingSignal, exit: &ExitRequest) {
     let _guard = LiveGuard { ending, gate };
-    while gate.wait(&vcpu, exit) {
+    while gate.wait(index, &vcpu, exit) {
         loop {
             match vcpu.run(&buses.ports, &buses.registers) {
                 Exit::Handled => {}

@@ -2,6 +2,9 @@
 //!
 //! Must never know: the control socket, configuration files, paths.
 
+mod snapshot;
+
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,9 +28,14 @@ use crate::power::{self, KeyboardController, PowerManagement};
 use crate::questions::Questions;
 use crate::rpc::{DeviceName, ExitReason, VmState};
 use crate::serial::{self, Console, SerialPort};
+use crate::snapshot::{Description, Snapshot};
 use crate::vcpu::{self, Buses, Vcpus};
 use crate::virtio::{self, Shared};
 use crate::{acpi, boot, memory, smbios};
+
+pub use snapshot::{Taken, Wanted};
+
+use snapshot::{Origin, give_generation};
 
 /// Why a machine cannot be put together.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +67,18 @@ pub enum Error {
     /// An event descriptor.
     #[error("make an event descriptor")]
     Event(#[source] io::Error),
+    /// A snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] crate::snapshot::Error),
+    /// A device cannot go on from a snapshot.
+    #[error(transparent)]
+    State(#[from] virtio::StateError),
+    /// The disks cannot be written out for a snapshot.
+    #[error("write the guest's disks out")]
+    WriteOut(#[source] io::Error),
+    /// The kernel gives no random bytes.
+    #[error("draw a generation id")]
+    Generation(#[source] io::Error),
     /// The kernel is known not to come far on this host.
     #[error(
         "the kernel is Linux, and this host's KVM is a software one (module kvm_pvm), on which Linux cannot run user \
@@ -84,6 +104,8 @@ pub enum BootSource {
     Firmware(Box<dyn Image>),
     /// The first disk.
     Disk,
+    /// Nothing is booted: a guest goes on from a full snapshot and those with differences to it.
+    Snapshot(Vec<File>),
 }
 
 /// A disk, ready to be served.
@@ -102,14 +124,17 @@ pub struct NicSpec {
     pub tap: OwnedFd,
 }
 
-/// All that a machine is made of, opened.
+/// All that a machine is made of, opened. Of one that goes on from a snapshot, the snapshot says what the processor is,
+/// where the devices are, and what the command line was.
 pub struct MachineSpec {
-    /// Guest memory in MiB.
+    /// Guest memory in MiB; for one that goes on, zero stands for what it has.
     pub memory_mib: u32,
-    /// Virtual CPUs.
+    /// Virtual CPUs, likewise.
     pub vcpus: u8,
     /// How much of the host's processor the guest is shown.
     pub cpu: CpuProfile,
+    /// Note from the beginning on what a guest that goes on writes, so that snapshots can have the differences.
+    pub track: bool,
     /// The kernel.
     pub boot: BootSource,
     /// How the guest reaches its devices.
@@ -140,6 +165,7 @@ pub struct Machine {
     serial: Arc<Mutex<SerialPort>>,
     places: Places,
     devices: Devices,
+    origin: Origin,
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -156,7 +182,11 @@ impl Machine {
     ///
     /// # Errors
     /// Whatever is wrong with the parts.
-    pub fn build(kvm: &Kvm, spec: MachineSpec, ending: &EndingSignal) -> Result<Self, Error> {
+    pub fn build(kvm: &Kvm, mut spec: MachineSpec, ending: &EndingSignal) -> Result<Self, Error> {
+        let boot = match std::mem::replace(&mut spec.boot, BootSource::Disk) {
+            BootSource::Snapshot(files) => return Self::go_on(kvm, spec, Snapshot::open(files)?, ending),
+            boot => boot,
+        };
         if spec.vcpus == 0 || spec.vcpus > crate::config::VCPUS_MAX {
             return Err(Error::Vcpus(spec.vcpus));
         }
@@ -164,12 +194,13 @@ impl Machine {
         let vm = Arc::new(kvm.create_vm(&guest, spec.cpu)?);
 
         let mut buses = Buses { ports: Bus::default(), registers: Bus::default() };
-        let serial = add_serial(&vm, &mut buses.ports, spec.console)?;
+        let console = spec.console;
+        let serial = add_serial(&vm, &mut buses.ports, |interrupt| Ok(SerialPort::new(interrupt, console)))?;
         lock(&serial).watch_for_panics(ending.clone());
         let sci = event()?;
         vm.connect_irq(&sci, power::SCI_GSI)?;
         let power = add_power(&mut buses.ports, &sci, ending)?;
-        let kernel = Bootable::find(spec.boot, spec.disks.first().map(|disk| &disk.disk))?;
+        let kernel = Bootable::find(boot, spec.disks.first().map(|disk| &disk.disk))?;
         let places = Places::choose(spec.transport, kernel.is_small()?, spec.disks.len() + spec.nics.len())?;
         let windows: Vec<_> = places.windows().iter().map(|place| (place.address, place.gsi)).collect();
         let entry = kernel.load(&guest, &boot::cmdline(&windows, &kernel.cmdline, &spec.cmdline))?;
@@ -177,6 +208,7 @@ impl Machine {
             return Err(Error::LinuxOnSoftwareKvm);
         }
         acpi::write(&guest, spec.vcpus, &places)?;
+        give_generation(&guest)?;
         if let Some(system) = &spec.system {
             smbios::write(&guest, system)?;
         }
@@ -196,7 +228,23 @@ impl Machine {
             vcpus.push(vcpu);
         }
         let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
-        Ok(Self { state: VmState::Created, first_run_us: None, vcpus, power, serial, places, devices })
+        let description = Description {
+            cpu: spec.cpu,
+            host: kvm.kind(),
+            needs: vm.needs(spec.vcpus),
+            memory_mib: spec.memory_mib,
+        };
+        let origin = Origin { description, base: None };
+        Ok(Self {
+            state: VmState::Created,
+            first_run_us: None,
+            vcpus,
+            power,
+            serial,
+            places,
+            devices,
+            origin,
+        })
     }
 
     /// The devices.
@@ -266,12 +314,12 @@ impl Machine {
             Effect::None => {}
             Effect::Run => {
                 self.first_run_us.get_or_insert_with(now_us);
-                self.devices.iter().for_each(|mut device| device.hold(false));
+                self.devices.hold(false);
                 self.vcpus.run();
             }
             Effect::Hold => {
                 self.vcpus.hold();
-                self.devices.iter().for_each(|mut device| device.hold(true));
+                self.devices.hold(true);
             }
             Effect::Finish => self.vcpus.hold(),
             Effect::PressPowerButton => lock(&self.power).press_power_button(),
@@ -328,10 +376,14 @@ fn now_us() -> u64 {
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-fn add_serial(vm: &kvm::Vm, ports: &mut Bus, console: Console) -> Result<Arc<Mutex<SerialPort>>, Error> {
+fn add_serial(
+    vm: &kvm::Vm,
+    ports: &mut Bus,
+    make: impl FnOnce(EventFd) -> Result<SerialPort, Error>,
+) -> Result<Arc<Mutex<SerialPort>>, Error> {
     let interrupt = event()?;
     vm.connect_irq(&interrupt, serial::SERIAL_GSI)?;
-    let port = Arc::new(Mutex::new(SerialPort::new(interrupt, console)));
+    let port = Arc::new(Mutex::new(make(interrupt)?));
     ports.insert(u64::from(serial::SERIAL_PORT), u64::from(serial::SERIAL_BYTES), port.clone())?;
     Ok(port)
 }
@@ -408,7 +460,7 @@ impl Bootable {
         let disk = match source {
             BootSource::Kernel { kernel, initrd } => return Ok(given(kernel, initrd, false)),
             BootSource::Firmware(firmware) => return Ok(given(firmware, None, true)),
-            BootSource::Disk => disk.ok_or(boot::Error::NoDisk)?.clone(),
+            BootSource::Disk | BootSource::Snapshot(_) => disk.ok_or(boot::Error::NoDisk)?.clone(),
         };
         let whole = DiskImage(disk.clone());
         if begins_with_elf(&whole).map_err(|source| boot::Error::Read { what: "first disk", source })? {

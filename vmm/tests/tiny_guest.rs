@@ -5,6 +5,8 @@
 
 #[path = "tiny_guest/plug.rs"]
 mod plug;
+#[path = "tiny_guest/snapshot.rs"]
+mod snapshot;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -46,20 +48,31 @@ impl Instance {
     }
 
     fn start_over(transport: Transport, nics: Vec<NicConfig>, disk_bytes: u64) -> Self {
+        let mut kernel = tempfile::tempfile().unwrap();
+        kernel.write_all(vmm::guest::TINY).unwrap();
+        let boot = Boot::Kernel { kernel: inherit(kernel), initrd: None };
+        Self::start_from(boot, 32, transport, nics, disk_bytes)
+    }
+
+    fn start_from(
+        boot: Boot,
+        memory_mib: u32,
+        transport: Transport,
+        nics: Vec<NicConfig>,
+        disk_bytes: u64,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str| {
             File::options().read(true).write(true).create_new(true).open(directory.path().join(name)).unwrap()
         };
-        let mut kernel = file("kernel");
-        kernel.write_all(vmm::guest::TINY).unwrap();
         let disk = file("disk");
         disk.set_len(disk_bytes).unwrap();
         let format = DiskFormat::Raw { file: inherit(disk) };
         let config = VmmConfig {
-            memory_mib: 32,
+            memory_mib,
             vcpus: 1,
             cpu: Default::default(),
-            boot: Boot::Kernel { kernel: inherit(kernel), initrd: None },
+            boot,
             transport,
             system: None,
             cmdline: String::new(),
@@ -71,7 +84,9 @@ impl Instance {
         };
         let thread = std::thread::spawn(move || run_instance("test", config, Sandbox::default()));
         let instance = Self { directory, thread };
-        instance.client().start().unwrap();
+        if let Err(error) = instance.client().start() {
+            panic!("{error}: {:?}", instance.end());
+        }
         instance
     }
 

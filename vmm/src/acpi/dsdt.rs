@@ -2,6 +2,7 @@
 //!
 //! Must never know: where the table lies.
 
+mod generation;
 mod plug;
 
 use acpi_tables::{Aml, aml};
@@ -22,6 +23,8 @@ pub(super) fn body(places: &Places) -> Vec<u8> {
     body.extend(host_bridge());
     body.extend(configuration_window());
     body.extend(plug::event());
+    body.extend(generation::device());
+    body.extend(generation::event());
     body
 }
 

@@ -3,26 +3,33 @@
 //! Must never know: boot protocols, devices behind the buses, the life of the process.
 #![expect(unsafe_code, reason = "the KVM interface shares memory with the kernel")]
 
+mod dirty;
 mod fault;
+mod features;
 mod profile;
+mod state;
 mod x86_64;
 
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_msi, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_msi};
 use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Address, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Bus;
 use crate::config::CpuProfile;
 use crate::memory::{self, GuestMemory};
 
+pub use dirty::DirtyPages;
 pub use fault::LAB_COMMAND;
+pub use features::{CpuNeeds, FeatureWord, Lacking, WORDS_MAX};
 pub use profile::{Profile, Unsuited};
+pub use state::{VcpuState, VmState};
 pub use x86_64::Entry;
 pub(crate) use x86_64::descriptor_table;
 
@@ -68,6 +75,26 @@ pub enum Error {
     /// The host does not suit the CPU profile.
     #[error(transparent)]
     Profile(#[from] Unsuited),
+    /// A guest cannot go on here.
+    #[error(transparent)]
+    Lacking(#[from] Lacking),
+    /// A snapshot's description of its processor is none.
+    #[error("the snapshot's processor has more CPUID entries than there can be")]
+    Processor,
+    /// A guest that goes on here would find its counter at another rate.
+    #[error(
+        "the snapshot's guest has a time stamp counter of {khz} kHz, this host's runs at {here} kHz, and its processor cannot \
+         scale it"
+    )]
+    TscFrequency {
+        /// The guest's.
+        khz: u32,
+        /// The host's.
+        here: u32,
+        /// Why not.
+        #[source]
+        source: kvm_ioctls::Error,
+    },
     /// The vCPU's shared page cannot be mapped.
     #[error("map the shared page of a vCPU")]
     MapRun(#[source] std::io::Error),
@@ -136,19 +163,37 @@ impl Kvm {
     pub fn create_vm(&self, memory: &GuestMemory, cpu: CpuProfile) -> Result<Vm, Error> {
         let cpuid = self.supported_cpuid()?;
         let profile = Profile::choose(cpu, self.kind, &cpuid)?;
+        let tsc_deadline = self.fd.check_extension(Cap::TscDeadlineTimer);
+        self.make_vm(memory, Processor { profile, cpuid, tsc_deadline })
+    }
+
+    /// Makes a VM around `memory` for a guest that goes on, with the processor that it knows: one started with the profile
+    /// `cpu` and `vcpus` vCPUs that was shown `needs`, and saved `state`. What else is in `state` is for [`Vm::restore`].
+    ///
+    /// # Errors
+    /// The step that failed; the host lacks something that the guest knows of.
+    pub fn recreate_vm(
+        &self,
+        memory: &GuestMemory,
+        (cpu, vcpus): (CpuProfile, u8),
+        needs: &CpuNeeds,
+        state: &VmState,
+    ) -> Result<Vm, Error> {
+        let here = self.supported_cpuid()?;
+        let profile = Profile::choose(cpu, self.kind, &here)?;
+        let deadline_here = self.fd.check_extension(Cap::TscDeadlineTimer);
+        needs.check(&x86_64::guest_cpuid(&here, 0, vcpus, profile, deadline_here))?;
+        let cpuid = CpuId::from_entries(&state.cpuid).map_err(|_| Error::Processor)?;
+        self.make_vm(memory, Processor { profile, cpuid, tsc_deadline: state.tsc_deadline })
+    }
+
+    fn make_vm(&self, memory: &GuestMemory, processor: Processor) -> Result<Vm, Error> {
+        let Processor { profile, cpuid, tsc_deadline } = processor;
         let fd = self.fd.create_vm().map_err(step("create a VM"))?;
         // Memory first: with slots present, creating the irqchip is an order of magnitude cheaper on some hosts.
-        for (slot, region) in (0_u32..).zip(memory.iter()) {
-            let host = region.as_ptr() as u64;
-            let slot = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: region.start_addr().raw_value(),
-                memory_size: region.len(),
-                userspace_addr: host,
-            };
-            // SAFETY: the region is mapped at `host` with that length, and `Vm` keeps the mapping alive as long as
-            // the VM's descriptor.
+        for slot in dirty::slots(memory, 0) {
+            // SAFETY: the region is mapped at the slot's address with that length, and `Vm` keeps the mapping alive as
+            // long as the VM's descriptor.
             unsafe { fd.set_user_memory_region(slot) }.map_err(step("give the VM its memory"))?;
         }
         fd.set_identity_map_address(memory::KVM_IDENTITY_MAP_START)
@@ -156,9 +201,26 @@ impl Kvm {
         let tss = usize::try_from(memory::KVM_TSS_START).expect("invariant: usize has 64 bits");
         fd.set_tss_address(tss).map_err(step("place its task state segment"))?;
         fd.create_irq_chip().map_err(step("create the interrupt controllers"))?;
-        let tsc_deadline = self.fd.check_extension(Cap::TscDeadlineTimer);
-        Ok(Vm { fd, kind: self.kind, profile, cpuid, tsc_deadline, memory: memory.clone() })
+        let msrs = self.fd.get_msr_index_list().map_err(step("list its model-specific registers"))?;
+        let mut msrs = msrs.as_slice().to_vec();
+        msrs.truncate(state::MSRS_MAX);
+        Ok(Vm {
+            fd,
+            kind: self.kind,
+            profile,
+            cpuid,
+            tsc_deadline,
+            msrs: msrs.into(),
+            memory: memory.clone(),
+        })
     }
+}
+
+/// What a VM's vCPUs are shown their parts of.
+struct Processor {
+    profile: Profile,
+    cpuid: CpuId,
+    tsc_deadline: bool,
 }
 
 /// One VM.
@@ -168,6 +230,8 @@ pub struct Vm {
     profile: Profile,
     cpuid: CpuId,
     tsc_deadline: bool,
+    /// The MSRs that the host lists as part of a guest's state.
+    msrs: Arc<[u32]>,
     /// KVM reads and writes the mapping, so it must not go before the descriptor.
     memory: GuestMemory,
 }
@@ -177,6 +241,12 @@ impl Vm {
     #[must_use]
     pub fn kind(&self) -> HostKind {
         self.kind
+    }
+
+    /// What a guest with `count` vCPUs may rely on, for a snapshot.
+    #[must_use]
+    pub fn needs(&self, count: u8) -> CpuNeeds {
+        CpuNeeds::of(&x86_64::guest_cpuid(&self.cpuid, 0, count, self.profile, self.tsc_deadline))
     }
 
     /// Each write to `event` is one pulse on the IOAPIC's pin `gsi`.
@@ -242,7 +312,7 @@ impl Vm {
         fd.set_cpuid2(&cpuid).map_err(step("set a vCPU's features"))?;
         x86_64::set_boot_msrs(&fd);
         x86_64::wire_local_apic(&fd)?;
-        Ok(Vcpu { fd, kind: self.kind, memory: self.memory.clone() })
+        Ok(Vcpu { fd, kind: self.kind, msrs: self.msrs.clone(), memory: self.memory.clone() })
     }
 }
 
@@ -261,6 +331,7 @@ pub enum Exit {
 pub struct Vcpu {
     fd: VcpuFd,
     kind: HostKind,
+    msrs: Arc<[u32]>,
     /// For what is said of a guest that broke.
     memory: GuestMemory,
 }

@@ -7,12 +7,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 
 use super::config::{CONFIG_BYTES, ConfigSpace, Identity};
 use super::{Error, PciFunction};
 use crate::bus::BusDevice;
 use crate::memory;
+use crate::virtio::TransportState;
 
 /// Slots of the bus; the bridge itself is in slot 0.
 pub const SLOTS: u8 = 32;
@@ -28,6 +30,15 @@ const ADDRESS_ENABLE: u32 = 1 << 31;
 /// The bridge: Intel's number for the host bridge of a virtual machine.
 const BRIDGE: Identity =
     Identity { vendor: 0x8086, device: 0x0d57, revision: 0, class: [0x06, 0x00, 0x00], subsystem: [0, 0] };
+
+/// What a snapshot has of the bridge. What is in the slots is saved with the devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostState {
+    /// The bridge's configuration space.
+    bridge: Vec<u8>,
+    /// The address register.
+    address: u32,
+}
 
 /// The bus. Clones are the same one.
 #[derive(Clone)]
@@ -76,6 +87,27 @@ impl PciHost {
     #[must_use]
     pub fn remove(&self, slot: u8) -> Option<Box<dyn PciFunction>> {
         self.lock().slots.get_mut(usize::from(slot))?.take()
+    }
+
+    /// The bridge, for a snapshot.
+    #[must_use]
+    pub fn save(&self) -> HostState {
+        let state = self.lock();
+        HostState { bridge: state.bridge.bytes().to_vec(), address: state.address }
+    }
+
+    /// Takes over what [`Self::save`] gave; false if that is no bridge of this kind.
+    #[must_use]
+    pub fn restore(&self, saved: &HostState) -> bool {
+        let mut state = self.lock();
+        state.address = saved.address;
+        state.bridge.restore(&saved.bridge)
+    }
+
+    /// What is in `slot`, for a snapshot.
+    #[must_use]
+    pub fn save_slot(&self, slot: u8) -> Option<TransportState> {
+        self.lock().slots.get(usize::from(slot))?.as_ref().map(|function| function.save())
     }
 
     /// Whether a driver uses what is in `slot`; nothing if that is empty.
@@ -246,7 +278,7 @@ impl BusDevice for Window {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::virtio::{StateError, TransportState};
+    use crate::virtio::StateError;
 
     /// A function whose registers are bytes.
     struct Bytes {

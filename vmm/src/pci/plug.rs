@@ -1,4 +1,5 @@
-//! The hot-plug controller: how a guest hears that a slot was filled or shall be emptied, and says that it has let go.
+//! The hot-plug controller: how a guest hears that a slot was filled or shall be emptied, and says that it has let go. Since it
+//! has the general-purpose events, it also tells a guest that it goes on from a snapshot.
 //!
 //! General-purpose event 1 of ACPI's fixed hardware (ACPI 6.5 §4.8.4.1) says that there is something to see. Two
 //! registers then say in which slots, a bit each; a third takes the slots that the guest has done with. Of all this a
@@ -16,6 +17,7 @@
 //!
 //! Must never know: what a function does.
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::PciFunction;
@@ -30,6 +32,8 @@ pub const PLUG_PORTS: u16 = 20;
 pub const EVENT_BYTES: u8 = 2;
 /// Which general-purpose event it is.
 pub const EVENT: u8 = 1;
+/// The event that says that the guest has another generation id (`crate::acpi`).
+pub const GENERATION_EVENT: u8 = 2;
 /// The port of the first register.
 pub const REGISTERS_PORT: u16 = PLUG_PORT + 8;
 /// The length of the registers in bytes.
@@ -39,11 +43,21 @@ const FILLED: u64 = 8;
 const EMPTIED: u64 = 12;
 const LET_GO: u64 = 16;
 
+/// What a snapshot has of the controller: the registers, and what the guest was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlugState {
+    status: u8,
+    enable: u8,
+    filled: u32,
+    emptied: u32,
+    leaving: u32,
+}
+
 /// The controller of one bus.
 pub struct PlugController {
     host: PciHost,
     sci: EventFd,
-    /// Written when the guest has let a slot go.
+    /// Written when the guest has let a slot go, or has taken up its generation.
     let_go: EventFd,
     status: u8,
     enable: u8,
@@ -85,6 +99,46 @@ impl PlugController {
         }
         self.notify();
         !driven
+    }
+
+    /// The registers, for a snapshot.
+    #[must_use]
+    pub fn save(&self) -> PlugState {
+        let Self { status, enable, filled, emptied, leaving, .. } = *self;
+        PlugState { status, enable, filled, emptied, leaving }
+    }
+
+    /// Takes over what [`Self::save`] gave.
+    pub fn restore(&mut self, state: PlugState) {
+        PlugState {
+            status: self.status,
+            enable: self.enable,
+            filled: self.filled,
+            emptied: self.emptied,
+            leaving: self.leaving,
+        } = state;
+    }
+
+    /// Says to the guest that it has another generation id.
+    pub fn announce_generation(&mut self) {
+        self.status |= 1 << GENERATION_EVENT;
+        self.raise();
+    }
+
+    /// Whether the guest listens and has not yet taken up that it has another generation id. When it does, `let_go` is
+    /// written.
+    #[must_use]
+    pub fn awaits_generation(&self) -> bool {
+        self.status & self.enable & 1 << GENERATION_EVENT != 0
+    }
+
+    fn clear(&mut self, status: u8) {
+        let awaited = self.awaits_generation();
+        self.status &= !status;
+        if awaited && !self.awaits_generation() {
+            // The write fails only where the counter would overflow: then it is pending already.
+            let _ = self.let_go.write(1);
+        }
     }
 
     /// Whether the guest was asked to let `slot` go and has not.
@@ -151,9 +205,9 @@ impl BusDevice for PlugController {
 
     fn write(&mut self, offset: u64, data: &[u8]) {
         match (offset, data) {
-            (0, [status]) => self.status &= !status,
+            (0, [status]) => self.clear(*status),
             (0, [status, enable]) => {
-                self.status &= !status;
+                self.clear(*status);
                 self.enable = *enable;
             }
             (1, [enable]) => self.enable = *enable,

@@ -74,6 +74,8 @@ pub struct Net<L> {
     questions: Option<Questions>,
     /// A packet of the link that limits keep waiting, and its bytes; 0 if none does.
     rx_held: (Vec<u8>, usize),
+    /// Nothing goes either way: the guest is paused, or does not know yet that it is another.
+    held: bool,
 }
 
 /// Whether the event loop listens to the link.
@@ -149,12 +151,13 @@ impl<L: Link> Net<L> {
             shaper: Shaper::new(&config.traffic, clock)?,
             questions: None,
             rx_held: (Vec::new(), 0),
+            held: false,
         })
     }
 
     /// Works off both directions and settles what to listen to.
     fn work(&mut self, ops: &mut EventOps<'_>, transmit: bool) {
-        let Some(mut active) = self.active.take() else {
+        let Some(mut active) = self.active.take_if(|_| !self.held) else {
             self.watch_link(ops, false);
             return;
         };
@@ -437,6 +440,13 @@ impl<L: Link> VirtioDevice for Net<L> {
         self.rx_waiting = 0;
         self.rx_held.1 = 0;
         self.shaper.wake();
+    }
+
+    fn hold(&mut self, held: bool) {
+        self.held = held;
+        if !held {
+            self.queue_events.iter().for_each(super::kick);
+        }
     }
 
     /// Packets that waited are dropped, as any network drops them. So is what the endpoint knows of the guest: leases are

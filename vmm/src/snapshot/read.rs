@@ -1,0 +1,184 @@
+//! Reading snapshots, which may come from anywhere.
+
+use std::fs::File;
+use std::io::{Seek as _, SeekFrom};
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+
+use vm_memory::{Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _, MemoryRegionAddress};
+
+use super::header::{CHUNK_ENTRY_BYTES, HEADER_BYTES, Header, STATE_BYTES_MAX};
+use super::write::{CHUNK_BYTES, ChunkMap, runs};
+use super::{CHAIN_MAX, DEVICES_MAX, Error, MachineState, SnapshotId, file};
+use crate::memory::{self, GuestMemory, MIB};
+
+/// A snapshot, checked, with the machine's state and memory.
+pub struct Snapshot {
+    /// What it says of itself; the newest of the chain's.
+    pub header: Header,
+    /// All but the memory.
+    pub state: MachineState,
+    /// The memory, mapped, with all differences in it.
+    pub memory: GuestMemory,
+}
+
+/// The header of the snapshot in `from`, checked, together with its file's length.
+///
+/// # Errors
+/// It is none that this program can read.
+pub fn read_header(from: &File) -> Result<Header, Error> {
+    let mut bytes = [0; HEADER_BYTES];
+    match from.read_exact_at(&mut bytes, 0) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Err(Error::NoSnapshot),
+        Err(error) => return Err(file("read")(error)),
+    }
+    let header = Header::decode(&bytes)?;
+    // Not by `metadata`, which asks by system calls that a confined process has not.
+    let mut end = from;
+    let found = end.seek(SeekFrom::End(0)).map_err(file("read"))?;
+    let expected = header.file_bytes();
+    if found == expected { Ok(header) } else { Err(Error::Length { expected, found }) }
+}
+
+/// The state section.
+fn read_state(from: &File, header: &Header) -> Result<MachineState, Error> {
+    let (bytes, checksum) = header.state;
+    debug_assert!(bytes <= STATE_BYTES_MAX, "the header was checked");
+    let mut state = vec![0; usize::try_from(bytes).expect("invariant: bounded")];
+    from.read_exact_at(&mut state, header.state_at()).map_err(file("read"))?;
+    if crc32fast::hash(&state) != checksum {
+        return Err(Error::Damaged("state"));
+    }
+    let state = parse_state(&state)?;
+    if state.vcpus.len() != usize::from(header.vcpus) {
+        return Err(Error::Invalid("its number of vCPUs"));
+    }
+    Ok(state)
+}
+
+/// A machine's state as the state section has it.
+///
+/// # Errors
+/// It is none.
+pub fn parse_state(bytes: &[u8]) -> Result<MachineState, Error> {
+    let (state, rest): (MachineState, &[u8]) = postcard::take_from_bytes(bytes).map_err(Error::State)?;
+    if !rest.is_empty() || state.devices.len() > DEVICES_MAX {
+        return Err(Error::Invalid("its state"));
+    }
+    Ok(state)
+}
+
+/// The table of pages.
+fn read_table(from: &File, header: &Header) -> Result<Vec<(ChunkMap, u32)>, Error> {
+    let bytes = usize::try_from(header.table_bytes()).expect("invariant: bounded by the memory's size");
+    let mut table = vec![0; bytes];
+    from.read_exact_at(&mut table, header.table_at()).map_err(file("read"))?;
+    if crc32fast::hash(&table) != header.table_checksum {
+        return Err(Error::Damaged("table"));
+    }
+    let entry = |entry: &[u8]| {
+        let word = |at: usize| {
+            u64::from_le_bytes(entry[at..at + 8].try_into().expect("invariant: entries have one length"))
+        };
+        let checksum = entry[32..].try_into().expect("invariant: entries have one length");
+        (std::array::from_fn(|index| word(8 * index)), u32::from_le_bytes(checksum))
+    };
+    let entry_bytes = usize::try_from(CHUNK_ENTRY_BYTES).expect("invariant: a small number");
+    Ok(table.chunks_exact(entry_bytes).map(entry).collect())
+}
+
+/// Checks all of a snapshot, memory too, which takes as long as reading it.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn verify(from: &File) -> Result<Header, Error> {
+    let header = read_header(from)?;
+    read_state(from, &header)?;
+    let mut buffer = vec![0; CHUNK_BYTES];
+    for (index, (map, checksum)) in (0_u64..).zip(read_table(from, &header)?) {
+        let at = header.memory_at() + index * MIB;
+        if read_chunk(from, at, map, &mut buffer).map_err(file("read"))? != checksum {
+            return Err(Error::DamagedMemory(index * MIB));
+        }
+    }
+    Ok(header)
+}
+
+/// Reads the pages of a chunk to where they belong in `buffer`; their checksum.
+fn read_chunk(from: &File, at: u64, map: ChunkMap, buffer: &mut [u8]) -> std::io::Result<u32> {
+    let mut checksum = crc32fast::Hasher::new();
+    for run in runs(map) {
+        from.read_exact_at(&mut buffer[run.clone()], at + run.start as u64)?;
+        checksum.update(&buffer[run]);
+    }
+    Ok(checksum.finalize())
+}
+
+impl Snapshot {
+    /// Opens a full snapshot and those with differences to it, each to the one before, and maps the memory. Time and memory
+    /// that this takes do not depend on how much the guest has, only on how much is different.
+    ///
+    /// # Errors
+    /// One of them is none that this program can read, or they do not belong together.
+    pub fn open(files: Vec<File>) -> Result<Self, Error> {
+        if files.len() > CHAIN_MAX {
+            return Err(Error::TooMany);
+        }
+        let mut files = files.into_iter();
+        let full = files.next().ok_or(Error::NoSnapshot)?;
+        let mut header = read_header(&full)?;
+        follows(&header, None)?;
+        let mut newest = Arc::new(full);
+        let memory = memory::map_private(header.memory_mib, &newest, header.memory_at())?;
+        for differences in files {
+            let next = read_header(&differences)?;
+            follows(&next, Some(header.id))?;
+            if next.memory_mib != header.memory_mib {
+                return Err(Error::Invalid("its memory, which is another than its base's,"));
+            }
+            apply(&differences, &next, &memory)?;
+            (header, newest) = (next, Arc::new(differences));
+        }
+        let state = read_state(&newest, &header)?;
+        Ok(Self { header, state, memory })
+    }
+}
+
+/// Whether a snapshot has the differences to what comes before it.
+fn follows(header: &Header, before: Option<SnapshotId>) -> Result<(), Error> {
+    match (header.base, before) {
+        (None, None) => Ok(()),
+        (Some(base), Some(before)) if base == before => Ok(()),
+        (Some(base), before) => {
+            let before = before.map_or_else(|| "nothing".to_owned(), |before| before.to_string());
+            Err(Error::Chain { id: header.id, base, before })
+        }
+        (None, Some(_)) => Err(Error::Invalid("a full snapshot behind another")),
+    }
+}
+
+/// Puts differences into memory, each page checked.
+fn apply(from: &File, header: &Header, guest: &GuestMemory) -> Result<(), Error> {
+    let mut table = read_table(from, header)?.into_iter();
+    let mut buffer = vec![0; CHUNK_BYTES];
+    let mut at = header.memory_at();
+    for region in guest.iter() {
+        for chunk in 0..region.len() / MIB {
+            let (map, checksum) = table.next().expect("invariant: an entry for each MiB");
+            if map != ChunkMap::default() {
+                if read_chunk(from, at, map, &mut buffer).map_err(file("read"))? != checksum {
+                    return Err(Error::DamagedMemory(at - header.memory_at()));
+                }
+                for run in runs(map) {
+                    let place = MemoryRegionAddress(chunk * MIB + run.start as u64);
+                    region
+                        .write_slice(&buffer[run], place)
+                        .expect("invariant: the chunk lies within its region");
+                }
+            }
+            at += MIB;
+        }
+    }
+    Ok(())
+}

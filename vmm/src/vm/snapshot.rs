@@ -1,0 +1,308 @@
+//! Taking a snapshot of a machine, and putting one together that goes on from a snapshot.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use vm_memory::Bytes as _;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{DiskSpec, Error, Machine, MachineSpec, NicSpec, add_bus, add_power, add_serial, event, lock};
+use crate::bus::Bus;
+use crate::devices::{Driven, Places, Seat, function};
+use crate::ending::EndingSignal;
+use crate::kvm::{HostKind, Kvm, Vm};
+use crate::lifecycle::Event;
+use crate::memory::{self, GuestMemory};
+use crate::plugged::{Devices, Wires};
+use crate::power;
+use crate::questions::Questions;
+use crate::rpc::{DeviceName, VmState};
+use crate::serial::SerialPort;
+use crate::snapshot::{self, Description, Kind, MachineState, SavedDevice, Snapshot, SnapshotId};
+use crate::vcpu::{Buses, Vcpus};
+use crate::virtio::spec::device_type;
+use crate::virtio::{self, Shared, StateError, Transport as _};
+
+/// What is wanted of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Wanted {
+    /// Only what is different from the snapshot before.
+    pub differences: bool,
+    /// Note from now on what the guest writes, so that one with differences may follow.
+    pub track: bool,
+}
+
+/// A snapshot that was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Taken {
+    /// What is in its file.
+    pub written: snapshot::Written,
+    /// How long the guest stood still for it; nothing if it stood still before and does so still.
+    pub paused: Option<Duration>,
+}
+
+/// What a machine keeps for its snapshots.
+#[derive(Debug)]
+pub(super) struct Origin {
+    pub(super) description: Description,
+    /// The snapshot since which writes are noted.
+    pub(super) base: Option<SnapshotId>,
+}
+
+impl Machine {
+    /// Takes a snapshot into `file`. A guest that runs is paused for as long as it takes. The disks are written out, so that
+    /// whoever copies them while the guest stands still has what belongs to the snapshot.
+    ///
+    /// # Errors
+    /// What is in the file is no snapshot; the guest is as it was.
+    pub fn snapshot(&mut self, wanted: Wanted, file: &File) -> Result<Taken, Error> {
+        let began = Instant::now();
+        let runs = match self.state {
+            VmState::Running => true,
+            VmState::Paused => false,
+            VmState::Created | VmState::Stopping | VmState::Stopped => {
+                return Err(snapshot::Error::NotPaused.into());
+            }
+        };
+        if wanted.differences && self.origin.base.is_none() {
+            return Err(snapshot::Error::NotTracked.into());
+        }
+        if runs {
+            self.apply(Event::Pause).expect("invariant: a guest that runs can be paused");
+        }
+        let written = self.write_snapshot(wanted, file);
+        if runs {
+            self.apply(Event::Resume).expect("invariant: it was paused here");
+        }
+        Ok(Taken { written: written?, paused: runs.then(|| began.elapsed()) })
+    }
+
+    fn write_snapshot(&mut self, wanted: Wanted, file: &File) -> Result<snapshot::Written, Error> {
+        self.devices.write_out().map_err(Error::WriteOut)?;
+        let state = self.save()?;
+        let wires = self.devices.wires();
+        // Whatever fails from here on, what was noted is noted no more.
+        let base = self.origin.base.take();
+        let dirty = match base {
+            Some(_) => wires.vm.take_dirty()?,
+            None => Vec::new(),
+        };
+        let kind = match base.filter(|_| wanted.differences) {
+            Some(base) => Kind::Differences(base, &dirty),
+            None => Kind::Full,
+        };
+        if wanted.track && base.is_none() {
+            wires.vm.track_writes()?;
+        }
+        let description = self.origin.description.clone();
+        let written = snapshot::write(file, kind, description, &state, &wires.guest)?;
+        self.origin.base = (wanted.track || wanted.differences).then_some(written.id);
+        Ok(written)
+    }
+
+    /// All but the memory of a machine that stands still.
+    fn save(&self) -> Result<MachineState, Error> {
+        let (bus, plug) = self.devices.save_bus();
+        Ok(MachineState {
+            vcpus: self.vcpus.save()?,
+            vm: self.devices.wires().vm.save()?,
+            serial: lock(&self.serial).save(),
+            power: lock(&self.power).save(),
+            bus,
+            plug,
+            devices: self.devices.save(),
+        })
+    }
+
+    /// Puts a machine together that goes on from `snapshot` with what is given now. It is held until it is started, knows
+    /// then that it is another, and gets no packet before it has taken that up.
+    pub(super) fn go_on(
+        kvm: &Kvm,
+        spec: MachineSpec,
+        snapshot: Snapshot,
+        ending: &EndingSignal,
+    ) -> Result<Self, Error> {
+        let Snapshot { header, state, memory: guest } = snapshot;
+        check_sizes(&spec, &header)?;
+        check_host(header.host, kvm.kind())?;
+        let processor = (header.cpu, header.vcpus);
+        let vm = Arc::new(kvm.recreate_vm(&guest, processor, &header.needs, &state.vm)?);
+        if spec.track {
+            vm.track_writes()?;
+        }
+        let mut buses = Buses { ports: Bus::default(), registers: Bus::default() };
+        let serial = |interrupt: EventFd| {
+            let port = SerialPort::restored(&state.serial, interrupt, spec.console);
+            port.ok_or_else(|| snapshot::Error::Invalid("its serial port").into())
+        };
+        let serial = add_serial(&vm, &mut buses.ports, serial)?;
+        let sci = event()?;
+        vm.connect_irq(&sci, power::SCI_GSI)?;
+        let power = add_power(&mut buses.ports, &sci, ending)?;
+        lock(&power).restore(state.power);
+        let wires = add_bus(&vm, &guest, &mut buses.ports, &sci)?;
+
+        let mut vcpus = Vec::with_capacity(state.vcpus.len());
+        for (id, saved) in (0..header.vcpus).zip(&state.vcpus) {
+            let vcpu = vm.create_vcpu(id, header.vcpus)?;
+            vcpu.restore(saved)?;
+            vcpus.push(vcpu);
+        }
+        // Before the devices, some of which may interrupt at once.
+        vm.restore(&state.vm)?;
+        let made = make_devices(spec.disks, spec.nics, &state.devices, &wires.questions)?;
+        let places = Places::of_windows(state.devices.iter().filter(|device| device.slot.is_none()).count())?;
+        let seats = seat(&places, &wires, &mut buses, &made, &state.devices)?;
+        restore_bus(&wires, &state)?;
+        let mut devices = Devices::new(wires, made, seats);
+        devices.hold(true);
+        give_generation(&guest)?;
+        devices.announce_generation();
+        let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
+        let description = Description {
+            cpu: header.cpu,
+            host: header.host,
+            needs: header.needs,
+            memory_mib: header.memory_mib,
+        };
+        let origin = Origin { description, base: spec.track.then_some(header.id) };
+        Ok(Self {
+            state: VmState::Created,
+            first_run_us: None,
+            vcpus,
+            power,
+            serial,
+            places,
+            devices,
+            origin,
+        })
+    }
+}
+
+/// Gives the guest a generation id that none has had.
+pub(super) fn give_generation(guest: &GuestMemory) -> Result<(), Error> {
+    let mut id = [0; 16];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| Error::Generation(errno.into()))?;
+    guest.write_slice(&id, memory::GENERATION_START).expect("invariant: every guest has its first MiB");
+    Ok(())
+}
+
+fn check_sizes(spec: &MachineSpec, header: &snapshot::Header) -> Result<(), snapshot::Error> {
+    let same = (spec.memory_mib == 0 || spec.memory_mib == header.memory_mib)
+        && (spec.vcpus == 0 || spec.vcpus == header.vcpus);
+    let (memory_mib, vcpus) = (header.memory_mib, header.vcpus);
+    if same { Ok(()) } else { Err(snapshot::Error::Sizes { memory_mib, vcpus }) }
+}
+
+/// What a software KVM keeps of a guest's kernel is not what a processor does.
+fn check_host(taken: HostKind, here: HostKind) -> Result<(), snapshot::Error> {
+    let name = |kind| match kind {
+        HostKind::Hardware => "a KVM in hardware",
+        HostKind::Software => "a software KVM",
+    };
+    if taken == here {
+        return Ok(());
+    }
+    Err(snapshot::Error::Host { taken: name(taken), here: name(here) })
+}
+
+type Made = Vec<(Option<DeviceName>, Shared)>;
+
+/// The devices that the snapshot has, in its order, of what is given now: the first disk there is the first one here.
+fn make_devices(
+    disks: Vec<DiskSpec>,
+    nics: Vec<NicSpec>,
+    saved: &[SavedDevice],
+    questions: &Questions,
+) -> Result<Made, Error> {
+    let count = |wanted: u32| saved.iter().filter(|device| kind(device) == wanted).count();
+    for (what, wanted, given) in
+        [("disks", device_type::BLOCK, disks.len()), ("network devices", device_type::NET, nics.len())]
+    {
+        if count(wanted) != given {
+            return Err(snapshot::Error::Devices { kind: what, saved: count(wanted), given }.into());
+        }
+    }
+    let (mut disks, mut nics) = (disks.into_iter(), nics.into_iter());
+    let mut made = Vec::with_capacity(saved.len());
+    for device in saved {
+        made.push(match kind(device) {
+            device_type::BLOCK => {
+                let spec = disks.next().expect("invariant: they were counted");
+                let name = DeviceName::Disk(spec.config.serial.clone());
+                (Some(name), virtio::build_block(&spec.config, Box::new(spec.disk)).map_err(device_error)?)
+            }
+            device_type::NET => {
+                let spec = nics.next().expect("invariant: they were counted");
+                let name = DeviceName::Nic(spec.config.mac);
+                (Some(name), virtio::build_net(&spec.config, spec.tap, questions).map_err(device_error)?)
+            }
+            device_type::RNG => (None, virtio::build_rng().map_err(device_error)?),
+            _ => return Err(snapshot::Error::Invalid("one of its devices").into()),
+        });
+    }
+    Ok(made)
+}
+
+fn kind(device: &SavedDevice) -> u32 {
+    device.transport.negotiation().device_type
+}
+
+fn device_error(error: virtio::Error) -> Error {
+    Error::Devices(error.into())
+}
+
+/// Puts each device where it was, and has it go on.
+fn seat(
+    places: &Places,
+    wires: &Wires,
+    buses: &mut Buses,
+    made: &Made,
+    saved: &[SavedDevice],
+) -> Result<Vec<Seat>, Error> {
+    let in_windows = made.iter().zip(saved).filter(|(_, device)| device.slot.is_none());
+    let in_windows: Vec<Shared> = in_windows.map(|((_, shared), _)| shared.clone()).collect();
+    let windows = if in_windows.is_empty() { &[][..] } else { &in_windows };
+    let mut windows = places.fill(&wires.vm, &wires.guest, (buses, &wires.host), windows)?.into_iter();
+    let mut seats = Vec::with_capacity(saved.len());
+    for ((_, shared), device) in made.iter().zip(saved) {
+        seats.push(match device.slot {
+            None => {
+                let seat = windows.next().expect("invariant: a window for each that had one");
+                let window = seat.window.as_ref().expect("invariant: it is no slot");
+                lock(window).restore(&device.transport)?;
+                seat
+            }
+            Some(slot) => Seat {
+                driven: in_slot(&wires.vm, wires, slot, shared, device)?,
+                slot: Some(slot),
+                window: None,
+            },
+        });
+    }
+    Ok(seats)
+}
+
+fn in_slot(
+    vm: &Arc<Vm>,
+    wires: &Wires,
+    slot: u8,
+    shared: &Shared,
+    device: &SavedDevice,
+) -> Result<Driven, Error> {
+    let (mut function, driven) = function(vm, &wires.guest, slot, shared)?;
+    function.restore(&device.transport)?;
+    wires.host.insert(slot, function).map_err(|error| Error::Devices(error.into()))?;
+    Ok(driven)
+}
+
+fn restore_bus(wires: &Wires, state: &MachineState) -> Result<(), Error> {
+    if !wires.host.restore(&state.bus) {
+        return Err(StateError::Invalid("its host bridge is another").into());
+    }
+    let controller: &Mutex<_> = &wires.controller;
+    lock(controller).restore(state.plug);
+    Ok(())
+}
