@@ -51,6 +51,8 @@ pub const LOW_RAM_END: GuestAddress = GuestAddress(0x9_fc00);
 /// The generation id, 16 bytes: another one whenever a guest goes on from a snapshot (`crate::acpi`). The first page of
 /// the last 64 KiB before the ACPI tables; the memory map leaves it to firmware.
 pub const GENERATION_START: GuestAddress = GuestAddress(0xd_0000);
+/// The clock page (`crate::clock`).
+pub const CLOCK_START: GuestAddress = GuestAddress(0xd_1000);
 /// The RSDP; the other ACPI tables follow it. Linux and others also find it here by scanning.
 pub const RSDP_START: GuestAddress = GuestAddress(0xe_0000);
 /// The end of the area that holds ACPI tables, and the SMBIOS entry point: guests look for it from here on.

@@ -31,7 +31,7 @@ use crate::serial::{self, Console, SerialPort};
 use crate::snapshot::{Description, Snapshot};
 use crate::vcpu::{self, Buses, Vcpus};
 use crate::virtio::{self, Shared};
-use crate::{acpi, boot, memory, smbios};
+use crate::{acpi, boot, clock, memory, smbios};
 
 pub use snapshot::{Taken, Wanted};
 
@@ -227,6 +227,7 @@ impl Machine {
             }
             vcpus.push(vcpu);
         }
+        clock::write(&guest, vcpus.first().and_then(kvm::Vcpu::counter));
         let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
         let description = Description {
             cpu: spec.cpu,

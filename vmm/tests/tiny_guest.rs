@@ -213,8 +213,15 @@ fn bridge(name: &str, ports: &[&str]) {
 }
 
 fn nic(tap: OwnedFd, address: Ipv4Addr, user_data: &str) -> NicConfig {
-    let document = r#"{"uuid":"0b2f1f0e-1111-4222-8333-444455556666","hostname":"tiny.wisp",
-        "public_keys":{"alice":"ssh-ed25519 AAAAC3 alice"},"meta":{"a":[1,null,true]}}"#;
+    nic_of("0b2f1f0e-1111-4222-8333-444455556666", tap, address, user_data)
+}
+
+/// A network device of the instance with this id.
+fn nic_of(uuid: &str, tap: OwnedFd, address: Ipv4Addr, user_data: &str) -> NicConfig {
+    let document = format!(
+        r#"{{"uuid":"{uuid}","hostname":"tiny.wisp","public_keys":{{"alice":"ssh-ed25519 AAAAC3 alice"}},
+        "meta":{{"a":[1,null,true]}}}}"#
+    );
     let metadata = BTreeMap::from([
         ("/openstack/latest/meta_data.json".to_owned(), document.into()),
         ("/openstack/latest/user_data".to_owned(), user_data.into()),
@@ -246,15 +253,23 @@ fn nic(tap: OwnedFd, address: Ipv4Addr, user_data: &str) -> NicConfig {
 }
 
 fn connect(port: u16) -> TcpStream {
-    let stream = TcpStream::connect_timeout(&SocketAddr::from((GUEST, port)), PATIENCE).unwrap();
+    connect_to(GUEST, port)
+}
+
+fn connect_to(guest: Ipv4Addr, port: u16) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&SocketAddr::from((guest, port)), PATIENCE).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     stream
 }
 
 /// One HTTP request; the status line and the body of the answer.
 fn http(method: &str, target: &str, body: &[u8]) -> (String, Vec<u8>) {
-    let mut stream = connect(80);
-    write!(stream, "{method} {target} HTTP/1.1\r\nHost: {GUEST}\r\nContent-Length: {}\r\n\r\n", body.len())
+    http_of(GUEST, method, target, body)
+}
+
+fn http_of(guest: Ipv4Addr, method: &str, target: &str, body: &[u8]) -> (String, Vec<u8>) {
+    let mut stream = connect_to(guest, 80);
+    write!(stream, "{method} {target} HTTP/1.1\r\nHost: {guest}\r\nContent-Length: {}\r\n\r\n", body.len())
         .unwrap();
     stream.write_all(body).unwrap();
     let mut answer = Vec::new();

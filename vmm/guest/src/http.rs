@@ -197,6 +197,7 @@ async fn respond(machine: &'static Machine, stack: &Rc<Stack>, route: Route<'_>,
             }
             None => Response::text("404 Not Found", "no metadata\n"),
         },
+        Route::Identity => Response::text(OK, identity(machine)),
         Route::PowerOff => Response::text(OK, "powering off\n"),
         Route::Ping(target) => match ping::ping(machine, stack, target).await {
             Some(ns) => {
@@ -243,6 +244,12 @@ async fn respond(machine: &'static Machine, stack: &Rc<Stack>, route: Route<'_>,
             }
         }
     }
+}
+
+/// Who this guest is: generation id, a number drawn, nanoseconds since the Unix epoch (0: nobody knows).
+fn identity(machine: &Machine) -> String {
+    let (random, time_ns) = (machine.generation.random(), machine.generation.time_ns().unwrap_or(0));
+    format!("{} {random:016x} {time_ns}\n", machine.generation)
 }
 
 fn refused(error: disk::Error) -> Response {

@@ -15,6 +15,7 @@ use crate::console;
 use crate::device::{self, Device};
 use crate::disk::{self, Disk};
 use crate::entry::interrupts_taken;
+use crate::generation::Generation;
 use crate::metadata::Metadata;
 use crate::plug::Plug;
 use crate::power::Power;
@@ -44,6 +45,8 @@ pub struct Machine {
     /// Powering off.
     pub power: Power,
     plug: Option<Plug>,
+    /// Which of the guests that go on from one snapshot this is.
+    pub generation: Generation,
     /// One IP stack for each network device; a place that is empty had one that went.
     stacks: RefCell<Vec<Option<Rc<Stack>>>>,
     /// The disks, likewise.
@@ -56,11 +59,12 @@ pub struct Machine {
 
 impl Machine {
     /// Puts the parts together; what comes later comes by `plug`.
-    pub fn new(clock: Clock, power: Power, plug: Option<Plug>) -> Self {
+    pub fn new(clock: Clock, power: Power, plug: Option<Plug>, generation: Generation) -> Self {
         Machine {
             clock,
             power,
             plug,
+            generation,
             stacks: RefCell::default(),
             disks: RefCell::default(),
             metadata: RefCell::new(None),
@@ -139,6 +143,7 @@ impl Machine {
                         crate::println!("power: button pressed");
                         self.off();
                     }
+                    self.generation.look();
                     self.look_at_slots(&mut tasks, serve);
                 }
                 self.each_stack(Stack::acknowledge);

@@ -16,6 +16,7 @@ mod disk;
 mod echo;
 mod entry;
 mod fetch;
+mod generation;
 mod http;
 mod interrupts;
 mod ipv6;
@@ -45,6 +46,7 @@ use core::cell::Cell;
 use core::net::IpAddr;
 
 use crate::clock::Clock;
+use crate::generation::Generation;
 use crate::interrupts::Pins;
 use crate::machine::{Machine, Task};
 use crate::parse::acpi;
@@ -70,9 +72,10 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     let pins = Pins::new(acpi.io_apics);
     let power = Power::start(&acpi, &pins);
     let plug = Plug::start(&acpi);
+    let generation = Generation::start(&acpi);
     let devices = device::find(handover.cmdline, acpi.ecam, &pins);
     clock.calibrate();
-    let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, power, plug)));
+    let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, power, plug, generation)));
     for device in devices {
         machine.add(device);
     }
@@ -80,6 +83,7 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     let slot = Rc::default();
     let mut tasks: Vec<Task> = machine.stacks().iter().flat_map(|stack| serve(machine, stack)).collect();
     tasks.push(Task::new(live(machine, Rc::clone(&slot)), slot));
+    tasks.push(Task::new(renew(machine), Rc::default()));
     machine.run(tasks, serve)
 }
 
@@ -97,6 +101,21 @@ fn serve(machine: &'static Machine, stack: &Rc<Stack>) -> Vec<Task> {
         tasks.push(Task::new(echo::serve(machine, stack.clone()), slot.clone()));
     }
     tasks
+}
+
+/// Whenever the machine goes on as another: who it is now.
+async fn renew(machine: &'static Machine) {
+    let mut known = machine.generation.count();
+    loop {
+        machine.wait(|| (machine.generation.count() != known).then_some(())).await;
+        known = machine.generation.count();
+        println!("generation: {}", machine.generation);
+        machine.stacks().iter().for_each(|stack| stack.renew(machine.generation.random(), &machine.clock));
+        let leased = || machine.stacks().into_iter().find(|stack| stack.lease().is_some());
+        let stack = machine.wait(leased).await;
+        metadata::load(machine, &stack).await;
+        println!("renewed");
+    }
 }
 
 /// From the first address to the end of the commands in user data. When it begins, the network has been asked for

@@ -33,7 +33,7 @@ impl Plug {
             event: 1 << events.slots,
             registers_port,
         };
-        service::out8(events.enable_port, plug.event);
+        service::out8(events.enable_port, service::in8(events.enable_port) | plug.event);
         Some(plug)
     }
 

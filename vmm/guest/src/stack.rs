@@ -216,6 +216,16 @@ impl Stack {
         }
     }
 
+    /// Asks for an address as one that has none, with ports from another place: the machine is another.
+    pub fn renew(&self, random: u64, clock: &Clock) {
+        self.next_port.set(49152 | random as u16 & 0x3fff);
+        let inner = &mut *self.inner.borrow_mut();
+        inner.interface = interface(&mut inner.nic.clone(), clock);
+        inner.apply(None, clock);
+        *self.lease.borrow_mut() = None;
+        inner.sockets.get_mut::<dhcpv4::Socket<'_>>(inner.dhcp).reset();
+    }
+
     /// Tells the device that its interrupt was noticed.
     pub fn acknowledge(&self) {
         self.nic.acknowledge();

@@ -24,6 +24,7 @@ pub(super) fn body(places: &Places) -> Vec<u8> {
     body.extend(configuration_window());
     body.extend(plug::event());
     body.extend(generation::device());
+    body.extend(generation::clock());
     body.extend(generation::event());
     body
 }

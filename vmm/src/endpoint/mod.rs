@@ -118,6 +118,15 @@ impl Endpoint {
         self.addressing.resolver.then(resolver)
     }
 
+    /// The guest has another MAC address than was thought: one that goes on from a snapshot keeps its own.
+    pub fn know_guest(&mut self, mac: [u8; 6], now: Instant) {
+        self.guest_mac = mac;
+        self.dhcp = DhcpServer::new(&self.addressing, mac, self.mtu);
+        self.dhcpv6 = Dhcpv6Server::new(&self.addressing, mac);
+        self.resolver = self.new_resolver(now);
+        self.tcp = None;
+    }
+
     /// Answers otherwise from now on. By IPv6 the guest hears of it at once, by DHCP when it renews what it has.
     pub fn readdress(&mut self, addressing: Addressing, now: Instant) {
         for frame in self.announcer.change(&addressing, now) {

@@ -12,6 +12,7 @@ use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
 use super::{Error, Vcpu, Vm, step};
+use crate::clock::Counter;
 
 /// The most MSRs of one vCPU that are saved: no kernel lists nearly as many.
 pub(super) const MSRS_MAX: usize = 1024;
@@ -131,6 +132,14 @@ impl Vcpu {
         fd.set_lapic(&state.local_apic).map_err(step("set a vCPU's local APIC"))?;
         write_msrs(fd, &state.msrs);
         fd.set_vcpu_events(&state.events).map_err(step("set a vCPU's pending events"))
+    }
+
+    /// The guest's time stamp counter as it is now; nothing where the host does not tell its frequency.
+    #[must_use]
+    pub fn counter(&self) -> Option<Counter> {
+        let khz = self.fd.get_tsc_khz().ok().filter(|khz| *khz != 0)?;
+        let (_, value) = read_msrs(&self.fd, &[TSC]).first().copied()?;
+        Some(Counter { value, khz })
     }
 
     /// A counter that ran at another rate makes all of the guest's clocks wrong.

@@ -8,6 +8,8 @@
 //! dropped, in the host's own queue. The same happens while a limit of what goes to the guest is used up; what comes from
 //! the guest waits in its queue then, so no memory of ours holds it but one packet. Must never know: addresses, tenants, who is at the other end.
 
+mod delivery;
+mod identity;
 mod traffic;
 
 use std::io::ErrorKind;
@@ -19,16 +21,18 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::limiter::{BucketState, Clock, Direction};
+use super::limiter::{Clock, Direction};
 use super::link::{Link, Tap};
-use super::queue::{Chain, Handled, Progress, QueueError, VirtQueue};
+use super::queue::{Chain, Handled, Progress, QueueError};
 use super::spec::{device_type, net as spec};
 use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
 use crate::config::{Addressing, NicConfig, Traffic};
 use crate::endpoint::{Endpoint, Verdict};
-use crate::questions::Questions;
+use crate::questions::{Question, Questions};
 
+use delivery::{Delivery, deliver};
+use identity::{Flap, Identity};
 use traffic::Shaper;
 
 /// Descriptors per queue: enough for a full window of segments between two runs of the event loop.
@@ -76,6 +80,10 @@ pub struct Net<L> {
     rx_held: (Vec<u8>, usize),
     /// Nothing goes either way: the guest is paused, or does not know yet that it is another.
     held: bool,
+    /// The MAC address that the network has for the guest, and the one that the guest has for itself.
+    identity: Identity,
+    /// Whether a guest that goes on shall see its link go down and up, so that it asks for its address.
+    flap: Flap,
 }
 
 /// Whether the event loop listens to the link.
@@ -85,16 +93,6 @@ enum LinkState {
     Watched,
     /// The link failed; it is listened to again when the guest next shows interest, never in a loop.
     Failed,
-}
-
-/// What became of a packet for the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Delivery {
-    Done,
-    /// It fits no buffers that this driver could ever offer.
-    Dropped,
-    /// The driver has too few buffers available now.
-    Starved,
 }
 
 /// Bytes of the configuration space: mac @0, status u16 @6, max_virtqueue_pairs u16 @8, mtu u16 @10 (§5.1.4).
@@ -152,6 +150,8 @@ impl<L: Link> Net<L> {
             questions: None,
             rx_held: (Vec::new(), 0),
             held: false,
+            identity: Identity::of(config.mac),
+            flap: Flap::None,
         })
     }
 
@@ -178,7 +178,7 @@ impl<L: Link> Net<L> {
                 }
                 self.pass_questions();
                 let answers = self.endpoint.as_mut().and_then(|endpoint| endpoint.poll_delay(Instant::now()));
-                let delay = answers.into_iter().chain(self.shaper.delay()).min();
+                let delay = answers.into_iter().chain(self.shaper.delay()).chain(self.flap.delay()).min();
                 if delay.is_some() || self.timer_armed {
                     super::arm(&mut self.timer, delay);
                     self.timer_armed = delay.is_some();
@@ -191,11 +191,20 @@ impl<L: Link> Net<L> {
         }
     }
 
+    /// Tells the guest that its link went down or came up (§5.1.4.1, `status`).
+    fn set_link(&mut self, up: bool) {
+        let status = if up { spec::S_LINK_UP } else { 0 };
+        self.config[6..8].copy_from_slice(&status.to_le_bytes());
+        if let Some(active) = &self.active {
+            active.interrupt.config_changed();
+        }
+    }
+
     fn pass_questions(&mut self) {
         let Some(endpoint) = &mut self.endpoint else { return };
         while let Some(question) = endpoint.next_question() {
             if let Some(questions) = &self.questions {
-                questions.push(question, Instant::now());
+                questions.push(Question { mac: self.identity.mac, ..question }, Instant::now());
             }
         }
     }
@@ -227,7 +236,7 @@ impl<L: Link> Net<L> {
     fn transmit(&mut self, active: &mut Activation) -> Result<(), QueueError> {
         let Activation { queues, features, interrupt, .. } = active;
         let Some(queue) = queues.get_mut(spec::QUEUE_TX) else { return Ok(()) };
-        let Self { tx_chain, tx_packet, link, endpoint, shaper, .. } = self;
+        let Self { tx_chain, tx_packet, link, endpoint, shaper, identity, .. } = self;
         let now = Instant::now();
         let progress = queue.work_off(tx_chain, BATCH_PACKETS_MAX, |memory, chain| {
             let length = usize::try_from(chain.readable_bytes()).unwrap_or(usize::MAX);
@@ -240,7 +249,7 @@ impl<L: Link> Net<L> {
                 if !shaper.admit(Direction::Write, packet) {
                     return Ok(Handled::Later);
                 }
-                forward((link, shaper), endpoint.as_mut(), *features, packet, now);
+                forward((link, shaper, identity), endpoint.as_mut(), *features, packet, now);
             }
             Ok(Handled::Used(0))
         })?;
@@ -312,8 +321,9 @@ impl<L: Link> Net<L> {
                 Ok(0) => self.link_failed = true,
                 Ok(length) if length < PACKET_BYTES_MIN => {}
                 Ok(length) => {
-                    let frame = &self.rx_packet[spec::HEADER_BYTES..length];
-                    if self.endpoint.as_ref().is_some_and(|endpoint| !endpoint.from_link(frame)) {
+                    let frame = &mut self.rx_packet[spec::HEADER_BYTES..length];
+                    self.identity.to_guest(frame);
+                    if self.endpoint.as_ref().is_some_and(|endpoint| !endpoint.from_link(&*frame)) {
                         continue;
                     }
                     if !self.shaper.admit(Direction::Read, &self.rx_packet[..length]) {
@@ -336,7 +346,7 @@ impl<L: Link> Net<L> {
 
 /// Gives one packet of the guest to the endpoint, or to the link.
 fn forward(
-    (link, shaper): (&mut impl Link, &Shaper),
+    (link, shaper, identity): (&mut impl Link, &Shaper, &Identity),
     endpoint: Option<&mut Endpoint>,
     features: u64,
     packet: &mut [u8],
@@ -357,52 +367,11 @@ fn forward(
         return;
     }
     shaper.mark(&mut packet[spec::HEADER_BYTES..]);
+    identity.to_link(&mut packet[spec::HEADER_BYTES..]);
     if let Err(error) = link.send(packet) {
         // As on any Ethernet: what cannot be sent now, or was malformed, is lost.
         tracing::trace!(%error, "a guest's packet was dropped");
     }
-}
-
-/// Copies `packet` into the driver's buffers: into one, or into as many as it takes where they may be merged
-/// (§5.1.6.4).
-fn deliver(
-    queue: &mut VirtQueue,
-    chains: &mut Vec<Chain>,
-    packet: &mut [u8],
-    mergeable: bool,
-) -> Result<Delivery, QueueError> {
-    let mut count = 0_u16;
-    let mut room = 0_u64;
-    while room < packet.len() as u64 {
-        let full = count == queue.size() || (count == 1 && !mergeable);
-        if full {
-            queue.undo_pop(count);
-            return Ok(Delivery::Dropped);
-        }
-        if chains.len() == usize::from(count) {
-            chains.push(Chain::new());
-        }
-        let chain = &mut chains[usize::from(count)];
-        if !queue.pop(chain)? {
-            // Asked for while the index stands behind all that is available: the next buffer notifies.
-            if queue.allow_notifications()? {
-                continue;
-            }
-            queue.undo_pop(count);
-            return Ok(Delivery::Starved);
-        }
-        room += chain.writable_bytes();
-        count += 1;
-    }
-    packet[spec::HEADER_NUM_BUFFERS..spec::HEADER_BYTES].copy_from_slice(&count.to_le_bytes());
-    let mut rest = &packet[..];
-    for chain in &chains[..usize::from(count)] {
-        let written = chain.write_at(queue.memory(), 0, rest);
-        rest = &rest[written..];
-        // A packet is shorter than PACKET_BYTES_MAX.
-        queue.push_used(chain, written as u32)?;
-    }
-    Ok(Delivery::Done)
 }
 
 impl<L: Link> VirtioDevice for Net<L> {
@@ -445,6 +414,9 @@ impl<L: Link> VirtioDevice for Net<L> {
     fn hold(&mut self, held: bool) {
         self.held = held;
         if !held {
+            if self.flap.begin() {
+                self.set_link(false);
+            }
             self.queue_events.iter().for_each(super::kick);
         }
     }
@@ -452,17 +424,26 @@ impl<L: Link> VirtioDevice for Net<L> {
     /// Packets that waited are dropped, as any network drops them. So is what the endpoint knows of the guest: leases are
     /// answered from the configuration, connections to the metadata are made anew, and questions are asked again.
     fn save(&self) -> DeviceState {
-        DeviceState::of(self.active.as_ref()).with(&self.shaper.save())
+        DeviceState::of(self.active.as_ref()).with(&(self.identity.guest_mac, self.shaper.save()))
     }
 
+    /// The guest has its MAC address in its memory and keeps it; the network sees the one that is given now.
     fn restore(&mut self, own: &[u8]) -> Result<(), StateError> {
-        let buckets: Vec<BucketState> = decode(own)?;
+        let (guest_mac, buckets): ([u8; 6], Vec<_>) = decode(own)?;
         self.shaper.restore(&buckets);
+        self.identity.guest_mac = guest_mac;
+        self.config[..6].copy_from_slice(&guest_mac);
+        if let Some(endpoint) = &mut self.endpoint {
+            endpoint.know_guest(guest_mac, Instant::now());
+        }
+        self.flap = Flap::Due;
         Ok(())
     }
 
     fn readdress(&mut self, mac: [u8; 6], addressing: &Addressing) -> bool {
-        let Some(endpoint) = self.endpoint.as_mut().filter(|_| self.config[..6] == mac) else { return false };
+        let Some(endpoint) = self.endpoint.as_mut().filter(|_| self.identity.mac == mac) else {
+            return false;
+        };
         endpoint.readdress(addressing.clone(), Instant::now());
         // What there is to say of it is fetched by the event loop.
         super::kick(&self.queue_events[spec::QUEUE_RX]);
@@ -470,14 +451,16 @@ impl<L: Link> VirtioDevice for Net<L> {
     }
 
     fn answer(&mut self, mac: [u8; 6], number: u32, message: &[u8]) -> bool {
-        let Some(endpoint) = self.endpoint.as_mut().filter(|_| self.config[..6] == mac) else { return false };
+        let Some(endpoint) = self.endpoint.as_mut().filter(|_| self.identity.mac == mac) else {
+            return false;
+        };
         endpoint.answered(number, message, Instant::now());
         super::kick(&self.queue_events[spec::QUEUE_RX]);
         true
     }
 
     fn reshape(&mut self, mac: [u8; 6], traffic: &Traffic) -> Result<bool, Error> {
-        if self.config[..6] != mac {
+        if self.identity.mac != mac {
             return Ok(false);
         }
         self.shaper.change(traffic)?;
@@ -508,6 +491,9 @@ impl<L: Link> MutEventSubscriber for Net<L> {
             super::arm(&mut self.timer, None);
             if let Some(endpoint) = &mut self.endpoint {
                 endpoint.poll(Instant::now());
+            }
+            if self.flap.end() {
+                self.set_link(true);
             }
             is_transmit = self.shaper.is_waiting(Direction::Write);
             self.shaper.wake();

@@ -9,9 +9,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{DiskSpec, Error, Machine, MachineSpec, NicSpec, add_bus, add_power, add_serial, event, lock};
 use crate::bus::Bus;
+use crate::clock;
 use crate::devices::{Driven, Places, Seat, function};
 use crate::ending::EndingSignal;
-use crate::kvm::{HostKind, Kvm, Vm};
+use crate::kvm::{self, HostKind, Kvm, Vm};
 use crate::lifecycle::Event;
 use crate::memory::{self, GuestMemory};
 use crate::plugged::{Devices, Wires};
@@ -158,6 +159,7 @@ impl Machine {
         let mut devices = Devices::new(wires, made, seats);
         devices.hold(true);
         give_generation(&guest)?;
+        clock::write(&guest, vcpus.first().and_then(kvm::Vcpu::counter));
         devices.announce_generation();
         let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
         let description = Description {

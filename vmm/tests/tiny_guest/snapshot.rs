@@ -1,4 +1,7 @@
-//! The tiny guest paused, saved, and gone on with in other processes' places.
+//! The tiny guest saved, and gone on from where it was, once and many times.
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
 
 use super::*;
 
@@ -35,7 +38,6 @@ fn goes_on(transport: Transport) {
     instance.line("metadata: key");
     assert_eq!(http("GET", "/disk/0", b"").1, b"1048576\n");
     let (file, report) = snapshot(&instance, false, false);
-    println!("{report:?}");
     assert!(report.paused_us.is_some());
     assert_eq!(http("GET", "/disk/0", b"").1, b"1048576\n", "the first goes on");
     instance.client().stop(true).unwrap();
@@ -49,4 +51,162 @@ fn goes_on(transport: Transport) {
     restored.client().stop(false).unwrap();
     let report = restored.end();
     assert_eq!(report.reason, ExitReason::PoweredOff, "{}", report.message);
+}
+
+/// What a guest says of itself: generation id, a number drawn, the time.
+fn identity(guest: Ipv4Addr) -> (String, u64, Duration) {
+    let text = String::from_utf8(http_of(guest, "GET", "/identity", b"").1).unwrap();
+    let parts: Vec<&str> = text.split_whitespace().collect();
+    let number = u64::from_str_radix(parts[1], 16).unwrap();
+    (parts[0].to_owned(), number, Duration::from_nanos(parts[2].parse().unwrap()))
+}
+
+fn assert_clock_is_right(told: Duration) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    assert!(now.abs_diff(told) < Duration::from_secs(2), "it is {now:?}, and a guest says {told:?}");
+}
+
+#[test]
+fn twenty_forks_of_one_guest_are_twenty_guests() {
+    const FORKS: u8 = 20;
+    if !host_is_able() {
+        return;
+    }
+    let taps: Vec<(String, OwnedFd)> =
+        (0..=FORKS).map(|number| (format!("t{number}"), tap(&format!("t{number}")))).collect();
+    let names: Vec<&str> = taps.iter().map(|(name, _)| &**name).collect();
+    bridge("b0", &names);
+    give_address("b0", HOST);
+    let mut taps = taps.into_iter().map(|(_, tap)| tap);
+    let first = Instance::start(vec![nic(taps.next().unwrap(), GUEST, "")], 1 << 20);
+    first.line("metadata: key");
+    let (generation, _, time) = identity(GUEST);
+    assert_clock_is_right(time);
+    let (file, _) = snapshot(&first, false, false);
+    // So that a clock that goes on from the snapshot is wrong.
+    std::thread::sleep(Duration::from_millis(2200));
+
+    let mut forks = Vec::new();
+    for (number, tap) in (0..FORKS).zip(taps) {
+        let address = Ipv4Addr::new(10, 99, 0, 100 + number);
+        let uuid = format!("0b2f1f0e-1111-4222-8333-4444555566{number:02}");
+        let fork = go_on(&[&file], Transport::Auto, vec![nic_of(&uuid, tap, address, "")]);
+        forks.push((fork, address, uuid));
+    }
+    let (mut generations, mut numbers) = (BTreeSet::from([generation]), BTreeSet::new());
+    for (fork, address, uuid) in &forks {
+        fork.line("renewed");
+        assert_eq!(fork.line("metadata: uuid"), format!("metadata: uuid {uuid}"));
+        let (generation, number, time) = identity(*address);
+        assert_clock_is_right(time);
+        generations.insert(generation);
+        // The first eight numbers of each stream.
+        numbers.insert(number);
+        numbers.extend((1..8).map(|_| identity(*address).1));
+    }
+    assert_eq!(generations.len(), 1 + usize::from(FORKS), "{generations:?}");
+    assert_eq!(numbers.len(), 8 * usize::from(FORKS));
+    assert_eq!(http("GET", "/disk/0", b"").1, b"1048576\n", "the first is there as before");
+    for (fork, ..) in forks {
+        fork.client().stop(true).unwrap();
+        fork.end();
+    }
+    first.client().stop(true).unwrap();
+    first.end();
+}
+
+#[test]
+fn differences_are_what_the_guest_wrote_since_and_a_chain_of_them_is_the_newest() {
+    if !host_is_able() {
+        return;
+    }
+    let (first, second) = (tap("t0"), tap("t1"));
+    bridge("b0", &["t0", "t1"]);
+    give_address("b0", HOST);
+    let instance = Instance::start(vec![nic(first, GUEST, "")], 1 << 20);
+    instance.line("metadata: key");
+    let file = tempfile::tempfile().unwrap();
+    let refused = instance.client().snapshot(&file, true, false).unwrap_err().to_string();
+    assert!(refused.contains("take a full snapshot"), "{refused}");
+    let (full, report) = snapshot(&instance, false, true);
+    let (one, first_report) = snapshot(&instance, true, false);
+    assert!(first_report.pages < report.pages, "{first_report:?} of {report:?}");
+    for _ in 0..3 {
+        http("GET", "/", b"");
+    }
+    let (two, _) = snapshot(&instance, true, false);
+    let uptime = |page: Vec<u8>| {
+        let page = String::from_utf8(page).unwrap();
+        let text = page.split("uptime</dt><dd>").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+        text.parse::<f64>().unwrap()
+    };
+    instance.client().stop(true).unwrap();
+    instance.end();
+
+    for (files, message) in [
+        (vec![&one], "and what comes before it is nothing"),
+        (vec![&full, &two], "has the differences to"),
+        (vec![&full, &full], "a full snapshot behind another"),
+    ] {
+        let files = files.into_iter().map(|file| file.try_clone().unwrap()).collect();
+        let error = vmm::snapshot::Snapshot::open(files).err().unwrap().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+    let restored = go_on(&[&full, &one, &two], Transport::Auto, vec![nic(second, GUEST, "")]);
+    restored.line("renewed");
+    assert!(uptime(http("GET", "/", b"").1) > 0.0);
+    restored.client().stop(false).unwrap();
+    assert_eq!(restored.end().reason, ExitReason::PoweredOff);
+}
+
+#[test]
+fn snapshot_is_refused_where_something_is_missing_or_damaged() {
+    if let Err(error) = vmm::kvm::Kvm::open() {
+        skipped(&format!("no KVM: {error}"));
+        return;
+    }
+    let instance = Instance::start(Vec::new(), 4096);
+    instance.line("ready");
+    let (file, _) = snapshot(&instance, false, false);
+    instance.client().pause().unwrap();
+    let (paused, report) = snapshot(&instance, false, false);
+    assert_eq!((report.paused_us, report.state), (None, vmm::rpc::VmState::Paused));
+    vmm::snapshot::verify(&paused).unwrap();
+    instance.client().stop(true).unwrap();
+    instance.end();
+
+    let refused = |file: &File, memory_mib: u32, disk: bool| {
+        let boot = Boot::Snapshot { files: vec![inherit(file.try_clone().unwrap())], track: false };
+        let format = DiskFormat::Raw { file: inherit(tempfile::tempfile().unwrap()) };
+        let disks = if disk { vec![DiskConfig::of(format)] } else { Vec::new() };
+        let config = VmmConfig { memory_mib, boot, disks, ..empty() };
+        run_instance("test", config, Sandbox::default()).message
+    };
+    let said = std::thread::scope(|scope| {
+        let run = |memory_mib, disk| {
+            let (refused, file) = (&refused, &file);
+            scope.spawn(move || refused(file, memory_mib, disk)).join().unwrap()
+        };
+        [run(64, true), run(0, false), run(0, true)]
+    });
+    assert!(said[0].contains("has 32 MiB of memory and 1 vCPUs"), "{}", said[0]);
+    assert!(said[1].contains("has 1 disks, and 0 were given"), "{}", said[1]);
+    assert!(said[2].contains("has 0 bytes, and its guest knows of 4096"), "{}", said[2]);
+}
+
+fn empty() -> VmmConfig {
+    VmmConfig {
+        memory_mib: 0,
+        vcpus: 0,
+        cpu: Default::default(),
+        boot: Boot::Disk,
+        transport: Transport::Auto,
+        system: None,
+        cmdline: String::new(),
+        disks: Vec::new(),
+        nics: Vec::new(),
+        console_log: None,
+        control_socket: None,
+        exit_report: None,
+    }
 }

@@ -35,6 +35,10 @@ pub struct Acpi {
     pub events: Option<Events>,
     /// I/O port of the registers that say which slots of the PCI bus were filled, shall be let go, and were, 32 bits each.
     pub slots_port: Option<u16>,
+    /// Physical address of the generation id ("Virtual Machine Generation ID", Microsoft, 2012), 16 bytes.
+    pub generation: Option<u64>,
+    /// Physical address of the clock page ("UAPI.13 VMClock").
+    pub clock: Option<u64>,
 }
 
 /// The general-purpose event block 0 (§4.8.4.1), of which only the first eight events matter.
@@ -46,6 +50,8 @@ pub struct Events {
     pub enable_port: u16,
     /// The event that tells of slots.
     pub slots: u8,
+    /// The event that tells of another generation id, if there is one.
+    pub generation: Option<u8>,
 }
 
 /// The fixed power button (§4.8.3.1): bit 8 of both registers.
@@ -155,12 +161,43 @@ fn read_fadt(memory: &impl Memory, fadt: &[u8], acpi: &mut Acpi) {
     }
     if let (Some(status_port), Some(&len), Some(slots)) = (port(80), fadt.get(92), slots_event(dsdt)) {
         let enable_port = status_port.wrapping_add(u16::from(len / 2));
-        acpi.events = Some(Events { status_port, enable_port, slots });
+        acpi.generation = generation(dsdt);
+        acpi.clock = clock(dsdt);
+        let generation = acpi.generation.and_then(|_| other_event(dsdt, slots));
+        acpi.events = Some(Events { status_port, enable_port, slots, generation });
         acpi.slots_port = slots_port(dsdt);
     }
 }
 
-/// The number of the only general-purpose event with a method, `_Exx`, found by its bytes.
+/// The address in `Name (ADDR, Package (2) { low, high })`, found by its bytes, where a device is a `VM_Gen_Counter`.
+fn generation(dsdt: &[u8]) -> Option<u64> {
+    const ID: &[u8] = b"VM_Gen_Counter";
+    const NAME: &[u8] = b"\x08ADDR\x12";
+    const DOUBLE_WORD: u8 = 0x0c;
+    dsdt.windows(ID.len()).position(|bytes| bytes == ID)?;
+    let at = dsdt.windows(NAME.len()).position(|bytes| bytes == NAME)? + NAME.len();
+    // The package's length, its number of elements, the kind of the first one.
+    (dsdt.get(at + 2) == Some(&DOUBLE_WORD)).then(|| u32_at(dsdt, at + 3).map(u64::from))?
+}
+
+/// The memory of the device that is a `VMCLOCK`: a 32-bit fixed range (§6.4.3.4) behind its name.
+fn clock(dsdt: &[u8]) -> Option<u64> {
+    const ID: &[u8] = b"VMCLOCK\0";
+    const RANGE: &[u8] = b"\x86\x09\0";
+    let rest = dsdt.get(dsdt.windows(ID.len()).position(|bytes| bytes == ID)?..)?;
+    let at = rest.windows(RANGE.len()).position(|bytes| bytes == RANGE)?;
+    u32_at(rest, at + 4).map(u64::from)
+}
+
+/// The number of the first general-purpose event with a method that is not `known`.
+fn other_event(dsdt: &[u8], known: u8) -> Option<u8> {
+    let scope = dsdt.windows(4).position(|bytes| bytes == b"_GPE")?;
+    let methods = dsdt.get(scope + 4..)?.windows(4).filter(|bytes| bytes.starts_with(b"_E0"));
+    let mut events = methods.filter_map(|method| method.get(3)?.checked_sub(b'0'));
+    events.find(|&event| event < 8 && event != known)
+}
+
+/// The number of the first general-purpose event with a method, `_Exx`, found by its bytes.
 fn slots_event(dsdt: &[u8]) -> Option<u8> {
     let scope = dsdt.windows(4).position(|bytes| bytes == b"_GPE")?;
     let method = dsdt.get(scope + 4..)?.windows(4).find(|bytes| bytes.starts_with(b"_E0"))?;
@@ -299,8 +336,26 @@ mod tests {
         put(&mut memory.0, DSDT + 52, b"\x5b\x80PCST\x01\x0b\x10\x06\x0a\x0c");
         put(&mut memory.0, DSDT + 70, b"\x10\x1b_GPE\x14\x16_E01\x08");
         let acpi = read(&memory, RSDP as u64).unwrap();
-        assert_eq!(acpi.events, Some(Events { status_port: 0x608, enable_port: 0x609, slots: 1 }));
+        assert_eq!(
+            acpi.events,
+            Some(Events { status_port: 0x608, enable_port: 0x609, slots: 1, generation: None })
+        );
         assert_eq!(acpi.slots_port, Some(0x610));
+    }
+
+    #[test]
+    fn generation_id_and_clock_are_found_with_their_event() {
+        let mut memory = machine(0);
+        put(&mut memory.0, FADT + 80, &0x608u32.to_le_bytes());
+        memory.0[FADT + 92] = 2;
+        put_header(&mut memory.0, DSDT, b"DSDT", 36 + 160);
+        put(&mut memory.0, DSDT + 60, b"\x10\x1b_GPE\x14\x16_E01\x08");
+        put(&mut memory.0, DSDT + 76, b"VM_Gen_Counter\0\x08ADDR\x12\x08\x02\x0c\0\0\x0d\0\0");
+        put(&mut memory.0, DSDT + 110, b"VMCLOCK\0\x08_CRS\x86\x09\0\x01\0\x10\x0d\0\0\x10\0\0");
+        put(&mut memory.0, DSDT + 150, b"\x10\x1b_GPE\x14\x16_E02\x08");
+        let acpi = read(&memory, RSDP as u64).unwrap();
+        assert_eq!((acpi.generation, acpi.clock), (Some(0xd_0000), Some(0xd_1000)));
+        assert_eq!(acpi.events.map(|events| events.generation), Some(Some(2)));
     }
 
     #[test]

@@ -9,6 +9,8 @@ pub enum Route<'a> {
     Page,
     /// `GET /metadata`: the metadata as it was received.
     Metadata,
+    /// `GET /identity`: generation id, a number drawn, the time.
+    Identity,
     /// `/poweroff`, by GET or POST.
     PowerOff,
     /// `GET /ping?TARGET`: one ICMP echo to another address.
@@ -47,6 +49,7 @@ impl<'a> Route<'a> {
         match path {
             "/" | "/index.html" => return read(Route::Page),
             "/metadata" => return read(Route::Metadata),
+            "/identity" => return read(Route::Identity),
             "/disk" => return read(Route::Disks),
             "/poweroff" if reads || writes => return Ok(Route::PowerOff),
             "/poweroff" => return Err(RouteError::MethodNotAllowed),
@@ -114,6 +117,7 @@ mod tests {
             ("GET", "/", Route::Page),
             ("HEAD", "/", Route::Page),
             ("GET", "/metadata", Route::Metadata),
+            ("GET", "/identity", Route::Identity),
             ("POST", "/poweroff", Route::PowerOff),
             ("GET", "/poweroff", Route::PowerOff),
             ("GET", "/ping?10.0.0.7", Route::Ping(address)),
