@@ -2,6 +2,7 @@
 //! from it while it runs.
 
 mod plug;
+mod snapshot;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -20,6 +21,8 @@ pub(super) enum Command {
     Boot(Boot),
     #[command(flatten)]
     Plug(plug::Command),
+    #[command(flatten)]
+    Snapshot(snapshot::Command),
     /// The process of one instance, as the agent starts it.
     #[command(hide = true, disable_help_flag = true)]
     Run {
@@ -37,13 +40,22 @@ pub(super) enum Command {
 #[command(after_help = "Examples:\n  \
     wisp guest export tiny tiny.elf && sudo wisp vmm boot --kernel tiny.elf\n  \
     sudo wisp vmm boot --disk debian-12-generic-amd64.raw --mem 512\n  \
+    sudo wisp vmm boot --restore guest.snap --disk fork.raw --tap tap1      # see `wisp vmm snapshot --help`\n  \
     sudo wisp vmm boot --disk debian.raw --control guest.sock & sudo wisp vmm attach-disk guest.sock data.raw\n  \
     sudo wisp vmm boot --kernel vmlinux --cmdline 'root=/dev/vda' --disk root.img --mem 512 --cpus 2")]
 pub(super) struct Boot {
     /// The kernel: an ELF image (vmlinux) or a bzImage. Without one, the first disk boots: an ELF kernel at its
     /// beginning, or what its boot loader's configuration says (GRUB 2, systemd-boot, extlinux; ext4, XFS, Btrfs, FAT).
-    #[arg(long, value_name = "K", required_unless_present_any = ["disks", "firmware"])]
+    #[arg(long, value_name = "K", required_unless_present_any = ["disks", "firmware", "restore"])]
     kernel: Option<PathBuf>,
+    /// Boot nothing: go on from a snapshot, where its guest was. With further ones, each with the differences to the one
+    /// before. Disks and taps are given in the order that the guest knows; they may be others, and the guest is told that it
+    /// is another. Memory, processors and transport are the snapshot's. The files must not change meanwhile.
+    #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["kernel", "firmware", "initrd", "transport", "cmdline", "cpu", "mem", "cpus"])]
+    restore: Vec<PathBuf>,
+    /// Note what a guest that goes on writes, so that its next snapshot can have `--diff`.
+    #[arg(long, requires = "restore")]
+    track: bool,
     /// A firmware that boots the disks by itself, in place of a kernel: an ELF image with a PVH entry (hypervisor-fw,
     /// CLOUDHV.fd).
     #[arg(long, value_name = "F", conflicts_with_all = ["kernel", "initrd"])]
@@ -118,6 +130,7 @@ pub(super) fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Boot(arguments) => boot(arguments),
         Command::Plug(command) => plug::run(command),
+        Command::Snapshot(command) => snapshot::run(command),
         Command::Run { arguments } => Ok(run(&arguments)),
     }
 }
@@ -127,8 +140,10 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
     for name in &arguments.taps {
         taps.push(net::tap::open(name).with_context(|| format!("open the tap {name}"))?);
     }
+    let restored = !arguments.restore.is_empty();
     let ending = boot_interactive(BootOptions {
         kernel: arguments.kernel,
+        track: arguments.track,
         firmware: arguments.firmware,
         initrd: arguments.initrd,
         transport: arguments.transport.into(),
@@ -136,8 +151,9 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         cmdline: arguments.cmdline,
         disks: arguments.disks.iter().map(|text| disk(text)).collect(),
         taps,
-        memory_mib: arguments.mem,
-        vcpus: arguments.cpus,
+        memory_mib: if restored { 0 } else { arguments.mem },
+        vcpus: if restored { 0 } else { arguments.cpus },
+        restore: arguments.restore,
         cpu: arguments.cpu.into(),
         control: arguments.control,
     })?;

@@ -17,6 +17,7 @@ mod endpoint;
 pub mod input;
 mod pci;
 mod queue;
+mod snapshot;
 
 use input::Random;
 
@@ -40,12 +41,22 @@ pub enum Target {
     Script,
     /// Archives of container images.
     Container,
+    /// Snapshots, and devices that go on from them.
+    Snapshot,
 }
 
 impl Target {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Queue, Self::Pci, Self::Endpoint, Self::Boot, Self::Disk, Self::Script, Self::Container];
+    pub const ALL: [Self; 8] = [
+        Self::Queue,
+        Self::Pci,
+        Self::Endpoint,
+        Self::Boot,
+        Self::Disk,
+        Self::Script,
+        Self::Container,
+        Self::Snapshot,
+    ];
 
     /// The name on the command line.
     pub fn name(self) -> &'static str {
@@ -57,6 +68,7 @@ impl Target {
             Self::Disk => "disk",
             Self::Script => "script",
             Self::Container => "container",
+            Self::Snapshot => "snapshot",
         }
     }
 
@@ -73,6 +85,7 @@ impl Target {
             Self::Disk => disk::run(input),
             Self::Script => disk::run_script(input),
             Self::Container => container::run(input),
+            Self::Snapshot => snapshot::run(input),
         }
     }
 

@@ -71,7 +71,7 @@ fn clock() -> Clock {
 }
 
 /// The device, and the far end of its link if it has one.
-fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
+pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
     match kind % 3 {
         0 => {
             let block =

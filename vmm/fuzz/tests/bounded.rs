@@ -47,3 +47,8 @@ fn arbitrary_boot_loader_configurations_are_survived() {
 fn hostile_container_images_are_survived() {
     survive(Target::Container, 1500);
 }
+
+#[test]
+fn changed_snapshots_are_survived() {
+    survive(Target::Snapshot, 1500);
+}

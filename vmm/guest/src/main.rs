@@ -50,6 +50,7 @@ use crate::generation::Generation;
 use crate::interrupts::Pins;
 use crate::machine::{Machine, Task};
 use crate::parse::acpi;
+use crate::parse::cmdline::touched_kib;
 use crate::physical::Physical;
 use crate::plug::Plug;
 use crate::power::Power;
@@ -84,6 +85,10 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     let mut tasks: Vec<Task> = machine.stacks().iter().flat_map(|stack| serve(machine, stack)).collect();
     tasks.push(Task::new(live(machine, Rc::clone(&slot)), slot));
     tasks.push(Task::new(renew(machine), Rc::default()));
+    match touched_kib(handover.cmdline) {
+        0 => {}
+        kib => tasks.push(Task::new(touch(machine, kib), Rc::default())),
+    }
     machine.run(tasks, serve)
 }
 
@@ -101,6 +106,23 @@ fn serve(machine: &'static Machine, stack: &Rc<Stack>) -> Vec<Task> {
         tasks.push(Task::new(echo::serve(machine, stack.clone()), slot.clone()));
     }
     tasks
+}
+
+/// How often memory is written to, in nanoseconds.
+const TOUCH_NS: u64 = 100_000_000;
+
+/// Writes to every page of so much memory, again and again.
+async fn touch(machine: &'static Machine, kib: usize) {
+    const PAGE_BYTES: usize = 4096;
+    let mut memory = alloc::vec![0_u8; kib << 10];
+    println!("touch: {kib} KiB");
+    loop {
+        for byte in memory.iter_mut().step_by(PAGE_BYTES) {
+            *byte = byte.wrapping_add(1);
+        }
+        core::hint::black_box(&mut memory);
+        machine.pause(TOUCH_NS).await;
+    }
 }
 
 /// Whenever the machine goes on as another: who it is now.

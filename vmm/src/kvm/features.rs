@@ -244,7 +244,7 @@ mod tests {
     #[test]
     fn guest_goes_on_where_everything_it_was_shown_is_there_and_more() {
         let less = shown(7, &[leaf(1, 0, [9, 9, 1 | 1 << 20, 1]), leaf(7, 0, [0, 1 << 5, 0, 0])]);
-        let more = shown(7, &[leaf(1, 0, [8, 8, 1 | 1 << 20 | 1 << 28, 3]), leaf(7, 0, [2, 0xffff, 1, 0])]);
+        let more = shown(7, &[leaf(1, 0, [8, 8, 1 | 1 << 20 | 1 << 28, 3]), leaf(7, 0, [2, 0xffff, 2, 0])]);
         assert_eq!(CpuNeeds::of(&less).check(&more), Ok(()));
         let error = CpuNeeds::of(&more).check(&less).unwrap_err();
         assert!(

@@ -154,6 +154,35 @@ impl Vcpu {
     }
 }
 
+#[cfg(any(test, feature = "mock"))]
+impl VmState {
+    /// That of a VM that nobody has touched.
+    #[must_use]
+    pub fn example() -> Self {
+        Self { irqchips: Default::default(), clock_ns: 0, cpuid: Vec::new(), tsc_deadline: false }
+    }
+}
+
+#[cfg(any(test, feature = "mock"))]
+impl VcpuState {
+    /// That of a vCPU that nobody has touched.
+    #[must_use]
+    pub fn example() -> Self {
+        Self {
+            mp_state: Default::default(),
+            registers: Default::default(),
+            special: Default::default(),
+            extended: Default::default(),
+            extended_control: Default::default(),
+            debug: Default::default(),
+            local_apic: Default::default(),
+            events: Default::default(),
+            msrs: vec![(TSC, 1), (TSC_DEADLINE, 2)],
+            tsc_khz: 0,
+        }
+    }
+}
+
 /// The values of `indices`, those that KVM tells.
 fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Vec<(u32, u64)> {
     let mut values = Vec::with_capacity(indices.len());

@@ -50,6 +50,8 @@
 //! Must never know: control sockets, paths, what devices do with their states.
 
 mod header;
+#[cfg(any(test, feature = "mock"))]
+pub mod mock;
 mod read;
 mod write;
 

@@ -182,3 +182,101 @@ fn apply(from: &File, header: &Header, guest: &GuestMemory) -> Result<(), Error>
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt as _;
+
+    use super::super::mock;
+    use super::*;
+
+    fn file(bytes: &[u8]) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        file
+    }
+
+    fn open(bytes: &[u8]) -> Result<Snapshot, Error> {
+        Snapshot::open(vec![file(bytes)])
+    }
+
+    fn refusal(bytes: &[u8]) -> String {
+        open(bytes).err().map_or_else(|| "taken".to_owned(), |error| error.to_string())
+    }
+
+    #[test]
+    fn snapshot_reads_back_with_its_memory_and_what_is_written_there_stays_here() {
+        let bytes = mock::snapshot(&mock::state(Vec::new()));
+        let file = file(&bytes);
+        verify(&file).unwrap();
+        let open = || Snapshot::open(vec![file.try_clone().unwrap()]).unwrap();
+        let (first, second) = (open(), open());
+        let read = |snapshot: &Snapshot, page: u64| -> u64 {
+            snapshot.memory.read_obj(vm_memory::GuestAddress(page * 4096)).unwrap()
+        };
+        first.memory.write_obj(9_u64, vm_memory::GuestAddress(4096)).unwrap();
+        assert_eq!((read(&first, 1), read(&second, 1)), (9, 1));
+        assert_eq!((read(&second, 2), read(&second, 3), read(&second, 200)), (2, 0, 200));
+        assert_eq!(second.state.vcpus.len(), 1);
+        assert_eq!(crate::memory::ram_ranges(second.header.memory_mib).len(), 1);
+    }
+
+    #[test]
+    fn no_flipped_bit_of_header_or_state_passes() {
+        let bytes = mock::snapshot(&mock::state(Vec::new()));
+        let range = mock::state_range(&bytes).unwrap();
+        for at in range {
+            for bit in [0, 3, 7] {
+                let mut flipped = bytes.clone();
+                flipped[at] ^= 1 << bit;
+                assert_eq!(
+                    refusal(&flipped),
+                    "the snapshot is damaged: its state does not match its checksum"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_memory_and_table_are_found_by_whoever_looks() {
+        let bytes = mock::snapshot(&mock::state(Vec::new()));
+        let header = Header::decode(bytes.first_chunk().unwrap()).unwrap();
+        let memory_at = usize::try_from(header.memory_at()).unwrap();
+        let verified = |at: usize| {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1;
+            verify(&file(&flipped)).unwrap_err().to_string()
+        };
+        assert!(verified(memory_at + 200 * 4096).contains("the MiB of memory at 0x0 does not match"));
+        let table_at = usize::try_from(header.table_at()).unwrap();
+        assert!(verified(table_at).contains("its table does not match"));
+    }
+
+    #[test]
+    fn other_files_other_lengths_and_other_versions_are_refused_in_a_sentence() {
+        let bytes = mock::snapshot(&mock::state(Vec::new()));
+        assert_eq!(refusal(b""), "the file is no snapshot");
+        assert_eq!(refusal(&bytes[..100]), "the file is no snapshot");
+        assert_eq!(refusal(&vec![0; 10_000]), "the file is no snapshot");
+        let short = refusal(&bytes[..bytes.len() - 1]);
+        assert!(short.contains("is cut off") && short.contains(&bytes.len().to_string()), "{short}");
+        assert!(refusal(&[&bytes[..], b"x"].concat()).contains("is cut off"));
+        let mut other = bytes.clone();
+        other[8] = 2;
+        assert_eq!(refusal(&other), "the snapshot is of version 2, and this program reads version 1");
+        let many = (0..=CHAIN_MAX).map(|_| file(&bytes)).collect();
+        assert!(matches!(Snapshot::open(many), Err(Error::TooMany)));
+    }
+
+    #[test]
+    fn state_that_is_none_is_refused_whatever_its_checksum() {
+        let bytes = mock::snapshot(&mock::state(Vec::new()));
+        let range = mock::state_range(&bytes).unwrap();
+        for fill in [0xff, 0x80] {
+            let mut wrong = bytes.clone();
+            wrong[range.clone()].fill(fill);
+            assert!(mock::seal(&mut wrong));
+            assert_eq!(refusal(&wrong), "the snapshot's state cannot be read");
+        }
+    }
+}

@@ -3,6 +3,8 @@
 //! It drives a device as a guest would: through either transport, with an event loop of its own. It is as free as a
 //! guest to do what is forbidden: descriptors, rings and registers take any value.
 
+mod saved;
+
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -98,7 +98,7 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn connect(socket: &Path) -> anyhow::Result<Client> {
+pub(super) fn connect(socket: &Path) -> anyhow::Result<Client> {
     Client::connect(socket).with_context(|| format!("no guest is controlled by {}", socket.display()))
 }
 

@@ -1,4 +1,4 @@
-//! The kernel command line: where the virtio devices are.
+//! The kernel command line: where the virtio devices are, and what memory is written to again and again.
 
 /// One `virtio_mmio.device=SIZE@BASE:IRQ[:ID]` (Linux `Documentation/admin-guide/kernel-parameters.txt`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,6 +15,16 @@ pub struct MmioDevice {
 pub fn mmio_devices(cmdline: &str) -> impl Iterator<Item = MmioDevice> {
     cmdline.split_ascii_whitespace().filter_map(|word| mmio_device(word.strip_prefix("virtio_mmio.device=")?))
 }
+
+/// How many KiB of memory the guest writes to ten times a second, by `touch=KIB`: work for those who look at what
+/// a guest writes. At most [`TOUCHED_KIB_MAX`].
+pub fn touched_kib(cmdline: &str) -> usize {
+    let word = cmdline.split_ascii_whitespace().find_map(|word| word.strip_prefix("touch="));
+    word.and_then(|text| text.parse().ok()).unwrap_or(0).min(TOUCHED_KIB_MAX)
+}
+
+/// Half of the heap.
+pub const TOUCHED_KIB_MAX: usize = 8 << 10;
 
 fn mmio_device(text: &str) -> Option<MmioDevice> {
     let (size, rest) = text.split_once('@')?;
@@ -59,6 +69,13 @@ mod tests {
             MmioDevice { size: 512, base: 0xd000_1000, gsi: 6 },
         ];
         assert_eq!(devices, expected);
+    }
+
+    #[test]
+    fn memory_to_be_touched_is_bounded_and_none_unless_asked_for() {
+        assert_eq!(touched_kib("quiet touch=1024 x"), 1024);
+        assert_eq!(touched_kib("touch=99999999"), TOUCHED_KIB_MAX);
+        assert_eq!((touched_kib(""), touched_kib("touch=x"), touched_kib("nottouch=5")), (0, 0, 0));
     }
 
     #[test]

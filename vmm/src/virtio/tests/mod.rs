@@ -6,6 +6,7 @@ mod net;
 mod pci;
 mod random;
 mod rng;
+mod state;
 mod traffic;
 mod transport;
 

@@ -1,0 +1,199 @@
+//! Snapshots of a guest, by its control socket, and what is in them.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use comfy_table::Table;
+use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use vmm::config::CpuProfile;
+use vmm::kvm::HostKind;
+use vmm::rpc::{SnapshotReport, VmState};
+use vmm::snapshot::Header;
+
+use super::plug::connect;
+
+/// Bytes of a page of guest memory.
+const PAGE_BYTES: u64 = 4096;
+
+/// What is asked about snapshots.
+#[derive(Debug, clap::Subcommand)]
+pub(in crate::command) enum Command {
+    Snapshot(Snapshot),
+    /// Show what a snapshot is: its guest, when it was taken, what it has the differences to.
+    SnapshotInfo {
+        /// The snapshot.
+        file: PathBuf,
+        /// Read all of it and check it against its checksums. Going on from a snapshot checks all but its memory.
+        #[arg(long)]
+        verify: bool,
+    },
+    /// Have a guest stand still: it keeps its memory and uses no processor.
+    Pause {
+        /// The control socket (`wisp vmm boot --control`).
+        socket: PathBuf,
+    },
+    /// Let a guest that stands still go on.
+    Resume {
+        /// The control socket.
+        socket: PathBuf,
+    },
+}
+
+/// Take a snapshot of a guest, from which any number of guests can go on (`wisp vmm boot --restore`).
+///
+/// A guest that runs stands still while its memory is written, and goes on. Its disks are not in the snapshot: what it
+/// wrote to them is in their files, and guests that go on need copies of these as they were. So pause it, copy, and let it go
+/// on, or give it disks that nobody writes to.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    sudo wisp vmm boot --kernel tiny.elf --control guest.sock &\n  \
+    sudo wisp vmm snapshot guest.sock guest.snap\n  \
+    sudo wisp vmm boot --restore guest.snap                      # as often as you like\n\n  \
+    sudo wisp vmm snapshot guest.sock day.snap --track\n  \
+    sudo wisp vmm snapshot guest.sock hour.snap --diff           # what it wrote since\n  \
+    sudo wisp vmm boot --restore day.snap --restore hour.snap\n\n  \
+    sudo wisp vmm snapshot guest.sock guest.snap --pause && cp --reflink=auto disk.raw fork.raw\n  \
+    sudo wisp vmm resume guest.sock")]
+pub(in crate::command) struct Snapshot {
+    /// The control socket (`wisp vmm boot --control`).
+    socket: PathBuf,
+    /// The file, made or replaced when the snapshot is whole. Guests that went on from the file before keep theirs.
+    file: PathBuf,
+    /// Only what is different from the snapshot before, which had `--track` or `--diff`.
+    #[arg(long)]
+    diff: bool,
+    /// Note from now on what the guest writes, so that the next snapshot can have `--diff`.
+    #[arg(long, conflicts_with = "diff")]
+    track: bool,
+    /// Leave the guest paused.
+    #[arg(long)]
+    pause: bool,
+    /// Let a guest that was paused go on.
+    #[arg(long, conflicts_with = "pause")]
+    resume: bool,
+}
+
+pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Snapshot(arguments) => snapshot(&arguments)?,
+        Command::SnapshotInfo { file, verify } => info(&file, verify)?,
+        Command::Pause { socket } => drop(connect(&socket)?.pause()?),
+        Command::Resume { socket } => drop(connect(&socket)?.resume()?),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn snapshot(arguments: &Snapshot) -> anyhow::Result<()> {
+    let mut client = connect(&arguments.socket)?;
+    if arguments.pause {
+        client.pause()?;
+    }
+    // Beside it: guests may have the file that is there mapped.
+    let mut beside = OsString::from(&arguments.file);
+    beside.push(".partial");
+    let taken = take(&mut client, arguments, Path::new(&beside));
+    let kept = taken.and_then(|report| {
+        std::fs::rename(&beside, &arguments.file)
+            .with_context(|| format!("put the snapshot in its place {}", arguments.file.display()))?;
+        Ok(report)
+    });
+    if kept.is_err() {
+        // It is none, and may never have been there.
+        let _ = std::fs::remove_file(&beside);
+    }
+    if arguments.resume {
+        client.resume()?;
+    }
+    println!("{}", line(&kept?));
+    Ok(())
+}
+
+fn take(client: &mut vmm::rpc::Client, arguments: &Snapshot, path: &Path) -> anyhow::Result<SnapshotReport> {
+    let made = File::options().read(true).write(true).create(true).truncate(true).open(path);
+    let file = made.with_context(|| format!("make {}", path.display()))?;
+    let report = client.snapshot(&file, arguments.diff, arguments.track)?;
+    file.sync_all().with_context(|| format!("write {} out", path.display()))?;
+    Ok(report)
+}
+
+/// A snapshot that was taken, as a line.
+fn line(report: &SnapshotReport) -> String {
+    let SnapshotReport { id, pages, state, paused_us, .. } = report;
+    let memory = kib(pages * PAGE_BYTES);
+    let stood = match (paused_us, state) {
+        (Some(us), _) => {
+            format!("the guest stood still for {:.1} ms", Duration::from_micros(*us).as_secs_f64() * 1e3)
+        }
+        (None, VmState::Paused) => "the guest stands still".to_owned(),
+        (None, _) => "the guest stood still already".to_owned(),
+    };
+    format!("{id}: {memory} of memory; {stood}")
+}
+
+/// A number of bytes in words.
+fn kib(bytes: u64) -> String {
+    match bytes >> 10 {
+        kib @ 0..10_240 => format!("{kib} KiB"),
+        kib => format!("{} MiB", kib >> 10),
+    }
+}
+
+fn info(path: &Path, verify: bool) -> anyhow::Result<()> {
+    let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+    let read = if verify { vmm::snapshot::verify(&file) } else { vmm::snapshot::read_header(&file) };
+    let header = read.with_context(|| path.display().to_string())?;
+    let mut table = Table::new();
+    table.load_style(UTF8_HORIZONTAL_ONLY);
+    for (what, value) in rows(&header) {
+        table.add_row([what, &value]);
+    }
+    if verify {
+        table.add_row(["checked", "header, state and memory match their checksums"]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+fn rows(header: &Header) -> Vec<(&'static str, String)> {
+    let taken = i64::try_from(header.taken_s).ok().and_then(|taken| jiff::Timestamp::from_second(taken).ok());
+    let profile = match header.cpu {
+        CpuProfile::Host => "host",
+        CpuProfile::Baseline => "baseline",
+    };
+    let kvm = match header.host {
+        HostKind::Hardware => "in hardware",
+        HostKind::Software => "in software",
+    };
+    let vendor = String::from_utf8_lossy(&header.needs.vendor).escape_debug().to_string();
+    vec![
+        ("snapshot", header.id.to_string()),
+        ("kind", header.base.map_or_else(|| "full".to_owned(), |base| format!("the differences to {base}"))),
+        ("taken", taken.map_or_else(|| header.taken_s.to_string(), |taken| taken.to_string())),
+        ("memory", format!("{} MiB", header.memory_mib)),
+        ("vCPUs", header.vcpus.to_string()),
+        ("processor", format!("{vendor}, profile {profile}, KVM {kvm}")),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_says_how_much_there_is_and_how_long_the_guest_stood_still() {
+        let report = SnapshotReport {
+            state: VmState::Running,
+            id: "ab".to_owned(),
+            pages: 256,
+            state_bytes: 1,
+            paused_us: Some(1234),
+        };
+        assert_eq!(line(&report), "ab: 1024 KiB of memory; the guest stood still for 1.2 ms");
+        let paused = SnapshotReport { paused_us: None, state: VmState::Paused, pages: 1 << 18, ..report };
+        assert_eq!(line(&paused), "ab: 1024 MiB of memory; the guest stands still");
+    }
+}

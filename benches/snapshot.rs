@@ -1,0 +1,222 @@
+//! Snapshots: taking one, what is different since, going on from one, and many guests that go on from the same.
+//!
+//! Guests are the tiny guest without devices, which writes to 1 MiB of its memory ten times a second. "Goes on" is told by its
+//! own first words after the restore, which it says when it has taken up its new generation id. The baseline of going on is
+//! booting the same guest in the same run; where there is none of the kind, the aim.
+
+mod measure;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use vmm::rpc::Client;
+
+use crate::measure::{Samples, line, milliseconds};
+
+/// Guests per figure.
+const RUNS: usize = 30;
+/// Guests at once.
+const FORKS: usize = 100;
+/// Sizes of guests in MiB.
+const SMALL_MIB: u32 = 128;
+const LARGE_MIB: u32 = 1024;
+/// What a booted guest says first, and one that goes on.
+const BOOTED: &[u8] = b"WISP-GUEST";
+const GONE_ON: &[u8] = b"generation:";
+/// What a guest says before it begins to write.
+const TOUCHES: &[u8] = b"touch: 1024 KiB";
+/// The aims: half of what Firecracker 1.12 took for a full snapshot of 128 MiB on a machine with a software KVM, and what a
+/// difference of 1 MiB may take anywhere.
+const FULL_AIM_MS: f64 = 105.0;
+const DIFFERENCES_AIM_MS: f64 = 5.0;
+/// Longer than the guest pauses between two turns of writing.
+const TURN: Duration = Duration::from_millis(250);
+
+fn main() -> Result<()> {
+    let files = tempfile::tempdir()?;
+    let bench = Bench { wisp: PathBuf::from(env!("CARGO_BIN_EXE_wisp")), files: files.path().to_owned() };
+    let exported =
+        Command::new(&bench.wisp).args(["guest", "export", "tiny"]).arg(bench.kernel()).status()?;
+    ensure!(exported.success(), "export the guest");
+    bench.take()?;
+    let small = bench.go_on(SMALL_MIB)?;
+    let large = bench.go_on(LARGE_MIB)?;
+    let what = |mib: u32| format!("process start to a restored guest's first words, {mib} MiB, p50");
+    let boot = bench.boots(SMALL_MIB)?;
+    line(&what(SMALL_MIB), "ms", small, boot, "process start to a booted guest's first words");
+    line(&what(LARGE_MIB), "ms", large, small, "the same with 128 MiB");
+    bench.forks()
+}
+
+struct Bench {
+    wisp: PathBuf,
+    files: PathBuf,
+}
+
+/// A guest, ended when this goes.
+struct Guest(Child);
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // It may be over already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Guest {
+    fn wait_for(&mut self, mark: &[u8]) -> Result<()> {
+        let stdout = self.0.stdout.as_mut().context("read the console")?;
+        let (mut seen, mut buffer) = (Vec::new(), [0; 4096]);
+        while !seen.windows(mark.len()).any(|window| window == mark) {
+            match stdout.read(&mut buffer).context("read the console")? {
+                0 => bail!("the VMM ended before its guest spoke: {}", String::from_utf8_lossy(&seen)),
+                length => seen.extend_from_slice(&buffer[..length]),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Bench {
+    fn kernel(&self) -> PathBuf {
+        self.files.join("tiny.elf")
+    }
+
+    fn snapshot(&self, mib: u32) -> PathBuf {
+        self.files.join(format!("{mib}.snap"))
+    }
+
+    fn start(&self, change: impl FnOnce(&mut Command)) -> Result<Guest> {
+        let mut command = Command::new(&self.wisp);
+        command.args(["vmm", "boot"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        change(&mut command);
+        Ok(Guest(command.spawn().context("start the VMM")?))
+    }
+
+    fn boot(&self, mib: u32, control: Option<&Path>) -> Result<Guest> {
+        self.start(|command| {
+            command
+                .args(["--mem", &mib.to_string(), "--cmdline", "touch=1024", "--kernel"])
+                .arg(self.kernel());
+            control.into_iter().for_each(|socket| drop(command.arg("--control").arg(socket)));
+        })
+    }
+
+    fn restore(&self, mib: u32) -> Result<Guest> {
+        self.start(|command| drop(command.arg("--restore").arg(self.snapshot(mib))))
+    }
+
+    /// What taking snapshots takes: as the caller sees it, and how long the guest stands still.
+    fn take(&self) -> Result<()> {
+        for mib in [SMALL_MIB, LARGE_MIB] {
+            let socket = self.files.join("socket");
+            let mut guest = self.boot(mib, Some(&socket))?;
+            guest.wait_for(TOUCHES)?;
+            let mut client = Client::connect(&socket)?;
+            let (mut full, mut full_paused) = (Samples::default(), Samples::default());
+            let (mut differences, mut paused, mut pages) =
+                (Samples::default(), Samples::default(), Samples::default());
+            for round in 0..RUNS {
+                let file = file(&self.snapshot(mib))?;
+                let started = Instant::now();
+                let report = client.snapshot(&file, false, round + 1 == RUNS)?;
+                full.push(milliseconds(started));
+                full_paused.push(ms(report.paused_us));
+            }
+            let other = file(&self.files.join("differences"))?;
+            for _ in 0..RUNS {
+                std::thread::sleep(TURN);
+                let started = Instant::now();
+                let report = client.snapshot(&other, true, false)?;
+                differences.push(milliseconds(started));
+                paused.push(ms(report.paused_us));
+                pages.push(report.pages as f64 / 256.0);
+            }
+            let p50 = |samples: &Samples| samples.quantile(0.5);
+            let what = |what: &str| format!("{what}, {mib} MiB, p50");
+            line(&what("a full snapshot"), "ms", p50(&full), FULL_AIM_MS, "the aim, of 128 MiB");
+            line(
+                &what("the guest stands still for it"),
+                "ms",
+                p50(&full_paused),
+                p50(&full),
+                "the whole call",
+            );
+            let written = format!("differences of {:.1} MiB", p50(&pages));
+            line(&what(&written), "ms", p50(&differences), DIFFERENCES_AIM_MS, "the aim, of 1 MiB");
+            line(
+                &what("the guest stands still for these"),
+                "ms",
+                p50(&paused),
+                p50(&differences),
+                "the whole call",
+            );
+        }
+        Ok(())
+    }
+
+    /// Until a guest goes on, in milliseconds.
+    fn go_on(&self, mib: u32) -> Result<f64> {
+        let mut samples = Samples::default();
+        for _ in 0..RUNS {
+            let started = Instant::now();
+            self.restore(mib)?.wait_for(GONE_ON)?;
+            samples.push(milliseconds(started));
+        }
+        Ok(samples.quantile(0.5))
+    }
+
+    fn boots(&self, mib: u32) -> Result<f64> {
+        let mut samples = Samples::default();
+        for _ in 0..RUNS {
+            let started = Instant::now();
+            self.boot(mib, None)?.wait_for(BOOTED)?;
+            samples.push(milliseconds(started));
+        }
+        Ok(samples.quantile(0.5))
+    }
+
+    /// Many guests of one snapshot, all there at the end.
+    fn forks(&self) -> Result<()> {
+        let started = Instant::now();
+        let mut guests: Vec<Guest> = (0..FORKS).map(|_| self.restore(SMALL_MIB)).collect::<Result<_>>()?;
+        for guest in &mut guests {
+            guest.wait_for(GONE_ON)?;
+        }
+        let each = milliseconds(started) / FORKS as f64;
+        line(&format!("{FORKS} forks of one guest, each"), "ms", each, 1.0, "the aim, with 8 processors");
+        let kib: u64 = guests.iter().map(|guest| private_kib(guest.0.id())).sum::<Result<u64>>()?;
+        let each = kib as f64 / 1024.0 / FORKS as f64;
+        line(
+            "private memory of a fork, its guest's included",
+            "MiB",
+            each,
+            f64::from(SMALL_MIB),
+            "its guest's",
+        );
+        Ok(())
+    }
+}
+
+fn ms(microseconds: Option<u64>) -> f64 {
+    microseconds.unwrap_or(0) as f64 / 1e3
+}
+
+fn file(path: &Path) -> Result<std::fs::File> {
+    let opened = std::fs::File::options().read(true).write(true).create(true).truncate(false).open(path);
+    opened.with_context(|| format!("make {}", path.display()))
+}
+
+fn private_kib(pid: u32) -> Result<u64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("read smaps_rollup")?;
+    let of = |line: &str| {
+        let mut words = line.split_whitespace();
+        let counts = words.next().is_some_and(|name| name.starts_with("Private_"));
+        words.next().and_then(|word| word.parse::<u64>().ok()).filter(|_| counts)
+    };
+    Ok(rollup.lines().filter_map(of).sum())
+}
