@@ -1,5 +1,6 @@
 //! The commands of the binary that need no cloud, and the demo, each as its user runs it.
 
+use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -24,6 +25,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             "commands::vmm_boot_refuses_a_broken_kernel_in_one_sentence",
             &[Need::Kvm],
             vmm_boot_refuses_a_broken_kernel,
+        ),
+        trial(
+            "commands::guest_goes_on_from_a_snapshot_and_from_differences_to_it",
+            &[Need::Kvm],
+            guest_goes_on_from_a_snapshot,
         ),
         trial("commands::exported_guest_is_an_elf", &[], exported_guest_is_an_elf),
         trial("commands::up_refuses_an_open_address_without_tls", &[], up_refuses_an_open_address),
@@ -69,6 +75,61 @@ fn vmm_boot_shows_the_console() -> Result<()> {
         shown.starts_with("WISP-GUEST"),
         "the console does not begin with WISP-GUEST: {shown:?} {errors}"
     );
+    Ok(())
+}
+
+fn guest_goes_on_from_a_snapshot() -> Result<()> {
+    let files = tempfile::tempdir()?;
+    let path = |name: &str| files.path().join(name).to_string_lossy().into_owned();
+    let (kernel, socket) = (path("tiny.elf"), path("socket"));
+    ensure!(run("20", &["guest", "export", "tiny", &kernel])?.status.success(), "export the tiny guest");
+    let mut guest = Command::new("timeout");
+    guest.arg("60").arg(wisp()).args([
+        "vmm",
+        "boot",
+        "--kernel",
+        &kernel,
+        "--mem",
+        "64",
+        "--control",
+        &socket,
+    ]);
+    let mut guest = guest.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+    let mut console = BufReader::new(guest.stdout.take().context("the console")?).lines();
+    ensure!(console.any(|line| line.is_ok_and(|line| line.starts_with("ready"))), "the guest is not ready");
+
+    let asked = |arguments: &[&str]| -> Result<String> {
+        let output = run("30", &[&["vmm"], arguments].concat())?;
+        ensure!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        Ok(text(&output.stdout))
+    };
+    let (full, more) = (path("full"), path("more"));
+    let refused = run("30", &["vmm", "snapshot", &socket, &more, "--diff"])?;
+    ensure!(text(&refused.stderr).contains("take a full snapshot"), "{}", text(&refused.stderr));
+    ensure!(
+        !std::path::Path::new(&more).exists() && std::fs::read_dir(files.path())?.count() == 2,
+        "left over"
+    );
+    let said = asked(&["snapshot", &socket, &full, "--track", "--pause"])?;
+    ensure!(said.contains("KiB of memory; the guest stands still"), "{said}");
+    asked(&["resume", &socket])?;
+    let said = asked(&["snapshot", &socket, &more, "--diff"])?;
+    ensure!(said.contains("the guest stood still for"), "{said}");
+    let said = asked(&["snapshot-info", &more, "--verify"])?;
+    ensure!(said.contains("the differences to") && said.contains("64 MiB"), "{said}");
+    asked(&["pause", &socket])?;
+    guest.kill()?;
+    guest.wait()?;
+
+    for snapshots in [&[&full][..], &[&full, &more]] {
+        let restore = snapshots.iter().flat_map(|snapshot| ["--restore", snapshot]);
+        let arguments: Vec<&str> = ["vmm", "boot"].into_iter().chain(restore).collect();
+        let output = run("3", &arguments)?;
+        let (shown, errors) = (text(&output.stdout), text(&output.stderr));
+        ensure!(shown.starts_with("generation: "), "it does not go on: {shown:?} {errors}");
+    }
+    let output = run("20", &["vmm", "boot", "--restore", &more])?;
+    ensure!(text(&output.stderr).contains("what comes before it is nothing"), "{}", text(&output.stderr));
     Ok(())
 }
 
@@ -149,6 +210,7 @@ fn help_teaches() -> Result<()> {
         &["up", "--help"][..],
         &["down", "--help"],
         &["vmm", "boot", "--help"],
+        &["vmm", "snapshot", "--help"],
         &["guest", "export", "--help"],
     ] {
         let output = run("20", command)?;

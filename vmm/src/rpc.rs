@@ -507,6 +507,8 @@ mod tests {
         let line = |action: &Action| serde_json::to_string(action).unwrap();
         assert_eq!(line(&Action::Start), r#"{"action":"start"}"#);
         assert_eq!(line(&Action::Stop { force: true }), r#"{"action":"stop","force":true}"#);
+        let snapshot = Action::Snapshot { file: InheritedFd(0), differences: true, track: false };
+        assert_eq!(line(&snapshot), r#"{"action":"snapshot","file":0,"differences":true,"track":false}"#);
         let device = DeviceName::Disk("a".to_owned());
         assert_eq!(line(&Action::Remove { device }), r#"{"action":"remove","device":{"disk":"a"}}"#);
         assert_eq!(

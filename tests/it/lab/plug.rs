@@ -1,4 +1,5 @@
-//! Devices that come to Debian's kernel, as its package has it, while it runs, and go from it.
+//! Devices that come to Debian's kernel, as its package has it, while it runs, and go from it; between two of them the guest
+//! goes on from a snapshot of itself.
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
@@ -10,7 +11,7 @@ use crate::harness::{Need, Stock, stock, trial};
 /// The tests.
 pub(super) fn trials() -> Vec<Trial> {
     vec![trial(
-        "lab::plug::disk_and_network_device_come_to_a_stock_kernel_and_go_again",
+        "lab::plug::devices_come_to_a_stock_kernel_and_go_again_and_it_goes_on_from_a_snapshot",
         &[Need::Lab, Need::Debian],
         disk_and_network_device_come_and_go,
     )]
@@ -33,6 +34,7 @@ const INIT: &str = "#!/bin/busybox sh\n\
     echo disk went\n\
     until [ $(links) = 3 ]; do sleep 0.2; done\n\
     echo \"device came: $(cat /sys/class/net/*/address)\"\n\
+    echo \"sum $(cat /bin/busybox | /bin/busybox md5sum) of a file that is read after all\"\n\
     while [ $(links) = 3 ]; do sleep 0.2; done\n\
     echo device went\n\
     poweroff -f\n";
@@ -55,6 +57,14 @@ const HOST: &str = "said() { until grep -q \"$1\" console; do kill -0 $vmm || { 
     wisp vmm detach guest.sock data --wait 120 || exit 2\n\
     said 'disk went'\n\
     echo \"on the disk: $(head -n 1 data.img)\"\n\
+    wisp vmm snapshot guest.sock guest.snap --pause || exit 9\n\
+    wisp vmm snapshot-info guest.snap --verify || exit 10\n\
+    kill $vmm\n\
+    wait $vmm\n\
+    cat console\n\
+    wisp vmm boot --restore guest.snap --control guest.sock --disk /dev/vda --tap t0 </dev/null >console &\n\
+    vmm=$!\n\
+    until wisp vmm devices guest.sock; do kill -0 $vmm || exit 11; sleep 1; done\n\
     mac=$(wisp vmm attach-nic guest.sock t1) || exit 3\n\
     said 'device came'\n\
     wisp vmm detach guest.sock $mac --wait 120 || exit 4\n\
@@ -94,6 +104,8 @@ fn disk_and_network_device_come_and_go() -> Result<()> {
         "disk came: 2048 sectors, serial data",
         "disk grew",
         "disk went",
+        "the guest stands still",
+        "header, state and memory match their checksums",
         "02:57:49:53:50:01",
         "device went",
     ] {
@@ -101,6 +113,7 @@ fn disk_and_network_device_come_and_go() -> Result<()> {
             .find(|said| said.contains(line))
             .with_context(|| format!("no `{line}`:\n{said}\n{errors}"))?;
     }
+    ensure!(said.matches("userland,").count() == 1, "the guest booted once:\n{said}");
     ensure!(errors.contains("wisp: the guest powered itself off"), "{errors}");
     Ok(())
 }

@@ -414,7 +414,8 @@ impl<L: Link> VirtioDevice for Net<L> {
     fn hold(&mut self, held: bool) {
         self.held = held;
         if !held {
-            if self.flap.begin() {
+            // Before a driver has started the device, there is nobody who could ask again.
+            if self.active.is_some() && self.flap.begin() {
                 self.set_link(false);
             }
             self.queue_events.iter().for_each(super::kick);

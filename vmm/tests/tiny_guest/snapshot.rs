@@ -14,7 +14,7 @@ fn snapshot(instance: &Instance, differences: bool, track: bool) -> (File, vmm::
 
 fn go_on(files: &[&File], transport: Transport, nics: Vec<NicConfig>) -> Instance {
     let files = files.iter().map(|file| inherit(file.try_clone().unwrap())).collect();
-    Instance::start_from(Boot::Snapshot { files, track: false }, 0, transport, nics, 1 << 20)
+    Instance::start_from(Boot::Snapshot { files, track: true }, 0, transport, nics, 1 << 20)
 }
 
 #[test]
@@ -155,8 +155,12 @@ fn differences_are_what_the_guest_wrote_since_and_a_chain_of_them_is_the_newest(
     let restored = go_on(&[&full, &one, &two], Transport::Auto, vec![nic(second, GUEST, "")]);
     restored.line("renewed");
     assert!(uptime(http("GET", "/", b"").1) > 0.0);
+    let (three, report) = snapshot(&restored, true, false);
+    println!("{} pages since it went on", report.pages);
     restored.client().stop(false).unwrap();
     assert_eq!(restored.end().reason, ExitReason::PoweredOff);
+    let files = [full, one, two, three].map(|file| file.try_clone().unwrap()).into();
+    vmm::snapshot::Snapshot::open(files).unwrap();
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -113,7 +114,8 @@ fn snapshot(arguments: &Snapshot) -> anyhow::Result<()> {
 }
 
 fn take(client: &mut vmm::rpc::Client, arguments: &Snapshot, path: &Path) -> anyhow::Result<SnapshotReport> {
-    let made = File::options().read(true).write(true).create(true).truncate(true).open(path);
+    // What is in a guest's memory is its owner's alone.
+    let made = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
     let file = made.with_context(|| format!("make {}", path.display()))?;
     let report = client.snapshot(&file, arguments.diff, arguments.track)?;
     file.sync_all().with_context(|| format!("write {} out", path.display()))?;
