@@ -82,7 +82,7 @@ fn changed_file(reader: &mut Reader<'_>, sealed: bool) {
     let mut file = tempfile::tempfile().expect("the fuzzer needs a file");
     file.write_all(&bytes).expect("the fuzzer needs room");
     let clone = |file: &File| file.try_clone().expect("the fuzzer needs a descriptor");
-    let untouched = bytes[..range.end] == whole()[..range.end] && bytes.len() == whole().len();
+    let untouched = bytes.len() == whole().len() && bytes[..range.end] == whole()[..range.end];
     let opened = Snapshot::open(vec![clone(&file)]);
     assert!(sealed || untouched || opened.is_err(), "a change that no checksum found");
     let _ = snapshot::verify(&file);
