@@ -229,13 +229,8 @@ impl Machine {
         }
         clock::write(&guest, vcpus.first().and_then(kvm::Vcpu::counter));
         let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
-        let description = Description {
-            cpu: spec.cpu,
-            host: kvm.kind(),
-            needs: vm.needs(spec.vcpus),
-            memory_mib: spec.memory_mib,
-        };
-        let origin = Origin { description, base: None };
+        let description = Description { cpu: spec.cpu, host: kvm.kind(), needs: vm.needs(spec.vcpus) };
+        let origin = Origin { description, memory_mib: spec.memory_mib, base: None };
         Ok(Self {
             state: VmState::Created,
             first_run_us: None,

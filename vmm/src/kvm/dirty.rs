@@ -28,11 +28,24 @@ impl Vm {
     /// # Errors
     /// The kernel's.
     pub fn track_writes(&self) -> Result<(), Error> {
-        for slot in slots(&self.memory, KVM_MEM_LOG_DIRTY_PAGES) {
+        self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)?;
+        self.memory.iter().for_each(|region| memory::written(region).reset());
+        Ok(())
+    }
+
+    /// The guest's writes are no longer noted, and cost nothing.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn stop_tracking(&self) -> Result<(), Error> {
+        self.set_slots(0)
+    }
+
+    fn set_slots(&self, flags: u32) -> Result<(), Error> {
+        for slot in slots(&self.memory, flags) {
             // SAFETY: the slot is the same as when the VM was made, for which the mapping is kept; only its flags change.
             unsafe { self.fd.set_user_memory_region(slot) }.map_err(step("note what the guest writes"))?;
         }
-        self.memory.iter().for_each(|region| memory::written(region).reset());
         Ok(())
     }
 

@@ -59,30 +59,43 @@ pub struct Header {
     pub(super) table_checksum: u32,
 }
 
+/// Where the table lies.
+pub(super) const TABLE_AT: u64 = HEADER_BYTES as u64;
+
+/// Bytes of the table of a guest with so much memory.
+fn table_bytes(memory_mib: u32) -> u64 {
+    u64::from(memory_mib) * CHUNK_ENTRY_BYTES
+}
+
+/// Where its memory lies, page-aligned.
+pub(super) fn memory_at(memory_mib: u32) -> u64 {
+    (TABLE_AT + table_bytes(memory_mib)).next_multiple_of(PAGE_BYTES as u64)
+}
+
+/// Where its state lies, behind the memory.
+pub(super) fn state_at(memory_mib: u32) -> u64 {
+    memory_at(memory_mib) + u64::from(memory_mib) * MIB
+}
+
 impl Header {
     /// Where the state section lies.
     pub(super) fn state_at(&self) -> u64 {
-        HEADER_BYTES as u64
-    }
-
-    /// Where the table lies.
-    pub(super) fn table_at(&self) -> u64 {
-        (self.state_at() + self.state.0).next_multiple_of(8)
+        state_at(self.memory_mib)
     }
 
     /// Bytes of the table.
     pub(super) fn table_bytes(&self) -> u64 {
-        u64::from(self.memory_mib) * CHUNK_ENTRY_BYTES
+        table_bytes(self.memory_mib)
     }
 
     /// Where memory lies, page-aligned.
     pub(super) fn memory_at(&self) -> u64 {
-        (self.table_at() + self.table_bytes()).next_multiple_of(PAGE_BYTES as u64)
+        memory_at(self.memory_mib)
     }
 
     /// Bytes of the whole file.
     pub(super) fn file_bytes(&self) -> u64 {
-        self.memory_at() + u64::from(self.memory_mib) * MIB
+        self.state_at() + self.state.0
     }
 
     /// The header as bytes.
@@ -99,7 +112,7 @@ impl Header {
         put(64, &self.state.0.to_le_bytes());
         put(72, &self.state.1.to_le_bytes());
         put(76, &self.table_checksum.to_le_bytes());
-        put(80, &self.table_at().to_le_bytes());
+        put(80, &TABLE_AT.to_le_bytes());
         put(88, &self.memory_at().to_le_bytes());
         put(96, &self.memory_mib.to_le_bytes());
         put(100, &[self.vcpus, profile_number(self.cpu), host_number(self.host), 0]);
@@ -173,7 +186,7 @@ impl Header {
         if self.state.0 > STATE_BYTES_MAX {
             return Err(Error::Invalid("the length of its state"));
         }
-        let places = [(56, self.state_at()), (80, self.table_at()), (88, self.memory_at())];
+        let places = [(56, self.state_at()), (80, TABLE_AT), (88, self.memory_at())];
         if places.iter().any(|(at, place)| fields.quad_word(*at) != *place) {
             return Err(Error::Invalid("where its parts lie"));
         }
@@ -270,8 +283,8 @@ mod tests {
             assert_eq!(Header::decode(&header.encode()).unwrap(), header);
         }
         let header = example();
-        assert_eq!((header.table_at(), header.memory_at()), (4104, 8192));
-        assert_eq!(header.file_bytes(), 8192 + (4 << 20));
+        assert_eq!((header.memory_at(), header.state_at()), (8192, 8192 + (4 << 20)));
+        assert_eq!(header.file_bytes(), 8192 + (4 << 20) + 5);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use vm_memory::Bytes as _;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::header::{HEADER_BYTES, Header};
-use super::{Description, Kind, MachineState, SavedDevice, write};
+use super::{Description, MachineState, SavedDevice, Writer};
 use crate::config::CpuProfile;
 use crate::kvm::{CpuNeeds, HostKind, VcpuState, VmState};
 use crate::memory;
@@ -55,12 +55,13 @@ pub fn snapshot(state: &MachineState) -> Vec<u8> {
         cpu: CpuProfile::Host,
         host: HostKind::Hardware,
         needs: CpuNeeds { vendor: *b"GenuineIntel", words: Vec::new() },
-        memory_mib: 1,
     };
     let mut file = File::from(
         rustix::fs::memfd_create("snapshot", rustix::fs::MemfdFlags::CLOEXEC).expect("the test needs a file"),
     );
-    write(&file, Kind::Full, description, state, &guest).expect("the test needs room");
+    let mut writer = Writer::begin(&file, 1, &guest).expect("the test needs room");
+    writer.all().expect("the test needs room");
+    writer.finish(None, description, state).expect("the test needs room");
     let mut bytes = Vec::new();
     std::io::Seek::rewind(&mut file).expect("invariant: a regular file");
     file.read_to_end(&mut bytes).expect("the test needs memory");

@@ -1,6 +1,6 @@
 //! Snapshots: one file from which any number of guests go on.
 //!
-//! Version 1, all numbers little-endian; `E` is rounded up to a multiple of eight, `M` to one of 4096:
+//! Version 1, all numbers little-endian; `M` is rounded up to a multiple of 4096:
 //!
 //! ```text
 //! 0      header, 4096 bytes
@@ -10,11 +10,11 @@
 //!    +16   id                 16 bytes  random
 //!    +32   base's id          16 bytes  of what the differences are to; else zeros
 //!    +48   taken               u64      seconds since the Unix epoch
-//!    +56   state's offset      u64      4096
+//!    +56   state's offset      u64      S: behind the memory
 //!    +64   state's length      u64      at most 16 MiB
 //!    +72   state's checksum    u32
 //!    +76   table's checksum    u32
-//!    +80   table's offset      u64      E: behind the state
+//!    +80   table's offset      u64      4096
 //!    +88   memory's offset     u64      M: behind the table
 //!    +96   memory              u32      MiB
 //!    +100  vCPUs               u8
@@ -30,11 +30,11 @@
 //!                                       guest was shown and may use
 //!    …     zeros
 //!    +4092 checksum            u32      of the 4092 bytes before
-//! 4096   state: a `MachineState` in Postcard's wire format
-//! E      table: for each MiB of memory, in order
+//! 4096   table: for each MiB of memory, in order
 //!    +0    pages              32 bytes  a bit for each page that the file has of it, the first page's lowest
 //!    +32   checksum            u32      of these pages, one after the other
-//! M      memory: as many bytes as the RAM ranges together, one after the other, to the end of the file
+//! M      memory: as many bytes as the RAM ranges together, one after the other
+//! S      state: a `MachineState` in Postcard's wire format, to the end of the file
 //! ```
 //! Checksums are CRC-32 (IEEE 802.3). A page of memory that the table does not name is a hole in the file; in a full
 //! snapshot it is zeros, in one of differences it is as in the base. KVM's structures in the state are those of
@@ -68,7 +68,7 @@ use crate::virtio::TransportState;
 pub use header::{Header, SnapshotId, VERSION};
 pub use read::{Snapshot, parse_state, read_header, verify};
 pub use write::Written;
-pub(crate) use write::{Description, Kind, write};
+pub(crate) use write::{Description, Writer};
 
 /// Bytes of a page.
 pub(crate) const PAGE_BYTES: usize = 4096;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use vm_memory::{Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _, MemoryRegionAddress};
 
-use super::header::{CHUNK_ENTRY_BYTES, HEADER_BYTES, Header, STATE_BYTES_MAX};
+use super::header::{CHUNK_ENTRY_BYTES, HEADER_BYTES, Header, STATE_BYTES_MAX, TABLE_AT};
 use super::write::{CHUNK_BYTES, ChunkMap, runs};
 use super::{CHAIN_MAX, DEVICES_MAX, Error, MachineState, SnapshotId, file};
 use crate::memory::{self, GuestMemory, MIB};
@@ -73,7 +73,7 @@ pub fn parse_state(bytes: &[u8]) -> Result<MachineState, Error> {
 fn read_table(from: &File, header: &Header) -> Result<Vec<(ChunkMap, u32)>, Error> {
     let bytes = usize::try_from(header.table_bytes()).expect("invariant: bounded by the memory's size");
     let mut table = vec![0; bytes];
-    from.read_exact_at(&mut table, header.table_at()).map_err(file("read"))?;
+    from.read_exact_at(&mut table, TABLE_AT).map_err(file("read"))?;
     if crc32fast::hash(&table) != header.table_checksum {
         return Err(Error::Damaged("table"));
     }
@@ -248,8 +248,7 @@ mod tests {
             verify(&file(&flipped)).unwrap_err().to_string()
         };
         assert!(verified(memory_at + 200 * 4096).contains("the MiB of memory at 0x0 does not match"));
-        let table_at = usize::try_from(header.table_at()).unwrap();
-        assert!(verified(table_at).contains("its table does not match"));
+        assert!(verified(HEADER_BYTES).contains("its table does not match"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Writing a snapshot.
+//! Writing a snapshot. Memory may be written while the guest runs, if what it writes meanwhile is written again.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use vm_memory::{Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _, MemoryRegionAddress};
 
-use super::header::{CHUNK_ENTRY_BYTES, Header, SnapshotId};
+use super::header::{self, Header, SnapshotId};
 use super::{Error, MachineState, PAGE_BYTES, file};
 use crate::config::CpuProfile;
 use crate::kvm::{CpuNeeds, DirtyPages, HostKind};
@@ -19,22 +19,12 @@ pub(super) const CHUNK_PAGES: usize = CHUNK_BYTES / PAGE_BYTES;
 /// A page without anything.
 const ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
-/// Which pages are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind<'a> {
-    /// All that are not zeros.
-    Full,
-    /// These, for each region, whatever is in them, which differ from the snapshot of that name.
-    Differences(SnapshotId, &'a [DirtyPages]),
-}
-
 /// What the header says beside what is computed.
 #[derive(Debug, Clone)]
 pub(crate) struct Description {
     pub(crate) cpu: CpuProfile,
     pub(crate) host: HostKind,
     pub(crate) needs: CpuNeeds,
-    pub(crate) memory_mib: u32,
 }
 
 /// What was written.
@@ -48,117 +38,151 @@ pub struct Written {
     pub state_bytes: u64,
 }
 
-/// Writes a snapshot of a machine that stands still to `to`, whose content is replaced. It is not flushed.
-///
-/// # Errors
-/// The file's; what is there then is no snapshot.
-pub(crate) fn write(
-    to: &File,
-    kind: Kind<'_>,
-    description: Description,
-    state: &MachineState,
-    guest: &GuestMemory,
-) -> Result<Written, Error> {
-    let encoded = postcard::to_stdvec(state).expect("invariant: states are plain data");
-    let mut id = SnapshotId::default();
-    rustix::rand::getrandom(&mut id.0, rustix::rand::GetRandomFlags::empty())
-        .map_err(|errno| file("name")(errno.into()))?;
-    let vcpus = u8::try_from(state.vcpus.len()).expect("invariant: at most VCPUS_MAX");
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let base = match kind {
-        Kind::Full => None,
-        Kind::Differences(base, _) => Some(base),
-    };
-    let mut header = Header {
-        id,
-        base,
-        memory_mib: description.memory_mib,
-        vcpus,
-        cpu: description.cpu,
-        host: description.host,
-        needs: description.needs,
-        taken_s: since.as_secs(),
-        state: (encoded.len() as u64, crc32fast::hash(&encoded)),
-        table_checksum: 0,
-    };
-    to.set_len(0).and_then(|()| to.set_len(header.file_bytes())).map_err(file("make room for"))?;
-    let mut table = Vec::with_capacity(usize::try_from(header.table_bytes()).unwrap_or(0));
-    let pages = write_memory(to, header.memory_at(), kind, guest, &mut table)?;
-    header.table_checksum = crc32fast::hash(&table);
-    to.write_all_at(&table, header.table_at()).map_err(file("write"))?;
-    to.write_all_at(&encoded, header.state_at()).map_err(file("write"))?;
-    to.write_all_at(&header.encode(), 0).map_err(file("write"))?;
-    Ok(Written { id, pages, state_bytes: encoded.len() as u64 })
+/// A snapshot that is being written. What is in its file is none before [`Self::finish`].
+pub(crate) struct Writer<'a> {
+    to: &'a File,
+    guest: &'a GuestMemory,
+    memory_mib: u32,
+    /// For each chunk what of it is in the file.
+    table: Vec<(ChunkMap, u32)>,
+    buffer: Vec<u8>,
 }
 
-/// Writes the pages from `offset` on and fills the table; how many there were.
-fn write_memory(
-    to: &File,
-    offset: u64,
-    kind: Kind<'_>,
-    guest: &GuestMemory,
-    table: &mut Vec<u8>,
-) -> Result<u64, Error> {
-    let mut buffer = vec![0; CHUNK_BYTES];
-    let (mut at, mut pages) = (offset, 0);
-    for (number, region) in guest.iter().enumerate() {
-        for chunk in 0..region.len() / MIB {
-            let wanted = match kind {
-                Kind::Full => Wanted::NotZero,
-                Kind::Differences(_, dirty) => {
-                    let words = dirty.get(number).map_or(&[][..], |words| words);
-                    Wanted::These(chunk_of(words, chunk))
-                }
-            };
-            let map = match wanted {
-                Wanted::These([0, 0, 0, 0]) => [0; 4],
-                _ => {
+impl<'a> Writer<'a> {
+    /// Begins a snapshot of a guest with `memory_mib` MiB in `to`, whose content is gone.
+    ///
+    /// # Errors
+    /// The file's.
+    pub(crate) fn begin(to: &'a File, memory_mib: u32, guest: &'a GuestMemory) -> Result<Self, Error> {
+        let chunks = usize::try_from(memory_mib).expect("invariant: usize has 64 bits");
+        let end = header::state_at(memory_mib);
+        to.set_len(0).and_then(|()| to.set_len(end)).map_err(file("make room for"))?;
+        let table = vec![(ChunkMap::default(), 0); chunks];
+        Ok(Self { to, guest, memory_mib, table, buffer: vec![0; CHUNK_BYTES] })
+    }
+
+    /// Writes all pages that are not zeros.
+    ///
+    /// # Errors
+    /// The file's.
+    pub(crate) fn all(&mut self) -> Result<(), Error> {
+        self.each_chunk(|_, _| EVERY_PAGE, Keep::NotZero)
+    }
+
+    /// Writes pages that have changed since they were written, those of `dirty` for each region.
+    ///
+    /// # Errors
+    /// The file's.
+    pub(crate) fn again(&mut self, dirty: &[DirtyPages]) -> Result<(), Error> {
+        self.each_chunk(|region, chunk| chunk_of(dirty, region, chunk), Keep::NotZero)
+    }
+
+    /// Writes the pages of `dirty` and nothing else, whatever is in them.
+    ///
+    /// # Errors
+    /// The file's.
+    pub(crate) fn differences(&mut self, dirty: &[DirtyPages]) -> Result<(), Error> {
+        self.each_chunk(|region, chunk| chunk_of(dirty, region, chunk), Keep::All)
+    }
+
+    fn each_chunk(&mut self, wanted: impl Fn(usize, u64) -> ChunkMap, keep: Keep) -> Result<(), Error> {
+        let mut at = header::memory_at(self.memory_mib);
+        let mut entries = self.table.iter_mut();
+        for (number, region) in self.guest.iter().enumerate() {
+            for chunk in 0..region.len() / MIB {
+                let wanted = wanted(number, chunk);
+                let (map, checksum) = entries.next().expect("invariant: an entry for each MiB");
+                if wanted != ChunkMap::default() {
                     region
-                        .read_slice(&mut buffer, MemoryRegionAddress(chunk * MIB))
+                        .read_slice(&mut self.buffer, MemoryRegionAddress(chunk * MIB))
                         .expect("invariant: the chunk lies within its region");
-                    wanted.among(&buffer)
+                    let kept = match keep {
+                        Keep::All => wanted,
+                        Keep::NotZero => both(wanted, not_zero(&self.buffer)),
+                    };
+                    // What was in the file stays in it, though it be zeros now.
+                    map.iter_mut().zip(kept).for_each(|(map, kept)| *map |= kept);
+                    write_pages(self.to, at, &self.buffer, both(*map, wanted)).map_err(file("write"))?;
+                    *checksum = checksum_of(&self.buffer, *map);
                 }
-            };
-            pages += map.iter().map(|word| u64::from(word.count_ones())).sum::<u64>();
-            let checksum = write_chunk(to, at, &buffer, map).map_err(file("write"))?;
+                at += MIB;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes everything else: the memory is the differences to `base`, or all there is. The file is not flushed.
+    ///
+    /// # Errors
+    /// The file's.
+    pub(crate) fn finish(
+        self,
+        base: Option<SnapshotId>,
+        description: Description,
+        state: &MachineState,
+    ) -> Result<Written, Error> {
+        let encoded = postcard::to_stdvec(state).expect("invariant: states are plain data");
+        let mut id = SnapshotId::default();
+        rustix::rand::getrandom(&mut id.0, rustix::rand::GetRandomFlags::empty())
+            .map_err(|errno| file("name")(errno.into()))?;
+        let mut table = Vec::with_capacity(self.table.len() * CHUNK_PAGES);
+        for (map, checksum) in &self.table {
             map.iter().for_each(|word| table.extend(word.to_le_bytes()));
             table.extend(checksum.to_le_bytes());
-            at += MIB;
+        }
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let header = Header {
+            id,
+            base,
+            memory_mib: self.memory_mib,
+            vcpus: u8::try_from(state.vcpus.len()).expect("invariant: at most VCPUS_MAX"),
+            cpu: description.cpu,
+            host: description.host,
+            needs: description.needs,
+            taken_s: since.as_secs(),
+            state: (encoded.len() as u64, crc32fast::hash(&encoded)),
+            table_checksum: crc32fast::hash(&table),
+        };
+        self.to.write_all_at(&table, header::TABLE_AT).map_err(file("write"))?;
+        self.to.write_all_at(&encoded, header.state_at()).map_err(file("write"))?;
+        self.to.write_all_at(&header.encode(), 0).map_err(file("write"))?;
+        let pages = self.table.iter().flat_map(|(map, _)| map).map(|word| u64::from(word.count_ones())).sum();
+        Ok(Written { id, pages, state_bytes: encoded.len() as u64 })
+    }
+}
+
+/// What of the wanted pages is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keep {
+    All,
+    NotZero,
+}
+
+const EVERY_PAGE: ChunkMap = [u64::MAX; CHUNK_PAGES / 64];
+
+fn both(one: ChunkMap, other: ChunkMap) -> ChunkMap {
+    std::array::from_fn(|index| one[index] & other[index])
+}
+
+/// The pages of a chunk that are not zeros.
+fn not_zero(chunk: &[u8]) -> ChunkMap {
+    let mut map = ChunkMap::default();
+    for (index, page) in chunk.chunks_exact(PAGE_BYTES).enumerate() {
+        if page != ZEROS {
+            map[index / 64] |= 1 << (index % 64);
         }
     }
-    debug_assert_eq!(table.len() as u64 % CHUNK_ENTRY_BYTES, 0, "each entry is as long as the others");
-    Ok(pages)
+    map
 }
 
 /// The pages of one chunk.
 pub(super) type ChunkMap = [u64; CHUNK_PAGES / 64];
 
-/// The bits of a chunk among those of a region.
-fn chunk_of(words: &[u64], chunk: u64) -> ChunkMap {
+/// The bits of a chunk among those of its region.
+fn chunk_of(dirty: &[DirtyPages], region: usize, chunk: u64) -> ChunkMap {
+    let words = dirty.get(region).map_or(&[][..], |words| words);
     let first = usize::try_from(chunk).unwrap_or(usize::MAX).saturating_mul(CHUNK_PAGES / 64);
     std::array::from_fn(|index| words.get(first.saturating_add(index)).copied().unwrap_or(0))
-}
-
-enum Wanted {
-    NotZero,
-    These(ChunkMap),
-}
-
-impl Wanted {
-    fn among(&self, chunk: &[u8]) -> ChunkMap {
-        match self {
-            Self::These(map) => *map,
-            Self::NotZero => {
-                let mut map = [0; CHUNK_PAGES / 64];
-                for (index, page) in chunk.chunks_exact(PAGE_BYTES).enumerate() {
-                    if page != ZEROS {
-                        map[index / 64] |= 1 << (index % 64);
-                    }
-                }
-                map
-            }
-        }
-    }
 }
 
 /// Where the pages of a map lie in their chunk, neighbours together.
@@ -172,14 +196,15 @@ pub(super) fn runs(map: ChunkMap) -> impl Iterator<Item = std::ops::Range<usize>
     })
 }
 
-/// Writes the pages of one chunk; their checksum.
-fn write_chunk(to: &File, at: u64, chunk: &[u8], map: ChunkMap) -> std::io::Result<u32> {
+fn write_pages(to: &File, at: u64, chunk: &[u8], map: ChunkMap) -> std::io::Result<()> {
+    runs(map).try_for_each(|run| to.write_all_at(&chunk[run.clone()], at + run.start as u64))
+}
+
+/// The checksum of a chunk's pages.
+fn checksum_of(chunk: &[u8], map: ChunkMap) -> u32 {
     let mut checksum = crc32fast::Hasher::new();
-    for run in runs(map) {
-        checksum.update(&chunk[run.clone()]);
-        to.write_all_at(&chunk[run.clone()], at + run.start as u64)?;
-    }
-    Ok(checksum.finalize())
+    runs(map).for_each(|run| checksum.update(&chunk[run]));
+    checksum.finalize()
 }
 
 #[cfg(test)]
@@ -193,5 +218,30 @@ mod tests {
         assert_eq!(pages([0; 4]), []);
         assert_eq!(pages([u64::MAX; 4]), [(0, 256)]);
         assert_eq!(pages([0b1011, 0, 1 << 63, 1 | 1 << 63]), [(0, 2), (3, 4), (191, 193), (255, 256)]);
+    }
+
+    #[test]
+    fn page_that_changed_is_written_again_and_one_that_became_zeros_is_zeros_in_the_file() {
+        let guest = crate::memory::allocate(1).unwrap();
+        let put =
+            |page: u64, value: u64| guest.write_obj(value, vm_memory::GuestAddress(page * 4096)).unwrap();
+        (1..5).for_each(|page| put(page, page));
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = Writer::begin(&file, 1, &guest).unwrap();
+        writer.all().unwrap();
+        put(1, 11);
+        put(2, 0);
+        put(3, 33);
+        put(9, 99);
+        // Page 3 was not noted, so nobody looks at it.
+        let dirty = vec![vec![1 << 1 | 1 << 2 | 1 << 9, 0, 0, 0]];
+        writer.again(&dirty).unwrap();
+        assert_eq!(writer.table[0].0, [0b10_0001_1110, 0, 0, 0]);
+        let read = |page: u64| {
+            let mut word = [0; 8];
+            file.read_exact_at(&mut word, header::memory_at(1) + page * 4096).unwrap();
+            u64::from_le_bytes(word)
+        };
+        assert_eq!([1, 2, 3, 4, 9].map(read), [11, 0, 3, 4, 99]);
     }
 }

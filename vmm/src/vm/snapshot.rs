@@ -20,7 +20,7 @@ use crate::power;
 use crate::questions::Questions;
 use crate::rpc::{DeviceName, VmState};
 use crate::serial::SerialPort;
-use crate::snapshot::{self, Description, Kind, MachineState, SavedDevice, Snapshot, SnapshotId};
+use crate::snapshot::{self, Description, MachineState, SavedDevice, Snapshot, SnapshotId, Writer};
 use crate::vcpu::{Buses, Vcpus};
 use crate::virtio::spec::device_type;
 use crate::virtio::{self, Shared, StateError, Transport as _};
@@ -47,18 +47,19 @@ pub struct Taken {
 #[derive(Debug)]
 pub(super) struct Origin {
     pub(super) description: Description,
+    pub(super) memory_mib: u32,
     /// The snapshot since which writes are noted.
     pub(super) base: Option<SnapshotId>,
 }
 
 impl Machine {
-    /// Takes a snapshot into `file`. A guest that runs is paused for as long as it takes. The disks are written out, so that
-    /// whoever copies them while the guest stands still has what belongs to the snapshot.
+    /// Takes a snapshot into `file`. A guest that runs goes on while all of its memory is written, though its devices wait,
+    /// and is paused only until what it wrote meanwhile is written again. The disks are written out, so that whoever copies
+    /// them while the guest stands still has what belongs to the snapshot.
     ///
     /// # Errors
     /// What is in the file is no snapshot; the guest is as it was.
     pub fn snapshot(&mut self, wanted: Wanted, file: &File) -> Result<Taken, Error> {
-        let began = Instant::now();
         let runs = match self.state {
             VmState::Running => true,
             VmState::Paused => false,
@@ -69,37 +70,54 @@ impl Machine {
         if wanted.differences && self.origin.base.is_none() {
             return Err(snapshot::Error::NotTracked.into());
         }
+        // Whatever fails from here on, what was noted is noted no more.
+        let base = self.origin.base.take();
+        let wires = self.devices.wires();
+        let (vm, guest) = (wires.vm.clone(), wires.guest.clone());
+        let mut writer = Writer::begin(file, self.origin.memory_mib, &guest)?;
+        let full = !wanted.differences;
+        if full && (runs || wanted.track) {
+            vm.track_writes()?;
+        }
+        if full {
+            self.devices.write_out().map_err(Error::WriteOut)?;
+            writer.all()?;
+        }
+        let began = Instant::now();
         if runs {
             self.apply(Event::Pause).expect("invariant: a guest that runs can be paused");
         }
-        let written = self.write_snapshot(wanted, file);
+        let written = self.finish_snapshot(&vm, writer, base.filter(|_| wanted.differences), runs);
         if runs {
             self.apply(Event::Resume).expect("invariant: it was paused here");
         }
-        Ok(Taken { written: written?, paused: runs.then(|| began.elapsed()) })
+        let paused = runs.then(|| began.elapsed());
+        let written = written?;
+        if wanted.track || wanted.differences {
+            self.origin.base = Some(written.id);
+        } else if runs || base.is_some() {
+            vm.stop_tracking()?;
+        }
+        Ok(Taken { written, paused })
     }
 
-    fn write_snapshot(&mut self, wanted: Wanted, file: &File) -> Result<snapshot::Written, Error> {
+    /// The rest of a snapshot of a machine that stands still: what is different from `base`, or what was written since all of
+    /// it was, if the guest ran.
+    fn finish_snapshot(
+        &self,
+        vm: &Vm,
+        mut writer: Writer<'_>,
+        base: Option<SnapshotId>,
+        ran: bool,
+    ) -> Result<snapshot::Written, Error> {
         self.devices.write_out().map_err(Error::WriteOut)?;
         let state = self.save()?;
-        let wires = self.devices.wires();
-        // Whatever fails from here on, what was noted is noted no more.
-        let base = self.origin.base.take();
-        let dirty = match base {
-            Some(_) => wires.vm.take_dirty()?,
-            None => Vec::new(),
-        };
-        let kind = match base.filter(|_| wanted.differences) {
-            Some(base) => Kind::Differences(base, &dirty),
-            None => Kind::Full,
-        };
-        if wanted.track && base.is_none() {
-            wires.vm.track_writes()?;
+        match base {
+            Some(_) => writer.differences(&vm.take_dirty()?)?,
+            None if ran => writer.again(&vm.take_dirty()?)?,
+            None => {}
         }
-        let description = self.origin.description.clone();
-        let written = snapshot::write(file, kind, description, &state, &wires.guest)?;
-        self.origin.base = (wanted.track || wanted.differences).then_some(written.id);
-        Ok(written)
+        Ok(writer.finish(base, self.origin.description.clone(), &state)?)
     }
 
     /// All but the memory of a machine that stands still.
@@ -162,13 +180,9 @@ impl Machine {
         clock::write(&guest, vcpus.first().and_then(kvm::Vcpu::counter));
         devices.announce_generation();
         let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
-        let description = Description {
-            cpu: header.cpu,
-            host: header.host,
-            needs: header.needs,
-            memory_mib: header.memory_mib,
-        };
-        let origin = Origin { description, base: spec.track.then_some(header.id) };
+        let description = Description { cpu: header.cpu, host: header.host, needs: header.needs };
+        let base = spec.track.then_some(header.id);
+        let origin = Origin { description, memory_mib: header.memory_mib, base };
         Ok(Self {
             state: VmState::Created,
             first_run_us: None,

@@ -46,8 +46,8 @@ pub(in crate::command) enum Command {
 
 /// Take a snapshot of a guest, from which any number of guests can go on (`wisp vmm boot --restore`).
 ///
-/// A guest that runs stands still while its memory is written, and goes on. Its disks are not in the snapshot: what it
-/// wrote to them is in their files, and guests that go on need copies of these as they were. So pause it, copy, and let it go
+/// A guest that runs goes on while its memory is written, though its devices wait, and stands still for what it writes
+/// meanwhile. Its disks are not in the snapshot: what it wrote to them is in their files, and guests that go on need copies of these as they were. So pause it, copy, and let it go
 /// on, or give it disks that nobody writes to.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
