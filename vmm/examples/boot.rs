@@ -62,7 +62,7 @@ fn main() -> ExitCode {
         transport,
         cpu: Default::default(),
         anyway: true,
-        control: None,
+        ..BootOptions::default()
     };
     match vmm::boot_interactive(options) {
         Ok(ending) => {

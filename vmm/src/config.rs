@@ -4,6 +4,7 @@
 //! Must never know: tenants, cloud ids, paths.
 
 mod endpoint;
+mod peripherals;
 
 use serde::{Deserialize, Serialize};
 use storage::format::DiskKey;
@@ -12,6 +13,7 @@ pub use endpoint::{
     Addressing, AnnouncedPrefix, Announcement, DhcpOption, Dhcpv6Config, EndpointConfig, Ipv4Config,
     Ipv6Config,
 };
+pub use peripherals::{ConsoleConfig, Peripherals};
 
 /// A descriptor inherited from the parent, by number; whoever reads the configuration takes ownership once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -46,6 +48,9 @@ pub struct VmmConfig {
     /// Network devices in the order the guest sees them.
     #[serde(default)]
     pub nics: Vec<NicConfig>,
+    /// Devices that are there for whoever asks.
+    #[serde(default)]
+    pub peripherals: Peripherals,
     /// Where the serial console's output is kept, bounded by [`CONSOLE_LOG_BYTES_MAX`]; a regular file opened
     /// for reading and writing.
     pub console_log: Option<InheritedFd>,

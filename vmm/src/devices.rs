@@ -33,13 +33,13 @@ const PCI_DEVICES_MAX: usize = host::SLOTS as usize - 1;
 pub enum Error {
     /// More devices than interrupts.
     #[error(
-        "a guest on virtio-mmio can have {max} disks and network devices beside its entropy source, not {count}; on \
-         PCI it can have {pci}", max = MMIO_GSIS.len() - 1, count = .0, pci = PCI_DEVICES_MAX - 1
+        "a guest on virtio-mmio can have {max} disks, network devices and others beside its entropy source, not \
+         {count}; on PCI it can have {pci}", max = MMIO_GSIS.len() - 1, count = .0, pci = PCI_DEVICES_MAX - 1
     )]
     MmioDevices(usize),
     /// More devices than slots.
     #[error(
-        "a guest can have {max} disks and network devices beside its entropy source, not {0}",
+        "a guest can have {max} disks, network devices and others beside its entropy source, not {0}",
         max = PCI_DEVICES_MAX - 1
     )]
     PciDevices(usize),
@@ -70,7 +70,7 @@ pub enum Places {
 }
 
 impl Places {
-    /// Places for `count` disks and network devices and the entropy source behind them. `small_kernel` says that the
+    /// Places for `count` devices and the entropy source behind them. `small_kernel` says that the
     /// kernel is an ELF image.
     ///
     /// # Errors

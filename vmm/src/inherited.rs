@@ -80,6 +80,7 @@ fn all(config: &VmmConfig) -> Vec<InheritedFd> {
     }
     fds.extend(config.disks.iter().flat_map(of_disk));
     fds.extend(config.nics.iter().map(|nic| nic.tap));
+    fds.extend(config.peripherals.descriptors());
     fds
 }
 
@@ -145,6 +146,7 @@ mod tests {
             cmdline: String::new(),
             disks: Vec::new(),
             nics: Vec::new(),
+            peripherals: Default::default(),
             console_log: log.map(InheritedFd),
             control_socket: None,
             exit_report: None,

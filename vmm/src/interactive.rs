@@ -18,12 +18,14 @@ use crate::ending::{Ending, EndingSignal};
 use crate::events;
 use crate::kvm::Kvm;
 use crate::lifecycle::Event;
+use crate::peripherals::PeripheralSpecs;
 use crate::run::Error as RunError;
 use crate::sandbox::Sandbox;
-use crate::serial::Console;
+use crate::serial::{Console, ConsoleLog};
 use crate::supervisor::{self, Supervisor};
 use crate::terminal::RawTerminal;
-use crate::vm::{BootSource, DiskSpec, Machine, MachineSpec, NicSpec};
+use crate::virtio::console;
+use crate::vm::{BootSource, DiskSpec, Machine, MachineSpec, MainConsole, NicSpec};
 
 /// What to boot.
 #[derive(Debug, Default)]
@@ -57,6 +59,19 @@ pub struct BootOptions {
     pub cpu: CpuProfile,
     /// Where a control socket is made.
     pub control: Option<PathBuf>,
+    /// A virtio console beside the serial port, and where it leads.
+    pub console: Option<ConsoleOption>,
+}
+
+/// Where a guest's virtio console leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ConsoleOption {
+    /// To the terminal, which the serial port does not have then.
+    Terminal,
+    /// To a file that keeps the newest of it.
+    File(PathBuf),
+    /// To whoever connects to a socket that is made here.
+    Socket(PathBuf),
 }
 
 /// Why a guest could not be booted from a command line.
@@ -71,9 +86,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// The control socket.
+    /// A socket.
     #[error("listen at {path}")]
-    Control {
+    Listen {
         /// Where.
         path: PathBuf,
         /// Why.
@@ -122,7 +137,7 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     Ok(said)
 }
 
-/// A control socket for its owner alone, in the place of one at which nobody listens any more.
+/// A socket for its owner alone, in the place of one at which nobody listens any more.
 fn listen(path: &Path) -> Result<UnixListener, Error> {
     let abandoned = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
         && UnixStream::connect(path).is_err();
@@ -131,7 +146,7 @@ fn listen(path: &Path) -> Result<UnixListener, Error> {
         std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
         Ok(listener)
     });
-    listener.map_err(|source| Error::Control { path: path.to_owned(), source })
+    listener.map_err(|source| Error::Listen { path: path.to_owned(), source })
 }
 
 fn open(options: BootOptions) -> Result<MachineSpec, Error> {
@@ -167,6 +182,15 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         let disk = RawFile::whole(file, *read_only).map_err(|source| RunError::Disk { index, source })?;
         disks.push(DiskSpec { config, disk: Arc::new(disk) });
     }
+    let main_console = match options.console {
+        Some(ConsoleOption::Terminal) => MainConsole::Virtio,
+        _ => MainConsole::Serial,
+    };
+    let console = match main_console {
+        MainConsole::Serial => Console::Stream(Box::new(io::stdout())),
+        MainConsole::Virtio => Console::None,
+    };
+    let peripherals = PeripheralSpecs { console: options.console.map(open_console).transpose()? };
     let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap)).collect();
     Ok(MachineSpec {
         memory_mib: options.memory_mib,
@@ -180,7 +204,25 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         cmdline: options.cmdline,
         disks,
         nics,
-        console: Console::Stream(Box::new(io::stdout())),
+        console,
+        peripherals,
+        main_console,
+    })
+}
+
+fn open_console(option: ConsoleOption) -> Result<console::Output, Error> {
+    Ok(match option {
+        ConsoleOption::Terminal => console::Output::Stream(Console::Stream(Box::new(io::stdout()))),
+        ConsoleOption::File(path) => {
+            let opened = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+            let log = opened.and_then(ConsoleLog::new).map_err(|source| Error::Open { path, source })?;
+            console::Output::Stream(Console::Log(log))
+        }
+        ConsoleOption::Socket(path) => {
+            let listener = listen(&path)?;
+            listener.set_nonblocking(true).map_err(|source| Error::Listen { path, source })?;
+            console::Output::Socket(listener)
+        }
     })
 }
 

@@ -18,6 +18,7 @@ pub mod lifecycle;
 pub mod memory;
 mod panic;
 pub mod pci;
+pub mod peripherals;
 pub mod plugged;
 pub mod power;
 pub mod questions;

@@ -48,10 +48,13 @@ pub enum Action {
     },
     /// What is going on.
     Status,
-    /// The newest part of the console log.
+    /// The newest part of a console's log.
     Console {
         /// At most this many bytes, counted from the end.
         bytes_max: u32,
+        /// Which console.
+        #[serde(default, skip_serializing_if = "ConsoleName::is_serial")]
+        console: ConsoleName,
     },
     /// Write out what the guest has written to its disks, so that their files have all of it; legal while paused. Until
     /// the guest is resumed, the files do not change.
@@ -119,6 +122,25 @@ pub enum Action {
         /// The device.
         device: DeviceName,
     },
+}
+
+/// One of a guest's consoles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ConsoleName {
+    /// The serial port.
+    #[default]
+    Serial,
+    /// The virtio console.
+    Virtio,
+}
+
+impl ConsoleName {
+    /// What a VMM of before has.
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    fn is_serial(&self) -> bool {
+        *self == Self::Serial
+    }
 }
 
 /// What a device is known by.
@@ -453,12 +475,20 @@ impl Client {
         }
     }
 
-    /// [`Action::Console`]: the newest `bytes_max` bytes of console output at most.
+    /// [`Action::Console`]: the newest `bytes_max` bytes of the serial console's output at most.
     ///
     /// # Errors
     /// As [`Self::call`].
     pub fn console(&mut self, bytes_max: u32) -> Result<String, ClientError> {
-        match self.call(&Action::Console { bytes_max })? {
+        self.console_of(ConsoleName::Serial, bytes_max)
+    }
+
+    /// The same of any console.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn console_of(&mut self, console: ConsoleName, bytes_max: u32) -> Result<String, ClientError> {
+        match self.call(&Action::Console { bytes_max, console })? {
             Reply::Console { text } => Ok(text),
             _ => Err(ClientError::Mismatch),
         }

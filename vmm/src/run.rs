@@ -19,11 +19,12 @@ use crate::events;
 use crate::inherited::{self, Descriptors, InheritedFds};
 use crate::kvm::{self, Kvm};
 use crate::lifecycle::Event;
+use crate::peripherals::{self, PeripheralSpecs};
 use crate::rpc::{ExitReason, ExitReport};
 use crate::sandbox::{self, Sandbox};
 use crate::serial::{Console, ConsoleLog};
 use crate::supervisor::{self, Supervisor};
-use crate::vm::{self, BootSource, DiskSpec, Machine, MachineSpec, NicSpec};
+use crate::vm::{self, BootSource, DiskSpec, Machine, MachineSpec, MainConsole, NicSpec};
 
 /// The largest configuration in bytes: its largest part is the metadata, of which user data alone may be 64 KiB in
 /// base64, several times.
@@ -71,6 +72,9 @@ pub enum Error {
     /// The process cannot be confined.
     #[error(transparent)]
     Sandbox(#[from] sandbox::Error),
+    /// A device cannot be opened.
+    #[error(transparent)]
+    Peripheral(#[from] peripherals::Error),
     /// The machine cannot be built.
     #[error(transparent)]
     Machine(#[from] vm::Error),
@@ -227,6 +231,8 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
         disks,
         nics,
         console,
+        peripherals: PeripheralSpecs::open(config.peripherals, fds)?,
+        main_console: MainConsole::Serial,
     })
 }
 

@@ -140,9 +140,17 @@ const FCNTL_COMMANDS: [libc::c_int; 5] =
 /// ioctl requests by their number's bits: mask and value. KVM's (type 0xae), and the upper ones of type 'T', which are
 /// tun's; a terminal's lie below, among them one that types in another's name.
 const IOCTL_GROUPS: [(u64, u64); 2] = [(0xff00, 0xae00), (0xffc0, 0x54c0)];
-/// Single ioctl requests: descriptor flags, and a terminal's modes, which must be restored at the end.
-const IOCTL_REQUESTS: [libc::c_ulong; 6] =
-    [libc::FIONBIO, libc::FIOCLEX, libc::TCGETS, libc::TCSETS, libc::TCSETSW, libc::TCSETSF];
+/// Single ioctl requests: descriptor flags, a terminal's modes, which must be restored at the end, and its size, which
+/// changes while a guest has it as its console.
+const IOCTL_REQUESTS: [libc::c_ulong; 7] = [
+    libc::FIONBIO,
+    libc::FIOCLEX,
+    libc::TCGETS,
+    libc::TCSETS,
+    libc::TCSETSW,
+    libc::TCSETSF,
+    libc::TIOCGWINSZ,
+];
 
 fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, Error> {
     let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)

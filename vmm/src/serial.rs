@@ -42,11 +42,26 @@ pub enum Console {
 }
 
 impl Console {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Hands `bytes` over in one piece.
+    ///
+    /// # Errors
+    /// The file's or the stream's.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::None => Ok(()),
             Self::Log(log) => log.append(bytes),
             Self::Stream(stream) => stream.write_all(bytes).and_then(|()| stream.flush()),
+        }
+    }
+
+    /// The newest `bytes_max` bytes at most; empty if they are not kept.
+    ///
+    /// # Errors
+    /// The log file's.
+    pub(crate) fn tail(&self, bytes_max: u64) -> io::Result<Vec<u8>> {
+        match self {
+            Self::Log(log) => log.tail(bytes_max),
+            Self::None | Self::Stream(_) => Ok(Vec::new()),
         }
     }
 }
@@ -202,10 +217,7 @@ impl SerialPort {
     /// # Errors
     /// The log file's.
     pub fn console_tail(&self, bytes_max: u64) -> io::Result<Vec<u8>> {
-        match &self.port.writer().console {
-            Console::Log(log) => log.tail(bytes_max),
-            Console::None | Console::Stream(_) => Ok(Vec::new()),
-        }
+        self.port.writer().console.tail(bytes_max)
     }
 
     /// Gives the guest input; what exceeds [`INPUT_BYTES_MAX`] is lost.

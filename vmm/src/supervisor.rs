@@ -21,8 +21,11 @@ use crate::ending::EndingSignal;
 use crate::inherited::{Descriptors as _, PassedFds, of_disk};
 use crate::lifecycle::Event;
 use crate::plugged;
-use crate::rpc::{Action, ExitReason, LINE_BYTES_MAX, REQUEST_BYTES_MAX, Reply, Status, VmState, passing};
+use crate::rpc::{
+    Action, ConsoleName, ExitReason, LINE_BYTES_MAX, REQUEST_BYTES_MAX, Reply, Status, VmState, passing,
+};
 use crate::run::{chain, open_disk};
+use crate::terminal;
 use crate::vm::{Machine, NicSpec, Wanted};
 
 /// The most connections at a time: one agent, with room for people who look. Further ones wait in the backlog.
@@ -41,13 +44,14 @@ pub enum Error {
     Socket(#[source] io::Error),
 }
 
-/// Blocks the signals that ask a process to end; to be called before any thread is made. An instance's process hears
-/// SIGTERM only: what is typed or hung up at some terminal is not meant for it.
+/// Blocks the signals that ask a process to end, and the one by which a terminal says that its size changed; to be called
+/// before any thread is made. An instance's process hears SIGTERM only: what is typed or hung up at some terminal is not
+/// meant for it.
 ///
 /// # Errors
 /// The kernel's.
 pub fn block_signals() -> Result<(), Error> {
-    let all = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]);
+    let all = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGWINCH]);
     all.thread_block().map_err(Error::Signals)
 }
 
@@ -103,7 +107,7 @@ impl Supervisor {
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let mut heard = SigSet::from(Signal::SIGTERM);
         if foreground {
-            heard.extend([Signal::SIGINT, Signal::SIGHUP]);
+            heard.extend([Signal::SIGINT, Signal::SIGHUP, Signal::SIGWINCH]);
         }
         let signals = SignalFd::with_flags(&heard, flags).map_err(Error::Signals)?;
         if let Some(listener) = &listener {
@@ -115,6 +119,13 @@ impl Supervisor {
     /// Lets the guest read `source` as its console's input.
     pub fn set_input(&mut self, source: Box<dyn ReadFd>) {
         self.input = Some(Input { source, escaped: false });
+        self.take_size();
+    }
+
+    /// Tells the guest how large the terminal is, if it is one.
+    fn take_size(&self) {
+        let size = self.input.as_ref().and_then(|input| terminal::size(input.source.as_raw_fd()));
+        size.into_iter().for_each(|size| self.machine.resize_console(size));
     }
 
     /// The machine.
@@ -236,7 +247,7 @@ impl Supervisor {
             Action::Snapshot { file, differences, track } => {
                 return self.snapshot(file, Wanted { differences, track }, passed);
             }
-            Action::Console { bytes_max } => return self.console(u64::from(bytes_max)),
+            Action::Console { bytes_max, console } => return self.console(console, u64::from(bytes_max)),
             Action::Flush => return self.flush(),
             // Taken where the connection is known.
             Action::Resolve | Action::Answer { .. } => {
@@ -320,8 +331,14 @@ impl Supervisor {
     }
 
     /// The console's end, as much of it as fits into one reply.
-    fn console(&self, bytes_max: u64) -> Reply {
-        match self.machine.serial().console_tail(bytes_max) {
+    fn console(&self, console: ConsoleName, bytes_max: u64) -> Reply {
+        let tail = match console {
+            ConsoleName::Serial => self.machine.serial().console_tail(bytes_max),
+            ConsoleName::Virtio => {
+                self.machine.peripherals().console().map_or(Ok(Vec::new()), |console| console.tail(bytes_max))
+            }
+        };
+        match tail {
             Ok(bytes) => {
                 let mut text = String::from_utf8_lossy(&bytes).into_owned();
                 // Escaping can make a control character six bytes long.
@@ -342,6 +359,10 @@ impl Supervisor {
 
     fn take_signal(&mut self) {
         while let Ok(Some(info)) = self.signals.read_signal() {
+            if info.ssi_signo == Signal::SIGWINCH as u32 {
+                self.take_size();
+                continue;
+            }
             self.ending
                 .say(ExitReason::Killed, format!("the VMM was told to end by signal {}", info.ssi_signo));
         }
@@ -354,7 +375,7 @@ impl Supervisor {
             Ok(0) => {}
             Ok(count) => {
                 let (typed, end) = input.unescape(&buffer[..count]);
-                self.machine.serial().input(&typed);
+                self.machine.input(&typed);
                 if end {
                     self.ending.say(ExitReason::Killed, "the guest was ended at its console");
                 }

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// A terminal in raw mode; dropping it restores its former mode.
 pub struct RawTerminal {
@@ -32,6 +32,19 @@ impl RawTerminal {
         set(&fd, &raw)?;
         Ok(Some(Self { fd, former }))
     }
+}
+
+/// How many columns and rows the terminal `fd` has; nothing if it is none, or does not know.
+#[must_use]
+pub fn size(fd: RawFd) -> Option<(u16, u16)> {
+    let mut size = MaybeUninit::<libc::winsize>::zeroed();
+    // SAFETY: the request writes one `winsize`, to which the pointer is; any descriptor may be asked.
+    if unsafe { libc::ioctl(fd, libc::TIOCGWINSZ, size.as_mut_ptr()) } != 0 {
+        return None;
+    }
+    // SAFETY: zeros are a size, and the call has written another one.
+    let size = unsafe { size.assume_init() };
+    (size.ws_col > 0 && size.ws_row > 0).then_some((size.ws_col, size.ws_row))
 }
 
 fn set(fd: &OwnedFd, mode: &libc::termios) -> io::Result<()> {

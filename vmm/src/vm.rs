@@ -23,6 +23,7 @@ use crate::kvm::{self, HostKind, Kvm};
 use crate::lifecycle::{self, Effect, Event, Refused};
 use crate::pci::host::PciHost;
 use crate::pci::plug::{self, PlugController};
+use crate::peripherals::{PeripheralSpecs, Peripherals};
 use crate::plugged::{self, Devices, Wires};
 use crate::power::{self, KeyboardController, PowerManagement};
 use crate::questions::Questions;
@@ -151,6 +152,30 @@ pub struct MachineSpec {
     pub nics: Vec<NicSpec>,
     /// Where the console goes.
     pub console: Console,
+    /// What there is beside all of these.
+    pub peripherals: PeripheralSpecs,
+    /// Which of its consoles the guest has at the terminal, or kept as its console.
+    pub main_console: MainConsole,
+}
+
+/// Which of its consoles a guest talks on, unless its command line says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MainConsole {
+    /// The serial port.
+    #[default]
+    Serial,
+    /// The virtio console.
+    Virtio,
+}
+
+impl MainConsole {
+    /// The name that Linux has for it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Serial => "ttyS0",
+            Self::Virtio => "hvc0",
+        }
+    }
 }
 
 /// What the event loop has to serve besides the supervisor.
@@ -166,6 +191,8 @@ pub struct Machine {
     places: Places,
     devices: Devices,
     origin: Origin,
+    peripherals: Peripherals,
+    main_console: MainConsole,
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -201,9 +228,13 @@ impl Machine {
         vm.connect_irq(&sci, power::SCI_GSI)?;
         let power = add_power(&mut buses.ports, &sci, ending)?;
         let kernel = Bootable::find(boot, spec.disks.first().map(|disk| &disk.disk))?;
-        let places = Places::choose(spec.transport, kernel.is_small()?, spec.disks.len() + spec.nics.len())?;
+        let count = spec.disks.len() + spec.nics.len() + spec.peripherals.count();
+        let places = Places::choose(spec.transport, kernel.is_small()?, count)?;
         let windows: Vec<_> = places.windows().iter().map(|place| (place.address, place.gsi)).collect();
-        let entry = kernel.load(&guest, &boot::cmdline(&windows, &kernel.cmdline, &spec.cmdline))?;
+        let entry = kernel.load(
+            &guest,
+            &boot::cmdline(&windows, spec.main_console.name(), &kernel.cmdline, &spec.cmdline),
+        )?;
         if kvm.kind() == HostKind::Software && !spec.anyway && boot::identify::is_linux(&*kernel.kernel) {
             return Err(Error::LinuxOnSoftwareKvm);
         }
@@ -214,7 +245,8 @@ impl Machine {
         }
 
         let wires = add_bus(&vm, &guest, &mut buses.ports, &sci)?;
-        let devices = build_devices(spec.disks, spec.nics, &wires.questions)?;
+        let peripherals = Peripherals::build(spec.peripherals, ending).map_err(devices::Error::from)?;
+        let devices = build_devices(spec.disks, spec.nics, &peripherals, &wires.questions)?;
         let shared: Vec<Shared> = devices.iter().map(|(_, shared)| shared.clone()).collect();
         let filled = places.fill(&vm, &guest, (&mut buses, &wires.host), &shared)?;
         let devices = Devices::new(wires, devices, filled);
@@ -240,6 +272,8 @@ impl Machine {
             places,
             devices,
             origin,
+            peripherals,
+            main_console: spec.main_console,
         })
     }
 
@@ -297,6 +331,28 @@ impl Machine {
     /// The serial port, for its log and its input.
     pub fn serial(&self) -> MutexGuard<'_, SerialPort> {
         lock(&self.serial)
+    }
+
+    /// What there is beside disks and network devices.
+    #[must_use]
+    pub fn peripherals(&self) -> &Peripherals {
+        &self.peripherals
+    }
+
+    /// Gives the guest input at its main console.
+    pub fn input(&self, bytes: &[u8]) {
+        match self.peripherals.console().filter(|_| self.main_console == MainConsole::Virtio) {
+            Some(mut console) => console.input(bytes),
+            None => self.serial().input(bytes),
+        }
+    }
+
+    /// Tells the guest how large the terminal is on which it has its main console; a serial port has no way to.
+    pub fn resize_console(&self, (columns, rows): (u16, u16)) {
+        let console = self.peripherals.console().filter(|_| self.main_console == MainConsole::Virtio);
+        if let Some(mut console) = console {
+            console.resize(columns, rows);
+        }
     }
 
     /// Takes `event` and does what it asks for.
@@ -414,10 +470,11 @@ fn add_bus(
     Ok(Wires { vm: vm.clone(), guest: guest.clone(), host, controller, let_go, questions })
 }
 
-/// The devices in the order of their places: disks, network devices, entropy source.
+/// The devices in the order of their places: disks, network devices, what else was asked for, entropy source.
 fn build_devices(
     disks: Vec<DiskSpec>,
     nics: Vec<NicSpec>,
+    peripherals: &Peripherals,
     questions: &Questions,
 ) -> Result<Vec<(Option<DeviceName>, Shared)>, devices::Error> {
     let mut devices = Vec::with_capacity(disks.len() + nics.len() + 1);
@@ -429,6 +486,7 @@ fn build_devices(
         let name = DeviceName::Nic(spec.config.mac);
         devices.push((Some(name), virtio::build_net(&spec.config, spec.tap, questions)?));
     }
+    devices.extend(peripherals.devices().into_iter().map(|device| (None, device)));
     devices.push((None, virtio::build_rng()?));
     Ok(devices)
 }

@@ -3,6 +3,8 @@
 #![expect(unsafe_code, reason = "interfaces are set up with ioctls that no crate wraps")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+#[path = "tiny_guest/peripherals.rs"]
+mod peripherals;
 #[path = "tiny_guest/plug.rs"]
 mod plug;
 #[path = "tiny_guest/snapshot.rs"]
@@ -14,6 +16,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -48,10 +51,17 @@ impl Instance {
     }
 
     fn start_over(transport: Transport, nics: Vec<NicConfig>, disk_bytes: u64) -> Self {
+        Self::start_with(disk_bytes, |config, _| {
+            config.transport = transport;
+            config.nics = nics;
+        })
+    }
+
+    /// One disk, and what `change` makes of the configuration; it is given the instance's directory.
+    fn start_with(disk_bytes: u64, change: impl FnOnce(&mut VmmConfig, &Path)) -> Self {
         let mut kernel = tempfile::tempfile().unwrap();
         kernel.write_all(vmm::guest::TINY).unwrap();
-        let boot = Boot::Kernel { kernel: inherit(kernel), initrd: None };
-        Self::start_from(boot, 32, transport, nics, disk_bytes)
+        Self::boot_with(Boot::Kernel { kernel: inherit(kernel), initrd: None }, disk_bytes, change)
     }
 
     fn start_from(
@@ -61,6 +71,14 @@ impl Instance {
         nics: Vec<NicConfig>,
         disk_bytes: u64,
     ) -> Self {
+        Self::boot_with(boot, disk_bytes, |config, _| {
+            config.memory_mib = memory_mib;
+            config.transport = transport;
+            config.nics = nics;
+        })
+    }
+
+    fn boot_with(boot: Boot, disk_bytes: u64, change: impl FnOnce(&mut VmmConfig, &Path)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str| {
             File::options().read(true).write(true).create_new(true).open(directory.path().join(name)).unwrap()
@@ -68,20 +86,22 @@ impl Instance {
         let disk = file("disk");
         disk.set_len(disk_bytes).unwrap();
         let format = DiskFormat::Raw { file: inherit(disk) };
-        let config = VmmConfig {
-            memory_mib,
+        let mut config = VmmConfig {
+            memory_mib: 32,
             vcpus: 1,
             cpu: Default::default(),
             boot,
-            transport,
+            transport: Transport::Auto,
             system: None,
             cmdline: String::new(),
             disks: vec![DiskConfig { serial: "root".to_owned(), ..DiskConfig::of(format) }],
-            nics,
+            nics: Vec::new(),
+            peripherals: Default::default(),
             console_log: Some(inherit(file("console"))),
             control_socket: Some(inherit(UnixListener::bind(directory.path().join("socket")).unwrap())),
             exit_report: Some(inherit(file("report"))),
         };
+        change(&mut config, directory.path());
         let thread = std::thread::spawn(move || run_instance("test", config, Sandbox::default()));
         let instance = Self { directory, thread };
         if let Err(error) = instance.client().start() {

@@ -1,6 +1,7 @@
 //! `wisp vmm`: one microVM, with a terminal (`boot`) or as an instance's process (`run`), and what comes to it and goes
 //! from it while it runs.
 
+mod peripherals;
 mod plug;
 mod snapshot;
 
@@ -90,6 +91,8 @@ pub(super) struct Boot {
     /// Boot even what is known not to come far on this host: Linux where KVM is a software one.
     #[arg(long)]
     anyway: bool,
+    #[command(flatten)]
+    peripherals: peripherals::Options,
 }
 
 /// The words of `--cpu`.
@@ -156,6 +159,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         restore: arguments.restore,
         cpu: arguments.cpu.into(),
         control: arguments.control,
+        console: arguments.peripherals.console,
     })?;
     eprintln!("wisp: {}", ending.message);
     let report = vmm::rpc::ExitReport { reason: ending.reason, message: ending.message, first_run_us: None };

@@ -27,7 +27,7 @@ pub const INPUT_BYTES_MAX: usize = 2048;
 /// One thing to attack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// A driver that does what it likes with registers, rings and memory of a block, network or entropy device.
+    /// A driver that does what it likes with registers, rings and memory of a block, network, entropy or console device.
     Queue,
     /// A guest that does what it likes with configuration space, registers and interrupts of PCI functions.
     Pci,

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use storage::format::Disk;
 use vmm::config::{DiskLimits, InheritedFd, NicConfig, RateLimit, Traffic, TransferLimits};
+use vmm::serial::Console;
 use vmm::virtio::block::{Block, Clock};
+use vmm::virtio::console::{self, build_console};
 use vmm::virtio::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, packet_pair, write_descriptor};
 use vmm::virtio::net::Net;
 use vmm::virtio::{Shared, build_rng};
@@ -72,7 +74,7 @@ fn clock() -> Clock {
 
 /// The device, and the far end of its link if it has one.
 pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
-    match kind % 3 {
+    match kind % 4 {
         0 => {
             let block =
                 Block::new(Box::new(NullDisk), kind & 0x80 != 0, "fuzz").expect("invariant: a short serial");
@@ -91,6 +93,10 @@ pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
             };
             let net = Net::with_clock(&config, link, clock()).expect("invariant: a usual MTU");
             (Arc::new(Mutex::new(net)), Some(far))
+        }
+        2 => {
+            let output = console::Output::Stream(Console::None);
+            (build_console(output).expect("the fuzzer needs eventfds"), None)
         }
         _ => (build_rng().expect("the fuzzer needs eventfds"), None),
     }

@@ -13,6 +13,7 @@ use virtio_drivers::transport::{DeviceType, Transport as _};
 
 use crate::disk::{DISKS_MAX, Disk};
 use crate::entry::VECTOR_DEVICE;
+use crate::hvc::Hvc;
 use crate::interrupts::Pins;
 use crate::nic::{NICS_MAX, Nic};
 use crate::parse::cmdline::{MmioDevice, mmio_devices};
@@ -20,6 +21,7 @@ use crate::pci::{self, Function};
 use crate::physical::MEMORY_END;
 use crate::println;
 use crate::transport::Transport;
+use crate::vsock::Vsock;
 
 /// Devices looked at; a machine of this kind has a dozen interrupt pins for them.
 const DEVICES_MAX: usize = 32;
@@ -30,6 +32,10 @@ pub enum Device {
     Nic(Nic, Option<u8>),
     /// A disk.
     Disk(Disk),
+    /// A console.
+    Console(Hvc),
+    /// A socket device.
+    Vsock(Vsock),
 }
 
 /// Sets up every device of `cmdline`; without one there, those of the PCI bus whose configuration space is at `ecam`. In
@@ -77,11 +83,18 @@ fn on_pci(function: Function, is_wanted: impl FnOnce(DeviceType) -> bool) -> Opt
 }
 
 fn is_wanted(devices: &[Device], kind: DeviceType) -> bool {
-    let nics = devices.iter().filter(|device| matches!(device, Device::Nic(..))).count();
-    is_wanted_beside(nics, devices.len() - nics, kind)
+    let count = |is: fn(&Device) -> bool| devices.iter().filter(|device| is(device)).count();
+    match kind {
+        DeviceType::Console => count(|device| matches!(device, Device::Console(_))) == 0,
+        DeviceType::Socket => count(|device| matches!(device, Device::Vsock(_))) == 0,
+        _ => {
+            let nics = count(|device| matches!(device, Device::Nic(..)));
+            is_wanted_beside(nics, count(|device| matches!(device, Device::Disk(_))), kind)
+        }
+    }
 }
 
-/// Whether a device of that type can be used beside so many network devices and disks.
+/// Whether a device of that type, one that may come while we run, can be used beside so many network devices and disks.
 pub fn is_wanted_beside(nics: usize, disks: usize, kind: DeviceType) -> bool {
     match kind {
         DeviceType::Network => nics < NICS_MAX,
@@ -94,6 +107,8 @@ fn set_up(transport: Transport) -> Result<Device, virtio_drivers::Error> {
     let slot = transport.slot();
     match transport.device_type() {
         DeviceType::Network => Nic::new(transport).map(|nic| Device::Nic(nic, slot)),
+        DeviceType::Console => Hvc::new(transport).map(Device::Console),
+        DeviceType::Socket => Vsock::new(transport).map(Device::Vsock),
         _ => Disk::new(transport).map(Device::Disk),
     }
 }

@@ -16,10 +16,12 @@ use crate::device::{self, Device};
 use crate::disk::{self, Disk};
 use crate::entry::interrupts_taken;
 use crate::generation::Generation;
+use crate::hvc::Hvc;
 use crate::metadata::Metadata;
 use crate::plug::Plug;
 use crate::power::Power;
 use crate::stack::Stack;
+use crate::vsock::Vsock;
 
 /// A piece of work that waits by returning `Pending`; it is asked again after whatever happens.
 pub struct Task {
@@ -51,6 +53,8 @@ pub struct Machine {
     stacks: RefCell<Vec<Option<Rc<Stack>>>>,
     /// The disks, likewise.
     disks: RefCell<Vec<Option<Rc<Disk>>>>,
+    hvc: RefCell<Option<Rc<Hvc>>>,
+    vsock: RefCell<Option<Rc<Vsock>>>,
     /// What the metadata service said, once it has.
     pub metadata: RefCell<Option<Metadata>>,
     /// The earliest moment that a task waits for.
@@ -67,6 +71,8 @@ impl Machine {
             generation,
             stacks: RefCell::default(),
             disks: RefCell::default(),
+            hvc: RefCell::default(),
+            vsock: RefCell::default(),
             metadata: RefCell::new(None),
             wake_at_ns: Cell::new(u64::MAX),
         }
@@ -88,11 +94,29 @@ impl Machine {
         self.stacks.borrow().iter().flatten().cloned().collect()
     }
 
+    /// The virtio console.
+    pub fn hvc(&self) -> Option<Rc<Hvc>> {
+        self.hvc.borrow().clone()
+    }
+
+    /// The socket device.
+    pub fn vsock(&self) -> Option<Rc<Vsock>> {
+        self.vsock.borrow().clone()
+    }
+
     /// Takes a device into use; its stack, if it has one.
     pub fn add(&self, device: Device) -> Option<Rc<Stack>> {
         match device {
             Device::Disk(disk) => {
                 place(&mut self.disks.borrow_mut(), |_| Rc::new(disk));
+                None
+            }
+            Device::Console(hvc) => {
+                self.hvc.replace(Some(Rc::new(hvc)));
+                None
+            }
+            Device::Vsock(vsock) => {
+                self.vsock.replace(Some(Rc::new(vsock)));
                 None
             }
             Device::Nic(nic, slot) => Some(place(&mut self.stacks.borrow_mut(), |index| {
@@ -147,6 +171,8 @@ impl Machine {
                     self.look_at_slots(&mut tasks, serve);
                 }
                 self.each_stack(Stack::acknowledge);
+                self.hvc.borrow().iter().for_each(|hvc| hvc.acknowledge());
+                self.vsock.borrow().iter().for_each(|vsock| vsock.acknowledge());
             }
             self.poll_stacks();
             self.wake_at_ns.set(u64::MAX);

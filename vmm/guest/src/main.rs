@@ -18,6 +18,7 @@ mod entry;
 mod fetch;
 mod generation;
 mod http;
+mod hvc;
 mod interrupts;
 mod ipv6;
 mod machine;
@@ -38,6 +39,7 @@ mod service;
 mod stack;
 mod tcp;
 mod transport;
+mod vsock;
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -83,6 +85,12 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     println!("guest: version {} heap {} KiB", env!("CARGO_PKG_VERSION"), heap_bytes >> 10);
     let slot = Rc::default();
     let mut tasks: Vec<Task> = machine.stacks().iter().flat_map(|stack| serve(machine, stack)).collect();
+    if let Some(hvc) = machine.hvc() {
+        tasks.push(Task::new(hvc::serve(machine, hvc), Rc::default()));
+    }
+    if let Some(vsock) = machine.vsock() {
+        tasks.push(Task::new(vsock::serve(machine, vsock), Rc::default()));
+    }
     tasks.push(Task::new(live(machine, Rc::clone(&slot)), slot));
     tasks.push(Task::new(renew(machine), Rc::default()));
     match touched_kib(handover.cmdline) {
@@ -152,6 +160,9 @@ async fn live(machine: &'static Machine, slot: Rc<Cell<Option<u8>>>) {
     }
     drop(disks);
     machine.stacks().iter().for_each(|stack| stack.introduce());
+    if let Some(vsock) = machine.vsock() {
+        println!("vsock: cid {}", vsock.cid());
+    }
     if machine.stacks().is_empty() {
         println!("net: none");
         println!("ready without network");

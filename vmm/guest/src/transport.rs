@@ -27,6 +27,14 @@ impl Registers {
             transport::Transport::notify(&mut self.transport, queue);
         }
     }
+
+    fn acknowledge(&mut self) -> InterruptStatus {
+        // A message needs no acknowledgement, and asking costs an exit.
+        if self.function.is_some() {
+            return InterruptStatus::QUEUE_INTERRUPT;
+        }
+        transport::Transport::ack_interrupt(&mut self.transport)
+    }
 }
 
 /// A transport whose notifications can be held back.
@@ -39,6 +47,18 @@ pub struct Transport {
 struct Held {
     queue: Cell<Option<u16>>,
     pending: Cell<bool>,
+}
+
+/// Acknowledges a device's interrupts where its driver does not.
+pub struct Acknowledge {
+    registers: Shared,
+}
+
+impl Acknowledge {
+    /// Acknowledges what there is.
+    pub fn give(&self) {
+        self.registers.borrow_mut().acknowledge();
+    }
 }
 
 /// Holds back and gives the notifications of one queue.
@@ -66,6 +86,11 @@ impl Transport {
     /// The function's slot, if it is one.
     pub fn slot(&self) -> Option<u8> {
         self.registers.borrow().function.as_ref().map(Function::slot)
+    }
+
+    /// The handle that acknowledges.
+    pub fn acknowledge(&self) -> Acknowledge {
+        Acknowledge { registers: self.registers.clone() }
     }
 
     /// The handle that holds back.
@@ -155,12 +180,7 @@ impl transport::Transport for Transport {
     }
 
     fn ack_interrupt(&mut self) -> InterruptStatus {
-        let mut registers = self.registers.borrow_mut();
-        // A message needs no acknowledgement, and asking costs an exit.
-        if registers.function.is_some() {
-            return InterruptStatus::QUEUE_INTERRUPT;
-        }
-        registers.transport.ack_interrupt()
+        self.registers.borrow_mut().acknowledge()
     }
 
     fn read_config_generation(&self) -> u32 {

@@ -175,14 +175,14 @@ fn write_page_tables(guest: &GuestMemory) -> Result<(), Error> {
 
 /// What a kernel needs to know of the machine, as command-line words.
 ///
-/// `devices` are the virtio-mmio windows: address and GSI. `own` are the words that the disk's boot loader would give;
+/// `devices` are the virtio-mmio windows: address and GSI. `console` is the guest's main console. `own` are the words that the disk's boot loader would give;
 /// they come behind the machine's, so that they win; those of `extra`, which the machine's owner gave, come last. The
-/// serial console is the system's console unless `own` chooses consoles.
+/// main console is the system's console unless `own` chooses consoles.
 #[must_use]
-pub fn cmdline(devices: &[(GuestAddress, u32)], own: &str, extra: &str) -> String {
+pub fn cmdline(devices: &[(GuestAddress, u32)], console: &str, own: &str, extra: &str) -> String {
     use std::fmt::Write as _;
     let chooses = own.split_whitespace().any(|word| word.starts_with("console="));
-    let mut line = String::from(if chooses { "" } else { "console=ttyS0 " });
+    let mut line = if chooses { String::new() } else { format!("console={console} ") };
     line.push_str("reboot=k panic=-1 tsc=reliable no_timer_check");
     for (address, gsi) in devices {
         write!(line, " virtio_mmio.device=4K@{:#x}:{gsi}", address.raw_value())

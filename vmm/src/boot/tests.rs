@@ -135,7 +135,8 @@ fn command_line_beyond_linux_limit_is_refused() {
 
 #[test]
 fn command_line_names_each_device_and_ends_with_the_users_words() {
-    let line = cmdline(&[(GuestAddress(0xd000_0000), 16), (GuestAddress(0xd000_1000), 17)], "", "quiet");
+    let line =
+        cmdline(&[(GuestAddress(0xd000_0000), 16), (GuestAddress(0xd000_1000), 17)], "ttyS0", "", "quiet");
     assert!(line.starts_with("console=ttyS0 "), "{line}");
     assert!(
         line.ends_with(" virtio_mmio.device=4K@0xd0000000:16 virtio_mmio.device=4K@0xd0001000:17 quiet"),
@@ -145,7 +146,7 @@ fn command_line_names_each_device_and_ends_with_the_users_words() {
 
 #[test]
 fn disk_that_chooses_consoles_keeps_them_and_the_owners_words_come_last() {
-    let line = cmdline(&[], "BOOT_IMAGE=/vmlinuz console=tty0 console=ttyS0,115200", "quiet");
+    let line = cmdline(&[], "ttyS0", "BOOT_IMAGE=/vmlinuz console=tty0 console=ttyS0,115200", "quiet");
     assert!(line.ends_with("BOOT_IMAGE=/vmlinuz console=tty0 console=ttyS0,115200 quiet"), "{line}");
     assert!(!line.contains("console=ttyS0 "), "{line}");
 }

@@ -172,6 +172,7 @@ impl Instance {
             cmdline: String::new(),
             disks: Vec::new(),
             nics: Vec::new(),
+            peripherals: Default::default(),
             console_log: Some(inherit(open("console"))),
             control_socket: Some(inherit(UnixListener::bind(directory.path().join("socket")).unwrap())),
             exit_report: Some(inherit(open("report"))),

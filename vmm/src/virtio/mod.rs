@@ -1,4 +1,4 @@
-//! VIRTIO 1.3 devices: block, network, entropy, and how a driver reaches them.
+//! VIRTIO 1.3 devices: block, network, entropy, console, and how a driver reaches them.
 //!
 //! Owns everything between a device's registers and its back end. Must never know: KVM, the address or the
 //! interrupt line of a device, tenants, paths.
@@ -37,6 +37,7 @@
 //! the event loop learns of it. A reset takes the mutex, so after it no request is in flight.
 
 pub mod block;
+pub mod console;
 pub mod limiter;
 pub mod link;
 pub mod mmio;

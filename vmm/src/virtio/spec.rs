@@ -13,6 +13,8 @@ pub mod device_type {
     pub const NET: u32 = virtio_ids::VIRTIO_ID_NET;
     /// A block device (§5.2).
     pub const BLOCK: u32 = virtio_ids::VIRTIO_ID_BLOCK;
+    /// A console (§5.3).
+    pub const CONSOLE: u32 = virtio_ids::VIRTIO_ID_CONSOLE;
     /// An entropy source (§5.4).
     pub const RNG: u32 = virtio_ids::VIRTIO_ID_RNG;
 }
@@ -313,4 +315,15 @@ pub mod net {
     pub const GSO_TCPV4: u8 = header::VIRTIO_NET_HDR_GSO_TCPV4 as u8;
     /// TCP over IPv6.
     pub const GSO_TCPV6: u8 = header::VIRTIO_NET_HDR_GSO_TCPV6 as u8;
+}
+
+/// Consoles (§5.3).
+pub mod console {
+    /// Index of `receiveq` of port 0.
+    pub const QUEUE_RX: usize = 0;
+    /// Index of `transmitq` of port 0.
+    pub const QUEUE_TX: usize = 1;
+
+    /// `cols` and `rows` are valid.
+    pub const F_SIZE: u64 = 1 << 0;
 }

@@ -274,6 +274,7 @@ fn configuration(
         cmdline: wanted.kernel.as_ref().map(|kernel| kernel.cmdline.clone()).unwrap_or_default(),
         disks,
         nics,
+        peripherals: Default::default(),
         console_log: Some(files.push(console)),
         control_socket: Some(files.push(listener)),
         exit_report: Some(files.push(exit)),

@@ -22,6 +22,8 @@ pub enum Command<'a> {
     DiskWrite(usize, u64, &'a str),
     /// `disk-read DISK SECTOR`.
     DiskRead(usize, u64),
+    /// `vsock PORT TEXT`: what the host's socket of that port answers to it.
+    Vsock(u32, &'a str),
     /// `wait SECONDS`.
     Wait(u32),
     /// `print TEXT`.
@@ -41,7 +43,8 @@ pub fn commands(user_data: &str) -> impl Iterator<Item = Result<(&str, Command<'
         .take(if ours { COMMANDS_MAX } else { 0 })
 }
 
-fn command(line: &str) -> Option<Command<'_>> {
+/// The command that a line is, if it is one.
+pub fn command(line: &str) -> Option<Command<'_>> {
     let (name, rest) = line.split_once(' ').unwrap_or((line, ""));
     let rest = rest.trim_start();
     let mut words = rest.split_ascii_whitespace();
@@ -51,6 +54,10 @@ fn command(line: &str) -> Option<Command<'_>> {
             let (disk, rest) = rest.split_once(' ')?;
             let (sector, text) = rest.trim_start().split_once(' ').unwrap_or((rest.trim_start(), ""));
             return Some(Command::DiskWrite(disk.parse().ok()?, sector.parse().ok()?, text));
+        }
+        "vsock" => {
+            let (port, text) = rest.split_once(' ')?;
+            return Some(Command::Vsock(port.parse().ok()?, text.trim_start()));
         }
         "ping" => {
             let address = words.next()?.parse().ok()?;
@@ -75,7 +82,7 @@ mod tests {
 
     #[test]
     fn commands_follow_the_marker_line() {
-        let script = "#wisp\n# a comment\n\nping 10.0.0.7\nping 10.0.0.7 5\nresolve web.x 3\nresolve y\n  disk-write 0 100 some text  \r\ndisk-read 0 100\n\
+        let script = "#wisp\n# a comment\n\nping 10.0.0.7\nping 10.0.0.7 5\nresolve web.x 3\nresolve y\n  disk-write 0 100 some text  \r\ndisk-read 0 100\nvsock 52 hello  there\n\
                       wait 3\nprint hello  there\nfetch http://10.0.0.7/x\npoweroff\n";
         let address = IpAddr::from([10, 0, 0, 7]);
         let expected = [
@@ -85,6 +92,7 @@ mod tests {
             Command::Resolve("y", 1),
             Command::DiskWrite(0, 100, "some text"),
             Command::DiskRead(0, 100),
+            Command::Vsock(52, "hello  there"),
             Command::Wait(3),
             Command::Print("hello  there"),
             Command::Fetch(Url { address, port: 80, target: "/x" }),
@@ -104,11 +112,11 @@ mod tests {
 
     #[test]
     fn lines_that_are_no_commands_are_named_and_the_rest_goes_on() {
-        let script = "#wisp\nping\nping x\ndisk-read 0\ndisk-write 0\nwait 999999999\nreboot\nping 1.2.3.4 5 6\npoweroff";
+        let script = "#wisp\nping\nping x\ndisk-read 0\ndisk-write 0\nvsock 52\nwait 999999999\nreboot\nping 1.2.3.4 5 6\npoweroff";
         let found: Vec<_> = commands(script).collect();
-        assert_eq!(found.len(), 8);
-        assert!(found[..7].iter().all(Result::is_err), "{found:?}");
-        assert_eq!(found[7], Ok(("poweroff", Command::PowerOff)));
+        assert_eq!(found.len(), 9);
+        assert!(found[..8].iter().all(Result::is_err), "{found:?}");
+        assert_eq!(found[8], Ok(("poweroff", Command::PowerOff)));
     }
 
     #[test]

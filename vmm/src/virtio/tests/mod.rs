@@ -1,6 +1,7 @@
 //! Devices driven by the mock guest.
 
 mod block;
+mod console;
 mod limits;
 mod net;
 mod pci;

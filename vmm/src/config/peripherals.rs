@@ -1,0 +1,37 @@
+//! Devices that a machine has when somebody asks for them.
+
+use serde::{Deserialize, Serialize};
+
+use super::InheritedFd;
+
+/// Devices beside disks, network devices and the entropy source; what is absent is not made.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Peripherals {
+    /// A virtio console beside the serial port.
+    #[serde(default)]
+    pub console: Option<ConsoleConfig>,
+}
+
+/// Where a virtio console leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum ConsoleConfig {
+    /// Its output is kept, bounded by [`super::CONSOLE_LOG_BYTES_MAX`], in a regular file opened for reading and writing.
+    Log(InheritedFd),
+    /// Whoever connects to this listening Unix stream socket has it, one at a time.
+    Socket(InheritedFd),
+}
+
+impl Peripherals {
+    /// Every descriptor that they name.
+    #[must_use]
+    pub(crate) fn descriptors(&self) -> Vec<InheritedFd> {
+        self.console
+            .iter()
+            .map(|console| match console {
+                ConsoleConfig::Log(fd) | ConsoleConfig::Socket(fd) => *fd,
+            })
+            .collect()
+    }
+}
