@@ -18,7 +18,7 @@ use crate::ending::{Ending, EndingSignal};
 use crate::events;
 use crate::kvm::Kvm;
 use crate::lifecycle::Event;
-use crate::peripherals::PeripheralSpecs;
+use crate::peripherals::{PeripheralSpecs, VsockSpec};
 use crate::run::Error as RunError;
 use crate::sandbox::Sandbox;
 use crate::serial::{Console, ConsoleLog};
@@ -61,6 +61,19 @@ pub struct BootOptions {
     pub control: Option<PathBuf>,
     /// A virtio console beside the serial port, and where it leads.
     pub console: Option<ConsoleOption>,
+    /// A socket device.
+    pub vsock: Option<VsockOption>,
+}
+
+/// A guest's socket device.
+#[derive(Debug)]
+pub struct VsockOption {
+    /// The guest's address.
+    pub cid: u32,
+    /// Where the socket is made to which the host's side connects.
+    pub path: PathBuf,
+    /// At whose other end somebody connects for the guest (`crate::connector`).
+    pub connector: OwnedFd,
 }
 
 /// Where a guest's virtio console leads.
@@ -190,7 +203,10 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         MainConsole::Serial => Console::Stream(Box::new(io::stdout())),
         MainConsole::Virtio => Console::None,
     };
-    let peripherals = PeripheralSpecs { console: options.console.map(open_console).transpose()? };
+    let peripherals = PeripheralSpecs {
+        console: options.console.map(open_console).transpose()?,
+        vsock: options.vsock.map(open_vsock).transpose()?,
+    };
     let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap)).collect();
     Ok(MachineSpec {
         memory_mib: options.memory_mib,
@@ -224,6 +240,14 @@ fn open_console(option: ConsoleOption) -> Result<console::Output, Error> {
             console::Output::Socket(listener)
         }
     })
+}
+
+fn open_vsock(option: VsockOption) -> Result<VsockSpec, Error> {
+    let VsockOption { cid, path, connector } = option;
+    let (listener, connector) = (listen(&path)?, UnixStream::from(connector));
+    let ready = listener.set_nonblocking(true).and_then(|()| connector.set_nonblocking(true));
+    ready.map_err(|source| Error::Listen { path, source })?;
+    Ok(VsockSpec { cid, listener: Some(listener), connector: Some(connector) })
 }
 
 /// A machine that is nobody's instance: its UUID says that there is none.

@@ -5,6 +5,7 @@ pub mod boot;
 pub mod bus;
 pub mod clock;
 pub mod config;
+pub mod connector;
 pub mod devices;
 pub mod document;
 pub mod ending;

@@ -5,14 +5,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::config::{self, ConsoleConfig};
+use crate::config::{self, ConsoleConfig, VsockConfig};
 use crate::ending::EndingSignal;
 use crate::inherited::Descriptors;
 use crate::serial::{self, ConsoleLog};
 use crate::virtio::console::{self, Console, build_console};
+use crate::virtio::vsock::{Vsock, build_vsock};
 use crate::virtio::{self, Shared};
 
 /// Why a device cannot be opened.
@@ -21,6 +22,9 @@ pub enum Error {
     /// The virtio console.
     #[error("open the virtio console")]
     Console(#[source] io::Error),
+    /// The socket device.
+    #[error("open the sockets of the socket device")]
+    Vsock(#[source] io::Error),
 }
 
 /// What devices are made of, opened.
@@ -28,6 +32,18 @@ pub enum Error {
 pub struct PeripheralSpecs {
     /// Where the virtio console leads.
     pub console: Option<console::Output>,
+    /// The socket device's address, and its sockets, which are non-blocking.
+    pub vsock: Option<VsockSpec>,
+}
+
+/// What a socket device is made of.
+pub struct VsockSpec {
+    /// The guest's address.
+    pub cid: u32,
+    /// Where the host's side connects.
+    pub listener: Option<UnixListener>,
+    /// Who connects for the guest.
+    pub connector: Option<UnixStream>,
 }
 
 impl PeripheralSpecs {
@@ -48,20 +64,30 @@ impl PeripheralSpecs {
                 Some(console::Output::Socket(listener))
             }
         };
-        Ok(Self { console })
+        let vsock = config.vsock.map(|config| open_vsock(&config, fds)).transpose().map_err(Error::Vsock)?;
+        Ok(Self { console, vsock })
     }
 
     /// How many virtio devices they are.
     #[must_use]
     pub fn count(&self) -> usize {
-        usize::from(self.console.is_some())
+        usize::from(self.console.is_some()) + usize::from(self.vsock.is_some())
     }
+}
+
+fn open_vsock(config: &VsockConfig, fds: &mut dyn Descriptors) -> io::Result<VsockSpec> {
+    let listener = config.listener.map(|fd| UnixListener::from(fds.take(fd)));
+    let connector = config.connector.map(|fd| UnixStream::from(fds.take(fd)));
+    listener.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
+    connector.iter().try_for_each(|connector| connector.set_nonblocking(true))?;
+    Ok(VsockSpec { cid: config.cid, listener, connector })
 }
 
 /// The devices of one machine, for what can be asked of them.
 #[derive(Default)]
 pub struct Peripherals {
     console: Option<Arc<Mutex<Console>>>,
+    vsock: Option<Arc<Mutex<Vsock>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -78,13 +104,15 @@ impl Peripherals {
         if let Some(console) = &console {
             lock(console).watch_for_panics(ending.clone());
         }
-        Ok(Self { console })
+        let vsock = specs.vsock.map(|spec| build_vsock(spec.cid, spec.listener, spec.connector));
+        Ok(Self { console, vsock: vsock.transpose()? })
     }
 
     /// The virtio devices in the order of their places.
     #[must_use]
     pub fn devices(&self) -> Vec<Shared> {
-        self.console.iter().map(|console| console.clone() as Shared).collect()
+        let console = self.console.iter().map(|console| console.clone() as Shared);
+        console.chain(self.vsock.iter().map(|vsock| vsock.clone() as Shared)).collect()
     }
 
     /// The virtio console.

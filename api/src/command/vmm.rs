@@ -24,6 +24,12 @@ pub(super) enum Command {
     Plug(plug::Command),
     #[command(flatten)]
     Snapshot(snapshot::Command),
+    /// The process that connects for a guest, as `boot` starts it.
+    #[command(hide = true)]
+    Connector {
+        /// The beginning of the sockets' names.
+        path: PathBuf,
+    },
     /// The process of one instance, as the agent starts it.
     #[command(hide = true, disable_help_flag = true)]
     Run {
@@ -134,6 +140,7 @@ pub(super) fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Boot(arguments) => boot(arguments),
         Command::Plug(command) => plug::run(command),
         Command::Snapshot(command) => snapshot::run(command),
+        Command::Connector { path } => peripherals::connect_for(&path),
         Command::Run { arguments } => Ok(run(&arguments)),
     }
 }
@@ -160,6 +167,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         cpu: arguments.cpu.into(),
         control: arguments.control,
         console: arguments.peripherals.console,
+        vsock: arguments.peripherals.vsock.map(peripherals::Vsock::start).transpose()?,
     })?;
     eprintln!("wisp: {}", ending.message);
     let report = vmm::rpc::ExitReport { reason: ending.reason, message: ending.message, first_run_us: None };

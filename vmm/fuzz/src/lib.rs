@@ -18,6 +18,7 @@ pub mod input;
 mod pci;
 mod queue;
 mod snapshot;
+mod vsock;
 
 use input::Random;
 
@@ -27,10 +28,12 @@ pub const INPUT_BYTES_MAX: usize = 2048;
 /// One thing to attack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
-    /// A driver that does what it likes with registers, rings and memory of a block, network, entropy or console device.
+    /// A driver that does what it likes with registers, rings and memory of a virtio device.
     Queue,
     /// A guest that does what it likes with configuration space, registers and interrupts of PCI functions.
     Pci,
+    /// A guest's packets over its socket device, and what the host's processes do meanwhile.
+    Vsock,
     /// Frames of a guest and of the link.
     Endpoint,
     /// Kernel images and initial ramdisks.
@@ -47,9 +50,10 @@ pub enum Target {
 
 impl Target {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Queue,
         Self::Pci,
+        Self::Vsock,
         Self::Endpoint,
         Self::Boot,
         Self::Disk,
@@ -63,6 +67,7 @@ impl Target {
         match self {
             Self::Queue => "queue",
             Self::Pci => "pci",
+            Self::Vsock => "vsock",
             Self::Endpoint => "endpoint",
             Self::Boot => "boot",
             Self::Disk => "disk",
@@ -80,6 +85,7 @@ impl Target {
         match self {
             Self::Queue => queue::run(input),
             Self::Pci => pci::run(input),
+            Self::Vsock => vsock::run(input),
             Self::Endpoint => endpoint::run(input),
             Self::Boot => boot::run(input),
             Self::Disk => disk::run(input),

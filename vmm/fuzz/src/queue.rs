@@ -3,16 +3,19 @@
 use std::cell::Cell;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use storage::format::Disk;
 use vmm::config::{DiskLimits, InheritedFd, NicConfig, RateLimit, Traffic, TransferLimits};
+use vmm::connector;
 use vmm::serial::Console;
 use vmm::virtio::block::{Block, Clock};
 use vmm::virtio::console::{self, build_console};
 use vmm::virtio::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, packet_pair, write_descriptor};
 use vmm::virtio::net::Net;
+use vmm::virtio::vsock::build_vsock;
 use vmm::virtio::{Shared, build_rng};
 
 use crate::endpoint;
@@ -72,9 +75,12 @@ fn clock() -> Clock {
     Box::new(move || now.replace(now.get() + Duration::from_micros(100)))
 }
 
-/// The device, and the far end of its link if it has one.
+/// The guest's address as a socket device has it.
+const VSOCK_CID: u8 = 3;
+
+/// The device, and the far end of its link or its connector if it has one.
 pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
-    match kind % 4 {
+    match kind % 5 {
         0 => {
             let block =
                 Block::new(Box::new(NullDisk), kind & 0x80 != 0, "fuzz").expect("invariant: a short serial");
@@ -93,6 +99,13 @@ pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
             };
             let net = Net::with_clock(&config, link, clock()).expect("invariant: a usual MTU");
             (Arc::new(Mutex::new(net)), Some(far))
+        }
+        3 => {
+            let (near, far) = connector::pair().expect("the fuzzer needs sockets");
+            let near = UnixStream::from(near);
+            near.set_nonblocking(true).expect("invariant: an open socket");
+            let vsock = build_vsock(VSOCK_CID.into(), None, Some(near)).expect("the fuzzer needs eventfds");
+            (vsock, Some(far))
         }
         2 => {
             let output = console::Output::Stream(Console::None);

@@ -24,6 +24,11 @@ fn hostile_pci_guests_are_survived() {
 }
 
 #[test]
+fn hostile_socket_devices_drivers_are_survived() {
+    survive(Target::Vsock, 1500);
+}
+
+#[test]
 fn hostile_frames_are_survived() {
     survive(Target::Endpoint, 5000);
 }

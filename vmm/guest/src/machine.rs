@@ -59,6 +59,8 @@ pub struct Machine {
     pub metadata: RefCell<Option<Metadata>>,
     /// The earliest moment that a task waits for.
     wake_at_ns: Cell<u64>,
+    /// A task did what another one waits for.
+    stirred: Cell<bool>,
 }
 
 impl Machine {
@@ -75,6 +77,7 @@ impl Machine {
             vsock: RefCell::default(),
             metadata: RefCell::new(None),
             wake_at_ns: Cell::new(u64::MAX),
+            stirred: Cell::new(false),
         }
     }
 
@@ -123,6 +126,11 @@ impl Machine {
                 Rc::new(Stack::new(nic, slot, index, &self.clock))
             })),
         }
+    }
+
+    /// Has every task asked again before the processor sleeps.
+    pub fn stir(&self) {
+        self.stirred.set(true);
     }
 
     /// Powers off.
@@ -178,7 +186,7 @@ impl Machine {
             self.wake_at_ns.set(u64::MAX);
             tasks.retain_mut(|task| task.work.as_mut().poll(&mut context).is_pending());
             // What the tasks left in sockets goes out now; if that moved a socket, its task is asked again.
-            if self.poll_stacks() || self.has_frames() || console::send_part() {
+            if self.stirred.take() || self.poll_stacks() || self.has_frames() || console::send_part() {
                 continue;
             }
             let mut deadline = self.wake_at_ns.get();

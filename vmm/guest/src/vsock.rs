@@ -140,6 +140,7 @@ pub async fn serve(machine: &'static Machine, vsock: Rc<Vsock>) {
         let event = machine.wait(|| vsock.next()).await;
         vsock.take(&event);
         vsock.echo();
+        machine.stir();
     }
 }
 

@@ -11,6 +11,9 @@ pub struct Peripherals {
     /// A virtio console beside the serial port.
     #[serde(default)]
     pub console: Option<ConsoleConfig>,
+    /// A socket device.
+    #[serde(default)]
+    pub vsock: Option<VsockConfig>,
 }
 
 /// Where a virtio console leads.
@@ -23,15 +26,28 @@ pub enum ConsoleConfig {
     Socket(InheritedFd),
 }
 
+/// Sockets between guest and host (`crate::virtio::vsock`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockConfig {
+    /// The guest's address, 3 to 4294967294.
+    pub cid: u32,
+    /// The listening Unix stream socket where the host's side connects; it cannot if absent.
+    #[serde(default)]
+    pub listener: Option<InheritedFd>,
+    /// A socket at whose other end somebody connects for the guest (`crate::connector`); it cannot if absent.
+    #[serde(default)]
+    pub connector: Option<InheritedFd>,
+}
+
 impl Peripherals {
     /// Every descriptor that they name.
     #[must_use]
     pub(crate) fn descriptors(&self) -> Vec<InheritedFd> {
-        self.console
-            .iter()
-            .map(|console| match console {
-                ConsoleConfig::Log(fd) | ConsoleConfig::Socket(fd) => *fd,
-            })
-            .collect()
+        let console = self.console.iter().map(|console| match console {
+            ConsoleConfig::Log(fd) | ConsoleConfig::Socket(fd) => *fd,
+        });
+        let vsock = self.vsock.iter().flat_map(|vsock| vsock.listener.into_iter().chain(vsock.connector));
+        console.chain(vsock).collect()
     }
 }

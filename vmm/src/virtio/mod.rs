@@ -1,4 +1,4 @@
-//! VIRTIO 1.3 devices: block, network, entropy, console, and how a driver reaches them.
+//! VIRTIO 1.3 devices: block, network, entropy, console, sockets, and how a driver reaches them.
 //!
 //! Owns everything between a device's registers and its back end. Must never know: KVM, the address or the
 //! interrupt line of a device, tenants, paths.
@@ -52,6 +52,7 @@ pub mod spec;
 pub mod state;
 #[cfg(test)]
 mod tests;
+pub mod vsock;
 
 use std::io;
 use std::os::fd::AsRawFd;

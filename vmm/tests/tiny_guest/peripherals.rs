@@ -3,7 +3,8 @@
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixStream;
 
-use vmm::config::{ConsoleConfig, Peripherals};
+use vmm::config::{ConsoleConfig, Peripherals, VsockConfig};
+use vmm::connector;
 use vmm::rpc::ConsoleName;
 
 use super::*;
@@ -57,7 +58,7 @@ fn commands_are_typed_at_the_console(transport: Transport) {
     }
     let instance = Instance::start_with(1 << 20, |config, directory| {
         config.transport = transport;
-        config.peripherals = Peripherals { console: Some(console_socket(directory)) };
+        config.peripherals.console = Some(console_socket(directory));
     });
     let mut typist = Typist::connect(&instance);
     assert_eq!(typist.say("disk-write 0 5 by hand"), "command: disk-write 0 5 ok");
@@ -105,4 +106,72 @@ fn output_of_a_virtio_console_is_kept_and_told() {
     assert!(client.console(100).unwrap().contains("ready"));
     client.stop(true).unwrap();
     instance.end();
+}
+
+fn sockets(directory: &Path) -> VsockConfig {
+    let path = directory.join("v.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let (ours, theirs) = connector::pair().unwrap();
+    std::thread::spawn(move || connector::serve(theirs, &path));
+    VsockConfig { cid: 52, listener: Some(inherit(listener)), connector: Some(inherit(ours)) }
+}
+
+fn sockets_both_ways(transport: Transport) {
+    if !has_kvm() {
+        return;
+    }
+    let instance = Instance::start_with(4096, |config, directory| {
+        config.transport = transport;
+        config.peripherals =
+            Peripherals { console: Some(console_socket(directory)), vsock: Some(sockets(directory)) };
+    });
+    assert_eq!(instance.line("vsock"), "vsock: cid 52");
+    let path = |name: &str| instance.directory.path().join(name);
+
+    // To the guest: what is said comes back, more of it than any buffer holds.
+    let call = |line: &str| {
+        let mut stream = BufReader::new(UnixStream::connect(path("v.sock")).unwrap());
+        stream.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.get_mut().write_all(line.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_line(&mut answer).unwrap();
+        (stream, answer)
+    };
+    let (mut stream, answer) = call("CONNECT 7\n");
+    assert!(answer.starts_with("OK "), "{answer}");
+    let text: Vec<u8> = (0..1 << 18).map(|index: u32| (index % 251) as u8).collect();
+    let (mut writer, sent) = (stream.get_ref().try_clone().unwrap(), text.clone());
+    let writing = std::thread::spawn(move || writer.write_all(&sent));
+    let mut back = vec![0; text.len()];
+    stream.read_exact(&mut back).unwrap();
+    writing.join().unwrap().unwrap();
+    assert!(back == text);
+    drop(stream);
+    assert_eq!(call("CONNECT 8\n").1, "", "nobody is at that port");
+
+    // From the guest.
+    let mut typist = Typist::connect(&instance);
+    assert_eq!(typist.say("vsock 1234 hello"), "command: vsock 1234 failed: connection refused");
+    let listener = UnixListener::bind(path("v.sock_1234")).unwrap();
+    let serving = std::thread::spawn(move || {
+        let mut bytes = [0; 5];
+        let mut stream = listener.accept().unwrap().0;
+        stream.read_exact(&mut bytes).unwrap();
+        stream.write_all(b"world").unwrap();
+        bytes
+    });
+    assert_eq!(typist.say("vsock 1234 hello"), "command: vsock 1234 ok world");
+    assert_eq!(&serving.join().unwrap(), b"hello");
+    instance.client().stop(true).unwrap();
+    instance.end();
+}
+
+#[test]
+fn sockets_of_guest_and_host_meet_both_ways_on_mmio() {
+    sockets_both_ways(Transport::Mmio);
+}
+
+#[test]
+fn sockets_of_guest_and_host_meet_both_ways_on_pci() {
+    sockets_both_ways(Transport::Pci);
 }

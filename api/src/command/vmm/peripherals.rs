@@ -1,6 +1,20 @@
 //! The options of `wisp vmm boot` for devices beside disks and network devices.
 
-use vmm::interactive::ConsoleOption;
+use std::ffi::OsStr;
+use std::io::stdin;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::Context;
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
+use vmm::connector;
+use vmm::interactive::{ConsoleOption, VsockOption};
+
+/// The address that a guest has unless said: the first that one can have.
+const CID: u32 = 3;
 
 /// What is asked for; nothing is there unless it is.
 #[derive(Debug, Default, clap::Args)]
@@ -11,6 +25,60 @@ pub(super) struct Options {
     /// console stays the serial one unless `--cmdline console=hvc0` says otherwise.
     #[arg(long, value_name = "tty|file=PATH|socket=PATH", value_parser = console)]
     pub(super) console: Option<ConsoleOption>,
+    /// Sockets between guest and host (virtio-vsock, AF_VSOCK), as Firecracker has them. Who connects to the Unix socket
+    /// made at PATH and sends `CONNECT PORT` and a line feed is connected to that port of the guest and told `OK` and a
+    /// port; where the guest connects to a port of the host (CID 2), that is the Unix socket PATH_PORT. The guest's own
+    /// address is 3 unless said.
+    #[arg(long, value_name = "PATH[,cid=N]", value_parser = OsStringValueParser::new().try_map(|text| vsock(text.as_os_str())))]
+    pub(super) vsock: Option<Vsock>,
+}
+
+/// What `--vsock` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Vsock {
+    path: PathBuf,
+    cid: u32,
+}
+
+impl Vsock {
+    /// Starts the process that connects for the guest: see [`connect_for`].
+    pub(super) fn start(self) -> anyhow::Result<VsockOption> {
+        let (ours, theirs) = connector::pair()?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("wisp").args(["vmm", "connector"]).arg(&self.path).process_group(0);
+        // It ends when this process does, so nobody waits for it.
+        let started = command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).spawn();
+        started.context("start the process that connects for the guest")?;
+        Ok(VsockOption { cid: self.cid, path: self.path, connector: ours })
+    }
+}
+
+/// Connects for the guest of the VMM at the other end of standard input, confined to that.
+pub(super) fn connect_for(path: &Path) -> anyhow::Result<ExitCode> {
+    // For people only.
+    let _ = rustix::thread::set_name(c"wisp-connector");
+    let socket: OwnedFd = stdin().as_fd().try_clone_to_owned().context("take the socket over")?;
+    connector::confine()?;
+    connector::serve(socket, path)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn vsock(text: &OsStr) -> Result<Vsock, String> {
+    let bytes = text.as_bytes();
+    let comma = bytes.windows(5).rposition(|words| words == b",cid=");
+    let (path, cid) = comma.map_or((bytes, None), |at| (&bytes[..at], Some(&bytes[at + 5..])));
+    let cid = match cid {
+        None => CID,
+        Some(number) => str::from_utf8(number)
+            .ok()
+            .and_then(|number| number.parse().ok())
+            .filter(|cid| (CID..u32::MAX).contains(cid))
+            .ok_or("a guest's CID is a number from 3 to 4294967294")?,
+    };
+    if path.is_empty() {
+        return Err("there is no path".to_owned());
+    }
+    Ok(Vsock { path: OsStr::from_bytes(path).into(), cid })
 }
 
 fn console(text: &str) -> Result<ConsoleOption, String> {
@@ -24,7 +92,19 @@ fn console(text: &str) -> Result<ConsoleOption, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsString;
+
     use super::*;
+
+    #[test]
+    fn vsock_is_a_path_and_perhaps_an_address() {
+        let parse = |text: &str| vsock(&OsString::from(text));
+        assert_eq!(parse("/run/v.sock"), Ok(Vsock { path: "/run/v.sock".into(), cid: 3 }));
+        assert_eq!(parse("a,b,cid=52"), Ok(Vsock { path: "a,b".into(), cid: 52 }));
+        for wrong in ["", ",cid=3", "v,cid=", "v,cid=2", "v,cid=4294967295", "v,cid=x"] {
+            assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn console_is_the_terminal_a_file_or_a_socket() {

@@ -10,6 +10,7 @@ mod rng;
 mod state;
 mod traffic;
 mod transport;
+mod vsock;
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
