@@ -13,7 +13,7 @@ pub use endpoint::{
     Addressing, AnnouncedPrefix, Announcement, DhcpOption, Dhcpv6Config, EndpointConfig, Ipv4Config,
     Ipv6Config,
 };
-pub use peripherals::{ConsoleConfig, Peripherals, VsockConfig};
+pub use peripherals::{BalloonConfig, ConsoleConfig, Peripherals, PmemConfig, VsockConfig};
 
 /// A descriptor inherited from the parent, by number; whoever reads the configuration takes ownership once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -12,12 +12,14 @@ use storage::format::raw::RawFile;
 
 use crate::boot::image::Image;
 use crate::config::{
-    CpuProfile, DiskConfig, DiskFormat, InheritedFd, NicConfig, SystemIdentity, Traffic, Transport,
+    BalloonConfig, CpuProfile, DiskConfig, DiskFormat, InheritedFd, NicConfig, SystemIdentity, Traffic,
+    Transport,
 };
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
 use crate::kvm::Kvm;
 use crate::lifecycle::Event;
+use crate::memory::mapping::Mapping;
 use crate::peripherals::{PeripheralSpecs, VsockSpec};
 use crate::run::Error as RunError;
 use crate::sandbox::Sandbox;
@@ -63,6 +65,10 @@ pub struct BootOptions {
     pub console: Option<ConsoleOption>,
     /// A socket device.
     pub vsock: Option<VsockOption>,
+    /// A memory balloon.
+    pub balloon: Option<BalloonConfig>,
+    /// Files that are memory of the guest's, each with whether it is read-only.
+    pub pmem: Vec<(PathBuf, bool)>,
 }
 
 /// A guest's socket device.
@@ -206,6 +212,8 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
     let peripherals = PeripheralSpecs {
         console: options.console.map(open_console).transpose()?,
         vsock: options.vsock.map(open_vsock).transpose()?,
+        balloon: options.balloon,
+        pmem: options.pmem.into_iter().map(map_pmem).collect::<Result<_, _>>()?,
     };
     let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap)).collect();
     Ok(MachineSpec {
@@ -240,6 +248,11 @@ fn open_console(option: ConsoleOption) -> Result<console::Output, Error> {
             console::Output::Socket(listener)
         }
     })
+}
+
+fn map_pmem((path, read_only): (PathBuf, bool)) -> Result<Mapping, Error> {
+    let opened = File::options().read(true).write(!read_only).open(&path);
+    opened.and_then(|file| Mapping::new(file, read_only)).map_err(|source| Error::Open { path, source })
 }
 
 fn open_vsock(option: VsockOption) -> Result<VsockSpec, Error> {

@@ -9,8 +9,11 @@
 //! 0x0010_0000            RAM: kernel, initial ramdisk
 //! 0xc000_0000            hole of 1 GiB: registers of PCI functions at PCI_WINDOW_START, virtio-mmio windows at
 //!                        MMIO_START, PCI configuration space at PCI_ECAM_START, IOAPIC, local APICs, KVM's own pages
-//! 0x1_0000_0000          RAM, the rest
+//! 0x1_0000_0000          RAM, the rest; behind it, on multiples of 2 MiB, files that are memory (persistent memory)
 //! ```
+
+pub mod discard;
+pub mod mapping;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -173,6 +176,13 @@ pub fn low_ram_end(memory: &GuestMemory) -> GuestAddress {
         .map(|region| region.start_addr().unchecked_add(region.len()))
         .max()
         .unwrap_or_default()
+}
+
+/// Where memory that is no RAM may begin: behind all RAM and the hole, on a multiple of what a guest may map at once.
+#[must_use]
+pub fn behind_ram(memory: &GuestMemory) -> GuestAddress {
+    let end = memory.last_addr().unchecked_add(1).max(MMIO_HOLE_END);
+    GuestAddress(end.raw_value().next_multiple_of(mapping::ALIGNMENT_BYTES))
 }
 
 #[cfg(test)]

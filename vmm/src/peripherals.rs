@@ -8,13 +8,22 @@ use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::config::{self, ConsoleConfig, VsockConfig};
+use vm_memory::Address as _;
+
+use crate::config::{self, BalloonConfig, ConsoleConfig, PmemConfig, VsockConfig};
+use crate::devices;
 use crate::ending::EndingSignal;
 use crate::inherited::Descriptors;
+use crate::kvm::Vm;
+use crate::memory::mapping::Mapping;
+use crate::memory::{self, GuestMemory};
 use crate::serial::{self, ConsoleLog};
+use crate::virtio::balloon::{Balloon, build_balloon, saved_firmness};
 use crate::virtio::console::{self, Console, build_console};
-use crate::virtio::vsock::{Vsock, build_vsock};
-use crate::virtio::{self, Shared};
+use crate::virtio::pmem::build_pmem;
+use crate::virtio::spec::device_type;
+use crate::virtio::vsock::{Vsock, build_vsock, saved_cid};
+use crate::virtio::{Shared, StateError};
 
 /// Why a device cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +34,9 @@ pub enum Error {
     /// The socket device.
     #[error("open the sockets of the socket device")]
     Vsock(#[source] io::Error),
+    /// A persistent memory.
+    #[error("map a persistent memory")]
+    Pmem(#[source] io::Error),
 }
 
 /// What devices are made of, opened.
@@ -34,6 +46,10 @@ pub struct PeripheralSpecs {
     pub console: Option<console::Output>,
     /// The socket device's address, and its sockets, which are non-blocking.
     pub vsock: Option<VsockSpec>,
+    /// The memory balloon.
+    pub balloon: Option<BalloonConfig>,
+    /// Files that are memory.
+    pub pmem: Vec<Mapping>,
 }
 
 /// What a socket device is made of.
@@ -65,13 +81,43 @@ impl PeripheralSpecs {
             }
         };
         let vsock = config.vsock.map(|config| open_vsock(&config, fds)).transpose().map_err(Error::Vsock)?;
-        Ok(Self { console, vsock })
+        let map = |pmem: PmemConfig| Mapping::new(File::from(fds.take(pmem.file)), pmem.read_only);
+        let pmem = config.pmem.into_iter().map(map).collect::<Result<_, _>>().map_err(Error::Pmem)?;
+        Ok(Self { console, vsock, balloon: config.balloon, pmem })
+    }
+
+    /// Adds what a guest that goes on has, and what nobody gave it anew: its devices of those types, with what they have saved.
+    /// They lead nowhere.
+    ///
+    /// # Errors
+    /// What was saved is no state of such a device.
+    pub(crate) fn complete<'a>(
+        &mut self,
+        saved: impl Iterator<Item = (u32, &'a [u8])>,
+    ) -> Result<(), StateError> {
+        for (kind, own) in saved {
+            match kind {
+                device_type::CONSOLE => {
+                    self.console.get_or_insert(console::Output::Stream(serial::Console::None));
+                }
+                device_type::VSOCK if self.vsock.is_none() => {
+                    self.vsock = Some(VsockSpec { cid: saved_cid(own)?, listener: None, connector: None });
+                }
+                device_type::BALLOON => {
+                    let firm = saved_firmness(own)?;
+                    self.balloon = Some(BalloonConfig { target_mib: 0, firm });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// How many virtio devices they are.
     #[must_use]
     pub fn count(&self) -> usize {
-        usize::from(self.console.is_some()) + usize::from(self.vsock.is_some())
+        let single = [self.console.is_some(), self.vsock.is_some(), self.balloon.is_some()];
+        single.into_iter().map(usize::from).sum::<usize>() + self.pmem.len()
     }
 }
 
@@ -88,6 +134,8 @@ fn open_vsock(config: &VsockConfig, fds: &mut dyn Descriptors) -> io::Result<Vso
 pub struct Peripherals {
     console: Option<Arc<Mutex<Console>>>,
     vsock: Option<Arc<Mutex<Vsock>>>,
+    balloon: Option<Arc<Mutex<Balloon>>>,
+    pmem: Vec<Shared>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -95,29 +143,50 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Peripherals {
-    /// Makes the devices; a kernel that panics on one of them is told of by `ending`.
+    /// Makes the devices, of which some are memory of `vm`'s; a kernel that panics on one of them is told of by `ending`.
     ///
     /// # Errors
-    /// The device's.
-    pub fn build(specs: PeripheralSpecs, ending: &EndingSignal) -> Result<Self, virtio::Error> {
+    /// The device's, or KVM's.
+    pub fn build(
+        specs: PeripheralSpecs,
+        (vm, guest): (&Vm, &GuestMemory),
+        ending: &EndingSignal,
+    ) -> Result<Self, devices::Error> {
         let console = specs.console.map(build_console).transpose()?;
         if let Some(console) = &console {
             lock(console).watch_for_panics(ending.clone());
         }
         let vsock = specs.vsock.map(|spec| build_vsock(spec.cid, spec.listener, spec.connector));
-        Ok(Self { console, vsock: vsock.transpose()? })
+        let balloon = specs.balloon.map(|config| build_balloon(config.target_mib, config.firm));
+        let (mut start, mut pmem) = (memory::behind_ram(guest), Vec::with_capacity(specs.pmem.len()));
+        for mapping in specs.pmem {
+            let mapping = Arc::new(mapping);
+            vm.add_mapping(&mapping, start)?;
+            let bytes = mapping.bytes();
+            pmem.push(build_pmem(mapping, start)?);
+            start = start.unchecked_add(bytes);
+        }
+        Ok(Self { console, vsock: vsock.transpose()?, balloon: balloon.transpose()?, pmem })
     }
 
     /// The virtio devices in the order of their places.
     #[must_use]
     pub fn devices(&self) -> Vec<Shared> {
         let console = self.console.iter().map(|console| console.clone() as Shared);
-        console.chain(self.vsock.iter().map(|vsock| vsock.clone() as Shared)).collect()
+        let vsock = self.vsock.iter().map(|vsock| vsock.clone() as Shared);
+        let balloon = self.balloon.iter().map(|balloon| balloon.clone() as Shared);
+        console.chain(vsock).chain(balloon).chain(self.pmem.iter().cloned()).collect()
     }
 
     /// The virtio console.
     #[must_use]
     pub fn console(&self) -> Option<MutexGuard<'_, Console>> {
         self.console.as_deref().map(lock)
+    }
+
+    /// The memory balloon.
+    #[must_use]
+    pub fn balloon(&self) -> Option<MutexGuard<'_, Balloon>> {
+        self.balloon.as_deref().map(lock)
     }
 }

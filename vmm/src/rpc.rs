@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{Addressing, DiskConfig, InheritedFd, NicConfig, Traffic};
 use crate::questions::{Message, Question};
+use crate::virtio::balloon::BalloonStatus;
 
 pub use snapshot::SnapshotReport;
 
@@ -115,6 +116,11 @@ pub enum Action {
     ResizeDisk {
         /// The disk.
         disk: Box<DiskConfig>,
+    },
+    /// Ask the guest's memory balloon to give so many MiB, or to take back what is more. Legal in every state.
+    SetBalloon {
+        /// The target, up to [`crate::config::MEMORY_MIB_MAX`].
+        target_mib: u32,
     },
     /// Take a device from the guest: at once if no driver has it in use, else when the guest lets it go. Asked again, the
     /// guest is asked again; one that is not there is gone.
@@ -239,6 +245,9 @@ pub struct Status {
     /// The disks and network devices; absent where they cannot come and go, as in VMMs of before.
     #[serde(default)]
     pub devices: Option<Vec<DeviceStatus>>,
+    /// The memory balloon, if there is one. Asking has the guest asked for new statistics, which are there a moment later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonStatus>,
 }
 
 /// Why a VMM process ended; written to the configuration's `exit_report`.
@@ -437,6 +446,14 @@ impl Client {
         }
     }
 
+    /// [`Action::SetBalloon`].
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn set_balloon(&mut self, target_mib: u32) -> Result<(), ClientError> {
+        self.done(&Action::SetBalloon { target_mib }).map(drop)
+    }
+
     /// [`Action::Remove`]; how far the device is.
     ///
     /// # Errors
@@ -545,8 +562,13 @@ mod tests {
             serde_json::from_str::<Action>(r#"{"action":"stop"}"#).unwrap(),
             Action::Stop { force: false }
         );
-        let status =
-            Status { state: VmState::Running, first_run_us: Some(1), console_bytes: 2, devices: None };
+        let status = Status {
+            state: VmState::Running,
+            first_run_us: Some(1),
+            console_bytes: 2,
+            devices: None,
+            balloon: None,
+        };
         assert_eq!(
             serde_json::to_string(&Reply::Status(status)).unwrap(),
             r#"{"reply":"status","state":"running","first_run_us":1,"console_bytes":2,"devices":null}"#

@@ -233,7 +233,17 @@ impl Supervisor {
                     first_run_us: self.machine.first_run_us(),
                     console_bytes: self.machine.serial().console_bytes(),
                     devices: Some(self.machine.devices().status()),
+                    balloon: self.machine.peripherals().balloon().map(|mut balloon| balloon.status()),
                 });
+            }
+            Action::SetBalloon { target_mib } => {
+                let Some(mut balloon) = self.machine.peripherals().balloon() else {
+                    return Reply::Error { message: "the guest has no memory balloon".to_owned() };
+                };
+                return match balloon.set_target(target_mib) {
+                    Ok(()) => Reply::Done { state: self.machine.state() },
+                    Err(error) => Reply::Error { message: error.to_string() },
+                };
             }
             Action::AddDisk { disk } => return self.add_disk(*disk, passed),
             Action::ResizeDisk { disk } => return self.resize_disk(*disk, passed),

@@ -245,7 +245,7 @@ impl Machine {
         }
 
         let wires = add_bus(&vm, &guest, &mut buses.ports, &sci)?;
-        let peripherals = Peripherals::build(spec.peripherals, ending).map_err(devices::Error::from)?;
+        let peripherals = Peripherals::build(spec.peripherals, (&vm, &guest), ending)?;
         let devices = build_devices(spec.disks, spec.nics, &peripherals, &wires.questions)?;
         let shared: Vec<Shared> = devices.iter().map(|(_, shared)| shared.clone()).collect();
         let filled = places.fill(&vm, &guest, (&mut buses, &wires.host), &shared)?;

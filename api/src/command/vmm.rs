@@ -167,6 +167,8 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         cpu: arguments.cpu.into(),
         control: arguments.control,
         console: arguments.peripherals.console,
+        balloon: arguments.peripherals.balloon,
+        pmem: arguments.peripherals.pmem.iter().map(|text| disk(text)).collect(),
         vsock: arguments.peripherals.vsock.map(peripherals::Vsock::start).transpose()?,
     })?;
     eprintln!("wisp: {}", ending.message);

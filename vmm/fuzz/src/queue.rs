@@ -8,13 +8,17 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use storage::format::Disk;
+use vm_memory::GuestAddress;
 use vmm::config::{DiskLimits, InheritedFd, NicConfig, RateLimit, Traffic, TransferLimits};
 use vmm::connector;
+use vmm::memory::mapping::Mapping;
 use vmm::serial::Console;
+use vmm::virtio::balloon::build_balloon;
 use vmm::virtio::block::{Block, Clock};
 use vmm::virtio::console::{self, build_console};
 use vmm::virtio::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, packet_pair, write_descriptor};
 use vmm::virtio::net::Net;
+use vmm::virtio::pmem::build_pmem;
 use vmm::virtio::vsock::build_vsock;
 use vmm::virtio::{Shared, build_rng};
 
@@ -80,7 +84,7 @@ const VSOCK_CID: u8 = 3;
 
 /// The device, and the far end of its link or its connector if it has one.
 pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
-    match kind % 5 {
+    match kind % 7 {
         0 => {
             let block =
                 Block::new(Box::new(NullDisk), kind & 0x80 != 0, "fuzz").expect("invariant: a short serial");
@@ -106,6 +110,16 @@ pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
             near.set_nonblocking(true).expect("invariant: an open socket");
             let vsock = build_vsock(VSOCK_CID.into(), None, Some(near)).expect("the fuzzer needs eventfds");
             (vsock, Some(far))
+        }
+        5 => {
+            let file = tempfile::tempfile().expect("the fuzzer needs files");
+            file.set_len(4096).expect("the fuzzer needs files");
+            let mapping = Arc::new(Mapping::new(file, kind & 0x40 != 0).expect("the fuzzer needs memory"));
+            (build_pmem(mapping, GuestAddress(1 << 32)).expect("the fuzzer needs eventfds"), None)
+        }
+        4 => {
+            let balloon = build_balloon(kind.into(), kind & 0x40 != 0).expect("the fuzzer needs eventfds");
+            (balloon, None)
         }
         2 => {
             let output = console::Output::Stream(Console::None);

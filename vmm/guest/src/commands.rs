@@ -13,7 +13,7 @@ use crate::machine::Machine;
 use crate::metadata::shown;
 use crate::parse::script::{self, Command, commands};
 use crate::stack::Stack;
-use crate::{fetch, ping, println, resolve, vsock};
+use crate::{balloon, fetch, ping, println, resolve, vsock};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -86,6 +86,17 @@ async fn one(
                 answer.map(|bytes| shown(&String::from_utf8_lossy(&bytes)).to_string()),
             ));
         }
+        Command::PmemWrite(index, offset, text) => {
+            let pmem = machine.pmem().get(index).copied().ok_or("no such memory");
+            let result = pmem.and_then(|pmem| pmem.write(offset, text.as_bytes()));
+            return Some(told(&format!("pmem-write {index} {offset}"), result.map(|()| "")));
+        }
+        Command::PmemRead(index, offset) => {
+            let pmem = machine.pmem().get(index).copied().ok_or("no such memory");
+            let result = pmem.and_then(|pmem| pmem.read(offset));
+            return Some(told(line, result.map(|text| shown(&text).to_string())));
+        }
+        Command::Touch(mib) => return Some(told("touch", balloon::touch(machine, mib))),
         Command::Ping(..) | Command::Resolve(..) | Command::Fetch(_) => {}
     }
     let Some(stack) = stack else { return Some(told::<&str, _>(line, Err("no network"))) };

@@ -6,11 +6,13 @@
 #![expect(unsafe_code, reason = "register windows are reached through their addresses")]
 
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::ptr::NonNull;
 
 use virtio_drivers::transport::mmio::{MmioTransport, VirtIOHeader};
 use virtio_drivers::transport::{DeviceType, Transport as _};
 
+use crate::balloon::Balloon;
 use crate::disk::{DISKS_MAX, Disk};
 use crate::entry::VECTOR_DEVICE;
 use crate::hvc::Hvc;
@@ -19,6 +21,7 @@ use crate::nic::{NICS_MAX, Nic};
 use crate::parse::cmdline::{MmioDevice, mmio_devices};
 use crate::pci::{self, Function};
 use crate::physical::MEMORY_END;
+use crate::pmem::{self, Pmem};
 use crate::println;
 use crate::transport::Transport;
 use crate::vsock::Vsock;
@@ -36,18 +39,27 @@ pub enum Device {
     Console(Hvc),
     /// A socket device.
     Vsock(Vsock),
+    /// A memory balloon.
+    Balloon(Balloon),
+    /// A persistent memory.
+    Pmem(Pmem),
 }
 
 /// Sets up every device of `cmdline`; without one there, those of the PCI bus whose configuration space is at `ecam`. In
 /// the order of the command line or the bus; one that fails is named on the console and left out.
 ///
 /// Where the command line names devices, a bus is there for those that come later, and looking through its slots would
-/// cost more than all the rest.
-pub fn find(cmdline: &str, ecam: Option<u64>, pins: &Pins) -> Vec<Device> {
+/// cost more than all the rest. Of `spare`, memory that nobody uses, a balloon may give.
+pub fn find(cmdline: &str, ecam: Option<u64>, pins: &Pins, spare: &Range<u64>) -> Vec<Device> {
     let mut devices = Vec::new();
     let mut named = false;
     for device in mmio_devices(cmdline).take(DEVICES_MAX) {
         named = true;
+        // The driver's crate does not know these.
+        if let Some(pmem) = pmem::find(device) {
+            devices.push(Device::Pmem(pmem));
+            continue;
+        }
         // An empty slot has no device type and is none of our business.
         let Some(transport) = transport(device) else { continue };
         if !is_wanted(&devices, transport.device_type()) {
@@ -57,35 +69,40 @@ pub fn find(cmdline: &str, ecam: Option<u64>, pins: &Pins) -> Vec<Device> {
             println!("device {:#x}: no pin for interrupt {}", device.base, device.gsi);
             continue;
         }
-        match set_up(Transport::mmio(transport)) {
+        match set_up(Transport::mmio(transport), spare) {
             Ok(found) => devices.push(found),
             Err(error) => println!("device {:#x}: {error}", device.base),
         }
     }
     for function in ecam.filter(|_| !named).into_iter().flat_map(pci::functions) {
-        devices.extend(on_pci(function, |kind| is_wanted(&devices, kind)));
+        devices.extend(on_pci(function, spare, |kind| is_wanted(&devices, kind)));
     }
     devices
 }
 
 /// Sets up what came to a slot of the PCI bus, if `is_wanted` says so of its type; one that fails is named on the console.
 pub fn in_slot(ecam: u64, slot: u8, is_wanted: impl FnOnce(DeviceType) -> bool) -> Option<Device> {
-    on_pci(pci::function_in(ecam, slot)?, is_wanted)
+    on_pci(pci::function_in(ecam, slot)?, &(0..0), is_wanted)
 }
 
-fn on_pci(function: Function, is_wanted: impl FnOnce(DeviceType) -> bool) -> Option<Device> {
+fn on_pci(
+    function: Function,
+    spare: &Range<u64>,
+    is_wanted: impl FnOnce(DeviceType) -> bool,
+) -> Option<Device> {
     let slot = function.slot();
     let transport = Transport::pci(function)?;
     if !is_wanted(transport.device_type()) {
         return None;
     }
-    set_up(transport).map_err(|error| println!("pci slot {slot}: {error}")).ok()
+    set_up(transport, spare).map_err(|error| println!("pci slot {slot}: {error}")).ok()
 }
 
 fn is_wanted(devices: &[Device], kind: DeviceType) -> bool {
     let count = |is: fn(&Device) -> bool| devices.iter().filter(|device| is(device)).count();
     match kind {
         DeviceType::Console => count(|device| matches!(device, Device::Console(_))) == 0,
+        DeviceType::MemoryBalloon => count(|device| matches!(device, Device::Balloon(_))) == 0,
         DeviceType::Socket => count(|device| matches!(device, Device::Vsock(_))) == 0,
         _ => {
             let nics = count(|device| matches!(device, Device::Nic(..)));
@@ -103,12 +120,13 @@ pub fn is_wanted_beside(nics: usize, disks: usize, kind: DeviceType) -> bool {
     }
 }
 
-fn set_up(transport: Transport) -> Result<Device, virtio_drivers::Error> {
+fn set_up(transport: Transport, spare: &Range<u64>) -> Result<Device, virtio_drivers::Error> {
     let slot = transport.slot();
     match transport.device_type() {
         DeviceType::Network => Nic::new(transport).map(|nic| Device::Nic(nic, slot)),
         DeviceType::Console => Hvc::new(transport).map(Device::Console),
         DeviceType::Socket => Vsock::new(transport).map(Device::Vsock),
+        DeviceType::MemoryBalloon => Balloon::new(transport, spare.clone()).map(Device::Balloon),
         _ => Disk::new(transport).map(Device::Disk),
     }
 }

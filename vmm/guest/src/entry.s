@@ -249,6 +249,8 @@ idt_end:
 pml4:
     .quad pdpt + 0x27
     .fill 511, 8, 0
+.global wisp_pdpt
+wisp_pdpt:
 pdpt:
     .quad pd + 0x27, pd + 0x1027, pd + 0x2027, pd + 0x3027
     .fill 508, 8, 0

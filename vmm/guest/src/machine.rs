@@ -10,6 +10,7 @@ use core::future::{Future, poll_fn};
 use core::pin::Pin;
 use core::task::{Context, Poll, Waker};
 
+use crate::balloon::Balloon;
 use crate::clock::Clock;
 use crate::console;
 use crate::device::{self, Device};
@@ -19,6 +20,7 @@ use crate::generation::Generation;
 use crate::hvc::Hvc;
 use crate::metadata::Metadata;
 use crate::plug::Plug;
+use crate::pmem::Pmem;
 use crate::power::Power;
 use crate::stack::Stack;
 use crate::vsock::Vsock;
@@ -55,6 +57,8 @@ pub struct Machine {
     disks: RefCell<Vec<Option<Rc<Disk>>>>,
     hvc: RefCell<Option<Rc<Hvc>>>,
     vsock: RefCell<Option<Rc<Vsock>>>,
+    balloon: RefCell<Option<Rc<Balloon>>>,
+    pmem: RefCell<Vec<Pmem>>,
     /// What the metadata service said, once it has.
     pub metadata: RefCell<Option<Metadata>>,
     /// The earliest moment that a task waits for.
@@ -75,6 +79,8 @@ impl Machine {
             disks: RefCell::default(),
             hvc: RefCell::default(),
             vsock: RefCell::default(),
+            balloon: RefCell::default(),
+            pmem: RefCell::default(),
             metadata: RefCell::new(None),
             wake_at_ns: Cell::new(u64::MAX),
             stirred: Cell::new(false),
@@ -107,6 +113,16 @@ impl Machine {
         self.vsock.borrow().clone()
     }
 
+    /// The memory balloon.
+    pub fn balloon(&self) -> Option<Rc<Balloon>> {
+        self.balloon.borrow().clone()
+    }
+
+    /// The persistent memories.
+    pub fn pmem(&self) -> Vec<Pmem> {
+        self.pmem.borrow().clone()
+    }
+
     /// Takes a device into use; its stack, if it has one.
     pub fn add(&self, device: Device) -> Option<Rc<Stack>> {
         match device {
@@ -116,6 +132,14 @@ impl Machine {
             }
             Device::Console(hvc) => {
                 self.hvc.replace(Some(Rc::new(hvc)));
+                None
+            }
+            Device::Balloon(balloon) => {
+                self.balloon.replace(Some(Rc::new(balloon)));
+                None
+            }
+            Device::Pmem(pmem) => {
+                self.pmem.borrow_mut().push(pmem);
                 None
             }
             Device::Vsock(vsock) => {
@@ -181,6 +205,7 @@ impl Machine {
                 self.each_stack(Stack::acknowledge);
                 self.hvc.borrow().iter().for_each(|hvc| hvc.acknowledge());
                 self.vsock.borrow().iter().for_each(|vsock| vsock.acknowledge());
+                self.balloon.borrow().iter().for_each(|balloon| balloon.acknowledge());
             }
             self.poll_stacks();
             self.wake_at_ns.set(u64::MAX);

@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+mod balloon;
 mod boot;
 mod clock;
 mod commands;
@@ -32,6 +33,7 @@ mod pci;
 mod physical;
 mod ping;
 mod plug;
+mod pmem;
 mod power;
 mod register;
 mod resolve;
@@ -64,7 +66,8 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
         println!("boot: nothing was handed over at {info:#x}");
         power::give_up();
     };
-    let Some(heap_bytes) = memory::start_heap(handover.free) else {
+    let free = handover.free;
+    let Some(heap_bytes) = memory::start_heap(free.clone()) else {
         println!("boot: too little memory after the image at {:#x}", memory::image_end());
         power::give_up();
     };
@@ -76,7 +79,7 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     let power = Power::start(&acpi, &pins);
     let plug = Plug::start(&acpi);
     let generation = Generation::start(&acpi);
-    let devices = device::find(handover.cmdline, acpi.ecam, &pins);
+    let devices = device::find(handover.cmdline, acpi.ecam, &pins, &(free.start + heap_bytes..free.end));
     clock.calibrate();
     let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, power, plug, generation)));
     for device in devices {
@@ -87,6 +90,9 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     let mut tasks: Vec<Task> = machine.stacks().iter().flat_map(|stack| serve(machine, stack)).collect();
     if let Some(hvc) = machine.hvc() {
         tasks.push(Task::new(hvc::serve(machine, hvc), Rc::default()));
+    }
+    if let Some(balloon) = machine.balloon() {
+        tasks.push(Task::new(balloon::serve(machine, balloon), Rc::default()));
     }
     if let Some(vsock) = machine.vsock() {
         tasks.push(Task::new(vsock::serve(machine, vsock), Rc::default()));
@@ -160,6 +166,9 @@ async fn live(machine: &'static Machine, slot: Rc<Cell<Option<u8>>>) {
     }
     drop(disks);
     machine.stacks().iter().for_each(|stack| stack.introduce());
+    for (index, pmem) in machine.pmem().iter().enumerate() {
+        println!("pmem {index}: {} bytes", pmem.bytes());
+    }
     if let Some(vsock) = machine.vsock() {
         println!("vsock: cid {}", vsock.cid());
     }

@@ -14,6 +14,12 @@ pub struct Peripherals {
     /// A socket device.
     #[serde(default)]
     pub vsock: Option<VsockConfig>,
+    /// A memory balloon.
+    #[serde(default)]
+    pub balloon: Option<BalloonConfig>,
+    /// Files that are memory of the guest's, in the order in which it sees them.
+    #[serde(default)]
+    pub pmem: Vec<PmemConfig>,
 }
 
 /// Where a virtio console leads.
@@ -40,6 +46,30 @@ pub struct VsockConfig {
     pub connector: Option<InheritedFd>,
 }
 
+/// A memory balloon (`crate::virtio::balloon`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonConfig {
+    /// What the guest is asked to give, in MiB, up to [`super::MEMORY_MIB_MAX`]; it may change while the guest runs
+    /// (`crate::rpc::Action::SetBalloon`).
+    #[serde(default)]
+    pub target_mib: u32,
+    /// Not even a guest without memory takes any back by itself.
+    #[serde(default)]
+    pub firm: bool,
+}
+
+/// A file as persistent memory (`crate::virtio::pmem`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PmemConfig {
+    /// A regular file, from 1 byte to 1 TiB, which does not become shorter.
+    pub file: InheritedFd,
+    /// What the guest writes goes nowhere.
+    #[serde(default)]
+    pub read_only: bool,
+}
+
 impl Peripherals {
     /// Every descriptor that they name.
     #[must_use]
@@ -48,6 +78,6 @@ impl Peripherals {
             ConsoleConfig::Log(fd) | ConsoleConfig::Socket(fd) => *fd,
         });
         let vsock = self.vsock.iter().flat_map(|vsock| vsock.listener.into_iter().chain(vsock.connector));
-        console.chain(vsock).collect()
+        console.chain(vsock).chain(self.pmem.iter().map(|pmem| pmem.file)).collect()
     }
 }

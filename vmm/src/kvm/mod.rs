@@ -13,16 +13,17 @@ mod x86_64;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_msi};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_msi, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VcpuExit, VcpuFd, VmFd};
-use vm_memory::{Address, GuestAddress};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend as _};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Bus;
 use crate::config::CpuProfile;
+use crate::memory::mapping::Mapping;
 use crate::memory::{self, GuestMemory};
 
 pub use dirty::DirtyPages;
@@ -212,6 +213,7 @@ impl Kvm {
             tsc_deadline,
             msrs: msrs.into(),
             memory: memory.clone(),
+            mappings: Mutex::default(),
         })
     }
 }
@@ -234,6 +236,8 @@ pub struct Vm {
     msrs: Arc<[u32]>,
     /// KVM reads and writes the mapping, so it must not go before the descriptor.
     memory: GuestMemory,
+    /// Likewise.
+    mappings: Mutex<Vec<Arc<Mapping>>>,
 }
 
 impl Vm {
@@ -247,6 +251,27 @@ impl Vm {
     #[must_use]
     pub fn needs(&self, count: u8) -> CpuNeeds {
         CpuNeeds::of(&x86_64::guest_cpuid(&self.cpuid, 0, count, self.profile, self.tsc_deadline))
+    }
+
+    /// Lets the guest have `mapping` at `start`, in memory slots behind those of its RAM. What it writes to one that is
+    /// read-only goes nowhere.
+    ///
+    /// # Errors
+    /// The kernel's: something else is there.
+    pub fn add_mapping(&self, mapping: &Arc<Mapping>, start: GuestAddress) -> Result<(), Error> {
+        let mut mappings = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = self.memory.num_regions() + mappings.len();
+        let region = kvm_userspace_memory_region {
+            slot: u32::try_from(slot).expect("invariant: a machine has a few dozen devices"),
+            flags: if mapping.is_read_only() { KVM_MEM_READONLY } else { 0 },
+            guest_phys_addr: start.raw_value(),
+            memory_size: mapping.bytes(),
+            userspace_addr: mapping.start().as_ptr() as u64,
+        };
+        // SAFETY: the mapping has that address and length, and `Vm` keeps it as long as the VM's descriptor.
+        unsafe { self.fd.set_user_memory_region(region) }.map_err(step("give the VM a file as memory"))?;
+        mappings.push(mapping.clone());
+        Ok(())
     }
 
     /// Each write to `event` is one pulse on the IOAPIC's pin `gsi`.

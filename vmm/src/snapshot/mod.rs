@@ -108,6 +108,9 @@ pub enum Error {
     /// Its state cannot be read.
     #[error("the snapshot's state cannot be read")]
     State(#[source] postcard::Error),
+    /// A device is given that the guest does not know of.
+    #[error("a virtio device of type {0} is given, which the guest of the snapshot does not have")]
+    Stranger(u32),
     /// Differences come before what they are to, or to something else.
     #[error("the snapshot {id} has the differences to {base}, and what comes before it is {before}")]
     Chain {

@@ -19,7 +19,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{Chain, Handled, Progress, QueueError};
 use super::spec::{console as spec, device_type};
-use super::{Activation, Error, VirtioDevice};
+use super::state::decode;
+use super::{Activation, DeviceState, Error, StateError, VirtioDevice};
 use crate::ending::EndingSignal;
 use crate::panic::PanicWatch;
 use crate::serial;
@@ -219,6 +220,21 @@ impl VirtioDevice for Console {
 
     fn reset(&mut self) {
         self.active = None;
+    }
+
+    /// The size of the terminal, and what was typed and not taken.
+    fn save(&self) -> DeviceState {
+        let input: Vec<u8> = self.input.iter().copied().collect();
+        DeviceState::of(self.active.as_ref()).with(&(self.config, input))
+    }
+
+    fn restore(&mut self, own: &[u8]) -> Result<(), StateError> {
+        let (config, input): (_, Vec<u8>) = decode(own)?;
+        if input.len() > INPUT_BYTES_MAX {
+            return Err(StateError::Invalid("more is typed at its console than waits at one"));
+        }
+        (self.config, self.input) = (config, input.into());
+        Ok(())
     }
 
     fn hold(&mut self, held: bool) {

@@ -1,4 +1,4 @@
-//! VIRTIO 1.3 devices: block, network, entropy, console, sockets, and how a driver reaches them.
+//! VIRTIO 1.3 devices: block, network, entropy, console, sockets, balloon, persistent memory, and how a driver reaches them.
 //!
 //! Owns everything between a device's registers and its back end. Must never know: KVM, the address or the
 //! interrupt line of a device, tenants, paths.
@@ -36,6 +36,7 @@
 //! between. Activation happens on the vCPU that writes `DRIVER_OK`; it then kicks every queue once, which is how
 //! the event loop learns of it. A reset takes the mutex, so after it no request is in flight.
 
+pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod limiter;
@@ -46,6 +47,7 @@ pub mod mock;
 pub mod negotiation;
 pub mod net;
 pub mod pci;
+pub mod pmem;
 pub mod queue;
 pub mod rng;
 pub mod spec;
@@ -134,7 +136,8 @@ pub trait Interrupt: Send + Sync {
 pub struct Activation {
     /// The guest's memory.
     pub memory: GuestMemory,
-    /// One checked queue per entry of [`VirtioDevice::queue_sizes`], in that order.
+    /// One checked queue per entry of [`VirtioDevice::queue_sizes`], in that order; one that the driver need not set up and
+    /// has not is not in use.
     pub queues: Vec<queue::VirtQueue>,
     /// The negotiated features.
     pub features: u64,
@@ -152,6 +155,11 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
 
     /// The largest size of each queue; powers of two, at most 32768.
     fn queue_sizes(&self) -> &[u16];
+
+    /// Whether a driver that accepted `features` cannot start the device without queue `index`.
+    fn needs_queue(&self, _index: usize, _features: u64) -> bool {
+        true
+    }
 
     /// One event per queue, written for every notification of the driver.
     fn queue_events(&self) -> &[EventFd];

@@ -313,11 +313,15 @@ impl Negotiation {
     /// All queues as the driver laid them out; nothing if one is not ready or not in guest memory.
     fn checked_queues(&self) -> Option<Vec<VirtQueue>> {
         let event_idx = self.accepted & feature::RING_EVENT_IDX != 0;
-        let checked = |queue: &QueueSetup| {
+        let device = lock(&self.device);
+        let checked = |(index, queue): (usize, &QueueSetup)| {
+            if !queue.ready && !device.needs_queue(index, self.accepted) {
+                return VirtQueue::unused(self.memory.clone(), queue.size_max).ok();
+            }
             let checked = VirtQueue::new(self.memory.clone(), queue.layout, queue.size_max, event_idx);
             checked.ok().filter(|_| queue.ready)
         };
-        self.queues.iter().map(checked).collect()
+        self.queues.iter().enumerate().map(checked).collect()
     }
 
     fn hand_over(&self, queues: Vec<VirtQueue>) {

@@ -35,7 +35,7 @@ pub enum QueueError {
     /// A chain has more than [`CHAIN_DESCRIPTORS_MAX`] descriptors.
     #[error("descriptor chain is too long")]
     ChainLength,
-    /// A chain describes more than [`CHAIN_BYTES_MAX`] bytes.
+    /// A chain describes more than [`CHAIN_BYTES_MAX`] bytes, or what else a queue allows.
     #[error("descriptor chain describes too many bytes")]
     ChainBytes,
     /// A readable buffer follows a writable one.
@@ -110,6 +110,11 @@ impl Chain {
         Self::default()
     }
 
+    /// The buffers that the device may write.
+    pub fn writable(&self) -> &[Segment] {
+        &self.writable
+    }
+
     /// Bytes that the device may read.
     pub fn readable_bytes(&self) -> u64 {
         total(&self.readable)
@@ -142,7 +147,11 @@ impl Chain {
         done
     }
 
-    fn fill(&mut self, chain: virtio_queue::DescriptorChain<&GuestMemory>) -> Result<(), QueueError> {
+    fn fill(
+        &mut self,
+        chain: virtio_queue::DescriptorChain<&GuestMemory>,
+        bytes_max: u64,
+    ) -> Result<(), QueueError> {
         self.head = chain.head_index();
         self.readable.clear();
         self.writable.clear();
@@ -154,7 +163,7 @@ impl Chain {
                 return Err(QueueError::ChainLength);
             }
             bytes += u64::from(descriptor.len());
-            if bytes > CHAIN_BYTES_MAX {
+            if bytes > bytes_max {
                 return Err(QueueError::ChainBytes);
             }
             let segment = Segment { address: descriptor.addr(), length: descriptor.len() };
@@ -211,6 +220,7 @@ pub struct VirtQueue {
     queue: Queue,
     memory: GuestMemory,
     used_since_signal: bool,
+    chain_bytes_max: u64,
 }
 
 impl VirtQueue {
@@ -234,7 +244,23 @@ impl VirtQueue {
         if layout.available == 0 || !queue.is_valid(&memory) {
             return Err(QueueError::Layout);
         }
-        Ok(Self { queue, memory, used_since_signal: false })
+        Ok(Self { queue, memory, used_since_signal: false, chain_bytes_max: CHAIN_BYTES_MAX })
+    }
+
+    /// A queue that the driver has not set up: nothing is ever in it.
+    pub fn unused(memory: GuestMemory, size_max: u16) -> Result<Self, QueueError> {
+        let queue = Queue::new(size_max).map_err(|_| QueueError::Layout)?;
+        Ok(Self { queue, memory, used_since_signal: false, chain_bytes_max: CHAIN_BYTES_MAX })
+    }
+
+    /// Whether the driver has set it up.
+    pub fn is_used(&self) -> bool {
+        self.queue.ready()
+    }
+
+    /// Lets chains describe so many bytes: for a device that reads and writes none of them.
+    pub fn allow_chains_of(&mut self, bytes_max: u64) {
+        self.chain_bytes_max = bytes_max;
     }
 
     /// The same queue, with a device that had come as far as `position` in it. As with what a driver writes, a position
@@ -268,7 +294,7 @@ impl VirtQueue {
         use virtio_queue::QueueOwnedT;
         let next = self.queue.iter(&self.memory).map_err(|_| QueueError::AvailableIndex)?.next();
         match next {
-            Some(raw) => chain.fill(raw).map(|()| true),
+            Some(raw) => chain.fill(raw, self.chain_bytes_max).map(|()| true),
             None => Ok(false),
         }
     }

@@ -15,6 +15,10 @@ pub mod device_type {
     pub const BLOCK: u32 = virtio_ids::VIRTIO_ID_BLOCK;
     /// A console (§5.3).
     pub const CONSOLE: u32 = virtio_ids::VIRTIO_ID_CONSOLE;
+    /// Persistent memory (§5.19).
+    pub const PMEM: u32 = virtio_ids::VIRTIO_ID_PMEM;
+    /// A memory balloon (§5.5).
+    pub const BALLOON: u32 = virtio_ids::VIRTIO_ID_BALLOON;
     /// A socket device (§5.10).
     pub const VSOCK: u32 = virtio_ids::VIRTIO_ID_VSOCK;
     /// An entropy source (§5.4).
@@ -370,4 +374,61 @@ pub mod vsock {
     pub const SHUTDOWN_BOTH: u32 = SHUTDOWN_RECEIVE | SHUTDOWN_SEND;
     /// `id` of an event: all connections are gone, and the guest's address may be another one (§5.10.6.7).
     pub const EVENT_TRANSPORT_RESET: u32 = 0;
+}
+
+/// Memory balloons (§5.5).
+pub mod balloon {
+    /// Index of the queue of pages that the guest gives.
+    pub const QUEUE_INFLATE: usize = 0;
+    /// Index of the queue of pages that it takes back.
+    pub const QUEUE_DEFLATE: usize = 1;
+    /// Index of the queue of statistics.
+    pub const QUEUE_STATISTICS: usize = 2;
+    /// Index of the queue of hints; of reports for a driver that does not count the queue of hints, which is not offered.
+    pub const QUEUE_HINTS: usize = 3;
+    /// Index of the queue of reports.
+    pub const QUEUE_REPORTS: usize = 4;
+
+    /// There are statistics (`VIRTIO_BALLOON_F_STATS_VQ`).
+    pub const F_STATS_VQ: u64 = 1 << 1;
+    /// A guest without memory takes pages back by itself (`VIRTIO_BALLOON_F_DEFLATE_ON_OOM`).
+    pub const F_DEFLATE_ON_OOM: u64 = 1 << 2;
+    /// Free pages are reported (`VIRTIO_BALLOON_F_PAGE_REPORTING`).
+    pub const F_PAGE_REPORTING: u64 = 1 << 5;
+
+    /// Bytes of the configuration space: num_pages u32 @0, actual u32 @4 (§5.5.4).
+    pub const CONFIG_BYTES: usize = 8;
+    /// Offset of `actual`.
+    pub const CONFIG_ACTUAL: u64 = 4;
+
+    /// Statistic: bytes read from swap.
+    pub const S_SWAP_IN: u16 = 0;
+    /// Statistic: bytes written to swap.
+    pub const S_SWAP_OUT: u16 = 1;
+    /// Statistic: major faults.
+    pub const S_MAJFLT: u16 = 2;
+    /// Statistic: minor faults.
+    pub const S_MINFLT: u16 = 3;
+    /// Statistic: free bytes.
+    pub const S_MEMFREE: u16 = 4;
+    /// Statistic: all bytes.
+    pub const S_MEMTOT: u16 = 5;
+    /// Statistic: available bytes.
+    pub const S_AVAIL: u16 = 6;
+    /// Statistic: bytes of caches.
+    pub const S_CACHES: u16 = 7;
+}
+
+/// Persistent memory (§5.19).
+pub mod pmem {
+    /// Bytes of a request: type u32.
+    pub const REQUEST_BYTES: usize = 4;
+    /// `type`: what was written becomes durable.
+    pub const REQUEST_FLUSH: u32 = 0;
+    /// Bytes of an answer: ret u32.
+    pub const RESPONSE_BYTES: usize = 4;
+    /// `ret`: it is.
+    pub const RESPONSE_OK: u32 = 0;
+    /// `ret`: it is not, minus one.
+    pub const RESPONSE_FAILED: u32 = u32::MAX;
 }

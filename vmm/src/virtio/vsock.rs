@@ -18,14 +18,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::queue::{Chain, Handled, Progress, QueueError};
 use super::spec::{device_type, vsock as spec};
-use super::{Activation, Error, VirtioDevice};
+use super::state::decode;
+use super::{Activation, DeviceState, Error, StateError, VirtioDevice};
 
-use table::Table;
+use table::{HOST_PORT_START, Table};
 
 pub use connection::BUFFER_BYTES_MAX;
 pub use packet::Header;
@@ -44,7 +46,7 @@ pub const CID_MIN: u32 = 3;
 
 /// One socket device.
 pub struct Vsock {
-    config: [u8; 8],
+    cid: u32,
     queue_events: Vec<EventFd>,
     timer: TimerFd,
     timer_for: Option<Instant>,
@@ -72,7 +74,7 @@ pub fn build_vsock(
         return Err(Error::Config { what: "guest's CID", value: cid.to_string(), allowed });
     }
     Ok(Arc::new(Mutex::new(Vsock {
-        config: u64::from(cid).to_le_bytes(),
+        cid,
         queue_events: super::queue_event_fds(3)?,
         timer: TimerFd::new().map_err(|errno| Error::EventFd(errno.into()))?,
         timer_for: None,
@@ -83,6 +85,24 @@ pub fn build_vsock(
         event_due: false,
         held: false,
     })))
+}
+
+/// The address in a device's saved state.
+///
+/// # Errors
+/// It is none.
+pub fn saved_cid(own: &[u8]) -> Result<u32, StateError> {
+    let OwnState { cid, .. } = decode(own)?;
+    let is_one = (CID_MIN..u32::MAX).contains(&cid);
+    if is_one { Ok(cid) } else { Err(StateError::Invalid("its address is one that no guest has")) }
+}
+
+/// What a socket device saves.
+#[derive(Serialize, Deserialize)]
+struct OwnState {
+    cid: u32,
+    /// The host's port of the next connection that the host begins.
+    next_port: u32,
 }
 
 impl Vsock {
@@ -227,7 +247,7 @@ impl VirtioDevice for Vsock {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        super::read_config_bytes(&self.config, offset, data);
+        super::read_config_bytes(&u64::from(self.cid).to_le_bytes(), offset, data);
     }
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
@@ -241,6 +261,20 @@ impl VirtioDevice for Vsock {
         self.table.clear();
         // The event loop has streams to forget.
         self.queue_events.iter().for_each(super::kick);
+    }
+
+    /// The guest's address. Connections do not go on, and no new one has a port of one that the guest may still think of.
+    fn save(&self) -> DeviceState {
+        let own = OwnState { cid: self.cid, next_port: self.table.next_port };
+        DeviceState::of(self.active.as_ref()).with(&own)
+    }
+
+    /// A guest that goes on has the address that it is given now, and hears that its connections are gone.
+    fn restore(&mut self, own: &[u8]) -> Result<(), StateError> {
+        saved_cid(own)?;
+        self.table.next_port = decode::<OwnState>(own)?.next_port.max(HOST_PORT_START);
+        self.event_due = true;
+        Ok(())
     }
 
     fn hold(&mut self, held: bool) {

@@ -15,6 +15,7 @@ use crate::ending::EndingSignal;
 use crate::kvm::{self, HostKind, Kvm, Vm};
 use crate::lifecycle::Event;
 use crate::memory::{self, GuestMemory};
+use crate::peripherals::Peripherals;
 use crate::plugged::{Devices, Wires};
 use crate::power;
 use crate::questions::Questions;
@@ -170,7 +171,11 @@ impl Machine {
         }
         // Before the devices, some of which may interrupt at once.
         vm.restore(&state.vm)?;
-        let made = make_devices(spec.disks, spec.nics, &state.devices, &wires.questions)?;
+        let mut peripherals = spec.peripherals;
+        peripherals.complete(state.devices.iter().map(|device| (kind(device), own(device))))?;
+        let peripherals = Peripherals::build(peripherals, (&vm, &guest), ending)?;
+        let backends = (spec.disks, spec.nics, peripherals.devices());
+        let made = make_devices(backends, &state.devices, &wires.questions)?;
         let places = Places::of_windows(state.devices.iter().filter(|device| device.slot.is_none()).count())?;
         let seats = seat(&places, &wires, &mut buses, &made, &state.devices)?;
         restore_bus(&wires, &state)?;
@@ -192,6 +197,8 @@ impl Machine {
             places,
             devices,
             origin,
+            peripherals,
+            main_console: spec.main_console,
         })
     }
 }
@@ -228,15 +235,17 @@ type Made = Vec<(Option<DeviceName>, Shared)>;
 
 /// The devices that the snapshot has, in its order, of what is given now: the first disk there is the first one here.
 fn make_devices(
-    disks: Vec<DiskSpec>,
-    nics: Vec<NicSpec>,
+    (disks, nics, mut others): (Vec<DiskSpec>, Vec<NicSpec>, Vec<Shared>),
     saved: &[SavedDevice],
     questions: &Questions,
 ) -> Result<Made, Error> {
     let count = |wanted: u32| saved.iter().filter(|device| kind(device) == wanted).count();
-    for (what, wanted, given) in
-        [("disks", device_type::BLOCK, disks.len()), ("network devices", device_type::NET, nics.len())]
-    {
+    let pmem = others.iter().filter(|device| lock(device).device_type() == device_type::PMEM).count();
+    for (what, wanted, given) in [
+        ("disks", device_type::BLOCK, disks.len()),
+        ("network devices", device_type::NET, nics.len()),
+        ("persistent memories", device_type::PMEM, pmem),
+    ] {
         if count(wanted) != given {
             return Err(snapshot::Error::Devices { kind: what, saved: count(wanted), given }.into());
         }
@@ -256,10 +265,20 @@ fn make_devices(
                 (Some(name), virtio::build_net(&spec.config, spec.tap, questions).map_err(device_error)?)
             }
             device_type::RNG => (None, virtio::build_rng().map_err(device_error)?),
-            _ => return Err(snapshot::Error::Invalid("one of its devices").into()),
+            other => {
+                let found = others.iter().position(|device| lock(device).device_type() == other);
+                (None, others.remove(found.ok_or(snapshot::Error::Invalid("one of its devices"))?))
+            }
         });
     }
+    if let Some(stranger) = others.first() {
+        return Err(snapshot::Error::Stranger(lock(stranger).device_type()).into());
+    }
     Ok(made)
+}
+
+fn own(device: &SavedDevice) -> &[u8] {
+    &device.transport.negotiation().device.own
 }
 
 fn kind(device: &SavedDevice) -> u32 {

@@ -1,11 +1,12 @@
 //! Devices that a guest has when somebody asks for them. Guests are told what to do at their virtio consoles.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::net::UnixStream;
 
-use vmm::config::{ConsoleConfig, Peripherals, VsockConfig};
+use vmm::config::{BalloonConfig, ConsoleConfig, Peripherals, PmemConfig, VsockConfig};
 use vmm::connector;
-use vmm::rpc::ConsoleName;
+use vmm::rpc::{ClientError, ConsoleName};
 
 use super::*;
 
@@ -122,8 +123,11 @@ fn sockets_both_ways(transport: Transport) {
     }
     let instance = Instance::start_with(4096, |config, directory| {
         config.transport = transport;
-        config.peripherals =
-            Peripherals { console: Some(console_socket(directory)), vsock: Some(sockets(directory)) };
+        config.peripherals = Peripherals {
+            console: Some(console_socket(directory)),
+            vsock: Some(sockets(directory)),
+            ..Peripherals::default()
+        };
     });
     assert_eq!(instance.line("vsock"), "vsock: cid 52");
     let path = |name: &str| instance.directory.path().join(name);
@@ -174,4 +178,156 @@ fn sockets_of_guest_and_host_meet_both_ways_on_mmio() {
 #[test]
 fn sockets_of_guest_and_host_meet_both_ways_on_pci() {
     sockets_both_ways(Transport::Pci);
+}
+
+#[test]
+fn console_and_sockets_of_a_guest_that_goes_on_are_those_that_it_is_given_anew() {
+    if !has_kvm() {
+        return;
+    }
+    let given = |config: &mut VmmConfig, directory: &Path, cid: u32| {
+        let vsock = Some(VsockConfig { cid, ..sockets(directory) });
+        let console = Some(console_socket(directory));
+        config.peripherals = Peripherals { console, vsock, ..Peripherals::default() };
+    };
+    let instance = Instance::start_with(4096, |config, directory| given(config, directory, 52));
+    let mut typist = Typist::connect(&instance);
+    let call = |instance: &Instance, text: &[u8]| {
+        let path = instance.directory.path().join("v.sock");
+        let mut stream = BufReader::new(UnixStream::connect(path).unwrap());
+        stream.get_ref().set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.get_mut().write_all(b"CONNECT 7\n").unwrap();
+        stream.read_line(&mut String::new()).unwrap();
+        stream.get_mut().write_all(text).unwrap();
+        let mut back = vec![0; text.len()];
+        stream.read_exact(&mut back).unwrap();
+        assert_eq!(back, text);
+        stream
+    };
+    let open = call(&instance, b"before");
+    let file = tempfile::tempfile().unwrap();
+    instance.client().snapshot(&file, false, false).unwrap();
+    assert_eq!(typist.say("print it goes on"), "it goes on");
+    instance.client().stop(true).unwrap();
+    instance.end();
+    drop(open);
+
+    let boot = |file: &File| Boot::Snapshot { files: vec![inherit(file.try_clone().unwrap())], track: false };
+    let restored = Instance::boot_with(boot(&file), 4096, |config, directory| {
+        config.memory_mib = 0;
+        given(config, directory, 52);
+    });
+    let mut typist = Typist::connect(&restored);
+    assert_eq!(typist.say("disk-write 0 1 elsewhere"), "command: disk-write 0 1 ok");
+    call(&restored, b"after");
+    restored.client().stop(true).unwrap();
+    restored.end();
+
+    // Who gives nothing gets a guest whose devices lead nowhere.
+    let restored = Instance::boot_with(boot(&file), 4096, |config, _| config.memory_mib = 0);
+    restored.client().stop(false).unwrap();
+    assert_eq!(restored.end().reason, ExitReason::PoweredOff);
+}
+
+#[test]
+fn guest_gives_memory_as_its_balloon_asks_and_takes_it_back() {
+    if !has_kvm() {
+        return;
+    }
+    for transport in [Transport::Mmio, Transport::Pci] {
+        let instance = Instance::start_with(4096, |config, directory| {
+            config.transport = transport;
+            config.memory_mib = 48;
+            config.peripherals.console = Some(console_socket(directory));
+            config.peripherals.balloon = Some(BalloonConfig { target_mib: 2, firm: false });
+        });
+        let (mut client, mut typist) = (instance.client(), Typist::connect(&instance));
+        let mut given = |wanted: u32| {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let status = client.status().unwrap().balloon.unwrap();
+                if status.given_mib == wanted {
+                    return status;
+                }
+                assert!(Instant::now() < deadline, "{status:?}");
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        };
+        given(2);
+        assert_eq!(typist.say("touch 8"), "command: touch ok 8");
+        instance.client().set_balloon(10).unwrap();
+        assert!(given(10).returned_bytes >= 8 << 20);
+        instance.client().set_balloon(1).unwrap();
+        given(1);
+        // What it says of its memory comes a moment after it is asked.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let statistics = given(1).statistics.unwrap_or_default();
+            let (free, total) = (statistics.free_bytes.unwrap_or(0), statistics.total_bytes.unwrap_or(0));
+            if total > 16 << 20 && total - free == 1 << 20 {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{statistics:?}");
+        }
+        assert!(typist.say("touch 64").starts_with("command: touch ok "), "it has its memory again");
+        let refused = instance.client().set_balloon(u32::MAX);
+        assert!(matches!(refused, Err(ClientError::Refused(_))), "{refused:?}");
+        instance.client().stop(true).unwrap();
+        instance.end();
+    }
+}
+
+#[test]
+fn file_is_memory_that_a_guest_reads_and_writes_unless_it_is_read_only() {
+    if !has_kvm() {
+        return;
+    }
+    let file = |text: &str| {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(3 << 20).unwrap();
+        file.write_all_at(text.as_bytes(), 4096).unwrap();
+        file
+    };
+    let (first, second) = (file("first"), file("second"));
+    let given = |config: &mut VmmConfig, directory: &Path| {
+        config.peripherals.console = Some(console_socket(directory));
+        let pmem =
+            |file: &File, read_only| PmemConfig { file: inherit(file.try_clone().unwrap()), read_only };
+        config.peripherals.pmem = vec![pmem(&first, false), pmem(&second, true)];
+    };
+    let instance = Instance::start_with(4096, given);
+    let mut typist = Typist::connect(&instance);
+    assert_eq!(instance.line("pmem 1"), format!("pmem 1: {} bytes", 4 << 20));
+    assert_eq!(typist.say("pmem-read 0 4096"), "command: pmem-read 0 4096 ok first");
+    assert_eq!(typist.say("pmem-read 1 4096"), "command: pmem-read 1 4096 ok second");
+    for (index, wanted) in [(0, "mine"), (1, "second")] {
+        assert_eq!(
+            typist.say(&format!("pmem-write {index} 4096 mine\0")),
+            format!("command: pmem-write {index} 4096 ok")
+        );
+        let read = typist.say(&format!("pmem-read {index} 4096"));
+        assert!(read.starts_with(&format!("command: pmem-read {index} 4096 ok {wanted}")), "{read}");
+    }
+    let text = |file: &File| {
+        let mut bytes = [0; 4];
+        file.read_exact_at(&mut bytes, 4096).unwrap();
+        bytes
+    };
+    assert_eq!((&text(&first), &text(&second)), (b"mine", b"seco"));
+    assert_eq!(typist.say("pmem-read 2 0"), "command: pmem-read 2 0 failed: no such memory");
+
+    // It goes on from a snapshot with the same files, and with no others.
+    let snapshot = tempfile::tempfile().unwrap();
+    instance.client().snapshot(&snapshot, false, false).unwrap();
+    instance.client().stop(true).unwrap();
+    instance.end();
+    let boot = || Boot::Snapshot { files: vec![inherit(snapshot.try_clone().unwrap())], track: false };
+    let restored = Instance::boot_with(boot(), 4096, |config, directory| {
+        config.memory_mib = 0;
+        given(config, directory);
+    });
+    let mut typist = Typist::connect(&restored);
+    assert!(typist.say("pmem-read 0 4096").starts_with("command: pmem-read 0 4096 ok mine"));
+    restored.client().stop(true).unwrap();
+    restored.end();
 }

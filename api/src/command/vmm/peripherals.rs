@@ -1,6 +1,6 @@
 //! The options of `wisp vmm boot` for devices beside disks and network devices.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io::stdin;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
@@ -10,6 +10,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Context;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
+use vmm::config::BalloonConfig;
 use vmm::connector;
 use vmm::interactive::{ConsoleOption, VsockOption};
 
@@ -31,6 +32,22 @@ pub(super) struct Options {
     /// address is 3 unless said.
     #[arg(long, value_name = "PATH[,cid=N]", value_parser = OsStringValueParser::new().try_map(|text| vsock(text.as_os_str())))]
     pub(super) vsock: Option<Vsock>,
+    /// A memory balloon (virtio-balloon), which asks the guest to give MIB MiB back; `wisp vmm balloon` asks for more or
+    /// less. Whatever it asks for, memory that the guest reports as free goes back to the host. With `,firm`, not even a
+    /// guest that has no memory left takes any back by itself.
+    #[arg(long, value_name = "MIB[,firm]", value_parser = balloon)]
+    pub(super) balloon: Option<BalloonConfig>,
+    /// A file that is memory of the guest's (virtio-pmem, /dev/pmem0 for Linux), without a copy of it anywhere else: with
+    /// `,ro` a root that many guests share, `--cmdline 'root=/dev/pmem0 ro'` (and `rootflags=dax` where its file system can).
+    /// It must not become shorter. May be repeated.
+    #[arg(long = "pmem", value_name = "FILE[,ro]")]
+    pub(super) pmem: Vec<OsString>,
+}
+
+fn balloon(text: &str) -> Result<BalloonConfig, String> {
+    let (number, firm) = text.strip_suffix(",firm").map_or((text, false), |number| (number, true));
+    let target_mib = number.parse().map_err(|_| "it is not MIB or MIB,firm, as in 0 or 512,firm")?;
+    Ok(BalloonConfig { target_mib, firm })
 }
 
 /// What `--vsock` says.
@@ -92,8 +109,6 @@ fn console(text: &str) -> Result<ConsoleOption, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::ffi::OsString;
-
     use super::*;
 
     #[test]
@@ -103,6 +118,15 @@ mod tests {
         assert_eq!(parse("a,b,cid=52"), Ok(Vsock { path: "a,b".into(), cid: 52 }));
         for wrong in ["", ",cid=3", "v,cid=", "v,cid=2", "v,cid=4294967295", "v,cid=x"] {
             assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn balloon_is_a_number_and_perhaps_firm() {
+        assert_eq!(balloon("512"), Ok(BalloonConfig { target_mib: 512, firm: false }));
+        assert_eq!(balloon("0,firm"), Ok(BalloonConfig { target_mib: 0, firm: true }));
+        for wrong in ["", "-1", ",firm", "1,soft", "4294967296"] {
+            assert!(balloon(wrong).is_err(), "{wrong}");
         }
     }
 

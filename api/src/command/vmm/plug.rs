@@ -1,4 +1,4 @@
-//! Disks and network devices of a guest that runs, by its control socket.
+//! Disks, network devices and the memory of a guest that runs, by its control socket.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -64,6 +64,15 @@ pub(in crate::command) enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 30)]
         wait: u32,
     },
+    /// Show a guest's memory balloon (`wisp vmm boot --balloon`), or ask for more or less memory.
+    ///
+    /// What the guest gives it gives when it can: the command does not wait for it.
+    Balloon {
+        /// The control socket.
+        socket: PathBuf,
+        /// How many MiB the guest is asked to give in all.
+        target_mib: Option<u32>,
+    },
     /// List the disks and network devices of a guest that runs, each with how far it is.
     Devices {
         /// The control socket.
@@ -89,6 +98,7 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Detach { socket, device, wait } => {
             detach(&socket, &device, Duration::from_secs(wait.into()))
         }
+        Command::Balloon { socket, target_mib } => balloon(&socket, target_mib),
         Command::Devices { socket } => {
             for device in devices(&mut connect(&socket)?)? {
                 println!("{} {}", name(&device.0), state(device.1));
@@ -162,6 +172,40 @@ fn detach(socket: &Path, device: &str, patience: Duration) -> anyhow::Result<Exi
     }
     eprintln!("wisp: the guest has not let {} go yet", name(&device));
     Ok(ExitCode::FAILURE)
+}
+
+/// How long a guest may take to say how its memory is.
+const STATISTICS_PATIENCE: Duration = Duration::from_secs(1);
+
+fn balloon(socket: &Path, target_mib: Option<u32>) -> anyhow::Result<ExitCode> {
+    let mut client = connect(socket)?;
+    target_mib.map(|target| client.set_balloon(target)).transpose()?;
+    let deadline = Instant::now() + STATISTICS_PATIENCE;
+    let asked = Instant::now();
+    let status = loop {
+        let status = client.status()?.balloon.context("the guest has no memory balloon")?;
+        // What was said before it was asked is old.
+        let is_new =
+            status.statistics_age_ms.is_some_and(|age| Duration::from_millis(age) <= asked.elapsed());
+        if is_new || Instant::now() >= deadline {
+            break status;
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    };
+    println!("target {} MiB, given {} MiB", status.target_mib, status.given_mib);
+    println!("returned to the host so far {} MiB", status.returned_bytes >> 20);
+    if let Some(statistics) = status.statistics {
+        let numbers = [
+            ("in all", statistics.total_bytes),
+            ("free", statistics.free_bytes),
+            ("available", statistics.available_bytes),
+            ("cached", statistics.cached_bytes),
+        ];
+        let numbers =
+            numbers.iter().filter_map(|(what, bytes)| Some(format!("{} MiB {what}", (*bytes)? >> 20)));
+        println!("guest {}", numbers.collect::<Vec<_>>().join(", "));
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn name(device: &DeviceName) -> String {

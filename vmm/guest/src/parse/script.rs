@@ -24,6 +24,12 @@ pub enum Command<'a> {
     DiskRead(usize, u64),
     /// `vsock PORT TEXT`: what the host's socket of that port answers to it.
     Vsock(u32, &'a str),
+    /// `pmem-write MEMORY OFFSET TEXT`.
+    PmemWrite(usize, u64, &'a str),
+    /// `pmem-read MEMORY OFFSET`.
+    PmemRead(usize, u64),
+    /// `touch MIB`: writes to so much of the memory that a balloon could give.
+    Touch(u64),
     /// `wait SECONDS`.
     Wait(u32),
     /// `print TEXT`.
@@ -50,10 +56,13 @@ pub fn command(line: &str) -> Option<Command<'_>> {
     let mut words = rest.split_ascii_whitespace();
     let command = match name {
         "print" => return Some(Command::Print(rest)),
-        "disk-write" => {
-            let (disk, rest) = rest.split_once(' ')?;
-            let (sector, text) = rest.trim_start().split_once(' ').unwrap_or((rest.trim_start(), ""));
-            return Some(Command::DiskWrite(disk.parse().ok()?, sector.parse().ok()?, text));
+        "disk-write" | "pmem-write" => {
+            let (which, rest) = rest.split_once(' ')?;
+            let (place, text) = rest.trim_start().split_once(' ').unwrap_or((rest.trim_start(), ""));
+            let (which, place) = (which.parse().ok()?, place.parse().ok()?);
+            let is_disk = name == "disk-write";
+            let command = if is_disk { Command::DiskWrite } else { Command::PmemWrite };
+            return Some(command(which, place, text));
         }
         "vsock" => {
             let (port, text) = rest.split_once(' ')?;
@@ -69,6 +78,8 @@ pub fn command(line: &str) -> Option<Command<'_>> {
         }
         "fetch" => Command::Fetch(Url::parse(words.next()?)?),
         "disk-read" => Command::DiskRead(words.next()?.parse().ok()?, words.next()?.parse().ok()?),
+        "pmem-read" => Command::PmemRead(words.next()?.parse().ok()?, words.next()?.parse().ok()?),
+        "touch" => Command::Touch(words.next()?.parse().ok().filter(|&mib| mib < 1 << 20)?),
         "wait" => Command::Wait(words.next()?.parse().ok().filter(|&seconds| seconds <= WAIT_S_MAX)?),
         "poweroff" => Command::PowerOff,
         _ => return None,
@@ -82,7 +93,7 @@ mod tests {
 
     #[test]
     fn commands_follow_the_marker_line() {
-        let script = "#wisp\n# a comment\n\nping 10.0.0.7\nping 10.0.0.7 5\nresolve web.x 3\nresolve y\n  disk-write 0 100 some text  \r\ndisk-read 0 100\nvsock 52 hello  there\n\
+        let script = "#wisp\n# a comment\n\nping 10.0.0.7\nping 10.0.0.7 5\nresolve web.x 3\nresolve y\n  disk-write 0 100 some text  \r\ndisk-read 0 100\nvsock 52 hello  there\ntouch 8\npmem-write 1 4096 x y\npmem-read 1 0\n\
                       wait 3\nprint hello  there\nfetch http://10.0.0.7/x\npoweroff\n";
         let address = IpAddr::from([10, 0, 0, 7]);
         let expected = [
@@ -93,6 +104,9 @@ mod tests {
             Command::DiskWrite(0, 100, "some text"),
             Command::DiskRead(0, 100),
             Command::Vsock(52, "hello  there"),
+            Command::Touch(8),
+            Command::PmemWrite(1, 4096, "x y"),
+            Command::PmemRead(1, 0),
             Command::Wait(3),
             Command::Print("hello  there"),
             Command::Fetch(Url { address, port: 80, target: "/x" }),

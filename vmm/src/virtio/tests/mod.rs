@@ -1,10 +1,12 @@
 //! Devices driven by the mock guest.
 
+mod balloon;
 mod block;
 mod console;
 mod limits;
 mod net;
 mod pci;
+mod pmem;
 mod random;
 mod rng;
 mod state;

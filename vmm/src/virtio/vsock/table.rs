@@ -23,7 +23,7 @@ const WANTED_MAX: usize = 32;
 /// Answers that wait for the guest to have room for them; as long as there are so many, nothing of it is heard.
 pub const REPLIES_MAX: usize = 256;
 /// Ports of the host for connections that it begins; below, well-known ones are.
-const HOST_PORT_START: u32 = 1 << 30;
+pub(super) const HOST_PORT_START: u32 = 1 << 30;
 /// Connections taken, or answers heard, at one event.
 const BATCH_MAX: usize = 16;
 
@@ -56,7 +56,8 @@ pub(super) struct Table {
     callers: Vec<Caller>,
     wanted: BTreeMap<u32, Wanted>,
     next_number: u32,
-    next_port: u32,
+    /// The host's port of the next connection that the host begins.
+    pub(super) next_port: u32,
     connections: BTreeMap<Ports, Connection>,
     /// The connection that had its turn last.
     last: Option<Ports>,

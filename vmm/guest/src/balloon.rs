@@ -1,0 +1,160 @@
+//! A memory balloon: gives spare memory, which nobody else uses, as the host asks.
+//!
+//! Must never know: what the memory was for.
+
+#![expect(
+    unsafe_code,
+    reason = "spare memory is written to, and a buffer lent to the device between two calls"
+)]
+
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell};
+use core::ops::Range;
+
+use virtio_drivers::PAGE_SIZE;
+use virtio_drivers::queue::VirtQueue;
+use virtio_drivers::transport::{DeviceStatus, Transport as _};
+
+use crate::machine::Machine;
+use crate::memory::Identity;
+use crate::transport::{Acknowledge, Transport};
+
+/// VIRTIO 1.3 §5.5 and §6.
+const F_STATS_VQ: u64 = 1 << 1;
+const F_VERSION_1: u64 = 1 << 32;
+const INFLATE: u16 = 0;
+const DEFLATE: u16 = 1;
+const STATISTICS: u16 = 2;
+const TAG_FREE: u16 = 4;
+const TAG_TOTAL: u16 = 5;
+/// Pages given or taken back at once.
+const PAGES_AT_ONCE: u32 = 256;
+/// Bytes of two statistics.
+const STATISTICS_BYTES: usize = 20;
+
+type Queue = VirtQueue<Identity, 8>;
+
+/// One balloon.
+pub struct Balloon {
+    inner: RefCell<Inner>,
+    acknowledge: Acknowledge,
+    /// The device may have something new to say.
+    changed: Cell<bool>,
+}
+
+struct Inner {
+    transport: Transport,
+    queues: [Queue; 2],
+    statistics: Queue,
+    said: Box<[u8; STATISTICS_BYTES]>,
+    token: Option<u16>,
+    /// The memory that there is to give, in pages, and how many of them are given.
+    spare: Range<u64>,
+    given: u32,
+}
+
+impl Balloon {
+    /// Sets the device up, to give of `spare`.
+    pub fn new(mut transport: Transport, spare: Range<u64>) -> Result<Self, virtio_drivers::Error> {
+        let acknowledge = transport.acknowledge();
+        transport.set_status(DeviceStatus::empty());
+        transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
+        transport.write_driver_features(F_VERSION_1 | F_STATS_VQ);
+        let ready = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER | DeviceStatus::FEATURES_OK;
+        transport.set_status(ready);
+        let queues = [
+            Queue::new(&mut transport, INFLATE, false, false)?,
+            Queue::new(&mut transport, DEFLATE, false, false)?,
+        ];
+        let statistics = Queue::new(&mut transport, STATISTICS, false, false)?;
+        transport.set_status(ready | DeviceStatus::DRIVER_OK);
+        let page = PAGE_SIZE as u64;
+        let spare = spare.start.next_multiple_of(page) / page..spare.end / page;
+        let said = Box::new([0; STATISTICS_BYTES]);
+        let inner = Inner { transport, queues, statistics, said, token: None, spare, given: 0 };
+        Ok(Balloon { inner: RefCell::new(inner), acknowledge, changed: Cell::new(true) })
+    }
+
+    /// Acknowledges an interrupt, if it is this device's.
+    pub fn acknowledge(&self) {
+        self.acknowledge.give();
+        self.changed.set(true);
+    }
+}
+
+impl Inner {
+    /// Gives or takes back until the host has what it asks for, as far as there is something.
+    fn follow(&mut self) -> Result<(), virtio_drivers::Error> {
+        let wanted: u32 = self.transport.read_config_space(0)?;
+        let wanted = wanted.min((self.spare.end - self.spare.start) as u32);
+        while self.given != wanted {
+            let (queue, first, count) = if wanted > self.given {
+                (INFLATE, self.given, (wanted - self.given).min(PAGES_AT_ONCE))
+            } else {
+                let count = (self.given - wanted).min(PAGES_AT_ONCE);
+                (DEFLATE, self.given - count, count)
+            };
+            let number = |index: u32| (self.spare.start as u32 + first + index).to_le_bytes();
+            let numbers: Vec<u8> = (0..count).flat_map(number).collect();
+            let Inner { queues, transport, .. } = self;
+            queues[usize::from(queue)].add_notify_wait_pop(&[&numbers], &mut [], transport)?;
+            self.given = if queue == INFLATE { self.given + count } else { first };
+            self.transport.write_config_space(4, self.given)?;
+        }
+        Ok(())
+    }
+
+    /// Says how the memory is, whenever the host has taken what was said before.
+    fn say(&mut self) -> Result<(), virtio_drivers::Error> {
+        if let Some(token) = self.token.filter(|_| self.statistics.can_pop()) {
+            // SAFETY: the buffer that was added under this token.
+            unsafe { self.statistics.pop_used(token, &[&self.said[..]], &mut []) }?;
+            self.token = None;
+        }
+        if self.token.is_some() {
+            return Ok(());
+        }
+        let pages = self.spare.end - self.spare.start;
+        let total = pages * PAGE_SIZE as u64;
+        let free = total - u64::from(self.given) * PAGE_SIZE as u64;
+        self.said[..2].copy_from_slice(&TAG_FREE.to_le_bytes());
+        self.said[2..10].copy_from_slice(&free.to_le_bytes());
+        self.said[10..12].copy_from_slice(&TAG_TOTAL.to_le_bytes());
+        self.said[12..].copy_from_slice(&total.to_le_bytes());
+        // SAFETY: the buffer lives as long as the queue, and is not touched until it is popped above.
+        self.token = Some(unsafe { self.statistics.add(&[&self.said[..]], &mut []) }?);
+        self.transport.notify(STATISTICS);
+        Ok(())
+    }
+
+    /// Writes to `bytes` bytes of the memory that is not given, so that the host has to have it; how many there were.
+    fn touch(&mut self, bytes: u64) -> u64 {
+        let page = PAGE_SIZE as u64;
+        let first = self.spare.start + u64::from(self.given);
+        let last = self.spare.end.min(first + bytes / page);
+        for number in first..last {
+            // SAFETY: spare memory, which is nobody's but ours, mapped for good.
+            unsafe { core::ptr::write_volatile((number * page) as *mut u8, 1) };
+        }
+        last.saturating_sub(first) * page
+    }
+}
+
+/// Does what the host asks, for good.
+pub async fn serve(machine: &'static Machine, balloon: Rc<Balloon>) {
+    loop {
+        machine.wait(|| balloon.changed.take().then_some(())).await;
+        let mut inner = balloon.inner.borrow_mut();
+        if let Err(error) = inner.follow().and_then(|()| inner.say()) {
+            crate::println!("balloon: {error}");
+        }
+    }
+}
+
+/// Writes to so many MiB of spare memory; how many there were.
+pub fn touch(machine: &Machine, mib: u64) -> Result<u64, &'static str> {
+    let balloon = machine.balloon().ok_or("no balloon")?;
+    Ok(balloon.inner.borrow_mut().touch(mib << 20) >> 20)
+}

@@ -1,0 +1,401 @@
+//! The memory balloon (VIRTIO 1.3 §5.5): a guest is asked to give memory back, tells of what it has free, and how much of
+//! what it has.
+//!
+//! What it gives, and what it reports as free, goes back to the host at once; what it wants again is there again when it
+//! touches it. Free page hints (§5.5.6.6) are not taken: a guest may use a page again before its hint is heard, so that what
+//! it wrote would be lost. Reports (§5.5.6.7) serve the same and have no such race, since the guest keeps its hands off
+//! a page until the report comes back.
+//!
+//! Must never know: who sets the target.
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use serde::{Deserialize, Serialize};
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::queue::{Chain, Handled, Progress, QueueError};
+use super::spec::{balloon as spec, device_type};
+use super::state::decode;
+use super::{Activation, DeviceState, Error, StateError, VirtioDevice};
+use crate::memory::discard::{PAGE_BYTES, discard};
+
+/// Descriptors per queue; Linux reports with 32 at a time.
+pub const QUEUE_SIZE_MAX: u16 = 128;
+/// The most pages that one buffer gives: 128 MiB, more than any driver gives at once. Further ones stay where they are.
+pub const PAGES_MAX: u64 = 32 << 10;
+/// The most memory that one report is about: eight times what Linux reports at once.
+pub const REPORT_BYTES_MAX: u64 = 1 << 30;
+/// The most statistics that one buffer has; there are some twenty.
+pub const STATISTICS_MAX: u64 = 64;
+/// Buffers worked off before the event loop serves its other devices: each may be many pages.
+const BATCH_BUFFERS_MAX: u16 = 8;
+/// Pages of a MiB.
+const PAGES_PER_MIB: u32 = 256;
+/// Queues; of the last two a driver uses one for its reports.
+const QUEUES: usize = 5;
+
+/// What a guest says of its memory, in bytes and counts since its start (§5.5.6.4); what it does not say is absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Statistics {
+    /// All that it manages.
+    pub total_bytes: Option<u64>,
+    /// Not used for anything.
+    pub free_bytes: Option<u64>,
+    /// What could be had without swapping.
+    pub available_bytes: Option<u64>,
+    /// Caches of files.
+    pub cached_bytes: Option<u64>,
+    /// Read from swap.
+    pub swapped_in_bytes: Option<u64>,
+    /// Written to swap.
+    pub swapped_out_bytes: Option<u64>,
+    /// Page faults that needed a disk.
+    pub major_faults: Option<u64>,
+    /// Other page faults.
+    pub minor_faults: Option<u64>,
+}
+
+/// How a balloon is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalloonStatus {
+    /// What the guest is asked to give.
+    pub target_mib: u32,
+    /// What it says to have given.
+    pub given_mib: u32,
+    /// What has gone back to the host so far, some of it again and again.
+    pub returned_bytes: u64,
+    /// What the guest said last of its memory.
+    pub statistics: Option<Statistics>,
+    /// How long ago it did, in milliseconds.
+    pub statistics_age_ms: Option<u64>,
+}
+
+/// One balloon.
+pub struct Balloon {
+    target_pages: u32,
+    given_pages: u32,
+    returned_bytes: u64,
+    /// Not even a guest without memory takes pages out by itself.
+    firm: bool,
+    statistics: Option<(Instant, Statistics)>,
+    /// The buffer of the statistics, which is given back when new ones are wanted.
+    kept: Option<Chain>,
+    queue_events: Vec<EventFd>,
+    active: Option<Activation>,
+    chain: Chain,
+    held: bool,
+}
+
+/// What a balloon saves.
+#[derive(Serialize, Deserialize)]
+struct OwnState {
+    target_pages: u32,
+    given_pages: u32,
+    firm: bool,
+}
+
+/// Makes a balloon.
+///
+/// # Errors
+/// More is wanted than can be said, or the kernel gives no event descriptor.
+pub fn build_balloon(target_mib: u32, firm: bool) -> Result<Arc<Mutex<Balloon>>, Error> {
+    Ok(Arc::new(Mutex::new(Balloon {
+        target_pages: pages(target_mib)?,
+        given_pages: 0,
+        returned_bytes: 0,
+        firm,
+        statistics: None,
+        kept: None,
+        queue_events: super::queue_event_fds(QUEUES)?,
+        active: None,
+        chain: Chain::new(),
+        held: false,
+    })))
+}
+
+fn pages(mib: u32) -> Result<u32, Error> {
+    let allowed = "up to 1 TiB, in MiB";
+    let pages = mib.checked_mul(PAGES_PER_MIB).filter(|_| mib <= crate::config::MEMORY_MIB_MAX);
+    pages.ok_or(Error::Config { what: "balloon's target", value: mib.to_string(), allowed })
+}
+
+/// Whether a saved balloon was firm.
+///
+/// # Errors
+/// It is none.
+pub fn saved_firmness(own: &[u8]) -> Result<bool, StateError> {
+    Ok(decode::<OwnState>(own)?.firm)
+}
+
+impl Balloon {
+    /// Asks the guest to give `mib` MiB, or to take back what is more.
+    ///
+    /// # Errors
+    /// That is more than can be said.
+    pub fn set_target(&mut self, mib: u32) -> Result<(), Error> {
+        let target = pages(mib)?;
+        if target != self.target_pages {
+            self.target_pages = target;
+            if let Some(active) = &self.active {
+                active.interrupt.config_changed();
+            }
+        }
+        Ok(())
+    }
+
+    /// How it is now; the guest is asked for new statistics, which are there a moment later. To be called on the event
+    /// loop's thread.
+    pub fn status(&mut self) -> BalloonStatus {
+        if !self.held {
+            self.ask();
+        }
+        let age = |since: Instant| u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        BalloonStatus {
+            target_mib: self.target_pages / PAGES_PER_MIB,
+            given_mib: self.given_pages / PAGES_PER_MIB,
+            returned_bytes: self.returned_bytes,
+            statistics: self.statistics.map(|(_, statistics)| statistics),
+            statistics_age_ms: self.statistics.map(|(since, _)| age(since)),
+        }
+    }
+
+    /// Gives the buffer of the statistics back, for new ones.
+    fn ask(&mut self) {
+        let (Some(active), Some(kept)) = (&mut self.active, self.kept.take()) else { return };
+        let queue = &mut active.queues[spec::QUEUE_STATISTICS];
+        match queue.push_used(&kept, 0).and_then(|()| queue.take_signal()) {
+            Ok(signal) if signal => active.interrupt.queue_used(spec::QUEUE_STATISTICS as u16),
+            Ok(_) => {}
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn fail(&mut self, error: QueueError) {
+        if let Some(active) = self.active.take() {
+            super::broken(&active, device_type::BALLOON, error);
+        }
+        self.kept = None;
+    }
+
+    fn work(&mut self, queue: usize) {
+        if self.held {
+            return;
+        }
+        let Some(mut active) = self.active.take() else { return };
+        let has = |feature: u64| active.features & feature != 0;
+        let worked = match queue {
+            spec::QUEUE_STATISTICS if has(spec::F_STATS_VQ) => self.take_statistics(&mut active),
+            spec::QUEUE_STATISTICS => Ok(()),
+            spec::QUEUE_HINTS | spec::QUEUE_REPORTS if !has(spec::F_PAGE_REPORTING) => Ok(()),
+            queue if !active.queues[queue].is_used() => Ok(()),
+            queue => self.take_pages(queue, &mut active),
+        };
+        self.active = Some(active);
+        if let Err(error) = worked {
+            self.fail(error);
+        }
+    }
+
+    /// Pages that the guest gives, takes back or reports.
+    fn take_pages(&mut self, index: usize, active: &mut Activation) -> Result<(), QueueError> {
+        let Self { chain, returned_bytes, .. } = self;
+        let queue = &mut active.queues[index];
+        let progress = queue.work_off(chain, BATCH_BUFFERS_MAX, |memory, chain| {
+            *returned_bytes += match index {
+                spec::QUEUE_INFLATE => given(memory, chain),
+                // They are there again when they are touched.
+                spec::QUEUE_DEFLATE => 0,
+                _ => chain
+                    .writable()
+                    .iter()
+                    .map(|segment| discard(memory, segment.address, segment.length.into()))
+                    .sum(),
+            };
+            Ok(Handled::Used(0))
+        })?;
+        if queue.take_signal()? {
+            active.interrupt.queue_used(index as u16);
+        }
+        if progress == Progress::More {
+            super::kick(&self.queue_events[index]);
+        }
+        Ok(())
+    }
+
+    fn take_statistics(&mut self, active: &mut Activation) -> Result<(), QueueError> {
+        let queue = &mut active.queues[spec::QUEUE_STATISTICS];
+        // One buffer is kept; a driver that gives more of them has the one before back.
+        for _ in 0..BATCH_BUFFERS_MAX {
+            queue.suppress_notifications()?;
+            if !queue.pop(&mut self.chain)? {
+                if queue.allow_notifications()? {
+                    continue;
+                }
+                break;
+            }
+            self.statistics = Some((Instant::now(), statistics(queue.memory(), &self.chain)));
+            if let Some(before) = self.kept.replace(std::mem::take(&mut self.chain)) {
+                queue.push_used(&before, 0)?;
+            }
+        }
+        if queue.take_signal()? {
+            active.interrupt.queue_used(spec::QUEUE_STATISTICS as u16);
+        }
+        Ok(())
+    }
+}
+
+/// Gives back the pages whose numbers, of 32 bits, are in `chain`; how many bytes they are. Pages side by side go together.
+fn given(memory: &crate::memory::GuestMemory, chain: &Chain) -> u64 {
+    let count = (chain.readable_bytes() / 4).min(PAGES_MAX);
+    let (mut bytes, mut returned) = ([0; 4096], 0);
+    // The first page of a run, and how many there are.
+    let mut run: Option<(u64, u64)> = None;
+    let mut end = |run: Option<(u64, u64)>| {
+        if let Some((first, pages)) = run {
+            returned += discard(memory, GuestAddress(first * PAGE_BYTES), pages * PAGE_BYTES);
+        }
+    };
+    for start in (0..count * 4).step_by(bytes.len()) {
+        let wanted = usize::try_from(count * 4 - start).unwrap_or(usize::MAX).min(bytes.len());
+        let read = chain.read_at(memory, start, &mut bytes[..wanted]);
+        for number in bytes[..read].chunks_exact(4) {
+            let page = u64::from(u32::from_le_bytes([number[0], number[1], number[2], number[3]]));
+            run = match run {
+                Some((first, pages)) if first + pages == page => Some((first, pages + 1)),
+                before => {
+                    end(before);
+                    Some((page, 1))
+                }
+            };
+        }
+    }
+    end(run);
+    returned
+}
+
+/// What a guest says: tags of 16 bits, each with a value of 64 (§5.5.6.3).
+fn statistics(memory: &crate::memory::GuestMemory, chain: &Chain) -> Statistics {
+    const BYTES: u64 = 10;
+    let mut statistics = Statistics::default();
+    for index in 0..(chain.readable_bytes() / BYTES).min(STATISTICS_MAX) {
+        let mut bytes = [0; BYTES as usize];
+        if chain.read_at(memory, index * BYTES, &mut bytes) < bytes.len() {
+            break;
+        }
+        let [low, high, value @ ..] = bytes;
+        let place = match u16::from_le_bytes([low, high]) {
+            spec::S_SWAP_IN => &mut statistics.swapped_in_bytes,
+            spec::S_SWAP_OUT => &mut statistics.swapped_out_bytes,
+            spec::S_MAJFLT => &mut statistics.major_faults,
+            spec::S_MINFLT => &mut statistics.minor_faults,
+            spec::S_MEMFREE => &mut statistics.free_bytes,
+            spec::S_MEMTOT => &mut statistics.total_bytes,
+            spec::S_AVAIL => &mut statistics.available_bytes,
+            spec::S_CACHES => &mut statistics.cached_bytes,
+            _ => continue,
+        };
+        *place = Some(u64::from_le_bytes(value));
+    }
+    statistics
+}
+
+impl VirtioDevice for Balloon {
+    fn device_type(&self) -> u32 {
+        device_type::BALLOON
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE_MAX; QUEUES]
+    }
+
+    /// The queues of features that the driver has not accepted are not there for it. It may number those that are with the
+    /// others or without (Linux does the latter), so either of the last two may be that of reports.
+    fn needs_queue(&self, index: usize, _features: u64) -> bool {
+        matches!(index, spec::QUEUE_INFLATE | spec::QUEUE_DEFLATE)
+    }
+
+    fn queue_events(&self) -> &[EventFd] {
+        &self.queue_events
+    }
+
+    fn features(&self) -> u64 {
+        let always = spec::F_STATS_VQ | spec::F_PAGE_REPORTING;
+        if self.firm { always } else { always | spec::F_DEFLATE_ON_OOM }
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        let mut space = [0; spec::CONFIG_BYTES];
+        space[..4].copy_from_slice(&self.target_pages.to_le_bytes());
+        space[4..8].copy_from_slice(&self.given_pages.to_le_bytes());
+        super::read_config_bytes(&space, offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        if let (spec::CONFIG_ACTUAL, Ok(bytes)) = (offset, data.try_into()) {
+            self.given_pages = u32::from_le_bytes(bytes);
+        }
+    }
+
+    fn activate(&mut self, mut activation: Activation) {
+        for queue in [spec::QUEUE_HINTS, spec::QUEUE_REPORTS] {
+            activation.queues[queue].allow_chains_of(REPORT_BYTES_MAX);
+        }
+        if activation.features & spec::F_STATS_VQ != 0 && !activation.queues[spec::QUEUE_STATISTICS].is_used()
+        {
+            activation.features &= !spec::F_STATS_VQ;
+        }
+        self.active = Some(activation);
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+        self.kept = None;
+        self.statistics = None;
+        self.given_pages = 0;
+    }
+
+    /// A buffer that is kept is looked at again by whoever goes on.
+    fn save(&self) -> DeviceState {
+        let Self { target_pages, given_pages, firm, .. } = *self;
+        let mut state = DeviceState::of(self.active.as_ref());
+        if let Some(queue) = state.queues.get_mut(spec::QUEUE_STATISTICS).filter(|_| self.kept.is_some()) {
+            queue.next_available = queue.next_available.wrapping_sub(1);
+        }
+        state.with(&OwnState { target_pages, given_pages, firm })
+    }
+
+    /// The target is the snapshot's: what is given to a new guest is for one that starts.
+    fn restore(&mut self, own: &[u8]) -> Result<(), StateError> {
+        let saved: OwnState = decode(own)?;
+        (self.target_pages, self.given_pages) = (saved.target_pages, saved.given_pages);
+        Ok(())
+    }
+
+    fn hold(&mut self, held: bool) {
+        self.held = held;
+        if !held {
+            self.queue_events.iter().for_each(super::kick);
+        }
+    }
+}
+
+impl MutEventSubscriber for Balloon {
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        for event in &self.queue_events {
+            super::watch(ops, event, EventSet::IN);
+        }
+    }
+
+    fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
+        use std::os::fd::AsRawFd;
+        let queue = self.queue_events.iter().position(|event| event.as_raw_fd() == events.fd());
+        if let Some(queue) = queue {
+            super::drain(&self.queue_events[queue]);
+            self.work(queue);
+        }
+    }
+}
