@@ -19,6 +19,7 @@ mod lab;
 mod limits;
 mod names;
 mod openstack;
+mod peripherals;
 mod processes;
 mod providers;
 mod qos;
@@ -48,6 +49,7 @@ fn main() {
         commands::trials(),
         disk::trials(),
         processes::trials(),
+        peripherals::trials(),
         faults::trials(),
         firmware::trials(),
         tenants::trials(),

@@ -42,7 +42,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Arguments),
-    Up(up::Arguments),
+    Up(Box<up::Arguments>),
     Down(down::Arguments),
     Doctor(doctor::Arguments),
     #[command(subcommand)]
@@ -97,7 +97,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     }
     match cli.command {
         Command::Demo(arguments) => demo::run(&arguments),
-        Command::Up(arguments) => up::run(arguments, cli.log),
+        Command::Up(arguments) => up::run(*arguments, cli.log),
         Command::Down(arguments) => down::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Vmm(command) => vmm::dispatch(command),

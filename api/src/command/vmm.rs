@@ -19,7 +19,7 @@ use crate::process::handover::Inherited;
 /// One microVM by itself, without a cloud.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    Boot(Boot),
+    Boot(Box<Boot>),
     #[command(flatten)]
     Plug(plug::Command),
     #[command(flatten)]
@@ -137,7 +137,7 @@ impl From<Transport> for vmm::config::Transport {
 
 pub(super) fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Boot(arguments) => boot(arguments),
+        Command::Boot(arguments) => boot(*arguments),
         Command::Plug(command) => plug::run(command),
         Command::Snapshot(command) => snapshot::run(command),
         Command::Connector { path } => peripherals::connect_for(&path),

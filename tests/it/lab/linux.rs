@@ -36,10 +36,61 @@ const INIT: &str = "#!/bin/busybox sh\n\
     echo \"userland: $(/bin/busybox nproc) processors, root $(/bin/busybox grep ' / ' /proc/mounts)\"\n\
     echo \"features:$(for f in aes fsgsbase popcnt smep sse4_2; do /bin/busybox grep -qw $f /proc/cpuinfo && echo -n \" $f\"; done)\"\n\
     /bin/busybox mount -o remount,rw / && echo written >/mark && /bin/busybox sync\n\
+    case \"$(/bin/busybox cat /proc/cmdline)\" in *devices*) . /devices.sh ;; esac\n\
     case \"$(/bin/busybox cat /proc/cmdline)\" in\n\
         *end=reboot*) /bin/busybox reboot -f ;;\n\
         *) /bin/busybox poweroff -f ;;\n\
     esac\n";
+
+/// The same with the devices that somebody asked for: the drivers of its package have them in use.
+const DEVICES: &str = "mount() { /bin/busybox mount \"$@\"; }\n\
+    mount -t sysfs sysfs /sys 2>/dev/null\n\
+    mount -t devtmpfs devtmpfs /dev 2>/dev/null\n\
+    total() { /bin/busybox sed -n 's/MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo; }\n\
+    before=$(total)\n\
+    for module in virtio_console virtio_balloon libnvdimm nd_btt nd_pmem virtio_pmem vsock \
+        vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport; do\n\
+        /bin/busybox insmod /modules/$module.ko 2>/dev/null\n\
+    done\n\
+    for device in /sys/bus/virtio/devices/*; do\n\
+        echo \"driver $(/bin/busybox basename $(/bin/busybox readlink $device/driver))\"\n\
+    done\n\
+    for second in 1 2 3 4 5 6 7 8 9 10; do\n\
+        [ $((before - $(total))) -ge 65536 ] && echo balloon: 64 MiB and no less && break\n\
+        /bin/busybox sleep 1\n\
+    done\n\
+    echo \"pmem: $(/bin/busybox head -n 1 /dev/pmem0), $(/bin/busybox cat /sys/block/pmem0/ro)\"\n\
+    echo said on hvc0 >/dev/hvc0\n";
+
+/// Drivers of Debian's kernel for these devices, in the order in which they need each other.
+const MODULES: [&str; 9] = [
+    "drivers/char/virtio_console",
+    "drivers/virtio/virtio_balloon",
+    "drivers/nvdimm/libnvdimm",
+    "drivers/nvdimm/nd_btt",
+    "drivers/nvdimm/nd_pmem",
+    "drivers/nvdimm/virtio_pmem",
+    "net/vmw_vsock/vsock",
+    "net/vmw_vsock/vmw_vsock_virtio_transport_common",
+    "net/vmw_vsock/vmw_vsock_virtio_transport",
+];
+
+/// Puts the drivers into `directory/modules`, for [`root_disk`], and what takes them into use.
+fn put_drivers(directory: &Path) -> Result<()> {
+    let package = busybox()?;
+    let package = package.ancestors().nth(2).context("the lab's packages are elsewhere")?;
+    let mut versions = std::fs::read_dir(package.join("lib/modules")).context("list the lab's modules")?;
+    let kernel = versions.next().context("the lab has no modules")??.path().join("kernel");
+    std::fs::create_dir_all(directory.join("modules"))?;
+    for module in MODULES {
+        let from = kernel.join(module).with_extension("ko");
+        let name = from.file_name().context("a module has a name")?;
+        std::fs::copy(&from, directory.join("modules").join(name))
+            .with_context(|| format!("copy {}", from.display()))?;
+    }
+    std::fs::write(directory.join("devices.sh"), DEVICES)?;
+    Ok(())
+}
 
 /// A disk with an ext4 file system that holds a first program and nothing else.
 pub(super) fn root_disk(directory: &Path, init: &str) -> Result<PathBuf> {
@@ -55,6 +106,10 @@ pub(super) fn root_disk(directory: &Path, init: &str) -> Result<PathBuf> {
             std::os::unix::fs::symlink("busybox", tree.join("bin/sh"))?;
         }
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    }
+    if directory.join("modules").exists() {
+        std::fs::rename(directory.join("modules"), tree.join("modules"))?;
+        std::fs::rename(directory.join("devices.sh"), tree.join("devices.sh"))?;
     }
     let disk = directory.join("root.img");
     let made = Command::new("/usr/sbin/mke2fs")
@@ -85,15 +140,18 @@ pub(super) fn path(path: &Path) -> &str {
 
 /// Two processors, which take turns on the one that the lab has (with two, its emulation of SVM has a guest stop now and
 /// then); the ramdisk as the package makes it, the root on virtio-blk; a reboot and a power off from inside. The second
-/// time it is shown no more of the processor than every host has.
+/// time it is shown no more of the processor than every host has, and has every device that can be asked for.
 fn stock_kernel_boots_from_disk_reboots_and_powers_off() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let Stock { kernel, initrd, .. } = stock()?;
+    put_drivers(directory.path())?;
     let disk = root_disk(directory.path(), INIT)?;
     let boot = "wisp vmm boot --kernel vmlinuz --initrd initrd.img --disk /dev/vda --mem 384 --cpus 2 \
                 --cmdline \"root=/dev/vda quiet $end\"";
     let script = format!(
-        "end=end=reboot; {boot} || exit 9; echo again; end=; {boot} --cpu baseline; code=$?; head -c 4096 /dev/vda >/dev/null; exit $code"
+        "end=end=reboot; {boot} || exit 9; echo again; end=devices; echo 'kept in memory' >/tmp/memory; \
+         {boot} --cpu baseline --console file=/tmp/hvc0 --balloon 64 --pmem /tmp/memory,ro --vsock /tmp/vsock; code=$?; \
+         echo \"on the host: $(cat /tmp/hvc0)\"; head -c 4096 /dev/vda >/dev/null; exit $code"
     );
     let options =
         ["--file", path(&kernel), "--file", path(&initrd), "--disk", path(&disk), "--timeout", "400"];
@@ -106,6 +164,17 @@ fn stock_kernel_boots_from_disk_reboots_and_powers_off() -> Result<()> {
     ensure!(said[again..].contains("reboot: Power down"), "{said}");
     ensure!(said[..again].contains("features: aes fsgsbase popcnt smep sse4_2"), "{said}");
     ensure!(said[again..].lines().any(|line| line.trim_end() == "features: popcnt sse4_2"), "{said}");
+    for line in [
+        "driver virtio_console",
+        "driver virtio_balloon",
+        "driver virtio_pmem",
+        "driver vmw_vsock_virtio_transport",
+        "balloon: 64 MiB and no less",
+        "pmem: kept in memory, 1",
+        "on the host: said on hvc0",
+    ] {
+        ensure!(said[again..].lines().any(|found| found.trim_end() == line), "no line {line:?}: {said}");
+    }
     let ends: Vec<_> = errors.lines().filter(|line| line.starts_with("wisp: ")).collect();
     ensure!(ends == ["wisp: the guest asked for a reset", "wisp: the guest powered itself off"], "{errors}");
     // What the guest wrote is on the disk.

@@ -104,6 +104,10 @@ pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
             let net = Net::with_clock(&config, link, clock()).expect("invariant: a usual MTU");
             (Arc::new(Mutex::new(net)), Some(far))
         }
+        2 => {
+            let output = console::Output::Stream(Console::None);
+            (build_console(output).expect("the fuzzer needs eventfds"), None)
+        }
         3 => {
             let (near, far) = connector::pair().expect("the fuzzer needs sockets");
             let near = UnixStream::from(near);
@@ -111,19 +115,15 @@ pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
             let vsock = build_vsock(VSOCK_CID.into(), None, Some(near)).expect("the fuzzer needs eventfds");
             (vsock, Some(far))
         }
+        4 => {
+            let balloon = build_balloon(kind.into(), kind & 0x40 != 0).expect("the fuzzer needs eventfds");
+            (balloon, None)
+        }
         5 => {
             let file = tempfile::tempfile().expect("the fuzzer needs files");
             file.set_len(4096).expect("the fuzzer needs files");
             let mapping = Arc::new(Mapping::new(file, kind & 0x40 != 0).expect("the fuzzer needs memory"));
             (build_pmem(mapping, GuestAddress(1 << 32)).expect("the fuzzer needs eventfds"), None)
-        }
-        4 => {
-            let balloon = build_balloon(kind.into(), kind & 0x40 != 0).expect("the fuzzer needs eventfds");
-            (balloon, None)
-        }
-        2 => {
-            let output = console::Output::Stream(Console::None);
-            (build_console(output).expect("the fuzzer needs eventfds"), None)
         }
         _ => (build_rng().expect("the fuzzer needs eventfds"), None),
     }

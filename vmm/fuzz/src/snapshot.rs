@@ -16,15 +16,16 @@ use crate::queue;
 /// Changes in one input.
 const CHANGES_MAX: u8 = 16;
 /// How many kinds of devices there are.
-const DEVICES: u8 = 3;
+const DEVICES: u8 = 7;
 
 /// A guest with that device, started, of which one request is answered.
 fn guest(kind: u8, over_pci: bool) -> MockGuest {
     let build = if over_pci { MockGuest::over_pci } else { MockGuest::new };
-    let mut guest = build(device(kind)).expect("the fuzzer needs eventfds");
+    let device = device(kind);
+    let sizes = vec![16; device.lock().expect("invariant: nobody panicked").queue_sizes().len()];
+    let mut guest = build(device).expect("the fuzzer needs eventfds");
     let offered = guest.offered();
-    let sizes: &[u16] = if kind % DEVICES == 1 { &[16, 16] } else { &[16] };
-    let mut queues = guest.bring_up(offered, sizes);
+    let mut queues = guest.bring_up(offered, &sizes);
     queues[0].submit(&guest.memory, &[MockDescriptor::writable(BUFFERS_START, 64)]);
     guest.kick(0);
     guest

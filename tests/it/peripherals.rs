@@ -1,0 +1,144 @@
+//! Devices of one guest by its command line, as a person asks for them: `wisp vmm boot` and its control socket.
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+
+use crate::harness::{Need, trial, wisp};
+
+/// The tests.
+pub(crate) fn trials() -> Vec<Trial> {
+    vec![trial(
+        "peripherals::guest_gives_its_memory_back_and_reaches_the_hosts_sockets",
+        &[Need::Kvm],
+        guest_gives_its_memory_back_and_reaches_the_hosts_sockets,
+    )]
+}
+
+/// Far longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A guest that goes with its test.
+struct Guest(Child);
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        // It may be over.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The console of a guest, at which commands are typed.
+struct Typist(BufReader<UnixStream>);
+
+impl Typist {
+    fn connect(path: &Path) -> Result<Self> {
+        let deadline = Instant::now() + PATIENCE;
+        let stream = loop {
+            match UnixStream::connect(path) {
+                Err(error) if Instant::now() >= deadline => {
+                    return Err(error).context("connect to the console");
+                }
+                Err(_) => std::thread::sleep(Duration::from_millis(2)),
+                Ok(stream) => break stream,
+            }
+        };
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut typist = Self(BufReader::new(stream));
+        // The guest's own first words may have come before.
+        if typist.say("print here")?.starts_with("WISP-GUEST") {
+            typist.line()?;
+        }
+        Ok(typist)
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.0.read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
+    }
+
+    fn say(&mut self, command: &str) -> Result<String> {
+        writeln!(self.0.get_mut(), "{command}")?;
+        self.line()
+    }
+}
+
+/// KiB of the host's memory that a process has of its own.
+fn private_kib(process: u32) -> Result<u64> {
+    let rollup = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
+    let number = |name: &str| {
+        let line = rollup.lines().find(|line| line.starts_with(name))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok()
+    };
+    let (clean, dirty) = (number("Private_Clean:"), number("Private_Dirty:"));
+    clean.zip(dirty).map(|(clean, dirty)| clean + dirty).context("no private memory is told of")
+}
+
+/// Runs a command of `wisp vmm`; what it says.
+fn vmm(arguments: &[&str]) -> Result<String> {
+    let ran = Command::new(wisp()).arg("vmm").args(arguments).output()?;
+    let errors = String::from_utf8_lossy(&ran.stderr);
+    ensure!(ran.status.success(), "{arguments:?}: {}: {errors}", ran.status);
+    Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
+}
+
+fn guest_gives_its_memory_back_and_reaches_the_hosts_sockets() -> Result<()> {
+    const TOUCHED_MIB: u64 = 64;
+    let directory = tempfile::tempdir()?;
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    let ran = Command::new(wisp()).args(["guest", "export", "tiny", &path("tiny.elf")]).output()?;
+    ensure!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let mut boot = Command::new(wisp());
+    boot.args(["vmm", "boot", "--kernel", &path("tiny.elf"), "--mem", "128", "--balloon", "0"]);
+    boot.args(["--control", &path("control"), "--console", &format!("socket={}", path("hvc0"))]);
+    boot.args(["--vsock", &format!("{},cid=9", path("v.sock"))]);
+    let guest = boot.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("boot a guest")?;
+    let guest = Guest(guest);
+    let mut typist = Typist::connect(&directory.path().join("hvc0"))?;
+
+    let before = private_kib(guest.0.id())?;
+    let touched = typist.say(&format!("touch {TOUCHED_MIB}"))?;
+    ensure!(touched == format!("command: touch ok {TOUCHED_MIB}"), "{touched}");
+    let full = private_kib(guest.0.id())?;
+    ensure!(full >= before + TOUCHED_MIB * 1024, "{before} KiB, {full} KiB");
+    vmm(&["balloon", &path("control"), &TOUCHED_MIB.to_string()])?;
+    let deadline = Instant::now() + PATIENCE;
+    let said = loop {
+        let said = vmm(&["balloon", &path("control")])?;
+        if said.starts_with(&format!("target {TOUCHED_MIB} MiB, given {TOUCHED_MIB} MiB\n")) {
+            break said;
+        }
+        ensure!(Instant::now() < deadline, "{said}");
+    };
+    ensure!(said.contains(&format!("returned to the host so far {TOUCHED_MIB} MiB\n")), "{said}");
+    ensure!(said.contains(" MiB in all") && said.contains(" MiB free"), "{said}");
+    let given = private_kib(guest.0.id())?;
+    ensure!(given + TOUCHED_MIB * 1024 * 9 / 10 <= full, "{before} KiB, {full} KiB, and now {given} KiB");
+
+    // By the process that connects for the guest.
+    let refused = typist.say("vsock 52 hello")?;
+    ensure!(refused == "command: vsock 52 failed: connection refused", "{refused}");
+    let listener = UnixListener::bind(path("v.sock_52"))?;
+    let serving = std::thread::spawn(move || -> std::io::Result<()> {
+        let (mut stream, mut bytes) = (listener.accept()?.0, [0; 5]);
+        stream.read_exact(&mut bytes)?;
+        stream.write_all(&bytes)
+    });
+    let answered = typist.say("vsock 52 hello")?;
+    ensure!(answered == "command: vsock 52 ok hello", "{answered}");
+    serving.join().map_err(|_| anyhow::anyhow!("the server panicked"))??;
+    let mut call = BufReader::new(UnixStream::connect(path("v.sock"))?);
+    call.get_ref().set_read_timeout(Some(PATIENCE))?;
+    call.get_mut().write_all(b"CONNECT 7\n")?;
+    let mut line = String::new();
+    call.read_line(&mut line)?;
+    ensure!(line.starts_with("OK "), "{line}");
+    Ok(())
+}
