@@ -28,6 +28,7 @@ use control::driver::{Driver, Surroundings};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tempfile::TempDir;
 use vmm::config::DiskLimits;
+use vmm::sandbox::{Namespaces, Sandbox};
 
 fn main() {
     let words: Vec<String> = std::env::args().collect();
@@ -108,7 +109,9 @@ fn run_vmm(words: &[String]) {
             std::process::exit(1);
         }
     };
-    let sandbox = vmm::sandbox::Sandbox { uid: number("--uid"), gid: number("--gid") };
+    let is_in_cell = words.iter().any(|word| word == "--cell");
+    let namespaces = if is_in_cell { Namespaces::Cell } else { Namespaces::Stay };
+    let sandbox = Sandbox { uid: number("--uid"), gid: number("--gid"), namespaces };
     let report = vmm::run::run_instance(&words[3], config, sandbox);
     std::process::exit(vmm::run::exit_code(&report).into());
 }

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     if kernel == "run" {
         let fd = arguments.next().and_then(|text| text.parse().ok()).expect("FD is a number");
         let mut number = || arguments.next().map(|text| text.parse().expect("UID and GID are numbers"));
-        let sandbox = Sandbox { uid: number(), gid: number() };
+        let sandbox = Sandbox { uid: number(), gid: number(), ..Sandbox::default() };
         // SAFETY: the caller names a descriptor that this process inherited and nobody else here owns.
         let config = read_config(unsafe { File::from_raw_fd(fd) }).expect("read the configuration");
         let report = run_instance("example", config, sandbox);

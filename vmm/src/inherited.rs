@@ -65,6 +65,12 @@ impl InheritedFds {
     }
 }
 
+/// The numbers of all descriptors that `config` names.
+#[must_use]
+pub fn numbers(config: &VmmConfig) -> Vec<RawFd> {
+    all(config).into_iter().map(|InheritedFd(fd)| fd).collect()
+}
+
 /// Every descriptor that `config` names.
 fn all(config: &VmmConfig) -> Vec<InheritedFd> {
     let mut fds: Vec<InheritedFd> =

@@ -22,7 +22,7 @@ use crate::lifecycle::Event;
 use crate::memory::mapping::Mapping;
 use crate::peripherals::{PeripheralSpecs, VsockSpec};
 use crate::run::Error as RunError;
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Namespaces, Sandbox};
 use crate::serial::{Console, ConsoleLog};
 use crate::supervisor::{self, Supervisor};
 use crate::terminal::RawTerminal;
@@ -141,10 +141,12 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     // Unbuffered: what a buffer holds back, no event announces.
     let input = File::from(io::stdin().as_fd().try_clone_to_owned().map_err(Error::Terminal)?);
     let terminal = RawTerminal::new(&input).map_err(Error::Terminal)?;
-    Sandbox::default().enter().map_err(RunError::from)?;
+    let sandbox = Sandbox { namespaces: Namespaces::Own, ..Sandbox::default() };
+    let held = sandbox.enter().map_err(RunError::from)?;
     let machine = Machine::build(&kvm, spec, &ending).map_err(RunError::from)?;
     let mut supervisor = Supervisor::new(machine, ending.clone(), control, true).map_err(RunError::from)?;
     supervisor.set_input(Box::new(input));
+    supervisor.set_protections(held);
     let (said, machine) = events::serve(supervisor, &ending, |supervisor| {
         supervisor.machine_mut().apply(Event::Start).expect("invariant: the guest was never started");
     })

@@ -141,6 +141,11 @@ impl Devices {
         all
     }
 
+    /// The VM that they are devices of.
+    pub(crate) fn vm(&self) -> &Vm {
+        &self.wires.vm
+    }
+
     fn push(&mut self, name: Option<DeviceName>, seat: Seat, shared: Shared) {
         let key = DeviceKey(self.next_key);
         self.next_key += 1;

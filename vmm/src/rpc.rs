@@ -6,10 +6,11 @@
 //! [`Reply::Question`], whenever they come; [`Action::Answer`] alone has no reply.
 
 pub(crate) mod passing;
+mod protection;
 mod snapshot;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -22,6 +23,8 @@ use crate::questions::{Message, Question};
 use crate::virtio::balloon::BalloonStatus;
 
 pub use snapshot::SnapshotReport;
+
+pub use self::protection::{Protection, ProtectionStatus};
 
 /// The longest request or reply line in bytes; a peer that sends more is cut off.
 pub const LINE_BYTES_MAX: usize = 2 << 20;
@@ -41,7 +44,9 @@ pub enum Action {
     Pause,
     /// Run them again; legal while paused, a no-op while running.
     Resume,
-    /// Press the power button, or end the process at once when forced.
+    /// Press the power button, or end the process at once when forced. With the reply to that comes a descriptor of the VM:
+    /// while it is held, the process ends without waiting for the kernel to take the VM apart, which happens when it is
+    /// closed. The process's files and taps are closed by its end.
     Stop {
         /// Do not ask the guest.
         #[serde(default)]
@@ -248,6 +253,9 @@ pub struct Status {
     /// The memory balloon, if there is one. Asking has the guest asked for new statistics, which are there a moment later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonStatus>,
+    /// What confines the process, and what does not; absent in VMMs of before.
+    #[serde(default)]
+    pub protections: Option<Vec<ProtectionStatus>>,
 }
 
 /// Why a VMM process ended; written to the configuration's `exit_report`.
@@ -481,6 +489,33 @@ impl Client {
         self.done(&Action::Stop { force })
     }
 
+    /// [`Action::Stop`] by force; the VM's handle, to be closed where nobody waits. A VMM of before hands none over.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn end(&mut self) -> Result<Option<OwnedFd>, ClientError> {
+        let line =
+            serde_json::to_vec(&Action::Stop { force: true }).expect("invariant: actions are plain data");
+        let stream = self.stream.get_mut();
+        stream.write_all(&[&line[..], b"\n"].concat()).map_err(ClientError::Talk)?;
+        // Nothing is in the buffer between calls: a reply is read to its end, and is the last that came.
+        let (mut reply, mut handles, mut buffer) = (Vec::new(), Vec::new(), [0; 256]);
+        while reply.last() != Some(&b'\n') {
+            match passing::receive(stream, &mut buffer, &mut handles).map_err(ClientError::Talk)? {
+                0 => return Err(ClientError::Talk(io::ErrorKind::UnexpectedEof.into())),
+                count => reply.extend_from_slice(&buffer[..count]),
+            }
+            if reply.len() > LINE_BYTES_MAX {
+                return Err(ClientError::TooLong);
+            }
+        }
+        match serde_json::from_slice(&reply).map_err(ClientError::Parse)? {
+            Reply::Error { message } => Err(ClientError::Refused(message)),
+            Reply::Done { .. } => Ok(handles.pop()),
+            _ => Err(ClientError::Mismatch),
+        }
+    }
+
     /// [`Action::Status`].
     ///
     /// # Errors
@@ -568,6 +603,7 @@ mod tests {
             console_bytes: 2,
             devices: None,
             balloon: None,
+            protections: None,
         };
         assert_eq!(
             serde_json::to_string(&Reply::Status(status)).unwrap(),

@@ -21,7 +21,7 @@ use crate::kvm::{self, Kvm};
 use crate::lifecycle::Event;
 use crate::peripherals::{self, PeripheralSpecs};
 use crate::rpc::{ExitReason, ExitReport};
-use crate::sandbox::{self, Sandbox};
+use crate::sandbox::{self, Held, Sandbox};
 use crate::serial::{Console, ConsoleLog};
 use crate::supervisor::{self, Supervisor};
 use crate::vm::{self, BootSource, DiskSpec, Machine, MachineSpec, MainConsole, NicSpec};
@@ -170,9 +170,9 @@ fn run(
     let spec = open(config, &mut fds)?;
     let ending = EndingSignal::new().map_err(Error::Event)?;
     // From here on, nothing can be opened; kernels, disks and guests are foreign.
-    sandbox.enter()?;
+    let held = sandbox.enter()?;
     let machine = Machine::build(&kvm, spec, &ending)?;
-    let (ending, machine) = supervise(machine, &ending, listener)?;
+    let (ending, machine) = supervise(machine, &ending, (listener, held))?;
     *first_run_us = machine.first_run_us();
     let ending = machine.explained(ending);
     // The process is about to end: the kernel takes the machine apart.
@@ -184,10 +184,11 @@ fn run(
 fn supervise(
     machine: Machine,
     ending: &EndingSignal,
-    listener: Option<UnixListener>,
+    (listener, held): (Option<UnixListener>, Held),
 ) -> Result<(Ending, Machine), Error> {
     let starts_itself = listener.is_none();
-    let supervisor = Supervisor::new(machine, ending.clone(), listener, starts_itself)?;
+    let mut supervisor = Supervisor::new(machine, ending.clone(), listener, starts_itself)?;
+    supervisor.set_protections(held);
     Ok(events::serve(supervisor, ending, |supervisor| {
         if starts_itself {
             supervisor.machine_mut().apply(Event::Start).expect("invariant: the guest was never started");

@@ -7,7 +7,7 @@ mod snapshot;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
 
@@ -25,6 +25,7 @@ use crate::rpc::{
     Action, ConsoleName, ExitReason, LINE_BYTES_MAX, REQUEST_BYTES_MAX, Reply, Status, VmState, passing,
 };
 use crate::run::{chain, open_disk};
+use crate::sandbox::Held;
 use crate::terminal;
 use crate::vm::{Machine, NicSpec, Wanted};
 
@@ -65,6 +66,8 @@ struct Client {
     output: Vec<u8>,
     /// How much of `output` is sent.
     sent: usize,
+    /// What goes with it.
+    handle: Option<OwnedFd>,
 }
 
 /// Where console input comes from.
@@ -91,6 +94,8 @@ pub struct Supervisor {
     input: Option<Input>,
     /// The client that hears of the guest's questions about names.
     resolver: Option<RawFd>,
+    /// What confines the process.
+    held: Held,
 }
 
 impl Supervisor {
@@ -113,7 +118,8 @@ impl Supervisor {
         if let Some(listener) = &listener {
             listener.set_nonblocking(true).map_err(Error::Socket)?;
         }
-        Ok(Self { machine, ending, signals, listener, clients: BTreeMap::new(), input: None, resolver: None })
+        let (clients, held) = (BTreeMap::new(), Held::default());
+        Ok(Self { machine, ending, signals, listener, clients, input: None, resolver: None, held })
     }
 
     /// Lets the guest read `source` as its console's input.
@@ -126,6 +132,11 @@ impl Supervisor {
     fn take_size(&self) {
         let size = self.input.as_ref().and_then(|input| terminal::size(input.source.as_raw_fd()));
         size.into_iter().for_each(|size| self.machine.resize_console(size));
+    }
+
+    /// Has the status tell of what confines the process.
+    pub fn set_protections(&mut self, held: Held) {
+        self.held = held;
     }
 
     /// The machine.
@@ -213,7 +224,10 @@ impl Supervisor {
                     self.machine.answer(mac, number, message.as_bytes());
                     continue;
                 }
-                Ok(action) => self.act(action, std::mem::take(&mut client.descriptors)),
+                Ok(action) => {
+                    client.handle = self.handle_for(&action);
+                    self.act(action, std::mem::take(&mut client.descriptors))
+                }
                 Err(error) => Reply::Error { message: format!("not an action: {error}") },
             };
             client.output = encode(&reply);
@@ -234,6 +248,7 @@ impl Supervisor {
                     console_bytes: self.machine.serial().console_bytes(),
                     devices: Some(self.machine.devices().status()),
                     balloon: self.machine.peripherals().balloon().map(|mut balloon| balloon.status()),
+                    protections: Some(self.held.0.clone()),
                 });
             }
             Action::SetBalloon { target_mib } => {
@@ -291,6 +306,15 @@ impl Supervisor {
             }
             Err(refused) => Reply::Error { message: refused.to_string() },
         }
+    }
+
+    /// Who ends a guest by force gets a handle of what the kernel takes long to take apart; see [`Action::Stop`].
+    fn handle_for(&self, action: &Action) -> Option<OwnedFd> {
+        if !matches!(action, Action::Stop { force: true }) {
+            return None;
+        }
+        let handle = self.machine.handle();
+        handle.inspect_err(|error| tracing::debug!(%error, "no handle of the VM to hand over")).ok()
     }
 
     fn add_disk(&mut self, disk: DiskConfig, passed: Vec<OwnedFd>) -> Reply {
@@ -418,15 +442,23 @@ fn encode(reply: &Reply) -> Vec<u8> {
 impl Client {
     fn new(stream: UnixStream) -> Self {
         let (input, descriptors, output) = (Vec::new(), Vec::new(), Vec::new());
-        Self { stream, input, looked_at: 0, descriptors, output, sent: 0 }
+        Self { stream, input, looked_at: 0, descriptors, output, sent: 0, handle: None }
     }
 
     /// Sends what is left; false if the client does not take it now.
     fn flush(&mut self) -> io::Result<bool> {
         while self.sent < self.output.len() {
-            match self.stream.write(&self.output[self.sent..]) {
+            let left = &self.output[self.sent..];
+            let sent = match &self.handle {
+                Some(handle) => passing::send(&self.stream, left, &[handle.as_fd()]),
+                None => self.stream.write(left),
+            };
+            match sent {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => self.sent += count,
+                Ok(count) => {
+                    self.sent += count;
+                    self.handle = None;
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),

@@ -11,6 +11,7 @@ use crate::bus::Bus;
 use crate::ending::EndingSignal;
 use crate::kvm::{self, Exit, ExitRequest, Vcpu, VcpuState};
 use crate::rpc::ExitReason;
+use crate::sandbox::filter;
 
 /// A vCPU thread's stack: device emulation runs on it, nothing recurses.
 const STACK_BYTES: usize = 256 << 10;
@@ -33,6 +34,9 @@ pub enum Error {
     /// A vCPU runs, or is over.
     #[error("not all vCPUs stand still")]
     NotHeld,
+    /// The filter of the threads' system calls.
+    #[error("filter the system calls of vCPU threads")]
+    Filter(#[from] seccompiler::Error),
     /// The signal that interrupts vCPUs cannot be handled.
     #[error("handle the signal that interrupts vCPUs")]
     Signal(#[source] io::Error),
@@ -124,6 +128,7 @@ impl Vcpus {
     /// No thread, no signal, or KVM's.
     pub fn spawn(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, ending: &EndingSignal) -> Result<Self, Error> {
         handle_kicks().map_err(Error::Signal)?;
+        let filter = Arc::new(filter::of_vcpus()?);
         let gate = Arc::new(Gate {
             state: Mutex::new(GateState { wanted: Wanted::Hold, held: 0, live: vcpus.len(), saving: None }),
             changed: Condvar::new(),
@@ -133,10 +138,20 @@ impl Vcpus {
             let exit = Arc::new(vcpu.exit_request()?);
             let (gate, buses, ending, thread_exit) =
                 (gate.clone(), buses.clone(), ending.clone(), exit.clone());
+            let filter = filter.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
                 .stack_size(STACK_BYTES)
-                .spawn(move || run(index, vcpu, &gate, &buses, &ending, &thread_exit))
+                .spawn(move || {
+                    let guard = LiveGuard { ending: &ending, gate: &gate };
+                    match filter.as_ref().as_ref().map(|filter| seccompiler::apply_filter(filter)) {
+                        None | Some(Ok(())) => run(index, vcpu, &guard, &buses, &thread_exit),
+                        Some(Err(error)) => {
+                            let what = format!("a vCPU thread cannot be confined: {error}");
+                            ending.say(ExitReason::BootFailed, what);
+                        }
+                    }
+                })
                 .map_err(|source| Error::Thread { index, source })?;
             all.handles.push(Handle { thread, exit });
         }
@@ -218,8 +233,13 @@ impl Drop for LiveGuard<'_> {
     }
 }
 
-fn run(index: usize, mut vcpu: Vcpu, gate: &Gate, buses: &Buses, ending: &EndingSignal, exit: &ExitRequest) {
-    let _guard = LiveGuard { ending, gate };
+fn run(
+    index: usize,
+    mut vcpu: Vcpu,
+    LiveGuard { ending, gate }: &LiveGuard<'_>,
+    buses: &Buses,
+    exit: &ExitRequest,
+) {
     while gate.wait(index, &vcpu, exit) {
         loop {
             match vcpu.run(&buses.ports, &buses.registers) {

@@ -417,6 +417,14 @@ impl Machine {
         Ok(false)
     }
 
+    /// A handle of the VM; it is taken apart when the last one of it is closed, wherever.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn handle(&self) -> io::Result<OwnedFd> {
+        self.devices.vm().handle()
+    }
+
     /// Ends the threads. A process that is about to exit need not.
     pub fn dismantle(self) {
         self.vcpus.quit();

@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use vmm::interactive::{BootOptions, boot_interactive};
-use vmm::sandbox::Sandbox;
+use vmm::sandbox::{self, Namespaces, Sandbox};
 
 use crate::process::handover::Inherited;
 
@@ -146,6 +146,7 @@ pub(super) fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
+    sandbox::close_all_but(&[]).context("close what was inherited")?;
     let mut taps = Vec::new();
     for name in &arguments.taps {
         taps.push(net::tap::open(name).with_context(|| format!("open the tap {name}"))?);
@@ -184,7 +185,7 @@ fn disk(text: &OsStr) -> (PathBuf, bool) {
     }
 }
 
-/// The process of one instance: `wisp vmm run INSTANCE_ID --config-fd N [--uid U --gid G]`.
+/// The process of one instance: `wisp vmm run INSTANCE_ID --config-fd N [--uid U --gid G] [--cell]`.
 ///
 /// Apart from all other commands, so that nothing runs in the process and nothing stays in its memory but the VMM.
 pub(super) fn run(arguments: &[OsString]) -> ExitCode {
@@ -207,7 +208,9 @@ fn run_instance(arguments: &[OsString]) -> anyhow::Result<u8> {
     let file =
         File::from(Inherited::numbered(arguments.config_fd).take().context("take over the configuration")?);
     let config = vmm::run::read_config(file)?;
-    let sandbox = Sandbox { uid: arguments.uid, gid: arguments.gid };
+    sandbox::close_all_but(&vmm::inherited::numbers(&config)).context("close what was inherited")?;
+    let namespaces = if arguments.cell { Namespaces::Cell } else { Namespaces::Stay };
+    let sandbox = Sandbox { uid: arguments.uid, gid: arguments.gid, namespaces };
     let report = vmm::run::run_instance(&arguments.instance, config, sandbox);
     Ok(vmm::run::exit_code(&report))
 }
@@ -218,16 +221,23 @@ struct RunArguments {
     config_fd: i32,
     uid: Option<u32>,
     gid: Option<u32>,
+    /// It is in a cell already.
+    cell: bool,
 }
 
 impl RunArguments {
     fn parse(arguments: &[OsString]) -> anyhow::Result<Self> {
-        const USAGE: &str = "wisp vmm run INSTANCE_ID --config-fd N [--uid U --gid G]; the agent starts it";
+        const USAGE: &str =
+            "wisp vmm run INSTANCE_ID --config-fd N [--uid U --gid G] [--cell]; the agent starts it";
         let mut words = arguments.iter().map(|word| word.to_str().context(USAGE));
         let instance = words.next().context(USAGE)??.to_string();
-        let (mut config_fd, mut uid, mut gid) = (None, None, None);
+        let (mut config_fd, mut uid, mut gid, mut cell) = (None, None, None, false);
         while let Some(option) = words.next() {
             let option = option?;
+            if option == "--cell" {
+                cell = true;
+                continue;
+            }
             let value = words.next().context(USAGE)??;
             match option {
                 "--config-fd" => config_fd = Some(value.parse().context(USAGE)?),
@@ -236,7 +246,7 @@ impl RunArguments {
                 _ => bail!("{option} is not known: {USAGE}"),
             }
         }
-        Ok(Self { instance, config_fd: config_fd.context(USAGE)?, uid, gid })
+        Ok(Self { instance, config_fd: config_fd.context(USAGE)?, uid, gid, cell })
     }
 }
 
@@ -250,8 +260,8 @@ mod tests {
 
     #[test]
     fn run_takes_an_instance_and_numbers() {
-        let parsed = parse("a-b --config-fd 3 --uid 5 --gid 6").unwrap();
-        assert_eq!((parsed.config_fd, parsed.uid, parsed.gid), (3, Some(5), Some(6)));
+        let parsed = parse("a-b --config-fd 3 --uid 5 --gid 6 --cell").unwrap();
+        assert_eq!((parsed.config_fd, parsed.uid, parsed.gid, parsed.cell), (3, Some(5), Some(6), true));
         for wrong in ["", "a", "a --config-fd", "a --config-fd x", "a --config-fd 3 --what 4"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }

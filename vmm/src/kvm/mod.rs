@@ -10,7 +10,7 @@ mod profile;
 mod state;
 mod x86_64;
 
-use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -272,6 +272,15 @@ impl Vm {
         unsafe { self.fd.set_user_memory_region(region) }.map_err(step("give the VM a file as memory"))?;
         mappings.push(mapping.clone());
         Ok(())
+    }
+
+    /// A descriptor by which whoever has it can keep the VM, but not use it: KVM serves only the process that made it.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn handle(&self) -> std::io::Result<OwnedFd> {
+        // SAFETY: the descriptor is open as long as `self.fd`, which outlives the borrow.
+        unsafe { BorrowedFd::borrow_raw(self.fd.as_raw_fd()) }.try_clone_to_owned()
     }
 
     /// Each write to `event` is one pulse on the IOAPIC's pin `gsi`.

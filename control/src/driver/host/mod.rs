@@ -18,6 +18,7 @@ mod removal;
 mod resolver;
 mod spawn;
 mod start;
+mod undertaker;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -28,6 +29,7 @@ use std::time::{Duration, Instant};
 
 use net::keeper::Namespaces;
 use vmm::rpc::{Client, VmState};
+use vmm::sandbox::cell::Cell;
 
 use self::cgroup::Cgroups;
 use self::directory::{Directory, Record};
@@ -35,6 +37,7 @@ use self::exits::Exits;
 use self::network::Network;
 use self::plug::{Beside, Plugging};
 use self::resolver::Resolver;
+use self::undertaker::Undertaker;
 use super::fail_points::FailPoints;
 use super::process_id::{ProcessId, has_ended_within};
 use super::volumes::{VolumePaths, Volumes};
@@ -90,6 +93,9 @@ pub struct HostDriver {
     cgroups: Cgroups,
     exits: Exits,
     resolver: Resolver,
+    undertaker: Undertaker,
+    /// What VMM processes are in; none where the kernel allows none.
+    cell: Option<Cell>,
     slots: Mutex<HashMap<String, Arc<Mutex<Slot>>>>,
 }
 
@@ -137,6 +143,8 @@ impl HostDriver {
             cgroups: Cgroups::find(),
             exits: Exits::start()?,
             resolver: Resolver::start(options.forwarders)?,
+            undertaker: Undertaker::start()?,
+            cell: start::cell(),
             volumes: Volumes::open(options.volumes).map_err(|error| io::Error::other(sentence(&error)))?,
             name: options.name,
             run: options.run,

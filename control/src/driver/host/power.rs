@@ -53,9 +53,11 @@ impl HostDriver {
         // The socket is the way that leaves a report; a VMM that does not answer is killed.
         let asked = Client::connect(&directory.control_socket()).and_then(|mut client| {
             client.set_timeout(Duration::from_secs(1))?;
-            client.stop(true)
+            client.end()
         });
-        if asked.is_err() || !has_ended_within(&process.pidfd, Duration::from_secs(2))? {
+        // Held until the process is over.
+        let (is_asked, handle) = (asked.is_ok(), asked.ok().flatten());
+        if !is_asked || !has_ended_within(&process.pidfd, Duration::from_secs(2))? {
             match rustix::process::pidfd_send_signal(&process.pidfd, Signal::KILL) {
                 Ok(()) | Err(rustix::io::Errno::SRCH) => {}
                 Err(error) => return Err(error.into()),
@@ -64,6 +66,7 @@ impl HostDriver {
         if !has_ended_within(&process.pidfd, start::KILL_TIMEOUT)? {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the VMM process does not end"));
         }
+        handle.into_iter().for_each(|handle| self.undertaker.take(handle));
         Ok(Down::Yes)
     }
 

@@ -13,6 +13,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
+use vmm::sandbox::cell;
+
 use crate::driver::process_id::ProcessId;
 
 /// The number of the configuration's pipe in the process; those handed over follow it.
@@ -27,6 +29,8 @@ pub(super) struct Spawn<'a> {
     pub(super) instance: &'a str,
     /// The user and group it becomes; nobody else if absent.
     pub(super) user: Option<(u32, u32)>,
+    /// The handles of the cell that it joins; none if absent.
+    pub(super) cell: Option<[RawFd; 2]>,
     /// Where its standard error goes.
     pub(super) log: File,
     /// What it inherits, each under the number that [`number_of`] names.
@@ -57,17 +61,20 @@ pub(super) fn spawn(spawn: Spawn<'_>) -> io::Result<Spawned> {
     if let Some((uid, gid)) = spawn.user {
         command.args(["--uid", &uid.to_string(), "--gid", &gid.to_string()]);
     }
+    if spawn.cell.is_some() {
+        command.arg("--cell");
+    }
     command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(spawn.log);
 
     let mut sources: Vec<RawFd> = vec![configuration.as_raw_fd()];
     sources.extend(spawn.fds.iter().map(AsRawFd::as_raw_fd));
-    let report = number_writer.as_raw_fd();
+    let (report, cell) = (number_writer.as_raw_fd(), spawn.cell);
     // Made before the fork: afterwards nothing may allocate.
     let mut parked = vec![-1; sources.len()];
-    // SAFETY: the closure runs in the forked child and only makes system calls (fork, _exit, setsid, write, fcntl,
-    // dup2, close_range, rt_sigprocmask), allocates nothing and takes no lock. The descriptors it uses are owned
+    // SAFETY: the closure runs in the forked child and only makes system calls (setns, unshare, capset, prctl, fork, _exit,
+    // setsid, write, fcntl, dup2, close_range, rt_sigprocmask), allocates nothing and takes no lock. The descriptors it uses are owned
     // by this function and open until `spawn` below returns.
-    unsafe { command.pre_exec(move || detach(report, &sources, &mut parked)) };
+    unsafe { command.pre_exec(move || detach(report, cell, &sources, &mut parked)) };
     let mut child = command.spawn()?;
     // The child proper ended when it had made the process.
     child.wait()?;
@@ -80,19 +87,27 @@ pub(super) fn spawn(spawn: Spawn<'_>) -> io::Result<Spawned> {
 
 /// In the forked child: makes the process proper, whose parent is init, says its number, and puts the descriptors
 /// in their places.
-fn detach(report: RawFd, sources: &[RawFd], parked: &mut [RawFd]) -> io::Result<()> {
+fn detach(
+    report: RawFd,
+    cell: Option<[RawFd; 2]>,
+    sources: &[RawFd],
+    parked: &mut [RawFd],
+) -> io::Result<()> {
+    if let Some(handles) = cell {
+        cell::join(handles)?;
+    }
     let check = |result: libc::c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) };
     // SAFETY: all of these take numbers and pointers to live local values only; fork duplicates one thread, and
     // neither side runs anything but system calls until exec or _exit.
     unsafe {
-        if check(libc::fork())? > 0 {
+        let child = check(libc::fork())?;
+        if child > 0 {
+            // By the number that it has out here. Who reads it sees a message that is cut short as none.
+            let number = child.to_ne_bytes();
+            libc::write(report, number.as_ptr().cast(), number.len());
             libc::_exit(0);
         }
         check(libc::setsid())?;
-        let number = libc::getpid().to_ne_bytes();
-        if libc::write(report, number.as_ptr().cast(), number.len()) != 4 {
-            return Err(io::Error::last_os_error());
-        }
         // First above all places that will be taken, then into them: neither step hits a source.
         let above = number_of(sources.len());
         for (source, parked) in sources.iter().zip(parked.iter_mut()) {

@@ -14,6 +14,7 @@ use vmm::config::{
 };
 use vmm::endpoint::METADATA_ADDRESS;
 use vmm::rpc::Client;
+use vmm::sandbox::cell::Cell;
 use zeroize::Zeroizing;
 
 use super::directory::{Directory, Record};
@@ -173,6 +174,7 @@ impl HostDriver {
             program: &self.program,
             instance: &wanted.id,
             user: nix::unistd::geteuid().is_root().then(|| user(&wanted.id)),
+            cell: self.cell.as_ref().map(Cell::handles),
             log,
             // Ours are closed with this: a listener of which we kept a copy would outlive the process.
             fds: files.fds,
@@ -364,6 +366,17 @@ pub(super) fn addressing(nic: &NicWanted, wanted: &InstanceWanted) -> Addressing
         resolver: true,
         neighbours: neighbours.collect(),
     }
+}
+
+/// The cell of this host's VMM processes, unless the kernel allows none.
+pub(super) fn cell() -> Option<Cell> {
+    let users =
+        if is_mapped(USER_BASE) { USER_BASE..USER_BASE + USERS } else { USER_FALLBACK..USER_FALLBACK + 1 };
+    let made = Cell::make(nix::unistd::geteuid().is_root().then_some(&users));
+    made.inspect_err(|error| {
+        tracing::warn!(error = sentence(error), "VMM processes are confined without namespaces");
+    })
+    .ok()
 }
 
 /// The user and group that an instance's process becomes: its own, the same at every boot.

@@ -1,0 +1,26 @@
+//! The empty directory that is all of the file system to a confined process.
+
+use std::io;
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+
+/// Where it is mounted first: a directory that every host has.
+const PLACE: &str = "/proc";
+/// It is empty, and stays so.
+const OPTIONS: &str = "size=4k,nr_inodes=1,mode=555";
+
+/// Leaves the mount namespace for one of our own, whose root is an empty directory that cannot be written.
+pub(super) fn make() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let none = None::<&Path>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), PLACE, Some("tmpfs"), flags, Some(OPTIONS))?;
+    std::env::set_current_dir(PLACE)?;
+    // The old root comes to lie on the new one, and goes with all that is mounted in it (pivot_root(2)).
+    nix::unistd::pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    std::env::set_current_dir("/")
+}
