@@ -1,7 +1,7 @@
-//! Process start → `WISP-GUEST` on the console, and what an idle VMM process costs.
+//! Process start → `WISP-GUEST` on the console, what an idle VMM process costs, and how long its end takes.
 //!
-//! With `FIRECRACKER_BIN=/path/to/firecracker` the same kernel boots there in the same run, alternating, and is the
-//! baseline; without it the baseline is a spawned process that does nothing.
+//! With `FIRECRACKER_BIN=/path/to/firecracker` or `CLOUD_HYPERVISOR_BIN` the same kernel boots there in the same run,
+//! alternating, and is the baseline; without them the baseline is a spawned process that does nothing.
 
 mod measure;
 
@@ -29,34 +29,112 @@ fn main() -> Result<()> {
         Command::new(wisp).args(["guest", "export", "tiny"]).arg(&kernel).status()?.success(),
         "export the guest"
     );
-    let firecracker = std::env::var_os("FIRECRACKER_BIN");
     let config = files.path().join("firecracker.json");
     std::fs::write(&config, firecracker_config(&kernel))?;
-    let (mut ours, mut theirs, mut nothing) = (Samples::default(), Samples::default(), Samples::default());
+    let peers = peers(&config, &kernel);
+    let (mut ours, mut nothing) = (Samples::default(), Samples::default());
+    let mut theirs: Vec<_> = peers.iter().map(|_| Samples::default()).collect();
     for _ in 0..RUNS {
         nothing.push(process_alone()?);
         ours.push(until_mark(&mut our_boot(wisp, &kernel))?);
-        if let Some(program) = &firecracker {
-            let mut command = Command::new(program);
-            command.args(["--no-api", "--config-file"]).arg(&config);
-            theirs.push(until_mark(&mut command)?);
+        for (peer, samples) in peers.iter().zip(&mut theirs) {
+            samples.push(until_mark(&mut (peer.command)())?);
+        }
+    }
+    let mut baselines: Vec<_> =
+        peers.iter().zip(theirs).map(|(peer, samples)| (peer.name, samples)).collect();
+    if baselines.is_empty() {
+        baselines.push(("starting a process that does nothing", nothing));
+    }
+    for (of, samples) in &baselines {
+        for (name, quantile) in [("p50", 0.5), ("p90", 0.9)] {
+            Line {
+                what: &format!("process start to WISP-GUEST, {MEMORY_MIB} MiB, {name} of {RUNS}"),
+                unit: "ms",
+                value: ours.quantile(quantile),
+                baseline: samples.quantile(quantile),
+                of,
+            }
+            .print();
+        }
+    }
+    idle_memory(wisp, &kernel)?;
+    end(wisp, &kernel, &files.path().join("guest.sock"))
+}
+
+/// Another VMM that boots the same kernel.
+struct Peer<'a> {
+    name: &'static str,
+    command: Box<dyn Fn() -> Command + 'a>,
+}
+
+/// Those that the environment names.
+fn peers<'a>(config: &'a Path, kernel: &'a Path) -> Vec<Peer<'a>> {
+    let mut peers = Vec::new();
+    if let Some(program) = std::env::var_os("FIRECRACKER_BIN") {
+        let command = move || {
+            let mut command = Command::new(&program);
+            command.args(["--no-api", "--config-file"]).arg(config);
+            command
+        };
+        peers.push(Peer { name: "firecracker, same kernel, same run", command: Box::new(command) });
+    }
+    if let Some(program) = std::env::var_os("CLOUD_HYPERVISOR_BIN") {
+        let command = move || {
+            let mut command = Command::new(&program);
+            command.args(["--cpus", "boot=1", "--memory", &format!("size={MEMORY_MIB}M"), "--kernel"]);
+            command.arg(kernel).args(["--serial", "tty", "--console", "off"]);
+            command
+        };
+        peers.push(Peer { name: "cloud-hypervisor, same kernel, same run", command: Box::new(command) });
+    }
+    peers
+}
+
+/// From asking for the end, as an agent does, until the process with all its files and taps is gone; beside it what it
+/// takes where whoever ends it does not keep the VM for later.
+fn end(wisp: &Path, kernel: &Path, socket: &Path) -> Result<()> {
+    let (mut kept, mut killed, mut later) = (Samples::default(), Samples::default(), Samples::default());
+    for _ in 0..RUNS {
+        for keep in [true, false] {
+            let mut command = our_boot(wisp, kernel);
+            let mut child = start(command.arg("--control").arg(socket))?;
+            wait_for_mark(&mut child)?;
+            let mut client = vmm::rpc::Client::connect(socket).context("connect to the VMM")?;
+            let started = Instant::now();
+            let handle = client.end().context("end the VMM")?;
+            if !keep {
+                drop(handle);
+                child.wait().context("wait for the VMM")?;
+                killed.push(started.elapsed().as_secs_f64() * 1e3);
+                continue;
+            }
+            child.wait().context("wait for the VMM")?;
+            kept.push(started.elapsed().as_secs_f64() * 1e3);
+            let started = Instant::now();
+            drop(handle.context("the VMM handed nothing over")?);
+            later.push(started.elapsed().as_secs_f64() * 1e3);
         }
     }
     for (name, quantile) in [("p50", 0.5), ("p90", 0.9)] {
-        let (baseline, of) = match firecracker {
-            Some(_) => (theirs.quantile(quantile), "firecracker, same kernel, same run"),
-            None => (nothing.quantile(quantile), "starting a process that does nothing"),
-        };
         Line {
-            what: &format!("process start to WISP-GUEST, {MEMORY_MIB} MiB, {name} of {RUNS}"),
+            what: &format!("VMM asked to end until it is gone, {MEMORY_MIB} MiB, {name} of {RUNS}"),
             unit: "ms",
-            value: ours.quantile(quantile),
-            baseline,
-            of,
+            value: kept.quantile(quantile),
+            baseline: killed.quantile(quantile),
+            of: "the same, with the kernel's teardown of the VM on the path",
         }
         .print();
     }
-    idle_memory(wisp, &kernel)
+    Line {
+        what: "that teardown, off the path, p50",
+        unit: "ms",
+        value: later.quantile(0.5),
+        baseline: 1.0,
+        of: "the aim for what its caller sees",
+    }
+    .print();
+    Ok(())
 }
 
 fn our_boot(wisp: &Path, kernel: &Path) -> Command {

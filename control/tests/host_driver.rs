@@ -39,13 +39,14 @@ fn main() {
     if missing.is_none() {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");
     }
-    let trials: [(&str, Body); 17] = [
+    let trials: [(&str, Body); 18] = [
         ("instance_is_started_paused_resumed_stopped_restarted_and_deleted_without_a_trace", whole_life),
         ("driver_that_comes_anew_adopts_the_same_process", adoption),
         ("first_boot_that_fails_at_any_step_leaves_nothing", failing_first_boot),
         ("later_boot_that_fails_at_any_step_keeps_the_disk_and_nothing_else", failing_later_boot),
         ("crash_after_any_write_is_healed_by_the_next_apply", crashes),
         ("killed_vmm_is_a_failure_and_can_be_started_again", killed_vmm),
+        ("stopped_instance_has_let_go_of_its_disk_and_its_taps", let_go),
         ("broken_image_missing_image_missing_network_and_too_much_memory_are_faults", faults),
         ("guest_that_is_asked_to_end_powers_itself_off", graceful_stop),
         ("cloud_that_is_taken_down_leaves_no_process_and_no_link_and_starts_again", taken_down),
@@ -378,6 +379,47 @@ fn adoption(host: &Host) {
 
 fn kill(pid: i32) {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+}
+
+/// Whether nobody has a file open but who asks: then, and only then, a lease for writing is granted (fcntl(2)).
+fn is_nobodys(path: &Path) -> bool {
+    use std::os::fd::AsRawFd as _;
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    // SAFETY: takes an open descriptor and numbers.
+    #[expect(unsafe_code, reason = "no safe wrapper asks for a lease")]
+    let leased = |kind: i32| unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) };
+    leased(libc::F_WRLCK) == 0 && leased(libc::F_UNLCK) == 0
+}
+
+/// The kernel takes the VM apart off the path; what the process had is free when the stop returns all the same, and the
+/// next process can have it at once.
+fn let_go(host: &Host) {
+    let (driver, _ends) = host.driver();
+    let before = host.traces();
+    let mut wanted = host.wanted();
+    let mut took = Vec::new();
+    for boot in 1..=8 {
+        wanted.power = Power::Running;
+        wanted.boot = boot;
+        assert_eq!(host.apply(&driver, &wanted).state, InstanceState::Running);
+        eventually("the guest speaks", || driver.console(&wanted.id, 1000).unwrap().contains("WISP-GUEST"));
+        let disks = host.run().join(&wanted.id).join("disk");
+        let roots = ["root.raw", "root.overlay"].map(|name| disks.join(name));
+        let root = roots.iter().find(|path| path.exists()).unwrap();
+        assert!(!is_nobodys(root), "the VMM has it");
+        wanted.power = Power::Stopped;
+        let started = Instant::now();
+        assert_eq!(host.apply(&driver, &wanted).state, InstanceState::Stopped);
+        took.push(started.elapsed());
+        assert!(is_nobodys(root), "the disk is in use after the stop");
+        assert_eq!(host.pid(), None);
+        assert!(host.traces().iter().all(|trace| !trace.contains("wt")), "no tap is left");
+    }
+    took.sort();
+    println!("stopped in {:?}, the median of {}", took[took.len() / 2], took.len());
+    wanted.power = Power::Deleted;
+    assert_eq!(host.apply(&driver, &wanted).state, InstanceState::Deleted);
+    assert_eq!(host.traces(), before);
 }
 
 fn failing_first_boot(host: &Host) {

@@ -24,6 +24,7 @@ mod processes;
 mod providers;
 mod qos;
 mod routers;
+mod sandbox;
 mod server_images;
 mod serving;
 mod survive;
@@ -55,6 +56,7 @@ fn main() {
         tenants::trials(),
         providers::trials(),
         routers::trials(),
+        sandbox::trials(),
         survive::trials(),
         volumes::trials(),
         server_images::trials(),

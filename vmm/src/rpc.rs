@@ -254,7 +254,7 @@ pub struct Status {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonStatus>,
     /// What confines the process, and what does not; absent in VMMs of before.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protections: Option<Vec<ProtectionStatus>>,
 }
 

@@ -7,6 +7,7 @@
 pub mod cell;
 pub mod filter;
 mod landlock;
+mod probe;
 mod room;
 
 use std::os::fd::RawFd;
@@ -17,6 +18,8 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::rpc::{Protection, ProtectionStatus};
+
+pub use self::probe::probe;
 
 /// Where a process's namespaces come from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

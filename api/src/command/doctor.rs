@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use comfy_table::{ContentArrangement, Table};
+use control::driver::host::{probe_limits, probe_protections};
+use vmm::rpc::ProtectionStatus;
 
 use crate::process::abilities::{self, Ability, Found};
 use crate::process::state_directory::StateDirectory;
@@ -27,6 +29,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     let abilities = abilities::probe(&arguments.state);
     println!("{}", table(&abilities));
+    println!("What confines a VMM process here, tried on one:\n{}", protections());
     let missing: Vec<_> = abilities.iter().filter(|ability| ability.blocks()).map(|a| a.name).collect();
     if missing.is_empty() {
         println!("`wisp up` can run guests on this host.");
@@ -40,14 +43,46 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-fn table(abilities: &[Ability]) -> Table {
+fn empty_table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table
         .load_style(comfy_table::presets::UTF8_FULL_CONDENSED)
         .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_header(["ability", "", "what was found", "what follows"]);
+        .set_header(header);
     let columns = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
     table.set_width(columns.unwrap_or(TEXT_WIDTH).max(TEXT_WIDTH_MIN));
+    table
+}
+
+/// What holds of a VMM process on this host, and what its control group limits.
+fn protections() -> Table {
+    let mut table = empty_table(["protection", "", "what it does, or why it is not there"]);
+    match probe_protections() {
+        Ok(held) => {
+            for ProtectionStatus { protection, missing } in held {
+                let (answer, detail) = match missing {
+                    None => ("yes", protection.meaning().to_owned()),
+                    Some(why) => ("no", why),
+                };
+                table.add_row([protection.to_string(), answer.to_owned(), detail]);
+            }
+        }
+        Err(error) => {
+            table.add_row(["all".to_owned(), "?".to_owned(), error.to_string()]);
+        }
+    }
+    for (limited, outcome) in probe_limits() {
+        let (answer, detail) = match outcome {
+            Ok(how) => ("yes", format!("its control group takes {how}, for a flavor of 1 vCPU and 128 MiB")),
+            Err(why) => ("no", why),
+        };
+        table.add_row([format!("limit of {limited}"), answer.to_owned(), detail]);
+    }
+    table
+}
+
+fn table(abilities: &[Ability]) -> Table {
+    let mut table = empty_table(["ability", "", "what was found", "what follows"]);
     for ability in abilities {
         let answer = match ability.found {
             Found::Yes => "yes",

@@ -1,7 +1,7 @@
 //! Knowing a process again: its number together with the moment it started, which no later process shares.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -63,6 +63,30 @@ fn signal(pidfd: &OwnedFd, signal: Signal) -> io::Result<()> {
     }
 }
 
+/// The signal that a process died of, which need not be a child: kernels from 6.15 on tell whoever holds its handle, once
+/// its parent has taken notice (`linux/pidfd.h`, `PIDFD_GET_INFO`).
+#[expect(unsafe_code, reason = "no safe wrapper asks a handle for it")]
+pub fn killed_by(pidfd: &OwnedFd) -> Option<i32> {
+    /// struct pidfd_info, version 0: what is asked for and answered, the control group, eleven ids, the status as wait(2)
+    /// gives it.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        status: i32,
+    }
+    /// _IOWR(0xff, 11, struct pidfd_info).
+    const GET_INFO: libc::c_ulong = 0xc040_ff0b;
+    const EXIT: u64 = 1 << 3;
+    let mut info = Info { mask: EXIT, ..Info::default() };
+    // SAFETY: the kernel reads and writes the 64 bytes that the request says, which are `info`'s and live.
+    let asked = unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO, &raw mut info) };
+    let is_told = asked == 0 && info.mask & EXIT != 0 && libc::WIFSIGNALED(info.status);
+    is_told.then(|| libc::WTERMSIG(info.status))
+}
+
 /// Whether the process has ended, waiting at most so long.
 pub fn has_ended_within(pidfd: &OwnedFd, patience: Duration) -> io::Result<bool> {
     let deadline = std::time::Instant::now() + patience;
@@ -75,6 +99,25 @@ pub fn has_ended_within(pidfd: &OwnedFd, patience: Duration) -> io::Result<bool>
             Ok(_) => return Ok(true),
             Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signal_that_a_process_died_of_is_told_by_its_handle() {
+        for (command, expected) in [("kill -SYS $$", Some(libc::SIGSYS)), ("exit 3", None)] {
+            let mut child = std::process::Command::new("sh").args(["-c", command]).spawn().unwrap();
+            let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+            let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).unwrap();
+            child.wait().unwrap();
+            let told = killed_by(&pidfd);
+            // Kernels before 6.15 do not tell.
+            assert!(told == expected || told.is_none(), "{command}: {told:?}");
+            println!("{command}: {told:?}");
         }
     }
 }

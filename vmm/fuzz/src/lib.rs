@@ -16,6 +16,7 @@ mod disk;
 mod endpoint;
 pub mod input;
 mod pci;
+mod plug;
 mod queue;
 mod snapshot;
 mod vsock;
@@ -34,6 +35,8 @@ pub enum Target {
     Pci,
     /// A guest's packets over its socket device, and what the host's processes do meanwhile.
     Vsock,
+    /// A guest at the hot-plug controller.
+    Plug,
     /// Frames of a guest and of the link.
     Endpoint,
     /// Kernel images and initial ramdisks.
@@ -50,9 +53,10 @@ pub enum Target {
 
 impl Target {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Queue,
         Self::Pci,
+        Self::Plug,
         Self::Vsock,
         Self::Endpoint,
         Self::Boot,
@@ -68,6 +72,7 @@ impl Target {
             Self::Queue => "queue",
             Self::Pci => "pci",
             Self::Vsock => "vsock",
+            Self::Plug => "plug",
             Self::Endpoint => "endpoint",
             Self::Boot => "boot",
             Self::Disk => "disk",
@@ -86,6 +91,7 @@ impl Target {
             Self::Queue => queue::run(input),
             Self::Pci => pci::run(input),
             Self::Vsock => vsock::run(input),
+            Self::Plug => plug::run(input),
             Self::Endpoint => endpoint::run(input),
             Self::Boot => boot::run(input),
             Self::Disk => disk::run(input),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use vmm_fuzz::Target;
 
-const USAGE: &str = "usage: fuzz queue|pci|vsock|endpoint|boot|disk|script|container|snapshot [--seconds N] [--seed N] [FILE…]";
+const USAGE: &str = "usage: fuzz queue|pci|plug|vsock|endpoint|boot|disk|script|container|snapshot [--seconds N] [--seed N] [FILE…]";
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);

@@ -29,6 +29,11 @@ fn hostile_socket_devices_drivers_are_survived() {
 }
 
 #[test]
+fn hostile_guests_at_the_plug_controller_are_survived() {
+    survive(Target::Plug, 1000);
+}
+
+#[test]
 fn hostile_frames_are_survived() {
     survive(Target::Endpoint, 5000);
 }

@@ -32,6 +32,26 @@ pub enum Protection {
     SystemCalls,
 }
 
+impl Protection {
+    /// What it keeps a process that was taken over from, for people.
+    #[must_use]
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::MountNamespace => "its root is an empty directory: no file has a path",
+            Self::PidNamespace => "it sees no process but itself",
+            Self::NetworkNamespace => "no network reaches it, and it reaches none",
+            Self::IpcNamespace => "it shares no memory, semaphores or queues with anybody",
+            Self::UtsNamespace => "it cannot change the host's name",
+            Self::User => "a user of its own: no other's files and processes are its to touch",
+            Self::Capabilities => "it has no rights of root, and nothing that it runs could gain any",
+            Self::NoNewPrivileges => "no program that it ran would gain privileges",
+            Self::CoreDumps => "guest memory gets into no core file and no other's debugger",
+            Self::Landlock => "paths, ports and signals are denied once more, by the kernel's module",
+            Self::SystemCalls => "what its threads may ask of the kernel is listed; anything else ends it",
+        }
+    }
+}
+
 impl fmt::Display for Protection {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.pad(match self {

@@ -161,8 +161,8 @@ fn check_long(result: libc::c_long) -> io::Result<()> {
 /// Runs `body` in a new process, which ends with it; its number.
 ///
 /// # Safety
-/// Other threads may hold locks and the allocator at the fork: `body` makes system calls alone.
-unsafe fn in_child(body: impl FnOnce()) -> io::Result<i32> {
+/// Other threads may hold locks and the allocator at the fork: where there are any, `body` makes system calls alone.
+pub(super) unsafe fn in_child(body: impl FnOnce()) -> io::Result<i32> {
     // SAFETY: the child runs what the caller vouches for, and _exit, which runs no handlers.
     unsafe {
         match libc::fork() {
@@ -199,7 +199,7 @@ fn say(report: RawFd, result: io::Result<()>) {
     unsafe { libc::write(report, errno.as_ptr().cast(), errno.len()) };
 }
 
-fn wait_for(child: i32) -> io::Result<()> {
+pub(super) fn wait_for(child: i32) -> io::Result<()> {
     loop {
         match nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None) {
             Ok(_) => return Ok(()),

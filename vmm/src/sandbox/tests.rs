@@ -481,3 +481,34 @@ fn process_in_a_cell_becomes_its_user_and_is_alone() {
     };
     assert_eq!(outcome(|| Ok(()), inside), Outcome::Done);
 }
+
+/// From a fork to the child's end, with what it does for its confinement between.
+#[test]
+#[ignore = "a measurement"]
+fn measure_confinement() {
+    const ROUNDS: usize = 101;
+    let median = |confine: &dyn Fn() -> Result<(), Error>| {
+        let mut times: Vec<_> = (0..ROUNDS)
+            .map(|_| {
+                let start = std::time::Instant::now();
+                assert_eq!(outcome(confine, || 0), Outcome::Done);
+                start.elapsed()
+            })
+            .collect();
+        times.sort();
+        times[ROUNDS / 2]
+    };
+    let filters = || filter::build(Thread::Main).map(drop).map_err(Error::from);
+    println!("nothing               {:?}", median(&|| Ok(())));
+    println!("the filter, compiled  {:?}", median(&filters));
+    println!("all but namespaces    {:?}", median(&|| Sandbox::default().enter().map(drop)));
+    println!("all, with its network {:?}", median(&|| own().enter().map(drop)));
+    let cell = cell::Cell::make(None).expect("user namespaces");
+    let joined = || cell::join(cell.handles()).map_err(step("join"));
+    println!("a cell, joined        {:?}", median(&joined));
+    let within = || {
+        joined()?;
+        Sandbox { namespaces: Namespaces::Cell, ..Sandbox::default() }.enter().map(drop)
+    };
+    println!("all, in a cell        {:?}", median(&within));
+}

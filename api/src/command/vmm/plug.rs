@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use vmm::config::{DiskConfig, DiskFormat, InheritedFd, NicConfig, Traffic};
 use vmm::interactive::{MTU, mac};
-use vmm::rpc::{Client, DeviceName, DeviceState};
+use vmm::rpc::{Client, DeviceName, DeviceState, ProtectionStatus, Status, VmState};
 
 /// Bytes of a disk's serial number.
 const SERIAL_BYTES_MAX: usize = 20;
@@ -73,6 +73,11 @@ pub(in crate::command) enum Command {
         /// How many MiB the guest is asked to give in all.
         target_mib: Option<u32>,
     },
+    /// Show how a guest is, and what confines its VMM process.
+    Status {
+        /// The control socket.
+        socket: PathBuf,
+    },
     /// List the disks and network devices of a guest that runs, each with how far it is.
     Devices {
         /// The control socket.
@@ -99,6 +104,10 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
             detach(&socket, &device, Duration::from_secs(wait.into()))
         }
         Command::Balloon { socket, target_mib } => balloon(&socket, target_mib),
+        Command::Status { socket } => {
+            print!("{}", shown(&connect(&socket)?.status()?));
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Devices { socket } => {
             for device in devices(&mut connect(&socket)?)? {
                 println!("{} {}", name(&device.0), state(device.1));
@@ -208,6 +217,26 @@ fn balloon(socket: &Path, target_mib: Option<u32>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// A line for the state, then one for each protection.
+fn shown(status: &Status) -> String {
+    let state = match status.state {
+        VmState::Created => "not started",
+        VmState::Running => "running",
+        VmState::Paused => "paused",
+        VmState::Stopping => "stopping",
+        VmState::Stopped => "stopped",
+    };
+    let mut text = format!("{state}\n");
+    for ProtectionStatus { protection, missing } in status.protections.iter().flatten() {
+        let line = match missing {
+            None => format!("{protection:<20} yes\n"),
+            Some(why) => format!("{protection:<20} no: {why}\n"),
+        };
+        text.push_str(&line);
+    }
+    text
+}
+
 fn name(device: &DeviceName) -> String {
     match device {
         DeviceName::Disk(serial) => serial.clone(),
@@ -232,7 +261,32 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
 
 #[cfg(test)]
 mod tests {
+    use vmm::rpc::Protection;
+
     use super::*;
+
+    #[test]
+    fn status_tells_what_holds_and_why_the_rest_does_not() {
+        let one = |protection, missing: Option<&str>| ProtectionStatus {
+            protection,
+            missing: missing.map(str::to_owned),
+        };
+        let protections = Some(vec![
+            one(Protection::Landlock, None),
+            one(Protection::PidNamespace, Some("it is in its terminal's session")),
+        ]);
+        let status = Status {
+            state: VmState::Running,
+            first_run_us: None,
+            console_bytes: 0,
+            devices: None,
+            protections,
+        };
+        assert_eq!(
+            shown(&status),
+            "running\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
+        );
+    }
 
     #[test]
     fn mac_addresses_are_six_pairs_of_digits() {

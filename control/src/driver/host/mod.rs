@@ -39,7 +39,7 @@ use self::plug::{Beside, Plugging};
 use self::resolver::Resolver;
 use self::undertaker::Undertaker;
 use super::fail_points::FailPoints;
-use super::process_id::{ProcessId, has_ended_within};
+use super::process_id::{self, ProcessId, has_ended_within};
 use super::volumes::{VolumePaths, Volumes};
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake};
 use crate::agent::protocol::{
@@ -47,8 +47,10 @@ use crate::agent::protocol::{
     InstanceState, InstanceWanted, NicWanted, Power, RouterObserved, ZoneWanted,
 };
 
+pub use self::cgroup::{Limited, LimitsHeld, probe_limits};
 pub use self::removal::{Removed, remove_all};
 pub use self::resolver::Forwarders;
+pub use self::start::probe_protections;
 
 /// Opens an image's file for reading; the error is one sentence.
 pub(super) fn open_image(images: &std::path::Path, id: &str) -> Result<std::fs::File, String> {
@@ -109,6 +111,8 @@ struct Slot {
     stopping: Option<Instant>,
     /// The boot that could not be begun, and why.
     failed: Option<(u64, String)>,
+    /// The signal that the last process died of, if that is known.
+    killed_by: Option<i32>,
     /// When the last boot began.
     begun: Option<Instant>,
     /// Devices that come and go.
@@ -171,7 +175,7 @@ impl HostDriver {
             // A start that was cut off. Its process, if any, was never told what to be, and has ended; a disk is kept.
             if !disk::exists(&directory.disks()) {
                 let _ = directory.remove();
-                self.cgroups.remove(id);
+                self.undertaker.clear(self.cgroups.remove(id));
             }
             return None;
         };
@@ -188,7 +192,7 @@ impl HostDriver {
         if process.is_none() {
             // What an end that nobody saw left; its taps go when the network is next looked at.
             let _ = directory.remove_run();
-            self.cgroups.remove(id);
+            self.undertaker.clear(self.cgroups.remove(id));
         }
         let mut slot = Slot { record: Some(record), process, ..Slot::default() };
         let observed = self.observe(id, &mut slot, &directory);
@@ -252,8 +256,8 @@ impl HostDriver {
         slot: &mut Slot,
         directory: &Directory,
     ) {
-        if slot.process.as_ref().is_some_and(Process::has_ended) {
-            slot.process = None;
+        if let Some(ended) = slot.process.take_if(|process| process.has_ended()) {
+            slot.killed_by = process_id::killed_by(&ended.pidfd);
             slot.stopping = None;
             self.resolver.forget(&wanted.id);
             slot.plugging = Plugging::default();
@@ -263,7 +267,7 @@ impl HostDriver {
             if let Err(error) = self.network.detach(surroundings, &nics) {
                 tracing::warn!(instance.id = wanted.id, error = sentence(&error), "cannot remove taps");
             }
-            self.cgroups.remove(&wanted.id);
+            self.undertaker.clear(self.cgroups.remove(&wanted.id));
             self.volumes.release(&wanted.id);
             if let Err(error) = directory.remove_run() {
                 tracing::warn!(instance.id = wanted.id, %error, "cannot remove the control socket");

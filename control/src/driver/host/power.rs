@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use vmm::rpc::{Action, Client, ClientError, ExitReason, VmState};
 
+use super::cgroup::Limits;
 use super::directory::{self, Directory};
 use super::network::trunk::dropped;
 use super::{HostDriver, RETRY, Slot, sentence, start, state_of};
@@ -112,7 +113,7 @@ impl HostDriver {
             .detach(surroundings, nics)
             .map_err(|error| format!("remove the instance's taps: {}", sentence(&error)))
             .and_then(|()| {
-                self.cgroups.remove(&wanted.id);
+                self.undertaker.clear(self.cgroups.remove(&wanted.id));
                 directory.remove().map_err(|error| format!("remove the instance's files: {error}"))
             });
         match removed {
@@ -198,7 +199,9 @@ impl HostDriver {
                 };
                 report(Self::observed(wanted, slot, InstanceState::Running));
                 // Not before the guest runs: moving a process between groups can take the kernel many milliseconds.
-                self.cgroups.place(&wanted.id, id.pid);
+                let limits = Limits::of(wanted.vcpus, wanted.memory_mib);
+                let held = self.cgroups.place(&wanted.id, id.pid, limits);
+                tracing::debug!(instance.id = wanted.id, ?held, "limits of its control group");
                 self.align(wanted, surroundings, slot, directory)
             }
             Err(fault) => {
@@ -246,7 +249,7 @@ impl HostDriver {
                 }
             }
             Some(ExitReason::BootFailed | ExitReason::Crashed) | None => {
-                let fault = start::died(directory);
+                let fault = start::died(directory, slot.killed_by);
                 record.fault = Some(fault.clone());
                 Next::Stay(Self::failure(wanted, slot, fault))
             }

@@ -10,7 +10,7 @@ use net::keeper::Namespaces;
 use rustix::process::Signal;
 use vmm::rpc::Client;
 
-use super::cgroup::Cgroups;
+use super::cgroup::{self, Cgroups};
 use super::directory::Directory;
 use super::{Process, adopt_process, network, sentence};
 use crate::driver::process_id::has_ended_within;
@@ -72,7 +72,7 @@ pub fn remove_all(run: &Path, patience: Duration) -> Result<Removed, RemovalErro
         let left = if asked { deadline.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
         let forced =
             end(&process, left).map_err(|source| RemovalError::Instance { instance: id.clone(), source })?;
-        cgroups.remove(&id);
+        cgroup::remove_when_idle(cgroups.remove(&id));
         directory.remove_run().map_err(|source| RemovalError::Instance { instance: id.clone(), source })?;
         removed.instances.push((id, forced));
     }

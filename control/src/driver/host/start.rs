@@ -2,7 +2,7 @@
 //! left that was not there before; disks and directories that an earlier boot made stay.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use vmm::config::{
     SystemIdentity, Transport, VmmConfig,
 };
 use vmm::endpoint::METADATA_ADDRESS;
-use vmm::rpc::Client;
+use vmm::rpc::{Client, ProtectionStatus};
 use vmm::sandbox::cell::Cell;
 use zeroize::Zeroizing;
 
@@ -23,7 +23,7 @@ use super::{HostDriver, Process, config_drive, disk, sentence, spawn};
 use crate::agent::protocol::{InstanceWanted, NicWanted, VolumeWanted};
 use crate::driver::Surroundings;
 use crate::driver::fail_points::Step;
-use crate::driver::process_id::has_ended_within;
+use crate::driver::process_id::{has_ended_within, killed_by};
 
 /// How long a VMM may take from its configuration to its guest's start: kernels and memory are read and made in it.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -188,9 +188,9 @@ impl HostDriver {
                 let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
                 let _ = has_ended_within(&pidfd, KILL_TIMEOUT);
             }
-            self.cgroups.remove(&wanted.id);
+            self.undertaker.clear(self.cgroups.remove(&wanted.id));
         });
-        let pidfd = pidfd.ok_or_else(|| died(directory))?;
+        let pidfd = pidfd.ok_or_else(|| died(directory, None))?;
         let process = Process { id: spawned.id, pidfd };
         self.check(Step::Process)?;
 
@@ -317,17 +317,22 @@ fn run(process: &Process, directory: &Directory) -> Result<Option<u64>, String> 
 fn why(process: &Process, directory: &Directory) -> String {
     // The report is written right before the end.
     let _ = has_ended_within(&process.pidfd, KILL_TIMEOUT);
-    died(directory)
+    died(directory, killed_by(&process.pidfd))
 }
 
-/// Why a process that has ended did.
-pub(super) fn died(directory: &Directory) -> String {
+/// Why a process that has ended did, by the signal that ended it, where that is known.
+pub(super) fn died(directory: &Directory, signal: Option<i32>) -> String {
     use vmm::rpc::ExitReason::{BootFailed, Crashed, Killed, PoweredOff, Reset};
     match directory.exit() {
         Some(report) => match report.reason {
             BootFailed => format!("the guest could not be booted: {}", report.message),
             Crashed | Killed | PoweredOff | Reset => report.message,
         },
+        None if signal == Some(libc::SIGSYS) => {
+            "the VMM process was killed at a system call that it may not \
+                                                 make; the kernel's log says which"
+                .into()
+        }
         None => match directory.last_words() {
             Some(words) => format!("the VMM process died: {words}"),
             None => {
@@ -366,6 +371,15 @@ pub(super) fn addressing(nic: &NicWanted, wanted: &InstanceWanted) -> Addressing
         resolver: true,
         neighbours: neighbours.collect(),
     }
+}
+
+/// What would confine a VMM process on this host, tried. For a process with one thread.
+///
+/// # Errors
+/// No process can be confined at all.
+pub fn probe_protections() -> io::Result<Vec<ProtectionStatus>> {
+    let user = nix::unistd::geteuid().is_root().then(|| user("probe").0);
+    vmm::sandbox::probe(cell().as_ref(), user)
 }
 
 /// The cell of this host's VMM processes, unless the kernel allows none.
