@@ -3,6 +3,7 @@
 //!
 //! What is watched: a guest of `wisp vmm boot` from its first instruction to its end, with devices that come and go; and
 //! a server's VMM, which is paused, asked, stopped and started.
+#![expect(unsafe_code, reason = "a tracer waits and goes on by hand where signals have no names")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
@@ -14,9 +15,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 use nix::errno::Errno;
+use nix::libc;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 use vmm::rpc::{Client, Protection, VmState};
@@ -53,39 +54,58 @@ fn watch(pid: Pid, threads: &[(Pid, Option<Thread>)], ready: &mpsc::Sender<()>) 
     // Nobody waits for it where this fails later.
     let _ = ready.send(());
     loop {
-        let flags = WaitPidFlag::__WALL | WaitPidFlag::__WNOTHREAD;
-        let (thread, signal) = match waitpid(None, Some(flags)) {
-            Ok(WaitStatus::Exited(ended, _) | WaitStatus::Signaled(ended, ..)) => {
-                if ended == pid {
-                    return Ok(made);
-                }
-                continue;
-            }
-            Ok(WaitStatus::PtraceSyscall(thread)) => {
-                note(thread, &mut kinds, &mut made);
-                (thread, None)
-            }
-            Ok(WaitStatus::PtraceEvent(thread, _, event)) => {
-                // A thread that comes is as its maker is.
-                if event == ptrace::Event::PTRACE_EVENT_CLONE as i32
-                    && let Ok(new) = ptrace::getevent(thread)
-                {
-                    let kind = kinds.get(&thread).copied().flatten();
-                    kinds.insert(Pid::from_raw(new as i32), kind);
-                }
-                (thread, None)
-            }
-            Ok(WaitStatus::Stopped(thread, Signal::SIGTRAP | Signal::SIGSTOP)) => (thread, None),
-            Ok(WaitStatus::Stopped(thread, signal)) => (thread, Some(signal)),
-            Ok(_) | Err(Errno::EINTR) => continue,
+        let (thread, status) = match wait() {
+            Ok(stopped) => stopped,
+            Err(Errno::EINTR) => continue,
             Err(Errno::ECHILD) => return Ok(made),
             Err(error) => return Err(error).context("wait for a VMM"),
         };
-        match ptrace::syscall(thread, signal) {
+        if !libc::WIFSTOPPED(status) {
+            if thread == pid {
+                return Ok(made);
+            }
+            continue;
+        }
+        // What it goes on with: a signal that came to it, and none where the stop is the tracer's own.
+        let signal = match (libc::WSTOPSIG(status), status >> 16) {
+            (CALL_STOP, 0) => {
+                note(thread, &mut kinds, &mut made);
+                0
+            }
+            (_, libc::PTRACE_EVENT_CLONE) => {
+                // A thread that comes is as its maker is.
+                if let Ok(new) = ptrace::getevent(thread) {
+                    let kind = kinds.get(&thread).copied().flatten();
+                    kinds.insert(Pid::from_raw(new as i32), kind);
+                }
+                0
+            }
+            (signal, 0) => signal,
+            _ => 0,
+        };
+        match go_on(thread, signal) {
             Ok(()) | Err(Errno::ESRCH) => {}
             Err(error) => return Err(error).context("let a VMM go on"),
         }
     }
+}
+
+/// A stop at a system call, where a tracer has asked for that form (PTRACE_O_TRACESYSGOOD).
+const CALL_STOP: i32 = libc::SIGTRAP | 0x80;
+
+/// Waits for any of this thread's tracees. By hand, since vCPUs are kicked by a realtime signal, which has no name.
+fn wait() -> nix::Result<(Pid, i32)> {
+    let mut status = 0;
+    // SAFETY: `status` is a live local that the call writes.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL | libc::__WNOTHREAD) };
+    Errno::result(pid).map(|pid| (Pid::from_raw(pid), status))
+}
+
+/// Lets a thread run to its next system call, with the signal that it was about to get.
+fn go_on(thread: Pid, signal: i32) -> nix::Result<()> {
+    // SAFETY: takes numbers only; the thread is a tracee of this one, or the call fails.
+    let done = unsafe { libc::ptrace(libc::PTRACE_SYSCALL, thread.as_raw(), 0_usize, signal as usize) };
+    Errno::result(done).map(drop)
 }
 
 /// Notes the call that a thread is about to make; its filter makes a main thread of it, the next one a vCPU's.
@@ -197,9 +217,14 @@ fn threads_of(pid: Pid) -> Result<Vec<(Pid, Option<Thread>)>> {
     for entry in std::fs::read_dir(format!("/proc/{pid}/task"))? {
         let entry = entry?;
         let name = std::fs::read_to_string(entry.path().join("comm"))?;
-        let kind = if name.starts_with("vcpu") { Thread::Vcpu } else { Thread::Main };
         let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        threads.push((Pid::from_raw(number.context("a thread's number")?), Some(kind)));
+        let thread = Pid::from_raw(number.context("a thread's number")?);
+        // Others are the kernel's own, which work for KVM in the process's name.
+        if thread == pid {
+            threads.push((thread, Some(Thread::Main)));
+        } else if name.starts_with("vcpu") {
+            threads.push((thread, Some(Thread::Vcpu)));
+        }
     }
     Ok(threads)
 }

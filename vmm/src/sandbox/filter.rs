@@ -60,7 +60,7 @@ const fn kept(reason: &'static str) -> Option<Use> {
     Some(Use::Kept(reason))
 }
 
-const FORMATS: Option<Use> = kept("disks' formats and logs read and write in whatever form suits them");
+const FORMATS: Option<Use> = kept("disks, frames and logs are read and written in whatever form suits them");
 const FLUSH: Option<Use> = kept("a guest flushes, discards or writes zeroes");
 const RESET: Option<Use> = kept("a guest resets a device, which lets go of what it had");
 const ALLOCATOR: Option<Use> = kept("the allocator gives memory back, or grows, when it likes");
@@ -74,10 +74,10 @@ const PANIC: Option<Use> = kept("a thread that panics tells why");
 /// All calls that are allowed; some only with the arguments that [`build`] names.
 pub const CALLS: &[Call] = &[
     // Descriptors.
-    call!(SYS_read, MADE, MADE),
+    call!(SYS_read, MADE, RESET),
     call!(SYS_write, MADE, MADE),
-    call!(SYS_readv, MADE, FORMATS),
-    call!(SYS_writev, MADE, PANIC),
+    call!(SYS_readv, FORMATS, FORMATS),
+    call!(SYS_writev, FORMATS, PANIC),
     call!(SYS_pread64, MADE, FORMATS),
     call!(SYS_pwrite64, MADE, FORMATS),
     call!(SYS_preadv, FORMATS, FORMATS),
@@ -113,9 +113,9 @@ pub const CALLS: &[Call] = &[
     call!(SYS_sendmsg, STREAM, NO),
     call!(SYS_shutdown, STREAM, NO),
     // Memory; none that can be written becomes code.
-    call!(SYS_mmap, MADE, MADE),
+    call!(SYS_mmap, MADE, ALLOCATOR),
     call!(SYS_munmap, MADE, ALLOCATOR),
-    call!(SYS_mprotect, MADE, MADE),
+    call!(SYS_mprotect, MADE, ALLOCATOR),
     call!(SYS_mremap, ALLOCATOR, ALLOCATOR),
     call!(SYS_madvise, ALLOCATOR, ALLOCATOR),
     call!(SYS_brk, ALLOCATOR, ALLOCATOR),
@@ -130,7 +130,7 @@ pub const CALLS: &[Call] = &[
     call!(SYS_getpid, MADE, ABORT),
     call!(SYS_tgkill, MADE, ABORT),
     call!(SYS_rt_sigaction, MADE, ABORT),
-    call!(SYS_rt_sigprocmask, MADE, MADE),
+    call!(SYS_rt_sigprocmask, MADE, LIBRARY),
     call!(SYS_rt_sigreturn, LIBRARY, MADE),
     call!(SYS_sigaltstack, MADE, LIBRARY),
     call!(SYS_prctl, MADE, NO),
