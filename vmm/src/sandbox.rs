@@ -87,6 +87,7 @@ impl Sandbox {
     /// The step that failed; the process is then partly confined and has to end.
     pub fn enter(&self) -> Result<Held, Error> {
         let filter = filter::build(filter::Thread::Main)?;
+        bound_arenas();
         let mut held = self.confine()?;
         seccompiler::apply_filter(&filter)?;
         held.add(Protection::SystemCalls, Ok(()));
@@ -156,6 +157,21 @@ impl Sandbox {
         let own = self.uid.map(drop).ok_or_else(|| "it is the user's who started it".to_owned());
         held.add(Protection::User, own);
         Ok(())
+    }
+}
+
+/// The most heaps that the C library's allocator makes for threads.
+#[cfg(target_env = "gnu")]
+const ARENAS_MAX: libc::c_int = 4;
+
+/// Says how many heaps there may be for threads: the C library would else look into files for the number of processors,
+/// when the ninth thread allocates.
+#[expect(unsafe_code, reason = "no safe wrapper sets it")]
+fn bound_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes numbers only. Where it fails, a guest with many vCPUs ends as at any call that is not allowed.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, ARENAS_MAX);
     }
 }
 

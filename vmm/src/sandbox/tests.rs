@@ -404,6 +404,26 @@ fn probes_fail_and_threads_can_be_made_by_the_library() {
     assert_eq!(outcome(|| own().enter().map(drop), thread), Outcome::Done);
 }
 
+/// The C library makes a heap for each thread at first, and then asks how many it may make.
+#[test]
+fn many_threads_can_allocate() {
+    let threads = || {
+        let together = std::sync::Barrier::new(40);
+        std::thread::scope(|scope| {
+            for size in 0..40 {
+                let together = &together;
+                scope.spawn(move || {
+                    together.wait();
+                    std::hint::black_box(vec![1_u8; 1000 + size]);
+                    together.wait();
+                });
+            }
+        });
+        0
+    };
+    assert_eq!(outcome(|| own().enter().map(drop), threads), Outcome::Done);
+}
+
 #[test]
 fn no_call_is_listed_twice_and_no_probe_is_allowed() {
     let mut numbers: Vec<_> = CALLS.iter().map(|call| call.number).collect();

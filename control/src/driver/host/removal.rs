@@ -64,6 +64,9 @@ pub fn remove_all(run: &Path, patience: Duration) -> Result<Removed, RemovalErro
             let asked =
                 Client::connect(&directory.control_socket()).and_then(|mut client| client.stop(false));
             running.push((id.clone(), directory.clone(), process, asked.is_ok()));
+        } else {
+            // What an agent left that ended between a process's end and its group's.
+            cgroup::remove_when_idle(cgroups.remove(&id));
         }
         interrupt(&directory);
     }
