@@ -209,6 +209,7 @@ fn empty() -> VmmConfig {
         cmdline: String::new(),
         disks: Vec::new(),
         nics: Vec::new(),
+        peripherals: Default::default(),
         console_log: None,
         control_socket: None,
         exit_report: None,

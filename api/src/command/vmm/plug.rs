@@ -280,6 +280,7 @@ mod tests {
             first_run_us: None,
             console_bytes: 0,
             devices: None,
+            balloon: None,
             protections,
         };
         assert_eq!(
