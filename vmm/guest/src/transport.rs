@@ -5,6 +5,7 @@
 
 use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
+use core::mem::ManuallyDrop;
 
 use virtio_drivers::transport::mmio::MmioTransport;
 use virtio_drivers::transport::{self, DeviceStatus, DeviceType, InterruptStatus, SomeTransport};
@@ -17,14 +18,30 @@ type Shared = Rc<RefCell<Registers>>;
 
 /// A device's registers, and for PCI what the driver's crate leaves to others.
 struct Registers {
-    transport: SomeTransport<'static>,
+    /// It would reset the device when it is dropped, and wait for that without end: for ever, where the device has gone
+    /// meanwhile, as one that is not in use may.
+    transport: ManuallyDrop<SomeTransport<'static>>,
     function: Option<Function>,
+}
+
+/// How often a device that is reset is asked whether it is: each time is an exit.
+const RESET_POLLS_MAX: u32 = 100;
+
+impl Drop for Registers {
+    fn drop(&mut self) {
+        transport::Transport::set_status(&mut *self.transport, DeviceStatus::empty());
+        for _ in 0..RESET_POLLS_MAX {
+            if transport::Transport::get_status(&*self.transport).is_empty() {
+                break;
+            }
+        }
+    }
 }
 
 impl Registers {
     fn notify(&mut self, queue: u16) {
         if !self.function.as_ref().is_some_and(|function| function.notify(queue)) {
-            transport::Transport::notify(&mut self.transport, queue);
+            transport::Transport::notify(&mut *self.transport, queue);
         }
     }
 
@@ -33,7 +50,7 @@ impl Registers {
         if self.function.is_some() {
             return InterruptStatus::QUEUE_INTERRUPT;
         }
-        transport::Transport::ack_interrupt(&mut self.transport)
+        transport::Transport::ack_interrupt(&mut *self.transport)
     }
 }
 
@@ -70,12 +87,12 @@ pub struct Kicks {
 impl Transport {
     /// Takes over `mmio`; nothing is held back yet.
     pub fn mmio(mmio: MmioTransport<'static>) -> Self {
-        Self::new(Registers { transport: mmio.into(), function: None })
+        Self::new(Registers { transport: ManuallyDrop::new(mmio.into()), function: None })
     }
 
     /// Takes over a PCI function; nothing is held back yet.
     pub fn pci(function: Function) -> Option<Self> {
-        let transport = function.transport()?.into();
+        let transport = ManuallyDrop::new(function.transport()?.into());
         Some(Self::new(Registers { transport, function: Some(function) }))
     }
 
