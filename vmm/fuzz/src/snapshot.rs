@@ -104,7 +104,7 @@ fn changed_device(reader: &mut Reader<'_>) {
     }
     after.set_status(0);
     let offered = after.offered();
-    let sizes: &[u16] = if kind % DEVICES == 1 { &[16, 16] } else { &[16] };
-    after.bring_up(offered, sizes);
+    let sizes = vec![16; device(kind).lock().expect("invariant: nobody panicked").queue_sizes().len()];
+    after.bring_up(offered, &sizes);
     assert!(!after.needs_reset(), "a reset mends everything");
 }
