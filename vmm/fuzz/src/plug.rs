@@ -10,6 +10,7 @@ use vmm::bus::BusDevice;
 use vmm::pci::PciFunction;
 use vmm::pci::host::PciHost;
 use vmm::pci::plug::{PLUG_PORTS, PlugController};
+use vmm::virtio::{StateError, TransportState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::input::Reader;
@@ -34,6 +35,12 @@ impl PciFunction for Device {
     fn write_config(&mut self, _register: usize, _data: &[u8]) {}
     fn registers(&self) -> Option<(GuestAddress, u64)> {
         None
+    }
+    fn save(&self) -> TransportState {
+        unreachable!("no snapshot is made here")
+    }
+    fn restore(&mut self, _state: &TransportState) -> Result<(), StateError> {
+        unreachable!("no snapshot is made here")
     }
     fn is_driven(&self) -> bool {
         self.0.load(Ordering::Relaxed)

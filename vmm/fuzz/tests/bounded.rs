@@ -30,7 +30,7 @@ fn hostile_socket_devices_drivers_are_survived() {
 
 #[test]
 fn hostile_guests_at_the_plug_controller_are_survived() {
-    survive(Target::Plug, 1000);
+    survive(Target::Plug, 400);
 }
 
 #[test]
