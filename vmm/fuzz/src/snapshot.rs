@@ -15,6 +15,8 @@ use crate::queue;
 
 /// Changes in one input.
 const CHANGES_MAX: u8 = 16;
+/// Bytes of a snapshot's header.
+const HEADER_BYTES: usize = 4096;
 /// How many kinds of devices there are.
 const DEVICES: u8 = 7;
 
@@ -69,11 +71,16 @@ pub(crate) fn run(input: &[u8]) {
     }
 }
 
-/// A file with some bytes changed before its memory, or cut off.
+/// A file with some bytes changed, of its header or from its state on, or cut off. The memory between is looked at by
+/// who asks for it alone.
 fn changed_file(reader: &mut Reader<'_>, sealed: bool) {
     let mut bytes = whole().to_vec();
     let range = mock::state_range(&bytes).expect("invariant: a snapshot");
-    let (start, length) = if sealed { (range.start, range.len()) } else { (0, range.end + 64) };
+    let (start, length) = match (sealed, reader.u8() % 2) {
+        (true, _) => (range.start, range.len()),
+        (false, 0) => (0, HEADER_BYTES),
+        (false, _) => (range.start, bytes.len() - range.start),
+    };
     change(reader, &mut bytes, start, length);
     if sealed {
         mock::seal(&mut bytes);
@@ -83,7 +90,8 @@ fn changed_file(reader: &mut Reader<'_>, sealed: bool) {
     let mut file = tempfile::tempfile().expect("the fuzzer needs a file");
     file.write_all(&bytes).expect("the fuzzer needs room");
     let clone = |file: &File| file.try_clone().expect("the fuzzer needs a descriptor");
-    let untouched = bytes.len() == whole().len() && bytes[..range.end] == whole()[..range.end];
+    let same = |part: std::ops::Range<usize>| bytes.get(part.clone()) == whole().get(part);
+    let untouched = bytes.len() == whole().len() && same(0..HEADER_BYTES) && same(range);
     let opened = Snapshot::open(vec![clone(&file)]);
     assert!(sealed || untouched || opened.is_err(), "a change that no checksum found");
     let _ = snapshot::verify(&file);
