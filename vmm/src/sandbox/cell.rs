@@ -13,6 +13,9 @@ use std::io::{self, PipeReader, Read, Write};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 /// What a process needs until it has confined itself: to mount its root, to become its user, to bound its capabilities
 /// (capabilities(7): `CAP_SETGID`, `CAP_SETUID`, `CAP_SETPCAP`, `CAP_SYS_ADMIN`).
 const NEEDED: [u32; 4] = [6, 7, 8, 21];
@@ -58,8 +61,11 @@ impl Cell {
         let child = unsafe { in_child(|| found(report, waited, ours)) }.map_err(step("start a process"))?;
         drop((made_end, wait));
         let cell = Self::of(child, &mut made, users);
+        // It would go by itself as soon as the other end of its pipe is closed, of which a process that another thread has
+        // started meanwhile may have a copy: two that found cells at once would wait for each other.
+        let told = kill(Pid::from_raw(child), Signal::SIGKILL);
         drop(wait_end);
-        let ended = wait_for(child);
+        let ended = told.map_err(io::Error::from).and_then(|()| wait_for(child));
         let cell = cell?;
         ended.map_err(step("wait for the process that founds it"))?;
         cell.try_out()?;
@@ -201,7 +207,7 @@ fn say(report: RawFd, result: io::Result<()>) {
 
 pub(super) fn wait_for(child: i32) -> io::Result<()> {
     loop {
-        match nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(child), None) {
+        match nix::sys::wait::waitpid(Pid::from_raw(child), None) {
             Ok(_) => return Ok(()),
             Err(nix::Error::EINTR) => {}
             Err(error) => return Err(error.into()),

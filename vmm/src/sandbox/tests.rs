@@ -536,3 +536,10 @@ fn measure_confinement() {
     };
     println!("all, in a cell        {:?}", median(&within));
 }
+
+/// Each founder's child inherits the others' pipes.
+#[test]
+fn cells_made_at_once_do_not_wait_for_each_other() {
+    let make = || (0..4).for_each(|_| drop(cell::Cell::make(None)));
+    std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(make))));
+}
