@@ -112,13 +112,15 @@ fn guest_gives_its_memory_back_and_reaches_the_hosts_sockets() -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     let said = loop {
         let said = vmm(&["balloon", &path("control")])?;
-        if said.starts_with(&format!("target {TOUCHED_MIB} MiB, given {TOUCHED_MIB} MiB\n")) {
+        // The guest may take longer to say how its memory is than the command waits.
+        let has_given = said.starts_with(&format!("target {TOUCHED_MIB} MiB, given {TOUCHED_MIB} MiB\n"));
+        if has_given && said.contains(" MiB in all") {
             break said;
         }
         ensure!(Instant::now() < deadline, "{said}");
     };
     ensure!(said.contains(&format!("returned to the host so far {TOUCHED_MIB} MiB\n")), "{said}");
-    ensure!(said.contains(" MiB in all") && said.contains(" MiB free"), "{said}");
+    ensure!(said.contains(" MiB free"), "{said}");
     let given = private_kib(guest.0.id())?;
     ensure!(given + TOUCHED_MIB * 1024 * 9 / 10 <= full, "{before} KiB, {full} KiB, and now {given} KiB");
 

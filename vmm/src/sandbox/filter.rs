@@ -63,6 +63,8 @@ const fn kept(reason: &'static str) -> Option<Use> {
 const FORMATS: Option<Use> = kept("disks, frames and logs are read and written in whatever form suits them");
 const FLUSH: Option<Use> = kept("a guest flushes, discards or writes zeroes");
 const RESET: Option<Use> = kept("a guest resets a device, which lets go of what it had");
+const TIMER: Option<Use> =
+    kept("a limit, a connection or a link has to wait, which the tests' guests may never have to");
 const ALLOCATOR: Option<Use> = kept("the allocator gives memory back, or grows, when it likes");
 const LIBRARY: Option<Use> = kept("the C library makes it at times of its own");
 const INTERRUPTED: Option<Use> = kept("the kernel makes it after a stop by a debugger");
@@ -98,7 +100,7 @@ pub const CALLS: &[Call] = &[
     call!(SYS_eventfd2, MADE, RESET),
     call!(SYS_signalfd4, MADE, NO),
     call!(SYS_timerfd_create, MADE, NO),
-    call!(SYS_timerfd_settime, MADE, RESET),
+    call!(SYS_timerfd_settime, TIMER, RESET),
     call!(SYS_timerfd_gettime, LOOP, RESET),
     call!(SYS_poll, LOOP, NO),
     call!(SYS_ppoll, LOOP, NO),
