@@ -169,7 +169,7 @@ pub(crate) fn prepare_slim_kernel() {
 /// The binary under test, which leaves the processors to whatever else wants them.
 pub(crate) fn wisp_in_background() -> std::process::Command {
     let mut command = std::process::Command::new("nice");
-    command.args(["-n", "10"]).arg(wisp());
+    command.args(["-n", "5"]).arg(wisp());
     command
 }
 

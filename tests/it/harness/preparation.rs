@@ -24,6 +24,8 @@ pub(crate) static LAB: Preparation = Preparation::new("the nested lab");
 pub(crate) static DEBIAN: Preparation = Preparation::new("Debian's disks");
 /// The slim kernel, and the images that it boots.
 pub(crate) static SLIM: Preparation = Preparation::new("the slim kernel and its images");
+/// The same images, built once more to be compared.
+pub(crate) static AGAIN: Preparation = Preparation::new("the same images again");
 
 impl Preparation {
     const fn new(name: &'static str) -> Self {
@@ -52,7 +54,7 @@ impl Preparation {
 
 /// Waits for whatever is under way, so that nothing goes on after the tests.
 pub(crate) fn wait_for_all() {
-    [&OPENSTACK, &S3, &LAB, &DEBIAN, &SLIM].into_iter().for_each(Preparation::wait);
+    [&OPENSTACK, &S3, &LAB, &DEBIAN, &SLIM, &AGAIN].into_iter().for_each(Preparation::wait);
 }
 
 /// Says that it is over however it ends: a panic must not leave tests waiting.
