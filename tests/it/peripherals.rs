@@ -70,15 +70,13 @@ impl Typist {
     }
 }
 
-/// KiB of the host's memory that a process has of its own.
+/// KiB of the host's memory that a process has written and nobody shares. What it has only read comes and goes with other
+/// processes of the same program.
 fn private_kib(process: u32) -> Result<u64> {
     let rollup = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup"))?;
-    let number = |name: &str| {
-        let line = rollup.lines().find(|line| line.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok()
-    };
-    let (clean, dirty) = (number("Private_Clean:"), number("Private_Dirty:"));
-    clean.zip(dirty).map(|(clean, dirty)| clean + dirty).context("no private memory is told of")
+    let line = rollup.lines().find(|line| line.starts_with("Private_Dirty:"));
+    let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
+    number.context("no private memory is told of")
 }
 
 /// Runs a command of `wisp vmm`; what it says.
