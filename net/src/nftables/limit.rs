@@ -17,11 +17,11 @@ use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NlasIterator};
 
 use super::message::{
     Attributes, Base, Expression, FIRST, Family, Meta, NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE,
-    NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET,
-    NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, Transaction, Verdict, body, encode_rule, kind, read_limit,
+    NFT_MSG_GETSETELEM, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM,
+    NFT_MSG_NEWTABLE, Transaction, Verdict, body, encode_rule, kind, read_limit,
 };
 use super::{ELEMENTS_PER_MESSAGE_MAX, attributes_of, nat};
-use crate::netlink::{Error, parts_of, text};
+use crate::netlink::{Error, parts_of};
 use crate::spec::{AddressLimit, Direction, InterfaceName, LimitUnit, Router};
 
 const TABLE: &str = "wisp-limits";
@@ -54,7 +54,7 @@ fn set_name((direction, unit): Set) -> &'static str {
 }
 
 /// What an element's bucket is told: what it gets each second, and what it holds beside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Bucket {
     per_second: u64,
     burst: u32,
@@ -96,9 +96,9 @@ impl Limits {
         self.sets.entry((direction, unit)).or_default()
     }
 
-    fn elements(&self, set: Set) -> BTreeSet<(Ipv4Addr, u64, u32)> {
+    fn elements(&self, set: Set) -> BTreeSet<(Ipv4Addr, Bucket)> {
         let elements = self.sets.get(&set).into_iter().flatten();
-        elements.map(|(address, bucket)| (*address, bucket.per_second, bucket.burst)).collect()
+        elements.map(|(address, bucket)| (*address, *bucket)).collect()
     }
 }
 
@@ -122,15 +122,12 @@ fn rule(outside: &str, set: Set) -> Vec<Expression> {
         Direction::Ingress => (Meta::InputName, 16),
         Direction::Egress => (Meta::OutputName, 12),
     };
-    let mut link = outside.as_bytes().to_vec();
-    link.resize(16, 0);
-    vec![
-        Expression::Meta { key, to: FIRST },
-        Expression::Compare { register: FIRST, equal: true, value: link },
+    let over = vec![
         Expression::Payload { base: Base::Network, offset, length: 4, to: FIRST },
         Expression::Lookup { set: set_name(set), contained: true },
         Expression::Verdict(Verdict::Drop),
-    ]
+    ];
+    [nat::link(key, outside, true), over].concat()
 }
 
 /// A line that changes with the rules, and tells the link that they were made for; kept as the table's comment.
@@ -142,7 +139,7 @@ fn push_elements(
     transaction: &mut Transaction,
     add: bool,
     set: Set,
-    elements: &BTreeSet<(Ipv4Addr, u64, u32)>,
+    elements: &BTreeSet<(Ipv4Addr, Bucket)>,
 ) {
     let (message, flags, verb) = match add {
         true => (NFT_MSG_NEWSETELEM, NLM_F_CREATE, "add to"),
@@ -150,7 +147,7 @@ fn push_elements(
     };
     let all: Vec<_> = elements.iter().collect();
     for part in all.chunks(ELEMENTS_PER_MESSAGE_MAX) {
-        let items = part.iter().map(|(address, per_second, burst)| {
+        let items = part.iter().map(|(address, Bucket { per_second, burst })| {
             let item = Attributes::new().nested(1, &Attributes::new().put(1, &address.octets()));
             let (per_second, burst, of_bytes) = (*per_second, *burst, set.1 == LimitUnit::Bytes);
             let over = Expression::Over { per_second, burst, of_bytes };
@@ -169,14 +166,7 @@ impl nat::Client {
     /// # Errors
     /// As [`Error`] says.
     pub(crate) fn observe_limits(&mut self) -> Result<Option<Limits>, Error> {
-        let request = body(FAMILY, &Attributes::new());
-        let tables = self.connection.dump("tables of limits", kind(NFT_MSG_GETTABLE), &request)?;
-        let told = tables.iter().find_map(|message| {
-            let table = attributes_of(&message.body);
-            table.get(&1).filter(|name| text(name) == TABLE)?;
-            Some(table.get(&6).and_then(|data| data.get(2..)).map(text).unwrap_or_default())
-        });
-        let Some(told) = told else { return Ok(None) };
+        let Some(told) = self.told(FAMILY, TABLE)? else { return Ok(None) };
         let outside = told.rsplit(' ').next().unwrap_or_default();
         if comment(outside) != told {
             return Ok(Some(Limits::default()));

@@ -10,9 +10,8 @@ use ipnet::IpNet;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NlasIterator};
 
 use super::message::{
-    Attributes, Base, Expression, FIRST, Family, Meta, NFT_MSG_DELTABLE, NFT_MSG_GETRULE, NFT_MSG_GETTABLE,
-    NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFT_MSG_NEWTABLE, Transaction, Verdict, body, encode_rule, kind,
-    read_count,
+    Attributes, Base, Expression, FIRST, Family, Meta, NFT_MSG_DELTABLE, NFT_MSG_GETRULE, NFT_MSG_NEWCHAIN,
+    NFT_MSG_NEWRULE, NFT_MSG_NEWTABLE, Transaction, Verdict, body, encode_rule, kind, read_count,
 };
 use super::{attributes_of, nat};
 use crate::netlink::{Error, text};
@@ -63,12 +62,7 @@ impl Meters {
             Direction::Ingress => Meta::InputName,
             Direction::Egress => Meta::OutputName,
         };
-        let mut link = self.outside.as_bytes().to_vec();
-        link.resize(16, 0);
-        let mut expressions = vec![
-            Expression::Meta { key, to: FIRST },
-            Expression::Compare { register: FIRST, equal: true, value: link },
-        ];
+        let mut expressions = nat::link(key, &self.outside, true);
         for (net, is_source) in [(rule.source, true), (rule.destination, false)] {
             expressions.extend(net.into_iter().flat_map(|net| within(net, is_source)));
         }
@@ -113,13 +107,7 @@ impl nat::Client {
     /// # Errors
     /// As [`Error`] says.
     pub(crate) fn observe_meters(&mut self) -> Result<Option<String>, Error> {
-        let request = body(FAMILY, &Attributes::new());
-        let tables = self.connection.dump("tables of meters", kind(NFT_MSG_GETTABLE), &request)?;
-        Ok(tables.iter().find_map(|message| {
-            let table = attributes_of(&message.body);
-            table.get(&1).filter(|name| text(name) == TABLE)?;
-            Some(table.get(&6).and_then(|data| data.get(2..)).map(text).unwrap_or_default())
-        }))
+        self.told(FAMILY, TABLE)
     }
 
     /// Makes the table anew, or removes it.

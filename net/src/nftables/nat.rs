@@ -168,14 +168,14 @@ fn chains(outside: Option<&Outside>) -> Vec<Chain> {
 
 fn mark_rule(outside: &Outside) -> Vec<Expression> {
     let mark = Expression::Immediate { to: FIRST, value: FROM_OUTSIDE.to_ne_bytes().to_vec() };
-    [link(Meta::InputName, outside, true), vec![mark, Expression::SetMark { from: FIRST }]].concat()
+    [link(Meta::InputName, &outside.link, true), vec![mark, Expression::SetMark { from: FIRST }]].concat()
 }
 
 /// What is looked up is counted.
 fn count_rule(outside: &Outside, key: Meta, offset: u32, set: Map) -> Vec<Expression> {
     let address = Expression::Payload { base: Base::Network, offset, length: 4, to: FIRST };
     let lookup = Expression::Lookup { set: set.name, contained: true };
-    [link(key, outside, true), vec![address, lookup]].concat()
+    [link(key, &outside.link, true), vec![address, lookup]].concat()
 }
 
 /// IPv4 (RFC 791): source (at 12), destination (at 16); the target's port is at 2 of what follows.
@@ -200,7 +200,7 @@ fn forward_rule(outside: &Outside) -> Option<Vec<Expression>> {
     outside.hide_behind?;
     let is_new = [vec![Expression::ConnectionState { to: FIRST }], has_bit(STATE_NEW, true)].concat();
     let verdict = vec![Expression::Verdict(Verdict::Drop)];
-    Some([link(Meta::InputName, outside, true), is_new, is_translated(false), verdict].concat())
+    Some([link(Meta::InputName, &outside.link, true), is_new, is_translated(false), verdict].concat())
 }
 
 fn outward_rules(outside: &Outside) -> Vec<Vec<Expression>> {
@@ -208,7 +208,7 @@ fn outward_rules(outside: &Outside) -> Vec<Vec<Expression>> {
     let as_that = || Expression::Translate { kind: Translation::Source, address: FIRST, port: None };
     let stays = vec![Expression::Verdict(Verdict::Accept)];
     let mut rules = vec![
-        [link(Meta::OutputName, outside, false), is_translated(false), stays].concat(),
+        [link(Meta::OutputName, &outside.link, false), is_translated(false), stays].concat(),
         vec![source, Expression::Map { map: SOURCES.name, to: FIRST }, as_that()],
     ];
     if let Some(address) = outside.hide_behind {
@@ -217,15 +217,15 @@ fn outward_rules(outside: &Outside) -> Vec<Vec<Expression>> {
             Expression::Meta { key: Meta::Mark, to: FIRST },
             Expression::Compare { register: FIRST, equal: true, value: vec![0; 4] },
         ];
-        rules.push([link(Meta::OutputName, outside, true), own()].concat());
+        rules.push([link(Meta::OutputName, &outside.link, true), own()].concat());
         rules.push([from_inside, own()].concat());
     }
     rules
 }
 
-/// The packet's link is the one to the outside, or is not.
-fn link(key: Meta, outside: &Outside, equal: bool) -> Vec<Expression> {
-    let mut value = outside.link.as_bytes().to_vec();
+/// The packet's link is the one of that name, or is not.
+pub(super) fn link(key: Meta, name: &str, equal: bool) -> Vec<Expression> {
+    let mut value = name.as_bytes().to_vec();
     value.resize(16, 0);
     vec![Expression::Meta { key, to: FIRST }, Expression::Compare { register: FIRST, equal, value }]
 }
@@ -287,14 +287,9 @@ impl Client {
     /// # Errors
     /// As [`Error`] says.
     pub(crate) fn observe(&mut self) -> Result<Option<Nat>, Error> {
-        let request = body(FAMILY, &Attributes::new());
-        let tables = self.connection.dump("translation tables", kind(NFT_MSG_GETTABLE), &request)?;
-        let told = tables.iter().find_map(|message| {
-            let table = attributes_of(&message.body);
-            table.get(&1).filter(|name| text(name) == TABLE)?;
-            Some(table.get(&6).and_then(|data| data.get(2..)).map(text).unwrap_or_default())
-        });
-        let Some(outside) = told.and_then(|told| outside_of(&told)) else { return Ok(None) };
+        let Some(outside) = self.told(FAMILY, TABLE)?.and_then(|told| outside_of(&told)) else {
+            return Ok(None);
+        };
         let mut nat = Nat { outside, ..Nat::default() };
         for map in [FLOATING, FORWARDINGS] {
             let Some(items) = self.items(map)? else { return Ok(None) };
@@ -303,6 +298,17 @@ impl Client {
             }
         }
         Ok(Some(nat))
+    }
+
+    /// The comment of a table of the namespace, if it is there.
+    pub(super) fn told(&mut self, family: Family, name: &str) -> Result<Option<String>, Error> {
+        let request = body(family, &Attributes::new());
+        let tables = self.connection.dump("tables of a router", kind(NFT_MSG_GETTABLE), &request)?;
+        Ok(tables.iter().find_map(|message| {
+            let table = attributes_of(&message.body);
+            table.get(&1).filter(|found| text(found) == name)?;
+            Some(table.get(&6).and_then(|data| data.get(2..)).map(text).unwrap_or_default())
+        }))
     }
 
     /// What a map or set holds, if it is there.

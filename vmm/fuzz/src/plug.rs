@@ -5,12 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vm_memory::GuestAddress;
 use vmm::bus::BusDevice;
-use vmm::pci::PciFunction;
 use vmm::pci::host::PciHost;
+use vmm::pci::mock::Device;
 use vmm::pci::plug::{PLUG_PORTS, PlugController};
-use vmm::virtio::{StateError, TransportState};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::input::Reader;
@@ -19,33 +17,6 @@ use crate::input::Reader;
 const OPERATIONS_MAX: usize = 600;
 /// Where the guest says which slots it has done with, 4 bytes.
 const LET_GO: u64 = 16;
-
-/// A device that a driver has in use or not.
-struct Device(Arc<AtomicBool>);
-
-impl BusDevice for Device {
-    fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
-    fn write(&mut self, _offset: u64, _data: &[u8]) {}
-}
-
-impl PciFunction for Device {
-    fn read_config(&mut self, _register: usize, data: &mut [u8]) {
-        data.fill(0);
-    }
-    fn write_config(&mut self, _register: usize, _data: &[u8]) {}
-    fn registers(&self) -> Option<(GuestAddress, u64)> {
-        None
-    }
-    fn save(&self) -> TransportState {
-        unreachable!("no snapshot is made here")
-    }
-    fn restore(&mut self, _state: &TransportState) -> Result<(), StateError> {
-        unreachable!("no snapshot is made here")
-    }
-    fn is_driven(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
 
 /// What has to be so, kept beside the controller.
 struct Model {

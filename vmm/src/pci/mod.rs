@@ -16,6 +16,8 @@
 
 pub mod config;
 pub mod host;
+#[cfg(any(test, feature = "mock"))]
+pub mod mock;
 pub mod msix;
 pub mod plug;
 

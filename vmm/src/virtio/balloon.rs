@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::queue::{Chain, Handled, Progress, QueueError};
+use super::queue::{Chain, Handled, QueueError};
 use super::spec::{balloon as spec, device_type};
 use super::state::decode;
 use super::{Activation, DeviceState, Error, StateError, VirtioDevice};
@@ -165,11 +165,9 @@ impl Balloon {
     /// Gives the buffer of the statistics back, for new ones.
     fn ask(&mut self) {
         let (Some(active), Some(kept)) = (&mut self.active, self.kept.take()) else { return };
-        let queue = &mut active.queues[spec::QUEUE_STATISTICS];
-        match queue.push_used(&kept, 0).and_then(|()| queue.take_signal()) {
-            Ok(signal) if signal => active.interrupt.queue_used(spec::QUEUE_STATISTICS as u16),
-            Ok(_) => {}
-            Err(error) => self.fail(error),
+        let given = active.queues[spec::QUEUE_STATISTICS].push_used(&kept, 0);
+        if let Err(error) = given.and_then(|()| active.signal(spec::QUEUE_STATISTICS)) {
+            self.fail(error);
         }
     }
 
@@ -216,12 +214,7 @@ impl Balloon {
             };
             Ok(Handled::Used(0))
         })?;
-        if queue.take_signal()? {
-            active.interrupt.queue_used(index as u16);
-        }
-        if progress == Progress::More {
-            super::kick(&self.queue_events[index]);
-        }
+        active.settle(index, progress, &self.queue_events)?;
         Ok(())
     }
 
@@ -241,10 +234,7 @@ impl Balloon {
                 queue.push_used(&before, 0)?;
             }
         }
-        if queue.take_signal()? {
-            active.interrupt.queue_used(spec::QUEUE_STATISTICS as u16);
-        }
-        Ok(())
+        active.signal(spec::QUEUE_STATISTICS)
     }
 }
 

@@ -18,7 +18,7 @@ use storage::format::Disk;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::limiter::BucketState;
-use super::queue::{Chain, Handled, Progress, QueueError};
+use super::queue::{Chain, Handled, QueueError};
 use super::spec::{block as spec, device_type};
 use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
@@ -154,22 +154,13 @@ impl Block {
     fn work(&mut self) {
         let Some(mut active) = self.active.take() else { return };
         let mut chain = std::mem::take(&mut self.chain);
-        let queue = &mut active.queues[0];
         let features = active.features;
-        let progress = queue
+        let progress = active.queues[0]
             .work_off(&mut chain, BATCH_REQUESTS_MAX, |memory, chain| self.execute(memory, chain, features))
-            .and_then(|progress| Ok((progress, queue.take_signal()?)));
+            .and_then(|progress| active.settle(0, progress, &self.queue_events));
         self.chain = chain;
         match progress {
-            Ok((progress, signal)) => {
-                if signal {
-                    active.interrupt.queue_used(0);
-                }
-                if progress == Progress::More {
-                    super::kick(&self.queue_events[0]);
-                }
-                self.active = Some(active);
-            }
+            Ok(_) => self.active = Some(active),
             Err(error) => super::broken(&active, device_type::BLOCK, error),
         }
     }

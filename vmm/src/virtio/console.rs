@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::queue::{Chain, Handled, Progress, QueueError};
+use super::queue::{Chain, Handled, QueueError};
 use super::spec::{console as spec, device_type};
 use super::state::decode;
 use super::{Activation, DeviceState, Error, StateError, VirtioDevice};
@@ -158,12 +158,7 @@ impl Console {
             }
             Ok(Handled::Used(0))
         })?;
-        if queue.take_signal()? {
-            active.interrupt.queue_used(spec::QUEUE_TX as u16);
-        }
-        if progress == Progress::More {
-            super::kick(&self.queue_events[spec::QUEUE_TX]);
-        }
+        active.settle(spec::QUEUE_TX, progress, &self.queue_events)?;
         Ok(())
     }
 
@@ -181,12 +176,7 @@ impl Console {
             // At most INPUT_BYTES_MAX.
             Ok(Handled::Used(written as u32))
         })?;
-        if queue.take_signal()? {
-            active.interrupt.queue_used(spec::QUEUE_RX as u16);
-        }
-        if progress == Progress::More {
-            super::kick(&self.queue_events[spec::QUEUE_RX]);
-        }
+        active.settle(spec::QUEUE_RX, progress, &self.queue_events)?;
         Ok(())
     }
 }

@@ -145,6 +145,32 @@ pub struct Activation {
     pub interrupt: Arc<dyn Interrupt>,
 }
 
+impl Activation {
+    /// Tells the driver of what was used of queue `index`, if it wants to hear of it.
+    fn signal(&mut self, index: usize) -> Result<(), queue::QueueError> {
+        if self.queues[index].take_signal()? {
+            // A device has a handful of queues.
+            self.interrupt.queue_used(index as u16);
+        }
+        Ok(())
+    }
+
+    /// What follows when queue `index` was worked off: the driver hears of it, and what was more than a batch is worked off
+    /// when the event loop has served its other devices.
+    fn settle(
+        &mut self,
+        index: usize,
+        progress: queue::Progress,
+        events: &[EventFd],
+    ) -> Result<queue::Progress, queue::QueueError> {
+        self.signal(index)?;
+        if progress == queue::Progress::More {
+            kick(&events[index]);
+        }
+        Ok(progress)
+    }
+}
+
 /// One device, without its transport.
 ///
 /// As an event subscriber it registers its queue events in `init` and works off its queues in `process`; before

@@ -9,6 +9,7 @@
 //! the guest waits in its queue then, so no memory of ours holds it but one packet. Must never know: addresses, tenants, who is at the other end.
 
 mod delivery;
+mod frame;
 mod identity;
 mod traffic;
 
@@ -23,7 +24,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::limiter::{Clock, Direction};
 use super::link::{Link, Tap};
-use super::queue::{Chain, Handled, Progress, QueueError};
+use super::queue::{Chain, Handled, QueueError};
 use super::spec::{device_type, net as spec};
 use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
@@ -234,7 +235,7 @@ impl<L: Link> Net<L> {
 
     /// Guest to host.
     fn transmit(&mut self, active: &mut Activation) -> Result<(), QueueError> {
-        let Activation { queues, features, interrupt, .. } = active;
+        let Activation { queues, features, .. } = &mut *active;
         let Some(queue) = queues.get_mut(spec::QUEUE_TX) else { return Ok(()) };
         let Self { tx_chain, tx_packet, link, endpoint, shaper, identity, .. } = self;
         let now = Instant::now();
@@ -253,18 +254,13 @@ impl<L: Link> Net<L> {
             }
             Ok(Handled::Used(0))
         })?;
-        if queue.take_signal()? {
-            interrupt.queue_used(spec::QUEUE_TX as u16);
-        }
-        if progress == Progress::More {
-            super::kick(&self.queue_events[spec::QUEUE_TX]);
-        }
+        active.settle(spec::QUEUE_TX, progress, &self.queue_events)?;
         Ok(())
     }
 
     /// Host (and endpoint) to guest; true if the guest lacks buffers.
     fn receive(&mut self, active: &mut Activation) -> Result<bool, QueueError> {
-        let Activation { queues, features, interrupt, .. } = active;
+        let Activation { queues, features, .. } = &mut *active;
         let Some(queue) = queues.get_mut(spec::QUEUE_RX) else { return Ok(false) };
         let mergeable = *features & spec::F_MRG_RXBUF != 0;
         queue.suppress_notifications()?;
@@ -278,9 +274,7 @@ impl<L: Link> Net<L> {
                 Delivery::Starved => starved = true,
             }
         }
-        if queue.take_signal()? {
-            interrupt.queue_used(spec::QUEUE_RX as u16);
-        }
+        active.signal(spec::QUEUE_RX)?;
         if left == 0 {
             super::kick(&self.queue_events[spec::QUEUE_RX]);
         }

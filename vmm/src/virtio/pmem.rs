@@ -57,34 +57,23 @@ impl Pmem {
     fn work(&mut self) {
         let Self { active, chain, mapping, .. } = self;
         let Some(running) = active.as_mut() else { return };
-        let queue = &mut running.queues[0];
-        let worked = work_off(queue, chain, mapping).and_then(|more| Ok((more, queue.take_signal()?)));
-        match worked {
-            Ok((more, signal)) => {
-                if signal {
-                    running.interrupt.queue_used(0);
-                }
-                if more {
-                    super::kick(&self.queue_events[0]);
-                }
-            }
-            Err(error) => {
-                super::broken(running, device_type::PMEM, error);
-                *active = None;
-            }
+        let worked = work_off(&mut running.queues[0], chain, mapping);
+        if let Err(error) = worked.and_then(|progress| running.settle(0, progress, &self.queue_events)) {
+            super::broken(running, device_type::PMEM, error);
+            *active = None;
         }
     }
 }
 
-/// Answers what is there; whether there may be more.
+/// Answers what is there.
 fn work_off(
     queue: &mut super::queue::VirtQueue,
     chain: &mut Chain,
     mapping: &Mapping,
-) -> Result<bool, QueueError> {
+) -> Result<Progress, QueueError> {
     // What comes meanwhile may be about later writes: the next turn's.
     let mut flushed = None;
-    let progress = queue.work_off(chain, BATCH_REQUESTS_MAX, |memory, chain| {
+    queue.work_off(chain, BATCH_REQUESTS_MAX, |memory, chain| {
         if chain.writable_bytes() < spec::RESPONSE_BYTES as u64 {
             return Err(QueueError::Outcome);
         }
@@ -101,8 +90,7 @@ fn work_off(
         let response = if done { spec::RESPONSE_OK } else { spec::RESPONSE_FAILED };
         chain.write_at(memory, 0, &response.to_le_bytes());
         Ok(Handled::Used(spec::RESPONSE_BYTES as u32))
-    })?;
-    Ok(progress == Progress::More)
+    })
 }
 
 impl VirtioDevice for Pmem {

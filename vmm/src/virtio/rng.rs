@@ -70,22 +70,13 @@ impl Rng {
 
     fn work(&mut self) {
         let Some(active) = self.active.as_mut() else { return };
-        let queue = &mut active.queues[0];
         let allowance = &mut self.allowance;
-        let progress = queue
+        let progress = active.queues[0]
             .work_off(&mut self.chain, QUEUE_SIZE_MAX, |memory, chain| fill(memory, chain, allowance))
-            .and_then(|progress| Ok((progress, queue.take_signal()?)));
+            .and_then(|progress| active.settle(0, progress, &self.queue_events));
         match progress {
-            Ok((progress, signal)) => {
-                if signal {
-                    active.interrupt.queue_used(0);
-                }
-                match progress {
-                    Progress::Empty => {}
-                    Progress::More => super::kick(&self.queue_events[0]),
-                    Progress::Waiting => super::arm(&mut self.timer, Some(PERIOD)),
-                }
-            }
+            Ok(Progress::Empty | Progress::More) => {}
+            Ok(Progress::Waiting) => super::arm(&mut self.timer, Some(PERIOD)),
             Err(error) => {
                 super::broken(active, device_type::RNG, error);
                 self.active = None;

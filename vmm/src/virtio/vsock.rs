@@ -167,13 +167,7 @@ impl Vsock {
             table.take(&header, data, now);
             Ok(Handled::Used(0))
         })?;
-        if queue.take_signal()? {
-            active.interrupt.queue_used(spec::QUEUE_TX as u16);
-        }
-        if progress == Progress::More {
-            super::kick(&self.queue_events[spec::QUEUE_TX]);
-        }
-        Ok(progress)
+        active.settle(spec::QUEUE_TX, progress, &self.queue_events)
     }
 
     /// Host to guest.
@@ -191,12 +185,7 @@ impl Vsock {
             chain.write_at(memory, header_bytes, &data[..header.length as usize]);
             Ok(Handled::Used(spec::HEADER_BYTES as u32 + header.length))
         })?;
-        if queue.take_signal()? {
-            active.interrupt.queue_used(spec::QUEUE_RX as u16);
-        }
-        if progress == Progress::More {
-            super::kick(&self.queue_events[spec::QUEUE_RX]);
-        }
+        active.settle(spec::QUEUE_RX, progress, &self.queue_events)?;
         Ok(())
     }
 
@@ -212,10 +201,7 @@ impl Vsock {
             // Four bytes.
             Ok(Handled::Used(written as u32))
         })?;
-        if queue.take_signal()? {
-            active.interrupt.queue_used(spec::QUEUE_EVENT as u16);
-        }
-        Ok(())
+        active.signal(spec::QUEUE_EVENT)
     }
 
     fn settle(&mut self, ops: &mut EventOps<'_>) {

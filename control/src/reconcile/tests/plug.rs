@@ -34,6 +34,15 @@ impl Cloud {
         self.until_status(&server, "ACTIVE").await;
         (volume, server)
     }
+
+    /// A volume that a running server has, and how it came to it.
+    async fn attached_volume(&self) -> (String, String, NewServerVolume) {
+        let (volume, server) = self.volume_and_server().await;
+        let new = NewServerVolume { volume_id: volume.clone(), ..NewServerVolume::default() };
+        self.control.server_volume_attach(&self.admin, &server, &new).await.unwrap();
+        self.until_volume(&volume, Some(Status::InUse)).await;
+        (volume, server, new)
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -41,10 +50,7 @@ async fn volume_is_nobody_elses_until_the_guest_has_let_it_go() {
     let said = Said::default();
     let cloud = Cloud::that_says(&said).await;
     let (control, admin) = (&cloud.control, &cloud.admin);
-    let (volume, server) = cloud.volume_and_server().await;
-    let new = NewServerVolume { volume_id: volume.clone(), ..NewServerVolume::default() };
-    control.server_volume_attach(admin, &server, &new).await.unwrap();
-    cloud.until_volume(&volume, Some(Status::InUse)).await;
+    let (volume, server, new) = cloud.attached_volume().await;
     said.lock().unwrap().leaving = [volume.clone()].into();
     for _ in 0..2 {
         control.server_volume_detach(admin, &server, &volume).await.unwrap();
@@ -79,10 +85,7 @@ async fn volume_asked_back_before_it_is_known_to_stay_is_its_servers_again() {
     let said = Said::default();
     let cloud = Cloud::that_says(&said).await;
     let (control, admin) = (&cloud.control, &cloud.admin);
-    let (volume, server) = cloud.volume_and_server().await;
-    let new = NewServerVolume { volume_id: volume.clone(), ..NewServerVolume::default() };
-    control.server_volume_attach(admin, &server, &new).await.unwrap();
-    cloud.until_volume(&volume, Some(Status::InUse)).await;
+    let (volume, server, _) = cloud.attached_volume().await;
     {
         let mut said = said.lock().unwrap();
         (said.leaving, said.fixed) = ([volume.clone()].into(), [volume.clone()].into());

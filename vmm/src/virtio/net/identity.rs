@@ -9,12 +9,8 @@
 
 use std::time::{Duration, Instant};
 
-/// Where an Ethernet frame says what it carries.
-const ETHER_TYPE: usize = 12;
-/// Bytes of a tag (IEEE 802.1Q).
-const TAG_BYTES: usize = 4;
-/// Tags that are looked behind.
-const TAGS_MAX: usize = 2;
+use super::frame::carried;
+
 /// How long the link is down: long enough that no driver takes both changes for none.
 const DOWN: Duration = Duration::from_millis(100);
 
@@ -69,17 +65,8 @@ fn translate(frame: &mut [u8], from: [u8; 6], to: [u8; 6], way: Way) {
         Way::Destination => 0..6,
     };
     replace(frame.get_mut(header), from, to);
-    let mut at = ETHER_TYPE;
-    for _ in 0..TAGS_MAX {
-        match frame.get(at..at + 2) {
-            Some([0x81, 0x00] | [0x88, 0xa8]) => at += TAG_BYTES,
-            _ => break,
-        }
-    }
-    let Some((kind, packet)) = frame.get_mut(at..).and_then(|rest| rest.split_at_mut_checked(2)) else {
-        return;
-    };
-    match *kind {
+    let Some((kind, packet)) = carried(frame) else { return };
+    match kind {
         [0x08, 0x06] => {
             // Sender's and target's hardware address of an ARP packet for Ethernet and IPv4.
             let place = if way == Way::Source { 8..14 } else { 18..24 };

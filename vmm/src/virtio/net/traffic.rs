@@ -10,16 +10,11 @@ use std::time::{Duration, Instant};
 use super::super::Error;
 use super::super::limiter::{BucketState, Clock, Cost, Direction, Limiter};
 use super::super::spec::net as spec;
+use super::frame::carried;
 use crate::config::{DSCP_MAX, DiskLimits, Traffic};
 
 /// Ethernet, IPv4 and TCP without options: what each segment has at least before its payload.
 const SEGMENT_HEADER_BYTES: u64 = 14 + 20 + 20;
-/// Where an Ethernet frame says what it carries.
-const ETHER_TYPE: usize = 12;
-/// Bytes of a tag (IEEE 802.1Q).
-const TAG_BYTES: usize = 4;
-/// Tags that are looked behind: one of a provider's and one of a customer's.
-const TAGS_MAX: usize = 2;
 
 /// The limits of both directions with their clock, and the mark.
 pub(super) struct Shaper {
@@ -124,17 +119,8 @@ fn cost(direction: Direction, packet: &[u8]) -> Cost {
 
 /// Puts a code point into the header of an IP packet, beside the two bits that are not its (RFC 2474 §3, RFC 3168 §5).
 fn mark(frame: &mut [u8], dscp: u8) {
-    let mut at = ETHER_TYPE;
-    for _ in 0..TAGS_MAX {
-        match frame.get(at..at + 2) {
-            Some([0x81, 0x00] | [0x88, 0xa8]) => at += TAG_BYTES,
-            _ => break,
-        }
-    }
-    let Some((kind, packet)) = frame.get_mut(at..).and_then(|rest| rest.split_at_mut_checked(2)) else {
-        return;
-    };
-    match *kind {
+    let Some((kind, packet)) = carried(frame) else { return };
+    match kind {
         [0x08, 0x00] => mark_ipv4(packet, dscp),
         [0x86, 0xdd] => mark_ipv6(packet, dscp),
         _ => {}
