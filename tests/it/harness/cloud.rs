@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -14,14 +14,14 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::{Rest, processes, venv, wisp, within};
+use super::{Rest, Shell, processes, wisp, within};
 
 /// The administrator's password in tests.
 const PASSWORD: &str = "correct horse battery staple";
 /// How long `wisp up` may take to be ready, in a debug build on a busy machine.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// Seconds one `openstack` command may take: an upload into an emulated host takes minutes where it is busy.
-const COMMAND_SECONDS_MAX: &str = "900";
+const COMMAND_SECONDS_MAX: u32 = 900;
 /// The driver's name that stands for a cloud in a lab.
 const LAB: &str = "lab";
 /// The tap to a lab: from a range for documentation, which nothing else uses (RFC 5737).
@@ -45,6 +45,8 @@ pub(crate) struct Cloud {
     driver: &'static str,
     options: Vec<String>,
     up: Option<Child>,
+    /// The `openstack` command, once it was needed.
+    shell: Mutex<Option<Shell>>,
 }
 
 impl Cloud {
@@ -121,7 +123,7 @@ impl Cloud {
         let state =
             tempfile::Builder::new().prefix("wisp-it-").tempdir().context("make a state directory")?;
         let options = options.iter().map(|option| (*option).to_owned()).collect();
-        Ok(Self { url: String::new(), state, mounted: false, driver, options, up: None })
+        Ok(Self { url: String::new(), state, mounted: false, driver, options, up: None, shell: Mutex::default() })
     }
 
     /// Its state directory.
@@ -259,15 +261,11 @@ impl Cloud {
 
     /// Runs the real `openstack` command; all it says.
     pub(crate) fn openstack_output(&self, arguments: &[&str]) -> Result<Output> {
-        Command::new("timeout")
-            .arg(COMMAND_SECONDS_MAX)
-            .arg(venv::openstack()?)
-            .args(["--os-cloud", "wisp"])
-            .args(arguments)
-            .env("OS_CLIENT_CONFIG_FILE", self.clouds_yaml())
-            .stdin(Stdio::null())
-            .output()
-            .with_context(|| format!("run openstack {}", arguments.join(" ")))
+        let mut shell = self.shell.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *shell {
+            Some(shell) => shell.run(arguments),
+            none => none.insert(Shell::start(&self.clouds_yaml(), COMMAND_SECONDS_MAX)?).run(arguments),
+        }
     }
 
     /// Waits until a server has a status.

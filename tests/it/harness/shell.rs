@@ -17,11 +17,12 @@ pub(crate) struct Shell {
 }
 
 impl Shell {
-    /// Loads the command for the cloud that a `clouds.yaml` calls `wisp`.
-    pub(crate) fn start(clouds_yaml: &Path) -> Result<Self> {
+    /// Loads the command for the cloud that a `clouds.yaml` calls `wisp`. Each time it may take so many seconds.
+    pub(crate) fn start(clouds_yaml: &Path, seconds_max: u32) -> Result<Self> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/openstack/shell.py");
         let mut child = Command::new(venv::openstack()?.with_file_name("python"))
             .arg(script)
+            .arg(seconds_max.to_string())
             .env("OS_CLIENT_CONFIG_FILE", clouds_yaml)
             .env("OS_CLOUD", "wisp")
             .stdin(Stdio::piped())

@@ -15,6 +15,8 @@ const IMAGE_BYTES: usize = 1 << 20;
 /// Seconds that a status is waited for: where it worked before, and where nothing is expected.
 const PATIENCE_SECONDS: u64 = 60;
 const PATIENCE_OF_A_GAP_SECONDS: u64 = 1;
+/// Seconds that one command may take.
+const COMMAND_SECONDS_MAX: u32 = 120;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
@@ -47,7 +49,7 @@ pub(super) fn every_command_does_what_its_user_expects() -> Result<()> {
     let cloud = Cloud::start_fake_with(&["--provider", "physnet1=eth1,100-199"])?;
     let files = tempfile::tempdir()?;
     make_files(files.path())?;
-    let mut shell = Shell::start(&cloud.clouds_yaml())?;
+    let mut shell = Shell::start(&cloud.clouds_yaml(), COMMAND_SECONDS_MAX)?;
     let mut kept = BTreeMap::from([
         ("FILES".to_owned(), files.path().to_string_lossy().into_owned()),
         ("URL".to_owned(), cloud.url.clone()),
