@@ -24,10 +24,10 @@ const LAB_MEMORY_MIB: u32 = 5632;
 /// The user of Debian's cloud-init that the key is for.
 const USER: &str = "debian";
 /// For the server that one can log in to.
-const FIRST: &str = "#cloud-config\n\
+const FIRST: &str = "#cloud-config\nssh_genkeytypes: [ed25519]\n\
     write_files:\n  - path: /etc/hello\n    content: hello from user data\n";
 /// For the server that says on its console what it found on its configuration drive, and powers itself off.
-const SECOND: &str = "#cloud-config\n\
+const SECOND: &str = "#cloud-config\nssh_genkeytypes: [ed25519]\n\
     runcmd:\n  - [sh, -c, '{ echo \"found $(hostname)\"; ip -4 -o address show scope global; ip route; \
     cat /home/debian/.ssh/authorized_keys; grep /boot /proc/mounts; grep -o DataSource.* /run/cloud-init/status.json | head -n 1; } >/dev/console']\n\
     power_state: {mode: poweroff}\n";
