@@ -107,6 +107,10 @@ pub enum Boot {
         /// Note from the beginning on what the guest writes, so that snapshots of it can have the differences to these.
         #[serde(default)]
         track: bool,
+        /// Keeps what the guest asks for first of packed memory; opened for reading and writing
+        /// (`crate::snapshot::pager`).
+        #[serde(default)]
+        working_set: Option<InheritedFd>,
     },
 }
 

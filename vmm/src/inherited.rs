@@ -82,7 +82,7 @@ fn all(config: &VmmConfig) -> Vec<InheritedFd> {
         }
         Boot::Firmware { firmware } => fds.push(*firmware),
         Boot::Disk => {}
-        Boot::Snapshot { files, .. } => fds.extend(files),
+        Boot::Snapshot { files, working_set, .. } => fds.extend(files.iter().chain(working_set)),
     }
     fds.extend(config.disks.iter().flat_map(of_disk));
     fds.extend(config.nics.iter().map(|nic| nic.tap));

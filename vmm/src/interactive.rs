@@ -27,7 +27,7 @@ use crate::serial::{Console, ConsoleLog};
 use crate::supervisor::{self, Supervisor};
 use crate::terminal::RawTerminal;
 use crate::virtio::console;
-use crate::vm::{BootSource, DiskSpec, Machine, MachineSpec, MainConsole, NicSpec};
+use crate::vm::{BootSource, DiskSpec, Machine, MachineSpec, MainConsole, NicSpec, SnapshotSource};
 
 /// What to boot.
 #[derive(Debug, Default)]
@@ -37,6 +37,8 @@ pub struct BootOptions {
     /// A full snapshot that the guest goes on from, then those with differences, each to the one before. Memory and vCPUs
     /// may be zero then.
     pub restore: Vec<PathBuf>,
+    /// Keeps what such a guest asks for first of packed memory; made where it is not.
+    pub working_set: Option<PathBuf>,
     /// Note what such a guest writes, so that further snapshots can have the differences.
     pub track: bool,
     /// A firmware in the kernel's place.
@@ -180,6 +182,11 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
     };
     let restore: Result<Vec<File>, Error> = options.restore.iter().map(|path| open(path, false)).collect();
     let restore = restore?;
+    let working_set = options.working_set.as_ref().map(|path| {
+        let opened = File::options().read(true).write(true).create(true).truncate(false).open(path);
+        opened.map_err(|source| Error::Open { path: path.clone(), source })
+    });
+    let working_set = working_set.transpose()?;
     let boot = match options.kernel.as_ref().filter(|_| options.firmware.is_none()) {
         Some(kernel) => {
             let initrd = options.initrd.as_ref().map(|initrd| open(initrd, false)).transpose()?;
@@ -190,7 +197,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         }
         None => match &options.firmware {
             Some(firmware) => BootSource::Firmware(Box::new(open(firmware, false)?)),
-            None if !restore.is_empty() => BootSource::Snapshot(restore),
+            None if !restore.is_empty() => BootSource::Snapshot(SnapshotSource::new(restore, working_set)),
             None => BootSource::Disk,
         },
     };

@@ -14,6 +14,7 @@
 
 pub mod discard;
 pub mod mapping;
+pub mod userfault;
 
 use std::fs::File;
 use std::sync::Arc;

@@ -24,7 +24,7 @@ use crate::rpc::{ExitReason, ExitReport};
 use crate::sandbox::{self, Held, Sandbox};
 use crate::serial::{Console, ConsoleLog};
 use crate::supervisor::{self, Supervisor};
-use crate::vm::{self, BootSource, DiskSpec, Machine, MachineSpec, MainConsole, NicSpec};
+use crate::vm::{self, BootSource, DiskSpec, Machine, MachineSpec, MainConsole, NicSpec, SnapshotSource};
 
 /// The largest configuration in bytes: its largest part is the metadata, of which user data alone may be 64 KiB in
 /// base64, several times.
@@ -206,8 +206,10 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
         }
         Boot::Firmware { firmware } => BootSource::Firmware(image(firmware, fds)),
         Boot::Disk => BootSource::Disk,
-        Boot::Snapshot { files, .. } => {
-            BootSource::Snapshot(files.into_iter().map(|file| File::from(fds.take(file))).collect())
+        Boot::Snapshot { files, working_set, .. } => {
+            let mut take = |file| File::from(fds.take(file));
+            let files = files.into_iter().map(&mut take).collect();
+            BootSource::Snapshot(SnapshotSource::new(files, working_set.map(take)))
         }
     };
     let mut disks = Vec::with_capacity(config.disks.len());

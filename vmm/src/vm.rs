@@ -21,6 +21,7 @@ use crate::devices::{self, Places};
 use crate::ending::{Ending, EndingSignal};
 use crate::kvm::{self, HostKind, Kvm};
 use crate::lifecycle::{self, Effect, Event, Refused};
+use crate::memory::userfault::Userfault;
 use crate::pci::host::PciHost;
 use crate::pci::plug::{self, PlugController};
 use crate::peripherals::{PeripheralSpecs, Peripherals};
@@ -29,7 +30,7 @@ use crate::power::{self, KeyboardController, PowerManagement};
 use crate::questions::Questions;
 use crate::rpc::{DeviceName, ExitReason, VmState};
 use crate::serial::{self, Console, SerialPort};
-use crate::snapshot::{Description, Snapshot};
+use crate::snapshot::{Description, Lazily, Pager, Snapshot};
 use crate::vcpu::{self, Buses, Vcpus};
 use crate::virtio::{self, Shared};
 use crate::{acpi, boot, clock, memory, smbios};
@@ -105,8 +106,37 @@ pub enum BootSource {
     Firmware(Box<dyn Image>),
     /// The first disk.
     Disk,
-    /// Nothing is booted: a guest goes on from a full snapshot and those with differences to it.
-    Snapshot(Vec<File>),
+    /// Nothing is booted: a guest goes on from a snapshot.
+    Snapshot(SnapshotSource),
+}
+
+/// What a guest goes on from.
+pub struct SnapshotSource {
+    /// A full snapshot and those with differences to it.
+    pub files: Vec<File>,
+    /// Keeps what the guest asks for first of packed memory.
+    pub working_set: Option<File>,
+    /// What says who waits for memory that is still packed. Without one all is unpacked before the guest goes on.
+    pub userfault: Option<Userfault>,
+}
+
+impl SnapshotSource {
+    /// Of these, with all that the kernel allows to a process that is not confined yet.
+    #[must_use]
+    pub fn new(files: Vec<File>, working_set: Option<File>) -> Self {
+        let opened = Userfault::open();
+        if let Err(error) = &opened {
+            tracing::debug!(%error, "packed memory is unpacked at once");
+        }
+        Self { files, working_set, userfault: opened.ok() }
+    }
+
+    /// The snapshot, opened; if its memory cannot be had later, `ending` learns it.
+    fn open(self, ending: &EndingSignal) -> Result<Snapshot, crate::snapshot::Error> {
+        let Self { files, working_set, userfault } = self;
+        let lazily = userfault.map(|userfault| Lazily { userfault, working_set, ending: ending.clone() });
+        Snapshot::open(files, lazily)
+    }
 }
 
 /// A disk, ready to be served.
@@ -193,6 +223,8 @@ pub struct Machine {
     origin: Origin,
     peripherals: Peripherals,
     main_console: MainConsole,
+    /// Fills memory as long as anything of the machine may touch it, so it goes last.
+    _pager: Option<Pager>,
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -211,7 +243,7 @@ impl Machine {
     /// Whatever is wrong with the parts.
     pub fn build(kvm: &Kvm, mut spec: MachineSpec, ending: &EndingSignal) -> Result<Self, Error> {
         let boot = match std::mem::replace(&mut spec.boot, BootSource::Disk) {
-            BootSource::Snapshot(files) => return Self::go_on(kvm, spec, Snapshot::open(files)?, ending),
+            BootSource::Snapshot(source) => return Self::go_on(kvm, spec, source.open(ending)?, ending),
             boot => boot,
         };
         if spec.vcpus == 0 || spec.vcpus > crate::config::VCPUS_MAX {
@@ -274,6 +306,7 @@ impl Machine {
             origin,
             peripherals,
             main_console: spec.main_console,
+            _pager: None,
         })
     }
 

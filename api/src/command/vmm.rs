@@ -60,6 +60,10 @@ pub(super) struct Boot {
     /// is another. Memory, processors and transport are the snapshot's. The files must not change meanwhile.
     #[arg(long, value_name = "SNAPSHOT", conflicts_with_all = ["kernel", "firmware", "initrd", "transport", "cmdline", "cpu", "mem", "cpus"])]
     restore: Vec<PathBuf>,
+    /// Keep what a guest that goes on from packed memory asks for first, or, if the file has that already, unpack it before
+    /// it is asked for. Made where it is not.
+    #[arg(long, value_name = "FILE", requires = "restore")]
+    working_set: Option<PathBuf>,
     /// Note what a guest that goes on writes, so that its next snapshot can have `--diff`.
     #[arg(long, requires = "restore")]
     track: bool,
@@ -165,6 +169,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         memory_mib: if restored { 0 } else { arguments.mem },
         vcpus: if restored { 0 } else { arguments.cpus },
         restore: arguments.restore,
+        working_set: arguments.working_set,
         cpu: arguments.cpu.into(),
         control: arguments.control,
         console: arguments.peripherals.console,

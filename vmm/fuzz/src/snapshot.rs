@@ -59,7 +59,7 @@ fn change(reader: &mut Reader<'_>, bytes: &mut Vec<u8>, start: usize, length: us
 
 pub(crate) fn run(input: &[u8]) {
     let mut reader = Reader::new(input);
-    match reader.u8() % 4 {
+    match reader.u8() % 5 {
         0 => changed_file(&mut reader, false),
         1 => changed_file(&mut reader, true),
         2 => {
@@ -67,6 +67,7 @@ pub(crate) fn run(input: &[u8]) {
             let length = usize::from(reader.u16());
             let _ = snapshot::parse_state(reader.bytes(length));
         }
+        3 => changed_memory(&mut reader),
         _ => changed_device(&mut reader),
     }
 }
@@ -92,9 +93,28 @@ fn changed_file(reader: &mut Reader<'_>, sealed: bool) {
     let clone = |file: &File| file.try_clone().expect("the fuzzer needs a descriptor");
     let same = |part: std::ops::Range<usize>| bytes.get(part.clone()) == whole().get(part);
     let untouched = bytes.len() == whole().len() && same(0..HEADER_BYTES) && same(range);
-    let opened = Snapshot::open(vec![clone(&file)]);
+    let opened = Snapshot::open(vec![clone(&file)], None);
     assert!(sealed || untouched || opened.is_err(), "a change that no checksum found");
     let _ = snapshot::verify(&file);
+}
+
+/// A packed file whose table or memory was changed, with the right checksum of the table: what is unpacked is what was
+/// packed, or is refused.
+fn changed_memory(reader: &mut Reader<'_>) {
+    static PACKED: OnceLock<Vec<u8>> = OnceLock::new();
+    let packed = PACKED.get_or_init(|| mock::packed(&mock::state(Vec::new())));
+    let mut bytes = packed.clone();
+    let end = mock::state_range(packed).expect("invariant: a snapshot").start;
+    change(reader, &mut bytes, HEADER_BYTES, end - HEADER_BYTES);
+    mock::seal(&mut bytes);
+    let mut file = tempfile::tempfile().expect("the fuzzer needs a file");
+    file.write_all(&bytes).expect("the fuzzer needs room");
+    let clone = || file.try_clone().expect("the fuzzer needs a descriptor");
+    let opened = Snapshot::open(vec![clone()], None);
+    assert_eq!(opened.is_ok(), snapshot::verify(&file).is_ok(), "who looks finds what who goes on finds");
+    let to = tempfile::tempfile().expect("the fuzzer needs a file");
+    let flat = snapshot::rewrite(vec![clone()], snapshot::Form::Flat, &to, &mut |_| ());
+    assert_eq!(opened.is_ok(), flat.is_ok());
 }
 
 /// A device that goes on from a changed state, and is used.

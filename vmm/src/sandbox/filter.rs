@@ -165,8 +165,9 @@ const FCNTL_COMMANDS: [libc::c_int; 5] =
     [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
 
 /// ioctl requests of the main thread by their number's bits: mask and value. KVM's (type 0xae), and the upper ones of
-/// type 'T', which are tun's; a terminal's lie below, among them one that types in another's name.
-const MAIN_IOCTL_GROUPS: [(u64, u64); 2] = [(0xff00, 0xae00), (0xffc0, 0x54c0)];
+/// type 'T', which are tun's; a terminal's lie below, among them one that types in another's name. And userfaultfd's (type
+/// 0xaa), with which a snapshot's memory is filled.
+const MAIN_IOCTL_GROUPS: [(u64, u64); 3] = [(0xff00, 0xae00), (0xffc0, 0x54c0), (0xff00, 0xaa00)];
 /// Those of vCPU threads: of KVM's none that make a VM, a processor or memory, which are below 0x60.
 const VCPU_IOCTL_GROUPS: [(u64, u64); 3] = [(0xffe0, 0xae60), (0xff80, 0xae80), (0xffc0, 0x54c0)];
 /// Single requests of the main thread: descriptor flags, a terminal's modes, which must be restored at the end, and its

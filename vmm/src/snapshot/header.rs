@@ -10,13 +10,17 @@ use crate::memory::{self, MIB};
 /// The first bytes of every snapshot.
 pub(super) const MAGIC: [u8; 8] = *b"WISPSNAP";
 /// The version that this program writes, and the only one that it reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Bytes of the header.
 pub(super) const HEADER_BYTES: usize = PAGE_BYTES;
 /// The largest state section in bytes: of 254 vCPUs and all devices with room to spare.
 pub(super) const STATE_BYTES_MAX: u64 = 16 << 20;
-/// Bytes of a chunk's entry in the table.
+/// Bytes of a chunk's entry in the table of a flat snapshot.
 pub(super) const CHUNK_ENTRY_BYTES: u64 = 36;
+/// Bytes of a block's entry in the table of a packed one.
+pub(super) const BLOCK_ENTRY_BYTES: u64 = 24;
+/// Blocks of a MiB.
+pub(super) const BLOCKS_OF_CHUNK: u64 = 16;
 /// Where the checksum of the header lies: its last four bytes.
 const CHECKSUM_AT: usize = HEADER_BYTES - 4;
 /// Where the feature words begin.
@@ -32,6 +36,15 @@ impl std::fmt::Display for SnapshotId {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
     }
+}
+
+/// How memory lies in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Every page has its place, with holes where there is none: it can be mapped.
+    Flat,
+    /// What there is, compressed, one block after the other.
+    Packed,
 }
 
 /// What a snapshot says of itself before anything else is read.
@@ -53,6 +66,10 @@ pub struct Header {
     pub needs: CpuNeeds,
     /// When it was taken, in seconds since the Unix epoch.
     pub taken_s: u64,
+    /// How memory lies in the file.
+    pub form: Form,
+    /// Bytes that memory takes there, holes included.
+    pub memory_bytes: u64,
     /// Bytes of the state section, and its checksum.
     pub(super) state: (u64, u32),
     /// The checksum of the table.
@@ -63,34 +80,33 @@ pub struct Header {
 pub(super) const TABLE_AT: u64 = HEADER_BYTES as u64;
 
 /// Bytes of the table of a guest with so much memory.
-fn table_bytes(memory_mib: u32) -> u64 {
-    u64::from(memory_mib) * CHUNK_ENTRY_BYTES
+fn table_bytes(memory_mib: u32, form: Form) -> u64 {
+    u64::from(memory_mib)
+        * match form {
+            Form::Flat => CHUNK_ENTRY_BYTES,
+            Form::Packed => BLOCKS_OF_CHUNK * BLOCK_ENTRY_BYTES,
+        }
 }
 
 /// Where its memory lies, page-aligned.
-pub(super) fn memory_at(memory_mib: u32) -> u64 {
-    (TABLE_AT + table_bytes(memory_mib)).next_multiple_of(PAGE_BYTES as u64)
-}
-
-/// Where its state lies, behind the memory.
-pub(super) fn state_at(memory_mib: u32) -> u64 {
-    memory_at(memory_mib) + u64::from(memory_mib) * MIB
+pub(super) fn memory_at(memory_mib: u32, form: Form) -> u64 {
+    (TABLE_AT + table_bytes(memory_mib, form)).next_multiple_of(PAGE_BYTES as u64)
 }
 
 impl Header {
     /// Where the state section lies.
     pub(super) fn state_at(&self) -> u64 {
-        state_at(self.memory_mib)
+        self.memory_at() + self.memory_bytes
     }
 
     /// Bytes of the table.
     pub(super) fn table_bytes(&self) -> u64 {
-        table_bytes(self.memory_mib)
+        table_bytes(self.memory_mib, self.form)
     }
 
     /// Where memory lies, page-aligned.
     pub(super) fn memory_at(&self) -> u64 {
-        memory_at(self.memory_mib)
+        memory_at(self.memory_mib, self.form)
     }
 
     /// Bytes of the whole file.
@@ -115,7 +131,7 @@ impl Header {
         put(80, &TABLE_AT.to_le_bytes());
         put(88, &self.memory_at().to_le_bytes());
         put(96, &self.memory_mib.to_le_bytes());
-        put(100, &[self.vcpus, profile_number(self.cpu), host_number(self.host), 0]);
+        put(100, &[self.vcpus, profile_number(self.cpu), host_number(self.host), form_number(self.form)]);
         for (index, (start, length)) in memory::ram_ranges(self.memory_mib).into_iter().enumerate() {
             put(104 + 16 * index, &start.0.to_le_bytes());
             put(112 + 16 * index, &length.to_le_bytes());
@@ -158,8 +174,8 @@ impl Header {
             1 => Some(SnapshotId(fields.bytes(32))),
             _ => return Err(Error::Invalid("its kind")),
         };
-        let [vcpus, cpu, host, _] = fields.bytes(100);
-        let header = Self {
+        let [vcpus, cpu, host, form] = fields.bytes(100);
+        let mut header = Self {
             id: SnapshotId(fields.bytes(16)),
             base,
             memory_mib: fields.double_word(96),
@@ -170,7 +186,11 @@ impl Header {
             taken_s: fields.quad_word(48),
             state: (fields.quad_word(64), fields.double_word(72)),
             table_checksum: fields.double_word(76),
+            form: form_of(form).ok_or(Error::Invalid("the form of its memory"))?,
+            memory_bytes: 0,
         };
+        // Whatever cannot be is too much.
+        header.memory_bytes = fields.quad_word(56).checked_sub(header.memory_at()).unwrap_or(u64::MAX);
         header.check(&fields)?;
         Ok(header)
     }
@@ -186,8 +206,13 @@ impl Header {
         if self.state.0 > STATE_BYTES_MAX {
             return Err(Error::Invalid("the length of its state"));
         }
-        let places = [(56, self.state_at()), (80, TABLE_AT), (88, self.memory_at())];
-        if places.iter().any(|(at, place)| fields.quad_word(*at) != *place) {
+        let places = [(80, TABLE_AT), (88, self.memory_at())];
+        let whole = u64::from(self.memory_mib) * MIB;
+        let fits = match self.form {
+            Form::Flat => self.memory_bytes == whole,
+            Form::Packed => self.memory_bytes <= whole,
+        };
+        if !fits || places.iter().any(|(at, place)| fields.quad_word(*at) != *place) {
             return Err(Error::Invalid("where its parts lie"));
         }
         let range = |at: usize| (GuestAddress(fields.quad_word(at)), fields.quad_word(at + 8));
@@ -235,6 +260,17 @@ fn host_of(number: u8) -> Option<HostKind> {
     [HostKind::Hardware, HostKind::Software].into_iter().find(|host| host_number(*host) == number)
 }
 
+fn form_number(form: Form) -> u8 {
+    match form {
+        Form::Flat => 0,
+        Form::Packed => 1,
+    }
+}
+
+fn form_of(number: u8) -> Option<Form> {
+    [Form::Flat, Form::Packed].into_iter().find(|form| form_number(*form) == number)
+}
+
 /// Little-endian fields at fixed places.
 struct Fields<'a>(&'a [u8; HEADER_BYTES]);
 
@@ -267,6 +303,8 @@ pub(super) fn example() -> Header {
             words: vec![FeatureWord { function: 1, index: 0, register: 2, bits: 1 << 20 }],
         },
         taken_s: 1_700_000_000,
+        form: Form::Flat,
+        memory_bytes: 4 * MIB,
         state: (5, 6),
         table_checksum: 8,
     }
@@ -279,8 +317,11 @@ mod tests {
     #[test]
     fn header_reads_back_as_it_was_written() {
         for memory_mib in [1, 128, 5000, MEMORY_MIB_MAX] {
-            let header = Header { memory_mib, base: Some(SnapshotId([1; 16])), ..example() };
+            let memory_bytes = u64::from(memory_mib) * MIB;
+            let header = Header { memory_mib, memory_bytes, base: Some(SnapshotId([1; 16])), ..example() };
             assert_eq!(Header::decode(&header.encode()).unwrap(), header);
+            let packed = Header { form: Form::Packed, memory_bytes: memory_bytes / 3, ..header };
+            assert_eq!(Header::decode(&packed.encode()).unwrap(), packed);
         }
         let header = example();
         assert_eq!((header.memory_at(), header.state_at()), (8192, 8192 + (4 << 20)));
@@ -322,6 +363,7 @@ mod tests {
             (100, 0, "its number of vCPUs"),
             (101, 9, "its CPU profile"),
             (102, 9, "its kind of host"),
+            (103, 9, "the form of its memory"),
             (105, 1, "where its memory lies"),
             (121, 1, "where its memory lies"),
             (153, 1, "its number of feature words"),

@@ -68,6 +68,25 @@ pub fn snapshot(state: &MachineState) -> Vec<u8> {
     bytes
 }
 
+/// The same, packed.
+///
+/// # Panics
+/// Without room for temporary files.
+#[must_use]
+pub fn packed(state: &MachineState) -> Vec<u8> {
+    let file = || {
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        File::from(rustix::fs::memfd_create("snapshot", flags).expect("the test needs a file"))
+    };
+    let (mut flat, mut to) = (file(), file());
+    std::io::Write::write_all(&mut flat, &snapshot(state)).expect("the test needs room");
+    super::rewrite(vec![flat], super::Form::Packed, &to, &mut |_| ()).expect("the test needs room");
+    let mut bytes = Vec::new();
+    std::io::Seek::rewind(&mut to).expect("invariant: a regular file");
+    to.read_to_end(&mut bytes).expect("the test needs memory");
+    bytes
+}
+
 /// Where the state section lies in a snapshot's bytes; nothing if they are none.
 #[must_use]
 pub fn state_range(bytes: &[u8]) -> Option<std::ops::Range<usize>> {
@@ -76,11 +95,20 @@ pub fn state_range(bytes: &[u8]) -> Option<std::ops::Range<usize>> {
     Some(start..start.checked_add(usize::try_from(header.state.0).ok()?)?)
 }
 
-/// Makes checksums of header and state right, whatever is in them; false if that is no header.
+/// Makes checksums of header, table and state right, whatever is in them; false if that is no header.
 pub fn seal(bytes: &mut [u8]) -> bool {
     let Some(range) = state_range(bytes) else { return false };
-    let Some(checksum) = bytes.get(range).map(crc32fast::hash) else { return false };
-    bytes[72..76].copy_from_slice(&checksum.to_le_bytes());
+    let table = bytes.first_chunk::<HEADER_BYTES>().and_then(|bytes| Header::decode(bytes).ok());
+    let table = table.and_then(|header| {
+        let bytes = usize::try_from(header.table_bytes()).ok()?;
+        Some(HEADER_BYTES..HEADER_BYTES + bytes)
+    });
+    for (at, range) in [(72, Some(range)), (76, table)] {
+        let Some(checksum) = range.and_then(|range| bytes.get(range)).map(crc32fast::hash) else {
+            return false;
+        };
+        bytes[at..at + 4].copy_from_slice(&checksum.to_le_bytes());
+    }
     let checksum = crc32fast::hash(&bytes[..HEADER_BYTES - 4]);
     bytes[HEADER_BYTES - 4..HEADER_BYTES].copy_from_slice(&checksum.to_le_bytes());
     true

@@ -1,11 +1,11 @@
 //! Snapshots: one file from which any number of guests go on.
 //!
-//! Version 1, all numbers little-endian; `M` is rounded up to a multiple of 4096:
+//! Version 2, all numbers little-endian; `M` is rounded up to a multiple of 4096:
 //!
 //! ```text
 //! 0      header, 4096 bytes
 //!    +0    magic               8 bytes  "WISPSNAP"
-//!    +8    version             u32      1
+//!    +8    version             u32      2
 //!    +12   kind                u32      0 full, 1 differences
 //!    +16   id                 16 bytes  random
 //!    +32   base's id          16 bytes  of what the differences are to; else zeros
@@ -20,7 +20,7 @@
 //!    +100  vCPUs               u8
 //!    +101  CPU profile         u8       0 host, 1 baseline
 //!    +102  host                u8       0 KVM in hardware, 1 in software
-//!    +103  zero                u8
+//!    +103  memory's form       u8       0 flat, 1 packed
 //!    +104  RAM ranges         32 bytes  twice: guest address u64, length u64; zeros where there is no second
 //!    +136  processor's maker  12 bytes  CPUID leaf 0: EBX, EDX, ECX
 //!    +148  zero                4 bytes
@@ -30,29 +30,43 @@
 //!                                       guest was shown and may use
 //!    …     zeros
 //!    +4092 checksum            u32      of the 4092 bytes before
-//! 4096   table: for each MiB of memory, in order
+//! 4096   table, of flat memory: for each MiB, in order
 //!    +0    pages              32 bytes  a bit for each page that the file has of it, the first page's lowest
 //!    +32   checksum            u32      of these pages, one after the other
-//! M      memory: as many bytes as the RAM ranges together, one after the other
+//!        of packed memory: for each 64 KiB, in order
+//!    +0    offset              u64      behind M
+//!    +8    length              u32      at most as many bytes as the pages have, and as they are if as many
+//!    +12   checksum            u32      of so many bytes
+//!    +16   pages               u16      a bit for each page that the file has of it, the first page's lowest
+//!    +18   zero                6 bytes
+//! M      memory. Flat: as many bytes as the RAM ranges together, one after the other. Packed: the pages of each block, one
+//!        after the other, as one block of LZ4's format, without holes
 //! S      state: a `MachineState` in Postcard's wire format, to the end of the file
 //! ```
-//! Checksums are CRC-32 (IEEE 802.3). A page of memory that the table does not name is a hole in the file; in a full
+//! Checksums are CRC-32 (IEEE 802.3). A page of memory that the table does not name is in a flat file a hole; in a full
 //! snapshot it is zeros, in one of differences it is as in the base. KVM's structures in the state are those of
 //! `linux/kvm.h` for x86-64.
 //!
 //! The header is written last, so what was cut off while it was being written is no snapshot. What has a wrong checksum in
-//! header or state, is shorter or longer than it says, or is of another version is refused. Memory is mapped and not read when
-//! a guest goes on, since reading it would take as long as it is large; so its checksums are for whoever asks
-//! ([`verify`]).
+//! header or state, is shorter or longer than it says, or is of another version is refused. Flat memory is mapped and not
+//! read when a guest goes on, since reading it would take as long as it is large; so its checksums are for whoever asks
+//! ([`verify`]). Packed memory is checked as it is unpacked ([`pager`]).
 //!
-//! A file must not be written to or become shorter while guests go on from it: they have it mapped.
+//! Guests' memory is written flat, since what they write meanwhile takes the place of what they wrote before; [`rewrite`]
+//! packs it.
+//!
+//! A file must not be written to or become shorter while guests go on from it: they have it mapped, or unpack it still.
 //!
 //! Must never know: control sockets, paths, what devices do with their states.
 
+mod contents;
 mod header;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
+mod packed;
+pub mod pager;
 mod read;
+mod rewrite;
 mod write;
 
 use serde::{Deserialize, Serialize};
@@ -65,8 +79,10 @@ use crate::rpc::DeviceName;
 use crate::serial::SerialState;
 use crate::virtio::TransportState;
 
-pub use header::{Header, SnapshotId, VERSION};
+pub use header::{Form, Header, SnapshotId, VERSION};
+pub use pager::{Lazily, Pager};
 pub use read::{Snapshot, parse_state, read_header, verify};
+pub use rewrite::rewrite;
 pub use write::Written;
 pub(crate) use write::{Description, Writer};
 
@@ -124,6 +140,9 @@ pub enum Error {
     /// Too many.
     #[error("a guest goes on from a snapshot and at most {max} with differences to it", max = CHAIN_MAX - 1)]
     TooMany,
+    /// Only what is unpacked piece by piece is asked for piece by piece.
+    #[error("a working set is of a packed snapshot, and this one is not packed")]
+    NoWorkingSet,
     /// Differences to nothing.
     #[error("nothing has been noted of what the guest wrote: take a full snapshot that begins with it first")]
     NotTracked,

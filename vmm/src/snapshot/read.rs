@@ -7,8 +7,10 @@ use std::sync::Arc;
 
 use vm_memory::{Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _, MemoryRegionAddress};
 
-use super::header::{CHUNK_ENTRY_BYTES, HEADER_BYTES, Header, STATE_BYTES_MAX, TABLE_AT};
-use super::write::{CHUNK_BYTES, ChunkMap, runs};
+use super::contents::Contents;
+use super::header::{Form, HEADER_BYTES, Header, STATE_BYTES_MAX};
+use super::pager::{Lazily, Pager};
+use super::write::{CHUNK_BYTES, runs};
 use super::{CHAIN_MAX, DEVICES_MAX, Error, MachineState, SnapshotId, file};
 use crate::memory::{self, GuestMemory, MIB};
 
@@ -20,6 +22,8 @@ pub struct Snapshot {
     pub state: MachineState,
     /// The memory, mapped, with all differences in it.
     pub memory: GuestMemory,
+    /// What fills it, if it was packed and is filled as it is asked for; to be kept as long as the memory.
+    pub pager: Option<Pager>,
 }
 
 /// The header of the snapshot in `from`, checked, together with its file's length.
@@ -41,8 +45,8 @@ pub fn read_header(from: &File) -> Result<Header, Error> {
     if found == expected { Ok(header) } else { Err(Error::Length { expected, found }) }
 }
 
-/// The state section.
-fn read_state(from: &File, header: &Header) -> Result<MachineState, Error> {
+/// The state section's bytes.
+pub(super) fn state_bytes(from: &File, header: &Header) -> Result<Vec<u8>, Error> {
     let (bytes, checksum) = header.state;
     debug_assert!(bytes <= STATE_BYTES_MAX, "the header was checked");
     let mut state = vec![0; usize::try_from(bytes).expect("invariant: bounded")];
@@ -50,7 +54,12 @@ fn read_state(from: &File, header: &Header) -> Result<MachineState, Error> {
     if crc32fast::hash(&state) != checksum {
         return Err(Error::Damaged("state"));
     }
-    let state = parse_state(&state)?;
+    Ok(state)
+}
+
+/// The state section.
+fn read_state(from: &File, header: &Header) -> Result<MachineState, Error> {
+    let state = parse_state(&state_bytes(from, header)?)?;
     if state.vcpus.len() != usize::from(header.vcpus) {
         return Err(Error::Invalid("its number of vCPUs"));
     }
@@ -69,25 +78,6 @@ pub fn parse_state(bytes: &[u8]) -> Result<MachineState, Error> {
     Ok(state)
 }
 
-/// The table of pages.
-fn read_table(from: &File, header: &Header) -> Result<Vec<(ChunkMap, u32)>, Error> {
-    let bytes = usize::try_from(header.table_bytes()).expect("invariant: bounded by the memory's size");
-    let mut table = vec![0; bytes];
-    from.read_exact_at(&mut table, TABLE_AT).map_err(file("read"))?;
-    if crc32fast::hash(&table) != header.table_checksum {
-        return Err(Error::Damaged("table"));
-    }
-    let entry = |entry: &[u8]| {
-        let word = |at: usize| {
-            u64::from_le_bytes(entry[at..at + 8].try_into().expect("invariant: entries have one length"))
-        };
-        let checksum = entry[32..].try_into().expect("invariant: entries have one length");
-        (std::array::from_fn(|index| word(8 * index)), u32::from_le_bytes(checksum))
-    };
-    let entry_bytes = usize::try_from(CHUNK_ENTRY_BYTES).expect("invariant: a small number");
-    Ok(table.chunks_exact(entry_bytes).map(entry).collect())
-}
-
 /// Checks all of a snapshot, memory too, which takes as long as reading it.
 ///
 /// # Errors
@@ -95,33 +85,22 @@ fn read_table(from: &File, header: &Header) -> Result<Vec<(ChunkMap, u32)>, Erro
 pub fn verify(from: &File) -> Result<Header, Error> {
     let header = read_header(from)?;
     read_state(from, &header)?;
+    let mut contents = Contents::read(from, &header)?;
     let mut buffer = vec![0; CHUNK_BYTES];
-    for (index, (map, checksum)) in (0_u64..).zip(read_table(from, &header)?) {
-        let at = header.memory_at() + index * MIB;
-        if read_chunk(from, at, map, &mut buffer).map_err(file("read"))? != checksum {
-            return Err(Error::DamagedMemory(index * MIB));
-        }
+    for index in 0..u64::from(header.memory_mib) {
+        contents.chunk(index, &mut buffer)?;
     }
     Ok(header)
 }
 
-/// Reads the pages of a chunk to where they belong in `buffer`; their checksum.
-fn read_chunk(from: &File, at: u64, map: ChunkMap, buffer: &mut [u8]) -> std::io::Result<u32> {
-    let mut checksum = crc32fast::Hasher::new();
-    for run in runs(map) {
-        from.read_exact_at(&mut buffer[run.clone()], at + run.start as u64)?;
-        checksum.update(&buffer[run]);
-    }
-    Ok(checksum.finalize())
-}
-
 impl Snapshot {
-    /// Opens a full snapshot and those with differences to it, each to the one before, and maps the memory. Time and memory
-    /// that this takes do not depend on how much the guest has, only on how much is different.
+    /// Opens a full snapshot and those with differences to it, each to the one before, and has the memory. Of a flat one
+    /// it is mapped: time and memory that this takes do not depend on how much the guest has, only on how much is different.
+    /// A packed one is unpacked as it is asked for by `lazily`, or at once without.
     ///
     /// # Errors
     /// One of them is none that this program can read, or they do not belong together.
-    pub fn open(files: Vec<File>) -> Result<Self, Error> {
+    pub fn open(files: Vec<File>, lazily: Option<Lazily>) -> Result<Self, Error> {
         if files.len() > CHAIN_MAX {
             return Err(Error::TooMany);
         }
@@ -130,7 +109,23 @@ impl Snapshot {
         let mut header = read_header(&full)?;
         follows(&header, None)?;
         let mut newest = Arc::new(full);
-        let memory = memory::map_private(header.memory_mib, &newest, header.memory_at())?;
+        let (memory, pager) = match header.form {
+            Form::Flat if lazily.as_ref().is_some_and(Lazily::has_working_set) => {
+                return Err(Error::NoWorkingSet);
+            }
+            Form::Flat => (memory::map_private(header.memory_mib, &newest, header.memory_at())?, None),
+            Form::Packed => {
+                let memory = memory::allocate(header.memory_mib)?;
+                let pager = match lazily {
+                    Some(lazily) => Some(Pager::start(lazily, &newest, &header, &memory)?),
+                    None => {
+                        apply(&newest, &header, &memory)?;
+                        None
+                    }
+                };
+                (memory, pager)
+            }
+        };
         for differences in files {
             let next = read_header(&differences)?;
             follows(&next, Some(header.id))?;
@@ -141,7 +136,7 @@ impl Snapshot {
             (header, newest) = (next, Arc::new(differences));
         }
         let state = read_state(&newest, &header)?;
-        Ok(Self { header, state, memory })
+        Ok(Self { header, state, memory, pager })
     }
 }
 
@@ -158,26 +153,18 @@ fn follows(header: &Header, before: Option<SnapshotId>) -> Result<(), Error> {
     }
 }
 
-/// Puts differences into memory, each page checked.
+/// Puts what a snapshot has into memory, each page checked.
 fn apply(from: &File, header: &Header, guest: &GuestMemory) -> Result<(), Error> {
-    let mut table = read_table(from, header)?.into_iter();
+    let mut contents = Contents::read(from, header)?;
     let mut buffer = vec![0; CHUNK_BYTES];
-    let mut at = header.memory_at();
+    let mut index = 0;
     for region in guest.iter() {
         for chunk in 0..region.len() / MIB {
-            let (map, checksum) = table.next().expect("invariant: an entry for each MiB");
-            if map != ChunkMap::default() {
-                if read_chunk(from, at, map, &mut buffer).map_err(file("read"))? != checksum {
-                    return Err(Error::DamagedMemory(at - header.memory_at()));
-                }
-                for run in runs(map) {
-                    let place = MemoryRegionAddress(chunk * MIB + run.start as u64);
-                    region
-                        .write_slice(&buffer[run], place)
-                        .expect("invariant: the chunk lies within its region");
-                }
+            for run in runs(contents.chunk(index, &mut buffer)?) {
+                let place = MemoryRegionAddress(chunk * MIB + run.start as u64);
+                region.write_slice(&buffer[run], place).expect("invariant: the chunk lies within its region");
             }
-            at += MIB;
+            index += 1;
         }
     }
     Ok(())
@@ -197,7 +184,7 @@ mod tests {
     }
 
     fn open(bytes: &[u8]) -> Result<Snapshot, Error> {
-        Snapshot::open(vec![file(bytes)])
+        Snapshot::open(vec![file(bytes)], None)
     }
 
     fn refusal(bytes: &[u8]) -> String {
@@ -209,7 +196,7 @@ mod tests {
         let bytes = mock::snapshot(&mock::state(Vec::new()));
         let file = file(&bytes);
         verify(&file).unwrap();
-        let open = || Snapshot::open(vec![file.try_clone().unwrap()]).unwrap();
+        let open = || Snapshot::open(vec![file.try_clone().unwrap()], None).unwrap();
         let (first, second) = (open(), open());
         let read = |snapshot: &Snapshot, page: u64| -> u64 {
             snapshot.memory.read_obj(vm_memory::GuestAddress(page * 4096)).unwrap()
@@ -261,10 +248,10 @@ mod tests {
         assert!(short.contains("is cut off") && short.contains(&bytes.len().to_string()), "{short}");
         assert!(refusal(&[&bytes[..], b"x"].concat()).contains("is cut off"));
         let mut other = bytes.clone();
-        other[8] = 2;
-        assert_eq!(refusal(&other), "the snapshot is of version 2, and this program reads version 1");
+        other[8] = 1;
+        assert_eq!(refusal(&other), "the snapshot is of version 1, and this program reads version 2");
         let many = (0..=CHAIN_MAX).map(|_| file(&bytes)).collect();
-        assert!(matches!(Snapshot::open(many), Err(Error::TooMany)));
+        assert!(matches!(Snapshot::open(many, None), Err(Error::TooMany)));
     }
 
     #[test]

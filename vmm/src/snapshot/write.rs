@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use vm_memory::{Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _, MemoryRegionAddress};
 
-use super::header::{self, Header, SnapshotId};
+use super::header::{self, Form, Header, SnapshotId};
 use super::{Error, MachineState, PAGE_BYTES, file};
 use crate::config::CpuProfile;
 use crate::kvm::{CpuNeeds, DirtyPages, HostKind};
@@ -55,7 +55,7 @@ impl<'a> Writer<'a> {
     /// The file's.
     pub(crate) fn begin(to: &'a File, memory_mib: u32, guest: &'a GuestMemory) -> Result<Self, Error> {
         let chunks = usize::try_from(memory_mib).expect("invariant: usize has 64 bits");
-        let end = header::state_at(memory_mib);
+        let end = header::memory_at(memory_mib, Form::Flat) + u64::from(memory_mib) * MIB;
         to.set_len(0).and_then(|()| to.set_len(end)).map_err(file("make room for"))?;
         let table = vec![(ChunkMap::default(), 0); chunks];
         Ok(Self { to, guest, memory_mib, table, buffer: vec![0; CHUNK_BYTES] })
@@ -86,7 +86,7 @@ impl<'a> Writer<'a> {
     }
 
     fn each_chunk(&mut self, wanted: impl Fn(usize, u64) -> ChunkMap, keep: Keep) -> Result<(), Error> {
-        let mut at = header::memory_at(self.memory_mib);
+        let mut at = header::memory_at(self.memory_mib, Form::Flat);
         let mut entries = self.table.iter_mut();
         for (number, region) in self.guest.iter().enumerate() {
             for chunk in 0..region.len() / MIB {
@@ -126,10 +126,7 @@ impl<'a> Writer<'a> {
         rustix::rand::getrandom(&mut id.0, rustix::rand::GetRandomFlags::empty())
             .map_err(|errno| file("name")(errno.into()))?;
         let mut table = Vec::with_capacity(self.table.len() * CHUNK_PAGES);
-        for (map, checksum) in &self.table {
-            map.iter().for_each(|word| table.extend(word.to_le_bytes()));
-            table.extend(checksum.to_le_bytes());
-        }
+        self.table.iter().for_each(|(map, checksum)| table.extend(flat_entry(*map, *checksum)));
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let header = Header {
             id,
@@ -140,15 +137,27 @@ impl<'a> Writer<'a> {
             host: description.host,
             needs: description.needs,
             taken_s: since.as_secs(),
+            form: Form::Flat,
+            memory_bytes: u64::from(self.memory_mib) * MIB,
             state: (encoded.len() as u64, crc32fast::hash(&encoded)),
             table_checksum: crc32fast::hash(&table),
         };
-        self.to.write_all_at(&table, header::TABLE_AT).map_err(file("write"))?;
-        self.to.write_all_at(&encoded, header.state_at()).map_err(file("write"))?;
-        self.to.write_all_at(&header.encode(), 0).map_err(file("write"))?;
+        complete(self.to, &header, &table, &encoded)?;
         let pages = self.table.iter().flat_map(|(map, _)| map).map(|word| u64::from(word.count_ones())).sum();
         Ok(Written { id, pages, state_bytes: encoded.len() as u64 })
     }
+}
+
+/// Writes all but the memory, the header last.
+pub(super) fn complete(to: &File, header: &Header, table: &[u8], state: &[u8]) -> Result<(), Error> {
+    to.write_all_at(table, header::TABLE_AT).map_err(file("write"))?;
+    to.write_all_at(state, header.state_at()).map_err(file("write"))?;
+    to.write_all_at(&header.encode(), 0).map_err(file("write"))
+}
+
+/// A chunk's entry in the table.
+pub(super) fn flat_entry(map: ChunkMap, checksum: u32) -> impl Iterator<Item = u8> {
+    map.into_iter().flat_map(u64::to_le_bytes).chain(checksum.to_le_bytes())
 }
 
 /// What of the wanted pages is kept.
@@ -165,7 +174,7 @@ fn both(one: ChunkMap, other: ChunkMap) -> ChunkMap {
 }
 
 /// The pages of a chunk that are not zeros.
-fn not_zero(chunk: &[u8]) -> ChunkMap {
+pub(super) fn not_zero(chunk: &[u8]) -> ChunkMap {
     let mut map = ChunkMap::default();
     for (index, page) in chunk.chunks_exact(PAGE_BYTES).enumerate() {
         if page != ZEROS {
@@ -196,12 +205,12 @@ pub(super) fn runs(map: ChunkMap) -> impl Iterator<Item = std::ops::Range<usize>
     })
 }
 
-fn write_pages(to: &File, at: u64, chunk: &[u8], map: ChunkMap) -> std::io::Result<()> {
+pub(super) fn write_pages(to: &File, at: u64, chunk: &[u8], map: ChunkMap) -> std::io::Result<()> {
     runs(map).try_for_each(|run| to.write_all_at(&chunk[run.clone()], at + run.start as u64))
 }
 
 /// The checksum of a chunk's pages.
-fn checksum_of(chunk: &[u8], map: ChunkMap) -> u32 {
+pub(super) fn checksum_of(chunk: &[u8], map: ChunkMap) -> u32 {
     let mut checksum = crc32fast::Hasher::new();
     runs(map).for_each(|run| checksum.update(&chunk[run]));
     checksum.finalize()
@@ -239,7 +248,7 @@ mod tests {
         assert_eq!(writer.table[0].0, [0b10_0001_1110, 0, 0, 0]);
         let read = |page: u64| {
             let mut word = [0; 8];
-            file.read_exact_at(&mut word, header::memory_at(1) + page * 4096).unwrap();
+            file.read_exact_at(&mut word, header::memory_at(1, Form::Flat) + page * 4096).unwrap();
             u64::from_le_bytes(word)
         };
         assert_eq!([1, 2, 3, 4, 9].map(read), [11, 0, 3, 4, 99]);

@@ -143,7 +143,7 @@ impl Machine {
         snapshot: Snapshot,
         ending: &EndingSignal,
     ) -> Result<Self, Error> {
-        let Snapshot { header, state, memory: guest } = snapshot;
+        let Snapshot { header, state, memory: guest, pager } = snapshot;
         check_sizes(&spec, &header)?;
         check_host(header.host, kvm.kind())?;
         let processor = (header.cpu, header.vcpus);
@@ -199,6 +199,7 @@ impl Machine {
             origin,
             peripherals,
             main_console: spec.main_console,
+            _pager: pager,
         })
     }
 }

@@ -212,7 +212,11 @@ fn console_and_sockets_of_a_guest_that_goes_on_are_those_that_it_is_given_anew()
     instance.end();
     drop(open);
 
-    let boot = |file: &File| Boot::Snapshot { files: vec![inherit(file.try_clone().unwrap())], track: false };
+    let boot = |file: &File| Boot::Snapshot {
+        files: vec![inherit(file.try_clone().unwrap())],
+        track: false,
+        working_set: None,
+    };
     let restored = Instance::boot_with(boot(&file), 4096, |config, directory| {
         config.memory_mib = 0;
         given(config, directory, 52);
@@ -321,7 +325,11 @@ fn file_is_memory_that_a_guest_reads_and_writes_unless_it_is_read_only() {
     instance.client().snapshot(&snapshot, false, false).unwrap();
     instance.client().stop(true).unwrap();
     instance.end();
-    let boot = || Boot::Snapshot { files: vec![inherit(snapshot.try_clone().unwrap())], track: false };
+    let boot = || Boot::Snapshot {
+        files: vec![inherit(snapshot.try_clone().unwrap())],
+        track: false,
+        working_set: None,
+    };
     let restored = Instance::boot_with(boot(), 4096, |config, directory| {
         config.memory_mib = 0;
         given(config, directory);

@@ -14,7 +14,13 @@ fn snapshot(instance: &Instance, differences: bool, track: bool) -> (File, vmm::
 
 fn go_on(files: &[&File], transport: Transport, nics: Vec<NicConfig>) -> Instance {
     let files = files.iter().map(|file| inherit(file.try_clone().unwrap())).collect();
-    Instance::start_from(Boot::Snapshot { files, track: true }, 0, transport, nics, 1 << 20)
+    Instance::start_from(
+        Boot::Snapshot { files, track: true, working_set: None },
+        0,
+        transport,
+        nics,
+        1 << 20,
+    )
 }
 
 #[test]
@@ -51,6 +57,51 @@ fn goes_on(transport: Transport) {
     restored.client().stop(false).unwrap();
     let report = restored.end();
     assert_eq!(report.reason, ExitReason::PoweredOff, "{}", report.message);
+}
+
+#[test]
+fn guest_goes_on_from_packed_memory_and_what_it_asks_for_first_is_known_the_next_time() {
+    if !host_is_able() {
+        return;
+    }
+    let taps = ["t0", "t1", "t2"].map(tap);
+    bridge("b0", &["t0", "t1", "t2"]);
+    give_address("b0", HOST);
+    let [first, second, third] = taps;
+    let instance = Instance::start_over(Transport::Auto, vec![nic(first, GUEST, "")], 1 << 20);
+    instance.line("metadata: key");
+    let (flat, _) = snapshot(&instance, false, false);
+    instance.client().stop(true).unwrap();
+    instance.end();
+    let packed = tempfile::tempfile().unwrap();
+    let clone = |file: &File| file.try_clone().unwrap();
+    let header =
+        vmm::snapshot::rewrite(vec![clone(&flat)], vmm::snapshot::Form::Packed, &packed, &mut |_| ())
+            .unwrap();
+    let pages = |file: &File| std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()) / 8;
+    assert!(pages(&packed) < pages(&flat), "{} {}", pages(&packed), pages(&flat));
+    assert_eq!(vmm::snapshot::verify(&packed).unwrap(), header);
+
+    let set = tempfile::tempfile().unwrap();
+    let mut known = Vec::new();
+    for tap in [second, third] {
+        let boot = Boot::Snapshot {
+            files: vec![inherit(clone(&packed))],
+            track: true,
+            working_set: Some(inherit(clone(&set))),
+        };
+        let restored = Instance::start_from(boot, 0, Transport::Auto, vec![nic(tap, GUEST, "")], 1 << 20);
+        let sector = [known.len() as u8; 512];
+        assert_eq!(http("PUT", "/disk/0/9", &sector).0, "HTTP/1.1 200 OK");
+        assert_eq!(http("GET", "/disk/0/9", b"").1, sector);
+        // All of it can be had: a snapshot of one that goes on is as whole as that before.
+        let (again, _) = snapshot(&restored, false, false);
+        vmm::snapshot::verify(&again).unwrap();
+        restored.client().stop(false).unwrap();
+        assert_eq!(restored.end().reason, ExitReason::PoweredOff);
+        known.push(set.metadata().unwrap().len());
+    }
+    assert!(known[0] > 40 && known[0] == known[1], "{known:?}");
 }
 
 /// What a guest says of itself: generation id, a number drawn, the time.
@@ -149,7 +200,7 @@ fn differences_are_what_the_guest_wrote_since_and_a_chain_of_them_is_the_newest(
         (vec![&full, &full], "a full snapshot behind another"),
     ] {
         let files = files.into_iter().map(|file| file.try_clone().unwrap()).collect();
-        let error = vmm::snapshot::Snapshot::open(files).err().unwrap().to_string();
+        let error = vmm::snapshot::Snapshot::open(files, None).err().unwrap().to_string();
         assert!(error.contains(message), "{error}");
     }
     let restored = go_on(&[&full, &one, &two], Transport::Auto, vec![nic(second, GUEST, "")]);
@@ -160,7 +211,7 @@ fn differences_are_what_the_guest_wrote_since_and_a_chain_of_them_is_the_newest(
     restored.client().stop(false).unwrap();
     assert_eq!(restored.end().reason, ExitReason::PoweredOff);
     let files = [full, one, two, three].map(|file| file.try_clone().unwrap()).into();
-    vmm::snapshot::Snapshot::open(files).unwrap();
+    vmm::snapshot::Snapshot::open(files, None).unwrap();
 }
 
 #[test]
@@ -180,7 +231,11 @@ fn snapshot_is_refused_where_something_is_missing_or_damaged() {
     instance.end();
 
     let refused = |file: &File, memory_mib: u32, disk: bool| {
-        let boot = Boot::Snapshot { files: vec![inherit(file.try_clone().unwrap())], track: false };
+        let boot = Boot::Snapshot {
+            files: vec![inherit(file.try_clone().unwrap())],
+            track: false,
+            working_set: None,
+        };
         let format = DiskFormat::Raw { file: inherit(tempfile::tempfile().unwrap()) };
         let disks = if disk { vec![DiskConfig::of(format)] } else { Vec::new() };
         let config = VmmConfig { memory_mib, boot, disks, ..empty() };

@@ -13,9 +13,10 @@ use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use vmm::config::CpuProfile;
 use vmm::kvm::HostKind;
 use vmm::rpc::{SnapshotReport, VmState};
-use vmm::snapshot::Header;
+use vmm::snapshot::{Form, Header};
 
 use super::plug::connect;
+use crate::guest::progress::Progress;
 
 /// Bytes of a page of guest memory.
 const PAGE_BYTES: u64 = 4096;
@@ -32,6 +33,7 @@ pub(in crate::command) enum Command {
         #[arg(long)]
         verify: bool,
     },
+    SnapshotMerge(Merge),
     /// Have a guest stand still: it keeps its memory and uses no processor.
     Pause {
         /// The control socket (`wisp vmm boot --control`).
@@ -57,6 +59,8 @@ pub(in crate::command) enum Command {
     sudo wisp vmm snapshot guest.sock day.snap --track\n  \
     sudo wisp vmm snapshot guest.sock hour.snap --diff           # what it wrote since\n  \
     sudo wisp vmm boot --restore day.snap --restore hour.snap\n\n  \
+    sudo wisp vmm snapshot guest.sock guest.snap --pack          # smaller; unpacked as the guest asks for it\n  \
+    sudo wisp vmm boot --restore guest.snap --working-set guest.set\n\n  \
     sudo wisp vmm snapshot guest.sock guest.snap --pause && cp --reflink=auto disk.raw fork.raw\n  \
     sudo wisp vmm resume guest.sock")]
 pub(in crate::command) struct Snapshot {
@@ -70,6 +74,10 @@ pub(in crate::command) struct Snapshot {
     /// Note from now on what the guest writes, so that the next snapshot can have `--diff`.
     #[arg(long, conflicts_with = "diff")]
     track: bool,
+    /// Compress the memory (LZ4) once it is written. It is not mapped then by guests that go on, but unpacked as they ask for
+    /// it.
+    #[arg(long)]
+    pack: bool,
     /// Leave the guest paused.
     #[arg(long)]
     pause: bool,
@@ -78,10 +86,30 @@ pub(in crate::command) struct Snapshot {
     resume: bool,
 }
 
+/// Make one snapshot of a full one and those with differences to it, or of one by itself in another form.
+///
+/// It has the name of the newest, so that differences to that one are differences to it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    wisp vmm snapshot-merge day.snap hour.snap --into now.snap\n  \
+    wisp vmm snapshot-merge now.snap --into now.packed --pack")]
+pub(in crate::command) struct Merge {
+    /// A full snapshot, then those with differences, each to the one before; or one of whatever kind.
+    #[arg(required = true)]
+    snapshots: Vec<PathBuf>,
+    /// The file, made or replaced when the snapshot is whole.
+    #[arg(long, value_name = "FILE")]
+    into: PathBuf,
+    /// Compress the memory (LZ4). Without it, memory is as large in the file as it is, with holes.
+    #[arg(long)]
+    pack: bool,
+}
+
 pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Snapshot(arguments) => snapshot(&arguments)?,
         Command::SnapshotInfo { file, verify } => info(&file, verify)?,
+        Command::SnapshotMerge(arguments) => merge(&arguments)?,
         Command::Pause { socket } => drop(connect(&socket)?.pause()?),
         Command::Resume { socket } => drop(connect(&socket)?.resume()?),
     }
@@ -93,19 +121,16 @@ fn snapshot(arguments: &Snapshot) -> anyhow::Result<()> {
     if arguments.pause {
         client.pause()?;
     }
-    // Beside it: guests may have the file that is there mapped.
-    let mut beside = OsString::from(&arguments.file);
-    beside.push(".partial");
-    let taken = take(&mut client, arguments, Path::new(&beside));
-    let kept = taken.and_then(|report| {
-        std::fs::rename(&beside, &arguments.file)
-            .with_context(|| format!("put the snapshot in its place {}", arguments.file.display()))?;
+    let kept = replace(&arguments.file, |file| {
+        let report = client.snapshot(file, arguments.diff, arguments.track)?;
         Ok(report)
     });
-    if kept.is_err() {
-        // It is none, and may never have been there.
-        let _ = std::fs::remove_file(&beside);
-    }
+    let kept = kept.and_then(|report| {
+        if arguments.pack {
+            rewrite(std::slice::from_ref(&arguments.file), Form::Packed, &arguments.file)?;
+        }
+        Ok(report)
+    });
     if arguments.resume {
         client.resume()?;
     }
@@ -113,13 +138,61 @@ fn snapshot(arguments: &Snapshot) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn take(client: &mut vmm::rpc::Client, arguments: &Snapshot, path: &Path) -> anyhow::Result<SnapshotReport> {
-    // What is in a guest's memory is its owner's alone.
-    let made = File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(path);
-    let file = made.with_context(|| format!("make {}", path.display()))?;
-    let report = client.snapshot(&file, arguments.diff, arguments.track)?;
-    file.sync_all().with_context(|| format!("write {} out", path.display()))?;
-    Ok(report)
+/// Has a file written in the place of `path`, and puts it there when it is whole.
+fn replace<T>(path: &Path, write: impl FnOnce(&File) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    // Beside it: guests may have the file that is there mapped.
+    let mut beside = OsString::from(path);
+    beside.push(".partial");
+    let beside = Path::new(&beside);
+    let written = (|| {
+        // What is in a guest's memory is its owner's alone.
+        let made =
+            File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(beside);
+        let file = made.with_context(|| format!("make {}", beside.display()))?;
+        let value = write(&file)?;
+        file.sync_all().with_context(|| format!("write {} out", beside.display()))?;
+        std::fs::rename(beside, path)
+            .with_context(|| format!("put the snapshot in its place {}", path.display()))?;
+        Ok(value)
+    })();
+    if written.is_err() {
+        // It is none, and may never have been there.
+        let _ = std::fs::remove_file(beside);
+    }
+    written
+}
+
+/// Makes one snapshot of others, with a bar.
+fn rewrite(from: &[PathBuf], form: Form, into: &Path) -> anyhow::Result<Header> {
+    let open = |path: &PathBuf| File::open(path).with_context(|| format!("open {}", path.display()));
+    let files: Vec<File> = from.iter().map(open).collect::<Result<_, _>>()?;
+    let last = files.last().context("a snapshot is made of others")?;
+    let header =
+        vmm::snapshot::read_header(last).with_context(|| from[from.len() - 1].display().to_string())?;
+    let name = match form {
+        Form::Flat => "write MiB of memory",
+        Form::Packed => "pack MiB of memory",
+    };
+    let stage = Progress::default().stage(name, Some(header.memory_mib.into()));
+    let written =
+        replace(into, |file| Ok(vmm::snapshot::rewrite(files, form, file, &mut |_| stage.step(""))?))?;
+    stage.done(&memory(&written));
+    Ok(written)
+}
+
+fn merge(arguments: &Merge) -> anyhow::Result<()> {
+    let form = if arguments.pack { Form::Packed } else { Form::Flat };
+    let header = rewrite(&arguments.snapshots, form, &arguments.into)?;
+    println!("{}: {}", header.id, memory(&header));
+    Ok(())
+}
+
+/// How much memory a snapshot's guest has, and how it lies in the file.
+fn memory(header: &Header) -> String {
+    match header.form {
+        Form::Flat => format!("{} MiB of memory", header.memory_mib),
+        Form::Packed => format!("{} MiB of memory, packed: {}", header.memory_mib, kib(header.memory_bytes)),
+    }
 }
 
 /// A snapshot that was taken, as a line.
@@ -175,7 +248,7 @@ fn rows(header: &Header) -> Vec<(&'static str, String)> {
         ("snapshot", header.id.to_string()),
         ("kind", header.base.map_or_else(|| "full".to_owned(), |base| format!("the differences to {base}"))),
         ("taken", taken.map_or_else(|| header.taken_s.to_string(), |taken| taken.to_string())),
-        ("memory", format!("{} MiB", header.memory_mib)),
+        ("memory", memory(header)),
         ("vCPUs", header.vcpus.to_string()),
         ("processor", format!("{vendor}, profile {profile}, KVM {kvm}")),
     ]
