@@ -161,7 +161,7 @@ mod tests {
         (0..BLOCK_BYTES)
             .map(|at| {
                 number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                if at / PAGE_BYTES % 2 == 0 { 7 } else { number.to_be_bytes()[0] }
+                if (at / PAGE_BYTES).is_multiple_of(2) { 7 } else { number.to_be_bytes()[0] }
             })
             .collect()
     }
