@@ -26,6 +26,7 @@ use crate::sandbox::{Namespaces, Sandbox};
 use crate::serial::{Console, ConsoleLog};
 use crate::supervisor::{self, Supervisor};
 use crate::terminal::RawTerminal;
+use crate::virtio::block::ring::Rings;
 use crate::virtio::console;
 use crate::vm::{BootSource, DiskSpec, Machine, MachineSpec, MainConsole, NicSpec, SnapshotSource};
 
@@ -235,6 +236,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         system: Some(identity()),
         anyway: options.anyway,
         cmdline: options.cmdline,
+        rings: Rings::for_disks(disks.len(), options.control.is_some()),
         disks,
         nics,
         console,

@@ -22,6 +22,7 @@ use crate::pci::plug::{PlugController, PlugState};
 use crate::questions::Questions;
 use crate::rpc::{DeviceName, DeviceState, DeviceStatus};
 use crate::snapshot::SavedDevice;
+use crate::virtio::block::ring::Rings;
 use crate::virtio::spec::block::SECTOR_BYTES;
 use crate::virtio::{Shared, Transport as _, VirtioDevice};
 use crate::vm::{DiskSpec, NicSpec, Subscriber};
@@ -101,6 +102,10 @@ pub(crate) struct Wires {
     pub(crate) let_go: EventFd,
     /// Where the guest's questions about names wait.
     pub(crate) questions: Questions,
+    /// For disks.
+    pub(crate) rings: Rings,
+    /// How many queues each disk has.
+    pub(crate) disk_queues: u16,
 }
 
 /// See the module.
@@ -173,7 +178,8 @@ impl Devices {
         }
         let name = DeviceName::Disk(spec.config.serial.clone());
         self.check_free(&name)?;
-        let shared = virtio::build_block(&spec.config, Box::new(spec.disk))?;
+        let parts = (self.wires.disk_queues, &mut self.wires.rings);
+        let shared = virtio::build_block(&spec.config, Box::new(spec.disk), parts)?;
         self.add(name, shared, held)
     }
 
@@ -306,6 +312,9 @@ impl Devices {
             if let Err(error) = lock(&device.shared).write_out() {
                 tracing::error!(%error, "what the guest wrote to a disk that it let go may be lost");
             }
+            if let Some(ring) = lock(&device.shared).take_ring() {
+                self.wires.rings.give_back(ring);
+            }
             self.changes.push_back(Change::Removed(device.key));
         }
     }
@@ -322,7 +331,8 @@ impl Devices {
         let status = |device: &Device| {
             let name = device.name.clone()?;
             let bytes = matches!(name, DeviceName::Disk(_)).then(|| bytes_of(device));
-            Some(DeviceStatus { device: name, state: state(device.seat.slot), bytes })
+            let engine = lock(&device.shared).engine();
+            Some(DeviceStatus { device: name, state: state(device.seat.slot), bytes, engine })
         };
         self.list.iter().filter_map(status).collect()
     }

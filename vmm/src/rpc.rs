@@ -188,6 +188,19 @@ pub struct DeviceStatus {
     /// A disk's size in bytes.
     #[serde(default)]
     pub bytes: Option<u64>,
+    /// How a disk's files are read and written.
+    #[serde(default)]
+    pub engine: Option<DiskEngine>,
+}
+
+/// How a disk's requests reach its files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskEngine {
+    /// Many at a time, by the kernel's io_uring.
+    IoUring,
+    /// One after the other: the kernel allows no io_uring, or the disk has to do something to the bytes.
+    Synchronous,
 }
 
 /// What a VMM answers.

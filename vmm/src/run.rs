@@ -24,6 +24,7 @@ use crate::rpc::{ExitReason, ExitReport};
 use crate::sandbox::{self, Held, Sandbox};
 use crate::serial::{Console, ConsoleLog};
 use crate::supervisor::{self, Supervisor};
+use crate::virtio::block::ring::Rings;
 use crate::vm::{self, BootSource, DiskSpec, Machine, MachineSpec, MainConsole, NicSpec, SnapshotSource};
 
 /// The largest configuration in bytes: its largest part is the metadata, of which user data alone may be 64 KiB in
@@ -221,6 +222,7 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
         Some(fd) => Console::Log(ConsoleLog::new(File::from(fds.take(fd))).map_err(Error::Console)?),
         None => Console::None,
     };
+    let rings = Rings::for_disks(disks.len(), config.control_socket.is_some());
     Ok(MachineSpec {
         memory_mib: config.memory_mib,
         vcpus: config.vcpus,
@@ -232,6 +234,7 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
         anyway: false,
         cmdline: config.cmdline,
         disks,
+        rings,
         nics,
         console,
         peripherals: PeripheralSpecs::open(config.peripherals, fds)?,

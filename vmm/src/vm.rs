@@ -32,6 +32,7 @@ use crate::rpc::{DeviceName, ExitReason, VmState};
 use crate::serial::{self, Console, SerialPort};
 use crate::snapshot::{Description, Lazily, Pager, Snapshot};
 use crate::vcpu::{self, Buses, Vcpus};
+use crate::virtio::block::{queues_for, ring::Rings};
 use crate::virtio::{self, Shared};
 use crate::{acpi, boot, clock, memory, smbios};
 
@@ -178,6 +179,8 @@ pub struct MachineSpec {
     pub cmdline: String,
     /// Disks in order.
     pub disks: Vec<DiskSpec>,
+    /// Rings for these, and for some that come later; see [`Rings::for_disks`].
+    pub rings: Rings,
     /// Network devices in order.
     pub nics: Vec<NicSpec>,
     /// Where the console goes.
@@ -276,9 +279,10 @@ impl Machine {
             smbios::write(&guest, system)?;
         }
 
-        let wires = add_bus(&vm, &guest, &mut buses.ports, &sci)?;
+        let rings = (spec.rings, queues_for(spec.vcpus));
+        let mut wires = add_bus((&vm, &guest), &mut buses.ports, &sci, rings)?;
         let peripherals = Peripherals::build(spec.peripherals, (&vm, &guest), ending)?;
-        let devices = build_devices(spec.disks, spec.nics, &peripherals, &wires.questions)?;
+        let devices = build_devices(spec.disks, spec.nics, &peripherals, &mut wires)?;
         let shared: Vec<Shared> = devices.iter().map(|(_, shared)| shared.clone()).collect();
         let filled = places.fill(&vm, &guest, (&mut buses, &wires.host), &shared)?;
         let devices = Devices::new(wires, devices, filled);
@@ -497,10 +501,10 @@ fn add_power(
 
 /// The PCI bus with its hot-plug controller, and whatever else devices need; nothing is on it yet.
 fn add_bus(
-    vm: &Arc<kvm::Vm>,
-    guest: &memory::GuestMemory,
+    (vm, guest): (&Arc<kvm::Vm>, &memory::GuestMemory),
     ports: &mut Bus,
     sci: &EventFd,
+    (rings, disk_queues): (Rings, u16),
 ) -> Result<Wires, Error> {
     let let_go = event()?;
     let (host, clone) = (PciHost::default(), |event: &EventFd| event.try_clone().map_err(Error::Event));
@@ -508,7 +512,8 @@ fn add_bus(
     let controller = Arc::new(Mutex::new(controller));
     ports.insert(u64::from(plug::PLUG_PORT), u64::from(plug::PLUG_PORTS), controller.clone())?;
     let questions = Questions::new().map_err(Error::Event)?;
-    Ok(Wires { vm: vm.clone(), guest: guest.clone(), host, controller, let_go, questions })
+    let (vm, guest) = (vm.clone(), guest.clone());
+    Ok(Wires { vm, guest, host, controller, let_go, questions, rings, disk_queues })
 }
 
 /// The devices in the order of their places: disks, network devices, what else was asked for, entropy source.
@@ -516,16 +521,17 @@ fn build_devices(
     disks: Vec<DiskSpec>,
     nics: Vec<NicSpec>,
     peripherals: &Peripherals,
-    questions: &Questions,
+    wires: &mut Wires,
 ) -> Result<Vec<(Option<DeviceName>, Shared)>, devices::Error> {
     let mut devices = Vec::with_capacity(disks.len() + nics.len() + 1);
     for spec in disks {
         let name = DeviceName::Disk(spec.config.serial.clone());
-        devices.push((Some(name), virtio::build_block(&spec.config, Box::new(spec.disk))?));
+        let parts = (wires.disk_queues, &mut wires.rings);
+        devices.push((Some(name), virtio::build_block(&spec.config, Box::new(spec.disk), parts)?));
     }
     for spec in nics {
         let name = DeviceName::Nic(spec.config.mac);
-        devices.push((Some(name), virtio::build_net(&spec.config, spec.tap, questions)?));
+        devices.push((Some(name), virtio::build_net(&spec.config, spec.tap, &wires.questions)?));
     }
     devices.extend(peripherals.devices().into_iter().map(|device| (None, device)));
     devices.push((None, virtio::build_rng()?));

@@ -25,7 +25,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use xts_mode::{Xts128, get_tweak_default};
 use zeroize::Zeroizing;
 
-use super::{Disk, check_within, length_of};
+use super::{Disk, check_within, length_of, write_zeros};
 
 /// What is encrypted at once.
 pub const SECTOR_BYTES: usize = 512;
@@ -227,5 +227,18 @@ impl<D: Disk> Disk for EncryptedDisk<D> {
         let first = offset.next_multiple_of(SECTOR_BYTES as u64);
         let end = (offset + length) / SECTOR_BYTES as u64 * SECTOR_BYTES as u64;
         if first < end { self.disk.discard(first, end - first) } else { Ok(()) }
+    }
+
+    /// Whole sectors of zeros are stored as such; see the module.
+    fn write_zeroes(&self, offset: u64, length: u64, free: bool) -> io::Result<()> {
+        check_within(self.size_bytes(), offset, length)?;
+        let first = offset.next_multiple_of(SECTOR_BYTES as u64);
+        let end = (offset + length) / SECTOR_BYTES as u64 * SECTOR_BYTES as u64;
+        if first >= end {
+            return write_zeros(self, offset, length);
+        }
+        write_zeros(self, offset, first - offset)?;
+        self.disk.write_zeroes(first, end - first, free)?;
+        write_zeros(self, end, offset + length - end)
     }
 }

@@ -6,6 +6,7 @@ pub mod ext4;
 pub mod inspect;
 pub mod layers;
 pub mod overlay;
+pub mod place;
 pub mod qcow2;
 pub mod raw;
 
@@ -15,6 +16,7 @@ use std::sync::Arc;
 pub use self::crypt::{DiskKey, EncryptedDisk};
 pub use self::layers::open_layers;
 pub use self::overlay::Overlay;
+pub use self::place::{Extent, OpenFile, Work};
 pub use self::raw::RawFile;
 
 /// A disk as the guest sees it: a fixed number of bytes, read and written at any offset.
@@ -31,6 +33,41 @@ pub trait Disk: Send + Sync {
     fn flush(&self) -> io::Result<()>;
     /// The guest no longer needs these bytes; they read as zeros or as before.
     fn discard(&self, offset: u64, length: u64) -> io::Result<()>;
+
+    /// Makes these bytes zeros, without writing them where that is possible. With `free` their room may be given back;
+    /// without, what has room keeps it where the file system can do so.
+    fn write_zeroes(&self, offset: u64, length: u64, _free: bool) -> io::Result<()> {
+        write_zeros(self, offset, length)
+    }
+
+    /// Adds to `extents` where `work` is to be done, in order; see [`place`]. False if only the methods above can do it, and
+    /// then nothing was added.
+    fn locate(&self, _work: Work, _extents: &mut Vec<Extent>) -> io::Result<bool> {
+        Ok(false)
+    }
+
+    /// Work that was located has been done, or has failed: what then follows from it. To be called for everything but reads,
+    /// before anybody hears of it.
+    fn finish(&self, _work: Work, result: io::Result<()>) -> io::Result<()> {
+        result
+    }
+}
+
+/// What zeros are written from.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
+/// Writes zeros, piece by piece.
+fn write_zeros(disk: &(impl Disk + ?Sized), offset: u64, length: u64) -> io::Result<()> {
+    check_within(disk.size_bytes(), offset, length)?;
+    let end = offset + length;
+    let mut at = offset;
+    while at < end {
+        // At most as long as the zeros are.
+        let piece = (end - at).min(ZEROS.len() as u64);
+        disk.write_at(&ZEROS[..piece as usize], at)?;
+        at += piece;
+    }
+    Ok(())
 }
 
 /// What leads to a disk is one.
@@ -51,6 +88,15 @@ macro_rules! is_what_it_leads_to {
             }
             fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
                 (**self).discard(offset, length)
+            }
+            fn write_zeroes(&self, offset: u64, length: u64, free: bool) -> io::Result<()> {
+                (**self).write_zeroes(offset, length, free)
+            }
+            fn locate(&self, work: Work, extents: &mut Vec<Extent>) -> io::Result<bool> {
+                (**self).locate(work, extents)
+            }
+            fn finish(&self, work: Work, result: io::Result<()>) -> io::Result<()> {
+                (**self).finish(work, result)
             }
         }
     )*};

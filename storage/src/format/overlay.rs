@@ -24,13 +24,18 @@
 //! A bit is written only once its cluster's data is durable: [`Disk::flush`] syncs the data, writes the changed pages of
 //! the map, and syncs again. Until then the bits are in memory alone, and the disk falls back to what the base says. A
 //! cluster whose bit is durable is written in place. A discarded cluster is a hole in the data and keeps its bit, so it
-//! reads as zeros. The header is one sector and is written once.
+//! reads as zeros; one that was never here stays the base's (VIRTIO 1.3 §5.2.6 allows either). A cluster that is made zeros
+//! is made so in the file before its bit is set, whatever a crash left there. The header is one sector and is written once.
+//!
+//! Whoever writes clusters where they were located sets their bits afterwards ([`Disk::finish`]), so all of this holds with
+//! many writes under way: a flush covers those that were done when it began.
 //!
 //! # Memory
 //! At most [`MAP_PAGES_MAX`] pages of the map are in memory, 256 KiB, whatever the disk's size.
 //!
 //! Must never know: paths, which filesystem lies below.
 
+mod located;
 mod map;
 
 #[cfg(test)]
@@ -42,7 +47,7 @@ use std::os::unix::fs::FileExt as _;
 
 use self::map::{CLUSTERS_PER_PAGE, Map, PAGE_BYTES};
 use super::raw::file_size_bytes;
-use super::{Disk, RawFile, check_within, length_of};
+use super::{Disk, Extent, RawFile, Work, check_within, length_of};
 
 pub use self::map::MAP_PAGES_MAX;
 
@@ -283,6 +288,27 @@ impl Overlay {
         Ok(())
     }
 
+    /// Makes whole clusters under one page of the map zeros. Where neither this file nor the base has anything, they are.
+    fn zero_clusters(&self, offset: u64, length: u64, free: bool) -> io::Result<()> {
+        let last = cluster_in_page(offset + length - 1);
+        let mut at = offset;
+        while at < offset + length {
+            let mut guard = self.map.page(&*self.file, offset / PAGE_SPAN_BYTES)?;
+            let first = cluster_in_page(at);
+            let (here, clusters) = guard.run(first, last);
+            let run = (clusters * CLUSTER_BYTES).min(offset + length - at);
+            if here || at < self.geometry.base_size_bytes {
+                // What a crash left there without a bit is as good as anything that was never written.
+                self.file.write_zeroes(self.data_at(at), run, free)?;
+                if !here {
+                    guard.set_here(first, first + clusters - 1);
+                }
+            }
+            at += run;
+        }
+        Ok(())
+    }
+
     /// Brings one cluster of the base here, with `part` written over it.
     fn copy_up(&self, part: &[u8], offset: u64) -> io::Result<()> {
         let mut cluster = [0; CLUSTER_BYTES as usize];
@@ -357,6 +383,70 @@ impl Disk for Overlay {
             at += run;
         }
         Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, free: bool) -> io::Result<()> {
+        check_within(self.size_bytes(), offset, length)?;
+        let end = offset + length;
+        let mut at = offset;
+        while at < end {
+            let span = (end - at).min(PAGE_SPAN_BYTES - at % PAGE_SPAN_BYTES);
+            let inside = at % CLUSTER_BYTES;
+            if inside != 0 || span < CLUSTER_BYTES {
+                let part = span.min(CLUSTER_BYTES - inside);
+                self.write_piece(&[0; CLUSTER_BYTES as usize][..usize_of(part)], at)?;
+                at += part;
+            } else {
+                let whole = span - span % CLUSTER_BYTES;
+                self.zero_clusters(at, whole, free)?;
+                at += whole;
+            }
+        }
+        Ok(())
+    }
+
+    /// A read may be of several files. A write is located if no cluster has to be copied for it: it replaces clusters as a
+    /// whole, or those that it touches are here.
+    fn locate(&self, work: Work, extents: &mut Vec<Extent>) -> io::Result<bool> {
+        let known = extents.len();
+        let located = match work {
+            Work::Read { offset, length } => self.locate_read(offset, length, extents),
+            Work::Write { offset, length } => {
+                check_within(self.size_bytes(), offset, length)?;
+                let place = Work::Write { offset: self.data_at(offset), length };
+                let is_whole = offset.is_multiple_of(CLUSTER_BYTES) && length.is_multiple_of(CLUSTER_BYTES);
+                if is_whole || self.is_here(offset, length)? {
+                    self.file.locate(place, extents)
+                } else {
+                    Ok(false)
+                }
+            }
+            Work::Flush if self.map.is_written() => self.file.locate(Work::Flush, extents),
+            Work::Flush => Ok(false),
+            Work::Discard { offset, length } => self.locate_discard(offset, length, extents),
+        };
+        if !matches!(located, Ok(true)) {
+            extents.truncate(known);
+        }
+        located
+    }
+
+    /// Clusters that were written are here from now on, in memory until the next flush. A sync that failed is the last one.
+    fn finish(&self, work: Work, result: io::Result<()>) -> io::Result<()> {
+        match work {
+            Work::Write { offset, length } => {
+                result?;
+                self.pages(offset, length).try_for_each(|(page, first, last)| {
+                    let mut guard = self.map.page(&*self.file, page)?;
+                    if !guard.all_here(first, last) {
+                        guard.set_here(first, last);
+                    }
+                    Ok(())
+                })
+            }
+            Work::Flush => self.map.synced(result),
+            Work::Read { .. } | Work::Discard { .. } => result,
+        }
     }
 }
 

@@ -1,15 +1,26 @@
 //! A disk whose bytes are a file's bytes.
 //!
+//! A file that was opened for direct access (`O_DIRECT`) takes whole blocks into memory that begins at one. What is not so is
+//! read and written here by way of a piece of such memory; whoever knows that his is so does better with
+//! [`Disk::locate`].
+//!
 //! Must never know: what is in them, where the file lies.
 
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 
-use rustix::fs::FallocateFlags;
+use std::os::fd::AsRawFd as _;
+
+use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
-use super::{Disk, check_within, length_of};
+use super::{Disk, Extent, OpenFile, Work, check_within, length_of};
+
+/// What direct access is done in: as much as any device of today wants.
+const BLOCK_BYTES: u64 = 4096;
+/// How much is read or written directly at once.
+const PIECE_BYTES: u64 = 256 << 10;
 
 /// A raw disk over an open file.
 #[derive(Debug)]
@@ -17,6 +28,7 @@ pub struct RawFile {
     file: File,
     size_bytes: u64,
     read_only: bool,
+    direct: bool,
 }
 
 impl RawFile {
@@ -24,13 +36,13 @@ impl RawFile {
     /// longer, though never longer than the disk.
     #[must_use]
     pub fn new(file: File, size_bytes: u64) -> Self {
-        Self { file, size_bytes, read_only: false }
+        Self::of(file, size_bytes, false)
     }
 
     /// The same, refusing writes with `ReadOnlyFilesystem` and ignoring discards.
     #[must_use]
     pub fn new_read_only(file: File, size_bytes: u64) -> Self {
-        Self { file, size_bytes, read_only: true }
+        Self::of(file, size_bytes, true)
     }
 
     /// The whole of `file`, a regular file or a block device.
@@ -39,7 +51,60 @@ impl RawFile {
     /// Where the size cannot be found out.
     pub fn whole(file: File, read_only: bool) -> io::Result<Self> {
         let size_bytes = file_size_bytes(&file)?;
-        Ok(Self { file, size_bytes, read_only })
+        Ok(Self::of(file, size_bytes, read_only))
+    }
+
+    fn of(file: File, size_bytes: u64, read_only: bool) -> Self {
+        // A file that does not tell its flags has none.
+        let direct = rustix::fs::fcntl_getfl(&file).is_ok_and(|flags| flags.contains(OFlags::DIRECT));
+        Self { file, size_bytes, read_only, direct }
+    }
+
+    fn read_direct(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut memory = Aligned::for_bytes(length_of(buffer));
+        let mut done = 0;
+        while done < buffer.len() {
+            let at = offset + done as u64;
+            let start = at - at % BLOCK_BYTES;
+            let wanted = (offset + length_of(buffer)).next_multiple_of(BLOCK_BYTES) - start;
+            let read = match self.file.read_at(memory.first(wanted), start) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            // Less than a block, so it fits.
+            let skipped = (at - start) as usize;
+            if read <= skipped {
+                buffer[done..].fill(0);
+                return Ok(());
+            }
+            let count = (read - skipped).min(buffer.len() - done);
+            buffer[done..done + count].copy_from_slice(&memory.first(wanted)[skipped..skipped + count]);
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// Whoever calls this has seen to it that nobody writes to the blocks at either end meanwhile.
+    fn write_direct(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+        let end = offset + length_of(buffer);
+        let mut memory = Aligned::for_bytes(length_of(buffer));
+        let mut at = offset;
+        while at < end {
+            let start = at - at % BLOCK_BYTES;
+            let until = end.min(start + memory.room());
+            // The disk's end may be within a block.
+            let stop = until.next_multiple_of(BLOCK_BYTES).min(self.size_bytes.max(until));
+            let piece = memory.first(stop - start);
+            if at != start || until != stop {
+                self.read_direct(piece, start)?;
+            }
+            let (from, to) = ((at - offset) as usize, (until - offset) as usize);
+            piece[(at - start) as usize..(until - start) as usize].copy_from_slice(&buffer[from..to]);
+            self.file.write_all_at(piece, start)?;
+            at = until;
+        }
+        Ok(())
     }
 
     fn check_writable(&self) -> io::Result<()> {
@@ -54,6 +119,9 @@ impl Disk for RawFile {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         check_within(self.size_bytes, offset, length_of(buffer))?;
+        if self.direct {
+            return self.read_direct(buffer, offset);
+        }
         let mut done = 0;
         while done < buffer.len() {
             match self.file.read_at(&mut buffer[done..], offset + done as u64) {
@@ -72,7 +140,7 @@ impl Disk for RawFile {
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
         check_within(self.size_bytes, offset, length_of(buffer))?;
         self.check_writable()?;
-        self.file.write_all_at(buffer, offset)
+        if self.direct { self.write_direct(buffer, offset) } else { self.file.write_all_at(buffer, offset) }
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -90,6 +158,71 @@ impl Disk for RawFile {
             Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, free: bool) -> io::Result<()> {
+        check_within(self.size_bytes, offset, length)?;
+        self.check_writable()?;
+        if length == 0 {
+            return Ok(());
+        }
+        let how = if free { FallocateFlags::PUNCH_HOLE } else { FallocateFlags::ZERO_RANGE };
+        match rustix::fs::fallocate(&self.file, how | FallocateFlags::KEEP_SIZE, offset, length) {
+            Ok(()) => Ok(()),
+            // One that can do neither, or only in larger units than these.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::INVAL) => {
+                super::write_zeros(self, offset, length)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn locate(&self, work: Work, extents: &mut Vec<Extent>) -> io::Result<bool> {
+        let (offset, length) = match work {
+            Work::Read { offset, length } => (offset, length),
+            Work::Write { offset, length } => {
+                self.check_writable()?;
+                (offset, length)
+            }
+            // There is nothing to do.
+            Work::Flush | Work::Discard { .. } if self.read_only => return Ok(true),
+            Work::Flush => (0, 0),
+            Work::Discard { length: 0, .. } => return Ok(true),
+            Work::Discard { offset, length } => (offset, length),
+        };
+        check_within(self.size_bytes, offset, length)?;
+        let file = OpenFile { fd: self.file.as_raw_fd(), direct: self.direct };
+        extents.push(Extent { file: Some(file), offset, length });
+        Ok(true)
+    }
+}
+
+/// Memory that begins at a block's boundary.
+struct Aligned {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Aligned {
+    /// Enough for `length` bytes at any offset, or for a piece of them.
+    fn for_bytes(length: u64) -> Self {
+        let room = (length.min(PIECE_BYTES) + 2 * BLOCK_BYTES).next_multiple_of(BLOCK_BYTES);
+        // A piece and a few blocks fit everywhere.
+        let bytes = vec![0; (room + BLOCK_BYTES) as usize];
+        let start = bytes.as_ptr().align_offset(BLOCK_BYTES as usize);
+        Self { bytes, start }
+    }
+
+    /// Bytes that fit, whole blocks.
+    fn room(&self) -> u64 {
+        let room = (self.bytes.len() - self.start) as u64;
+        room - room % BLOCK_BYTES
+    }
+
+    /// The first `wanted` bytes, or as many as there are.
+    fn first(&mut self, wanted: u64) -> &mut [u8] {
+        let length = self.room().min(wanted);
+        &mut self.bytes[self.start..self.start + length as usize]
     }
 }
 
@@ -145,6 +278,70 @@ mod tests {
         assert_eq!(disk.write_at(b"x", 0).unwrap_err().kind(), io::ErrorKind::ReadOnlyFilesystem);
         disk.discard(0, 4096).unwrap();
         disk.flush().unwrap();
+    }
+
+    #[test]
+    fn zeroed_bytes_are_zeros_with_and_without_their_room_and_their_neighbours_stay() {
+        for free in [false, true] {
+            let disk = raw(16384, &[7; 16384]);
+            disk.write_zeroes(4000, 5000, free).unwrap();
+            let mut buffer = [1; 16384];
+            disk.read_at(&mut buffer, 0).unwrap();
+            assert!(buffer[4000..9000].iter().all(|byte| *byte == 0));
+            assert!(buffer[..4000].iter().chain(&buffer[9000..]).all(|byte| *byte == 7));
+            assert!(disk.write_zeroes(16384, 1, free).is_err());
+        }
+    }
+
+    #[test]
+    fn work_is_located_in_the_file_and_nothing_of_a_read_only_one_is_written() {
+        let disk = raw(8192, b"");
+        let mut extents = Vec::new();
+        assert!(disk.locate(Work::Write { offset: 512, length: 1024 }, &mut extents).unwrap());
+        let file = Some(OpenFile { fd: disk.file.as_raw_fd(), direct: false });
+        assert_eq!(extents, [Extent { file, offset: 512, length: 1024 }]);
+        assert!(disk.locate(Work::Read { offset: 8000, length: 512 }, &mut extents).is_err());
+        let disk = RawFile::new_read_only(tempfile::tempfile().unwrap(), 8192);
+        extents.clear();
+        assert!(disk.locate(Work::Write { offset: 0, length: 512 }, &mut extents).is_err());
+        assert!(disk.locate(Work::Flush, &mut extents).unwrap());
+        assert!(disk.locate(Work::Discard { offset: 0, length: 512 }, &mut extents).unwrap());
+        assert!(extents.is_empty());
+    }
+
+    #[test]
+    fn directly_opened_file_takes_any_offset_and_keeps_its_neighbours() {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        path.as_file().set_len(1 << 20).unwrap();
+        let flags = OFlags::RDWR | OFlags::DIRECT;
+        let Ok(opened) = rustix::fs::open(path.path(), flags, rustix::fs::Mode::empty()) else {
+            println!("skipped: this file system has no direct access");
+            return;
+        };
+        let disk = RawFile::whole(opened.into(), false).unwrap();
+        assert!(disk.direct);
+        let mut expected = vec![0; 1 << 20];
+        for (offset, length, byte) in [
+            (0_usize, 4096_usize, 1_u8),
+            (5000, 10, 2),
+            (4096 * 3 - 1, 2, 3),
+            (100, 600_000, 4),
+            ((1 << 20) - 512, 512, 5),
+        ] {
+            disk.write_at(&vec![byte; length], offset as u64).unwrap();
+            expected[offset..offset + length].fill(byte);
+        }
+        let mut content = vec![9; 1 << 20];
+        disk.read_at(&mut content, 0).unwrap();
+        assert!(content == expected);
+        let mut part = [9; 700];
+        disk.read_at(&mut part, 599_900).unwrap();
+        assert_eq!(part[..], expected[599_900..600_600]);
+        assert_eq!(std::fs::metadata(path.path()).unwrap().len(), 1 << 20);
+        // Behind the file's end.
+        path.as_file().set_len(4096).unwrap();
+        disk.read_at(&mut part, 4000).unwrap();
+        assert_eq!((part[95], part[96]), (expected[4095], 0));
     }
 
     #[test]

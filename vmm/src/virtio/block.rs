@@ -1,11 +1,15 @@
 //! The block device (VIRTIO 1.3 §5.2) over any [`Disk`].
 //!
-//! Requests are executed one after the other on the event loop, through one bounded buffer: the guest may change
-//! its memory while a request runs, so a disk never sees that memory itself. A device with limits stops before the
-//! request that exceeds them and goes on when a timer fires; whatever is behind it in the queue waits as well, as all
-//! does while the guest is paused. Must never know how a disk's bytes lie in files.
+//! Requests are begun on the event loop, which also hears of what the kernel has done ([`backend`]). There are several queues,
+//! all of them worked off by that one loop: a guest's processors need not wait for one another to ask. A device with limits
+//! stops before the request that exceeds them and goes on when a timer fires; whatever is behind it in the queues waits as
+//! well, as all does while the guest is paused: then nothing is under way. Must never know how a disk's bytes lie in files.
 
+mod backend;
+mod flight;
+mod guest_io;
 mod request;
+pub mod ring;
 mod throttle;
 
 use std::os::fd::AsRawFd;
@@ -14,43 +18,65 @@ use std::time::Instant;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use serde::{Deserialize, Serialize};
-use storage::format::Disk;
+use storage::format::{Disk, Work};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::limiter::BucketState;
-use super::queue::{Chain, Handled, QueueError};
+use super::queue::{Chain, Handled, Progress, QueueError};
 use super::spec::{block as spec, device_type};
 use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
 use crate::config::{DiskConfig, DiskLimits};
 use crate::memory::GuestMemory;
+use crate::rpc::DiskEngine;
 
-use request::{Range, Request, Rules};
+use backend::{Backend, Begun};
+use request::Rules;
+use ring::Ring;
 use throttle::Throttle;
 
 pub use super::limiter::Clock;
 
-/// Descriptors in the request queue: enough for 40 requests of three descriptors in flight.
+/// Descriptors in each request queue: enough for 40 requests of three descriptors in flight, and as many as there are
+/// descriptors where the driver has indirect ones.
 pub const QUEUE_SIZE_MAX: u16 = 128;
+/// Queues: what a guest's processors share them for is worth less the more there are, and each takes descriptors of the host.
+pub const QUEUES_MAX: u16 = 8;
 /// Data segments per request that drivers are told to keep to: the queue less header and status.
 pub const SEGMENTS_MAX: u32 = QUEUE_SIZE_MAX as u32 - 2;
 /// Bytes per data segment that drivers are told to keep to; with [`SEGMENTS_MAX`] a request stays under 8 MiB.
 pub const SEGMENT_BYTES_MAX: u32 = 64 << 10;
-/// The largest copy between guest and disk at a time; also the most memory that a disk's requests hold.
+/// The largest copy between guest and disk at a time; also the most memory that a disk's buffer takes.
 pub const BUFFER_BYTES_MAX: usize = 64 << 10;
-/// Requests executed before the event loop serves its other devices.
+/// Requests of a queue begun before the event loop serves its other devices.
 pub const BATCH_REQUESTS_MAX: u16 = 32;
+/// Logical blocks in a physical one, as a power of two: 4096 bytes, an overlay's cluster and a file system's block. Partitions
+/// and file systems are laid out so that no write is of a part of one.
+const PHYSICAL_BLOCK_EXPONENT: u8 = 3;
 /// Sectors that one discard may name: 512 MiB, a bounded walk over any disk format's tables.
 pub const DISCARD_SECTORS_MAX: u32 = 1 << 20;
-/// Sectors that one request may zero: 4 MiB, written as zeros in a few milliseconds.
+/// Sectors that one request may zero: 4 MiB, written as zeros in a few milliseconds where the file cannot do without.
 pub const WRITE_ZEROES_SECTORS_MAX: u32 = 8192;
 /// Ranges in one discard.
 pub const DISCARD_RANGES_MAX: usize = 16;
 
-/// Makes the block device that `config` describes over `disk`, which the caller has opened.
-pub fn build_block(config: &DiskConfig, disk: Box<dyn Disk>) -> Result<Shared, Error> {
-    let block = Block::new(disk, config.read_only, &config.serial)?;
+/// Makes the block device that `config` describes over `disk`, which the caller has opened, with so many queues (at most
+/// [`QUEUES_MAX`]). `rings` gives it a ring, if the disk can use one.
+pub fn build_block(
+    config: &DiskConfig,
+    disk: Box<dyn Disk>,
+    (queues, rings): (u16, &mut ring::Rings),
+) -> Result<Shared, Error> {
+    let can = disk.locate(Work::Read { offset: 0, length: 0 }, &mut Vec::new()).unwrap_or(false);
+    let ring = if can { rings.take() } else { None };
+    let block = Block::with(disk, config.read_only, &config.serial, (queues, ring))?;
     Ok(Arc::new(Mutex::new(block.limited(&config.limits, Box::new(Instant::now))?)))
+}
+
+/// The number of queues of each disk of a guest with so many vCPUs.
+#[must_use]
+pub fn queues_for(vcpus: u8) -> u16 {
+    u16::from(vcpus).clamp(1, QUEUES_MAX)
 }
 
 /// Why a request failed; each has its status byte.
@@ -64,16 +90,15 @@ enum Failure {
 
 /// One block device.
 pub struct Block {
-    disk: Box<dyn Disk>,
+    backend: Backend,
     read_only: bool,
-    serial: [u8; spec::ID_BYTES],
     config: [u8; CONFIG_BYTES],
+    queue_sizes: Vec<u16>,
     queue_events: Vec<EventFd>,
     active: Option<Activation>,
     chain: Chain,
-    buffer: Vec<u8>,
     throttle: Option<Throttle>,
-    /// What is in the queue waits: the guest is paused.
+    /// What is in the queues waits: the guest is paused.
     held: bool,
     /// The disk is larger than that of the snapshot which the guest goes on from, and the guest does not know yet.
     grown: bool,
@@ -92,27 +117,42 @@ struct OwnState {
 const CONFIG_BYTES: usize = 60;
 
 /// The configuration space (§5.2.4): capacity u64 @0, size_max u32 @8, seg_max u32 @12, blk_size u32 @20,
-/// num_queues u16 @34, max_discard_sectors u32 @36, max_discard_seg u32 @40, discard_sector_alignment u32 @44,
-/// max_write_zeroes_sectors u32 @48, max_write_zeroes_seg u32 @52; the rest is zero.
-fn config_space(sectors: u64) -> [u8; CONFIG_BYTES] {
+/// physical_block_exp u8 @24, num_queues u16 @34, max_discard_sectors u32 @36, max_discard_seg u32 @40,
+/// discard_sector_alignment u32 @44, max_write_zeroes_sectors u32 @48, max_write_zeroes_seg u32 @52,
+/// write_zeroes_may_unmap u8 @56; the rest is zero.
+fn config_space(sectors: u64, queues: u16) -> [u8; CONFIG_BYTES] {
     let mut space = [0; CONFIG_BYTES];
     let mut put = |offset: usize, bytes: &[u8]| space[offset..offset + bytes.len()].copy_from_slice(bytes);
     put(0, &sectors.to_le_bytes());
     put(8, &SEGMENT_BYTES_MAX.to_le_bytes());
     put(12, &SEGMENTS_MAX.to_le_bytes());
     put(20, &(spec::SECTOR_BYTES as u32).to_le_bytes());
-    put(34, &1_u16.to_le_bytes());
+    put(24, &[PHYSICAL_BLOCK_EXPONENT]);
+    put(34, &queues.to_le_bytes());
     put(36, &DISCARD_SECTORS_MAX.to_le_bytes());
     put(40, &(DISCARD_RANGES_MAX as u32).to_le_bytes());
-    put(44, &1_u32.to_le_bytes());
+    // In sectors: what is freed in parts of a block is not freed.
+    put(44, &(1_u32 << PHYSICAL_BLOCK_EXPONENT).to_le_bytes());
     put(48, &WRITE_ZEROES_SECTORS_MAX.to_le_bytes());
     put(52, &1_u32.to_le_bytes());
+    put(56, &[1]);
     space
 }
 
 impl Block {
-    /// A device over `disk`; `serial` has at most 20 bytes. A tail shorter than a sector stays out of reach.
+    /// A device over `disk` with one queue and no ring; `serial` has at most 20 bytes. A tail shorter than a sector stays out
+    /// of reach.
     pub fn new(disk: Box<dyn Disk>, read_only: bool, serial: &str) -> Result<Self, Error> {
+        Self::with(disk, read_only, serial, (1, None))
+    }
+
+    /// The same with so many queues (at most [`QUEUES_MAX`]) and a ring.
+    pub fn with(
+        disk: Box<dyn Disk>,
+        read_only: bool,
+        serial: &str,
+        (queues, ring): (u16, Option<Ring>),
+    ) -> Result<Self, Error> {
         let mut padded = [0; spec::ID_BYTES];
         let Some(place) = padded.get_mut(..serial.len()) else {
             return Err(Error::Config {
@@ -122,15 +162,15 @@ impl Block {
             });
         };
         place.copy_from_slice(serial.as_bytes());
+        let queues = queues.clamp(1, QUEUES_MAX);
         Ok(Self {
-            config: config_space(disk.size_bytes() / spec::SECTOR_BYTES),
-            disk,
+            config: config_space(disk.size_bytes() / spec::SECTOR_BYTES, queues),
+            backend: Backend::new(disk, padded, ring),
             read_only,
-            serial: padded,
-            queue_events: super::queue_event_fds(1)?,
+            queue_sizes: vec![QUEUE_SIZE_MAX; queues.into()],
+            queue_events: super::queue_event_fds(queues.into())?,
             active: None,
             chain: Chain::new(),
-            buffer: Vec::new(),
             throttle: None,
             held: false,
             grown: false,
@@ -148,132 +188,126 @@ impl Block {
 
     /// The size in bytes, as the guest reads it.
     fn bytes(&self) -> u64 {
-        self.disk.size_bytes() / spec::SECTOR_BYTES * spec::SECTOR_BYTES
+        self.backend.size_bytes() / spec::SECTOR_BYTES * spec::SECTOR_BYTES
     }
 
-    fn work(&mut self) {
+    /// Does `act` with the queues, unless the driver has broken them.
+    fn with_queues(&mut self, act: impl FnOnce(&mut Self, &mut Activation) -> Result<(), QueueError>) {
         let Some(mut active) = self.active.take() else { return };
-        let mut chain = std::mem::take(&mut self.chain);
-        let features = active.features;
-        let progress = active.queues[0]
-            .work_off(&mut chain, BATCH_REQUESTS_MAX, |memory, chain| self.execute(memory, chain, features))
-            .and_then(|progress| active.settle(0, progress, &self.queue_events));
-        self.chain = chain;
-        match progress {
-            Ok(_) => self.active = Some(active),
-            Err(error) => super::broken(&active, device_type::BLOCK, error),
+        match act(self, &mut active) {
+            Ok(()) => self.active = Some(active),
+            Err(error) => {
+                self.backend.abandon();
+                super::broken(&active, device_type::BLOCK, error);
+            }
         }
     }
 
-    fn execute(&mut self, memory: &GuestMemory, chain: &Chain, features: u64) -> Result<Handled, QueueError> {
+    /// Begins what is in the queues, and gives back what is done.
+    fn work(&mut self, active: &mut Activation) -> Result<(), QueueError> {
+        self.backend.collect();
+        self.deliver(active)?;
+        let can_flush = active.features & spec::F_FLUSH != 0;
+        let features = active.features;
+        let mut full = 0;
+        for index in 0..active.queues.len() {
+            if !active.queues[index].is_used() {
+                continue;
+            }
+            let mut chain = std::mem::take(&mut self.chain);
+            let progress = active.queues[index].work_off(&mut chain, BATCH_REQUESTS_MAX, |memory, chain| {
+                // There are at most QUEUES_MAX queues.
+                self.execute(memory, (index as u16, chain), features, can_flush)
+            });
+            self.chain = chain;
+            match progress? {
+                Progress::More => super::kick(&self.queue_events[index]),
+                Progress::Waiting => full |= 1 << index,
+                Progress::Empty => {}
+            }
+        }
+        self.backend.submit();
+        self.deliver(active)?;
+        // What waited for room finds it, unless it is a limit that it waits for.
+        if full != 0 && self.backend.under_way() == 0 {
+            let waiting = (0..).zip(&self.queue_events).filter(|(index, _)| full & (1 << index) != 0);
+            waiting.for_each(|(_, event)| super::kick(event));
+        }
+        (0..active.queues.len()).try_for_each(|index| active.signal(index))
+    }
+
+    /// Gives back what is done.
+    fn deliver(&mut self, active: &mut Activation) -> Result<(), QueueError> {
+        let Activation { memory, queues, .. } = active;
+        let mut give = |queue: u16, chain: &Chain, outcome| {
+            let written = answer(memory, chain, outcome);
+            queues.get_mut(usize::from(queue)).map_or(Ok(()), |queue| queue.push_used(chain, written))
+        };
+        while let Some(given) = self.backend.deliver(memory, &mut give) {
+            given?;
+        }
+        Ok(())
+    }
+
+    /// Gives back what is done, and begins nothing.
+    fn finish_some(&mut self) {
+        self.with_queues(|this, active| {
+            this.backend.collect();
+            this.deliver(active)?;
+            (0..active.queues.len()).try_for_each(|index| active.signal(index))
+        });
+    }
+
+    /// Waits for all that is under way, and gives it back.
+    fn finish(&mut self) {
+        self.with_queues(|this, active| {
+            this.backend.wait();
+            this.deliver(active)?;
+            (0..active.queues.len()).try_for_each(|index| active.signal(index))
+        });
+    }
+
+    fn execute(
+        &mut self,
+        memory: &GuestMemory,
+        (queue, chain): (u16, &mut Chain),
+        features: u64,
+        can_flush: bool,
+    ) -> Result<Handled, QueueError> {
+        if self.backend.is_full() {
+            return Ok(Handled::Later);
+        }
         let Some(data_in) = chain.writable_bytes().checked_sub(1) else { return Err(QueueError::Outcome) };
-        let rules = Rules { disk_bytes: self.disk.size_bytes(), read_only: self.read_only, features };
-        let request = rules.parse(memory, chain, data_in);
-        if let (Ok(request), Some(throttle)) = (&request, &mut self.throttle)
+        let rules = Rules { disk_bytes: self.backend.size_bytes(), read_only: self.read_only, features };
+        let request = match rules.parse(memory, chain, data_in) {
+            Ok(request) => request,
+            Err(failure) => return Ok(Handled::Used(answer(memory, chain, Err(failure)))),
+        };
+        if let Some(throttle) = &mut self.throttle
             && request.cost().is_some_and(|cost| !throttle.admit(cost))
         {
             return Ok(Handled::Later);
         }
-        let outcome = request.and_then(|request| self.run(memory, chain, features, &request));
-        let (status, written) = match outcome {
-            Ok(()) => (spec::S_OK, data_in + 1),
-            // Nothing can be said of the data before the status byte.
-            Err(Failure::Io) => (spec::S_IOERR, u64::from(data_in == 0)),
-            Err(Failure::Unsupported) => (spec::S_UNSUPP, u64::from(data_in == 0)),
-        };
-        chain.write_at(memory, data_in, &[status]);
-        // Chains describe at most CHAIN_BYTES_MAX bytes, far below 4 GiB.
-        Ok(Handled::Used(u32::try_from(written).unwrap_or(u32::MAX)))
-    }
-
-    fn run(
-        &mut self,
-        memory: &GuestMemory,
-        chain: &Chain,
-        features: u64,
-        request: &Request,
-    ) -> Result<(), Failure> {
-        match request {
-            Request::Read(range) => self.read(memory, chain, *range),
-            Request::Write(range) => {
-                self.write(memory, chain, *range)?;
-                // Without a cache flush of its own, the driver may take a finished write for durable (§5.2.6.2).
-                if features & spec::F_FLUSH == 0 { self.flush() } else { Ok(()) }
-            }
-            Request::Flush => self.flush(),
-            Request::Identify { bytes } => {
-                chain.write_at(memory, 0, &self.serial[..*bytes]);
-                Ok(())
-            }
-            Request::Discard(ranges) => self.discard(ranges),
-            Request::WriteZeroes(range) => self.write_zeroes(*range),
-        }
-    }
-
-    /// The buffer, grown to hold a piece of `length` bytes; never beyond [`BUFFER_BYTES_MAX`].
-    fn grow(&mut self, length: u64) {
-        let wanted = usize::try_from(length).unwrap_or(usize::MAX).min(BUFFER_BYTES_MAX);
-        if self.buffer.len() < wanted {
-            self.buffer.resize(wanted, 0);
-        }
-    }
-
-    fn read(&mut self, memory: &GuestMemory, chain: &Chain, range: Range) -> Result<(), Failure> {
-        self.grow(range.length);
-        for (done, piece) in pieces(range.length) {
-            let buffer = &mut self.buffer[..piece];
-            self.disk.read_at(buffer, range.offset + done).map_err(|error| failed("read", &error))?;
-            chain.write_at(memory, done, buffer);
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, memory: &GuestMemory, chain: &Chain, range: Range) -> Result<(), Failure> {
-        self.grow(range.length);
-        for (done, piece) in pieces(range.length) {
-            let buffer = &mut self.buffer[..piece];
-            if chain.read_at(memory, spec::REQUEST_HEADER_BYTES as u64 + done, buffer) != piece {
-                return Err(Failure::Io);
-            }
-            self.disk.write_at(buffer, range.offset + done).map_err(|error| failed("write", &error))?;
-        }
-        Ok(())
-    }
-
-    fn flush(&self) -> Result<(), Failure> {
-        self.disk.flush().map_err(|error| failed("flush", &error))
-    }
-
-    fn discard(&self, ranges: &[Range]) -> Result<(), Failure> {
-        for range in ranges {
-            self.disk.discard(range.offset, range.length).map_err(|error| failed("discard", &error))?;
-        }
-        Ok(())
-    }
-
-    fn write_zeroes(&mut self, range: Range) -> Result<(), Failure> {
-        self.grow(range.length);
-        self.buffer.fill(0);
-        for (done, piece) in pieces(range.length) {
-            self.disk
-                .write_at(&self.buffer[..piece], range.offset + done)
-                .map_err(|error| failed("write zeroes", &error))?;
-        }
-        Ok(())
+        Ok(match self.backend.begin(memory, (queue, chain), request, can_flush) {
+            Begun::Done(outcome) => Handled::Used(answer(memory, chain, outcome)),
+            Begun::UnderWay => Handled::Kept,
+        })
     }
 }
 
-/// Offsets and lengths of the pieces in which `length` bytes pass through the buffer.
-fn pieces(length: u64) -> impl Iterator<Item = (u64, usize)> {
-    (0..length).step_by(BUFFER_BYTES_MAX).map(move |done| {
-        let piece = usize::try_from(length - done).unwrap_or(usize::MAX).min(BUFFER_BYTES_MAX);
-        (done, piece)
-    })
-}
-
-fn failed(what: &'static str, error: &std::io::Error) -> Failure {
-    tracing::debug!(%error, what, "a guest's disk request failed");
-    Failure::Io
+/// Writes a request's status; how many bytes of its buffers were written.
+fn answer(memory: &GuestMemory, chain: &Chain, outcome: Result<(), Failure>) -> u32 {
+    // Checked when the request was begun.
+    let data_in = chain.writable_bytes().saturating_sub(1);
+    let (status, written) = match outcome {
+        Ok(()) => (spec::S_OK, data_in + 1),
+        // Nothing can be said of the data before the status byte.
+        Err(Failure::Io) => (spec::S_IOERR, u64::from(data_in == 0)),
+        Err(Failure::Unsupported) => (spec::S_UNSUPP, u64::from(data_in == 0)),
+    };
+    chain.write_at(memory, data_in, &[status]);
+    // Chains describe at most CHAIN_BYTES_MAX bytes, far below 4 GiB.
+    u32::try_from(written).unwrap_or(u32::MAX)
 }
 
 impl VirtioDevice for Block {
@@ -282,7 +316,12 @@ impl VirtioDevice for Block {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE_MAX]
+        &self.queue_sizes
+    }
+
+    /// Of several queues a driver uses as many as it likes.
+    fn needs_queue(&self, index: usize, _features: u64) -> bool {
+        index == 0
     }
 
     fn queue_events(&self) -> &[EventFd] {
@@ -290,7 +329,11 @@ impl VirtioDevice for Block {
     }
 
     fn features(&self) -> u64 {
-        let always = spec::F_SIZE_MAX | spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH;
+        let mut always =
+            spec::F_SIZE_MAX | spec::F_SEG_MAX | spec::F_BLK_SIZE | spec::F_FLUSH | spec::F_TOPOLOGY;
+        if self.queue_sizes.len() > 1 {
+            always |= spec::F_MQ;
+        }
         if self.read_only { always | spec::F_RO } else { always | spec::F_DISCARD | spec::F_WRITE_ZEROES }
     }
 
@@ -308,6 +351,7 @@ impl VirtioDevice for Block {
     }
 
     fn reset(&mut self) {
+        self.backend.abandon();
         self.active = None;
         if let Some(throttle) = &mut self.throttle {
             throttle.wake();
@@ -335,39 +379,65 @@ impl VirtioDevice for Block {
 
     fn hold(&mut self, held: bool) {
         self.held = held;
-        if !held {
-            super::kick(&self.queue_events[0]);
+        if held {
+            self.finish();
+        } else {
+            self.queue_events.iter().for_each(super::kick);
         }
     }
 
     fn replace_disk(&mut self, disk: Box<dyn Disk>) {
-        self.config = config_space(disk.size_bytes() / spec::SECTOR_BYTES);
-        self.disk = disk;
+        self.finish();
+        self.config = config_space(disk.size_bytes() / spec::SECTOR_BYTES, self.queue_sizes.len() as u16);
+        self.backend.replace(disk);
         if let Some(active) = &self.active {
             active.interrupt.config_changed();
         }
     }
 
     fn write_out(&mut self) -> std::io::Result<()> {
-        self.disk.flush()
+        self.finish();
+        self.backend.write_out()
+    }
+
+    fn engine(&self) -> Option<DiskEngine> {
+        Some(if self.backend.ring().is_some() { DiskEngine::IoUring } else { DiskEngine::Synchronous })
+    }
+
+    fn take_ring(&mut self) -> Option<Ring> {
+        self.finish();
+        self.backend.abandon();
+        self.backend.take_ring()
     }
 }
 
 impl MutEventSubscriber for Block {
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        super::watch(ops, &self.queue_events[0], EventSet::IN);
+        for event in &self.queue_events {
+            super::watch(ops, event, EventSet::IN);
+        }
         if let Some(throttle) = &self.throttle {
             super::watch(ops, throttle, EventSet::IN);
+        }
+        if let Some(ring) = self.backend.ring() {
+            super::watch(ops, &ring, EventSet::IN);
         }
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
         match &mut self.throttle {
             Some(throttle) if events.fd() == throttle.as_raw_fd() => throttle.wake(),
-            _ => super::drain(&self.queue_events[0]),
+            _ => self
+                .queue_events
+                .iter()
+                .filter(|event| event.as_raw_fd() == events.fd())
+                .for_each(super::drain),
         }
-        if !self.held && !self.throttle.as_ref().is_some_and(Throttle::is_stalled) {
-            self.work();
+        let stalled = self.throttle.as_ref().is_some_and(Throttle::is_stalled);
+        if !self.held && !stalled {
+            self.with_queues(Self::work);
+        } else if self.backend.under_way() > 0 {
+            self.finish_some();
         }
     }
 }

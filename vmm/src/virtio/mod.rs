@@ -17,7 +17,7 @@
 //!
 //! # Wiring one device
 //! ```text
-//! let device = virtio::build_block(&disk_config, disk)?;          // virtio::Shared
+//! let device = virtio::build_block(&disk_config, disk, (queues, &mut rings))?;          // virtio::Shared
 //! let irq = EventFd::new(EFD_NONBLOCK)?;
 //! vm.register_irqfd(&irq, gsi)?;                                  // edge: one write, one interrupt
 //! let transport = MmioTransport::new(memory.clone(), device.clone(), irq)?;
@@ -34,7 +34,8 @@
 //! # Threads
 //! Registers are accessed by vCPU threads, queues are worked off by the event loop; one mutex per device stands
 //! between. Activation happens on the vCPU that writes `DRIVER_OK`; it then kicks every queue once, which is how
-//! the event loop learns of it. A reset takes the mutex, so after it no request is in flight.
+//! the event loop learns of it. A reset takes the mutex and waits for what the kernel works on, so after it no request is in
+//! flight.
 
 pub mod balloon;
 pub mod block;
@@ -69,6 +70,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::config::{Addressing, Traffic};
 use crate::memory::GuestMemory;
+use crate::rpc::DiskEngine;
 
 pub use block::build_block;
 pub use net::build_net;
@@ -230,6 +232,16 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// Serves another disk from now on, which has all that the one before had, and tells the guest of its size; nothing if
     /// it is no disk.
     fn replace_disk(&mut self, _disk: Box<dyn Disk>) {}
+
+    /// How requests reach the back end, if this is a disk.
+    fn engine(&self) -> Option<DiskEngine> {
+        None
+    }
+
+    /// Gives its ring away, if it has one, and does without from now on: nobody drives it any more.
+    fn take_ring(&mut self) -> Option<block::ring::Ring> {
+        None
+    }
 
     /// Carries the answer to a question of the guest's to it if this is the network device with that MAC address; whether
     /// it is.

@@ -56,6 +56,8 @@ pub enum Handled {
     Used(u32),
     /// Put the chain back and stop: there is nothing to answer it with yet.
     Later,
+    /// The handler has taken the chain, and returns it with [`VirtQueue::push_used`] some time.
+    Kept,
 }
 
 /// How [`VirtQueue::work_off`] ended.
@@ -113,6 +115,11 @@ impl Chain {
     /// The buffers that the device may write.
     pub fn writable(&self) -> &[Segment] {
         &self.writable
+    }
+
+    /// The buffers that the device may read.
+    pub fn readable(&self) -> &[Segment] {
+        &self.readable
     }
 
     /// Bytes that the device may read.
@@ -185,7 +192,7 @@ impl Chain {
 
 /// Calls `visit` with the guest address and the range of the caller's buffer for each piece of `segments` that
 /// `length` bytes from `offset` touch, until it returns false.
-fn for_each_piece(
+pub(super) fn for_each_piece(
     segments: &[Segment],
     offset: u64,
     length: usize,
@@ -349,7 +356,7 @@ impl VirtQueue {
         &mut self,
         chain: &mut Chain,
         chains_max: u16,
-        mut handle: impl FnMut(&GuestMemory, &Chain) -> Result<Handled, QueueError>,
+        mut handle: impl FnMut(&GuestMemory, &mut Chain) -> Result<Handled, QueueError>,
     ) -> Result<Progress, QueueError> {
         let mut left = chains_max;
         loop {
@@ -357,6 +364,7 @@ impl VirtQueue {
             while left > 0 && self.pop(chain)? {
                 match handle(&self.memory, chain)? {
                     Handled::Used(written) => self.push_used(chain, written)?,
+                    Handled::Kept => {}
                     Handled::Later => {
                         self.undo_pop(1);
                         return Ok(Progress::Waiting);

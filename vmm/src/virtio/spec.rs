@@ -236,6 +236,10 @@ pub mod block {
     pub const F_BLK_SIZE: u64 = 1 << header::VIRTIO_BLK_F_BLK_SIZE;
     /// The cache can be flushed.
     pub const F_FLUSH: u64 = 1 << header::VIRTIO_BLK_F_FLUSH;
+    /// The topology fields are valid.
+    pub const F_TOPOLOGY: u64 = 1 << header::VIRTIO_BLK_F_TOPOLOGY;
+    /// There are `num_queues` queues.
+    pub const F_MQ: u64 = 1 << header::VIRTIO_BLK_F_MQ;
     /// Ranges can be discarded.
     pub const F_DISCARD: u64 = 1 << header::VIRTIO_BLK_F_DISCARD;
     /// Ranges can be zeroed.

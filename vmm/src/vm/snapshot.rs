@@ -18,11 +18,11 @@ use crate::memory::{self, GuestMemory};
 use crate::peripherals::Peripherals;
 use crate::plugged::{Devices, Wires};
 use crate::power;
-use crate::questions::Questions;
 use crate::rpc::{DeviceName, VmState};
 use crate::serial::SerialPort;
 use crate::snapshot::{self, Description, MachineState, SavedDevice, Snapshot, SnapshotId, Writer};
 use crate::vcpu::{Buses, Vcpus};
+use crate::virtio::block::queues_for;
 use crate::virtio::spec::device_type;
 use crate::virtio::{self, Shared, StateError, Transport as _};
 
@@ -161,7 +161,8 @@ impl Machine {
         vm.connect_irq(&sci, power::SCI_GSI)?;
         let power = add_power(&mut buses.ports, &sci, ending)?;
         lock(&power).restore(state.power);
-        let wires = add_bus(&vm, &guest, &mut buses.ports, &sci)?;
+        let rings = (spec.rings, queues_for(header.vcpus));
+        let mut wires = add_bus((&vm, &guest), &mut buses.ports, &sci, rings)?;
 
         let mut vcpus = Vec::with_capacity(state.vcpus.len());
         for (id, saved) in (0..header.vcpus).zip(&state.vcpus) {
@@ -175,7 +176,7 @@ impl Machine {
         peripherals.complete(state.devices.iter().map(|device| (kind(device), own(device))))?;
         let peripherals = Peripherals::build(peripherals, (&vm, &guest), ending)?;
         let backends = (spec.disks, spec.nics, peripherals.devices());
-        let made = make_devices(backends, &state.devices, &wires.questions)?;
+        let made = make_devices(backends, &state.devices, &mut wires)?;
         let places = Places::of_windows(state.devices.iter().filter(|device| device.slot.is_none()).count())?;
         let seats = seat(&places, &wires, &mut buses, &made, &state.devices)?;
         restore_bus(&wires, &state)?;
@@ -238,7 +239,7 @@ type Made = Vec<(Option<DeviceName>, Shared)>;
 fn make_devices(
     (disks, nics, mut others): (Vec<DiskSpec>, Vec<NicSpec>, Vec<Shared>),
     saved: &[SavedDevice],
-    questions: &Questions,
+    wires: &mut Wires,
 ) -> Result<Made, Error> {
     let count = |wanted: u32| saved.iter().filter(|device| kind(device) == wanted).count();
     let pmem = others.iter().filter(|device| lock(device).device_type() == device_type::PMEM).count();
@@ -258,12 +259,19 @@ fn make_devices(
             device_type::BLOCK => {
                 let spec = disks.next().expect("invariant: they were counted");
                 let name = DeviceName::Disk(spec.config.serial.clone());
-                (Some(name), virtio::build_block(&spec.config, Box::new(spec.disk)).map_err(device_error)?)
+                // As many as it had: the guest knows of no others.
+                let queues = u16::try_from(device.transport.negotiation().queues.len()).unwrap_or(u16::MAX);
+                let parts = (queues, &mut wires.rings);
+                let block = virtio::build_block(&spec.config, Box::new(spec.disk), parts);
+                (Some(name), block.map_err(device_error)?)
             }
             device_type::NET => {
                 let spec = nics.next().expect("invariant: they were counted");
                 let name = DeviceName::Nic(spec.config.mac);
-                (Some(name), virtio::build_net(&spec.config, spec.tap, questions).map_err(device_error)?)
+                (
+                    Some(name),
+                    virtio::build_net(&spec.config, spec.tap, &wires.questions).map_err(device_error)?,
+                )
             }
             device_type::RNG => (None, virtio::build_rng().map_err(device_error)?),
             other => {

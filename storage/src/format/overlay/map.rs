@@ -91,6 +91,19 @@ impl Map {
         file.flush().inspect_err(|_| self.lock().failed = true)
     }
 
+    /// Whether all that is known is written, so that a sync of the file is a whole flush.
+    pub(super) fn is_written(&self) -> bool {
+        let state = self.lock();
+        !state.failed && !state.persisting && state.pages.values().all(|page| !page.dirty && !page.writing)
+    }
+
+    /// Somebody else has done what [`Map::sync`] does.
+    pub(super) fn synced(&self, result: io::Result<()>) -> io::Result<()> {
+        let mut state = self.lock();
+        state.failed |= result.is_err();
+        if state.failed { result.and(Err(already_failed())) } else { result }
+    }
+
     fn persist_locked<'m>(
         &'m self,
         file: &dyn Disk,

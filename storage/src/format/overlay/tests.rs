@@ -463,3 +463,96 @@ proptest! {
         }
     }
 }
+
+/// Does located work as somebody else would.
+fn work_at(disk: &Overlay, work: Work, data: &mut [u8]) -> bool {
+    let mut extents = Vec::new();
+    if !disk.locate(work, &mut extents).unwrap() {
+        assert!(extents.is_empty());
+        return false;
+    }
+    let mut done = 0;
+    for extent in extents {
+        let part = &mut data[done..done + extent.length as usize];
+        let Some(file) = extent.file else {
+            part.fill(0);
+            done += part.len();
+            continue;
+        };
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(format!("/proc/self/fd/{}", file.fd))
+            .unwrap();
+        match work {
+            Work::Read { .. } => file.read_exact_at(part, extent.offset).unwrap(),
+            Work::Write { .. } => file.write_all_at(part, extent.offset).unwrap(),
+            Work::Flush | Work::Discard { .. } => {}
+        }
+        done += part.len();
+    }
+    assert_eq!(done, data.len());
+    disk.finish(work, Ok(())).unwrap();
+    true
+}
+
+#[test]
+fn located_work_does_what_the_disk_itself_would_do() {
+    let (base, mut expected) = base_file(50_000);
+    let size = 2 * PAGE_SPAN_BYTES;
+    let (file, disk) = overlay(&base, 50_000, size);
+    expected.resize(150_000, 0);
+    let mut data = vec![7; 8192];
+    assert!(work_at(&disk, Work::Write { offset: 8192, length: 8192 }, &mut data));
+    expected[8192..16_384].fill(7);
+    // A part of a cluster that is here, and of one that is not.
+    assert!(work_at(&disk, Work::Write { offset: 8704, length: 512 }, &mut [8; 512]));
+    expected[8704..9216].fill(8);
+    assert!(!work_at(&disk, Work::Write { offset: 512, length: 512 }, &mut [9; 512]));
+    assert!(!work_at(&disk, Work::Flush, &mut []), "bits are still to be written");
+    let mut content = vec![1; 150_000];
+    assert!(work_at(&disk, Work::Read { offset: 0, length: 150_000 }, &mut content));
+    assert!(content == expected);
+    // Under two pages of the map.
+    let across = PAGE_SPAN_BYTES - 4096;
+    assert!(work_at(&disk, Work::Write { offset: across, length: 8192 }, &mut data));
+    disk.flush().unwrap();
+    assert!(work_at(&disk, Work::Flush, &mut []));
+    drop(disk);
+    let disk = reopen(&file, &base).unwrap();
+    assert_eq!(read(&disk, 0, 150_000), expected);
+    assert_eq!(read(&disk, across, 8192), data);
+    assert!(work_at(&disk, Work::Discard { offset: 0, length: 8192 }, &mut []), "there is nothing to free");
+}
+
+#[test]
+fn sync_that_failed_elsewhere_is_the_last_one() {
+    let (base, _) = base_file(4096);
+    let (_file, disk) = overlay(&base, 4096, 1 << 20);
+    let failed = disk.finish(Work::Flush, Err(io::Error::from_raw_os_error(5)));
+    assert_eq!(failed.unwrap_err().raw_os_error(), Some(5));
+    assert!(disk.flush().is_err());
+    assert!(!disk.locate(Work::Flush, &mut Vec::new()).unwrap());
+}
+
+#[test]
+fn zeroed_clusters_read_as_zeros_whatever_was_there_and_take_no_room() {
+    use std::os::unix::fs::MetadataExt as _;
+    let (base, mut expected) = base_file(100_000);
+    let (file, disk) = overlay(&base, 100_000, 1 << 20);
+    // What a crash leaves behind: data without a bit.
+    let stale = disk.data_at(40_960);
+    file.write_all_at(&[0xee; 8192], stale).unwrap();
+    disk.write_zeroes(40_000, 30_000, true).unwrap();
+    expected[40_000..70_000].fill(0);
+    disk.write_zeroes(200_704, 500_000, true).unwrap();
+    expected.resize(1 << 20, 0);
+    disk.flush().unwrap();
+    drop(disk);
+    assert!(file.metadata().unwrap().blocks() < 100, "{}", file.metadata().unwrap().blocks());
+    let disk = reopen(&file, &base).unwrap();
+    assert!(read(&disk, 0, 1 << 20) == expected);
+    disk.write_at(&[3; 4096], 45_056).unwrap();
+    disk.write_zeroes(45_056, 4096, false).unwrap();
+    assert!(read(&disk, 0, 1 << 20) == expected);
+}

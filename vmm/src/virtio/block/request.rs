@@ -20,8 +20,8 @@ pub(super) enum Request {
     Identify { bytes: usize },
     /// Ranges whose content is not needed any more.
     Discard(Vec<Range>),
-    /// A range of zeros.
-    WriteZeroes(Range),
+    /// A range of zeros; its room may be given back.
+    WriteZeroes { range: Range, free: bool },
 }
 
 /// A range in bytes, checked to lie on the disk.
@@ -37,7 +37,7 @@ impl Request {
     pub(super) fn cost(&self) -> Option<Cost> {
         let (direction, bytes) = match self {
             Self::Read(range) => (Direction::Read, range.length),
-            Self::Write(range) | Self::WriteZeroes(range) => (Direction::Write, range.length),
+            Self::Write(range) | Self::WriteZeroes { range, .. } => (Direction::Write, range.length),
             Self::Discard(_) => (Direction::Write, 0),
             Self::Flush | Self::Identify { .. } => return None,
         };
@@ -82,13 +82,13 @@ impl Rules {
             spec::T_DISCARD if self.features & spec::F_DISCARD != 0 => {
                 self.writable()?;
                 let bounds = (DISCARD_SECTORS_MAX, DISCARD_RANGES_MAX);
-                Request::Discard(self.ranges(memory, chain, data_out, bounds, 0)?)
+                Request::Discard(self.ranges(memory, chain, data_out, bounds, 0)?.0)
             }
             spec::T_WRITE_ZEROES if self.features & spec::F_WRITE_ZEROES != 0 => {
                 self.writable()?;
                 let (bounds, flags) = ((WRITE_ZEROES_SECTORS_MAX, 1), spec::WRITE_ZEROES_FLAG_UNMAP);
-                let ranges = self.ranges(memory, chain, data_out, bounds, flags)?;
-                Request::WriteZeroes(ranges[0])
+                let (ranges, flags) = self.ranges(memory, chain, data_out, bounds, flags)?;
+                Request::WriteZeroes { range: ranges[0], free: flags & spec::WRITE_ZEROES_FLAG_UNMAP != 0 }
             }
             _ => return Err(Failure::Unsupported),
         })
@@ -107,7 +107,7 @@ impl Rules {
         if whole && end <= usable { Ok(Range { offset, length }) } else { Err(Failure::Io) }
     }
 
-    /// The segments of a discard or zero request: at least one, each with `flags` at most.
+    /// The segments of a discard or zero request, at least one, each with `flags_allowed` at most; and their flags.
     fn ranges(
         &self,
         memory: &GuestMemory,
@@ -115,7 +115,7 @@ impl Rules {
         length: u64,
         (sectors_max, ranges_max): (u32, usize),
         flags_allowed: u32,
-    ) -> Result<Vec<Range>, Failure> {
+    ) -> Result<(Vec<Range>, u32), Failure> {
         let count = usize::try_from(length).map_err(|_| Failure::Io)? / spec::RANGE_BYTES;
         if count == 0 || count > ranges_max || !length.is_multiple_of(spec::RANGE_BYTES as u64) {
             return Err(Failure::Io);
@@ -134,7 +134,7 @@ impl Rules {
             ranges.push(self.range(sector, u64::from(sectors) * spec::SECTOR_BYTES)?);
             flags |= u32::from_le_bytes(array(&bytes, 12));
         }
-        if flags & !flags_allowed == 0 { Ok(ranges) } else { Err(Failure::Unsupported) }
+        if flags & !flags_allowed == 0 { Ok((ranges, flags)) } else { Err(Failure::Unsupported) }
     }
 }
 

@@ -1,0 +1,463 @@
+//! What is done with a device's requests, over any disk.
+//!
+//! Where the disk says in which files the bytes lie, they go between there and the guest's buffers: by the ring where the
+//! medium has to be waited for, and at once where what is wanted is in the page cache, for which a call is cheaper than a
+//! ring's turn. What is written to the page cache is written at once as well: a ring would leave it to a thread of the kernel's,
+//! one write after the other and at twice the cost. All else passes through one bounded buffer, one request after the other, and nothing is under way then that
+//! writes: what a disk does with a part of a cluster or of a block needs the rest of it to stand still.
+
+#![expect(unsafe_code, reason = "the kernel is given addresses in guest memory")]
+
+use std::io;
+use std::os::fd::{AsRawFd as _, RawFd};
+
+use storage::format::{Disk, Extent, OpenFile, Work};
+
+use super::super::limiter::Direction;
+use super::super::queue::Chain;
+use super::super::spec::block as spec;
+use super::flight::{Flight, Flown, PIECES_MAX, Planned, Vectors, Verdict};
+use super::guest_io::{self, VECTORS_MAX, gather, mark_written};
+use super::request::{Range, Request};
+use super::ring::Ring;
+use super::{BUFFER_BYTES_MAX, Failure};
+use crate::memory::GuestMemory;
+
+/// What became of a request right away.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Begun {
+    /// It is done.
+    Done(Result<(), Failure>),
+    /// It is under way, and its chain is kept with it.
+    UnderWay,
+}
+
+/// How a piece went that was tried at once.
+enum Tried {
+    Done,
+    /// It would have to wait.
+    Waits,
+    /// It takes the way through the buffer.
+    Odd,
+}
+
+/// See the module.
+pub(super) struct Backend {
+    disk: Box<dyn Disk>,
+    serial: [u8; spec::ID_BYTES],
+    buffer: Vec<u8>,
+    extents: Vec<Extent>,
+    planned: Vec<Planned>,
+    flight: Option<Flight>,
+    /// The files tell whether a read would wait; memory file systems do not, and never let anybody wait.
+    tells_waits: bool,
+}
+
+impl Backend {
+    pub(super) fn new(disk: Box<dyn Disk>, serial: [u8; spec::ID_BYTES], ring: Option<Ring>) -> Self {
+        Self {
+            disk,
+            serial,
+            buffer: Vec::new(),
+            extents: Vec::new(),
+            planned: Vec::new(),
+            flight: ring.map(Flight::new),
+            tells_waits: true,
+        }
+    }
+
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.disk.size_bytes()
+    }
+
+    /// Serves another disk; what is under way is finished with the one before.
+    pub(super) fn replace(&mut self, disk: Box<dyn Disk>) {
+        debug_assert_eq!(self.under_way(), 0, "what is under way belongs to the disk before");
+        self.disk = disk;
+        self.tells_waits = true;
+    }
+
+    /// The ring's descriptor.
+    pub(super) fn ring(&self) -> Option<RawFd> {
+        self.flight.as_ref().map(Flight::as_raw_fd)
+    }
+
+    /// Requests under way, or done and not delivered.
+    pub(super) fn under_way(&self) -> usize {
+        self.flight.as_ref().map_or(0, Flight::count)
+    }
+
+    /// Whether further requests have to wait for those under way.
+    pub(super) fn is_full(&self) -> bool {
+        self.flight.as_ref().is_some_and(Flight::is_full)
+    }
+
+    /// Begins a request that came by `queue`. A driver that has not taken the flush may take what is written for durable.
+    pub(super) fn begin(
+        &mut self,
+        memory: &GuestMemory,
+        (queue, chain): (u16, &mut Chain),
+        request: Request,
+        can_flush: bool,
+    ) -> Begun {
+        self.extents.clear();
+        let located = match &request {
+            Request::Read(Range { offset, length }) => {
+                self.disk.locate(Work::Read { offset: *offset, length: *length }, &mut self.extents)
+            }
+            Request::Write(Range { offset, length }) if can_flush => {
+                self.disk.locate(Work::Write { offset: *offset, length: *length }, &mut self.extents)
+            }
+            Request::Flush => self.disk.locate(Work::Flush, &mut self.extents),
+            Request::Discard(ranges) if can_flush => ranges.iter().try_fold(true, |all, range| {
+                let work = Work::Discard { offset: range.offset, length: range.length };
+                Ok(all && self.disk.locate(work, &mut self.extents)?)
+            }),
+            _ => Ok(false),
+        };
+        match located {
+            Ok(true) if self.extents.len() <= PIECES_MAX => {
+                self.begin_located(memory, (queue, chain), request, can_flush)
+            }
+            Ok(_) => Begun::Done(self.run(memory, chain, &request, can_flush)),
+            Err(error) => Begun::Done(Err(failed(name(&request), &error))),
+        }
+    }
+
+    fn begin_located(
+        &mut self,
+        memory: &GuestMemory,
+        (queue, chain): (u16, &mut Chain),
+        request: Request,
+        can_flush: bool,
+    ) -> Begun {
+        let (spare, mut vectors) = self.flight.as_mut().map(Flight::vectors).unwrap_or_default();
+        self.planned.clear();
+        let planned = match &request {
+            Request::Read(range) => {
+                self.plan_transfers(memory, chain, Direction::Read, range.length, &mut vectors)
+            }
+            Request::Write(range) => {
+                self.plan_transfers(memory, chain, Direction::Write, range.length, &mut vectors)
+            }
+            _ => self.plan_others(matches!(request, Request::Flush)),
+        };
+        let flight = self.flight.as_mut();
+        match (planned, flight) {
+            (Ok(Tried::Done), flight) => {
+                if let Some(flight) = flight {
+                    flight.recycle(spare, vectors);
+                }
+                Begun::Done(self.conclude(memory, chain, &request, Verdict::Done))
+            }
+            (Ok(Tried::Waits), Some(flight)) => {
+                let chain = std::mem::replace(chain, spare);
+                flight.begin(memory, (queue, chain, request), vectors, &self.planned);
+                Begun::UnderWay
+            }
+            (Ok(_), flight) => {
+                if let Some(flight) = flight {
+                    flight.recycle(spare, vectors);
+                }
+                Begun::Done(self.run(memory, chain, &request, can_flush))
+            }
+            (Err(error), _) => {
+                let verdict = Verdict::Failed(error.raw_os_error().unwrap_or(libc::EIO));
+                Begun::Done(self.conclude(memory, chain, &request, verdict))
+            }
+        }
+    }
+
+    /// Does what can be done at once of a read or write, and plans the rest.
+    fn plan_transfers(
+        &mut self,
+        memory: &GuestMemory,
+        chain: &Chain,
+        direction: Direction,
+        length: u64,
+        vectors: &mut Vectors,
+    ) -> io::Result<Tried> {
+        let (segments, mut at) = match direction {
+            Direction::Read => (chain.writable(), 0),
+            Direction::Write => (chain.readable(), spec::REQUEST_HEADER_BYTES as u64),
+        };
+        let end = at + length;
+        for index in 0..self.extents.len() {
+            let Extent { file, offset, length } = self.extents[index];
+            let start = vectors.0.len();
+            let fits = file.is_none()
+                || gather(memory, segments, (at, length), &mut vectors.0)
+                    && vectors.0.len() - start <= VECTORS_MAX
+                    && at + length <= end;
+            let Some(file) = file.filter(|_| fits) else {
+                if !fits {
+                    return Ok(Tried::Odd);
+                }
+                write_zeros(memory, chain, (at, length));
+                at += length;
+                continue;
+            };
+            let own = start..vectors.0.len();
+            let tried = match () {
+                // One that waits has all behind it wait: they are begun together.
+                () if !self.planned.is_empty() => Tried::Waits,
+                () => self.try_at_once(direction, file, &vectors.0[own.clone()], (offset, length))?,
+            };
+            match tried {
+                Tried::Done => vectors.0.truncate(start),
+                Tried::Odd => return Ok(Tried::Odd),
+                Tried::Waits => {
+                    // Bounded by a chain's bytes.
+                    let bytes = length as u32;
+                    self.planned.push(Planned::Transfer { fd: file.fd, offset, vectors: own, bytes });
+                }
+            }
+            at += length;
+        }
+        Ok(if self.planned.is_empty() { Tried::Done } else { Tried::Waits })
+    }
+
+    /// What is in the page cache, or goes there, needs no ring.
+    fn try_at_once(
+        &mut self,
+        direction: Direction,
+        file: OpenFile,
+        vectors: &[libc::iovec],
+        (offset, length): (u64, u64),
+    ) -> io::Result<Tried> {
+        let has_ring = self.flight.is_some();
+        if file.direct && has_ring {
+            return Ok(Tried::Waits);
+        }
+        let at_once = direction == Direction::Read && has_ring && self.tells_waits;
+        // SAFETY: the vectors were gathered in guest memory, which nobody has a reference into.
+        let moved = unsafe { guest_io::transfer(direction, file.fd, vectors, offset, at_once) };
+        match moved {
+            Ok(moved) if moved as u64 == length => Ok(Tried::Done),
+            Ok(_) if at_once => Ok(Tried::Waits),
+            Ok(_) => Ok(Tried::Odd),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN) if at_once => Ok(Tried::Waits),
+                Some(libc::EOPNOTSUPP) if at_once => {
+                    self.tells_waits = false;
+                    self.try_at_once(direction, file, vectors, (offset, length))
+                }
+                Some(libc::EINVAL) => Ok(Tried::Odd),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Syncs and frees take long, so they are the ring's, or the disk's own methods'.
+    fn plan_others(&mut self, is_flush: bool) -> io::Result<Tried> {
+        for extent in &self.extents {
+            let Some(OpenFile { fd, .. }) = extent.file else { continue };
+            self.planned.push(if is_flush {
+                Planned::Sync { fd }
+            } else {
+                Planned::Free { fd, offset: extent.offset, bytes: extent.length }
+            });
+        }
+        Ok(if self.planned.is_empty() { Tried::Done } else { Tried::Waits })
+    }
+
+    /// Has the kernel begin with what waits for it.
+    pub(super) fn submit(&mut self) {
+        if let Some(flight) = &mut self.flight {
+            flight.submit();
+        }
+    }
+
+    /// Looks for what is done.
+    pub(super) fn collect(&mut self) {
+        if let Some(flight) = &mut self.flight {
+            flight.collect();
+        }
+    }
+
+    /// Waits for all that is under way; it is still to be delivered.
+    pub(super) fn wait(&mut self) {
+        if let Some(flight) = &mut self.flight {
+            flight.wait();
+        }
+    }
+
+    /// Hands over what is done: the queue it came by, its chain, its outcome. False once nothing is.
+    pub(super) fn deliver<R>(
+        &mut self,
+        memory: &GuestMemory,
+        give: impl FnOnce(u16, &Chain, Result<(), Failure>) -> R,
+    ) -> Option<R> {
+        let (flown, vectors) = self.flight.as_mut()?.take()?;
+        let Flown { queue, chain, request, verdict, .. } = flown;
+        let outcome = self.conclude(memory, &chain, &request, verdict);
+        let given = give(queue, &chain, outcome);
+        self.flight.as_mut()?.recycle(chain, vectors);
+        Some(given)
+    }
+
+    /// Waits for what is under way and forgets it: nobody waits for it any more.
+    pub(super) fn abandon(&mut self) {
+        self.wait();
+        while let Some((flown, vectors)) = self.flight.as_mut().and_then(Flight::take) {
+            let Flown { chain, request, verdict, .. } = flown;
+            if verdict == Verdict::Done
+                && let Err(failure) = self.settle(&request, Ok(()))
+            {
+                tracing::debug!(?failure, "a request that nobody waits for failed");
+            }
+            if let Some(flight) = &mut self.flight {
+                flight.recycle(chain, vectors);
+            }
+        }
+    }
+
+    /// What follows when the pieces of a request are done; never of one whose driver has not taken the flush.
+    fn conclude(
+        &mut self,
+        memory: &GuestMemory,
+        chain: &Chain,
+        request: &Request,
+        verdict: Verdict,
+    ) -> Result<(), Failure> {
+        match verdict {
+            Verdict::Again => return self.run(memory, chain, request, true),
+            Verdict::Failed(error) => return self.settle(request, Err(io::Error::from_raw_os_error(error))),
+            Verdict::Done => {}
+        }
+        if let Request::Read(range) = request {
+            mark_written(memory, chain.writable(), range.length);
+            return Ok(());
+        }
+        self.settle(request, Ok(()))
+    }
+
+    /// Tells the disk what became of located work.
+    fn settle(&self, request: &Request, result: io::Result<()>) -> Result<(), Failure> {
+        let result = match request {
+            Request::Write(Range { offset, length }) => {
+                self.disk.finish(Work::Write { offset: *offset, length: *length }, result)
+            }
+            Request::Flush => self.disk.finish(Work::Flush, result),
+            _ => result,
+        };
+        result.map_err(|error| failed(name(request), &error))
+    }
+
+    /// A request from its beginning to its end.
+    fn run(
+        &mut self,
+        memory: &GuestMemory,
+        chain: &Chain,
+        request: &Request,
+        can_flush: bool,
+    ) -> Result<(), Failure> {
+        if !matches!(request, Request::Read(_) | Request::Flush | Request::Identify { .. }) {
+            self.wait();
+            self.settle_done();
+        }
+        match request {
+            Request::Read(range) => return self.read(memory, chain, *range),
+            Request::Flush => return self.disk.flush().map_err(|error| failed("flush", &error)),
+            Request::Identify { bytes } => {
+                chain.write_at(memory, 0, &self.serial[..*bytes]);
+                return Ok(());
+            }
+            Request::Write(range) => self.write(memory, chain, *range)?,
+            Request::Discard(ranges) => {
+                for range in ranges {
+                    let freed = self.disk.discard(range.offset, range.length);
+                    freed.map_err(|error| failed("discard", &error))?;
+                }
+            }
+            Request::WriteZeroes { range, free } => {
+                let zeroed = self.disk.write_zeroes(range.offset, range.length, *free);
+                zeroed.map_err(|error| failed("write zeroes", &error))?;
+            }
+        }
+        // Without a cache flush of its own, the driver may take a finished write for durable (§5.2.6.2).
+        if can_flush { Ok(()) } else { self.disk.flush().map_err(|error| failed("flush", &error)) }
+    }
+
+    /// Has the disk know of the writes that are done and not delivered yet.
+    fn settle_done(&self) {
+        for request in self.flight.iter().flat_map(Flight::done) {
+            // Its failure is told when it is delivered, where the disk is told once more.
+            let _ = self.settle(request, Ok(()));
+        }
+    }
+
+    /// The buffer, grown to hold a piece of `length` bytes; never beyond [`BUFFER_BYTES_MAX`].
+    fn grow(&mut self, length: u64) {
+        let wanted = usize::try_from(length).unwrap_or(usize::MAX).min(BUFFER_BYTES_MAX);
+        if self.buffer.len() < wanted {
+            self.buffer.resize(wanted, 0);
+        }
+    }
+
+    fn read(&mut self, memory: &GuestMemory, chain: &Chain, range: Range) -> Result<(), Failure> {
+        self.grow(range.length);
+        for (done, piece) in pieces(range.length) {
+            let buffer = &mut self.buffer[..piece];
+            self.disk.read_at(buffer, range.offset + done).map_err(|error| failed("read", &error))?;
+            chain.write_at(memory, done, buffer);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, memory: &GuestMemory, chain: &Chain, range: Range) -> Result<(), Failure> {
+        self.grow(range.length);
+        for (done, piece) in pieces(range.length) {
+            let buffer = &mut self.buffer[..piece];
+            if chain.read_at(memory, spec::REQUEST_HEADER_BYTES as u64 + done, buffer) != piece {
+                return Err(Failure::Io);
+            }
+            self.disk.write_at(buffer, range.offset + done).map_err(|error| failed("write", &error))?;
+        }
+        Ok(())
+    }
+
+    /// Has the files show all that was written.
+    pub(super) fn write_out(&mut self) -> io::Result<()> {
+        self.disk.flush()
+    }
+
+    /// The ring, for another disk: nothing is under way or undelivered.
+    pub(super) fn take_ring(&mut self) -> Option<Ring> {
+        self.flight.take().map(Flight::into_ring)
+    }
+}
+
+/// Offsets and lengths of the pieces in which `length` bytes pass through the buffer.
+fn pieces(length: u64) -> impl Iterator<Item = (u64, usize)> {
+    (0..length).step_by(BUFFER_BYTES_MAX).map(move |done| {
+        let piece = usize::try_from(length - done).unwrap_or(usize::MAX).min(BUFFER_BYTES_MAX);
+        (done, piece)
+    })
+}
+
+/// Writes zeros into the guest's buffers.
+fn write_zeros(memory: &GuestMemory, chain: &Chain, (at, length): (u64, u64)) {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    for done in (0..length).step_by(ZEROS.len()) {
+        let piece = (length - done).min(ZEROS.len() as u64);
+        // At most a piece.
+        chain.write_at(memory, at + done, &ZEROS[..piece as usize]);
+    }
+}
+
+fn name(request: &Request) -> &'static str {
+    match request {
+        Request::Read(_) => "read",
+        Request::Write(_) => "write",
+        Request::Flush => "flush",
+        Request::Identify { .. } => "identify",
+        Request::Discard(_) => "discard",
+        Request::WriteZeroes { .. } => "write zeroes",
+    }
+}
+
+fn failed(what: &'static str, error: &io::Error) -> Failure {
+    tracing::debug!(%error, what, "a guest's disk request failed");
+    Failure::Io
+}
