@@ -26,6 +26,9 @@ pub struct InheritedFd(pub i32);
 pub struct VmmConfig {
     /// Guest memory in MiB, 1 to [`MEMORY_MIB_MAX`].
     pub memory_mib: u32,
+    /// What pages the memory is made of.
+    #[serde(default)]
+    pub huge_pages: HugePages,
     /// Virtual CPUs, 1 to [`VCPUS_MAX`].
     pub vcpus: u8,
     /// How much of the host's processor the guest is shown.
@@ -66,6 +69,21 @@ pub const MEMORY_MIB_MAX: u32 = 1 << 20;
 pub const VCPUS_MAX: u8 = 254;
 /// The most console output kept, in bytes: the newest wins.
 pub const CONSOLE_LOG_BYTES_MAX: u64 = 1 << 20;
+
+/// What pages guest memory is made of: with larger ones the processor looks less often for where memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HugePages {
+    /// The host's usual ones, and whatever it makes of them by itself.
+    #[default]
+    None,
+    /// Huge ones wherever the host has one when memory is first touched (`MADV_HUGEPAGE`): nothing needs to be reserved, and
+    /// nothing fails without.
+    Transparent,
+    /// Of 2 MiB each, which the host's administrator has reserved (`vm.nr_hugepages`) and of which as many as the guest has
+    /// memory are taken at its start. None goes back to the host before the guest's end, so there is no balloon.
+    Reserved,
+}
 
 /// How much of the host's processor a guest is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

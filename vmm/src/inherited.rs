@@ -144,6 +144,7 @@ mod tests {
     fn config(kernel: RawFd, log: Option<RawFd>) -> VmmConfig {
         VmmConfig {
             memory_mib: 1,
+            huge_pages: Default::default(),
             vcpus: 1,
             cpu: Default::default(),
             boot: Boot::Kernel { kernel: InheritedFd(kernel), initrd: None },

@@ -1,34 +1,35 @@
 //! `wisp vmm boot`: one guest with its console on the terminal, from paths and names, without a cloud.
 
+mod disk;
+
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use storage::format::raw::RawFile;
+use storage::format::overlay::OverlayError;
 
 use crate::boot::image::Image;
 use crate::config::{
-    BalloonConfig, CpuProfile, DiskConfig, DiskFormat, InheritedFd, NicConfig, SystemIdentity, Traffic,
-    Transport,
+    BalloonConfig, CpuProfile, HugePages, InheritedFd, NicConfig, SystemIdentity, Traffic, Transport,
 };
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
+use crate::inherited::{PassedFds, of_disk};
 use crate::kvm::Kvm;
 use crate::lifecycle::Event;
 use crate::memory::mapping::Mapping;
 use crate::peripherals::{PeripheralSpecs, VsockSpec};
-use crate::run::Error as RunError;
+use crate::run::{Error as RunError, open_disk};
 use crate::sandbox::{Namespaces, Sandbox};
 use crate::serial::{Console, ConsoleLog};
 use crate::supervisor::{self, Supervisor};
 use crate::terminal::RawTerminal;
 use crate::virtio::block::ring::Rings;
 use crate::virtio::console;
-use crate::vm::{BootSource, DiskSpec, Machine, MachineSpec, MainConsole, NicSpec, SnapshotSource};
+use crate::vm::{BootSource, Machine, MachineSpec, MainConsole, NicSpec, SnapshotSource};
 
 /// What to boot.
 #[derive(Debug, Default)]
@@ -52,12 +53,14 @@ pub struct BootOptions {
     pub transport: Transport,
     /// Words added to the kernel's command line.
     pub cmdline: String,
-    /// Raw disk files, each with whether it is read-only.
-    pub disks: Vec<(PathBuf, bool)>,
+    /// Disks in order.
+    pub disks: Vec<DiskFile>,
     /// Open taps, attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
     pub taps: Vec<OwnedFd>,
     /// Guest memory in MiB.
     pub memory_mib: u32,
+    /// What pages it is made of.
+    pub huge_pages: HugePages,
     /// Virtual CPUs.
     pub vcpus: u8,
     /// How much of the host's processor the guest is shown.
@@ -96,6 +99,8 @@ pub enum ConsoleOption {
     Socket(PathBuf),
 }
 
+pub use disk::DiskFile;
+
 /// Why a guest could not be booted from a command line.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -107,6 +112,15 @@ pub enum Error {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// An overlay cannot be made.
+    #[error("make the overlay {path}")]
+    Overlay {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: OverlayError,
     },
     /// A socket.
     #[error("listen at {path}")]
@@ -203,13 +217,11 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         },
     };
     let mut disks = Vec::with_capacity(options.disks.len());
-    for (index, (path, read_only)) in options.disks.iter().enumerate() {
-        let file = open(path, !read_only)?;
-        let format = DiskFormat::Raw { file: InheritedFd(file.as_raw_fd()) };
-        let serial = format!("disk{index}");
-        let config = DiskConfig { read_only: *read_only, serial, ..DiskConfig::of(format) };
-        let disk = RawFile::whole(file, *read_only).map_err(|source| RunError::Disk { index, source })?;
-        disks.push(DiskSpec { config, disk: Arc::new(disk) });
+    for (index, disk) in options.disks.iter().enumerate() {
+        let (config, files) = disk.open(format!("disk{index}"))?;
+        let named = of_disk(&config);
+        let mut files = PassedFds::new(files, &named).expect("invariant: a disk names what it opens");
+        disks.push(open_disk(index, config, &mut files)?);
     }
     let main_console = match options.console {
         Some(ConsoleOption::Terminal) => MainConsole::Virtio,
@@ -228,6 +240,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
     let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap)).collect();
     Ok(MachineSpec {
         memory_mib: options.memory_mib,
+        huge_pages: options.huge_pages,
         vcpus: options.vcpus,
         cpu: options.cpu,
         track: options.track,

@@ -13,6 +13,7 @@
 //! ```
 
 pub mod discard;
+mod huge;
 pub mod mapping;
 pub mod userfault;
 
@@ -24,6 +25,8 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
 };
+
+use crate::config::HugePages;
 
 /// The memory of one guest: private mappings, reserved lazily, of nothing or of a snapshot's file. Each region has a bit
 /// for each page that this process has written to, which KVM does not see (`crate::snapshot`).
@@ -96,6 +99,21 @@ pub enum Error {
     /// The size is not within 1 MiB to [`crate::config::MEMORY_MIB_MAX`].
     #[error("a guest needs from 1 to {max} MiB of memory, not {0}", max = crate::config::MEMORY_MIB_MAX)]
     Size(u32),
+    /// Memory of huge pages is of whole ones.
+    #[error("memory of reserved huge pages is a multiple of 2 MiB, not {0} MiB")]
+    HugeSize(u32),
+    /// The host has none, or too few.
+    #[error(
+        "the host has not {size_mib} MiB of free huge pages of 2 MiB: reserve them (sysctl \
+         vm.nr_hugepages={}), or take transparent ones, which need no reservation", size_mib / HUGE_PAGE_MIB
+    )]
+    HugePages {
+        /// The size asked for.
+        size_mib: u32,
+        /// Why.
+        #[source]
+        source: vm_memory::mmap::FromRangesError,
+    },
     /// The host refused the mapping.
     #[error("map {size_mib} MiB of guest memory")]
     Map {
@@ -119,19 +137,54 @@ pub fn ram_ranges(size_mib: u32) -> Vec<(GuestAddress, u64)> {
     ranges
 }
 
-/// Maps `size_mib` MiB of guest memory. No page is touched.
+/// MiB of a huge page.
+const HUGE_PAGE_MIB: u32 = 2;
+/// Its size as `mmap` is told of it: the power of two, from bit 26 on (`linux/mman.h`).
+const MAP_HUGE_2MB: libc::c_int = 21 << 26;
+
+/// Maps `size_mib` MiB of guest memory of the host's usual pages. No page is touched.
 ///
 /// # Errors
 /// A size out of bounds, or a host that refuses the mapping.
 pub fn allocate(size_mib: u32) -> Result<GuestMemory, Error> {
+    allocate_of(size_mib, HugePages::None)
+}
+
+/// The same of other pages; reserved ones are taken here.
+///
+/// # Errors
+/// As [`allocate`], or there are no such pages.
+pub fn allocate_of(size_mib: u32, pages: HugePages) -> Result<GuestMemory, Error> {
     if size_mib == 0 || size_mib > crate::config::MEMORY_MIB_MAX {
         return Err(Error::Size(size_mib));
     }
-    let ranges: Vec<(GuestAddress, usize)> = ram_ranges(size_mib)
-        .into_iter()
-        .map(|(start, bytes)| (start, usize::try_from(bytes).expect("invariant: usize has 64 bits")))
-        .collect();
-    GuestMemory::from_ranges(&ranges).map_err(|source| Error::Map { size_mib, source })
+    let flags = match pages {
+        HugePages::None | HugePages::Transparent => libc::MAP_NORESERVE,
+        HugePages::Reserved if !size_mib.is_multiple_of(HUGE_PAGE_MIB) => {
+            return Err(Error::HugeSize(size_mib));
+        }
+        // With a reservation: without one, a page that is missing would be the process's end.
+        HugePages::Reserved => libc::MAP_HUGETLB | MAP_HUGE_2MB,
+    };
+    let failed = |source| match pages {
+        HugePages::Reserved => Error::HugePages { size_mib, source },
+        HugePages::None | HugePages::Transparent => Error::Map { size_mib, source },
+    };
+    let mut regions = Vec::new();
+    for (start, bytes) in ram_ranges(size_mib) {
+        let size = usize::try_from(bytes).expect("invariant: usize has 64 bits");
+        let mapping = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags)
+            .build()
+            .map_err(|source| failed(source.into()))?;
+        let region = GuestRegionMmap::new(mapping, start).expect("invariant: RAM ends far below overflow");
+        if pages == HugePages::Transparent {
+            huge::advise(&region);
+        }
+        regions.push(region);
+    }
+    GuestMemory::from_regions(regions).map_err(|source| failed(source.into()))
 }
 
 /// Maps memory of `size_mib` MiB whose content lies in `file` from `offset` on, a multiple of the page size, one range
@@ -207,6 +260,40 @@ mod tests {
     fn sizes_out_of_bounds_are_refused() {
         assert!(matches!(allocate(0), Err(Error::Size(0))));
         assert!(matches!(allocate(u32::MAX), Err(Error::Size(_))));
+    }
+
+    #[test]
+    fn reserved_pages_are_there_or_told_to_be_missing() {
+        assert!(matches!(allocate_of(65, HugePages::Reserved), Err(Error::HugeSize(65))));
+        // No host has as many.
+        let refused =
+            allocate_of(crate::config::MEMORY_MIB_MAX, HugePages::Reserved).unwrap_err().to_string();
+        assert!(refused.contains("vm.nr_hugepages=524288"), "{refused}");
+        match allocate_of(2, HugePages::Reserved) {
+            Ok(memory) => assert_eq!(low_ram_end(&memory), GuestAddress(2 * MIB)),
+            Err(error) => println!("skipped: {error}"),
+        }
+    }
+
+    #[test]
+    fn transparent_pages_are_taken_where_the_host_has_them() {
+        use vm_memory::Bytes as _;
+        let memory = allocate_of(64, HugePages::Transparent).unwrap();
+        for mib in 0..64 {
+            memory.write_obj(7_u8, GuestAddress(mib * MIB)).unwrap();
+        }
+        let start = format!("{:x}-", memory.iter().next().unwrap().as_ptr() as usize);
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let own = maps.lines().skip_while(|line| !line.starts_with(&start));
+        let huge = own.take(30).find(|line| line.starts_with("AnonHugePages:")).unwrap();
+        println!("{huge}, of 65536");
+        if std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+            .is_ok_and(|text| text.contains("[madvise]"))
+        {
+            let plain = allocate_of(64, HugePages::None).unwrap();
+            plain.write_obj(7_u8, GuestAddress(MIB)).unwrap();
+            assert_eq!(memory.read_obj::<u8>(GuestAddress(63 * MIB)).unwrap(), 7);
+        }
     }
 
     #[test]

@@ -225,6 +225,7 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
     let rings = Rings::for_disks(disks.len(), config.control_socket.is_some());
     Ok(MachineSpec {
         memory_mib: config.memory_mib,
+        huge_pages: config.huge_pages,
         vcpus: config.vcpus,
         cpu: config.cpu,
         track,

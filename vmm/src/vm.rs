@@ -16,7 +16,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::boot::image::{DiskImage, Image, begins_with_elf};
 use crate::bus::{self, Bus};
-use crate::config::{Addressing, CpuProfile, DiskConfig, NicConfig, SystemIdentity, Traffic, Transport};
+use crate::config::{
+    Addressing, CpuProfile, DiskConfig, HugePages, NicConfig, SystemIdentity, Traffic, Transport,
+};
 use crate::devices::{self, Places};
 use crate::ending::{Ending, EndingSignal};
 use crate::kvm::{self, HostKind, Kvm};
@@ -89,6 +91,9 @@ pub enum Error {
         kvm::LAB_COMMAND
     )]
     LinuxOnSoftwareKvm,
+    /// Reserved pages stay the guest's.
+    #[error("memory of reserved huge pages does not go back to the host, so there can be no balloon")]
+    BalloonOfReserved,
     /// The number of vCPUs is not within bounds.
     #[error("a guest needs from 1 to {max} vCPUs, not {0}", max = crate::config::VCPUS_MAX)]
     Vcpus(u8),
@@ -161,6 +166,8 @@ pub struct NicSpec {
 pub struct MachineSpec {
     /// Guest memory in MiB; for one that goes on, zero stands for what it has.
     pub memory_mib: u32,
+    /// What pages it is made of; that of one that goes on is its snapshot's file.
+    pub huge_pages: HugePages,
     /// Virtual CPUs, likewise.
     pub vcpus: u8,
     /// How much of the host's processor the guest is shown.
@@ -252,7 +259,10 @@ impl Machine {
         if spec.vcpus == 0 || spec.vcpus > crate::config::VCPUS_MAX {
             return Err(Error::Vcpus(spec.vcpus));
         }
-        let guest = memory::allocate(spec.memory_mib)?;
+        if spec.huge_pages == HugePages::Reserved && spec.peripherals.balloon.is_some() {
+            return Err(Error::BalloonOfReserved);
+        }
+        let guest = memory::allocate_of(spec.memory_mib, spec.huge_pages)?;
         let vm = Arc::new(kvm.create_vm(&guest, spec.cpu)?);
 
         let mut buses = Buses { ports: Bus::default(), registers: Bus::default() };

@@ -88,6 +88,7 @@ impl Instance {
         let format = DiskFormat::Raw { file: inherit(disk) };
         let mut config = VmmConfig {
             memory_mib: 32,
+            huge_pages: Default::default(),
             vcpus: 1,
             cpu: Default::default(),
             boot,

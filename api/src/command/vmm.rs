@@ -1,17 +1,19 @@
 //! `wisp vmm`: one microVM, with a terminal (`boot`) or as an instance's process (`run`), and what comes to it and goes
 //! from it while it runs.
 
+mod disk;
 mod peripherals;
 mod plug;
 mod snapshot;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use vmm::interactive::{BootOptions, boot_interactive};
+use vmm::interactive::{BootOptions, DiskFile, boot_interactive};
 use vmm::sandbox::{self, Namespaces, Sandbox};
 
 use crate::process::handover::Inherited;
@@ -24,6 +26,8 @@ pub(super) enum Command {
     Plug(plug::Command),
     #[command(flatten)]
     Snapshot(snapshot::Command),
+    #[command(flatten)]
+    Disk(disk::Command),
     /// The process that connects for a guest, as `boot` starts it.
     #[command(hide = true)]
     Connector {
@@ -80,8 +84,11 @@ pub(super) struct Boot {
     /// Words added to the kernel's command line.
     #[arg(long, value_name = "C", default_value = "")]
     cmdline: String,
-    /// A raw disk, `,ro` for one that is not written. May be repeated.
-    #[arg(long = "disk", value_name = "FILE[,ro]")]
+    /// A raw disk. May be repeated. `,ro`: it is not written. `,direct`: it is read and written past the host's page cache,
+    /// which takes less of a processor for each request of a busy guest and no memory, and lets nothing be read again from
+    /// memory. `,serial=S`: the serial number that the guest reads, up to 20 bytes. `,base=BASE`: the file is an overlay, made
+    /// if it is not there, that keeps what is written, over a raw disk that is only read and that many guests share.
+    #[arg(long = "disk", value_name = "FILE[,ro][,direct][,serial=S][,base=BASE]")]
     disks: Vec<OsString>,
     /// A tap that exists. May be repeated.
     #[arg(long = "tap", value_name = "NAME")]
@@ -92,6 +99,10 @@ pub(super) struct Boot {
     /// Memory in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 128)]
     mem: u32,
+    /// What pages its memory is made of. thp: huge ones of 2 MiB wherever the host has one free when memory is first touched;
+    /// hugetlb: such as are reserved (sysctl vm.nr_hugepages), or none at all, and no balloon.
+    #[arg(long, value_name = "PAGES", default_value = "none", conflicts_with = "restore")]
+    huge_pages: Pages,
     /// Virtual CPUs.
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
@@ -121,6 +132,24 @@ impl From<Cpu> for vmm::config::CpuProfile {
     }
 }
 
+/// The words of `--huge-pages`.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Pages {
+    None,
+    Thp,
+    Hugetlb,
+}
+
+impl From<Pages> for vmm::config::HugePages {
+    fn from(pages: Pages) -> Self {
+        match pages {
+            Pages::None => Self::None,
+            Pages::Thp => Self::Transparent,
+            Pages::Hugetlb => Self::Reserved,
+        }
+    }
+}
+
 /// The words of `--transport`.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Transport {
@@ -144,6 +173,7 @@ pub(super) fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Boot(arguments) => boot(*arguments),
         Command::Plug(command) => plug::run(command),
         Command::Snapshot(command) => snapshot::run(command),
+        Command::Disk(command) => disk::run(command),
         Command::Connector { path } => peripherals::connect_for(&path),
         Command::Run { arguments } => Ok(run(&arguments)),
     }
@@ -167,6 +197,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         disks: arguments.disks.iter().map(|text| disk(text)).collect(),
         taps,
         memory_mib: if restored { 0 } else { arguments.mem },
+        huge_pages: arguments.huge_pages.into(),
         vcpus: if restored { 0 } else { arguments.cpus },
         restore: arguments.restore,
         working_set: arguments.working_set,
@@ -174,7 +205,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         control: arguments.control,
         console: arguments.peripherals.console,
         balloon: arguments.peripherals.balloon,
-        pmem: arguments.peripherals.pmem.iter().map(|text| disk(text)).collect(),
+        pmem: arguments.peripherals.pmem.iter().map(|text| pmem(text)).collect(),
         vsock: arguments.peripherals.vsock.map(peripherals::Vsock::start).transpose()?,
     })?;
     eprintln!("wisp: {}", ending.message);
@@ -182,12 +213,31 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(vmm::run::exit_code(&report)))
 }
 
-/// A disk's file and whether it is read-only.
-fn disk(text: &OsStr) -> (PathBuf, bool) {
-    match text.to_str().and_then(|text| text.strip_suffix(",ro")) {
-        Some(path) => (path.into(), true),
-        None => (text.into(), false),
+/// A file that is memory, and whether it is read-only.
+fn pmem(text: &OsStr) -> (PathBuf, bool) {
+    let DiskFile { path, read_only, .. } = disk(text);
+    (path, read_only)
+}
+
+/// A disk's file and how it is used. Words are read from the end, so a name may have commas.
+fn disk(text: &OsStr) -> DiskFile {
+    let mut file = DiskFile::default();
+    let mut rest = text.as_bytes();
+    while let Some(comma) = rest.iter().rposition(|byte| *byte == b',') {
+        let word = &rest[comma + 1..];
+        match word {
+            b"ro" => file.read_only = true,
+            b"direct" => file.direct = true,
+            _ => match (word.strip_prefix(b"serial="), word.strip_prefix(b"base=")) {
+                (Some(serial), _) => file.serial = Some(String::from_utf8_lossy(serial).into_owned()),
+                (_, Some(base)) => file.base = Some(OsStr::from_bytes(base).into()),
+                _ => break,
+            },
+        }
+        rest = &rest[..comma];
     }
+    file.path = OsStr::from_bytes(rest).into();
+    file
 }
 
 /// The process of one instance: `wisp vmm run INSTANCE_ID --config-fd N [--uid U --gid G] [--cell]`.
@@ -273,8 +323,19 @@ mod tests {
     }
 
     #[test]
-    fn disk_is_read_only_where_it_says_so() {
-        assert_eq!(disk(OsStr::new("a.img,ro")), ("a.img".into(), true));
-        assert_eq!(disk(OsStr::new("a.img")), ("a.img".into(), false));
+    fn disk_is_used_as_the_words_behind_its_name_say() {
+        let file = |path: &str| DiskFile { path: path.into(), ..DiskFile::default() };
+        assert_eq!(disk(OsStr::new("a.img")), file("a.img"));
+        assert_eq!(disk(OsStr::new("a.img,ro")), DiskFile { read_only: true, ..file("a.img") });
+        assert_eq!(disk(OsStr::new("a,b,other")), file("a,b,other"));
+        let all = DiskFile {
+            path: "a,b".into(),
+            read_only: false,
+            direct: true,
+            base: Some("c.img".into()),
+            serial: Some("x1".to_owned()),
+        };
+        assert_eq!(disk(OsStr::new("a,b,serial=x1,base=c.img,direct")), all);
+        assert_eq!(pmem(OsStr::new("p,ro")), ("p".into(), true));
     }
 }

@@ -236,6 +236,51 @@ impl Overlay {
         Ok(Self { geometry, file, base, map: Map::new(HEADER_BYTES) })
     }
 
+    /// Writes all that the overlay in `file` has into its base, and makes it one that has nothing, over what the base is then.
+    /// Whatever interrupts it, doing it again does the rest; until then neither can be used. At its very end it may leave an
+    /// empty file: the base has all of the disk by then.
+    ///
+    /// # Errors
+    /// See [`OverlayError`]; both are to be committed again.
+    pub fn commit(file: &File, base: &File) -> Result<(), OverlayError> {
+        let duplicate = |file: &File| file.try_clone().map_err(OverlayError::io("duplicate a descriptor"));
+        let file_bytes = file_size_bytes(file).map_err(OverlayError::io("size the overlay's file"))?;
+        let mut header = [0; HEADER_FIELDS_BYTES];
+        file.read_exact_at(&mut header, 0).map_err(OverlayError::io("read the overlay's header"))?;
+        let geometry = Geometry::decode(&header)?;
+        let (base_bytes, size_bytes) = (geometry.base_size_bytes, geometry.virtual_size_bytes);
+        // One that was interrupted may have made it longer.
+        let found = file_size_bytes(base).map_err(OverlayError::io("size the base"))?;
+        if found != base_bytes && found != size_bytes {
+            return Err(OverlayError::Base { found, expected: base_bytes });
+        }
+        let own = RawFile::new(duplicate(file)?, file_bytes);
+        let below = RawFile::new_read_only(duplicate(base)?, base_bytes);
+        let overlay = Self::over(Box::new(own), Box::new(below))?;
+        if size_bytes > base_bytes {
+            base.set_len(size_bytes).map_err(OverlayError::io("size the base"))?;
+        }
+        let mut piece = vec![0; usize_of(CLUSTER_BYTES)];
+        for page in 0..geometry.map_pages() {
+            let last =
+                CLUSTERS_PER_PAGE.min((size_bytes - page * PAGE_SPAN_BYTES).div_ceil(CLUSTER_BYTES)) - 1;
+            let mut first = 0;
+            while first <= last {
+                let run = overlay.map.page(&*overlay.file, page).map(|guard| guard.run(first, last));
+                let (here, clusters) = run.map_err(OverlayError::io("read the overlay's map"))?;
+                for cluster in (first..first + clusters).filter(|_| here) {
+                    let at = page * PAGE_SPAN_BYTES + cluster * CLUSTER_BYTES;
+                    let part = &mut piece[..usize_of(CLUSTER_BYTES.min(size_bytes - at))];
+                    overlay.read_at(part, at).map_err(OverlayError::io("read the overlay"))?;
+                    base.write_all_at(part, at).map_err(OverlayError::io("write to the base"))?;
+                }
+                first += clusters;
+            }
+        }
+        base.sync_all().map_err(OverlayError::io("sync the base"))?;
+        Self::create(file, size_bytes, size_bytes)
+    }
+
     /// The size of the base that it was made for.
     #[must_use]
     pub fn base_size_bytes(&self) -> u64 {

@@ -17,8 +17,9 @@ use crate::disk::{DISKS_MAX, Disk};
 use crate::entry::VECTOR_DEVICE;
 use crate::hvc::Hvc;
 use crate::interrupts::Pins;
+use crate::load::Load;
 use crate::nic::{NICS_MAX, Nic};
-use crate::parse::cmdline::{MmioDevice, mmio_devices};
+use crate::parse::cmdline::{MmioDevice, load_ms, mmio_devices};
 use crate::pci::{self, Function};
 use crate::physical::MEMORY_END;
 use crate::pmem::{self, Pmem};
@@ -43,6 +44,8 @@ pub enum Device {
     Balloon(Balloon),
     /// A persistent memory.
     Pmem(Pmem),
+    /// A disk for a load.
+    Load(Load),
 }
 
 /// Sets up every device of `cmdline`; without one there, those of the PCI bus whose configuration space is at `ecam`. In
@@ -53,6 +56,8 @@ pub enum Device {
 pub fn find(cmdline: &str, ecam: Option<u64>, pins: &Pins, spare: &Range<u64>) -> Vec<Device> {
     let mut devices = Vec::new();
     let mut named = false;
+    // Of those on the bus none is taken for it: whoever measures has a kernel that is an ELF image.
+    let mut loads = load_ms(cmdline) > 0;
     for device in mmio_devices(cmdline).take(DEVICES_MAX) {
         named = true;
         // The driver's crate does not know these.
@@ -69,7 +74,13 @@ pub fn find(cmdline: &str, ecam: Option<u64>, pins: &Pins, spare: &Range<u64>) -
             println!("device {:#x}: no pin for interrupt {}", device.base, device.gsi);
             continue;
         }
-        match set_up(Transport::mmio(transport), spare) {
+        let transport = Transport::mmio(transport);
+        if loads && transport.device_type() == DeviceType::Block {
+            devices.extend(Load::new(transport).map(Device::Load));
+            loads = false;
+            continue;
+        }
+        match set_up(transport, spare) {
             Ok(found) => devices.push(found),
             Err(error) => println!("device {:#x}: {error}", device.base),
         }

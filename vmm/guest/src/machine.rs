@@ -146,6 +146,8 @@ impl Machine {
                 self.vsock.replace(Some(Rc::new(vsock)));
                 None
             }
+            // Run before the machine has anything to do.
+            Device::Load(_) => None,
             Device::Nic(nic, slot) => Some(place(&mut self.stacks.borrow_mut(), |index| {
                 Rc::new(Stack::new(nic, slot, index, &self.clock))
             })),

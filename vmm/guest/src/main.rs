@@ -22,6 +22,7 @@ mod http;
 mod hvc;
 mod interrupts;
 mod ipv6;
+mod load;
 mod machine;
 mod mem;
 mod memory;
@@ -54,7 +55,7 @@ use crate::generation::Generation;
 use crate::interrupts::Pins;
 use crate::machine::{Machine, Task};
 use crate::parse::acpi;
-use crate::parse::cmdline::touched_kib;
+use crate::parse::cmdline::{load_ms, touched_kib};
 use crate::physical::Physical;
 use crate::plug::Plug;
 use crate::power::Power;
@@ -83,7 +84,10 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     clock.calibrate();
     let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, power, plug, generation)));
     for device in devices {
-        machine.add(device);
+        match device {
+            device::Device::Load(mut load) => load.run(&machine.clock, load_ms(handover.cmdline)),
+            device => drop(machine.add(device)),
+        }
     }
     println!("guest: version {} heap {} KiB", env!("CARGO_PKG_VERSION"), heap_bytes >> 10);
     let slot = Rc::default();

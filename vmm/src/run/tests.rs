@@ -164,6 +164,7 @@ impl Instance {
         kernel_file.write_all(kernel).unwrap();
         let mut config = VmmConfig {
             memory_mib: 32,
+            huge_pages: Default::default(),
             vcpus,
             cpu: Default::default(),
             boot: Boot::Kernel { kernel: inherit(kernel_file), initrd: None },

@@ -228,8 +228,9 @@ impl Block {
         }
         self.backend.submit();
         self.deliver(active)?;
-        // What waited for room finds it, unless it is a limit that it waits for.
-        if full != 0 && self.backend.under_way() == 0 {
+        // What waited for room finds it, unless it is a limit that it waits for: then its timer wakes the device.
+        let stalled = self.throttle.as_ref().is_some_and(Throttle::is_stalled);
+        if full != 0 && !stalled && self.backend.under_way() == 0 {
             let waiting = (0..).zip(&self.queue_events).filter(|(index, _)| full & (1 << index) != 0);
             waiting.for_each(|(_, event)| super::kick(event));
         }

@@ -256,6 +256,7 @@ fn snapshot_is_refused_where_something_is_missing_or_damaged() {
 fn empty() -> VmmConfig {
     VmmConfig {
         memory_mib: 0,
+        huge_pages: Default::default(),
         vcpus: 0,
         cpu: Default::default(),
         boot: Boot::Disk,

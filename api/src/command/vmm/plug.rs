@@ -1,16 +1,15 @@
 //! Disks, network devices and the memory of a guest that runs, by its control socket.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use vmm::config::{DiskConfig, DiskFormat, InheritedFd, NicConfig, Traffic};
-use vmm::interactive::{MTU, mac};
-use vmm::rpc::{Client, DeviceName, DeviceState, ProtectionStatus, Status, VmState};
+use vmm::config::{DiskConfig, InheritedFd, NicConfig, Traffic};
+use vmm::interactive::{DiskFile, MTU, mac};
+use vmm::rpc::{Client, DeviceName, DeviceState, DiskEngine, ProtectionStatus, Status, VmState};
 
 /// Bytes of a disk's serial number.
 const SERIAL_BYTES_MAX: usize = 20;
@@ -20,12 +19,12 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 /// What is asked of a guest's devices.
 #[derive(Debug, clap::Subcommand)]
 pub(in crate::command) enum Command {
-    /// Give a guest that runs a raw disk, on PCI.
+    /// Give a guest that runs a disk, on PCI.
     AttachDisk {
         /// The control socket (`wisp vmm boot --control`).
         socket: PathBuf,
-        /// The file, `,ro` for one that is not written.
-        #[arg(value_name = "FILE[,ro]")]
+        /// The file, and how it is used, as of `wisp vmm boot --disk`.
+        #[arg(value_name = "FILE[,ro][,direct][,base=BASE]")]
         file: OsString,
         /// The serial number that the guest finds it by, and `detach` too; the file's name unless said.
         #[arg(long, value_name = "S")]
@@ -35,8 +34,8 @@ pub(in crate::command) enum Command {
     ResizeDisk {
         /// The control socket.
         socket: PathBuf,
-        /// The file, `,ro` for one that is not written.
-        #[arg(value_name = "FILE[,ro]")]
+        /// The file, and how it is used, as when the guest got it.
+        #[arg(value_name = "FILE[,ro][,direct][,base=BASE]")]
         file: OsString,
         /// The disk's serial number; the file's name unless said.
         #[arg(long, value_name = "S")]
@@ -88,15 +87,17 @@ pub(in crate::command) enum Command {
 pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::AttachDisk { socket, file, serial } => {
-            let (file, config) = disk(&file, serial)?;
+            let (config, files) = disk(&file, serial)?;
             let serial = config.serial.clone();
-            connect(&socket)?.add_disk(config, &[file.as_fd()])?;
+            let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+            connect(&socket)?.add_disk(config, &files)?;
             println!("{serial}");
             Ok(ExitCode::SUCCESS)
         }
         Command::ResizeDisk { socket, file, serial } => {
-            let (file, config) = disk(&file, serial)?;
-            connect(&socket)?.resize_disk(config, &[file.as_fd()])?;
+            let (config, files) = disk(&file, serial)?;
+            let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+            connect(&socket)?.resize_disk(config, &files)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::AttachNic { socket, tap, mac } => attach_nic(&socket, &tap, mac.as_deref()),
@@ -126,18 +127,16 @@ fn devices(client: &mut Client) -> anyhow::Result<Vec<(DeviceName, DeviceState)>
     Ok(devices.into_iter().map(|device| (device.device, device.state)).collect())
 }
 
-/// A disk's file, and what a VMM is told of it.
-fn disk(file: &OsString, serial: Option<String>) -> anyhow::Result<(File, DiskConfig)> {
-    let (path, read_only) = super::disk(file);
-    let own = || path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut serial = serial.unwrap_or_else(own);
+/// A disk's files, and what a VMM is told of it.
+fn disk(text: &OsString, serial: Option<String>) -> anyhow::Result<(DiskConfig, Vec<OwnedFd>)> {
+    let file = super::disk(text);
+    let own = || file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut serial = serial.or_else(|| file.serial.clone()).unwrap_or_else(own);
     while serial.len() > SERIAL_BYTES_MAX {
         serial.pop();
     }
-    let opened = File::options().read(true).write(!read_only).open(&path);
-    let opened = opened.with_context(|| format!("open {}", path.display()))?;
-    let format = DiskFormat::Raw { file: InheritedFd(0) };
-    Ok((opened, DiskConfig { read_only, serial, ..DiskConfig::of(format) }))
+    let file = DiskFile { serial: None, ..file };
+    Ok(file.open(serial)?)
 }
 
 fn attach_nic(socket: &Path, tap: &str, wished: Option<&str>) -> anyhow::Result<ExitCode> {
@@ -217,7 +216,7 @@ fn balloon(socket: &Path, target_mib: Option<u32>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A line for the state, then one for each protection.
+/// A line for the state, one for each disk, then one for each protection.
 fn shown(status: &Status) -> String {
     let state = match status.state {
         VmState::Created => "not started",
@@ -227,6 +226,16 @@ fn shown(status: &Status) -> String {
         VmState::Stopped => "stopped",
     };
     let mut text = format!("{state}\n");
+    for device in status.devices.iter().flatten() {
+        if let Some(engine) = device.engine {
+            let engine = match engine {
+                DiskEngine::IoUring => "by io_uring",
+                DiskEngine::Synchronous => "one request after the other",
+            };
+            let serial = format!("disk {}", name(&device.device));
+            text.push_str(&format!("{serial:<20} {engine}\n"));
+        }
+    }
     for ProtectionStatus { protection, missing } in status.protections.iter().flatten() {
         let line = match missing {
             None => format!("{protection:<20} yes\n"),
@@ -261,7 +270,7 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
 
 #[cfg(test)]
 mod tests {
-    use vmm::rpc::Protection;
+    use vmm::rpc::{DeviceStatus, Protection};
 
     use super::*;
 
@@ -279,13 +288,18 @@ mod tests {
             state: VmState::Running,
             first_run_us: None,
             console_bytes: 0,
-            devices: None,
+            devices: Some(vec![DeviceStatus {
+                device: DeviceName::Disk("root".to_owned()),
+                state: DeviceState::Present,
+                bytes: Some(512),
+                engine: Some(DiskEngine::IoUring),
+            }]),
             balloon: None,
             protections,
         };
         assert_eq!(
             shown(&status),
-            "running\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
+            "running\ndisk root            by io_uring\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
         );
     }
 

@@ -268,6 +268,7 @@ fn configuration(
         UnixListener::bind(directory.control_socket()).map_err(failed("make the control socket"))?;
     Ok(VmmConfig {
         memory_mib: wanted.memory_mib,
+        huge_pages: Default::default(),
         vcpus: wanted.vcpus,
         cpu: CpuProfile::Host,
         boot,

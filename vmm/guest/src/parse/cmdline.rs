@@ -1,4 +1,5 @@
-//! The kernel command line: where the virtio devices are, and what memory is written to again and again.
+//! The kernel command line: where the virtio devices are, what memory is written to again and again, and for how long a disk
+//! is loaded.
 
 /// One `virtio_mmio.device=SIZE@BASE:IRQ[:ID]` (Linux `Documentation/admin-guide/kernel-parameters.txt`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,15 @@ pub fn touched_kib(cmdline: &str) -> usize {
 
 /// Half of the heap.
 pub const TOUCHED_KIB_MAX: usize = 8 << 10;
+
+/// For how many milliseconds each part of a load of the first disk runs, by `load=MILLISECONDS`; none unless asked for.
+pub fn load_ms(cmdline: &str) -> u64 {
+    let word = cmdline.split_ascii_whitespace().find_map(|word| word.strip_prefix("load="));
+    word.and_then(|text| text.parse().ok()).unwrap_or(0).min(LOAD_MS_MAX)
+}
+
+/// A minute.
+pub const LOAD_MS_MAX: u64 = 60_000;
 
 fn mmio_device(text: &str) -> Option<MmioDevice> {
     let (size, rest) = text.split_once('@')?;
@@ -76,6 +86,12 @@ mod tests {
         assert_eq!(touched_kib("quiet touch=1024 x"), 1024);
         assert_eq!(touched_kib("touch=99999999"), TOUCHED_KIB_MAX);
         assert_eq!((touched_kib(""), touched_kib("touch=x"), touched_kib("nottouch=5")), (0, 0, 0));
+    }
+
+    #[test]
+    fn load_is_bounded_and_none_unless_asked_for() {
+        assert_eq!((load_ms("quiet load=250"), load_ms("load=9999999")), (250, LOAD_MS_MAX));
+        assert_eq!((load_ms(""), load_ms("load=x"), load_ms("upload=5")), (0, 0, 0));
     }
 
     #[test]

@@ -249,4 +249,42 @@ mod tests {
         assert!(ring.uring.submitter().register_files(&[fd]).is_err(), "nothing can be registered");
         assert_eq!((ring.under_way(), ring.room()), (0, UNDER_WAY_MAX));
     }
+    #[test]
+    fn outcome_comes_to_whoever_waits_while_the_thread_that_asked_sleeps() {
+        let Ok(ring) = Ring::new() else {
+            println!("skipped: no io_uring");
+            return;
+        };
+        let (reader, mut writer) = io::pipe().unwrap();
+        let ring = std::sync::Mutex::new(ring);
+        let (asleep, wake) = std::sync::mpsc::channel::<()>();
+        let (asked, was_asked) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let (ring, fd) = (&ring, reader.as_raw_fd());
+            scope.spawn(move || {
+                let mut byte = [0_u8];
+                let vectors = [libc::iovec { iov_base: byte.as_mut_ptr().cast(), iov_len: 1 }];
+                {
+                    let mut ring = ring.lock().unwrap();
+                    // SAFETY: this thread lives, and with it what it has, until the outcome was taken below.
+                    unsafe { ring.push(Piece::Read(fd, &vectors, 0), 7) };
+                    ring.submit();
+                }
+                asked.send(()).unwrap();
+                // As one waits that holds its processors, or its event loop.
+                let _ = wake.recv();
+            });
+            was_asked.recv().unwrap();
+            let mut ring = ring.lock().unwrap();
+            scope.spawn(move || {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                io::Write::write_all(&mut writer, b"x").unwrap();
+            });
+            while ring.under_way() > 0 {
+                ring.wait();
+                assert!(ring.outcome().is_none_or(|outcome| outcome == (7, 1)));
+            }
+            drop(asleep);
+        });
+    }
 }

@@ -8,6 +8,7 @@ mod net;
 mod pci;
 mod pmem;
 mod random;
+mod ring;
 mod rng;
 mod state;
 mod traffic;

@@ -113,7 +113,7 @@ fn accesses_of_odd_width_read_zeros_and_change_nothing() {
     guest.bus().read(u64::from(mmio::MAGIC_VALUE), &mut byte);
     assert_eq!(byte, [0]);
     let mut wide = [0xff; 8];
-    guest.bus().read(u64::from(mmio::CONFIG) + 56, &mut wide);
+    guest.bus().read(u64::from(mmio::CONFIG) + 60, &mut wide);
     assert_eq!(wide, [0; 8]);
     guest.bus().read(u64::MAX, &mut wide);
     guest.bus().write(u64::from(mmio::STATUS) + 1, &[1, 2, 3]);

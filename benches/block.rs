@@ -1,0 +1,213 @@
+//! A guest's disk: 4 KiB at random places, read and written, one request at a time and 32 at a time, by the tiny guest's own
+//! load; and what a VMM's threads, without those that are the guest's processors, take of a processor for each.
+//!
+//! With `FIRECRACKER_BIN=/path/to/firecracker` the same guest has the same file there, in the same run, by turns, with both of
+//! its engines, and the better one is the baseline; without, a process that reads and writes the file by plain calls is.
+
+mod measure;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::measure::{Samples, line};
+
+/// Runs per side.
+const RUNS: usize = 3;
+/// How long each part of a run takes.
+const PART: Duration = Duration::from_millis(800);
+/// The disk's size, all of which the page cache can have.
+const DISK_BYTES: u64 = 256 << 20;
+const BLOCK_BYTES: usize = 4096;
+/// The parts of the guest's load, in its order.
+const PARTS: [(&str, u32); 4] = [("read", 1), ("read", 32), ("write", 1), ("write", 32)];
+
+/// What one side did in each part: requests a second, and microseconds of a processor for each, where that is known.
+type Results = BTreeMap<(&'static str, u32), (Samples, Samples)>;
+
+struct Side<'a> {
+    name: &'static str,
+    command: Box<dyn Fn() -> Command + 'a>,
+    results: Results,
+}
+
+fn main() -> Result<()> {
+    let wisp = Path::new(env!("CARGO_BIN_EXE_wisp"));
+    let files = tempfile::tempdir()?;
+    let (kernel, disk) = (files.path().join("tiny.elf"), files.path().join("disk"));
+    let exported = Command::new(wisp).args(["guest", "export", "tiny"]).arg(&kernel).status()?;
+    ensure!(exported.success(), "export the guest");
+    fill(&disk)?;
+    let ours = |words: &'static str| {
+        let (kernel, disk) = (&kernel, &disk);
+        move || {
+            let mut command = Command::new(wisp);
+            let mut file = disk.clone().into_os_string();
+            file.push(words);
+            command
+                .args(["vmm", "boot", "--mem", "128", "--cmdline", &load_word()])
+                .arg("--kernel")
+                .arg(kernel);
+            command.arg("--disk").arg(file);
+            command
+        }
+    };
+    let side = |name, command| Side { name, command, results: Results::new() };
+    let mut cached = side("page cache", Box::new(ours("")) as Box<dyn Fn() -> Command>);
+    let mut direct = side("direct", Box::new(ours(",direct")));
+    let mut theirs = Vec::new();
+    if let Some(program) = std::env::var_os("FIRECRACKER_BIN") {
+        for (name, engine) in [("firecracker, Sync", "Sync"), ("firecracker, Async", "Async")] {
+            let config = files.path().join(engine);
+            std::fs::write(&config, firecracker_config(&kernel, &disk, engine))?;
+            let program = program.clone();
+            let command = move || {
+                let mut command = Command::new(&program);
+                command.args(["--no-api", "--config-file"]).arg(&config);
+                command
+            };
+            theirs.push(side(name, Box::new(command)));
+        }
+    }
+    let mut plain = Results::new();
+    for _ in 0..RUNS {
+        for side in [&mut cached, &mut direct].into_iter().chain(&mut theirs) {
+            run(&side.command, &mut side.results).with_context(|| side.name)?;
+        }
+        if theirs.is_empty() {
+            plain_calls(&disk, &mut plain)?;
+        }
+    }
+    for part in PARTS {
+        report(part, &cached, &theirs, &plain);
+        report(part, &direct, &theirs, &plain);
+    }
+    Ok(())
+}
+
+fn load_word() -> String {
+    format!("load={}", PART.as_millis())
+}
+
+/// Two lines: requests a second, and the processor's time for each.
+fn report(part: (&'static str, u32), ours: &Side<'_>, theirs: &[Side<'_>], plain: &Results) {
+    let middle = |results: &Results| {
+        let (rate, cpu) = &results[&part];
+        (rate.quantile(0.5), cpu.quantile(0.5))
+    };
+    let baselines = theirs.iter().map(|side| (middle(&side.results), side.name));
+    let best = baselines.max_by(|one, other| one.0.0.total_cmp(&other.0.0));
+    let ((rate, cpu), of) = best.unwrap_or_else(|| (middle(plain), "plain calls on the host"));
+    let (own_rate, own_cpu) = middle(&ours.results);
+    let what = format!("4k random {}, depth {}, {}", part.0, part.1, ours.name);
+    line(&what, "kIOPS", own_rate / 1e3, rate / 1e3, of);
+    line(&format!("{what}: processor for each"), "us", own_cpu, cpu, of);
+}
+
+/// A file of which every block was written, in the page cache and on the disk.
+fn fill(path: &Path) -> Result<()> {
+    let file = File::create_new(path)?;
+    let piece = vec![0x5a; 1 << 20];
+    for at in (0..DISK_BYTES).step_by(piece.len()) {
+        file.write_all_at(&piece, at)?;
+    }
+    Ok(file.sync_all()?)
+}
+
+fn firecracker_config(kernel: &Path, disk: &Path, engine: &str) -> String {
+    format!(
+        r#"{{"boot-source": {{"kernel_image_path": "{}", "boot_args": "console=ttyS0 {}"}},
+            "drives": [{{"drive_id": "d", "path_on_host": "{}", "is_root_device": false, "is_read_only": false,
+                         "cache_type": "Writeback", "io_engine": "{engine}"}}],
+            "machine-config": {{"vcpu_count": 1, "mem_size_mib": 128}}}}"#,
+        kernel.display(),
+        load_word(),
+        disk.display()
+    )
+}
+
+/// One guest's load, heard on its console.
+fn run(command: &dyn Fn() -> Command, results: &mut Results) -> Result<()> {
+    let mut child = command()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("start the VMM")?;
+    let heard = listen(&mut child, results);
+    child.kill().context("end the VMM")?;
+    child.wait().context("wait for the VMM")?;
+    heard
+}
+
+fn listen(child: &mut Child, results: &mut Results) -> Result<()> {
+    let stdout = child.stdout.take().context("read the console")?;
+    let mut began = None;
+    let mut last = String::new();
+    for line in BufReader::new(stdout).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).trim().to_owned();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["load:", "begin", ..] => began = Some((Instant::now(), processor_ns(child.id()))),
+            ["load:", "end", kind, depth, count, "requests", failed, ..] => {
+                ensure!(failed == "0", "requests failed: {line}");
+                let (started, before) = began.take().context("it ends before it begins")?;
+                let (seconds, spent) = (started.elapsed().as_secs_f64(), processor_ns(child.id()) - before);
+                let count: f64 = count.parse()?;
+                let part = PARTS.into_iter().find(|part| part.0 == kind && part.1.to_string() == depth);
+                let (rate, cpu) = results.entry(part.context("a part that was not asked for")?).or_default();
+                rate.push(count / seconds);
+                cpu.push(spent as f64 / 1e3 / count);
+            }
+            ["load:", "done"] => return Ok(()),
+            _ => last = line,
+        }
+    }
+    bail!("the VMM ended before its guest was done: {last}")
+}
+
+/// What all threads of a process but those that are the guest's processors have had of a processor, in nanoseconds.
+fn processor_ns(pid: u32) -> u64 {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let own = tasks
+        .map(|task| task.path())
+        .filter(|task| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| !name.contains("vcpu")));
+    let spent = own.filter_map(|task| {
+        let text = std::fs::read_to_string(task.join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    spent.sum()
+}
+
+/// The same places by `pread` and `pwrite`, one after the other: there is no depth.
+fn plain_calls(path: &Path, results: &mut Results) -> Result<()> {
+    let file = File::options().read(true).write(true).open(path)?;
+    let mut block = vec![0x5a; BLOCK_BYTES];
+    let mut random = 0x5851_f42d_4c95_7f2d_u64;
+    for part in PARTS {
+        let (started, before) = (Instant::now(), processor_ns(std::process::id()));
+        let mut count = 0.0;
+        while started.elapsed() < PART {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let at = random % (DISK_BYTES / BLOCK_BYTES as u64) * BLOCK_BYTES as u64;
+            if part.0 == "read" {
+                file.read_exact_at(&mut block, at)?
+            } else {
+                file.write_all_at(&block, at)?
+            }
+            count += 1.0;
+        }
+        let (rate, cpu) = results.entry(part).or_default();
+        rate.push(count / started.elapsed().as_secs_f64());
+        cpu.push((processor_ns(std::process::id()) - before) as f64 / 1e3 / count);
+    }
+    Ok(())
+}

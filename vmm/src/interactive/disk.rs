@@ -1,0 +1,118 @@
+//! Disks of a guest without a cloud: from files to what a VMM is told of them.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use storage::format::{Disk as _, Overlay, RawFile};
+
+use super::Error;
+use crate::config::{DiskConfig, DiskFormat, InheritedFd};
+
+/// A disk's file and how it is used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DiskFile {
+    /// A raw disk or, with `base`, an overlay.
+    pub path: PathBuf,
+    /// It is not written.
+    pub read_only: bool,
+    /// Past the host's page cache (`O_DIRECT`), where its file system can do that.
+    pub direct: bool,
+    /// The raw disk that the overlay is over, which is only read and may be other overlays' as well. An overlay that is not
+    /// there is made, as large as this.
+    pub base: Option<PathBuf>,
+    /// The serial number that the guest reads; one that its place gives unless said.
+    pub serial: Option<String>,
+}
+
+impl DiskFile {
+    /// Opens the files, and says what a VMM is told: the configuration numbers the files from zero. `serial` is the disk's
+    /// unless it has one of its own.
+    ///
+    /// # Errors
+    /// A file cannot be opened, or no overlay be made.
+    pub fn open(&self, serial: String) -> Result<(DiskConfig, Vec<OwnedFd>), Error> {
+        let (format, files) = match &self.base {
+            None => {
+                let file = open(&self.path, !self.read_only, self.direct)?;
+                (DiskFormat::Raw { file: InheritedFd(0) }, vec![file.into()])
+            }
+            Some(base) => {
+                let base = open(base, false, false)?;
+                self.make_overlay(&base)?;
+                let file = open(&self.path, true, self.direct)?;
+                let format = DiskFormat::Overlay { file: InheritedFd(0), base: InheritedFd(1) };
+                (format, vec![file.into(), base.into()])
+            }
+        };
+        let serial = self.serial.clone().unwrap_or(serial);
+        Ok((DiskConfig { read_only: self.read_only, serial, ..DiskConfig::of(format) }, files))
+    }
+
+    /// Makes the overlay, if there is none.
+    fn make_overlay(&self, base: &File) -> Result<(), Error> {
+        let failed = |source| Error::Open { path: self.path.clone(), source };
+        let file = match File::options().read(true).write(true).create_new(true).open(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
+            made => made.map_err(failed)?,
+        };
+        let bytes =
+            base.try_clone().and_then(|base| RawFile::whole(base, true)).map_err(failed)?.size_bytes();
+        let made = Overlay::create(&file, bytes, bytes);
+        made.map_err(|source| {
+            // What cannot be used must not be taken for one the next time.
+            let _ = std::fs::remove_file(&self.path);
+            Error::Overlay { path: self.path.clone(), source }
+        })
+    }
+}
+
+/// Opens a file; directly, if that is wanted and its file system can do it.
+fn open(path: &Path, write: bool, direct: bool) -> Result<File, Error> {
+    let open = |flags| File::options().read(true).write(write).custom_flags(flags).open(path);
+    let opened = match open(if direct { libc::O_DIRECT } else { 0 }) {
+        Err(error) if direct && error.raw_os_error() == Some(libc::EINVAL) => {
+            tracing::warn!(
+                "{}: its file system has no direct access, so it goes by the page cache",
+                path.display()
+            );
+            open(0)
+        }
+        opened => opened,
+    };
+    opened.map_err(|source| Error::Open { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlay_is_made_over_its_base_once_and_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let base = directory.path().join("base");
+        std::fs::write(&base, vec![3; 8192]).unwrap();
+        let disk =
+            DiskFile { path: directory.path().join("top"), base: Some(base.clone()), ..DiskFile::default() };
+        let (config, files) = disk.open("own".to_owned()).unwrap();
+        assert_eq!((config.serial.as_str(), files.len(), config.read_only), ("own", 2, false));
+        let overlay = |files: Vec<OwnedFd>| {
+            let [top, base] = <[OwnedFd; 2]>::try_from(files).unwrap();
+            Overlay::open(top.into(), base.into()).unwrap()
+        };
+        let opened = overlay(files);
+        opened.write_at(&[4; 4096], 0).unwrap();
+        opened.flush().unwrap();
+        let mut content = [0; 8192];
+        overlay(disk.open(String::new()).unwrap().1).read_at(&mut content, 0).unwrap();
+        assert_eq!((content[0], content[4096]), (4, 3));
+        assert!(std::fs::read(base).unwrap().iter().all(|byte| *byte == 3));
+        let odd = directory.path().join("odd");
+        std::fs::write(&odd, [0; 100]).unwrap();
+        let disk = DiskFile { path: directory.path().join("none"), base: Some(odd), ..DiskFile::default() };
+        assert!(matches!(disk.open(String::new()), Err(Error::Overlay { .. })));
+        assert!(!disk.path.exists());
+    }
+}
