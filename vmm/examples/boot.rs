@@ -1,7 +1,7 @@
 //! The two ways to run a guest, without the binary around them.
 //!
 //! - `boot run FD [UID GID]` runs the configuration in the inherited descriptor FD, as an instance's process does.
-//! - `boot KERNEL [MEMORY_MIB [CPUS [DISK…]]]` boots a kernel on the terminal, with the ramdisk, the words and the
+//! - `boot KERNEL [MEMORY_MIB [CPUS [DISK[,direct]…]]]` boots a kernel on the terminal, with the ramdisk, the words and the
 //!   transport that the environment names as INITRD, CMDLINE and TRANSPORT (pci or mmio); `tiny` is the built-in guest.
 #![expect(unsafe_code, reason = "an inherited descriptor is named by its number")]
 
@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use vmm::BootOptions;
 use vmm::config::Transport;
+use vmm::interactive::DiskFile;
 use vmm::run::{exit_code, read_config, run_instance};
 use vmm::sandbox::Sandbox;
 
@@ -39,7 +40,11 @@ fn main() -> ExitCode {
     } else {
         PathBuf::from(kernel)
     };
-    let disks = arguments.map(|path| (PathBuf::from(path), false)).collect();
+    let disk = |text: String| match text.strip_suffix(",direct") {
+        Some(path) => DiskFile { path: path.into(), direct: true, ..DiskFile::default() },
+        None => DiskFile { path: text.into(), ..DiskFile::default() },
+    };
+    let disks = arguments.map(disk).collect();
     let initrd = std::env::var_os("INITRD").map(PathBuf::from);
     let cmdline = std::env::var("CMDLINE").unwrap_or_default();
     let taps = Vec::new();

@@ -78,7 +78,7 @@ fn fill(source: File, base: Option<&Path>, made: &File) -> anyhow::Result<()> {
 }
 
 /// Whether a file begins as qcow2 images do.
-fn is_qcow2(mut file: &File) -> anyhow::Result<bool> {
+fn is_qcow2(file: &File) -> anyhow::Result<bool> {
     let mut magic = Vec::new();
     file.take(4).read_to_end(&mut magic)?;
     Ok(magic == *b"QFI\xfb")

@@ -175,9 +175,30 @@ fn neighbours_in_one_cluster_may_be_written_at_the_same_time() {
 
 #[derive(Debug, Clone)]
 enum Action {
-    Write { offset: u64, length: usize, byte: u8 },
-    Read { offset: u64, length: usize },
-    Discard { offset: u64, length: usize },
+    Write {
+        offset: u64,
+        length: usize,
+        byte: u8,
+    },
+    Read {
+        offset: u64,
+        length: usize,
+    },
+    Discard {
+        offset: u64,
+        length: usize,
+    },
+    Zero {
+        offset: u64,
+        length: usize,
+    },
+    /// A write by somebody else that is under way from here on, if it can be located.
+    Begin {
+        cluster: u64,
+        byte: u8,
+    },
+    /// All that is under way is done.
+    Finish,
     Flush,
     Reopen,
 }
@@ -192,7 +213,10 @@ fn action(unit: usize) -> impl Strategy<Value = Action> {
     prop_oneof![
         4 => (place.clone(), 1..=255u8).prop_map(|((offset, length), byte)| Action::Write { offset, length, byte }),
         2 => place.clone().prop_map(|(offset, length)| Action::Read { offset, length }),
-        1 => place.prop_map(|(offset, length)| Action::Discard { offset, length }),
+        1 => place.clone().prop_map(|(offset, length)| Action::Discard { offset, length }),
+        1 => place.prop_map(|(offset, length)| Action::Zero { offset, length }),
+        3 => (0..MODEL_BYTES as u64 / CLUSTER_BYTES, 1..=255u8).prop_map(|(cluster, byte)| Action::Begin { cluster, byte }),
+        1 => Just(Action::Finish),
         1 => Just(Action::Flush),
         1 => Just(Action::Reopen),
     ]
@@ -271,6 +295,14 @@ impl Disk for Platter {
         assert!(offset.is_multiple_of(512) && length.is_multiple_of(512), "whole sectors");
         self.write_at(&vec![0; length as usize], offset)
     }
+
+    /// Nobody's descriptor: who works there works on the platter.
+    fn locate(&self, work: Work, extents: &mut Vec<Extent>) -> io::Result<bool> {
+        let (Work::Read { offset, length } | Work::Write { offset, length }) = work else { return Ok(false) };
+        let file = Some(crate::format::OpenFile { fd: -1, direct: false });
+        extents.push(Extent { file, offset, length });
+        Ok(true)
+    }
 }
 
 /// What each sector may hold after a power loss: what it held at the last flush, and whatever was written since.
@@ -326,6 +358,17 @@ proptest! {
                     }
                     model[offset as usize..][..length].copy_from_slice(&after);
                 }
+                Action::Zero { offset, length } => {
+                    disk.write_zeroes(offset, length as u64, length % 2 == 0).unwrap();
+                    model[offset as usize..][..length].fill(0);
+                }
+                Action::Begin { cluster, byte } => {
+                    let (offset, length) = (cluster * CLUSTER_BYTES, CLUSTER_BYTES);
+                    let work = Work::Write { offset, length };
+                    prop_assert!(work_at(&disk, work, &mut [byte; 4096]));
+                    model[offset as usize..][..4096].fill(byte);
+                }
+                Action::Finish => {}
                 Action::Flush => disk.flush().unwrap(),
                 Action::Reopen => {
                     disk.flush().unwrap();
@@ -355,8 +398,35 @@ proptest! {
         let mut model = read(&disk, 0, MODEL_BYTES);
         let mut allowed = Allowed::exactly(&model);
         let mut arrivals = arrivals.into_iter().cycle();
+        let mut under_way: Vec<(u64, u8)> = Vec::new();
         for action in actions {
+            if !matches!(action, Action::Begin { .. } | Action::Flush | Action::Reopen) {
+                for (offset, byte) in under_way.drain(..) {
+                    disk.finish(Work::Write { offset, length: CLUSTER_BYTES }, Ok(())).unwrap();
+                    model[offset as usize..][..4096].fill(byte);
+                    allowed.also(offset, 4096, &model);
+                }
+            }
             match action {
+                Action::Begin { cluster, byte } => {
+                    let (offset, mut extents) = (cluster * CLUSTER_BYTES, Vec::new());
+                    // Two at once to one place have no order.
+                    if under_way.iter().all(|(begun, _)| *begun != offset) {
+                        let work = Work::Write { offset, length: CLUSTER_BYTES };
+                        prop_assert!(disk.locate(work, &mut extents).unwrap());
+                        platter.write_at(&[byte; 4096], extents[0].offset).unwrap();
+                        under_way.push((offset, byte));
+                        let mut after = model.clone();
+                        after[offset as usize..][..4096].fill(byte);
+                        allowed.also(offset, 4096, &after);
+                    }
+                }
+                Action::Finish => {}
+                Action::Zero { offset, length } => {
+                    disk.write_zeroes(offset, length as u64, true).unwrap();
+                    model[offset as usize..][..length].fill(0);
+                    allowed.also(offset, length, &model);
+                }
                 Action::Write { offset, length, byte } => {
                     disk.write_at(&vec![byte; length], offset).unwrap();
                     model[offset as usize..][..length].fill(byte);
@@ -374,9 +444,16 @@ proptest! {
                 Action::Flush => {
                     disk.flush().unwrap();
                     allowed = Allowed::exactly(&model);
+                    // What is under way may be there or not.
+                    for (offset, byte) in &under_way {
+                        let mut after = model.clone();
+                        after[*offset as usize..][..4096].fill(*byte);
+                        allowed.also(*offset, 4096, &after);
+                    }
                 }
                 Action::Reopen => {
                     drop(disk);
+                    under_way.clear();
                     platter.power_loss(|| arrivals.next().unwrap());
                     disk = open();
                     model = read(&disk, 0, MODEL_BYTES);
