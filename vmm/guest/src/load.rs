@@ -105,7 +105,10 @@ impl Load {
         transport.write_driver_features(features);
         let ready = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER | DeviceStatus::FEATURES_OK;
         transport.set_status(ready);
-        let sectors: u64 = transport.read_config_space(0).ok()?;
+        // In two halves, as far as a register window goes.
+        let [low, high]: [u32; 2] =
+            [transport.read_config_space(0).ok()?, transport.read_config_space(4).ok()?];
+        let sectors = u64::from(high) << 32 | u64::from(low);
         let mut queue = Box::new(Queue {
             descriptors: [Descriptor::default(); SIZE as usize],
             available: Available { flags: 0, index: 0, ring: [0; SIZE as usize], used_event: 0 },
