@@ -97,6 +97,8 @@ pub struct Block {
     queue_events: Vec<EventFd>,
     active: Option<Activation>,
     chain: Chain,
+    /// The queue that was looked at first, last time.
+    first_queue: usize,
     throttle: Option<Throttle>,
     /// What is in the queues waits: the guest is paused.
     held: bool,
@@ -171,6 +173,7 @@ impl Block {
             queue_events: super::queue_event_fds(queues.into())?,
             active: None,
             chain: Chain::new(),
+            first_queue: 0,
             throttle: None,
             held: false,
             grown: false,
@@ -209,9 +212,12 @@ impl Block {
         self.deliver(active)?;
         let can_flush = active.features & spec::F_FLUSH != 0;
         let features = active.features;
+        let count = active.queues.len();
+        // Another queue is the first each time: where a limit stops them, none waits for ever.
+        self.first_queue = (self.first_queue + 1) % count;
         let mut full = 0;
-        for index in 0..active.queues.len() {
-            if !active.queues[index].is_used() {
+        for index in (0..count).map(|step| (self.first_queue + step) % count) {
+            if !active.queues[index].is_used() || self.is_stalled() {
                 continue;
             }
             let mut chain = std::mem::take(&mut self.chain);
@@ -229,12 +235,16 @@ impl Block {
         self.backend.submit();
         self.deliver(active)?;
         // What waited for room finds it, unless it is a limit that it waits for: then its timer wakes the device.
-        let stalled = self.throttle.as_ref().is_some_and(Throttle::is_stalled);
-        if full != 0 && !stalled && self.backend.under_way() == 0 {
+        if full != 0 && !self.is_stalled() && self.backend.under_way() == 0 {
             let waiting = (0..).zip(&self.queue_events).filter(|(index, _)| full & (1 << index) != 0);
             waiting.for_each(|(_, event)| super::kick(event));
         }
         (0..active.queues.len()).try_for_each(|index| active.signal(index))
+    }
+
+    /// A request waits for a limit, and all behind it.
+    fn is_stalled(&self) -> bool {
+        self.throttle.as_ref().is_some_and(Throttle::is_stalled)
     }
 
     /// Gives back what is done.
@@ -434,8 +444,7 @@ impl MutEventSubscriber for Block {
                 .filter(|event| event.as_raw_fd() == events.fd())
                 .for_each(super::drain),
         }
-        let stalled = self.throttle.as_ref().is_some_and(Throttle::is_stalled);
-        if !self.held && !stalled {
+        if !self.held && !self.is_stalled() {
             self.with_queues(Self::work);
         } else if self.backend.under_way() > 0 {
             self.finish_some();

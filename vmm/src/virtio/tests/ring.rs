@@ -330,3 +330,35 @@ fn several_queues_are_offered_and_as_many_are_used_as_the_driver_likes() {
         assert!(queue.take_used(&guest.memory).is_some(), "queue {index}");
     }
 }
+
+#[test]
+fn limits_hold_for_all_queues_together_and_starve_none() {
+    use crate::config::{DiskLimits, RateLimit, TransferLimits};
+    let one = Some(RateLimit { per_second: 1000, burst: Some(1) });
+    let limits =
+        DiskLimits { total: TransferLimits { bytes: None, operations: one }, ..DiskLimits::default() };
+    let (start, moved) = (std::time::Instant::now(), Arc::new(std::sync::atomic::AtomicU64::new(0)));
+    let passed = Arc::clone(&moved);
+    let clock = move || start + std::time::Duration::from_millis(passed.load(Ordering::Relaxed));
+    let block = Block::with(Box::new(MemoryDisk::new(1 << 20)), false, "", (2, None)).unwrap();
+    let block = block.limited(&limits, Box::new(clock)).unwrap();
+    let mut guest = MockGuest::new(Arc::new(Mutex::new(block))).unwrap();
+    let queues = guest.bring_up(FEATURES | block::F_MQ, &[64, 64]);
+    let mut driver = Driver { guest, queues, submitted: 0 };
+    for number in 0..20 {
+        driver.submit(number % 2, block::T_IN, 0, &[MockDescriptor::writable(DATA, 512)]);
+    }
+    driver.guest.kick(0);
+    driver.guest.kick(1);
+    assert_eq!(driver.done(), 1, "one queue's request is the other's limit");
+    let mut done = [0; 2];
+    while done.iter().sum::<usize>() < 8 {
+        moved.fetch_add(1, Ordering::Relaxed);
+        driver.guest.wait(PATIENCE_MS);
+        let Driver { guest, queues, .. } = &mut driver;
+        for (count, queue) in done.iter_mut().zip(queues) {
+            *count += std::iter::from_fn(|| queue.take_used(&guest.memory)).count();
+        }
+    }
+    assert!(done.iter().all(|count| *count > 0), "{done:?}");
+}
