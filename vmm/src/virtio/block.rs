@@ -214,9 +214,10 @@ impl Block {
         let features = active.features;
         let count = active.queues.len();
         // Another queue is the first each time: where a limit stops them, none waits for ever.
-        self.first_queue = (self.first_queue + 1) % count;
+        let first = (self.first_queue + 1) % count;
+        self.first_queue = first;
         let mut full = 0;
-        for index in (0..count).map(|step| (self.first_queue + step) % count) {
+        for index in (0..count).map(|step| (first + step) % count) {
             if !active.queues[index].is_used() || self.is_stalled() {
                 continue;
             }

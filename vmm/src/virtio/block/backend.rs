@@ -43,25 +43,27 @@ enum Tried {
 
 /// See the module.
 pub(super) struct Backend {
+    /// Before the disk, whose files are open until nothing is under way.
+    flight: Option<Flight>,
     disk: Box<dyn Disk>,
     serial: [u8; spec::ID_BYTES],
     buffer: Vec<u8>,
     extents: Vec<Extent>,
     planned: Vec<Planned>,
-    flight: Option<Flight>,
-    /// The files tell whether a read would wait; memory file systems do not, and never let anybody wait.
+    /// The files tell whether a read would wait. Those of memory do not, and never let anybody wait; some of a network do
+    /// not, and are waited for.
     tells_waits: bool,
 }
 
 impl Backend {
     pub(super) fn new(disk: Box<dyn Disk>, serial: [u8; spec::ID_BYTES], ring: Option<Ring>) -> Self {
         Self {
+            flight: ring.map(Flight::new),
             disk,
             serial,
             buffer: Vec::new(),
             extents: Vec::new(),
             planned: Vec::new(),
-            flight: ring.map(Flight::new),
             tells_waits: true,
         }
     }
@@ -226,6 +228,9 @@ impl Backend {
         (offset, length): (u64, u64),
     ) -> io::Result<Tried> {
         let has_ring = self.flight.is_some();
+        if length == 0 {
+            return Ok(Tried::Done);
+        }
         if file.direct && has_ring {
             return Ok(Tried::Waits);
         }
@@ -320,16 +325,15 @@ impl Backend {
         request: &Request,
         verdict: Verdict,
     ) -> Result<(), Failure> {
-        match verdict {
-            Verdict::Again => return self.run(memory, chain, request, true),
-            Verdict::Failed(error) => return self.settle(request, Err(io::Error::from_raw_os_error(error))),
-            Verdict::Done => {}
-        }
         if let Request::Read(range) = request {
+            // Also of one that failed: who knows how far it came.
             mark_written(memory, chain.writable(), range.length);
-            return Ok(());
         }
-        self.settle(request, Ok(()))
+        match verdict {
+            Verdict::Again => self.run(memory, chain, request, true),
+            Verdict::Failed(error) => self.settle(request, Err(io::Error::from_raw_os_error(error))),
+            Verdict::Done => self.settle(request, Ok(())),
+        }
     }
 
     /// Tells the disk what became of located work.
