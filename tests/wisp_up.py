@@ -13,6 +13,8 @@ import venv
 
 BUILD = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).resolve().parent.parent / "target")).resolve()
 PASSWORD = "correct horse battery staple"
+# The variable that names the network namespace which a program has left.
+OUTSIDE = "WISP_TESTS_OUTSIDE"
 # Seconds for the cloud to answer, in a debug build on a busy machine.
 READY_SECONDS_MAX = 120
 
@@ -37,6 +39,18 @@ def enter_environment(package):
     if pathlib.Path(sys.prefix) != environment:
         os.execv(python, [python, *sys.argv])
     return environment
+
+
+def leave_network():
+    """Becomes the same program in a network namespace of its own, where a cloud with guests makes links, rules and
+    addresses that nobody else sees. Nothing can be installed from there."""
+    namespace = os.readlink("/proc/self/ns/net")
+    if OUTSIDE not in os.environ:
+        os.environ[OUTSIDE] = namespace
+        os.execvp("unshare", ["unshare", "--net", sys.executable, *sys.argv])
+    if os.environ[OUTSIDE] == namespace:
+        raise SystemExit("this is no network namespace of its own")
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=10)
 
 
 def add_arguments(parser, output):

@@ -163,19 +163,77 @@ pub struct Capacity {
 }
 
 /// A disk as open descriptors, for whoever serves it to a guest or reads it: layers, the lowest first.
-#[derive(Debug)]
 pub struct Export {
     /// See [`crate::format::layers`].
     pub layers: Vec<File>,
+    release: Release,
+}
+
+/// What a backend does once a reader of a disk is done.
+struct Release(Option<Box<dyn FnOnce() + Send + Sync>>);
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        if let Some(release) = self.0.take() {
+            release();
+        }
+    }
+}
+
+/// A disk with what is done after it. Fields are dropped in their order.
+struct Held {
+    disk: Box<dyn Disk>,
+    _release: Release,
 }
 
 impl Export {
+    /// One that leaves nothing to do.
+    #[must_use]
+    pub fn new(layers: Vec<File>) -> Self {
+        Self { layers, release: Release(None) }
+    }
+
+    /// One after whose use `release` is called, unless it is somebody else's by then ([`Export::into_layers`]).
+    #[must_use]
+    pub fn with_release(layers: Vec<File>, release: Box<dyn FnOnce() + Send + Sync>) -> Self {
+        Self { layers, release: Release(Some(release)) }
+    }
+
+    /// The descriptors, for another process.
+    #[must_use]
+    pub fn into_layers(mut self) -> Vec<File> {
+        self.release.0 = None;
+        self.layers
+    }
+
     /// The disk.
     ///
     /// # Errors
     /// See [`open_layers`].
     pub fn open(self, read_only: bool) -> Result<Box<dyn Disk>, OverlayError> {
-        open_layers(self.layers, read_only)
+        let disk = open_layers(self.layers, read_only)?;
+        if self.release.0.is_none() {
+            return Ok(disk);
+        }
+        Ok(Box::new(Held { disk, _release: self.release }))
+    }
+}
+
+impl Disk for Held {
+    fn size_bytes(&self) -> u64 {
+        self.disk.size_bytes()
+    }
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.disk.read_at(buffer, offset)
+    }
+    fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+        self.disk.write_at(buffer, offset)
+    }
+    fn flush(&self) -> io::Result<()> {
+        self.disk.flush()
+    }
+    fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.disk.discard(offset, length)
     }
 }
 

@@ -4,6 +4,8 @@
 
 pub mod backend;
 pub mod backup;
+#[cfg(feature = "ceph")]
+pub mod ceph;
 pub mod container;
 pub mod download;
 pub mod file;

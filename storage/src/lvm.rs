@@ -236,7 +236,7 @@ impl Backend for LvmBackend {
     fn export(&self, id: &str, read_only: bool) -> Result<Export> {
         let found = self.existing(id)?;
         let written = !read_only && !found.has(FROZEN);
-        Ok(Export { layers: vec![self.device(&found.name, written)?] })
+        Ok(Export::new(vec![self.device(&found.name, written)?]))
     }
 
     fn list(&self) -> Result<Vec<String>> {

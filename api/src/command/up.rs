@@ -73,8 +73,9 @@ pub(super) struct Arguments {
     /// Kinds and lives of tokens and rules of passwords: the sections [token] and [security_compliance] of a keystone.conf.
     #[arg(long, value_name = "FILE")]
     identity: Option<PathBuf>,
-    /// What keeps the disks of volumes: `file` beside the rest, `file:DIRECTORY` elsewhere (on NFS, say), or thin volumes of
-    /// LVM, `lvm:GROUP/POOL`, in a pool that is there. Several may be given, each with a name, which volume types ask for as
+    /// What keeps the disks of volumes: `file` beside the rest, `file:DIRECTORY` elsewhere (on NFS, say), thin volumes of
+    /// LVM, `lvm:GROUP/POOL`, in a pool that is there, or, in a program built with the feature `ceph`, images of Ceph's,
+    /// `ceph:POOL[/USER]`. Several may be given, each with a name, which volume types ask for as
     /// `volume_backend_name`: `fast=lvm:vg/pool`. One that has volumes must stay.
     #[arg(long, value_name = "[NAME=]BACKEND", default_value = "file")]
     volumes: Vec<NamedPlace>,

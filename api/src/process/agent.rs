@@ -11,7 +11,7 @@ use control::driver::fail_points::FailPoints;
 use control::driver::fake::FakeDriver;
 use control::driver::host::{Forwarders, HostDriver, HostOptions};
 use control::driver::provider::{Provider, interfaces};
-use control::driver::volumes::{NamedPlace, Place, VolumePaths, Volumes};
+use control::driver::volumes::{NamedPlace, VolumePaths, Volumes};
 use net::keeper::Namespaces;
 use serde::{Deserialize, Serialize};
 use storage::backup::{LineObjects, Objects};
@@ -70,8 +70,8 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
     let bucket = backups.map(|line| Arc::new(LineObjects::new(line.into())) as Arc<dyn Objects>);
     terminal::log(&handover.log)?;
     nix::sys::signal::SigSet::empty().thread_set_mask().context("let signals through")?;
-    let device_mapper = handover.volumes.iter().any(|one| matches!(one.place, Place::Thin { .. }));
-    privileges::keep_agent_capabilities(device_mapper)?;
+    let block_devices = handover.volumes.iter().any(|one| one.place.makes_devices());
+    privileges::keep_agent_capabilities(block_devices)?;
     privileges::die_with_parent(handover.parent)?;
     privileges::raise_open_files();
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -57,9 +57,9 @@ pub fn become_user(user: User) -> anyhow::Result<()> {
 
 /// Keeps of root what an agent needs, if this is root. Only for a process that still has one thread.
 ///
-/// With `device_mapper`, what the kernel asks of those who make logical volumes, too.
-pub fn keep_agent_capabilities(device_mapper: bool) -> anyhow::Result<()> {
-    let kept = match (nix::unistd::geteuid().is_root(), device_mapper) {
+/// With `block_devices`, what the kernel asks of those who make logical volumes or map images of Ceph's, too.
+pub fn keep_agent_capabilities(block_devices: bool) -> anyhow::Result<()> {
+    let kept = match (nix::unistd::geteuid().is_root(), block_devices) {
         (false, _) => CapabilitySet::empty(),
         (true, false) => AGENT_CAPABILITIES,
         (true, true) => AGENT_CAPABILITIES.union(CapabilitySet::SYS_ADMIN).union(CapabilitySet::MKNOD),

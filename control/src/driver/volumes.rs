@@ -15,6 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use storage::backend::{Backend, BackendError, Source, copy_sparse};
 use storage::backup::{self, BackupError, BackupStore, BucketBackups, DirectoryBackups, Objects};
+#[cfg(feature = "ceph")]
+use storage::ceph::CephBackend;
 use storage::file::FileBackend;
 use storage::format::{Disk, DiskKey, EncryptedDisk, RawFile};
 use storage::lvm::LvmBackend;
@@ -57,6 +59,14 @@ pub enum Place {
         /// The thin pool in it.
         pool: String,
     },
+    /// Images in a Ceph cluster.
+    #[cfg(feature = "ceph")]
+    Ceph {
+        /// The pool.
+        pool: String,
+        /// Ceph's user, without `client.`; the one that its programs take if none is named.
+        user: Option<String>,
+    },
 }
 
 impl Place {
@@ -69,11 +79,19 @@ impl Place {
                 Box::new(FileBackend::open(&directory.join(host).join(DISKS))?)
             }
             Self::Thin { group, pool } => Box::new(LvmBackend::open(group, pool)?),
+            #[cfg(feature = "ceph")]
+            Self::Ceph { pool, user } => Box::new(CephBackend::open(pool, user.as_deref())?),
         })
+    }
+
+    /// Whether its disks are devices that have to be made.
+    #[must_use]
+    pub fn makes_devices(&self) -> bool {
+        !matches!(self, Self::Files | Self::Directory(_))
     }
 }
 
-/// As it is written on a command line: `file`, `file:DIRECTORY`, `lvm:GROUP/POOL`.
+/// As it is written on a command line: `file`, `file:DIRECTORY`, `lvm:GROUP/POOL`, `ceph:POOL[/USER]`.
 impl FromStr for Place {
     type Err = String;
 
@@ -88,7 +106,23 @@ impl FromStr for Place {
                 }
                 _ => Err(format!("`{pool}` is no GROUP/POOL")),
             },
-            _ => Err(format!("`{text}` is none of file, file:DIRECTORY and lvm:GROUP/POOL")),
+            #[cfg(feature = "ceph")]
+            Some(("ceph", pool)) => {
+                let (pool, user) =
+                    pool.split_once('/').map_or((pool, None), |(pool, user)| (pool, Some(user)));
+                if pool.is_empty() || user.is_some_and(str::is_empty) {
+                    return Err(format!("`{text}` is no ceph:POOL[/USER]"));
+                }
+                Ok(Self::Ceph { pool: pool.to_owned(), user: user.map(str::to_owned) })
+            }
+            #[cfg(not(feature = "ceph"))]
+            Some(("ceph", _)) => Err(
+                "this program was built without Ceph: `cargo build --release --features ceph` builds it with"
+                    .to_owned(),
+            ),
+            _ => {
+                Err(format!("`{text}` is none of file, file:DIRECTORY, lvm:GROUP/POOL and ceph:POOL[/USER]"))
+            }
         }
     }
 }
@@ -108,6 +142,8 @@ impl From<Place> for NamedPlace {
         let name = match place {
             Place::Files | Place::Directory(_) => "file",
             Place::Thin { .. } => "lvm",
+            #[cfg(feature = "ceph")]
+            Place::Ceph { .. } => "ceph",
         };
         Self { name: name.to_owned(), place }
     }
@@ -429,7 +465,7 @@ impl Volumes {
         let said = |error: &dyn std::error::Error| super::host::sentence(error);
         let backend = self.backend(wanted.backend.as_deref()).map_err(|error| said(&error))?;
         let exported = backend.export(&wanted.id, wanted.read_only).map_err(|error| said(&error))?;
-        let files = exported.layers.into_iter().map(inherit).collect();
+        let files = exported.into_layers().into_iter().map(inherit).collect();
         Ok(DiskConfig {
             format: DiskFormat::Layers { files },
             read_only: wanted.read_only,
@@ -529,7 +565,28 @@ mod tests {
         assert_eq!("file:/mnt/shared".parse(), Ok(Place::Directory("/mnt/shared".into())));
         let thin = Place::Thin { group: "vg0".into(), pool: "thin".into() };
         assert_eq!("lvm:vg0/thin".parse(), Ok(thin));
-        for wrong in ["", "files", "file:", "file:here", "lvm:", "lvm:vg0", "lvm:vg0/", "nfs:/x"] {
+        #[cfg(feature = "ceph")]
+        {
+            let ceph =
+                |user: Option<&str>| Place::Ceph { pool: "wisp".into(), user: user.map(str::to_owned) };
+            assert_eq!("ceph:wisp".parse(), Ok(ceph(None)));
+            assert_eq!("ceph:wisp/volumes".parse(), Ok(ceph(Some("volumes"))));
+        }
+        #[cfg(not(feature = "ceph"))]
+        assert!("ceph:wisp".parse::<Place>().unwrap_err().contains("--features ceph"));
+        for wrong in [
+            "ceph:",
+            "ceph:/volumes",
+            "ceph:wisp/",
+            "",
+            "files",
+            "file:",
+            "file:here",
+            "lvm:",
+            "lvm:vg0",
+            "lvm:vg0/",
+            "nfs:/x",
+        ] {
             assert!(wrong.parse::<Place>().is_err(), "{wrong}");
         }
     }

@@ -80,7 +80,7 @@ impl Layers {
             File::options().read(true).write(written).open(path).map_err(io_error("open", path))
         };
         let layers = self.paths.iter().enumerate().map(open).collect::<Result<_, _>>()?;
-        Ok(Export { layers })
+        Ok(Export::new(layers))
     }
 }
 
