@@ -1,5 +1,6 @@
 """A cloud for tests that are programs of others': `wisp up` on a directory of its own, and virtual environments for them."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -15,6 +16,8 @@ BUILD = pathlib.Path(os.environ.get("CARGO_TARGET_DIR", pathlib.Path(__file__).r
 PASSWORD = "correct horse battery staple"
 # The variable that names the network namespace which a program has left.
 OUTSIDE = "WISP_TESTS_OUTSIDE"
+# Of a disk for a cloud: sparse, and more than the tests write.
+DISK_BYTES = 64 << 30
 # Seconds for the cloud to answer, in a debug build on a busy machine.
 READY_SECONDS_MAX = 120
 
@@ -41,16 +44,32 @@ def enter_environment(package):
     return environment
 
 
-def leave_network():
-    """Becomes the same program in a network namespace of its own, where a cloud with guests makes links, rules and
-    addresses that nobody else sees. Nothing can be installed from there."""
+def leave_host():
+    """Becomes the same program in namespaces of its own for links, rules, addresses and mounts, so that nobody else sees
+    those of a cloud with guests. Nothing can be installed from there."""
     namespace = os.readlink("/proc/self/ns/net")
     if OUTSIDE not in os.environ:
         os.environ[OUTSIDE] = namespace
-        os.execvp("unshare", ["unshare", "--net", sys.executable, *sys.argv])
+        os.execvp("unshare", ["unshare", "--net", "--mount", sys.executable, *sys.argv])
     if os.environ[OUTSIDE] == namespace:
         raise SystemExit("this is no network namespace of its own")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=10)
+
+
+@contextlib.contextmanager
+def sharing_blocks(work):
+    """A directory below `work` on a file system that shares blocks between files: only there disks are copied that a guest
+    writes to. Needs a mount namespace of one's own and mkfs.xfs."""
+    image, directory = work / "disk.img", work / "disk"
+    with open(image, "wb") as file:
+        file.truncate(DISK_BYTES)
+    subprocess.run(["mkfs.xfs", "-q", image], check=True, timeout=60)
+    directory.mkdir()
+    subprocess.run(["mount", "-o", "loop", image, directory], check=True, timeout=60)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", directory], timeout=60)
 
 
 def add_arguments(parser, output):
