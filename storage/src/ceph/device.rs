@@ -15,6 +15,9 @@ pub(super) trait Devices: Send + Sync {
     /// The one of an image, if there is one.
     fn mapped(&self, name: &str) -> Result<Option<PathBuf>>;
 
+    /// The images that have one.
+    fn all(&self) -> Result<Vec<String>>;
+
     /// Makes one for an image that has none.
     fn map(&self, name: &str, read_only: bool) -> Result<PathBuf>;
 
@@ -41,13 +44,23 @@ impl KernelDevices {
     pub(super) fn new(ceph: Ceph) -> Self {
         Self { ceph }
     }
+
+    /// Those of the pool.
+    fn rows(&self) -> Result<Vec<Row>> {
+        let mut rows: Vec<Row> =
+            self.ceph.report(&["device", "list", "--format", "json"], self.ceph.pool())?;
+        rows.retain(|row| row.pool == self.ceph.pool() && row.namespace.is_empty());
+        Ok(rows)
+    }
 }
 
 impl Devices for KernelDevices {
     fn mapped(&self, name: &str) -> Result<Option<PathBuf>> {
-        let rows: Vec<Row> = self.ceph.report(&["device", "list", "--format", "json"], self.ceph.pool())?;
-        let ours = |row: &Row| row.pool == self.ceph.pool() && row.namespace.is_empty() && row.name == name;
-        Ok(rows.into_iter().find(ours).map(|row| row.device))
+        Ok(self.rows()?.into_iter().find(|row| row.name == name).map(|row| row.device))
+    }
+
+    fn all(&self) -> Result<Vec<String>> {
+        Ok(self.rows()?.into_iter().map(|row| row.name).collect())
     }
 
     fn map(&self, name: &str, read_only: bool) -> Result<PathBuf> {

@@ -12,8 +12,8 @@
 //! stand upon too many, the topmost is made independent, which copies.
 //!
 //! A disk is given to somebody as a block device, of which the kernel's own client makes one (module `rbd`). A device that
-//! a reader in this process had goes with the reader; one that a VMM was given stays until its disk goes, is replaced, or
-//! is given to a reader next.
+//! a reader in this process had goes with the reader; one that a VMM was given stays until its disk goes, is replaced or
+//! is given to a reader next, or somebody opens the backend.
 //!
 //! Must never know: images' ids, servers, how a pool is made.
 
@@ -84,6 +84,11 @@ impl CephBackend {
         let devices = Arc::new(Attached { devices, changing: Mutex::default() });
         let backend = Self { ceph, devices };
         backend.capacity()?;
+        for name in backend.devices.devices.all()? {
+            if name.starts_with(PREFIX) {
+                backend.devices.release(&name)?;
+            }
+        }
         for name in backend.ceph.list()? {
             if let Some(id) = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(PARTIAL)) {
                 backend.look(id)?;

@@ -65,6 +65,10 @@ impl Devices for Files {
         Ok(running.iter().any(|(running, _)| running == name).then(|| self.root.join(name).join(name)))
     }
 
+    fn all(&self) -> Result<Vec<String>> {
+        Ok(self.running.lock().unwrap().iter().map(|(name, _)| name.clone()).collect())
+    }
+
     fn map(&self, name: &str, _: bool) -> Result<PathBuf> {
         let root = self.root.join(name);
         std::fs::create_dir_all(&root).unwrap();
@@ -133,6 +137,19 @@ fn conforms_and_heals_what_a_crash_leaves() {
     conformance::conforms(&backend);
     clones_that_stand_upon_too_many_become_independent(&backend);
     what_a_crash_left_is_healed(&cluster, backend);
+}
+
+/// Whoever has a cluster and a kernel with a client of Ceph's names pool and user; `tests/ceph/lab` does.
+#[test]
+fn kernel_devices_conform() {
+    let Ok(named) = std::env::var("WISP_TEST_CEPH") else {
+        println!("skipped: WISP_TEST_CEPH names no POOL/USER of a cluster that this kernel reaches");
+        return;
+    };
+    let (pool, user) = named.split_once('/').unwrap();
+    let backend = CephBackend::open(pool, Some(user)).unwrap();
+    conformance::conforms_in_short(&backend);
+    assert_eq!(backend.devices.devices.all().unwrap(), Vec::<String>::new(), "no device is left");
 }
 
 fn clones_that_stand_upon_too_many_become_independent(backend: &CephBackend) {

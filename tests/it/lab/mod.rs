@@ -1,7 +1,5 @@
 //! The nested lab: commands in a host with hardware KVM that QEMU emulates, and guests that only such a host runs.
 
-#[cfg(feature = "ceph")]
-mod ceph;
 mod cloud;
 mod container;
 mod crypt;
@@ -32,8 +30,6 @@ pub(crate) fn trials() -> Vec<Trial> {
     trials.extend(network::trials());
     trials.extend(plug::trials());
     trials.extend(storage::trials());
-    #[cfg(feature = "ceph")]
-    trials.extend(ceph::trials());
     trials.extend(container::trials());
     trials.extend(crypt::trials());
     trials.extend([

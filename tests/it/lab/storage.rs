@@ -81,20 +81,14 @@ fn nfs_conforms() -> Result<()> {
     run(directory.path(), NFS, "nfs", &disk, &["--module", "storage", "--module", "nfs"])
 }
 
-pub(super) fn disk(directory: &Path) -> Result<PathBuf> {
+fn disk(directory: &Path) -> Result<PathBuf> {
     let path = directory.join("disk.img");
     std::fs::File::create(&path)?.set_len(DISK_BYTES)?;
     Ok(path)
 }
 
 /// Runs the tests of one backend inside, after a script has made what it needs.
-pub(super) fn run(
-    directory: &Path,
-    script: &str,
-    backend: &str,
-    disk: &Path,
-    options: &[&str],
-) -> Result<()> {
+fn run(directory: &Path, script: &str, backend: &str, disk: &Path, options: &[&str]) -> Result<()> {
     let tests = std::env::current_exe().context("find this program")?;
     let name = tests.file_name().and_then(OsStr::to_str).context("this program's name")?;
     let script = write(directory, "host.sh", &format!("{script}\nexec {name}\n"))?;
@@ -111,10 +105,6 @@ pub(super) fn run(
 pub(crate) fn inside(backend: &OsStr) {
     let shared = Path::new(SHARED).join("volumes");
     let opened: Box<dyn Backend> = match backend.to_str() {
-        #[cfg(feature = "ceph")]
-        Some("ceph") => {
-            Box::new(storage::ceph::CephBackend::open("wisp", Some("volumes")).expect("the pool opens"))
-        }
         Some("lvm") => Box::new(LvmBackend::open(GROUP, POOL).expect("the pool opens")),
         _ => Box::new(FileBackend::open(&shared).expect("the directory opens")),
     };
