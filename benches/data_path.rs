@@ -352,6 +352,7 @@ impl Site {
             taps: taps.into(),
             groups: [(ANYTHING, anything())].into(),
             routers: [(tag.namespace(1), router)].into(),
+            fabric: None,
         };
         Self { wanted, first, second, third, outside }
     }

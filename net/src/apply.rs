@@ -4,6 +4,7 @@
 //! setting; of the settings per interface, those of its own links.
 
 mod error;
+mod fabric;
 mod observe;
 mod router;
 mod setting;
@@ -21,7 +22,7 @@ use crate::filter::{Changed, Ending, Filter, FilterChange, WantedFilter};
 use crate::keeper::Namespaces;
 use crate::names::{LinkKind, OwnerTag, link_mac};
 use crate::netlink::{Link, Request};
-use crate::plan::{Observed, ObservedBridge, Operation, plan};
+use crate::plan::{Observed, ObservedBridge, Operation, plan, plan_tunnels};
 use crate::spec::{Bridge, HostNetwork, InterfaceName, NamespaceName, Uplink};
 use crate::{netlink, nftables, tap};
 pub use error::Error;
@@ -150,7 +151,7 @@ impl Host {
         self.check_name(LinkKind::Bridge, &port.bridge)?;
         self.set_port_filter(name, Some(wanted))?;
         self.bridges.insert(name.to_owned(), port.bridge.clone());
-        let master = self.ensure_bridge(&port.bridge, bridge)?;
+        let master = self.ensure_bridge(&port.bridge, bridge, wanted)?;
         let present = self.owned(name)?;
         let file = match present {
             Some(_) => tap::open(name).map_err(Error::Tap)?,
@@ -241,7 +242,8 @@ impl Host {
             }
             Operation::RebuildFilter(filter) => self.rebuild_filter(filter),
             Operation::ChangeFilter(change) => self.change_filter(change),
-            Operation::Tunnel(name, operation) => self.carry_out_in_tunnel(name, operation),
+            Operation::Fabric(fabric, operation) => self.carry_out_in_fabric(fabric, operation),
+            Operation::Tunnel(tunnel, operation) => self.carry_out_in_tunnel(tunnel, operation),
             Operation::Uplink(name, operation) => self.carry_out_at_uplink(name, operation),
             Operation::Router(name, operation) => self.carry_out_in_router(name, operation),
             Operation::CreateTap { name } => self.create_tap(name).map(drop),
@@ -257,7 +259,7 @@ impl Host {
     }
 
     /// Makes one bridge ready: its index.
-    fn ensure_bridge(&mut self, name: &str, bridge: &Bridge) -> Result<u32, Error> {
+    fn ensure_bridge(&mut self, name: &str, bridge: &Bridge, wanted: &HostNetwork) -> Result<u32, Error> {
         let mut observed = Observed { filter: Some(Filter::default()), ..Observed::default() };
         if let Some(link) = self.owned(name)? {
             if link.is_up {
@@ -269,11 +271,21 @@ impl Host {
             let present = ObservedBridge { mtu: link.mtu, is_up: false, addresses };
             observed.bridges.insert(name.to_owned(), present);
         }
-        let bridges = BTreeMap::from([(name.to_owned(), bridge.clone())]);
+        // What networks share of VXLAN is looked at as a whole.
+        let vxlan = bridge.vxlan.clone().filter(|_| wanted.fabric.is_none());
+        let bridges = BTreeMap::from([(name.to_owned(), Bridge { vxlan, ..bridge.clone() })]);
         let part = HostNetwork { bridges, ..HostNetwork::default() };
         let mut operations = plan(self.tag, &part, &observed);
         operations.retain(|operation| operation.subject().is_some());
         self.apply(&operations)?;
+        if bridge.vxlan.is_some() && wanted.fabric.is_some() {
+            let observed = self.observe()?;
+            let there = |name: &String| observed.bridges.contains_key(name);
+            let bridges = wanted.bridges.iter().filter(|(name, _)| there(name));
+            let bridges = bridges.map(|(name, bridge)| (name.clone(), bridge.clone())).collect();
+            let part = HostNetwork { bridges, fabric: wanted.fabric.clone(), ..HostNetwork::default() };
+            self.apply(&plan_tunnels(&part, &observed))?;
+        }
         self.existing(name)
     }
 
@@ -408,9 +420,21 @@ impl Host {
     fn check_names(&self, wanted: &HostNetwork) -> Result<(), Error> {
         for (name, bridge) in &wanted.bridges {
             self.check_name(LinkKind::Bridge, name)?;
-            bridge.vxlan.as_ref().map_or(Ok(()), |vxlan| self.check_name(LinkKind::Vxlan, &vxlan.name))?;
+            let kind = if wanted.fabric.is_some() { LinkKind::Shared } else { LinkKind::Vxlan };
+            bridge.vxlan.as_ref().map_or(Ok(()), |vxlan| self.check_name(kind, &vxlan.name))?;
             if let Some(Uplink::Vlan { device, .. }) = &bridge.uplink {
                 self.check_name(LinkKind::Vlan, device)?;
+            }
+        }
+        if let Some(fabric) = &wanted.fabric {
+            let own = self.tag.fabric();
+            let names = [&fabric.bridge, &fabric.device];
+            if let Some((name, _)) = names.into_iter().zip(&own).find(|(name, own)| name != own) {
+                return Err(Error::Name {
+                    name: name.chars().take(64).collect(),
+                    kind: LinkKind::Fabric,
+                    tag: self.tag,
+                });
             }
         }
         for router in wanted.routers.values() {

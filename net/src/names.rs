@@ -38,10 +38,15 @@ pub enum LinkKind {
     Vlan,
     /// A router's link to a bridge.
     Router,
+    /// The VXLAN device that networks share, or the bridge that it is a port of.
+    Fabric,
+    /// A network's part of the device that networks share.
+    Shared,
 }
 
 impl LinkKind {
-    const ALL: [Self; 5] = [Self::Bridge, Self::Tap, Self::Vxlan, Self::Vlan, Self::Router];
+    const ALL: [Self; 7] =
+        [Self::Bridge, Self::Tap, Self::Vxlan, Self::Vlan, Self::Router, Self::Fabric, Self::Shared];
 
     const fn letters(self) -> &'static str {
         match self {
@@ -50,6 +55,8 @@ impl LinkKind {
             Self::Vxlan => "wx",
             Self::Vlan => "wv",
             Self::Router => "wr",
+            Self::Fabric => "wf",
+            Self::Shared => "ws",
         }
     }
 }
@@ -114,6 +121,18 @@ impl OwnerTag {
     #[must_use]
     pub fn router_link(self, id: u32) -> InterfaceName {
         self.link(LinkKind::Router, id)
+    }
+
+    /// The names of the bridge and of the VXLAN device that networks share.
+    #[must_use]
+    pub fn fabric(self) -> [InterfaceName; 2] {
+        [0, 1].map(|id| self.link(LinkKind::Fabric, id))
+    }
+
+    /// The name of a network's part of the VXLAN device that networks share.
+    #[must_use]
+    pub fn shared(self, id: u32) -> InterfaceName {
+        self.link(LinkKind::Shared, id)
     }
 
     /// The name of a router's network namespace.
@@ -241,6 +260,8 @@ mod tests {
             (tag.vxlan(7), LinkKind::Vxlan),
             (tag.vlan(8), LinkKind::Vlan),
             (tag.router_link(9), LinkKind::Router),
+            (tag.fabric()[1].clone(), LinkKind::Fabric),
+            (tag.shared(10), LinkKind::Shared),
         ] {
             assert_eq!(name.len(), INTERFACE_NAME_MAX);
             assert!(is_interface_name(&name));

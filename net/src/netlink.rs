@@ -5,6 +5,7 @@
 
 mod connection;
 mod request;
+mod vlan_aware;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -48,9 +49,12 @@ const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_DATA: u16 = 5;
 const IFLA_VXLAN_ID: u16 = 1;
 const IFLA_VXLAN_LOCAL: u16 = 4;
+const IFLA_VXLAN_COLLECT_METADATA: u16 = 25;
+const IFLA_BR_VLAN_FILTERING: u16 = 7;
 const IFLA_VLAN_ID: u16 = 1;
 const IFLA_BRPORT_STATE: u16 = 1;
 const IFLA_BRPORT_LEARNING: u16 = 8;
+const IFLA_BRPORT_VLAN_TUNNEL: u16 = 29;
 const IFLA_BRPORT_NEIGH_SUPPRESS: u16 = 32;
 const IFLA_BRPORT_ISOLATED: u16 = 33;
 const BR_STATE_FORWARDING: u8 = 3;
@@ -82,6 +86,8 @@ pub struct Link {
     pub is_forwarding: bool,
     /// Network identifier and tunnel address, of a VXLAN device.
     pub vxlan: Option<(u32, Option<Ipv4Addr>)>,
+    /// It is for many networks: a bridge that is aware of VLANs, or a VXLAN device that has no identifier of its own.
+    pub is_shared: bool,
     /// The VLAN identifier, of a VLAN device.
     pub vlan: Option<u16>,
     /// The index of the link it is on, if it is on one.
@@ -91,10 +97,10 @@ pub struct Link {
 /// What a link is told about what is behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
-    /// A VXLAN device floods to this host.
-    Flood(Ipv4Addr),
-    /// A MAC is on this host, as a VXLAN device is told.
-    OnHost([u8; 6], Ipv4Addr),
+    /// A VXLAN device floods to this host; of which network, if it is many networks'.
+    Flood(Ipv4Addr, Option<u32>),
+    /// A MAC is on this host, as a VXLAN device is told; of which network, if it is many networks'.
+    OnHost([u8; 6], Ipv4Addr, Option<u32>),
     /// A MAC is behind this link, as its bridge is told for good.
     BehindPort([u8; 6]),
     /// An address has this MAC, for good.
@@ -269,6 +275,7 @@ fn read_link(body: &[u8]) -> Option<Link> {
         port: None,
         is_forwarding: false,
         vxlan: None,
+        is_shared: false,
         vlan: None,
         parent: None,
     };
@@ -316,7 +323,11 @@ fn read_kind(link: &mut Link, value: &[u8]) {
     link.kind = parts.get(&IFLA_INFO_KIND).map(text).unwrap_or_default();
     let data = parts.get(&IFLA_INFO_DATA);
     match link.kind.as_str() {
-        "vxlan" => link.vxlan = data.and_then(|data| read_vxlan(data)),
+        "vxlan" => {
+            link.vxlan = data.and_then(|data| read_vxlan(data));
+            link.is_shared = data.is_some_and(|data| is_on(data, IFLA_VXLAN_COLLECT_METADATA));
+        }
+        "bridge" => link.is_shared = data.is_some_and(|data| is_on(data, IFLA_BR_VLAN_FILTERING)),
         "vlan" => {
             let id = data.and_then(|data| parts_of(data).remove(&IFLA_VLAN_ID));
             link.vlan = id.and_then(|id| <[u8; 2]>::try_from(id).ok()).map(u16::from_ne_bytes);
@@ -332,6 +343,7 @@ fn read_kind(link: &mut Link, value: &[u8]) {
             isolated: is_set(IFLA_BRPORT_ISOLATED),
             learning: is_set(IFLA_BRPORT_LEARNING),
             neigh_suppress: is_set(IFLA_BRPORT_NEIGH_SUPPRESS),
+            vlan_tunnel: is_set(IFLA_BRPORT_VLAN_TUNNEL),
         }
     });
 }
@@ -339,6 +351,11 @@ fn read_kind(link: &mut Link, value: &[u8]) {
 /// Attributes that stand one behind the other, by their kinds; of two of a kind the last.
 pub(crate) fn parts_of(value: &[u8]) -> BTreeMap<u16, Vec<u8>> {
     NlasIterator::new(value).flatten().map(|nla| (nla.kind(), nla.value().to_vec())).collect()
+}
+
+/// Whether an attribute of one byte is there and not 0.
+fn is_on(data: &[u8], kind: u16) -> bool {
+    parts_of(data).get(&kind).is_some_and(|value| value.first().is_some_and(|value| *value != 0))
 }
 
 fn read_vxlan(data: &[u8]) -> Option<(u32, Option<Ipv4Addr>)> {
@@ -395,6 +412,7 @@ fn read_known(body: &[u8]) -> Option<(u32, Known)> {
     let header = &message.header;
     let mut mac = None;
     let mut destination = None;
+    let mut network = None;
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::LinkLayerAddress(value) => mac = <[u8; 6]>::try_from(value.as_slice()).ok(),
@@ -407,12 +425,13 @@ fn read_known(body: &[u8]) -> Option<(u32, Known)> {
             NeighbourAttribute::Destination(NeighbourAddress::Other(bytes)) => {
                 destination = <[u8; 4]>::try_from(bytes.as_slice()).ok().map(IpAddr::from);
             }
+            NeighbourAttribute::SourceVni(vni) => network = Some(*vni),
             _ => {}
         }
     }
     let known = match (header.family, mac?, destination) {
-        (AddressFamily::Bridge, request::FLOOD_MAC, Some(IpAddr::V4(host))) => Known::Flood(host),
-        (AddressFamily::Bridge, mac, Some(IpAddr::V4(host))) => Known::OnHost(mac, host),
+        (AddressFamily::Bridge, request::FLOOD_MAC, Some(IpAddr::V4(host))) => Known::Flood(host, network),
+        (AddressFamily::Bridge, mac, Some(IpAddr::V4(host))) => Known::OnHost(mac, host, network),
         // A port's own MAC is "permanent" there.
         (AddressFamily::Bridge, mac, None) if header.state == NeighbourState::Noarp => Known::BehindPort(mac),
         (AddressFamily::Inet | AddressFamily::Inet6, mac, Some(address))

@@ -4,6 +4,7 @@
 //! The order holds the invariants: what is in the way goes first, taps before the bridges they are ports of; bridges
 //! come before filters and filters before taps, so no frame of a guest meets a bridge whose rules are not in place.
 
+mod fabric;
 mod router;
 mod subport;
 mod tunnel;
@@ -15,9 +16,10 @@ use ipnet::IpNet;
 
 use crate::filter::{Filter, FilterChange, WantedFilter};
 use crate::names::OwnerTag;
-use crate::spec::{Bridge, HostNetwork, InterfaceName, NamespaceName, Subport, Vxlan};
+use crate::spec::{Bridge, Fabric, HostNetwork, InterfaceName, NamespaceName, Subport};
+pub use fabric::{FabricOperation, ObservedFabric};
 pub use router::{ObservedEnd, ObservedRouter, RouterOperation};
-pub use tunnel::{ObservedVxlan, TunnelOperation};
+pub use tunnel::{ObservedVxlan, Tunnel, TunnelOperation};
 pub use uplink::{ObservedVlan, UplinkOperation};
 
 /// What a host's network is: only what carries our tag, and the names that others have taken.
@@ -25,8 +27,12 @@ pub use uplink::{ObservedVlan, UplinkOperation};
 pub struct Observed {
     /// Our bridges.
     pub bridges: BTreeMap<InterfaceName, ObservedBridge>,
-    /// Our VXLAN devices.
+    /// Our VXLAN devices, and networks' parts of the one that they share.
     pub vxlans: BTreeMap<InterfaceName, ObservedVxlan>,
+    /// The VXLAN device that networks share, and its bridge.
+    pub fabric: Option<ObservedFabric>,
+    /// The links that are there of these two, in whatever state.
+    pub fabric_links: BTreeSet<InterfaceName>,
     /// Our VLAN devices.
     pub vlans: BTreeMap<InterfaceName, ObservedVlan>,
     /// Our taps.
@@ -117,8 +123,10 @@ pub enum Operation {
     RebuildFilter(WantedFilter),
     /// Change what the packet filter holds.
     ChangeFilter(FilterChange),
-    /// A step about this VXLAN device.
-    Tunnel(InterfaceName, TunnelOperation),
+    /// A step about what networks share of VXLAN.
+    Fabric(Fabric, FabricOperation),
+    /// A step about a network's way to other hosts.
+    Tunnel(Tunnel, TunnelOperation),
     /// A step about this VLAN device, or about an interface that is not ours.
     Uplink(InterfaceName, UplinkOperation),
     /// Make a persistent tap with our alias; it is down.
@@ -154,7 +162,8 @@ impl Operation {
             Self::DeleteLink(name)
             | Self::CreateBridge { name }
             | Self::ConfigureBridge { name, .. }
-            | Self::Tunnel(name, _)
+            | Self::Tunnel(Tunnel { port: name, .. }, _)
+            | Self::Fabric(Fabric { bridge: name, .. }, _)
             | Self::Uplink(name, _)
             | Self::CreateTap { name }
             | Self::CreateSubport { name, .. }
@@ -172,22 +181,12 @@ impl Operation {
 /// as it is.
 #[must_use]
 pub fn plan(tag: OwnerTag, wanted: &HostNetwork, observed: &Observed) -> Vec<Operation> {
-    let vxlans: BTreeMap<&str, (&str, &Bridge, &Vxlan)> = wanted
-        .bridges
-        .iter()
-        .filter_map(|(name, bridge)| {
-            bridge.vxlan.as_ref().map(|vxlan| (vxlan.name.as_str(), (name.as_str(), bridge, vxlan)))
-        })
-        .collect();
-    let mut operations = deletions(wanted, observed, &vxlans);
+    let mut operations = deletions(wanted, observed);
     for (name, bridge) in &wanted.bridges {
         plan_bridge(&mut operations, name, bridge, observed.bridges.get(name));
     }
     operations.extend(plan_filter(tag, wanted, observed));
-    for (name, (bridge_name, bridge, vxlan)) in &vxlans {
-        let present = observed.vxlans.get(*name).filter(|present| present.is_same(vxlan));
-        tunnel::plan_vxlan(&mut operations, bridge_name, bridge.mtu, vxlan, present);
-    }
+    tunnel::plan_tunnels(&mut operations, wanted, observed);
     uplink::plan_uplinks(&mut operations, wanted, observed);
     subport::plan_taps(&mut operations, wanted, observed);
     operations.extend(plan_routers(wanted, observed));
@@ -204,6 +203,15 @@ fn plan_routers(wanted: &HostNetwork, observed: &Observed) -> Vec<Operation> {
     operations
 }
 
+/// As [`plan`], for the ways to other hosts of bridges that are there.
+#[must_use]
+pub fn plan_tunnels(wanted: &HostNetwork, observed: &Observed) -> Vec<Operation> {
+    let superfluous = tunnel::superfluous(wanted, observed).into_iter();
+    let mut operations = superfluous.map(|name| Operation::DeleteLink(name.clone())).collect();
+    tunnel::plan_tunnels(&mut operations, wanted, observed);
+    operations
+}
+
 /// As [`plan`], for one router of an otherwise settled host: its bridges are there, and `observed` holds its namespace
 /// and its links. Without it in `wanted` it is removed.
 #[must_use]
@@ -213,21 +221,15 @@ pub fn plan_one_router(wanted: &HostNetwork, observed: &Observed) -> Vec<Operati
     operations
 }
 
-fn deletions(
-    wanted: &HostNetwork,
-    observed: &Observed,
-    vxlans: &BTreeMap<&str, (&str, &Bridge, &Vxlan)>,
-) -> Vec<Operation> {
+fn deletions(wanted: &HostNetwork, observed: &Observed) -> Vec<Operation> {
     let taps = subport::superfluous(wanted, observed);
-    let tunnels = observed.vxlans.iter().filter(|(name, present)| {
-        vxlans.get(name.as_str()).is_none_or(|(_, _, wanted)| !present.is_same(wanted))
-    });
+    let tunnels = tunnel::superfluous(wanted, observed);
     let vlans = uplink::superfluous(wanted, observed);
     let bridges = observed.bridges.keys().filter(|name| !wanted.bridges.contains_key(*name));
     let mut operations = router::deletions(&wanted.routers, &observed.routers, &observed.router_links);
     let links = taps
         .into_iter()
-        .chain(tunnels.map(|(name, _)| name))
+        .chain(tunnels)
         .chain(vlans)
         .chain(&observed.misshapen)
         .chain(bridges)

@@ -70,6 +70,13 @@ pub fn carries_vlans() -> bool {
     refused.is_ok_and(|refused| !refused.iter().any(has_not))
 }
 
+/// Whether all networks can share one VXLAN device here, as far as we may ask; tried as [`probe`] tries it.
+#[must_use]
+pub fn shares_vxlan() -> bool {
+    let facilities = probe().unwrap_or_default();
+    facilities.iter().any(|facility| facility.name == "shared vxlan" && facility.works)
+}
+
 fn try_all(links: &mut netlink::Client) -> Vec<Facility> {
     let name = TAG.tap(1);
     let tun = tap::create(&name).map(drop);
@@ -77,6 +84,12 @@ fn try_all(links: &mut netlink::Client) -> Vec<Facility> {
     let parent = if bridge.is_ok() { TAG.bridge(1) } else { "lo".to_owned() };
     let vxlan = Request::create_vxlan(&TAG.vxlan(1), [2, 0, 0, 0, 0, 2], 1, Ipv4Addr::LOCALHOST);
     let vxlan = links.execute(vec![vxlan]);
+    let [fabric, shared] = TAG.fabric();
+    let shared =
+        links.execute(vec![Request::create_aware_bridge(&fabric, [2, 0, 0, 0, 0, 4])]).and_then(|()| {
+            let local = Ipv4Addr::LOCALHOST;
+            links.execute(vec![Request::create_shared_vxlan(&shared, [2, 0, 0, 0, 0, 5], local)])
+        });
     let vlan = match links.link(&parent) {
         Ok(Some(link)) => {
             links.execute(vec![Request::create_vlan(&TAG.vlan(1), [2, 0, 0, 0, 0, 3], link.index, 5)])
@@ -114,6 +127,12 @@ fn try_all(links: &mut netlink::Client) -> Vec<Facility> {
             vxlan,
             "Networks can span hosts.",
             "Networks cannot span hosts: load the module `vxlan`",
+        ),
+        facility(
+            "shared vxlan",
+            shared,
+            "All networks can share one VXLAN device.",
+            "Each network that spans hosts has a VXLAN device of its own: one for all needs a kernel with VLANs on bridges",
         ),
         facility(
             "vlan",
@@ -187,7 +206,7 @@ mod tests {
             }
             let works = |name| facilities.iter().any(|facility| facility.name == name && facility.works);
             assert!(works("tun") && works("bridge") && works("nftables") && works("nat"));
-            assert_eq!(facilities.len(), 8);
+            assert_eq!(facilities.len(), 9);
             assert_eq!(netlink::Client::open().unwrap().links().unwrap(), before);
         });
     }

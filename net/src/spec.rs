@@ -26,6 +26,20 @@ pub struct HostNetwork {
     pub groups: BTreeMap<u32, Group>,
     /// Routers by the name of their namespace.
     pub routers: BTreeMap<NamespaceName, Router>,
+    /// One VXLAN device for all networks, rather than one for each.
+    pub fabric: Option<Fabric>,
+}
+
+/// A VXLAN device that all networks share, and the VLAN-aware bridge (IEEE 802.1Q) that it is the only port of: each
+/// network is a VLAN there, and a device of that VLAN joins it to the network's own bridge.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fabric {
+    /// The bridge.
+    pub bridge: InterfaceName,
+    /// The VXLAN device.
+    pub device: InterfaceName,
+    /// This host's tunnel address.
+    pub local: Ipv4Addr,
 }
 
 /// One network's bridge.
@@ -35,7 +49,7 @@ pub struct Bridge {
     pub mtu: u32,
     /// Addresses the host itself has on the bridge: only where the host is the network's gateway.
     pub host_addresses: Vec<IpNet>,
-    /// A VXLAN device that carries the network between hosts.
+    /// What carries the network between hosts.
     pub vxlan: Option<Vxlan>,
     /// What joins it to a network that is not the cloud's.
     pub uplink: Option<Uplink>,
@@ -61,14 +75,14 @@ pub enum Uplink {
     },
 }
 
-/// A VXLAN device (RFC 7348), made with `nolearning`: what is behind it is told.
+/// A VXLAN device (RFC 7348), or a network's part of the one that all share: what is behind it is told, never learnt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vxlan {
-    /// The device's name.
+    /// The name of the device that is a port of the network's bridge.
     pub name: InterfaceName,
     /// The network identifier, 24 bits.
     pub vni: u32,
-    /// This host's tunnel address.
+    /// This host's tunnel address; the shared device has its own.
     pub local: Ipv4Addr,
     /// The other hosts' tunnel addresses, for flooding.
     pub peers: BTreeSet<Ipv4Addr>,

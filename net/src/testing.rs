@@ -84,6 +84,7 @@ pub(crate) fn network(ports: &[(u8, u32)]) -> HostNetwork {
         groups: [(ANYTHING, group([Direction::Ingress, Direction::Egress].map(|d| rule(d, None, None))))]
             .into(),
         routers: BTreeMap::new(),
+        fabric: None,
     }
 }
 
@@ -213,7 +214,7 @@ pub(crate) struct Peer {
 }
 
 /// Source and destination of a frame's layers, each to be spoofed at will.
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Ends {
     pub(crate) source_mac: [u8; 6],
     pub(crate) target_mac: [u8; 6],

@@ -1,6 +1,7 @@
 //! Looking at a host's network: what of it is ours, and how it is.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use super::{Error, Host, is_link_local};
 use crate::names::LinkKind;
@@ -26,9 +27,20 @@ impl Host {
                 bridge.addresses.insert(address);
             }
         }
+        self.observe_fabric(&mut observed, &links)?;
         if !observed.vxlans.is_empty() {
+            let [_, device] = self.tag.fabric();
+            let shared = observed.vxlans.iter().filter(|(_, port)| port.vlan.is_some());
+            let shared: BTreeMap<u32, String> = shared.map(|(name, port)| (port.vni, name.clone())).collect();
             let known = self.links.known().map_err(Error::Link)?;
-            let named = known.iter().filter_map(|(index, known)| Some((*names.get(index)?, *known)));
+            let named = known.iter().filter_map(|(index, known)| {
+                let name = *names.get(index)?;
+                let network = match known {
+                    Known::Flood(_, vni) | Known::OnHost(_, _, vni) => vni.filter(|_| name == device),
+                    _ => None,
+                };
+                Some((network.map_or(Some(name), |vni| shared.get(&vni).map(String::as_str))?, *known))
+            });
             note_known(&mut observed, &named.collect::<Vec<_>>());
         }
         observed.routers = self.observe_routers()?;
@@ -66,10 +78,15 @@ impl Host {
                 observed.router_links.insert(name(), port);
             }
             (LinkKind::Vxlan, "vxlan", Some((vni, local)), _) => {
-                let (peers, macs, neighbours) = Default::default();
-                let is_told = link.port.is_some_and(|flags| flags == super::underlay::TOLD);
-                let vxlan = ObservedVxlan { vni, local, peers, macs, neighbours, is_told, port };
-                observed.vxlans.insert(name(), vxlan);
+                observed.vxlans.insert(name(), bare_vxlan(link, vni, local, None, port));
+            }
+            (LinkKind::Shared, "vlan", _, Some(vlan))
+                if named(link.parent) == Some(self.tag.fabric()[0].clone()) =>
+            {
+                observed.vxlans.insert(name(), bare_vxlan(link, 0, None, Some(vlan), port));
+            }
+            (LinkKind::Fabric, ..) => {
+                observed.fabric_links.insert(name());
             }
             (LinkKind::Vlan, "vlan", _, Some(vlan)) => {
                 let device = ObservedVlan { interface: named(link.parent), vlan, port };
@@ -82,16 +99,29 @@ impl Host {
     }
 }
 
+/// A network's way to other hosts, before it is known what it was told.
+fn bare_vxlan(
+    link: &Link,
+    vni: u32,
+    local: Option<Ipv4Addr>,
+    vlan: Option<u16>,
+    port: ObservedPort,
+) -> ObservedVxlan {
+    let (peers, macs, neighbours) = Default::default();
+    let is_told = link.port.is_some_and(|flags| flags == super::underlay::TOLD);
+    ObservedVxlan { vni, local, vlan, peers, macs, neighbours, is_told, port }
+}
+
 /// What our VXLAN devices are told. A MAC counts that both the device and its bridge know.
 fn note_known(observed: &mut Observed, known: &[(&str, Known)]) {
     let mut behind: Vec<(&str, [u8; 6])> = Vec::new();
     let mut neighbours: BTreeMap<&str, BTreeMap<_, _>> = BTreeMap::new();
     for (name, known) in known {
         match known {
-            Known::Flood(peer) => {
+            Known::Flood(peer, _) => {
                 observed.vxlans.get_mut(*name).map(|vxlan| vxlan.peers.insert(*peer));
             }
-            Known::OnHost(mac, host) => {
+            Known::OnHost(mac, host, _) => {
                 observed.vxlans.get_mut(*name).map(|vxlan| vxlan.macs.insert(*mac, *host));
             }
             Known::BehindPort(mac) => behind.push((name, *mac)),

@@ -41,7 +41,7 @@ impl Host {
             let bridge =
                 wanted.bridges.get(&link.bridge).ok_or_else(|| Error::NotWanted(link.bridge.clone()))?;
             self.check_name(LinkKind::Bridge, &link.bridge)?;
-            self.ensure_bridge(&link.bridge, bridge)?;
+            self.ensure_bridge(&link.bridge, bridge, wanted)?;
         }
         let mut observed = Observed::default();
         if let Some(present) = self.observe_router(name)? {

@@ -22,7 +22,7 @@ impl Host {
         self.check_name(LinkKind::Bridge, &port.bridge)?;
         self.set_port_filter(name, Some(wanted))?;
         self.bridges.insert(name.to_owned(), port.bridge.clone());
-        let master = self.ensure_bridge(&port.bridge, bridge)?;
+        let master = self.ensure_bridge(&port.bridge, bridge, wanted)?;
         let parent = self.existing(&on.parent)?;
         let present = self.owned(name)?;
         let fits =

@@ -4,40 +4,58 @@ use super::setting::{know_ipv6_neighbours, set_ipv6};
 use super::{Error, Host, is_link_local};
 use crate::names::{LinkKind, link_mac};
 use crate::netlink::{self, PortFlags, Request};
-use crate::plan::{TunnelOperation, UplinkOperation};
+use crate::plan::{Tunnel, TunnelOperation, UplinkOperation};
 use crate::tap;
 
 /// How a bridge treats a VXLAN device of ours.
-pub(super) const TOLD: PortFlags = PortFlags { isolated: false, learning: false, neigh_suppress: true };
+pub(super) const TOLD: PortFlags =
+    PortFlags { isolated: false, learning: false, neigh_suppress: true, vlan_tunnel: false };
 
 impl Host {
     pub(super) fn carry_out_in_tunnel(
         &mut self,
-        name: &str,
+        tunnel: &Tunnel,
         operation: &TunnelOperation,
     ) -> Result<(), Error> {
-        if let TunnelOperation::Create { vni, local } = operation {
-            self.check_name(LinkKind::Vxlan, name)?;
-            self.execute([Request::create_vxlan(name, link_mac(name), *vni, *local)])?;
-            self.execute([self.alias(name)])?;
-            return set_ipv6(name, false);
+        let name = tunnel.port.as_str();
+        match operation {
+            TunnelOperation::Create { vni, local } => {
+                self.check_name(LinkKind::Vxlan, name)?;
+                self.execute([Request::create_vxlan(name, link_mac(name), *vni, *local)])?;
+                self.execute([self.alias(name)])?;
+                return set_ipv6(name, false);
+            }
+            TunnelOperation::Join { bridge, vlan } => {
+                self.check_name(LinkKind::Shared, name)?;
+                let parent = self.existing(bridge)?;
+                self.execute([Request::create_vlan(name, link_mac(name), parent, *vlan)])?;
+                self.execute([self.alias(name)])?;
+                return set_ipv6(name, false);
+            }
+            _ => {}
         }
         let index = self.existing(name)?;
+        let (device, at, vni) = match &tunnel.shared {
+            Some((device, vni)) => (device.as_str(), self.existing(device)?, Some(*vni)),
+            None => (name, index, None),
+        };
         match operation {
-            TunnelOperation::Create { .. } => Ok(()),
+            TunnelOperation::Create { .. } | TunnelOperation::Join { .. } => Ok(()),
             TunnelOperation::BeTold { bridge } => {
                 self.existing(bridge)?;
                 know_ipv6_neighbours(bridge)?;
                 self.execute([Request::set_port_flags(name, TOLD)])
             }
-            TunnelOperation::AddFlood(peer) => self.execute([Request::add_flood(name, index, *peer)]),
-            TunnelOperation::RemoveFlood(peer) => self.execute([Request::remove_flood(name, index, *peer)]),
+            TunnelOperation::AddFlood(peer) => self.execute([Request::add_flood(device, at, *peer, vni)]),
+            TunnelOperation::RemoveFlood(peer) => {
+                self.execute([Request::remove_flood(device, at, *peer, vni)])
+            }
             TunnelOperation::PlaceMac(mac, host) => self.execute([
-                Request::set_remote_mac(name, index, *mac, *host),
+                Request::set_remote_mac(device, at, *mac, *host, vni),
                 Request::set_port_mac(name, index, *mac),
             ]),
             TunnelOperation::ForgetMac(mac, host) => forgotten(self.execute([
-                Request::forget_remote_mac(name, index, *mac, *host),
+                Request::forget_remote_mac(device, at, *mac, *host, vni),
                 Request::forget_port_mac(name, index, *mac),
             ])),
             TunnelOperation::AnswerFor { bridge, address, mac } => {
@@ -118,7 +136,7 @@ impl Host {
 }
 
 /// What was forgotten already is forgotten.
-fn forgotten(result: Result<(), Error>) -> Result<(), Error> {
+pub(super) fn forgotten(result: Result<(), Error>) -> Result<(), Error> {
     match result {
         Err(Error::Link(error)) if error.refusal() == Some(libc::ENOENT) => Ok(()),
         result => result,

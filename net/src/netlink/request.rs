@@ -22,7 +22,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 pub(super) const FLOOD_MAC: [u8; 6] = [0; 6];
 
 /// The port of VXLAN that IANA assigned (RFC 7348 §8); the kernel's own default is an older one.
-const VXLAN_PORT: u16 = 4789;
+pub(super) const VXLAN_PORT: u16 = 4789;
 
 /// A change to ask of the kernel.
 #[derive(Debug, Clone)]
@@ -42,6 +42,8 @@ pub struct PortFlags {
     pub learning: bool,
     /// The bridge answers ARP and neighbour discovery from its own table instead of flooding to this port.
     pub neigh_suppress: bool,
+    /// Frames of a VLAN are given to this port as a VXLAN network's, and the other way round.
+    pub vlan_tunnel: bool,
 }
 
 impl Request {
@@ -50,11 +52,16 @@ impl Request {
     /// The bridge keeps `mac`: left alone it would take a port's, and change it as ports come and go.
     #[must_use]
     pub fn create_bridge(name: &str, mac: [u8; 6]) -> Self {
-        let data = vec![
+        Self::create_bridge_with(name, mac, Vec::new())
+    }
+
+    pub(super) fn create_bridge_with(name: &str, mac: [u8; 6], more: Vec<InfoBridge>) -> Self {
+        let mut data = vec![
             InfoBridge::ForwardDelay(0),
             InfoBridge::StpState(BridgeStpState::Disabled),
             InfoBridge::MulticastSnooping(false),
         ];
+        data.extend(more);
         let message = create(name, mac, InfoKind::Bridge, InfoData::Bridge(data));
         Self {
             subject: format!("create bridge {name}"),
@@ -195,14 +202,16 @@ impl Request {
     /// Sets how a bridge treats a port of it.
     #[must_use]
     pub fn set_port_flags(name: &str, flags: PortFlags) -> Self {
+        let mut data = vec![
+            InfoBridgePort::Isolated(flags.isolated),
+            InfoBridgePort::Learning(flags.learning),
+            InfoBridgePort::NeighSupress(flags.neigh_suppress),
+        ];
+        data.extend(flags.vlan_tunnel.then_some(InfoBridgePort::VlanTunnel(true)));
         let mut message = named(name);
         message.attributes.push(LinkAttribute::LinkInfo(vec![
             LinkInfo::PortKind(InfoPortKind::Bridge),
-            LinkInfo::PortData(InfoPortData::BridgePort(vec![
-                InfoBridgePort::Isolated(flags.isolated),
-                InfoBridgePort::Learning(flags.learning),
-                InfoBridgePort::NeighSupress(flags.neigh_suppress),
-            ])),
+            LinkInfo::PortData(InfoPortData::BridgePort(data)),
         ]));
         Self::change(format!("set the bridge port flags of {name}"), message)
     }
@@ -241,42 +250,43 @@ impl Request {
         }
     }
 
-    /// Lets a VXLAN device flood to another host; it must not do so yet.
+    /// Lets a VXLAN device flood to another host; it must not do so yet. `vni` says of which network, of a device that is
+    /// many networks'; here and below.
     #[must_use]
-    pub fn add_flood(link: &str, index: u32, peer: Ipv4Addr) -> Self {
+    pub fn add_flood(link: &str, index: u32, peer: Ipv4Addr, vni: Option<u32>) -> Self {
         Self {
             subject: format!("let {link} flood to {peer}"),
-            message: RouteNetlinkMessage::NewNeighbour(remote_mac(index, FLOOD_MAC, peer)),
+            message: RouteNetlinkMessage::NewNeighbour(remote_mac(index, FLOOD_MAC, peer, vni)),
             flags: NLM_F_CREATE | NLM_F_APPEND,
         }
     }
 
     /// Stops a VXLAN device from flooding to another host.
     #[must_use]
-    pub fn remove_flood(link: &str, index: u32, peer: Ipv4Addr) -> Self {
+    pub fn remove_flood(link: &str, index: u32, peer: Ipv4Addr, vni: Option<u32>) -> Self {
         Self {
             subject: format!("stop {link} from flooding to {peer}"),
-            message: RouteNetlinkMessage::DelNeighbour(remote_mac(index, FLOOD_MAC, peer)),
+            message: RouteNetlinkMessage::DelNeighbour(remote_mac(index, FLOOD_MAC, peer, vni)),
             flags: 0,
         }
     }
 
     /// Tells a VXLAN device which host a MAC is on, replacing what it knew.
     #[must_use]
-    pub fn set_remote_mac(link: &str, index: u32, mac: [u8; 6], host: Ipv4Addr) -> Self {
+    pub fn set_remote_mac(link: &str, index: u32, mac: [u8; 6], host: Ipv4Addr, vni: Option<u32>) -> Self {
         Self {
             subject: format!("place a MAC on {host} in {link}"),
-            message: RouteNetlinkMessage::NewNeighbour(remote_mac(index, mac, host)),
+            message: RouteNetlinkMessage::NewNeighbour(remote_mac(index, mac, host, vni)),
             flags: NLM_F_CREATE | NLM_F_REPLACE,
         }
     }
 
     /// Lets a VXLAN device forget which host a MAC is on.
     #[must_use]
-    pub fn forget_remote_mac(link: &str, index: u32, mac: [u8; 6], host: Ipv4Addr) -> Self {
+    pub fn forget_remote_mac(link: &str, index: u32, mac: [u8; 6], host: Ipv4Addr, vni: Option<u32>) -> Self {
         Self {
             subject: format!("forget a MAC on {host} in {link}"),
-            message: RouteNetlinkMessage::DelNeighbour(remote_mac(index, mac, host)),
+            message: RouteNetlinkMessage::DelNeighbour(remote_mac(index, mac, host, vni)),
             flags: 0,
         }
     }
@@ -352,7 +362,7 @@ fn named(name: &str) -> LinkMessage {
     message
 }
 
-fn create(name: &str, mac: [u8; 6], kind: InfoKind, data: InfoData) -> LinkMessage {
+pub(super) fn create(name: &str, mac: [u8; 6], kind: InfoKind, data: InfoData) -> LinkMessage {
     let mut message = named(name);
     message.attributes.push(LinkAttribute::Address(mac.to_vec()));
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]));
@@ -406,11 +416,12 @@ fn forwarding(index: u32, mac: [u8; 6]) -> NeighbourMessage {
     message
 }
 
-fn remote_mac(index: u32, mac: [u8; 6], host: Ipv4Addr) -> NeighbourMessage {
+fn remote_mac(index: u32, mac: [u8; 6], host: Ipv4Addr, vni: Option<u32>) -> NeighbourMessage {
     let mut message = forwarding(index, mac);
     message.header.flags = NeighbourFlags::Own;
     message.header.state = NeighbourState::Permanent;
     message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(host)));
+    message.attributes.extend(vni.map(NeighbourAttribute::SourceVni));
     message
 }
 

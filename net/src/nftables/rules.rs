@@ -20,6 +20,9 @@
 //! A stateless port's groups are asked of every packet: what they do not let through is dropped at step 1. Where the bridge
 //! family tracks connections, what is from or for such a port is kept out of that, unless a stateful port is the other end.
 //!
+//! A tag inside a frame between hosts would be taken for a network's VLAN where networks share a VXLAN device; so no frame with
+//! a tag is given to such a device, whichever port it is from.
+//!
 //! **Host** (inet family): nothing is forwarded by the host's IP stack from or to a bridge of ours, and only bridges on
 //! which the host has addresses reach the host: it answers pings there and what it asked for itself, and serves nothing.
 
@@ -167,6 +170,7 @@ const PROTOCOL_ICMPV6: u8 = 58;
 pub(super) fn chains(tag: OwnerTag, tracking: Tracking) -> Vec<Chain> {
     let taps = tag.prefix(LinkKind::Tap);
     let bridges = tag.prefix(LinkKind::Bridge);
+    let shared = tag.prefix(LinkKind::Shared);
     let plain = |name, rules| Chain { family: Family::Bridge, name, hook: None, rules };
     let base =
         |family, name, hook, priority, rules| Chain { family, name, hook: Some((hook, priority)), rules };
@@ -183,7 +187,7 @@ pub(super) fn chains(tag: OwnerTag, tracking: Tracking) -> Vec<Chain> {
         plain("judge_egress", judge_rules(Meta::InputName, &EGRESS, DENY_EGRESS)),
         plain("judge_ingress", judge_rules(Meta::OutputName, &INGRESS, DENY_INGRESS)),
         base(bridge, "judge_to_host", HOOK_INPUT, PRIORITY_JUDGE, judge_to_host_rules(&taps)),
-        base(bridge, "judge_forward", HOOK_FORWARD, PRIORITY_JUDGE, judge_forward_rules(&taps)),
+        base(bridge, "judge_forward", HOOK_FORWARD, PRIORITY_JUDGE, judge_forward_rules(&taps, &shared)),
         base(bridge, "judge_from_host", HOOK_OUTPUT, PRIORITY_JUDGE, judge_from_host_rules(&taps)),
         base(bridge, "sentence_forward", HOOK_FORWARD, PRIORITY_SENTENCE, sentence_rules(&taps, tracking)),
         base(inet, "zone_in", HOOK_PREROUTING, PRIORITY_ZONE, vec![zone_rule(Meta::InputName, &ZONES)]),
@@ -261,10 +265,11 @@ fn judge_to_host_rules(taps: &str) -> Vec<Vec<Expression>> {
     ]
 }
 
-fn judge_forward_rules(taps: &str) -> Vec<Vec<Expression>> {
+fn judge_forward_rules(taps: &str, shared: &str) -> Vec<Vec<Expression>> {
     let from_tap = || name_prefix(Meta::InputName, taps, true);
     let to_tap = || name_prefix(Meta::OutputName, taps, true);
     vec![
+        rule([name_prefix(Meta::OutputName, shared, true), ethertype(0x8100), verdict(Verdict::Drop)]),
         rule([from_tap(), clear_mark(MARK_BITS)]),
         rule([to_tap(), clear_mark(MARK_BITS)]),
         rule([from_tap(), verdict(Verdict::Jump("judge_egress".to_owned()))]),

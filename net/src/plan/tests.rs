@@ -19,13 +19,15 @@ struct FakeHost(Observed);
 
 impl FakeHost {
     fn has_link(&self, name: &str) -> bool {
-        let Observed { bridges, vxlans, vlans, taps, subports, misshapen, foreign, .. } = &self.0;
+        let Observed { bridges, vxlans, vlans, taps, subports, misshapen, foreign, fabric_links, .. } =
+            &self.0;
         bridges.contains_key(name)
             || vxlans.contains_key(name)
             || vlans.contains_key(name)
             || taps.contains_key(name)
             || subports.contains_key(name)
             || misshapen.contains(name)
+            || fabric_links.contains(name)
             || foreign.contains_key(name)
     }
 
@@ -70,6 +72,7 @@ impl FakeHost {
                 self.0.subports.remove(name);
                 self.delete_router_link(name);
                 self.0.vxlans.remove(name);
+                self.delete_fabric_link(name);
                 self.0.vlans.remove(name);
                 self.0.misshapen.remove(name);
                 if self.0.bridges.remove(name).is_some() {
@@ -95,7 +98,8 @@ impl FakeHost {
                 let bridge = self.0.bridges.get_mut(bridge).ok_or("no bridge")?;
                 bridge.addresses.remove(address).then_some(()).ok_or("has it not")?;
             }
-            Operation::Tunnel(name, operation) => return self.carry_out_in_tunnel(name, operation),
+            Operation::Fabric(fabric, operation) => return self.carry_out_in_fabric(fabric, operation),
+            Operation::Tunnel(tunnel, operation) => return self.carry_out_in_tunnel(tunnel, operation),
             Operation::Uplink(name, operation) => return self.carry_out_at_uplink(name, operation),
             Operation::ConfigurePort { name, bridge, mtu } => {
                 self.0.bridges.get(bridge).ok_or("no bridge")?;
@@ -207,13 +211,17 @@ fn wanted() -> impl Strategy<Value = HostNetwork> {
         let bridges: Vec<_> = names.iter().cloned().map(wanted_bridge).collect();
         let taps = btree_map(select(tap_names()), wanted_tap(names.clone()), 0..4);
         let groups = btree_map(0..3_u32, wanted_group(), 0..3);
-        (bridges, taps, groups, routers::wanted_routers(names)).prop_map(
-            |(bridges, mut taps, groups, routers)| {
+        let fabric = option::of(underlay::wanted_fabric());
+        (bridges, taps, groups, routers::wanted_routers(names), fabric).prop_map(
+            |(bridges, mut taps, groups, routers, fabric)| {
                 // What is on a tap is on one that is wanted.
                 let own: BTreeSet<String> =
                     taps.iter().filter(|(_, tap)| tap.vlan.is_none()).map(|(name, _)| name.clone()).collect();
                 taps.retain(|_, tap| tap.vlan.as_ref().is_none_or(|on| own.contains(&on.parent)));
-                HostNetwork { bridges: bridges.into_iter().collect(), taps, groups, routers }
+                let mut wanted =
+                    HostNetwork { bridges: bridges.into_iter().collect(), taps, groups, routers, fabric };
+                underlay::share(&mut wanted);
+                wanted
             },
         )
     })
@@ -249,11 +257,13 @@ fn observed() -> impl Strategy<Value = Observed> {
         (
             routers::observed_routers(),
             btree_map(select(tap_names()), (select(tap_names()), 5..7_u16, observed_port()), 0..3),
+            underlay::observed_fabric(),
         ),
     );
     parts.prop_map(|parts| {
         let (bridges, vxlans, vlans, foreign, mut taps, earlier, is_misshapen, others) = parts;
-        let ((routers, router_links), subports) = others;
+        let ((routers, router_links), subports, (fabric, fabric_links, shared)) = others;
+        let vxlans = vxlans.into_iter().chain(shared).collect();
         let misshapen: BTreeSet<String> = [TAG.tap(0)].into_iter().filter(|_| is_misshapen).collect();
         taps.retain(|name, _| !misshapen.contains(name));
         let filter = earlier.map(|earlier| WantedFilter::of(&earlier, None, TAG).names());
@@ -263,7 +273,20 @@ fn observed() -> impl Strategy<Value = Observed> {
         let subports = subports
             .map(|(name, (parent, vlan, port))| (name, ObservedVlan { interface: Some(parent), vlan, port }));
         let subports = subports.collect();
-        Observed { bridges, vxlans, vlans, taps, subports, routers, router_links, misshapen, foreign, filter }
+        Observed {
+            bridges,
+            vxlans,
+            fabric,
+            fabric_links,
+            vlans,
+            taps,
+            subports,
+            routers,
+            router_links,
+            misshapen,
+            foreign,
+            filter,
+        }
     })
 }
 

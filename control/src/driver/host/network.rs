@@ -312,7 +312,7 @@ impl State {
     /// Stops wanting bridges that no tap and no router needs, those with the host's own address too, and groups that no
     /// tap needs; returns whether a bridge was among them.
     fn sweep(&mut self) -> bool {
-        let HostNetwork { bridges, taps, groups, routers } = &mut self.wanted;
+        let HostNetwork { bridges, taps, groups, routers, .. } = &mut self.wanted;
         let before = bridges.len();
         let links = || routers.values().flat_map(|router| &router.links);
         bridges.retain(|name, _| {

@@ -68,6 +68,7 @@ pub(super) fn wanted(tag: OwnerTag) -> HostNetwork {
         taps: [(tag.tap(1), open(WEB_GUEST, WEB)), (tag.tap(2), open(DATABASE_GUEST, DATABASE))].into(),
         groups: network(&[]).groups,
         routers: [(tag.namespace(1), router)].into(),
+        fabric: None,
     }
 }
 

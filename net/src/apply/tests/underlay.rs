@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::plan::UplinkOperation;
-use crate::spec::{RemotePort, Subport, Vxlan};
+use crate::spec::{Fabric, RemotePort, Subport, Vxlan};
 
 /// The interface that a physical network is on, and by which hosts reach each other.
 const INTERFACE: &str = "phys0";
@@ -78,6 +78,131 @@ fn spanning(host: u8, other: u8) -> HostNetwork {
         remotes: [(mac(other), remote)].into(),
     });
     wanted
+}
+
+/// A port on each of two networks that share a VXLAN device, and their twins on the other host: port 1 to port 2 on one,
+/// 3 to 4 on the other. The ports of the second network may send what they like.
+fn sharing(host: u8, other: u8) -> HostNetwork {
+    let mut wanted = network(&[(host, 1), (host + 2, 2)]);
+    let [bridge, device] = TAG.fabric();
+    wanted.fabric = Some(Fabric { bridge, device, local: tunnel_address(host) });
+    wanted.taps.get_mut(&TAG.tap(u32::from(host + 2))).unwrap().port_security = false;
+    for (number, remote) in [(1, other), (2, other + 2)] {
+        let port =
+            RemotePort { host: tunnel_address(other), addresses: [IpAddr::from(address(remote))].into() };
+        wanted.bridges.get_mut(&TAG.bridge(number)).unwrap().vxlan = Some(Vxlan {
+            name: TAG.shared(number),
+            vni: 4 + number,
+            local: tunnel_address(host),
+            peers: [tunnel_address(other)].into(),
+            remotes: [(mac(remote), port)].into(),
+        });
+    }
+    wanted
+}
+
+/// Networks that share a device do not see each other, whatever tags their ports write; each is told of its own, for good.
+#[test]
+fn vlans_of_a_shared_vxlan_device_are_networks_apart() {
+    in_own_network(|| {
+        let other = OtherHost::start();
+        set_up(Some(tunnel_address(1)));
+        let wanted = sharing(1, 2);
+        let mut here = Host::open(TAG, Namespaces::Own).unwrap();
+        let made = here.converge(&wanted);
+        let can = crate::probe::shares_vxlan();
+        assert_eq!(made.is_ok(), can, "{made:?}");
+        if !can {
+            println!("no VLANs on bridges here: the lab has it");
+            return;
+        }
+        assert_eq!(plan(TAG, &wanted, &here.observe().unwrap()), []);
+        let vxlans = netlink::Client::open().unwrap().links().unwrap();
+        assert_eq!(vxlans.values().filter(|link| link.kind == "vxlan").count(), 1);
+        let (guests, ready) = channel();
+        other.does(move || {
+            set_up(Some(tunnel_address(2)));
+            let _ = host(&sharing(2, 1));
+            guests.send([Guest::at(2), Guest::at(4)]).unwrap();
+        });
+        let [first, second] = [Guest::at(1), Guest::at(3)];
+        let [first_there, second_there] = ready.recv().unwrap();
+        for (from, to, way) in [(&first, &first_there, ends(1, 2)), (&second, &second_there, ends(3, 4))] {
+            let there = udp(way, 4000, 5000);
+            assert!(gets_through(from, to, &there, &there), "{way:?}");
+            let broadcast = udp(Ends { target_mac: [0xff; 6], ..way }, 4001, 5000);
+            assert!(gets_through(from, to, &broadcast, &broadcast), "{way:?}");
+        }
+        let apart = udp(Ends { target_mac: [0xff; 6], ..ends(1, 4) }, 4002, 5000);
+        first.send(&apart);
+        assert!(!second_there.receives(&apart));
+        // A tag of the other network's VLAN, as the receiving host numbers them, from a port that may send anything.
+        let inside = udp(Ends { target_mac: [0xff; 6], ..ends(3, 2) }, 4003, 5000);
+        for vlan in [1_u8, 2] {
+            second.send(&[&inside[..12], &[0x81, 0, 0, vlan], &inside[12..]].concat());
+        }
+        assert!(!first_there.receives(&inside));
+        let request = arp(Ends { target_mac: [0xff; 6], ..ends(1, 2) }, mac(1), address(1));
+        first.send(&request);
+        assert!(
+            first.receives_where(
+                |frame| frame.get(20..22) == Some(&[0, 2]) && frame.get(22..28) == Some(&mac(2))
+            )
+        );
+        assert!(!first_there.receives(&request), "nobody is asked who is known");
+    });
+}
+
+#[test]
+fn vlans_of_a_shared_vxlan_device_come_and_go_with_networks() {
+    in_own_network(|| {
+        if !crate::probe::shares_vxlan() {
+            println!("no VLANs on bridges here: the lab has it");
+            return;
+        }
+        let mut host = Host::open(TAG, Namespaces::Own).unwrap();
+        let settles = |host: &mut Host, wanted: &HostNetwork| {
+            host.converge(wanted).unwrap();
+            let observed = host.observe().unwrap();
+            assert_eq!(plan(TAG, wanted, &observed), []);
+            observed
+        };
+        let both = sharing(1, 2);
+        // By ports, as instances come: the device is there with the first one.
+        for port in both.taps.keys() {
+            drop(host.add_port(&both, port).unwrap());
+        }
+        assert_eq!(plan(TAG, &both, &host.observe().unwrap()), []);
+        let mut second = both.clone();
+        second.bridges.remove(&TAG.bridge(1));
+        second.taps.remove(&TAG.tap(1));
+        let vlan_of = |observed: &Observed, number| observed.vxlans[&TAG.shared(number)].vlan;
+        let before = vlan_of(&host.observe().unwrap(), 2);
+        assert_eq!(vlan_of(&settles(&mut host, &second), 2), before, "what stays keeps its VLAN");
+        // Another network with what the first one had, and the second is told something else.
+        let mut changed = both.clone();
+        let vxlan = |number| both.bridges[&TAG.bridge(number)].vxlan.clone().unwrap();
+        let first = Vxlan { vni: 70, remotes: BTreeMap::new(), ..vxlan(1) };
+        let other = Vxlan { peers: [tunnel_address(3)].into(), ..vxlan(2) };
+        changed.bridges.get_mut(&TAG.bridge(1)).unwrap().vxlan = Some(first);
+        changed.bridges.get_mut(&TAG.bridge(2)).unwrap().vxlan = Some(other);
+        settles(&mut host, &changed);
+        // Somebody takes a part away by hand, then the bridge.
+        let mut hand = netlink::Client::open().unwrap();
+        for link in [TAG.shared(2), TAG.fabric()[0].clone()] {
+            hand.execute(vec![Request::delete_link(&link)]).unwrap();
+            settles(&mut host, &changed);
+        }
+        // To a device for each, and back.
+        let mut each = spanning(1, 2);
+        each.taps.extend(both.taps.clone());
+        each.bridges.extend(network(&[(3, 2)]).bridges);
+        assert!(settles(&mut host, &each).fabric_links.is_empty());
+        settles(&mut host, &both);
+        host.remove_all().unwrap();
+        let left = host.observe().unwrap();
+        assert!(left.vxlans.is_empty() && left.fabric_links.is_empty());
+    });
 }
 
 fn has_vxlan() -> bool {

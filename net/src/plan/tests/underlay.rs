@@ -1,7 +1,7 @@
 //! What joins bridges to other hosts and to physical networks, in the tests' fake host.
 
 use super::*;
-use crate::spec::{RemotePort, Uplink};
+use crate::spec::{RemotePort, Uplink, Vxlan};
 use std::net::{IpAddr, Ipv4Addr};
 
 impl FakeHost {
@@ -15,22 +15,35 @@ impl FakeHost {
 
     pub(super) fn carry_out_in_tunnel(
         &mut self,
-        name: &str,
+        tunnel: &Tunnel,
         operation: &TunnelOperation,
     ) -> Result<(), &'static str> {
-        if let TunnelOperation::Create { vni, local } = operation {
-            if self.has_link(name) {
+        let name = tunnel.port.as_str();
+        let is_taken = self.has_link(name);
+        let made = match operation {
+            TunnelOperation::Create { vni, local } => Some((*vni, Some(*local), None)),
+            TunnelOperation::Join { bridge, vlan } => {
+                let fabric = self.0.fabric.as_ref().ok_or("no fabric")?;
+                let [own, _] = TAG.fabric();
+                (*bridge == own).then_some(()).ok_or("another bridge")?;
+                Some((*fabric.vlans.get(vlan).ok_or("no such VLAN")?, fabric.local, Some(*vlan)))
+            }
+            _ => None,
+        };
+        if let Some((vni, local, vlan)) = made {
+            if is_taken {
                 return Err("exists");
             }
             let (peers, macs, neighbours, is_told, port) = Default::default();
-            let vxlan =
-                ObservedVxlan { vni: *vni, local: Some(*local), peers, macs, neighbours, is_told, port };
+            let vxlan = ObservedVxlan { vni, local, vlan, peers, macs, neighbours, is_told, port };
             self.0.vxlans.insert(name.to_owned(), vxlan);
             return Ok(());
         }
         let vxlan = self.0.vxlans.get_mut(name).ok_or("no device")?;
+        let shared = vxlan.vlan.map(|_| (TAG.fabric()[1].clone(), vxlan.vni));
+        (shared == tunnel.shared).then_some(()).ok_or("another device")?;
         match operation {
-            TunnelOperation::Create { .. } => unreachable!("returned above"),
+            TunnelOperation::Create { .. } | TunnelOperation::Join { .. } => unreachable!("returned above"),
             TunnelOperation::AddFlood(peer) => vxlan.peers.insert(*peer).then_some(()).ok_or("has it"),
             TunnelOperation::RemoveFlood(peer) => vxlan.peers.remove(peer).then_some(()).ok_or("has it not"),
             _ if vxlan.port.bridge.is_none() => Err("no port of a bridge"),
@@ -53,6 +66,46 @@ impl FakeHost {
             TunnelOperation::AnswerNoMore { bridge, address } => {
                 (vxlan.port.bridge.as_ref() == Some(bridge)).then_some(()).ok_or("another bridge")?;
                 vxlan.neighbours.remove(address).map(drop).ok_or("has it not")
+            }
+        }
+    }
+
+    pub(super) fn carry_out_in_fabric(
+        &mut self,
+        fabric: &Fabric,
+        operation: &FabricOperation,
+    ) -> Result<(), &'static str> {
+        if matches!(operation, FabricOperation::Create) {
+            if !self.0.fabric_links.is_empty() {
+                return Err("exists");
+            }
+            self.0.fabric_links = [fabric.bridge.clone(), fabric.device.clone()].into();
+            self.0.fabric = Some(ObservedFabric { local: Some(fabric.local), ..ObservedFabric::default() });
+            return Ok(());
+        }
+        let present = self.0.fabric.as_mut().ok_or("no fabric")?;
+        match operation {
+            FabricOperation::Create => unreachable!("returned above"),
+            FabricOperation::Configure { mtu } => (present.mtu, present.is_ready) = (*mtu, true),
+            FabricOperation::Map { vlan, vni } => {
+                let is_free =
+                    !present.vlans.contains_key(vlan) && !present.vlans.values().any(|of| of == vni);
+                (is_free && present.is_ready).then_some(()).ok_or("has it")?;
+                present.vlans.insert(*vlan, *vni);
+            }
+            FabricOperation::Unmap { vlan, vni } => {
+                (present.vlans.remove(vlan) == Some(*vni)).then_some(()).ok_or("has it not")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The bridge takes networks' parts along.
+    pub(super) fn delete_fabric_link(&mut self, name: &str) {
+        if self.0.fabric_links.remove(name) {
+            self.0.fabric = None;
+            if name == TAG.fabric()[0] {
+                self.0.vxlans.retain(|_, port| port.vlan.is_none());
             }
         }
     }
@@ -154,8 +207,62 @@ prop_compose! {
     ) -> ObservedVxlan {
         let is_port = port.bridge.is_some();
         let (macs, neighbours) = if is_port { (macs, neighbours) } else { Default::default() };
-        ObservedVxlan { vni, local, peers, macs, neighbours, is_told: is_told && is_port, port }
+        ObservedVxlan { vni, local, vlan: None, peers, macs, neighbours, is_told: is_told && is_port, port }
     }
+}
+
+fn tunnel_address() -> impl Strategy<Value = Ipv4Addr> {
+    (9..11_u8).prop_map(|last| Ipv4Addr::new(192, 0, 2, last))
+}
+
+pub(super) fn wanted_fabric() -> impl Strategy<Value = Fabric> {
+    let [bridge, device] = TAG.fabric();
+    tunnel_address().prop_map(move |local| Fabric { bridge: bridge.clone(), device: device.clone(), local })
+}
+
+/// Where networks share a device, each has a name and an identifier of its own there.
+pub(super) fn share(wanted: &mut HostNetwork) {
+    if wanted.fabric.is_none() {
+        return;
+    }
+    let mut taken = BTreeSet::new();
+    for (name, bridge) in &mut wanted.bridges {
+        if let Some(vxlan) = &mut bridge.vxlan {
+            vxlan.name = name.replacen("wb", "ws", 1);
+            vxlan.vni = (vxlan.vni..).find(|vni| taken.insert(*vni)).unwrap();
+        }
+    }
+}
+
+type ObservedShared = (Option<ObservedFabric>, BTreeSet<String>, BTreeMap<String, ObservedVxlan>);
+
+/// A shared device and its networks' parts in any state, or what is left of them.
+pub(super) fn observed_fabric() -> impl Strategy<Value = ObservedShared> {
+    let names: Vec<String> = bridge_names().iter().map(|name| name.replacen("wb", "ws", 1)).collect();
+    let parts = btree_map(select(names), (observed_vxlan(), 1..5_u16), 0..3);
+    let vlans = btree_map(1..5_u16, 0..5_u32, 0..4);
+    let fabric = (option::of(tunnel_address()), mtu(), any::<bool>(), vlans);
+    let links = subsequence(TAG.fabric().to_vec(), 0..=2);
+    (fabric, links, parts).prop_map(|((local, mtu, is_ready, mut vlans), links, mut parts)| {
+        let links: BTreeSet<String> = links.into_iter().collect();
+        // A network has one VLAN; what is no network's is many's.
+        let mut taken = BTreeSet::new();
+        vlans.retain(|_, vni| *vni == 0 || taken.insert(*vni));
+        let is_whole = links.len() == 2;
+        if !is_whole {
+            vlans.clear();
+        }
+        let mut used = BTreeSet::new();
+        parts.retain(|_, (_, vlan)| links.contains(&TAG.fabric()[0]) && used.insert(*vlan));
+        let parts = parts.into_iter().map(|(name, (mut port, vlan))| {
+            let local = local.filter(|_| is_whole);
+            (port.vlan, port.local, port.vni) = (Some(vlan), local, *vlans.get(&vlan).unwrap_or(&0));
+            (name, port)
+        });
+        let parts = parts.collect();
+        let fabric = is_whole.then_some(ObservedFabric { local, mtu, is_ready, vlans });
+        (fabric, links, parts)
+    })
 }
 
 pub(super) fn observed_vlans() -> impl Strategy<Value = BTreeMap<String, ObservedVlan>> {
