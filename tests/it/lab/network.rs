@@ -1,4 +1,4 @@
-//! What this kernel's network may lack (802.1Q, connection tracking of bridges): `net`'s own tests, in the lab, whose kernel
+//! What this kernel's network may lack (802.1Q, VLANs on bridges, connection tracking of bridges): `net`'s own tests, in the lab, whose kernel
 //! has it.
 
 use std::ffi::OsStr;
@@ -67,7 +67,8 @@ fn passed(said: &str) -> Option<usize> {
 const MODULES: [&str; 5] = ["tun", "bridge", "veth", "nf_tables", "nft_ct"];
 
 fn vlans() -> Result<()> {
-    pass("vlans", &[&MODULES[..], &["8021q"]].concat(), 2).map(drop)
+    let modules = ["8021q", "vxlan", "nf_conntrack_bridge", "nft_meta_bridge", "nf_conntrack_netlink"];
+    pass("vlans", &[&MODULES[..], &modules].concat(), 5).map(drop)
 }
 
 /// Without `br_netfilter`, which other kernels need.

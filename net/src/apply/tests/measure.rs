@@ -159,3 +159,45 @@ fn measure_routers() {
         host.remove_all().unwrap();
     });
 }
+
+/// What many networks between hosts cost: each with a VXLAN device of its own, and all with one.
+#[test]
+#[ignore = "a measurement"]
+fn measure_tunnels() {
+    use crate::spec::{Fabric, RemotePort, Vxlan};
+    const NETWORKS: u32 = 200;
+    in_own_network(|| {
+        for is_shared in [false, true] {
+            if is_shared && !crate::probe::shares_vxlan() {
+                println!("no VLANs on bridges here: the lab has it");
+                return;
+            }
+            let local = Ipv4Addr::LOCALHOST;
+            let [own, device] = TAG.fabric();
+            let mut wanted = network(&[]);
+            wanted.fabric = is_shared.then_some(Fabric { bridge: own, device, local });
+            for number in 0..NETWORKS {
+                let name = if is_shared { TAG.shared(number) } else { TAG.vxlan(number) };
+                let host = Ipv4Addr::new(198, 51, 100, 2);
+                let remotes = [(mac(1), RemotePort { host, addresses: [IpAddr::from(address(1))].into() })];
+                let vxlan =
+                    Vxlan { name, vni: number + 1, local, peers: [host].into(), remotes: remotes.into() };
+                let bridge = Bridge { vxlan: Some(vxlan), ..bridge() };
+                wanted.bridges.insert(TAG.bridge(number), bridge);
+            }
+            let start = Instant::now();
+            let mut host = host(&wanted);
+            let made = start.elapsed();
+            let start = Instant::now();
+            let mut next = Host::open(TAG, Namespaces::Own).unwrap();
+            next.converge(&wanted).unwrap();
+            let adopted = start.elapsed();
+            let start = Instant::now();
+            host.remove_all().unwrap();
+            let removed = start.elapsed();
+            println!(
+                "{NETWORKS} networks, one device for all: {is_shared}: made in {made:.0?}, adopted in {adopted:.0?}, removed in {removed:.0?}"
+            );
+        }
+    });
+}
