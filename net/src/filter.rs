@@ -8,17 +8,18 @@
 //! Security groups add chains: one per group and direction with its rules, and one per direction for each set of
 //! groups that ports have (a [`Policy`]), with a jump to each. Chains keep their names whatever they hold: a changed
 //! group is its chain emptied and filled in one transaction, however many ports have it. A port names its policy by
-//! bytes, not by a chain: an element that leads to a chain has the kernel walk all that lead to one.
+//! bytes, not by a chain: an element that leads to a chain has the kernel walk all that lead to one. The members of groups
+//! that rules name are elements, too: one that comes or goes changes no chain.
 
 mod element;
 mod ending;
 mod groups;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv6Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 
 use crate::names::OwnerTag;
 use crate::spec::{Bridge, Direction, Group, HostNetwork, InterfaceName, Tap};
@@ -93,6 +94,8 @@ pub struct FilterChange {
     pub add_chains: Chains,
     /// Chains that are there and hold something else from now on.
     pub refill_chains: Chains,
+    /// Chains that stay as they are, with other members of the groups that they name.
+    pub relearn_chains: Chains,
     /// Facts to add.
     pub add: BTreeSet<Element>,
     /// Facts to remove.
@@ -150,6 +153,7 @@ impl WantedFilter {
         for (name, tap) in &network.taps {
             wanted.add_tap(name, tap, &groups, tells_targets);
         }
+        wanted.elements.extend(members_of(wanted.chains.values().map(Arc::as_ref), |_| true));
         wanted
     }
 
@@ -270,7 +274,7 @@ impl Filter {
             self.chains.remove(name);
         }
         self.elements.extend(change.add.iter().cloned());
-        let made = change.add_chains.iter().chain(&change.refill_chains);
+        let made = change.add_chains.iter().chain(&change.refill_chains).chain(&change.relearn_chains);
         self.chains.extend(made.map(|(name, chain)| (name.clone(), Held::from(chain))));
     }
 
@@ -318,8 +322,39 @@ impl Filter {
         }
         let links = changed.taps.iter().map(String::as_str).chain(wanted.elements.iter().map(Element::link));
         let links: BTreeSet<&str> = links.collect();
-        let present = links.iter().flat_map(|link| self.of_link(link).cloned().collect::<Vec<_>>()).collect();
+        let mut present: BTreeSet<Element> =
+            links.iter().flat_map(|link| self.of_link(link).cloned().collect::<Vec<_>>()).collect();
+        let named = self.renamed(&wanted.chains);
+        if !named.is_empty() {
+            present.extend(named.iter().flat_map(|number| self.of_group(*number)).cloned());
+            // Another group that stays as it is may name them, too.
+            let kept = self.chains.iter().filter(|(name, _)| !wanted.chains.contains_key(*name));
+            let kept = kept.filter_map(|(_, held)| held.chain.as_deref());
+            let all = wanted.chains.values().map(Arc::as_ref).chain(kept);
+            let members: BTreeSet<Element> = members_of(all, |number| named.contains(&number)).collect();
+            wanted.elements.extend(members);
+        }
         self.change_from(&present, &wanted)
+    }
+
+    /// The groups whose members are others, or may be, where chains become these: those that either names.
+    fn renamed(&self, chains: &Chains) -> BTreeSet<u32> {
+        let differing = chains.iter().filter_map(|(name, chain)| match self.chains.get(name) {
+            Some(held) if held.chain.as_ref() == Some(chain) => None,
+            held => Some((chain, held.and_then(|held| held.chain.as_ref()))),
+        });
+        let named = differing.flat_map(|(chain, held)| {
+            chain.members().chain(held.into_iter().flat_map(|chain| chain.members()))
+        });
+        named.map(|(number, _)| number).collect()
+    }
+
+    /// The members of a group.
+    fn of_group(&self, number: u32) -> impl Iterator<Item = &Element> {
+        let first = Element::Member(number, FIRST_NET);
+        self.elements
+            .range(first..)
+            .take_while(move |element| matches!(element, Element::Member(of, _) if *of == number))
     }
 
     /// What removes all that this filter says about a link.
@@ -338,8 +373,9 @@ impl Filter {
         for (name, chain) in &wanted.chains {
             let differing = match self.chains.get(name) {
                 None => &mut change.add_chains,
-                Some(held) if !held.is(chain) => &mut change.refill_chains,
-                Some(_) => continue,
+                Some(held) if held.is(chain) && !forgets(&change.remove, held, chain) => continue,
+                Some(held) if held.content == Content::of(chain) => &mut change.relearn_chains,
+                Some(_) => &mut change.refill_chains,
             };
             differing.insert(name.clone(), Arc::clone(chain));
         }
@@ -380,6 +416,27 @@ impl Filter {
             _ => None,
         })
     }
+}
+
+/// Not after any other.
+const FIRST_NET: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
+
+/// The members of the groups that chains name, of those groups that are `wanted`.
+fn members_of<'a>(
+    chains: impl Iterator<Item = &'a Chain>,
+    wanted: impl Fn(u32) -> bool,
+) -> impl Iterator<Item = Element> {
+    let named = chains.flat_map(Chain::members).filter(move |(number, _)| wanted(*number));
+    named.flat_map(|(number, members)| members.iter().map(move |net| Element::Member(number, *net)))
+}
+
+/// Whether a group loses members that a chain names of which we do not know what it let through.
+fn forgets(removed: &BTreeSet<Element>, held: &Held, chain: &Chain) -> bool {
+    held.chain.is_none()
+        && chain.members().any(|(number, _)| {
+            let first = Element::Member(number, FIRST_NET);
+            matches!(removed.range(first..).next(), Some(Element::Member(of, _)) if *of == number)
+        })
 }
 
 fn bridge_elements(name: &str, bridge: &Bridge) -> BTreeSet<Element> {

@@ -309,7 +309,7 @@ impl Client {
         }
         for (index, set) in SETS.iter().enumerate() {
             let subject = format!("create packet filter set {}", set.name);
-            let attributes = set_attributes(&self.table, *set, index as u32 + 1, false);
+            let attributes = set_attributes(&self.table, *set, index as u32 + 1);
             transaction.push(subject, NFT_MSG_NEWSET, NLM_F_CREATE, set.family, &attributes);
         }
         for chain in chains {
@@ -370,36 +370,10 @@ impl Client {
     fn push_rules(&self, transaction: &mut Transaction, chains: &Chains) {
         for (name, chain) in chains {
             let content = Content::of(chain);
-            let mut id = transaction.next_set(SETS.len());
-            let rules = groups::chain_rules(chain, &mut transaction.sets);
-            for (index, rule) in rules.iter().enumerate() {
-                if let Some(members) = &rule.members {
-                    self.push_members(transaction, members, id);
-                    id += 1;
-                }
+            for (index, rule) in groups::chain_rules(chain).iter().enumerate() {
                 let comment = (index == 0).then(|| content.comment());
-                self.push_rule(transaction, GROUPS_FAMILY, name, &rule.expressions, comment);
+                self.push_rule(transaction, GROUPS_FAMILY, name, rule, comment);
             }
-        }
-    }
-
-    /// Makes the set that only the next rule looks up.
-    fn push_members(&self, transaction: &mut Transaction, members: &groups::Members, id: u32) {
-        let subject = || "create the set of a group's members".to_owned();
-        let attributes = set_attributes(&self.table, members.set, id, true);
-        transaction.push(subject(), NFT_MSG_NEWSET, NLM_F_CREATE, GROUPS_FAMILY, &attributes);
-        for part in members.ranges.chunks(ELEMENTS_PER_MESSAGE_MAX) {
-            let value = |bytes: &[u8]| Attributes::new().put(1, bytes);
-            let item = |(first, last): &(Vec<u8>, Vec<u8>)| {
-                Attributes::new().nested(1, &value(first)).nested(10, &value(last))
-            };
-            let list = part.iter().fold(Attributes::new(), |list, range| list.nested(1, &item(range)));
-            let attributes = Attributes::new()
-                .text(1, &self.table)
-                .text(2, members.set.name)
-                .number(4, id)
-                .nested(3, &list);
-            transaction.push(subject(), NFT_MSG_NEWSETELEM, NLM_F_CREATE, GROUPS_FAMILY, &attributes);
         }
     }
 

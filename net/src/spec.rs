@@ -171,8 +171,9 @@ pub enum Remote {
     Any,
     /// Addresses under a prefix.
     Prefix(IpNet),
-    /// The member addresses of a group on every host.
-    Members(BTreeSet<IpNet>),
+    /// The addresses of a group's members on every host, and a number that tells the group: whoever names it names the same
+    /// members.
+    Members(u32, BTreeSet<IpNet>),
 }
 
 /// A router: a network namespace with a link into each of its networks' bridges.

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use ipnet::{Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::Policy;
 use crate::spec::InterfaceName;
@@ -38,6 +38,8 @@ pub enum Element {
     Zone(InterfaceName, u16),
     /// The same, for the bridge family's own tracking.
     BridgeZone(InterfaceName, u16),
+    /// The group with this number has this member.
+    Member(u32, IpNet),
 }
 
 /// Whether somebody asks for the connections that a frame's target is part of.
@@ -71,7 +73,7 @@ impl Element {
         ]
     }
 
-    /// The link it is about.
+    /// The link it is about; none if it is about a group.
     #[must_use]
     pub fn link(&self) -> &str {
         match self {
@@ -89,6 +91,7 @@ impl Element {
             | Self::Gateway(link)
             | Self::Zone(link, _)
             | Self::BridgeZone(link, _) => link,
+            Self::Member(..) => "",
         }
     }
 }

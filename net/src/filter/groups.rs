@@ -68,7 +68,8 @@ pub enum Chain {
     Group {
         /// The direction.
         direction: Direction,
-        /// The rules, each of which can match something: families agree, members are disjoint prefixes.
+        /// The rules: families agree, members are addresses and disjoint prefixes. Who is a member is no part of what the
+        /// kernel's chain holds, but of sets that it looks up.
         rules: BTreeSet<Rule>,
     },
     /// A jump to each of the groups that some ports have.
@@ -84,6 +85,18 @@ impl Chain {
     pub(super) fn of_group(direction: Direction, group: &Group) -> Self {
         let rules = group.rules.iter().filter(|rule| rule.direction == direction).filter_map(effective);
         Self::Group { direction, rules: rules.collect() }
+    }
+
+    /// The groups that its rules name, each with its members.
+    pub(super) fn members(&self) -> impl Iterator<Item = (u32, &BTreeSet<IpNet>)> {
+        let rules = match self {
+            Self::Group { rules, .. } => Some(rules),
+            Self::Port { .. } => None,
+        };
+        rules.into_iter().flatten().filter_map(|rule| match &rule.remote {
+            Remote::Members(number, members) => Some((*number, members)),
+            Remote::Any | Remote::Prefix(_) => None,
+        })
     }
 
     /// The names of the chains that it jumps to.
@@ -112,7 +125,10 @@ impl Content {
     #[must_use]
     pub fn of(chain: &Chain) -> Self {
         match chain {
-            Chain::Group { rules, .. } => Self::new(rules, rules.len()),
+            Chain::Group { rules, .. } => {
+                let rules: BTreeSet<Rule> = rules.iter().map(without_members).collect();
+                Self::new(&rules, rules.iter().map(kernel_rules).sum())
+            }
             Chain::Port { groups, .. } => Self::new(groups, groups.len()),
         }
     }
@@ -172,7 +188,21 @@ fn hexadecimal(bytes: [u8; 16]) -> String {
     })
 }
 
-/// A rule as far as it can match: nothing where families disagree or nobody is a member.
+/// A rule as the kernel's chain holds it.
+fn without_members(rule: &Rule) -> Rule {
+    let remote = match &rule.remote {
+        Remote::Members(number, _) => Remote::Members(*number, BTreeSet::new()),
+        remote => remote.clone(),
+    };
+    Rule { remote, ..rule.clone() }
+}
+
+/// How many rules of the kernel's one rule is: members are looked up as addresses, and as prefixes.
+fn kernel_rules(rule: &Rule) -> usize {
+    if matches!(rule.remote, Remote::Members(..)) { 2 } else { 1 }
+}
+
+/// A rule as far as it can match: nothing where families disagree. Of a group nobody may be a member yet.
 fn effective(rule: &Rule) -> Option<Rule> {
     let is_of_family = |net: &IpNet| match net {
         IpNet::V4(_) => rule.ip_version == 4,
@@ -187,14 +217,14 @@ fn effective(rule: &Rule) -> Option<Rule> {
         Remote::Prefix(net) if !is_of_family(net) => return None,
         Remote::Prefix(net) if net.prefix_len() == 0 => Remote::Any,
         Remote::Prefix(net) => Remote::Prefix(net.trunc()),
-        Remote::Members(members) => {
-            let members: Vec<IpNet> = members.iter().copied().filter(is_of_family).collect();
-            let members: BTreeSet<IpNet> =
-                IpNet::aggregate(&members).into_iter().map(|net| net.trunc()).collect();
-            if members.is_empty() {
-                return None;
-            }
-            Remote::Members(members)
+        Remote::Members(number, members) => {
+            // An address stays one whatever its neighbours are, so that one that comes is one that comes.
+            let own = members.iter().copied().filter(is_of_family);
+            let (single, prefixes): (Vec<IpNet>, Vec<IpNet>) =
+                own.partition(|net| net.prefix_len() == net.max_prefix_len());
+            let mut members: BTreeSet<IpNet> = single.into_iter().collect();
+            members.extend(IpNet::aggregate(&prefixes).into_iter().map(|net| net.trunc()));
+            Remote::Members(*number, members)
         }
     };
     Some(Rule { remote, ..rule.clone() })
@@ -215,7 +245,7 @@ mod tests {
     }
 
     fn members(nets: &[&str]) -> Remote {
-        Remote::Members(nets.iter().map(|net| net.parse().unwrap()).collect())
+        Remote::Members(9, nets.iter().map(|net| net.parse().unwrap()).collect())
     }
 
     #[test]
@@ -223,8 +253,6 @@ mod tests {
         let ports = Some((1, 2));
         let group = Group {
             rules: [
-                rule(4, members(&["2001:db8::1/128"])),
-                rule(4, members(&[])),
                 rule(6, Remote::Prefix("10.0.0.0/8".parse().unwrap())),
                 rule(5, Remote::Any),
                 Rule { ports, ..rule(4, Remote::Any) },
@@ -239,10 +267,27 @@ mod tests {
     }
 
     #[test]
-    fn members_become_disjoint_prefixes() {
-        let all = members(&["10.0.0.0/24", "10.0.0.7/32", "10.0.1.0/25", "10.0.1.128/25"]);
+    fn members_become_addresses_and_disjoint_prefixes() {
+        let all = members(&[
+            "10.0.0.0/24",
+            "10.0.0.6/32",
+            "10.0.0.7/32",
+            "10.0.1.0/25",
+            "10.0.1.128/25",
+            "::1/128",
+        ]);
         let effective = effective(&rule(4, all)).unwrap();
-        assert_eq!(effective.remote, members(&["10.0.0.0/23"]));
+        assert_eq!(effective.remote, members(&["10.0.0.0/23", "10.0.0.6/32", "10.0.0.7/32"]));
+    }
+
+    #[test]
+    fn content_is_the_same_whoever_is_a_member() {
+        let content = |nets: &[&str]| {
+            let group = Group { rules: [rule(4, members(nets)), rule(6, Remote::Any)].into() };
+            Content::of(&Chain::of_group(Direction::Ingress, &group))
+        };
+        assert_eq!(content(&[]), content(&["10.0.0.1/32", "10.1.0.0/16"]));
+        assert_eq!(content(&[]).rule_count(), Some(3));
     }
 
     #[test]

@@ -97,6 +97,53 @@ fn changed_group_reaches_the_ports_that_have_it_and_no_others() {
     assert_eq!(filter.change_for_port(&network, "t3", tag).refill_chains.len(), 1);
 }
 
+/// However many members a group has, one that comes or goes is one element and no chain, whoever names the group.
+#[test]
+fn member_of_a_group_is_one_element_however_many_there_are() {
+    let tag = OwnerTag::new(1);
+    let member = |last: u32| IpNet::from(std::net::IpAddr::V4(Ipv4Addr::from(0x0a09_0000 + last)));
+    let within = |group: u32, members: u32| crate::spec::Rule {
+        remote: crate::spec::Remote::Members(group, (1..=members).map(member).collect()),
+        ..crate::testing::rule(Direction::Ingress, None, None)
+    };
+    let with = |members: u32| {
+        let mut network = crate::testing::network(&[(1, 1), (2, 1)]);
+        network.taps.values_mut().last().unwrap().groups = [2].into();
+        network.groups.insert(crate::testing::ANYTHING, Group { rules: [within(5, members)].into() });
+        network.groups.insert(2, Group { rules: [within(5, members), within(6, 3)].into() });
+        network
+    };
+    for members in [2, 1000] {
+        let [before, after] = [with(members), with(members + 1)];
+        let filter = WantedFilter::of(&before, None, tag).names();
+        let one = BTreeSet::from([Element::Member(5, member(members + 1))]);
+        for is_whole in [true, false] {
+            let difference = |filter: &Filter, wanted: &HostNetwork, from: &HostNetwork| match is_whole {
+                true => filter.change_to(&WantedFilter::of(wanted, Some(filter), tag)),
+                false => filter.change_for(wanted, &Changed::between(from, wanted), tag),
+            };
+            let change = difference(&filter, &after, &before);
+            assert_eq!((&change.add, &change.remove), (&one, &BTreeSet::new()));
+            assert!(
+                change.add_chains.is_empty() && change.refill_chains.is_empty() && change.ending.is_empty()
+            );
+            let mut changed = filter.clone();
+            changed.apply(&change);
+            assert_eq!(changed, WantedFilter::of(&after, None, tag).names());
+            let back = difference(&changed, &before, &after);
+            assert_eq!((&back.add, &back.remove), (&BTreeSet::new(), &one));
+            assert!(back.refill_chains.is_empty() && !back.ending.is_empty(), "what it was let in for ends");
+            changed.apply(&back);
+            assert_eq!(changed, filter);
+        }
+        // The members stay that another group names.
+        let mut fewer = before.clone();
+        fewer.groups.insert(crate::testing::ANYTHING, Group::default());
+        let change = filter.change_for(&fewer, &Changed::between(&before, &fewer), tag);
+        assert_eq!((change.add.len(), change.remove.len(), change.refill_chains.len()), (0, 0, 1));
+    }
+}
+
 /// However many ports have a group, a rule of it is one chain filled anew and nothing else.
 #[test]
 fn rule_of_a_group_changes_one_chain_and_no_element() {

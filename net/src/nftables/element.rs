@@ -1,5 +1,9 @@
 //! Facts as set elements, and back.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use super::comment_attribute;
 use super::message::{Attributes, Expression, Family, Verdict};
 use super::rules::{self, Data, Set};
@@ -82,7 +86,46 @@ pub(super) fn encode(element: &Element) -> Encoded {
             let data = Attributes::new().put(1, &zone.to_ne_bytes());
             Encoded { data: Some(data), ..plain(set, &[]) }
         }
+        Element::Member(number, net) => member(*number, *net),
     }
+}
+
+/// A group's member: a prefix from its first address to its last, an address alone.
+fn member(number: u32, net: IpNet) -> Encoded {
+    let key = |address: IpAddr| {
+        let octets = match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        [&number.to_be_bytes()[..], &octets].concat()
+    };
+    let is_single = net.prefix_len() == net.max_prefix_len();
+    let set = match (net, is_single) {
+        (IpNet::V4(_), true) => rules::MEMBERS_IPV4,
+        (IpNet::V4(_), false) => rules::MEMBERS_IPV4_PREFIXES,
+        (IpNet::V6(_), true) => rules::MEMBERS_IPV6,
+        (IpNet::V6(_), false) => rules::MEMBERS_IPV6_PREFIXES,
+    };
+    let key_end = (!is_single).then(|| key(net.broadcast()));
+    Encoded { set, key: key(net.network()), key_end, data: None, comment: None }
+}
+
+/// The member in a key, and in a range's last one.
+fn read_member(key: &[u8], end: Option<&[u8]>) -> Option<Element> {
+    let (number, address) = key.split_first_chunk::<4>()?;
+    let last = end.map_or(Some(address), |end| end.get(4..))?;
+    let net = match (<[u8; 4]>::try_from(address), <[u8; 16]>::try_from(address)) {
+        (Ok(first), _) => {
+            let bits = u32::from_be_bytes(first) ^ u32::from_be_bytes(last.try_into().ok()?);
+            IpNet::new(IpAddr::from(first), bits.leading_zeros() as u8)
+        }
+        (_, Ok(first)) => {
+            let bits = u128::from_be_bytes(first) ^ u128::from_be_bytes(last.try_into().ok()?);
+            IpNet::new(IpAddr::from(first), bits.leading_zeros() as u8)
+        }
+        _ => return None,
+    };
+    Some(Element::Member(u32::from_be_bytes(*number), net.ok()?))
 }
 
 /// The map in which a direction's policies lead to their chains.
@@ -122,6 +165,11 @@ pub(super) fn decode(set: Set, item: &[u8]) -> Option<Element> {
     let parts = parts_of(item);
     let value_of = |kind| parts.get(&kind).and_then(|part| parts_of(part).remove(&1));
     let key = value_of(1)?;
+    if [rules::MEMBERS_IPV4, rules::MEMBERS_IPV4_PREFIXES, rules::MEMBERS_IPV6, rules::MEMBERS_IPV6_PREFIXES]
+        .contains(&set)
+    {
+        return read_member(&key, value_of(10).as_deref());
+    }
     let (name, value) = key.split_at_checked(INTERFACE_SIZE)?;
     let name = text(name);
     let end = || value_of(10).and_then(|end| end.get(INTERFACE_SIZE..).map(<[u8]>::to_vec));
@@ -161,10 +209,8 @@ pub(super) fn decode(set: Set, item: &[u8]) -> Option<Element> {
     }
 }
 
-/// A set's own attributes. `anonymous` ones belong to the one rule that looks them up.
-pub(super) fn set_attributes(table: &str, set: Set, id: u32, anonymous: bool) -> Attributes {
-    const ANONYMOUS: u32 = 1;
-    const CONSTANT: u32 = 2;
+/// A set's own attributes.
+pub(super) fn set_attributes(table: &str, set: Set, id: u32) -> Attributes {
     const INTERVAL: u32 = 4;
     const MAP: u32 = 8;
     const CONCATENATED: u32 = 0x80;
@@ -172,7 +218,6 @@ pub(super) fn set_attributes(table: &str, set: Set, id: u32, anonymous: bool) ->
     let key_type = set.fields.iter().fold(0, |key, (kind, _)| key << 6 | kind);
     let key_length: u32 = set.fields.iter().map(|(_, length)| length.next_multiple_of(4)).sum();
     let mut flags = if set.ranges { INTERVAL | CONCATENATED } else { 0 };
-    flags |= if anonymous { ANONYMOUS | CONSTANT } else { 0 };
     flags |= if set.data.is_some() { MAP } else { 0 };
     let mut attributes = Attributes::new()
         .text(1, table)

@@ -2,66 +2,31 @@
 
 use ipnet::IpNet;
 
-use super::message::{Base, Expression, FIRST, Family, Meta, SECOND, Verdict};
+use super::message::{Base, Expression, FIRST, Meta, SECOND, SECOND_WORD, Verdict};
 use super::rules::{
-    DENY_EGRESS, DENY_INGRESS, IPV4_ADDRESS, IPV6_ADDRESS, Set, bytes, clear_mark, ethertype, protocol,
-    verdict,
+    DENY_EGRESS, DENY_INGRESS, MEMBERS_IPV4, MEMBERS_IPV4_PREFIXES, MEMBERS_IPV6, MEMBERS_IPV6_PREFIXES,
+    bytes, clear_mark, ethertype, protocol, verdict,
 };
 use crate::filter::{Chain, has_types};
 use crate::spec::{Direction, Remote, Rule};
 
-/// A rule and the set that only it looks up, if it needs one.
-#[derive(Debug)]
-pub(super) struct GroupRule {
-    pub(super) expressions: Vec<Expression>,
-    pub(super) members: Option<Members>,
-}
-
-/// An anonymous set of address ranges: each key is an ethertype and an address, first and last.
-#[derive(Debug)]
-pub(super) struct Members {
-    pub(super) set: Set,
-    pub(super) ranges: Vec<(Vec<u8>, Vec<u8>)>,
-}
-
-/// The name by which the kernel is asked to name an anonymous set itself.
-pub(super) const ANONYMOUS: &str = "__set%d";
-
-const ETHERTYPE: (u32, u32) = (10, 2);
-const MEMBERS_IPV4: Set = Set {
-    family: Family::Bridge,
-    name: ANONYMOUS,
-    fields: &[ETHERTYPE, IPV4_ADDRESS],
-    ranges: true,
-    data: None,
-};
-const MEMBERS_IPV6: Set = Set {
-    family: Family::Bridge,
-    name: ANONYMOUS,
-    fields: &[ETHERTYPE, IPV6_ADDRESS],
-    ranges: true,
-    data: None,
-};
-
-/// A chain's rules; `next_set` numbers the sets of one transaction.
-pub(super) fn chain_rules(chain: &Chain, next_set: &mut u32) -> Vec<GroupRule> {
+/// A chain's rules.
+pub(super) fn chain_rules(chain: &Chain) -> Vec<Vec<Expression>> {
     match chain {
-        Chain::Group { rules, .. } => rules.iter().map(|rule| group_rule(rule, next_set)).collect(),
-        Chain::Port { .. } => chain
-            .jumps()
-            .map(|group| GroupRule { expressions: verdict(Verdict::Jump(group)), members: None })
-            .collect(),
+        Chain::Group { rules, .. } => rules.iter().flat_map(group_rules).collect(),
+        Chain::Port { .. } => chain.jumps().map(|group| verdict(Verdict::Jump(group))).collect(),
     }
 }
 
-fn group_rule(rule: &Rule, next_set: &mut u32) -> GroupRule {
+/// One rule, or two where members are looked up: as addresses, and as prefixes.
+fn group_rules(rule: &Rule) -> Vec<Vec<Expression>> {
     let is_ipv6 = rule.ip_version == 6;
-    let mut expressions = ethertype(if is_ipv6 { 0x86dd } else { 0x0800 });
+    let mut matches = ethertype(if is_ipv6 { 0x86dd } else { 0x0800 });
     if let Some(number) = rule.protocol {
-        expressions.extend(protocol(number));
+        matches.extend(protocol(number));
     }
     if let Some(ports) = rule.ports {
-        expressions.extend(if has_types(rule.protocol) { icmp(ports) } else { destination_ports(ports) });
+        matches.extend(if has_types(rule.protocol) { icmp(ports) } else { destination_ports(ports) });
     }
     let (offset, length) = match (is_ipv6, rule.direction) {
         (false, Direction::Ingress) => (12, 4),
@@ -69,47 +34,38 @@ fn group_rule(rule: &Rule, next_set: &mut u32) -> GroupRule {
         (true, Direction::Ingress) => (8, 16),
         (true, Direction::Egress) => (24, 16),
     };
-    let mut members = None;
-    match &rule.remote {
-        Remote::Any => {}
-        Remote::Prefix(net) => expressions.extend(within_prefix(*net, offset, length)),
-        Remote::Members(nets) => {
-            // The key: the ethertype takes 4 bytes of the first register, the address follows at once.
-            let id = *next_set;
-            *next_set += 1;
-            let address = if is_ipv6 { FIRST_AFTER_ETHERTYPE } else { SECOND_WORD };
-            expressions.push(Expression::Payload { base: Base::Link, offset: 12, length: 2, to: FIRST_WORD });
-            expressions.push(Expression::Payload { base: Base::Network, offset, length, to: address });
-            expressions.push(Expression::LookupAnonymous { id, from: FIRST_WORD });
-            let set = if is_ipv6 { MEMBERS_IPV6 } else { MEMBERS_IPV4 };
-            members = Some(Members { set, ranges: nets.iter().map(|net| range(*net)).collect() });
+    let remotes = match &rule.remote {
+        Remote::Any => vec![Vec::new()],
+        Remote::Prefix(net) => vec![within_prefix(*net, offset, length)],
+        Remote::Members(number, _) => {
+            let sets = match is_ipv6 {
+                false => [MEMBERS_IPV4, MEMBERS_IPV4_PREFIXES],
+                true => [MEMBERS_IPV6, MEMBERS_IPV6_PREFIXES],
+            };
+            // The key: the number takes the first 4 bytes of the first register, the address follows at once.
+            let lookup = |set: &super::rules::Set| {
+                vec![
+                    Expression::Immediate { to: FIRST_WORD, value: number.to_be_bytes().to_vec() },
+                    Expression::Payload { base: Base::Network, offset, length, to: SECOND_WORD },
+                    Expression::Lookup { set: set.name, contained: true },
+                ]
+            };
+            sets.iter().map(lookup).collect()
         }
-    }
-    expressions.extend(clear_mark(match rule.direction {
-        Direction::Egress => DENY_EGRESS,
-        Direction::Ingress => DENY_INGRESS,
-    }));
-    expressions.extend(verdict(Verdict::Return));
-    GroupRule { expressions, members }
-}
-
-/// `NFT_REG32_00` and the next: registers of 4 bytes, in which a key of odd parts lies without gaps.
-const FIRST_WORD: u32 = 8;
-const SECOND_WORD: u32 = 9;
-const FIRST_AFTER_ETHERTYPE: u32 = SECOND_WORD;
-
-fn range(net: IpNet) -> (Vec<u8>, Vec<u8>) {
-    let key = |ethertype: u16, address: &[u8]| {
-        let mut key = ethertype.to_be_bytes().to_vec();
-        key.resize(4, 0);
-        key.extend_from_slice(address);
-        key
     };
-    match net {
-        IpNet::V4(net) => (key(0x0800, &net.network().octets()), key(0x0800, &net.broadcast().octets())),
-        IpNet::V6(net) => (key(0x86dd, &net.network().octets()), key(0x86dd, &net.broadcast().octets())),
-    }
+    let passes = [
+        clear_mark(match rule.direction {
+            Direction::Egress => DENY_EGRESS,
+            Direction::Ingress => DENY_INGRESS,
+        }),
+        verdict(Verdict::Return),
+    ]
+    .concat();
+    remotes.into_iter().map(|remote| [matches.clone(), remote, passes.clone()].concat()).collect()
 }
+
+/// `NFT_REG32_00`: the first 4 bytes of [`FIRST`].
+const FIRST_WORD: u32 = 8;
 
 fn within_prefix(net: IpNet, offset: u32, length: u32) -> Vec<Expression> {
     let octets = |address: std::net::IpAddr| match address {

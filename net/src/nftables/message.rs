@@ -182,11 +182,6 @@ pub(super) enum Expression {
         set: &'static str,
         contained: bool,
     },
-    /// The key is in a set made in the same transaction.
-    LookupAnonymous {
-        id: u32,
-        from: u32,
-    },
     /// What the map gives for the key that starts in [`FIRST`]: a verdict where `to` is 0.
     Map {
         map: &'static str,
@@ -245,9 +240,6 @@ impl Expression {
             ),
             Self::Lookup { set, contained } => {
                 ("lookup", new().text(1, set).number(2, FIRST).number(5, u32::from(!contained)))
-            }
-            Self::LookupAnonymous { id, from } => {
-                ("lookup", new().text(1, super::groups::ANONYMOUS).number(2, *from).number(4, *id))
             }
             Self::Map { map, to } => ("lookup", new().text(1, map).number(2, FIRST).number(3, *to)),
             Self::Verdict(verdict) => {
@@ -318,17 +310,9 @@ pub(super) fn kind(message: u16) -> u16 {
 #[derive(Debug, Default)]
 pub(super) struct Transaction {
     messages: Vec<Message>,
-    /// The number of the next set without a name; 0 before the first.
-    pub(super) sets: u32,
 }
 
 impl Transaction {
-    /// The number that the next set without a name has, where so many have one.
-    pub(super) fn next_set(&mut self, named: usize) -> u32 {
-        self.sets = self.sets.max(named as u32 + 1);
-        self.sets
-    }
-
     pub(super) fn push(
         &mut self,
         subject: String,

@@ -107,6 +107,8 @@ const ETHERNET_ADDRESS: (u32, u32) = (9, 6);
 const INTERFACE: (u32, u32) = (41, 16);
 /// As nft's "integer".
 const POLICY: (u32, u32) = (4, 16);
+/// Likewise.
+const GROUP: (u32, u32) = (4, 4);
 
 const fn set(family: Family, name: &'static str, fields: &'static [(u32, u32)]) -> Set {
     Set { family, name, fields, ranges: false, data: None }
@@ -141,8 +143,16 @@ pub(super) const UNTRACKED: Set = set(Family::Bridge, "untracked", &[INTERFACE, 
 pub(super) const ZONES: Set = map(Family::Inet, "zones", Data::Zone);
 pub(super) const BRIDGE_ZONES: Set = map(Family::Bridge, "bridge_zones", Data::Zone);
 
+/// The members of groups, by their numbers: single addresses apart from prefixes, whose sets are made anew with each change.
+pub(super) const MEMBERS_IPV4: Set = set(Family::Bridge, "members_ipv4", &[GROUP, IPV4_ADDRESS]);
+pub(super) const MEMBERS_IPV4_PREFIXES: Set =
+    ranges(Family::Bridge, "members_ipv4_prefixes", &[GROUP, IPV4_ADDRESS]);
+pub(super) const MEMBERS_IPV6: Set = set(Family::Bridge, "members_ipv6", &[GROUP, IPV6_ADDRESS]);
+pub(super) const MEMBERS_IPV6_PREFIXES: Set =
+    ranges(Family::Bridge, "members_ipv6_prefixes", &[GROUP, IPV6_ADDRESS]);
+
 /// Every set.
-pub(super) const SETS: [Set; 17] = [
+pub(super) const SETS: [Set; 21] = [
     OPEN,
     MACS,
     IPV4,
@@ -160,6 +170,10 @@ pub(super) const SETS: [Set; 17] = [
     GATEWAYS,
     ZONES,
     BRIDGE_ZONES,
+    MEMBERS_IPV4,
+    MEMBERS_IPV4_PREFIXES,
+    MEMBERS_IPV6,
+    MEMBERS_IPV6_PREFIXES,
 ];
 
 const PROTOCOL_ICMP: u8 = 1;

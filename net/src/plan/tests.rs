@@ -177,7 +177,7 @@ fn wanted_group() -> impl Strategy<Value = Group> {
     let rule = (any::<bool>(), option::of(select(vec![6, 17])), addresses()).prop_map(
         |(ingress, protocol, members)| {
             let direction = if ingress { Direction::Ingress } else { Direction::Egress };
-            Rule { direction, ip_version: 4, protocol, ports: None, remote: Remote::Members(members) }
+            Rule { direction, ip_version: 4, protocol, ports: None, remote: Remote::Members(7, members) }
         },
     );
     btree_set(rule, 0..3).prop_map(|rules| Group { rules })

@@ -189,7 +189,8 @@ async fn default_group_lets_members_in_and_its_members_cannot_delete_it() {
     let rules = &wanted.groups[0].rules;
     assert_eq!(rules.len(), 4);
     let own: IpNet = port.row.fixed_ips[0].ip_address.into();
-    assert!(rules.iter().any(|rule| rule.remote == net::spec::Remote::Members([own].into())));
+    let own = net::spec::Remote::Members(net::names::short_id(group.as_bytes()), [own].into());
+    assert!(rules.iter().any(|rule| rule.remote == own));
 }
 
 #[tokio::test]

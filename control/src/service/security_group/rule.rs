@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use net::names::short_id;
 use net::spec::{Direction, Remote, Rule};
 
 use crate::error::{Error, Result};
@@ -63,6 +64,7 @@ fn resolve_one(rule: &SecurityGroupRule, ports: &[Arc<Stored<Port>>]) -> Option<
     };
     let remote = match (&rule.remote_group_id, rule.remote_ip_prefix) {
         (Some(group), _) => Remote::Members(
+            short_id(group.as_bytes()),
             ports
                 .iter()
                 .filter(|port| port.row.security_groups.contains(group))

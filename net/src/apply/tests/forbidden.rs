@@ -43,7 +43,7 @@ fn wanted() -> HostNetwork {
             group([
                 ingress((5000, 5009)),
                 Rule { ip_version: 6, ..ingress((5000, 5009)) },
-                Rule { remote: Remote::Members([sender].into()), ..ingress((6000, 6000)) },
+                Rule { remote: Remote::Members(1, [sender].into()), ..ingress((6000, 6000)) },
                 Rule { remote: Remote::Prefix("10.9.0.0/30".parse().unwrap()), ..ingress((7000, 7000)) },
                 rule(Direction::Ingress, Some(ICMP), Some((8, u16::MAX))),
             ]),

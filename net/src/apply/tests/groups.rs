@@ -98,7 +98,10 @@ fn remote_prefix_and_members_limit_who() {
         let egress = rule(Direction::Egress, None, None);
         let members = ["10.9.0.1/32", "10.9.0.8/29"].map(|net| net.parse().unwrap()).into();
         let rules = [
-            Rule { remote: Remote::Members(members), ..rule(Direction::Ingress, UDP, Some((1000, 1000))) },
+            Rule {
+                remote: Remote::Members(11, members),
+                ..rule(Direction::Ingress, UDP, Some((1000, 1000)))
+            },
             Rule {
                 remote: Remote::Prefix("10.9.0.0/30".parse().unwrap()),
                 ..rule(Direction::Ingress, UDP, Some((2000, 2000)))

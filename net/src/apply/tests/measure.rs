@@ -13,7 +13,7 @@ const PORTS_PER_BRIDGE: u32 = 50;
 fn crowd(ports: u32) -> HostNetwork {
     let mut wanted = network(&[]);
     let nets: Vec<IpNet> = (0..ports).map(|port| IpNet::from(IpAddr::from(address_of(port)))).collect();
-    let members = crate::spec::Remote::Members(nets.iter().copied().collect());
+    let members = crate::spec::Remote::Members(2, nets.iter().copied().collect());
     let within = crate::spec::Rule { remote: members, ..rule(Direction::Ingress, None, None) };
     wanted.groups.insert(2, group([within, rule(Direction::Egress, None, None)]));
     for (port, net) in (0..ports).zip(nets) {
@@ -91,7 +91,7 @@ fn measure_ports() {
                 let net = IpNet::from(IpAddr::from(address_of(port)));
                 let members =
                     wanted.taps.values().flat_map(|tap| tap.addresses.clone()).chain([net]).collect();
-                let remote = crate::spec::Remote::Members(members);
+                let remote = crate::spec::Remote::Members(2, members);
                 let within = crate::spec::Rule { remote, ..rule(Direction::Ingress, None, None) };
                 wanted.groups.insert(2, group([within, rule(Direction::Egress, None, None)]));
                 wanted.bridges.insert(TAG.bridge(0), bridge());
