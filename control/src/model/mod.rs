@@ -15,9 +15,10 @@ pub mod volume;
 
 use crate::store::{Kinds, Row};
 
-/// Makes types rows of the store, each with its kind, its schema and its id, and lists them all for the cache.
+/// Makes types rows of the store, each with its kind, its schema and its id, and what else it is found by if it is found by
+/// anything, and lists them all for the cache.
 macro_rules! rows {
-    ($($type:path: $kind:literal, $schema:literal, |$row:ident| $id:expr;)*) => {
+    ($($type:path: $kind:literal, $schema:literal, |$row:ident| $id:expr $(=> $finders:expr)?;)*) => {
         $(impl Row for $type {
             const KIND: &'static str = $kind;
             const SCHEMA: u32 = $schema;
@@ -26,6 +27,11 @@ macro_rules! rows {
                 let $row = self;
                 $id
             }
+
+            $(fn finders(&self) -> Vec<&str> {
+                let $row = self;
+                $finders
+            })?
         })*
 
         /// All kinds of rows, for the cache.
@@ -73,16 +79,16 @@ rows! {
     network::NetworkParts: "network_parts", 1, |row| &row.network_id;
     network::AutoTopology: "auto_topology", 1, |row| &row.project_id;
     network::Subnet: "subnet", 1, |row| &row.standard.id;
-    network::Port: "port", 1, |row| &row.standard.id;
+    network::Port: "port", 1, |row| &row.standard.id => row.finders();
     network::SecurityGroup: "security_group", 1, |row| &row.standard.id;
-    network::SecurityGroupRule: "security_group_rule", 1, |row| &row.standard.id;
+    network::SecurityGroupRule: "security_group_rule", 1, |row| &row.standard.id => vec![&row.security_group_id];
     network::address_group::AddressGroup: "address_group", 1, |row| &row.standard.id;
     network::address_group::DefaultRules: "default_security_group_rules", 1, |row| &row.id;
     network::qos::QosPolicy: "qos_policy", 1, |row| &row.standard.id;
     network::metering::MeteringLabel: "metering_label", 1, |row| &row.standard.id;
     network::metering::MeteringRule: "metering_label_rule", 1, |row| &row.id;
     network::metering::AgentNote: "network_agent_note", 1, |row| &row.host;
-    network::trunk::Trunk: "trunk", 1, |row| &row.standard.id;
+    network::trunk::Trunk: "trunk", 1, |row| &row.standard.id => row.ports();
     network::rbac::RbacPolicy: "rbac_policy", 1, |row| &row.key;
     network::pool::AddressScope: "address_scope", 1, |row| &row.standard.id;
     network::pool::SubnetPool: "subnet_pool", 1, |row| &row.standard.id;

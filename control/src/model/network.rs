@@ -227,6 +227,15 @@ pub struct Port {
     pub dns_name: String,
 }
 
+impl Port {
+    /// The ids of its network, of whoever has it, and of its groups.
+    pub fn finders(&self) -> Vec<&str> {
+        let groups = self.security_groups.iter().map(String::as_str);
+        let has = [self.network_id.as_str(), self.device_id.as_str()];
+        groups.chain(has.into_iter().filter(|id| !id.is_empty())).collect()
+    }
+}
+
 /// A DHCP option of a port's own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExtraDhcpOption {

@@ -33,9 +33,10 @@ impl Control {
                     Some(stored) => txn.update(&stored, &state),
                     None => txn.create(&state),
                 };
-                let ports = cache.filter::<Port>(|port| {
-                    port.device_id == report.id
-                        && matches!(port.device_owner.as_str(), OWNER_INTERFACE | OWNER_GATEWAY)
+                let mut ports = cache.found_by::<Port>(&report.id);
+                ports.retain(|port| {
+                    port.row.device_id == report.id
+                        && matches!(port.row.device_owner.as_str(), OWNER_INTERFACE | OWNER_GATEWAY)
                 });
                 for stored in ports {
                     let active = report.ports.contains(&stored.row.standard.id);

@@ -160,7 +160,8 @@ pub(crate) fn zones_wanted<'a>(
             zone.prefixes.insert(subnet.row.cidr);
         }
     }
-    for port in cache.filter::<Port>(|port| asking.contains_key(&port.network_id)) {
+    let networks: Vec<String> = asking.keys().cloned().collect();
+    for port in networks.iter().flat_map(|network| cache.found_by::<Port>(network)) {
         let Some(NetworkZones { network, zones }) = asking.get_mut(&port.row.network_id) else { continue };
         let owner = &port.row.standard.project_id;
         // What belongs to no project is the network's own.

@@ -362,7 +362,8 @@ pub(crate) fn remove(
     let id = &stored.row.standard.id;
     let (txn, held) = remove_idle(cache, txn, id);
     let goes = |port: &str| held.contains(port) || leaving.contains(port);
-    let ports = cache.filter::<Port>(|port| port.network_id == *id && !goes(&port.standard.id));
+    let mut ports = cache.found_by::<Port>(id);
+    ports.retain(|port| port.row.network_id == *id && !goes(&port.row.standard.id));
     let (dhcp, others): (Vec<_>, Vec<_>) =
         ports.into_iter().partition(|port| port.row.device_owner == super::port::OWNER_DHCP);
     if let Some(port) = others.first() {

@@ -21,7 +21,7 @@ use super::port::{
 use super::qos;
 use super::router::floating_ip::abandon_port;
 use super::security_group::groups_wanted;
-use super::trunk::{self, Trunks};
+use super::trunk;
 use crate::Control;
 use crate::agent::protocol::{GroupWanted, NetworkWanted, NicWanted, PhysicalWanted, SubPortWanted};
 use crate::caller::Caller;
@@ -321,7 +321,7 @@ fn build_server_port(
 
 /// The ports of a server.
 pub(crate) fn server_ports(cache: &Cache, server_id: &str) -> Vec<Arc<Stored<Port>>> {
-    let mut ports = cache.list::<Port>();
+    let mut ports = cache.found_by::<Port>(server_id);
     ports.retain(|port| port.row.device_id == server_id && port.row.device_owner.starts_with(OWNER_COMPUTE));
     ports
 }
@@ -336,7 +336,6 @@ pub(crate) fn nics_wanted(
     let mut wanted = NicsWanted::default();
     // All subnets and routers once, not once for each device.
     let ipv6 = Ipv6Networks::of(cache, cloud_tag);
-    let trunks = Trunks::of(cache);
     let mut networks = BTreeMap::new();
     let mut group_ids = BTreeSet::new();
     for port_id in port_ids {
@@ -350,10 +349,11 @@ pub(crate) fn nics_wanted(
             nic_wanted(cache, port, network)
         };
         let nic = take(&port.row, &network.row);
-        let sub_ports = trunks
-            .carried_by(cache, port_id)
-            .into_iter()
-            .map(|(vlan, port, network)| SubPortWanted { vlan, port: take(&port.row, &network.row) });
+        let sub_ports = trunk::carried_by(cache, port_id).into_iter().map(|(vlan, port, network)| {
+            let nic = take(&port.row, &network.row);
+            let port = NicWanted { ipv6: ipv6.config_of(&port.row, &network.row), ..nic };
+            SubPortWanted { vlan, port }
+        });
         let sub_ports = sub_ports.collect();
         wanted.nics.push(NicWanted { ipv6: ipv6.config_of(&port.row, &network.row), sub_ports, ..nic });
     }

@@ -474,7 +474,7 @@ fn place(cache: &Cache, caller: &Caller, port: &mut Port, update: &PortUpdate, b
 }
 
 fn check_mac_free(cache: &Cache, siblings: &[Port], network_id: &str, mac: [u8; 6]) -> Result<()> {
-    let stored = cache.list::<Port>();
+    let stored = cache.found_by::<Port>(network_id);
     let mut ports = stored.iter().map(|stored| &stored.row).chain(siblings);
     if !ports.any(|port| port.network_id == network_id && port.mac == mac) {
         return Ok(());

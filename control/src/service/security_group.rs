@@ -288,9 +288,7 @@ impl Control {
 
     /// The rules of one group, for showing it; the caller has been let see the group.
     pub fn security_group_rules_of(&self, group_id: &str) -> Vec<Arc<Stored<SecurityGroupRule>>> {
-        let mut rules = self.db.cache().list::<SecurityGroupRule>();
-        rules.retain(|rule| rule.row.security_group_id == group_id);
-        rules
+        self.db.cache().found_by::<SecurityGroupRule>(group_id)
     }
 
     /// One rule the caller may see.
@@ -436,7 +434,8 @@ fn build_rule(
         remote_group_id: request.remote_group_id.clone(),
         remote_address_group_id: request.remote_address_group_id.clone(),
     };
-    match cache.list::<SecurityGroupRule>().iter().find(|other| same(&other.row, &rule)) {
+    let others = cache.found_by::<SecurityGroupRule>(&rule.security_group_id);
+    match others.iter().find(|other| same(&other.row, &rule)) {
         Some(twin) => Err(Error::conflict(
             "SecurityGroupRuleExists",
             format!("Security group rule already exists. Rule id is {}.", twin.row.standard.id),
@@ -467,7 +466,8 @@ fn in_use(id: &str) -> Error {
 }
 
 fn has_ports(cache: &Cache, id: &str) -> bool {
-    cache.list::<Port>().iter().any(|port| port.row.security_groups.iter().any(|group| group == id))
+    let ports = cache.found_by::<Port>(id);
+    ports.iter().any(|port| port.row.security_groups.iter().any(|group| group == id))
 }
 
 /// A port's groups are all stateful or all stateless.

@@ -394,7 +394,8 @@ fn lacking_dhcp_port(cache: &Cache, subnet: &Subnet) -> Result<Option<Port>> {
     if !subnet.enable_dhcp || subnet.cidr.addr().is_ipv6() || subnet.dhcp_server.is_some() {
         return Ok(None);
     }
-    let ports = cache.filter::<Port>(|port| port.network_id == subnet.network_id);
+    let mut ports = cache.found_by::<Port>(&subnet.network_id);
+    ports.retain(|port| port.row.network_id == subnet.network_id);
     let taken = ports.iter().flat_map(|port| port.row.fixed_ips.iter().map(|ip| ip.ip_address)).collect();
     let port = dhcp_port(subnet, &taken).ok_or_else(|| {
         Error::conflict(

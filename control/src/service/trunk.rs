@@ -1,7 +1,7 @@
 //! Trunks: a port of a guest that carries other ports, each in a VLAN of its own. Hosts are told of them with their ports'
 //! devices.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::network::{check_text, new_standard, owner_project, touch};
@@ -205,9 +205,8 @@ impl Control {
 
     /// The host on which a port is carried in a VLAN of another's, while it is.
     pub fn port_is_carried(&self, port: &Port) -> Option<String> {
-        let trunk = self.db.cache().find::<Trunk>(|trunk| {
-            trunk.sub_ports.iter().any(|sub_port| sub_port.port_id == port.standard.id)
-        })?;
+        let id = &port.standard.id;
+        let trunk = of_port(self.db.cache(), id).filter(|trunk| trunk.row.port_id != *id)?;
         self.carrying_host(&trunk.row).filter(|_| port.admin_state_up)
     }
 
@@ -222,7 +221,7 @@ impl Control {
     /// The trunk whose port this is, and the MAC addresses of what it carries, for showing the port.
     pub fn trunk_of_port(&self, port_id: &str) -> Option<TrunkDetails> {
         let cache = self.db.cache();
-        let trunk = cache.find::<Trunk>(|trunk| trunk.port_id == port_id)?;
+        let trunk = of_port(cache, port_id).filter(|trunk| trunk.row.port_id == port_id)?;
         let mac =
             |sub_port: &SubPort| cache.get::<Port>(&sub_port.port_id).map_or([0; 6], |port| port.row.mac);
         let macs = trunk.row.sub_ports.iter().map(mac).collect();
@@ -230,29 +229,20 @@ impl Control {
     }
 }
 
-/// The trunks by their ports.
-pub(crate) struct Trunks(BTreeMap<String, Arc<Stored<Trunk>>>);
-
 /// A VLAN id, and the port in it with its network.
 pub(crate) type Carried = (u16, Arc<Stored<Port>>, Arc<Stored<Network>>);
 
-impl Trunks {
-    pub(crate) fn of(cache: &Cache) -> Self {
-        let trunks = cache.list::<Trunk>().into_iter();
-        Self(trunks.map(|trunk| (trunk.row.port_id.clone(), trunk)).collect())
-    }
-
-    /// What a device of this port carries. What is switched off carries nothing, and is carried by nobody.
-    pub(crate) fn carried_by(&self, cache: &Cache, port_id: &str) -> Vec<Carried> {
-        let trunk = self.0.get(port_id).filter(|trunk| trunk.row.admin_state_up);
-        let sub_ports = trunk.into_iter().flat_map(|trunk| &trunk.row.sub_ports);
-        let carried = sub_ports.filter_map(|SubPort { port_id, vlan }| {
-            let port = cache.get::<Port>(port_id).filter(|port| port.row.admin_state_up)?;
-            let network = cache.get::<Network>(&port.row.network_id)?;
-            Some((*vlan, port, network))
-        });
-        carried.collect()
-    }
+/// What a device of this port carries. What is switched off carries nothing, and is carried by nobody.
+pub(crate) fn carried_by(cache: &Cache, port_id: &str) -> Vec<Carried> {
+    let trunk = of_port(cache, port_id);
+    let trunk = trunk.filter(|trunk| trunk.row.port_id == port_id && trunk.row.admin_state_up);
+    let sub_ports = trunk.iter().flat_map(|trunk| &trunk.row.sub_ports);
+    let carried = sub_ports.filter_map(|SubPort { port_id, vlan }| {
+        let port = cache.get::<Port>(port_id).filter(|port| port.row.admin_state_up)?;
+        let network = cache.get::<Network>(&port.row.network_id)?;
+        Some((*vlan, port, network))
+    });
+    carried.collect()
 }
 
 /// The key of a port that is a trunk's: of one, as its port or as one it carries.
@@ -278,15 +268,11 @@ fn manageable(cache: &Cache, caller: &Caller, id: &str, action: &'static str) ->
 fn free_port(cache: &Cache, caller: &Caller, id: &str, action: &'static str) -> Result<Arc<Stored<Port>>> {
     let port = visible::<Port>(cache, caller, id)?;
     require_member(caller, &port.row.standard.project_id, action)?;
-    for trunk in cache.list::<Trunk>() {
-        if trunk.row.sub_ports.iter().any(|sub_port| sub_port.port_id == id) {
-            return Err(Error::conflict("TrunkPortInUse", format!("Port {id} is in use by another trunk.")));
-        }
-        if trunk.row.port_id == id {
-            return Err(parent_in_use(id));
-        }
+    match of_port(cache, id) {
+        None => Ok(port),
+        Some(trunk) if trunk.row.port_id == id => Err(parent_in_use(id)),
+        Some(_) => Err(Error::conflict("TrunkPortInUse", format!("Port {id} is in use by another trunk."))),
     }
-    Ok(port)
 }
 
 fn carry(
@@ -356,12 +342,14 @@ fn carry(
     Ok(txn)
 }
 
+/// The trunk that has this port, as its own or as one that it carries: no other has it then.
+fn of_port(cache: &Cache, port_id: &str) -> Option<Arc<Stored<Trunk>>> {
+    cache.found_by::<Trunk>(port_id).into_iter().next()
+}
+
 /// Whether a trunk has this port, as its own or as one that it carries.
 pub(crate) fn has_port(cache: &Cache, port_id: &str) -> bool {
-    let has = |trunk: &Trunk| {
-        trunk.port_id == port_id || trunk.sub_ports.iter().any(|sub_port| sub_port.port_id == port_id)
-    };
-    cache.find::<Trunk>(has).is_some()
+    of_port(cache, port_id).is_some()
 }
 
 /// Adds to a transaction that no trunk has a port.
@@ -371,16 +359,13 @@ pub(crate) fn require_free(txn: Txn, port_id: &str) -> Txn {
 
 /// Adds to the transaction in which a port goes that no trunk has it.
 pub(crate) fn check_port_free(cache: &Cache, txn: Txn, port_id: &str) -> Result<Txn> {
-    for trunk in cache.list::<Trunk>() {
-        let id = &trunk.row.standard.id;
-        if trunk.row.port_id == port_id {
-            let message = format!("Port {port_id} is currently a parent port for trunk {id}.");
-            return Err(Error::conflict("PortInUseAsTrunkParent", message));
-        }
-        if trunk.row.sub_ports.iter().any(|sub_port| sub_port.port_id == port_id) {
-            let message = format!("Port {port_id} is currently a subport for trunk {id}.");
-            return Err(Error::conflict("PortInUseAsSubPort", message));
-        }
-    }
-    Ok(require_free(txn, port_id))
+    let Some(trunk) = of_port(cache, port_id) else { return Ok(require_free(txn, port_id)) };
+    let id = &trunk.row.standard.id;
+    Err(if trunk.row.port_id == port_id {
+        let message = format!("Port {port_id} is currently a parent port for trunk {id}.");
+        Error::conflict("PortInUseAsTrunkParent", message)
+    } else {
+        let message = format!("Port {port_id} is currently a subport for trunk {id}.");
+        Error::conflict("PortInUseAsSubPort", message)
+    })
 }

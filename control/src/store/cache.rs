@@ -7,7 +7,7 @@
 //! Must never know: which kinds there are, what their rows mean.
 
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, RwLock, Weak};
 use std::time::Duration;
 
@@ -24,10 +24,18 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 type ErasedRow = Arc<dyn Any + Send + Sync>;
 type Decode = fn(&Entry) -> Result<ErasedRow, RowError>;
 
+/// What is known of a kind of rows.
+#[derive(Debug, Clone, Copy)]
+struct Kind {
+    decode: Decode,
+    /// What a row is found by beside its id.
+    finders: fn(&ErasedRow) -> Vec<String>,
+}
+
 /// The kinds of rows that a cache decodes.
 #[derive(Debug, Clone, Default)]
 pub struct Kinds {
-    decoders: HashMap<&'static str, Decode>,
+    kinds: HashMap<&'static str, Kind>,
 }
 
 impl Kinds {
@@ -49,7 +57,11 @@ impl Kinds {
             T::KIND
         );
         let decode: Decode = |entry| Ok(Arc::new(row::decode::<T>(entry)?));
-        let other = self.decoders.insert(T::KIND, decode);
+        let finders: fn(&ErasedRow) -> Vec<String> = |row| {
+            let row: &Stored<T> = row.downcast_ref().expect("invariant: one type per kind");
+            row.row.finders().into_iter().map(str::to_owned).collect()
+        };
+        let other = self.kinds.insert(T::KIND, Kind { decode, finders });
         assert!(other.is_none(), "invariant: one type per kind: {}", T::KIND);
         self
     }
@@ -88,7 +100,37 @@ impl Changes {
 
 #[derive(Default)]
 struct Rows {
-    by_kind: HashMap<&'static str, BTreeMap<String, ErasedRow>>,
+    by_kind: HashMap<&'static str, OfKind>,
+}
+
+/// The rows of one kind.
+#[derive(Default)]
+struct OfKind {
+    rows: BTreeMap<String, ErasedRow>,
+    /// Ids by what their rows are found by.
+    found: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl OfKind {
+    fn insert(&mut self, kind: Kind, id: &str, row: ErasedRow) {
+        self.remove(kind, id);
+        for finder in (kind.finders)(&row) {
+            self.found.entry(finder).or_default().insert(id.to_owned());
+        }
+        self.rows.insert(id.to_owned(), row);
+    }
+
+    fn remove(&mut self, kind: Kind, id: &str) {
+        let Some(row) = self.rows.remove(id) else { return };
+        for finder in (kind.finders)(&row) {
+            if let Some(ids) = self.found.get_mut(&finder) {
+                ids.remove(id);
+                if ids.is_empty() {
+                    self.found.remove(&finder);
+                }
+            }
+        }
+    }
 }
 
 /// The cache.
@@ -131,13 +173,22 @@ impl Cache {
     /// If the kind is not registered, as all methods with a kind.
     #[must_use]
     pub fn get<T: Row>(&self, id: &str) -> Option<Arc<Stored<T>>> {
-        self.with_kind::<T, _>(|rows| rows.get(id).cloned().map(typed::<T>))
+        self.with_kind::<T, _>(|kind| kind.rows.get(id).cloned().map(typed::<T>))
     }
 
     /// All rows of kind `T` in the order of their ids.
     #[must_use]
     pub fn list<T: Row>(&self) -> Vec<Arc<Stored<T>>> {
-        self.with_kind::<T, _>(|rows| rows.values().cloned().map(typed::<T>).collect())
+        self.with_kind::<T, _>(|kind| kind.rows.values().cloned().map(typed::<T>).collect())
+    }
+
+    /// The rows of kind `T` that are found by this ([`Row::finders`]), in the order of their ids: as cheap as they are few.
+    #[must_use]
+    pub fn found_by<T: Row>(&self, finder: &str) -> Vec<Arc<Stored<T>>> {
+        self.with_kind::<T, _>(|kind| {
+            let ids = kind.found.get(finder).into_iter().flatten();
+            ids.filter_map(|id| kind.rows.get(id).cloned().map(typed::<T>)).collect()
+        })
     }
 
     /// The rows of kind `T` for which `wanted` holds, in the order of their ids. `wanted` runs after the cache is let
@@ -159,9 +210,9 @@ impl Cache {
     /// as `{host}/{server}`.
     #[must_use]
     pub fn list_under<T: Row>(&self, prefix: &str) -> Vec<Arc<Stored<T>>> {
-        self.with_kind::<T, _>(|rows| {
+        self.with_kind::<T, _>(|kind| {
             let from = (std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded);
-            let under = rows.range::<str, _>(from).take_while(|(id, _)| id.starts_with(prefix));
+            let under = kind.rows.range::<str, _>(from).take_while(|(id, _)| id.starts_with(prefix));
             under.map(|(_, row)| typed::<T>(row.clone())).collect()
         })
     }
@@ -194,12 +245,12 @@ impl Cache {
         Changes { receiver }
     }
 
-    fn with_kind<T: Row, R>(&self, read: impl FnOnce(&BTreeMap<String, ErasedRow>) -> R) -> R {
-        assert!(self.kinds.decoders.contains_key(T::KIND), "invariant: the kind {} is registered", T::KIND);
+    fn with_kind<T: Row, R>(&self, read: impl FnOnce(&OfKind) -> R) -> R {
+        assert!(self.kinds.kinds.contains_key(T::KIND), "invariant: the kind {} is registered", T::KIND);
         let rows = self.rows.read().expect("invariant: no writer of the cache panics");
         match rows.by_kind.get(T::KIND) {
             Some(rows) => read(rows),
-            None => read(&BTreeMap::new()),
+            None => read(&OfKind::default()),
         }
     }
 
@@ -211,29 +262,29 @@ impl Cache {
                 Event::Put(entry) => (&entry.key, Some(entry)),
                 Event::Deleted { key, .. } => (key, None),
             };
-            if let Some((kind, id, decode)) = self.kinds.of(key) {
-                changed.push((kind, id, entry.and_then(|entry| decode_one(decode, entry))));
+            if let Some((name, id, kind)) = self.kinds.of(key) {
+                changed.push((name, id, kind, entry.and_then(|entry| decode_one(kind.decode, entry))));
             }
         }
         let mut rows = self.rows.write().expect("invariant: no writer of the cache panics");
         let mut touched = Vec::with_capacity(changed.len());
-        for (kind, id, row) in changed {
-            let of_kind = rows.by_kind.entry(kind).or_default();
+        for (name, id, kind, row) in changed {
+            let of_kind = rows.by_kind.entry(name).or_default();
             match row {
-                Some(row) => of_kind.insert(id.to_owned(), row),
-                None => of_kind.remove(id),
-            };
-            touched.push((kind, id.to_owned()));
+                Some(row) => of_kind.insert(kind, id, row),
+                None => of_kind.remove(kind, id),
+            }
+            touched.push((name, id.to_owned()));
         }
         touched
     }
 }
 
 impl Kinds {
-    fn of<'k>(&self, key: &'k str) -> Option<(&'static str, &'k str, Decode)> {
-        let (kind, id) = key.split_once('/')?;
-        let (kind, decode) = self.decoders.get_key_value(kind)?;
-        Some((kind, id, *decode))
+    fn of<'k>(&self, key: &'k str) -> Option<(&'static str, &'k str, Kind)> {
+        let (name, id) = key.split_once('/')?;
+        let (name, kind) = self.kinds.get_key_value(name)?;
+        Some((name, id, *kind))
     }
 }
 
@@ -244,10 +295,10 @@ fn typed<T: Row>(row: ErasedRow) -> Arc<Stored<T>> {
 fn decode_all(kinds: &Kinds, entries: &[Entry]) -> Rows {
     let mut rows = Rows::default();
     for entry in entries {
-        if let Some((kind, id, decode)) = kinds.of(&entry.key)
-            && let Some(row) = decode_one(decode, entry)
+        if let Some((name, id, kind)) = kinds.of(&entry.key)
+            && let Some(row) = decode_one(kind.decode, entry)
         {
-            rows.by_kind.entry(kind).or_default().insert(id.to_owned(), row);
+            rows.by_kind.entry(name).or_default().insert(kind, id, row);
         }
     }
     rows

@@ -22,6 +22,11 @@ pub trait Row: Serialize + DeserializeOwned + Clone + Send + Sync + 'static {
     /// The id, unique within the kind; it may hold `/`, and lists are in its byte order.
     fn id(&self) -> &str;
 
+    /// What else it is found by ([`super::Cache::found_by`]), such as the id of what it is on.
+    fn finders(&self) -> Vec<&str> {
+        Vec::new()
+    }
+
     /// Turns a row of the older `schema` into one of [`Row::SCHEMA`].
     ///
     /// # Errors

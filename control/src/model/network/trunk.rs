@@ -18,6 +18,14 @@ pub struct Trunk {
     pub sub_ports: Vec<SubPort>,
 }
 
+impl Trunk {
+    /// The ids of its ports, those that it carries included.
+    pub fn ports(&self) -> Vec<&str> {
+        let carried = self.sub_ports.iter().map(|sub_port| sub_port.port_id.as_str());
+        carried.chain([self.port_id.as_str()]).collect()
+    }
+}
+
 /// A port that is carried.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SubPort {

@@ -84,7 +84,7 @@ fn host_is_gateway(cache: &Cache, network_id: &str) -> bool {
 }
 
 fn taken(cache: &Cache, chooser: Chooser<'_>) -> BTreeSet<IpAddr> {
-    let stored = cache.list::<Port>();
+    let stored = cache.found_by::<Port>(chooser.network_id);
     let others = stored.iter().map(|stored| &stored.row).chain(chooser.siblings).filter(|port| {
         port.network_id == chooser.network_id
             && chooser.port.is_none_or(|own| own.standard.id != port.standard.id)

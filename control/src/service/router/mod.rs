@@ -215,7 +215,9 @@ fn in_use(id: &str, reason: &str) -> Error {
 
 /// The ports of a router on networks inside.
 pub(crate) fn interfaces(cache: &Cache, router_id: &str) -> Vec<Arc<Stored<Port>>> {
-    cache.filter::<Port>(|port| port.device_id == router_id && port.device_owner == OWNER_INTERFACE)
+    let mut ports = cache.found_by::<Port>(router_id);
+    ports.retain(|port| port.row.device_id == router_id && port.row.device_owner == OWNER_INTERFACE);
+    ports
 }
 
 /// Notes in a router's row that a part of it has come or gone, so that whoever decided from it decides again.

@@ -29,6 +29,10 @@ impl Row for Server {
     fn id(&self) -> &str {
         &self.id
     }
+
+    fn finders(&self) -> Vec<&str> {
+        self.name.split(' ').collect()
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -173,6 +177,31 @@ async fn filters_see_the_rows_they_ask_for() {
     assert!(cache.find(|server: &Server| server.name == "z").is_none());
     let twice = cache.filter(|server: &Server| cache.get::<Server>(&server.id).is_some());
     assert_eq!(twice.len(), 4, "a filter may come back to the cache");
+}
+
+#[tokio::test]
+async fn rows_are_found_by_what_they_hold_now() {
+    let store = store(1000);
+    let database = Database::start(store.clone(), kinds()).await.unwrap();
+    let mut txn = Txn::new();
+    for (id, name) in [("a", "x y"), ("b", "y"), ("c", "z")] {
+        txn = txn.create(&server(id, name));
+    }
+    database.commit(txn).await.unwrap();
+    let found = |database: &Database, name: &str| -> Vec<String> {
+        let rows = database.cache().found_by::<Server>(name);
+        rows.iter().map(|stored| stored.row.id.clone()).collect()
+    };
+    assert_eq!(
+        (found(&database, "x"), found(&database, "y")),
+        (vec!["a".into()], vec!["a".into(), "b".into()])
+    );
+    let (a, b) = (database.get::<Server>("a").unwrap(), database.get::<Server>("b").unwrap());
+    database.commit(Txn::new().update(&a, &server("a", "z")).delete(&b)).await.unwrap();
+    for database in [&database, &Database::start(store, kinds()).await.unwrap()] {
+        assert_eq!((found(database, "x"), found(database, "y")), (vec![], vec![]));
+        assert_eq!(found(database, "z"), ["a", "c"]);
+    }
 }
 
 #[tokio::test]
