@@ -7,6 +7,8 @@
 mod copies;
 #[path = "host_driver/plug.rs"]
 mod plug;
+#[path = "host_driver/tunnel.rs"]
+mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -39,7 +41,7 @@ fn main() {
     if missing.is_none() {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");
     }
-    let trials: [(&str, Body); 18] = [
+    let trials: [(&str, Body); 19] = [
         ("instance_is_started_paused_resumed_stopped_restarted_and_deleted_without_a_trace", whole_life),
         ("driver_that_comes_anew_adopts_the_same_process", adoption),
         ("first_boot_that_fails_at_any_step_leaves_nothing", failing_first_boot),
@@ -58,6 +60,7 @@ fn main() {
         ("stop_takes_what_a_guest_does_not_let_go", plug::stop_takes_what_is_pending),
         ("device_that_cannot_come_is_named_and_leaves_nothing", plug::failing_steps),
         ("agent_that_comes_anew_goes_on_with_devices_at_any_step", plug::agents_that_come_anew),
+        ("network_is_joined_to_other_hosts_while_it_has_ports_there", tunnel::stretched),
     ];
     let trials = trials.into_iter().map(|(name, trial)| {
         let missing = missing.clone();
@@ -142,6 +145,7 @@ impl Host {
             mtu: 1500,
             host_addresses,
             vni: None,
+            remotes: Vec::new(),
             physical: None,
         };
         let gateway = format!("10.{}.{}.1/24", number >> 8, number & 0xff).parse().unwrap();
@@ -173,6 +177,7 @@ impl Host {
                 images: self.directory.path().join("images"),
             },
             interfaces: BTreeMap::new(),
+            tunnel: Some("127.0.0.1".parse().unwrap()),
             forwarders: control::driver::host::Forwarders::Listed(Vec::new()),
             namespaces: net::keeper::Namespaces::Own,
             fail: self.fail.clone(),

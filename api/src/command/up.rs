@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use control::driver::host::Forwarders;
 use control::driver::provider::{Provider, check_providers};
+use control::driver::tunnel::Tunnel;
 use control::driver::volumes::{NamedPlace, check_places};
 use control::service::network::PUBLIC_NAME;
 
@@ -84,6 +85,10 @@ pub(super) struct Arguments {
     /// FIRST to LAST are the VLANs of networks that name none.
     #[arg(long, value_name = "NAME=INTERFACE[,FIRST-LAST]")]
     provider: Vec<Provider>,
+    /// An address of this host at which other hosts of the cloud reach it: networks of type `vxlan` are joined to their ports
+    /// there. With `,shared` all networks share one VXLAN device, which needs a kernel with VLANs on bridges.
+    #[arg(long, value_name = "ADDR[,shared]")]
+    tunnel: Option<Tunnel>,
     /// A name server for the names that guests ask for and that are not the cloud's own; up to three may be given, `none` for
     /// nobody. Unless one is, the host's own (/etc/resolv.conf).
     #[arg(long, value_name = "ADDR[:PORT]")]
@@ -134,6 +139,7 @@ pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode>
     check_providers(&arguments.provider, PUBLIC_NAME).map_err(|why| anyhow::anyhow!("--provider: {why}"))?;
     if arguments.driver == DriverKind::Kvm {
         check_interfaces(&arguments.provider)?;
+        arguments.tunnel.map_or(Ok(()), check_tunnel)?;
     }
     supervisor::run(&Options {
         directory: StateDirectory::at(&arguments.state)?,
@@ -144,6 +150,7 @@ pub(super) fn run(arguments: Arguments, log: String) -> anyhow::Result<ExitCode>
         fake_hosts: arguments.fake_hosts,
         volumes: arguments.volumes,
         providers: arguments.provider,
+        tunnel: arguments.tunnel,
         forwarders: Forwarders::parse(&arguments.dns_forwarder)
             .map_err(|why| anyhow::anyhow!("--dns-forwarder: {why}"))?,
         images: ImageOptions {
@@ -259,6 +266,17 @@ fn check_interfaces(providers: &[Provider]) -> anyhow::Result<()> {
                 "--provider {name}={interface}: this host has no interface {interface}; `ip link` lists them"
             );
         }
+    }
+    Ok(())
+}
+
+/// Says why networks cannot get to other hosts as they shall.
+fn check_tunnel(Tunnel { address, is_shared }: Tunnel) -> anyhow::Result<()> {
+    if std::net::UdpSocket::bind((address, 0)).is_err() {
+        bail!("--tunnel {address}: this host has no such address; `ip address` lists them");
+    }
+    if is_shared && !net::probe::shares_vxlan() {
+        bail!("--tunnel {address},shared: this host's kernel has no VLANs on bridges; leave `,shared` out");
     }
     Ok(())
 }

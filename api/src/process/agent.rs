@@ -11,6 +11,7 @@ use control::driver::fail_points::FailPoints;
 use control::driver::fake::FakeDriver;
 use control::driver::host::{Forwarders, HostDriver, HostOptions};
 use control::driver::provider::{Provider, interfaces};
+use control::driver::tunnel::Tunnel;
 use control::driver::volumes::{NamedPlace, VolumePaths, Volumes};
 use net::keeper::Namespaces;
 use serde::{Deserialize, Serialize};
@@ -46,6 +47,8 @@ pub struct Handover {
     pub volumes: Vec<NamedPlace>,
     /// The physical networks that the host is on.
     pub providers: Vec<Provider>,
+    /// How hosts' networks get to other hosts.
+    pub tunnel: Option<Tunnel>,
     /// Who knows the names that are not the cloud's own.
     pub forwarders: Forwarders,
     /// The line to the bucket of backups, if there is one.
@@ -82,7 +85,7 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
     let served = runtime.block_on(serve(
         handover.driver,
         &handover.volumes,
-        (&handover.providers, &handover.forwarders),
+        (&handover.providers, handover.tunnel, &handover.forwarders),
         bucket,
         namespaces,
         lines,
@@ -92,10 +95,13 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
     served
 }
 
+/// What is said of hosts' networks: physical ones, the way to other hosts, who knows names.
+type Networks<'a> = (&'a [Provider], Option<Tunnel>, &'a Forwarders);
+
 async fn serve(
     kind: DriverKind,
     volumes: &[NamedPlace],
-    (providers, forwarders): (&[Provider], &Forwarders),
+    networks: Networks<'_>,
     bucket: Option<Arc<dyn Objects>>,
     namespaces: Option<OwnedFd>,
     lines: Vec<(String, OwnedFd)>,
@@ -109,7 +115,7 @@ async fn serve(
             Some(line) => Some(line.try_clone().context("share the line to the keeper of namespaces")?),
             None => None,
         };
-        let driver = driver(kind, paths, (providers, forwarders), namespaces, &name)?;
+        let driver = driver(kind, paths, networks, namespaces, &name)?;
         let line = std::os::unix::net::UnixStream::from(line);
         line.set_nonblocking(true)?;
         let line = tokio::net::UnixStream::from_std(line).context("use the line to control")?;
@@ -129,7 +135,7 @@ async fn serve(
 fn driver(
     kind: DriverKind,
     volumes: VolumePaths,
-    (providers, forwarders): (&[Provider], &Forwarders),
+    (providers, tunnel, forwarders): Networks<'_>,
     namespaces: Option<OwnedFd>,
     name: &str,
 ) -> anyhow::Result<Arc<dyn Driver>> {
@@ -149,6 +155,7 @@ fn driver(
                 volumes,
                 namespaces: namespaces.map_or(Namespaces::Own, Namespaces::kept),
                 interfaces: interfaces(providers),
+                tunnel,
                 forwarders: forwarders.clone(),
                 fail: FailPoints::default(),
             });

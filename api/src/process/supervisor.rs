@@ -32,6 +32,7 @@ use super::state_directory::StateDirectory;
 use ::control::driver::host::Forwarders;
 use ::control::driver::process_id;
 use ::control::driver::provider::Provider;
+use ::control::driver::tunnel::Tunnel;
 use ::control::driver::volumes::NamedPlace;
 
 use super::{agent, certificates, control, credentials, privileges};
@@ -68,6 +69,8 @@ pub struct Options {
     pub volumes: Vec<NamedPlace>,
     /// The physical networks that hosts are on.
     pub providers: Vec<Provider>,
+    /// How networks get to other hosts, if they do.
+    pub tunnel: Option<Tunnel>,
     /// Who knows the names that are not the cloud's own.
     pub forwarders: Forwarders,
     /// The bucket that backups go to, if not into a directory.
@@ -268,6 +271,7 @@ impl Cloud<'_> {
             driver: self.options.driver,
             volumes: self.options.volumes.clone(),
             providers: self.options.providers.clone(),
+            tunnel: self.options.tunnel,
             forwarders: self.options.forwarders.clone(),
             backups: backups.as_ref().map(|(_, (_, line))| Inherited::of(line)),
             namespaces: keeper.as_ref().map(Inherited::of),

@@ -122,10 +122,24 @@ pub struct NetworkWanted {
     pub mtu: u32,
     /// Addresses of the host itself: only where the host is the network's gateway.
     pub host_addresses: Vec<IpNet>,
-    /// The VXLAN network identifier, if the network spans hosts.
+    /// The VXLAN network identifier, if the network can span hosts.
     pub vni: Option<u32>,
+    /// The ports of the network that are on other hosts, where hosts have tunnel addresses.
+    #[serde(default)]
+    pub remotes: Vec<RemotePortWanted>,
     /// The physical network that it is on, if it is on one.
     pub physical: Option<PhysicalWanted>,
+}
+
+/// A port of a network that is on another host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemotePortWanted {
+    /// Its MAC.
+    pub mac: [u8; 6],
+    /// Its host's tunnel address.
+    pub host: Ipv4Addr,
+    /// Its addresses.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// Where a network is on a physical one.
@@ -422,6 +436,9 @@ pub struct HostReport {
     /// Where volumes can be; the first is where they are if nothing else is said.
     #[serde(default)]
     pub pools: Vec<PoolReport>,
+    /// Where other hosts send frames of networks that are on both.
+    #[serde(default)]
+    pub tunnel_address: Option<Ipv4Addr>,
 }
 
 /// What an instance is seen doing.

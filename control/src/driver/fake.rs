@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -36,6 +37,7 @@ pub struct FakeDriver {
     /// Volumes are as real as on any host.
     volumes: Option<Volumes>,
     hot_plug: bool,
+    tunnel_address: Option<Ipv4Addr>,
 }
 
 /// One fake instance, as it is remembered.
@@ -65,6 +67,7 @@ impl FakeDriver {
             routers: Mutex::default(),
             volumes: None,
             hot_plug: true,
+            tunnel_address: None,
         })
     }
 
@@ -77,6 +80,12 @@ impl FakeDriver {
     #[must_use]
     pub fn without_hot_plug(self) -> Self {
         Self { hot_plug: false, ..self }
+    }
+
+    /// The same, which other hosts send frames to.
+    #[must_use]
+    pub fn with_tunnel_address(self, address: Ipv4Addr) -> Self {
+        Self { tunnel_address: Some(address), ..self }
     }
 
     fn instances(&self) -> MutexGuard<'_, HashMap<String, FakeInstance>> {
@@ -146,6 +155,7 @@ impl Driver for FakeDriver {
             uptime_s: self.started.elapsed().as_secs(),
             hot_plug: self.hot_plug,
             carries_vlans: true,
+            tunnel_address: self.tunnel_address,
             // No guest writes to its disks.
             pools: self.volumes.as_ref().map_or_else(Vec::new, |volumes| {
                 let copied = |pool| PoolReport { copies_in_use: true, ..pool };

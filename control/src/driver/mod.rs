@@ -8,6 +8,7 @@ pub mod fake;
 pub mod host;
 pub mod process_id;
 pub mod provider;
+pub mod tunnel;
 pub mod volumes;
 
 use std::collections::BTreeMap;

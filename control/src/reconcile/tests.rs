@@ -13,6 +13,7 @@ mod limits;
 mod manage;
 mod plug;
 mod trunks;
+mod tunnels;
 mod volumes;
 
 use super::*;

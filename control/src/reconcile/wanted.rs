@@ -15,6 +15,7 @@ use crate::service::host::DEFAULT_ZONE;
 use crate::service::names;
 use crate::service::nic::nics_wanted;
 use crate::service::router::wanted::routers_wanted;
+use crate::service::tunnel;
 use crate::service::volume::encryption::cipher;
 use crate::store::Cache;
 use crate::token::MasterKey;
@@ -22,6 +23,12 @@ use crate::token::MasterKey;
 /// The wanted state of the host by that name. Servers whose ports or networks are gone are left out, which changes
 /// nothing on the host; the reconciler sees to them. Keys of disks are opened with `master`.
 pub fn host_wanted(cache: &Cache, master: &MasterKey, cloud_tag: &str, host: &str) -> Wanted {
+    let mut wanted = without_remotes(cache, master, cloud_tag, host);
+    tunnel::tell_remotes(cache, host, &mut wanted.networks);
+    wanted
+}
+
+fn without_remotes(cache: &Cache, master: &MasterKey, cloud_tag: &str, host: &str) -> Wanted {
     let mut wanted = Wanted { cloud_tag: cloud_tag.to_owned(), ..Wanted::default() };
     let works = cache.list_under::<DiskWork>(&format!("{host}/"));
     wanted.disks.extend(works.iter().map(|work| disk_wanted(cache, master, &work.row)));
@@ -45,7 +52,8 @@ pub fn host_wanted(cache: &Cache, master: &MasterKey, cloud_tag: &str, host: &st
     let others = resolved.networks.into_iter().filter(|network| !routers.networks.contains_key(&network.id));
     wanted.networks.extend(others);
     wanted.groups = resolved.groups;
-    wanted.zones = names::zones_wanted(cache, &port_ids);
+    let carried = resolved.nics.iter().flat_map(|nic| &nic.sub_ports).map(|sub| &sub.port.port_id);
+    wanted.zones = names::zones_wanted(cache, port_ids.iter().chain(carried));
     let nics: BTreeMap<&str, &NicWanted> =
         resolved.nics.iter().map(|nic| (nic.port_id.as_str(), nic)).collect();
     for server in &servers {

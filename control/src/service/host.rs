@@ -123,6 +123,8 @@ impl Control {
         if kept.is_some_and(|kept| !worth_writing(&kept.row.report, report)) {
             return Ok(());
         }
+        let moved = self.db.get::<Host>(&report.name).map(|kept| kept.row.report.tunnel_address)
+            != Some(report.tunnel_address);
         self.db
             .transact(|cache| {
                 let now = Timestamp::now();
@@ -143,7 +145,12 @@ impl Control {
                     }),
                 })
             })
-            .await
+            .await?;
+        if moved {
+            // Others find its ports elsewhere.
+            self.agents().changed_all();
+        }
+        Ok(())
     }
 }
 

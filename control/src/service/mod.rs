@@ -43,4 +43,5 @@ pub mod subnet_pool;
 pub mod tag;
 pub mod traffic;
 pub mod trunk;
+pub(crate) mod tunnel;
 pub mod volume;

@@ -384,6 +384,7 @@ pub(crate) fn network_wanted(cache: &Cache, network: &Network) -> NetworkWanted 
             NetworkKind::Vxlan { vni } => Some(vni),
             NetworkKind::Flat { .. } | NetworkKind::Vlan { .. } => None,
         },
+        remotes: Vec::new(),
         physical: match &network.kind {
             NetworkKind::Flat { .. } if has_host => None,
             NetworkKind::Flat { physical_network } => {

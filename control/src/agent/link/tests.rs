@@ -161,6 +161,7 @@ fn only_what_differs_is_told_and_what_is_gone_is_forgotten() {
         mtu,
         host_addresses: Vec::new(),
         vni: None,
+        remotes: Vec::new(),
         physical: None,
     };
     let disk = DiskWanted {

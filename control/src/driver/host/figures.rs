@@ -21,6 +21,7 @@ pub(super) fn host_report(name: &str, run: &Path) -> HostReport {
         address: address(),
         hot_plug: true,
         carries_vlans: false,
+        tunnel_address: None,
         pools: Vec::new(),
         uptime_s: read("/proc/uptime").split('.').next().and_then(|text| text.parse().ok()).unwrap_or(0),
     }

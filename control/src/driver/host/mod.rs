@@ -40,6 +40,7 @@ use self::resolver::Resolver;
 use self::undertaker::Undertaker;
 use super::fail_points::FailPoints;
 use super::process_id::{self, ProcessId, has_ended_within};
+use super::tunnel::Tunnel;
 use super::volumes::{VolumePaths, Volumes};
 use super::{Applied, CONSOLE_BYTES_MAX, Driver, DriverError, Surroundings, Wake};
 use crate::agent::protocol::{
@@ -77,6 +78,8 @@ pub struct HostOptions {
     pub namespaces: Namespaces,
     /// The interface of each physical network that the host is on.
     pub interfaces: BTreeMap<String, String>,
+    /// How the host's networks get to other hosts, if they do.
+    pub tunnel: Option<Tunnel>,
     /// Who knows the names that guests ask for and that are not the cloud's own.
     pub forwarders: Forwarders,
     /// Steps that a test has fail.
@@ -92,6 +95,7 @@ pub struct HostDriver {
     fail: FailPoints,
     volumes: Volumes,
     network: Network,
+    tunnel: Option<Tunnel>,
     cgroups: Cgroups,
     exits: Exits,
     resolver: Resolver,
@@ -143,7 +147,8 @@ impl HostDriver {
     /// Opens the run directory, which exists. Changes nothing.
     pub fn new(options: HostOptions) -> io::Result<Self> {
         Ok(Self {
-            network: Network::new(&options.run, options.namespaces, options.interfaces),
+            network: Network::new(&options.run, options.namespaces, options.interfaces, options.tunnel),
+            tunnel: options.tunnel,
             cgroups: Cgroups::find(),
             exits: Exits::start()?,
             resolver: Resolver::start(options.forwarders)?,
@@ -330,6 +335,7 @@ impl Driver for HostDriver {
         HostReport {
             pools: self.volumes.report(),
             carries_vlans: self.network.carries_vlans(),
+            tunnel_address: self.tunnel.map(|tunnel| tunnel.address),
             ..figures::host_report(&self.name, &self.run)
         }
     }

@@ -18,10 +18,13 @@ use net::apply::Host;
 use net::filter::Changed;
 use net::keeper::Namespaces;
 use net::names::{InvalidOwnerTag, OwnerTag, short_id};
-use net::spec::{Bridge, Group, HostNetwork, InterfaceName, NamespaceName, Subport, Tap, Uplink};
+use net::spec::{
+    Bridge, Fabric, Group, HostNetwork, InterfaceName, NamespaceName, RemotePort, Subport, Tap, Uplink, Vxlan,
+};
 
 use crate::agent::protocol::{NetworkWanted, NicWanted, PhysicalWanted};
 use crate::driver::Surroundings;
+use crate::driver::tunnel::Tunnel;
 
 /// The file in the run directory that holds the cloud's tag, so that the host can be cleaned without the cloud.
 const TAG_FILE: &str = "cloud-tag";
@@ -77,6 +80,8 @@ struct State {
     routers: BTreeMap<NamespaceName, router::Known>,
     /// The kernel can carry VLANs of taps.
     carries_vlans: bool,
+    /// How networks get to other hosts.
+    tunnel: Option<Tunnel>,
 }
 
 impl Network {
@@ -85,9 +90,10 @@ impl Network {
         run: &Path,
         namespaces: Namespaces,
         interfaces: BTreeMap<String, InterfaceName>,
+        tunnel: Option<Tunnel>,
     ) -> Self {
         let carries_vlans = net::probe::carries_vlans();
-        let state = State { interfaces, carries_vlans, ..State::default() };
+        let state = State { interfaces, carries_vlans, tunnel, ..State::default() };
         Self { run: run.to_path_buf(), namespaces, carries_vlans, state: Mutex::new(state) }
     }
 
@@ -207,6 +213,10 @@ impl State {
         if self.host.is_none() {
             self.host = Some(Host::open(tag, network.namespaces.clone())?);
         }
+        self.wanted.fabric = self.tunnel.filter(|tunnel| tunnel.is_shared).map(|tunnel| {
+            let [bridge, device] = tag.fabric();
+            Fabric { bridge, device, local: tunnel.address }
+        });
         Ok(tag)
     }
 
@@ -228,11 +238,27 @@ impl State {
         let bridge = Bridge {
             mtu: network.mtu,
             host_addresses: network.host_addresses.clone(),
-            vxlan: None,
+            vxlan: self.vxlan(tag, network),
             uplink: uplink.transpose()?,
         };
         self.wanted.bridges.insert(name.clone(), bridge);
         Ok(name)
+    }
+
+    /// What joins a network to its ports on other hosts, while there are any.
+    fn vxlan(&self, tag: OwnerTag, network: &NetworkWanted) -> Option<Vxlan> {
+        let tunnel = self.tunnel.filter(|_| !network.remotes.is_empty())?;
+        let id = short_id(network.id.as_bytes());
+        let remotes = network.remotes.iter();
+        Some(Vxlan {
+            name: if tunnel.is_shared { tag.shared(id) } else { tag.vxlan(id) },
+            vni: network.vni?,
+            local: tunnel.address,
+            peers: remotes.clone().map(|port| port.host).collect(),
+            remotes: remotes
+                .map(|port| (port.mac, RemotePort { host: port.host, addresses: port.addresses.clone() }))
+                .collect(),
+        })
     }
 
     fn uplink(&mut self, tag: OwnerTag, id: &str, physical: &PhysicalWanted) -> Result<Uplink, Error> {
@@ -359,6 +385,7 @@ fn network_or_bare(surroundings: &Surroundings, nic: &NicWanted) -> NetworkWante
         mtu: nic.mtu.into(),
         host_addresses: Vec::new(),
         vni: None,
+        remotes: Vec::new(),
         physical: None,
     };
     surroundings.networks.get(&nic.network_id).cloned().unwrap_or_else(bare)
