@@ -11,7 +11,7 @@ use storage::format::DiskKey;
 
 pub use endpoint::{
     Addressing, AnnouncedPrefix, Announcement, DhcpOption, Dhcpv6Config, EndpointConfig, Ipv4Config,
-    Ipv6Config,
+    Ipv6Config, VlanAddressing,
 };
 pub use peripherals::{BalloonConfig, ConsoleConfig, Peripherals, PmemConfig, VsockConfig};
 

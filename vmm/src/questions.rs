@@ -72,6 +72,9 @@ impl TryFrom<String> for Message {
 pub struct Question {
     /// The device on which it was asked.
     pub mac: [u8; 6],
+    /// The VLAN of its frames, if it was asked in one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vlan: Option<u16>,
     /// What the answer is found by.
     pub number: u32,
     /// Asked over TCP, where an answer needs no cutting.
@@ -145,7 +148,7 @@ mod tests {
 
     fn question(number: u32) -> Question {
         let message = Message::from(vec![0, 1, 0xff]);
-        Question { mac: [2, 0, 0, 0, 0, 1], number, tcp: false, answer_bytes_max: 512, message }
+        Question { mac: [2, 0, 0, 0, 0, 1], vlan: None, number, tcp: false, answer_bytes_max: 512, message }
     }
 
     #[test]

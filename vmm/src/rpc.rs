@@ -100,6 +100,9 @@ pub enum Action {
     Answer {
         /// The question's device.
         mac: [u8; 6],
+        /// The VLAN of its frames that it was asked in, if it was in one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        vlan: Option<u16>,
         /// The question's number.
         number: u32,
         /// What the guest is told.

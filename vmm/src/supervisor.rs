@@ -220,8 +220,8 @@ impl Supervisor {
                     self.resolver = Some(fd);
                     Reply::Done { state: self.machine.state() }
                 }
-                Ok(Action::Answer { mac, number, message }) => {
-                    self.machine.answer(mac, number, message.as_bytes());
+                Ok(Action::Answer { mac, vlan, number, message }) => {
+                    self.machine.answer((mac, vlan), number, message.as_bytes());
                     continue;
                 }
                 Ok(action) => {

@@ -446,9 +446,9 @@ impl Machine {
         self.devices.questions()
     }
 
-    /// Carries an answer to the guest by the network device with that MAC address.
-    pub fn answer(&self, mac: [u8; 6], number: u32, message: &[u8]) {
-        self.devices.iter().any(|mut device| device.answer(mac, number, message));
+    /// Carries an answer to the guest by the network device with that MAC address, in a VLAN of its frames or in none.
+    pub fn answer(&self, at: ([u8; 6], Option<u16>), number: u32, message: &[u8]) {
+        self.devices.iter().any(|mut device| device.answer(at, number, message));
     }
 
     /// Holds the traffic of the network device with that MAC address to something else; whether there is one.

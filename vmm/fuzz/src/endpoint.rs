@@ -1,4 +1,5 @@
-//! Frames of a guest and of the link: whole ones with a few bytes changed, and TCP conversations out of order.
+//! Frames of a guest and of the link: whole ones with a few bytes changed, and TCP conversations out of order; in a VLAN or
+//! in none.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -8,9 +9,9 @@ use etherparse::{ArpEthIpv4Packet, ArpOperation, ArpPacket, PacketBuilder, Trans
 use ipnet::Ipv6Net;
 use vmm::config::{
     Addressing, AnnouncedPrefix, Announcement, DhcpOption, Dhcpv6Config, EndpointConfig, Ipv4Config,
-    Ipv6Config,
+    Ipv6Config, VlanAddressing,
 };
-use vmm::endpoint::{Endpoint, METADATA_ADDRESS, METADATA_ADDRESS_V6};
+use vmm::endpoint::{Endpoints, METADATA_ADDRESS, METADATA_ADDRESS_V6};
 
 use crate::input::Reader;
 
@@ -21,6 +22,8 @@ const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 const GUEST_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
 const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0xff, 0xfe00, 7);
 const ALL_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
+/// The VLAN of those that are in one.
+const VLAN: u16 = 5;
 /// Frames per input.
 const FRAMES_MAX: usize = 64;
 
@@ -54,6 +57,7 @@ pub(crate) fn config() -> EndpointConfig {
         lease_s: 3600,
         resolver: true,
         neighbours: BTreeMap::from([(GATEWAY, [2, 0, 0, 0, 0, 1])]),
+        vlans: BTreeMap::new(),
     };
     let metadata = BTreeMap::from([
         ("/latest/user-data".to_owned(), "x".repeat(20_000).into()),
@@ -254,9 +258,20 @@ fn follow(frame: &mut [u8], answer: &[u8]) {
     frame[start + 8..start + 12].copy_from_slice(&acknowledged);
 }
 
+/// Puts what is answered into a VLAN, where the device answers nothing by itself.
+fn in_vlan(addressing: Addressing, mtu: u16) -> Addressing {
+    let carried = VlanAddressing { mac: GUEST_MAC, mtu, addressing };
+    Addressing { vlans: BTreeMap::from([(VLAN, carried)]), ..Addressing::default() }
+}
+
 pub(crate) fn run(input: &[u8]) {
     let mut reader = Reader::new(input);
-    let mut endpoint = Endpoint::new(config(), GUEST_MAC, 576 + u16::from(reader.u8()));
+    let first = reader.u8();
+    let (is_tagged, mtu) = (first & 0x80 != 0, 576 + u16::from(first));
+    let place = |addressing| if is_tagged { in_vlan(addressing, mtu) } else { addressing };
+    let EndpointConfig { addressing, metadata } = config();
+    let config_there = EndpointConfig { addressing: place(addressing), metadata };
+    let mut endpoint = Endpoints::new(config_there, GUEST_MAC, mtu);
     let mut now = Instant::now();
     let mut last = Vec::new();
     for _ in 0..FRAMES_MAX {
@@ -268,11 +283,14 @@ pub(crate) fn run(input: &[u8]) {
         if how & 1 == 0 {
             follow(&mut frame, &last);
         }
-        endpoint.from_guest(&frame, now);
-        endpoint.from_link(&frame);
+        if is_tagged && frame.len() >= 12 {
+            frame.splice(12..12, [0x81, 0, how & 0xf0, VLAN as u8]);
+        }
+        endpoint.from_guest(&mut frame, now);
+        endpoint.from_link(&mut frame);
         while let Some(question) = endpoint.next_question() {
             if how & 0x10 == 0 {
-                endpoint.answered(question.number, &frame, now);
+                endpoint.answered(question.vlan, question.number, &frame, now);
             }
         }
         if how & 2 == 0 {
@@ -288,7 +306,7 @@ pub(crate) fn run(input: &[u8]) {
             let mut addressing = config().addressing;
             addressing.ipv6.announcements.truncate(usize::from(how & 1));
             addressing.resolver = how & 2 == 0;
-            endpoint.readdress(addressing, now);
+            endpoint.readdress(place(addressing), now);
         }
         endpoint.poll_delay(now);
     }

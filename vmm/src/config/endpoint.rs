@@ -48,6 +48,22 @@ pub struct Addressing {
     /// Addresses for which ARP is answered here, with the MAC that answers.
     #[serde(default)]
     pub neighbours: BTreeMap<Ipv4Addr, [u8; 6]>,
+    /// The VLANs of its frames (IEEE 802.1Q) in which the guest is answered too, each as if it were a device of its own; one
+    /// has none in it.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub vlans: BTreeMap<u16, VlanAddressing>,
+}
+
+/// What is answered in a VLAN of a device's frames.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VlanAddressing {
+    /// The guest's MAC there.
+    pub mac: [u8; 6],
+    /// MTU in bytes, without the tag.
+    pub mtu: u16,
+    /// Its addresses there, routes and names.
+    pub addressing: Addressing,
 }
 
 /// What DHCP gives.

@@ -1,6 +1,7 @@
 //! The metadata tree: paths with bodies, and listings of what lies below a path.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::http::{self, Parsed, Response};
 use super::tcp::Application;
@@ -15,9 +16,9 @@ pub(super) enum Node<'a> {
     Directory,
 }
 
-/// Paths to bodies. Paths have a leading slash and none at their end.
-#[derive(Debug)]
-pub(super) struct MetadataTree(BTreeMap<String, Document>);
+/// Paths to bodies. Paths have a leading slash and none at their end. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct MetadataTree(Arc<BTreeMap<String, Document>>);
 
 impl Application for MetadataTree {
     fn answer(&mut self, _connection: u32, received: &[u8]) -> Option<(Response, usize)> {
@@ -34,7 +35,7 @@ impl Application for MetadataTree {
 
 impl MetadataTree {
     pub(super) fn new(bodies: BTreeMap<String, Document>) -> Self {
-        Self(bodies.into_iter().map(|(path, body)| (normalise(&path), body)).collect())
+        Self(Arc::new(bodies.into_iter().map(|(path, body)| (normalise(&path), body)).collect()))
     }
 
     /// Finds `path`: empty components and a trailing slash do not matter, a query is ignored.

@@ -24,6 +24,8 @@
 //! What is not configured is not answered, and forwarded. From the link, UDP to port 68 or 546 and routers'
 //! announcements are dropped where the endpoint answers the same: no other server and no other router reaches the guest.
 //! Routers are announced as soon as the guest has sent anything by IPv6, every ten minutes, and when they change.
+//!
+//! In the VLANs that a device carries for other ports, each port is answered so with its own addresses ([`Endpoints`]).
 
 mod arp;
 mod dhcp;
@@ -37,6 +39,7 @@ mod resolver;
 mod tcp;
 #[cfg(test)]
 mod tests;
+mod vlan;
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -53,6 +56,7 @@ use neighbour::{Announcer, Message};
 use packet::mac_of;
 use resolver::{Asker, Resolver};
 use tcp::{Site, TcpService};
+pub use vlan::Endpoints;
 
 /// Answers that wait for the guest's receive buffers; further ones of anything but TCP are dropped, TCP waits.
 pub const ANSWERS_MAX: usize = 16;
@@ -72,7 +76,7 @@ pub enum Verdict {
     Forward,
 }
 
-/// The endpoint of one network device.
+/// The endpoint of one network device, or of a VLAN of its frames.
 pub struct Endpoint {
     addressing: Addressing,
     guest_mac: [u8; 6],
@@ -93,12 +97,15 @@ const METADATA_PORT: u16 = 80;
 impl Endpoint {
     /// The endpoint for a guest with `guest_mac` and an MTU of `mtu` bytes.
     pub fn new(config: EndpointConfig, guest_mac: [u8; 6], mtu: u16) -> Self {
-        let EndpointConfig { addressing, metadata } = config;
+        Self::telling(MetadataTree::new(config.metadata), config.addressing, guest_mac, mtu)
+    }
+
+    fn telling(metadata: MetadataTree, addressing: Addressing, guest_mac: [u8; 6], mtu: u16) -> Self {
         let mut endpoint = Self {
             dhcp: DhcpServer::new(&addressing, guest_mac, mtu),
             dhcpv6: Dhcpv6Server::new(&addressing, guest_mac),
             announcer: Announcer::new(&addressing, mtu),
-            metadata: MetadataTree::new(metadata),
+            metadata,
             addressing,
             guest_mac,
             mtu,

@@ -194,6 +194,7 @@ impl Desk {
         self.outstanding.push(Outstanding { number, since: now, back });
         self.asked.push_back(Question {
             mac: self.guest_mac,
+            vlan: None,
             number,
             tcp,
             answer_bytes_max: answer_bytes_max as u32,

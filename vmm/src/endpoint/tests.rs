@@ -11,6 +11,7 @@ use crate::config::Ipv4Config;
 
 mod ipv6;
 mod resolver;
+mod vlan;
 
 const GUEST_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 7];
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 7);

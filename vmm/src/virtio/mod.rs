@@ -243,9 +243,9 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
         None
     }
 
-    /// Carries the answer to a question of the guest's to it if this is the network device with that MAC address; whether
-    /// it is.
-    fn answer(&mut self, _mac: [u8; 6], _number: u32, _message: &[u8]) -> bool {
+    /// Carries the answer to a question of the guest's to it, in the VLAN that it was asked in, if this is the network device
+    /// with that MAC address; whether it is.
+    fn answer(&mut self, _at: ([u8; 6], Option<u16>), _number: u32, _message: &[u8]) -> bool {
         false
     }
 

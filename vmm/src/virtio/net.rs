@@ -1,6 +1,6 @@
 //! The network device (VIRTIO 1.3 §5.1): one receive and one transmit queue between a guest and a [`Link`].
 //!
-//! Every frame of the guest passes the [`Endpoint`] first, which may answer it into the receive queue; what the
+//! Every frame of the guest passes the [`Endpoints`] first, which may answer it into the receive queue; what the
 //! endpoint does not take goes to the link. Packets are copied once, so that the guest cannot change a frame
 //! after it was looked at.
 //!
@@ -29,7 +29,7 @@ use super::spec::{device_type, net as spec};
 use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
 use crate::config::{Addressing, NicConfig, Traffic};
-use crate::endpoint::{Endpoint, Verdict};
+use crate::endpoint::{Endpoints, Verdict};
 use crate::questions::{Question, Questions};
 
 use delivery::{Delivery, deliver};
@@ -60,7 +60,7 @@ pub struct Net<L> {
     link_state: LinkState,
     /// The last attempt to receive failed.
     link_failed: bool,
-    endpoint: Option<Endpoint>,
+    endpoint: Option<Endpoints>,
     timer: TimerFd,
     timer_armed: bool,
     config: [u8; CONFIG_BYTES],
@@ -130,7 +130,7 @@ impl<L: Link> Net<L> {
             });
         }
         let endpoint =
-            config.endpoint.clone().map(|endpoint| Endpoint::new(endpoint, config.mac, config.mtu));
+            config.endpoint.clone().map(|endpoint| Endpoints::new(endpoint, config.mac, config.mtu));
         Ok(Self {
             link,
             link_state: LinkState::Ignored,
@@ -317,7 +317,7 @@ impl<L: Link> Net<L> {
                 Ok(length) => {
                     let frame = &mut self.rx_packet[spec::HEADER_BYTES..length];
                     self.identity.to_guest(frame);
-                    if self.endpoint.as_ref().is_some_and(|endpoint| !endpoint.from_link(&*frame)) {
+                    if self.endpoint.as_mut().is_some_and(|endpoint| !endpoint.from_link(frame)) {
                         continue;
                     }
                     if !self.shaper.admit(Direction::Read, &self.rx_packet[..length]) {
@@ -341,7 +341,7 @@ impl<L: Link> Net<L> {
 /// Gives one packet of the guest to the endpoint, or to the link.
 fn forward(
     (link, shaper, identity): (&mut impl Link, &Shaper, &Identity),
-    endpoint: Option<&mut Endpoint>,
+    endpoint: Option<&mut Endpoints>,
     features: u64,
     packet: &mut [u8],
     now: Instant,
@@ -356,7 +356,7 @@ fn forward(
     if !accepted || (partial && features & spec::F_CSUM == 0) {
         return;
     }
-    let frame = &packet[spec::HEADER_BYTES..];
+    let frame = &mut packet[spec::HEADER_BYTES..];
     if endpoint.is_some_and(|endpoint| endpoint.from_guest(frame, now) == Verdict::Taken) {
         return;
     }
@@ -445,11 +445,11 @@ impl<L: Link> VirtioDevice for Net<L> {
         true
     }
 
-    fn answer(&mut self, mac: [u8; 6], number: u32, message: &[u8]) -> bool {
+    fn answer(&mut self, (mac, vlan): ([u8; 6], Option<u16>), number: u32, message: &[u8]) -> bool {
         let Some(endpoint) = self.endpoint.as_mut().filter(|_| self.identity.mac == mac) else {
             return false;
         };
-        endpoint.answered(number, message, Instant::now());
+        endpoint.answered(vlan, number, message, Instant::now());
         super::kick(&self.queue_events[spec::QUEUE_RX]);
         true
     }

@@ -1,6 +1,7 @@
 //! Starting an instance: steps in order, each with its undo. One that fails undoes all before it, so that nothing is
 //! left that was not there before; disks and directories that an earlier boot made stay.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use vmm::config::{
     Addressing, Boot, CpuProfile, DiskConfig, DiskFormat, EndpointConfig, InheritedFd, Ipv4Config, NicConfig,
-    SystemIdentity, Transport, VmmConfig,
+    SystemIdentity, Transport, VlanAddressing, VmmConfig,
 };
 use vmm::endpoint::METADATA_ADDRESS;
 use vmm::rpc::{Client, ProtectionStatus};
@@ -20,7 +21,7 @@ use zeroize::Zeroizing;
 use super::directory::{Directory, Record};
 use super::plug::Beside;
 use super::{HostDriver, Process, config_drive, disk, sentence, spawn};
-use crate::agent::protocol::{InstanceWanted, NicWanted, VolumeWanted};
+use crate::agent::protocol::{InstanceWanted, NicWanted, SubPortWanted, VolumeWanted};
 use crate::driver::Surroundings;
 use crate::driver::fail_points::Step;
 use crate::driver::process_id::{has_ended_within, killed_by};
@@ -349,8 +350,16 @@ pub(super) fn nic_config(nic: &NicWanted, wanted: &InstanceWanted, tap: Inherite
     NicConfig { tap, mac: nic.mac, mtu: nic.mtu, endpoint: Some(endpoint), traffic: nic.traffic }
 }
 
-/// What the VMM answers to the guest on one device.
+/// What the VMM answers to the guest on one device, and in the VLANs of the ports that the device carries.
 pub(super) fn addressing(nic: &NicWanted, wanted: &InstanceWanted) -> Addressing {
+    let carried = nic.sub_ports.iter().map(|SubPortWanted { vlan, port }| {
+        let addressing = addressing_of_port(port, wanted);
+        (*vlan, VlanAddressing { mac: port.mac, mtu: port.mtu, addressing })
+    });
+    Addressing { vlans: carried.collect(), ..addressing_of_port(nic, wanted) }
+}
+
+fn addressing_of_port(nic: &NicWanted, wanted: &InstanceWanted) -> Addressing {
     let server = nic.dhcp_server.filter(|_| nic.dhcp);
     let ipv4 = nic.address.zip(server).map(|((address, prefix_len), dhcp_server)| Ipv4Config {
         address,
@@ -371,6 +380,7 @@ pub(super) fn addressing(nic: &NicWanted, wanted: &InstanceWanted) -> Addressing
         lease_s: LEASE_S,
         resolver: true,
         neighbours: neighbours.collect(),
+        vlans: BTreeMap::new(),
     }
 }
 

@@ -87,11 +87,11 @@ async fn talk(stream: UnixStream, nics: &Nics, known: &Arc<Known>) -> io::Result
 }
 
 async fn answer(question: Question, nics: Nics, known: Arc<Known>, answers: mpsc::Sender<Action>) {
-    let Some(zone) = lock(&nics).get(&question.mac).cloned() else { return };
+    let Some(zone) = lock(&nics).get(&(question.mac, question.vlan)).cloned() else { return };
     if let Some(message) = known.answer(&zone, &question).await {
-        let (mac, number) = (question.mac, question.number);
+        let Question { mac, vlan, number, .. } = question;
         // Without the line, nobody waits for it.
-        let _ = answers.send(Action::Answer { mac, number, message: Message::from(message) }).await;
+        let _ = answers.send(Action::Answer { mac, vlan, number, message: Message::from(message) }).await;
     }
 }
 

@@ -35,8 +35,10 @@ pub use self::forward::Forwarders;
 /// Questions that others are asked at the same time: as many sockets, which some thirty instances would need at once.
 const FORWARDED_MAX: usize = 1024;
 
-/// What the guest may ask on each of its devices, by MAC: the id of a zone.
-type Nics = Arc<Mutex<BTreeMap<[u8; 6], String>>>;
+/// What the guest may ask on each of its devices, by MAC, and in each VLAN that a device carries: the id of a zone.
+type Zones = BTreeMap<([u8; 6], Option<u16>), String>;
+
+type Nics = Arc<Mutex<Zones>>;
 
 /// See the module.
 #[derive(Debug)]
@@ -57,7 +59,7 @@ struct Known {
 
 #[derive(Debug)]
 enum Order {
-    Serve { instance: String, socket: PathBuf, nics: BTreeMap<[u8; 6], String> },
+    Serve { instance: String, socket: PathBuf, nics: Zones },
     Forget { instance: String },
 }
 
@@ -84,7 +86,12 @@ impl Resolver {
     /// Answers the questions of an instance whose VMM listens at `socket`, as long as it runs. Repeating it changes
     /// nothing.
     pub(super) fn serve(&self, wanted: &InstanceWanted, socket: &Path) {
-        let nics = wanted.nics.iter().map(|nic| (nic.mac, nic.zone.clone())).collect();
+        let mut nics = Zones::new();
+        for nic in &wanted.nics {
+            nics.insert((nic.mac, None), nic.zone.clone());
+            let carried = nic.sub_ports.iter();
+            nics.extend(carried.map(|sub| ((nic.mac, Some(sub.vlan)), sub.port.zone.clone())));
+        }
         let (instance, socket) = (wanted.id.clone(), socket.to_owned());
         // The thread ends after this alone.
         let _ = self.orders.send(Order::Serve { instance, socket, nics });

@@ -83,14 +83,14 @@ impl Vmm {
         self.next += 1;
         let (number, message) = (self.next, Message::from(message));
         let answer_bytes_max = if tcp { 16_384 } else { 1232 };
-        self.say(&Reply::Question(Question { mac, number, tcp, answer_bytes_max, message }));
+        self.say(&Reply::Question(Question { mac, vlan: None, number, tcp, answer_bytes_max, message }));
         number
     }
 
     /// Asks and waits for the answer: its code and its addresses.
     fn ask(&mut self, mac: [u8; 6], tcp: bool, text: &str) -> (Rcode, Vec<String>) {
         let expected = self.put(mac, tcp, question(text, Rtype::A));
-        let Action::Answer { mac: found, number, message } = heard(self.line.as_mut().unwrap()) else {
+        let Action::Answer { mac: found, number, message, .. } = heard(self.line.as_mut().unwrap()) else {
             panic!()
         };
         assert_eq!((found, number), (mac, expected));
