@@ -14,12 +14,13 @@
 mod element;
 mod ending;
 mod groups;
+mod members;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::names::OwnerTag;
 use crate::spec::{Bridge, Direction, Group, HostNetwork, InterfaceName, Tap};
@@ -28,6 +29,7 @@ pub use ending::Ending;
 pub(crate) use ending::Judge;
 pub(crate) use groups::has_types;
 pub use groups::{Chain, ChainName, Content, Policy, is_chain_name};
+use members::{forgets, members_of};
 
 /// The mark bits that belong to the packet filter on frames of our bridges: see [`crate::nftables`].
 pub const MARK_BITS: u32 = 0x7000_0000;
@@ -153,7 +155,7 @@ impl WantedFilter {
         for (name, tap) in &network.taps {
             wanted.add_tap(name, tap, &groups, tells_targets);
         }
-        wanted.elements.extend(members_of(wanted.chains.values().map(Arc::as_ref), |_| true));
+        wanted.elements.extend(wanted.chains.values().flat_map(|chain| members_of(chain)));
         wanted
     }
 
@@ -324,37 +326,10 @@ impl Filter {
         let links: BTreeSet<&str> = links.collect();
         let mut present: BTreeSet<Element> =
             links.iter().flat_map(|link| self.of_link(link).cloned().collect::<Vec<_>>()).collect();
-        let named = self.renamed(&wanted.chains);
-        if !named.is_empty() {
-            present.extend(named.iter().flat_map(|number| self.of_group(*number)).cloned());
-            // Another group that stays as it is may name them, too.
-            let kept = self.chains.iter().filter(|(name, _)| !wanted.chains.contains_key(*name));
-            let kept = kept.filter_map(|(_, held)| held.chain.as_deref());
-            let all = wanted.chains.values().map(Arc::as_ref).chain(kept);
-            let members: BTreeSet<Element> = members_of(all, |number| named.contains(&number)).collect();
-            wanted.elements.extend(members);
-        }
+        let (gone, come) = self.member_changes(&wanted.chains);
+        present.extend(gone);
+        wanted.elements.extend(come);
         self.change_from(&present, &wanted)
-    }
-
-    /// The groups whose members are others, or may be, where chains become these: those that either names.
-    fn renamed(&self, chains: &Chains) -> BTreeSet<u32> {
-        let differing = chains.iter().filter_map(|(name, chain)| match self.chains.get(name) {
-            Some(held) if held.chain.as_ref() == Some(chain) => None,
-            held => Some((chain, held.and_then(|held| held.chain.as_ref()))),
-        });
-        let named = differing.flat_map(|(chain, held)| {
-            chain.members().chain(held.into_iter().flat_map(|chain| chain.members()))
-        });
-        named.map(|(number, _)| number).collect()
-    }
-
-    /// The members of a group.
-    fn of_group(&self, number: u32) -> impl Iterator<Item = &Element> {
-        let first = Element::Member(number, FIRST_NET);
-        self.elements
-            .range(first..)
-            .take_while(move |element| matches!(element, Element::Member(of, _) if *of == number))
     }
 
     /// What removes all that this filter says about a link.
@@ -416,27 +391,6 @@ impl Filter {
             _ => None,
         })
     }
-}
-
-/// Not after any other.
-const FIRST_NET: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 0));
-
-/// The members of the groups that chains name, of those groups that are `wanted`.
-fn members_of<'a>(
-    chains: impl Iterator<Item = &'a Chain>,
-    wanted: impl Fn(u32) -> bool,
-) -> impl Iterator<Item = Element> {
-    let named = chains.flat_map(Chain::members).filter(move |(number, _)| wanted(*number));
-    named.flat_map(|(number, members)| members.iter().map(move |net| Element::Member(number, *net)))
-}
-
-/// Whether a group loses members that a chain names of which we do not know what it let through.
-fn forgets(removed: &BTreeSet<Element>, held: &Held, chain: &Chain) -> bool {
-    held.chain.is_none()
-        && chain.members().any(|(number, _)| {
-            let first = Element::Member(number, FIRST_NET);
-            matches!(removed.range(first..).next(), Some(Element::Member(of, _)) if *of == number)
-        })
 }
 
 fn bridge_elements(name: &str, bridge: &Bridge) -> BTreeSet<Element> {

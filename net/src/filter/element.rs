@@ -73,6 +73,14 @@ impl Element {
         ]
     }
 
+    /// The address, of a group's member.
+    pub(super) fn member(&self) -> Option<IpNet> {
+        match self {
+            Self::Member(_, net) => Some(*net),
+            _ => None,
+        }
+    }
+
     /// The link it is about; none if it is about a group.
     #[must_use]
     pub fn link(&self) -> &str {

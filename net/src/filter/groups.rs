@@ -190,11 +190,12 @@ fn hexadecimal(bytes: [u8; 16]) -> String {
 
 /// A rule as the kernel's chain holds it.
 fn without_members(rule: &Rule) -> Rule {
-    let remote = match &rule.remote {
+    let Rule { direction, ip_version, protocol, ports, remote } = rule;
+    let remote = match remote {
         Remote::Members(number, _) => Remote::Members(*number, BTreeSet::new()),
         remote => remote.clone(),
     };
-    Rule { remote, ..rule.clone() }
+    Rule { direction: *direction, ip_version: *ip_version, protocol: *protocol, ports: *ports, remote }
 }
 
 /// How many rules of the kernel's one rule is: members are looked up as addresses, and as prefixes.
@@ -227,7 +228,8 @@ fn effective(rule: &Rule) -> Option<Rule> {
             Remote::Members(*number, members)
         }
     };
-    Some(Rule { remote, ..rule.clone() })
+    let Rule { direction, ip_version, protocol, ports, .. } = rule;
+    Some(Rule { direction: *direction, ip_version: *ip_version, protocol: *protocol, ports: *ports, remote })
 }
 
 /// Whether a protocol has types and codes rather than ports.
