@@ -100,6 +100,8 @@ impl Load {
     /// Takes the device over; none that is smaller than a block.
     pub fn new(mut transport: Transport) -> Option<Self> {
         transport.set_status(DeviceStatus::empty());
+        // Step by step: there are devices that take no two at once.
+        transport.set_status(DeviceStatus::ACKNOWLEDGE);
         transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
         let features = transport.read_device_features() & (F_EVENT_IDX | F_VERSION_1 | F_FLUSH);
         transport.write_driver_features(features);
