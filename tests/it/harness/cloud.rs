@@ -123,7 +123,15 @@ impl Cloud {
         let state =
             tempfile::Builder::new().prefix("wisp-it-").tempdir().context("make a state directory")?;
         let options = options.iter().map(|option| (*option).to_owned()).collect();
-        Ok(Self { url: String::new(), state, mounted: false, driver, options, up: None, shell: Mutex::default() })
+        Ok(Self {
+            url: String::new(),
+            state,
+            mounted: false,
+            driver,
+            options,
+            up: None,
+            shell: Mutex::default(),
+        })
     }
 
     /// Its state directory.
