@@ -7,14 +7,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use storage::format::{Disk, RawFile};
+use storage::format::Disk;
 use vm_memory::GuestAddress;
 use vmm::config::{DiskLimits, InheritedFd, NicConfig, RateLimit, Traffic, TransferLimits};
 use vmm::connector;
 use vmm::memory::mapping::Mapping;
 use vmm::serial::Console;
 use vmm::virtio::balloon::build_balloon;
-use vmm::virtio::block::ring::Rings;
 use vmm::virtio::block::{Block, Clock};
 use vmm::virtio::console::{self, build_console};
 use vmm::virtio::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, packet_pair, write_descriptor};
@@ -87,15 +86,8 @@ const VSOCK_CID: u8 = 3;
 pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
     match kind % 7 {
         0 => {
-            let (disk, parts): (Box<dyn Disk>, _) = if kind & 0x20 == 0 {
-                (Box::new(NullDisk), (1, None))
-            } else {
-                // A file, with requests that the kernel works on.
-                let file = tempfile::tempfile().expect("the fuzzer needs files");
-                (Box::new(RawFile::new(file, DISK_BYTES)), (2, Rings::for_disks(1, false).take()))
-            };
             let block =
-                Block::with(disk, kind & 0x80 != 0, "fuzz", parts).expect("invariant: a short serial");
+                Block::new(Box::new(NullDisk), kind & 0x80 != 0, "fuzz").expect("invariant: a short serial");
             let limits = if kind & 0x40 != 0 { LIMITS } else { DiskLimits::default() };
             let block = block.limited(&limits, clock()).expect("the fuzzer needs timers");
             (Arc::new(Mutex::new(block)), None)
