@@ -88,16 +88,7 @@ fn image_runs_its_command_and_powers_off_with_it() -> Result<()> {
     let size: u32 = root.split_whitespace().nth(1).context("no size")?.parse()?;
     ensure!(size > 900, "the root has {size} MiB:\n{said}");
 
-    // The same of a volume, which remembers what its image said of a kernel.
-    let mut second = described("second");
-    second["kernel_id"] = json!(kernel);
-    let second = image(&rest, &second, &archive(files.path(), &busybox, "wait")?)?;
-    let root = json!({"boot_index": 0, "source_type": "image", "uuid": second, "volume_size": 1,
-        "destination_type": "volume", "delete_on_termination": true});
-    let second = json!({"name": "second", "imageRef": "", "flavorRef": flavor, "networks": [{"uuid": network}],
-        "block_device_mapping_v2": [root]});
-    let second = rest.made("/compute/v2.1/servers", &json!({"server": second}))?["server"]["id"].clone();
-    let second = second.as_str().context("no id")?.to_owned();
+    let second = boot("second", &archive(files.path(), &busybox, "wait")?)?;
     within(GUEST_SECONDS_MAX, || {
         let said = cloud.console(&rest, &second)?;
         ensure!(said.contains("app: root of"), "it has not begun:\n{said}");
