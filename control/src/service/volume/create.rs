@@ -425,7 +425,7 @@ fn from_image(cache: &Cache, caller: &Caller, id: &str) -> Result<Origin> {
     let is_here = file.stores.is_empty() || file.stores.iter().any(|store| store == FILE_STORE);
     Ok(Origin {
         source: DiskSource::Image { image_id: file.name.clone() },
-        waits_for: (file.qcow2 || !is_here).then_some(file),
+        waits_for: (file.qcow2 || file.container || !is_here).then_some(file),
         least_gib: bytes.div_ceil(1 << 30).max(u64::from(image.min_disk_gib)),
         host: None,
         backend: None,
