@@ -3,8 +3,8 @@
 //! Must never know: the control socket, configuration files, paths.
 
 mod snapshot;
+mod source;
 
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +14,6 @@ use event_manager::MutEventSubscriber;
 use storage::format::Disk;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::boot::image::{DiskImage, Image, begins_with_elf};
 use crate::bus::{self, Bus};
 use crate::config::{
     Addressing, CpuProfile, DiskConfig, HugePages, NicConfig, SystemIdentity, Traffic, Transport,
@@ -23,7 +22,6 @@ use crate::devices::{self, Places};
 use crate::ending::{Ending, EndingSignal};
 use crate::kvm::{self, HostKind, Kvm};
 use crate::lifecycle::{self, Effect, Event, Refused};
-use crate::memory::userfault::Userfault;
 use crate::pci::host::PciHost;
 use crate::pci::plug::{self, PlugController};
 use crate::peripherals::{PeripheralSpecs, Peripherals};
@@ -32,15 +30,17 @@ use crate::power::{self, KeyboardController, PowerManagement};
 use crate::questions::Questions;
 use crate::rpc::{DeviceName, ExitReason, VmState};
 use crate::serial::{self, Console, SerialPort};
-use crate::snapshot::{Description, Lazily, Pager, Snapshot};
+use crate::snapshot::{Description, Pager};
 use crate::vcpu::{self, Buses, Vcpus};
 use crate::virtio::block::{queues_for, ring::Rings};
 use crate::virtio::{self, Shared};
 use crate::{acpi, boot, clock, memory, smbios};
 
 pub use snapshot::{Taken, Wanted};
+pub use source::{BootSource, SnapshotSource};
 
 use snapshot::{Origin, give_generation};
+use source::Bootable;
 
 /// Why a machine cannot be put together.
 #[derive(Debug, thiserror::Error)]
@@ -97,52 +97,6 @@ pub enum Error {
     /// The number of vCPUs is not within bounds.
     #[error("a guest needs from 1 to {max} vCPUs, not {0}", max = crate::config::VCPUS_MAX)]
     Vcpus(u8),
-}
-
-/// Where the kernel comes from.
-pub enum BootSource {
-    /// Files.
-    Kernel {
-        /// The kernel.
-        kernel: Box<dyn Image>,
-        /// The initial ramdisk.
-        initrd: Option<Box<dyn Image>>,
-    },
-    /// A firmware, which boots from the disks by itself.
-    Firmware(Box<dyn Image>),
-    /// The first disk.
-    Disk,
-    /// Nothing is booted: a guest goes on from a snapshot.
-    Snapshot(SnapshotSource),
-}
-
-/// What a guest goes on from.
-pub struct SnapshotSource {
-    /// A full snapshot and those with differences to it.
-    pub files: Vec<File>,
-    /// Keeps what the guest asks for first of packed memory.
-    pub working_set: Option<File>,
-    /// What says who waits for memory that is still packed. Without one all is unpacked before the guest goes on.
-    pub userfault: Option<Userfault>,
-}
-
-impl SnapshotSource {
-    /// Of these, with all that the kernel allows to a process that is not confined yet.
-    #[must_use]
-    pub fn new(files: Vec<File>, working_set: Option<File>) -> Self {
-        let opened = Userfault::open();
-        if let Err(error) = &opened {
-            tracing::debug!(%error, "packed memory is unpacked at once");
-        }
-        Self { files, working_set, userfault: opened.ok() }
-    }
-
-    /// The snapshot, opened; if its memory cannot be had later, `ending` learns it.
-    fn open(self, ending: &EndingSignal) -> Result<Snapshot, crate::snapshot::Error> {
-        let Self { files, working_set, userfault } = self;
-        let lazily = userfault.map(|userfault| Lazily { userfault, working_set, ending: ending.clone() });
-        Snapshot::open(files, lazily)
-    }
 }
 
 /// A disk, ready to be served.
@@ -546,60 +500,4 @@ fn build_devices(
     devices.extend(peripherals.devices().into_iter().map(|device| (None, device)));
     devices.push((None, virtio::build_rng()?));
     Ok(devices)
-}
-
-/// What is booted, wherever it comes from.
-struct Bootable {
-    kernel: Box<dyn Image>,
-    initrd: Option<Box<dyn Image>>,
-    /// The words that the disk has for it.
-    cmdline: String,
-    /// What it is, for people, if a disk's configuration chose it.
-    description: Option<String>,
-    is_firmware: bool,
-}
-
-impl Bootable {
-    fn find(source: BootSource, disk: Option<&Arc<dyn Disk>>) -> Result<Self, boot::Error> {
-        let given = |kernel, initrd, is_firmware| Self {
-            kernel,
-            initrd,
-            cmdline: String::new(),
-            description: None,
-            is_firmware,
-        };
-        let disk = match source {
-            BootSource::Kernel { kernel, initrd } => return Ok(given(kernel, initrd, false)),
-            BootSource::Firmware(firmware) => return Ok(given(firmware, None, true)),
-            BootSource::Disk | BootSource::Snapshot(_) => disk.ok_or(boot::Error::NoDisk)?.clone(),
-        };
-        let whole = DiskImage(disk.clone());
-        if begins_with_elf(&whole).map_err(|source| boot::Error::Read { what: "first disk", source })? {
-            return Ok(given(Box::new(whole), None, false));
-        }
-        let boot::disk::Plan { kernel, initrd, cmdline, description } = boot::disk::find(disk)?;
-        tracing::info!("booting {description}");
-        Ok(Self { kernel, initrd, cmdline, description: Some(description), is_firmware: false })
-    }
-
-    /// Whether the kernel is an ELF image, as those that somebody built for microVMs are. A firmware looks for PCI.
-    fn is_small(&self) -> Result<bool, boot::Error> {
-        let is_elf = begins_with_elf(&*self.kernel);
-        Ok(!self.is_firmware && is_elf.map_err(|source| boot::Error::Read { what: "kernel", source })?)
-    }
-
-    /// Puts all of it into guest memory.
-    fn load(&self, guest: &memory::GuestMemory, cmdline: &str) -> Result<kvm::Entry, boot::Error> {
-        let source = boot::Source { kernel: &*self.kernel, initrd: self.initrd.as_deref(), cmdline };
-        let loaded = boot::load(guest, &source);
-        if self.is_firmware && !matches!(loaded, Ok(kvm::Entry::Pvh { .. })) {
-            return Err(boot::Error::Firmware(loaded.err().map(Box::new)));
-        }
-        loaded.map_err(|source| match &self.description {
-            Some(description) => {
-                boot::Error::DiskKernel { description: description.clone(), source: Box::new(source) }
-            }
-            None => source,
-        })
-    }
 }
