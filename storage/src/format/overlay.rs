@@ -372,14 +372,11 @@ impl Disk for Overlay {
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         check_within(self.size_bytes(), offset, length_of(buffer))?;
+        let end = offset + length_of(buffer);
         let mut rest = buffer;
         let mut at = offset;
         while !rest.is_empty() {
-            let span = length_of(rest).min(PAGE_SPAN_BYTES - at % PAGE_SPAN_BYTES);
-            let first = cluster_in_page(at);
-            let last = cluster_in_page(at + span - 1);
-            let (here, clusters) = self.map.page(&*self.file, at / PAGE_SPAN_BYTES)?.run(first, last);
-            let run = span.min(clusters * CLUSTER_BYTES - at % CLUSTER_BYTES);
+            let (here, run) = self.run_at(at, end)?;
             let (part, after) = rest.split_at_mut(usize_of(run));
             if here {
                 self.file.read_at(part, self.data_at(at))?;
@@ -417,11 +414,7 @@ impl Disk for Overlay {
         let end = offset + length;
         let mut at = offset;
         while at < end {
-            let span = (end - at).min(PAGE_SPAN_BYTES - at % PAGE_SPAN_BYTES);
-            let first = cluster_in_page(at);
-            let last = cluster_in_page(at + span - 1);
-            let (here, clusters) = self.map.page(&*self.file, at / PAGE_SPAN_BYTES)?.run(first, last);
-            let run = span.min(clusters * CLUSTER_BYTES - at % CLUSTER_BYTES);
+            let (here, run) = self.run_at(at, end)?;
             if here {
                 self.file.discard(self.data_at(at), run)?;
             }

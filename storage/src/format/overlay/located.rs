@@ -26,6 +26,14 @@ impl Overlay {
         Ok(true)
     }
 
+    /// Whether what begins at `at` is here, and how many bytes on that is so, up to `end` at the most.
+    pub(super) fn run_at(&self, at: u64, end: u64) -> io::Result<(bool, u64)> {
+        let span = (end - at).min(PAGE_SPAN_BYTES - at % PAGE_SPAN_BYTES);
+        let (first, last) = (cluster_in_page(at), cluster_in_page(at + span - 1));
+        let (here, clusters) = self.map.page(&*self.file, at / PAGE_SPAN_BYTES)?.run(first, last);
+        Ok((here, span.min(clusters * CLUSTER_BYTES - at % CLUSTER_BYTES)))
+    }
+
     pub(super) fn locate_read(
         &self,
         offset: u64,
@@ -36,12 +44,7 @@ impl Overlay {
         let end = offset + length;
         let mut at = offset;
         while at < end {
-            let span = (end - at).min(PAGE_SPAN_BYTES - at % PAGE_SPAN_BYTES);
-            let last = cluster_in_page(at + span - 1);
-            let page = self.map.page(&*self.file, at / PAGE_SPAN_BYTES)?;
-            let (here, clusters) = page.run(cluster_in_page(at), last);
-            drop(page);
-            let run = span.min(clusters * CLUSTER_BYTES - at % CLUSTER_BYTES);
+            let (here, run) = self.run_at(at, end)?;
             if here {
                 if !self.file.locate(Work::Read { offset: self.data_at(at), length: run }, extents)? {
                     return Ok(false);
@@ -70,11 +73,7 @@ impl Overlay {
         let end = offset + length;
         let mut at = offset;
         while at < end {
-            let span = (end - at).min(PAGE_SPAN_BYTES - at % PAGE_SPAN_BYTES);
-            let last = cluster_in_page(at + span - 1);
-            let (here, clusters) =
-                self.map.page(&*self.file, at / PAGE_SPAN_BYTES)?.run(cluster_in_page(at), last);
-            let run = span.min(clusters * CLUSTER_BYTES - at % CLUSTER_BYTES);
+            let (here, run) = self.run_at(at, end)?;
             if here && !self.file.locate(Work::Discard { offset: self.data_at(at), length: run }, extents)? {
                 return Ok(false);
             }
