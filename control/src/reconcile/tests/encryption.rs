@@ -79,16 +79,18 @@ impl Cloud {
     /// Files of the host that have the pattern anywhere in their first bytes.
     fn files_with_the_pattern(&self) -> Vec<std::path::PathBuf> {
         let mut directories = vec![self._state.path().join("volumes/fake-0")];
+        assert!(directories[0].is_dir(), "the host has its disks there");
         let mut found = Vec::new();
         while let Some(directory) = directories.pop() {
-            for entry in std::fs::read_dir(directory).unwrap() {
+            // Either may have been cleared just now, a directory or a file.
+            let Ok(entries) = std::fs::read_dir(directory) else { continue };
+            for entry in entries {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     directories.push(path);
                     continue;
                 }
                 let mut bytes = vec![0; 4 << 20];
-                // It may have been cleared just now.
                 let Ok(file) = std::fs::File::open(&path) else { continue };
                 let count = file.read_at(&mut bytes, 0).unwrap();
                 if bytes[..count].windows(PATTERN.len()).any(|window| window == PATTERN) {
