@@ -97,7 +97,7 @@ fn main() {
     // Most tests wait for most of their time.
     arguments
         .test_threads
-        .get_or_insert_with(|| 1 + std::thread::available_parallelism().map_or(1, NonZero::get));
+        .get_or_insert_with(|| 2 + std::thread::available_parallelism().map_or(1, NonZero::get));
     let conclusion = libtest_mimic::run(&arguments, trials);
     preparation::wait_for_all();
     conclusion.exit();

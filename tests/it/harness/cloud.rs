@@ -185,9 +185,7 @@ impl Cloud {
         // JSON is YAML.
         let clouds = json!({"clouds": {"wisp": {"auth": auth, "region_name": "RegionOne", "identity_api_version": 3}}});
         std::fs::write(self.clouds_yaml(), clouds.to_string()).context("write clouds.yaml")?;
-        // Those take longest, and one processor each, however many others are idle at the end.
-        let mut command = Command::new("nice");
-        command.args(["-n", "-5"]).arg(wisp());
+        let mut command = super::wisp_before_others();
         command.args(["lab", "--quiet", "--module", "network", "--timeout", "2700"]);
         command.args(["--tap", LAB_TAP, "--env", &format!("WISP_ADMIN_PASSWORD={PASSWORD}"), "--cache"]);
         command.arg(super::lab_cache()).args(&self.options);

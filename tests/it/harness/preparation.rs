@@ -20,8 +20,10 @@ pub(crate) static OPENSTACK: Preparation = Preparation::new("the openstack comma
 pub(crate) static S3: Preparation = Preparation::new("a server of S3");
 /// The nested lab.
 pub(crate) static LAB: Preparation = Preparation::new("the nested lab");
-/// Debian's disks as they are published for clouds, its kernel and its ramdisk.
-pub(crate) static DEBIAN: Preparation = Preparation::new("Debian's disks");
+/// Debian's disk as it is published for clouds, its kernel and its ramdisk.
+pub(crate) static DEBIAN: Preparation = Preparation::new("Debian's disk");
+/// The same with a partition for `/boot`.
+pub(crate) static PARTITIONED: Preparation = Preparation::new("Debian's disk with a partition for /boot");
 /// The slim kernel, and the images that it boots.
 pub(crate) static SLIM: Preparation = Preparation::new("the slim kernel and its images");
 /// The same images, built once more to be compared.
@@ -54,7 +56,7 @@ impl Preparation {
 
 /// Waits for whatever is under way, so that nothing goes on after the tests.
 pub(crate) fn wait_for_all() {
-    [&OPENSTACK, &S3, &LAB, &DEBIAN, &SLIM, &AGAIN].into_iter().for_each(Preparation::wait);
+    [&OPENSTACK, &S3, &LAB, &DEBIAN, &PARTITIONED, &SLIM, &AGAIN].into_iter().for_each(Preparation::wait);
 }
 
 /// Says that it is over however it ends: a panic must not leave tests waiting.

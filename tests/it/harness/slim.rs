@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{once, wisp, wisp_in_background};
+use super::{once, wisp, wisp_before_others, wisp_in_background};
 
 /// Where guests are built.
 pub(crate) fn cache() -> PathBuf {
@@ -18,7 +18,7 @@ pub(crate) fn cache() -> PathBuf {
 /// needs Debian's packages.
 pub(crate) fn image(options: &[&str]) -> Result<PathBuf> {
     let path = cache().join(format!("{}.img", options.join("").replace(['/', '-'], "")));
-    let mut command = Command::new(wisp());
+    let mut command = wisp_before_others();
     command.args(["guest", "image", "--cache"]).arg(cache()).args(options).arg(&path).stdin(Stdio::null());
     let output = command.output().context("run `wisp guest image`")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());

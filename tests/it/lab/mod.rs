@@ -16,9 +16,9 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
 pub(crate) use self::storage::{INSIDE, inside};
-use crate::harness::{Need, lab_cache, stock, trial, wisp};
+use crate::harness::{Need, lab_cache, preparation, stock, trial, wisp};
 
-/// The test that takes longer than many others together.
+/// The tests that take longer than many others together.
 pub(crate) fn longest() -> Vec<Trial> {
     generic::trials()
 }
@@ -43,7 +43,7 @@ pub(crate) fn trials() -> Vec<Trial> {
 pub(crate) fn prepare() {
     // What comes to nothing is said by the tests that need it.
     if let Ok(stock) = stock() {
-        let _ = generic::disk_with_boot_partition();
+        preparation::PARTITIONED.begin(|| drop(generic::disk_with_boot_partition()));
         let _ = cloud::root_image(&stock.kernel);
     }
 }
