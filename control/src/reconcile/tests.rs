@@ -14,6 +14,7 @@ mod manage;
 mod plug;
 mod trunks;
 mod tunnels;
+mod volume_images;
 mod volumes;
 
 use super::*;

@@ -343,7 +343,7 @@ impl Cloud {
             || action == "volume of a qcow2 image"
             || action == "delete while it waits"
         {
-            let content = super::volumes::qcow2(1 << 20, b"a disk");
+            let content = super::volume_images::qcow2(1 << 20, b"a disk");
             ids.insert("qcow2", self.image("qcow2", content).await);
             return ids;
         }
