@@ -9,6 +9,8 @@
 #[cfg(test)]
 pub(crate) mod conformance;
 
+pub(crate) mod name;
+
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};

@@ -15,17 +15,14 @@ mod command;
 use std::fs::File;
 
 use self::command::{Found, Lvm};
+use crate::backend::name::{self, name_of, partial_of};
 use crate::backend::{Backend, BackendError, Capabilities, Capacity, Export, Fill, SECTOR_BYTES, Source};
-use crate::backend::{check_holds, copy_sparse, id_is_safe, io_error};
+use crate::backend::{check_holds, copy_sparse, io_error};
 use crate::format::raw::file_size_bytes;
 use crate::format::{Disk as _, RawFile};
 
 type Result<T> = std::result::Result<T, BackendError>;
 
-/// Before the id of every logical volume of ours; others in the group are left alone.
-const PREFIX: &str = "wisp-";
-/// After the id of one that is not there yet.
-const PARTIAL: &str = ".new";
 /// The tag of a snapshot.
 const FROZEN: &str = "frozen";
 /// The tag of a partial one that is complete.
@@ -57,7 +54,7 @@ impl LvmBackend {
         let backend = Self { lvm: Lvm::new(group), pool: pool.to_owned() };
         backend.capacity()?;
         for found in backend.lvm.list(pool)? {
-            if let Some(id) = found.name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(PARTIAL)) {
+            if let Some(id) = name::half_made(&found.name) {
                 let (_, half) = backend.look(id)?;
                 backend.clear(half)?;
             }
@@ -241,19 +238,8 @@ impl Backend for LvmBackend {
 
     fn list(&self) -> Result<Vec<String>> {
         let found = self.lvm.list(&self.pool)?;
-        let ids = found.iter().filter_map(|found| found.name.strip_prefix(PREFIX));
-        let mut ids: Vec<_> = ids.filter(|id| id_is_safe(id)).map(str::to_owned).collect();
-        ids.sort();
-        Ok(ids)
+        Ok(name::ids(found.iter().map(|found| &*found.name)))
     }
-}
-
-fn name_of(id: &str) -> Result<String> {
-    if id_is_safe(id) { Ok(format!("{PREFIX}{id}")) } else { Err(BackendError::unsafe_id(id)) }
-}
-
-fn partial_of(id: &str) -> Result<String> {
-    Ok(name_of(id)? + PARTIAL)
 }
 
 fn bytes(count: u64) -> String {

@@ -28,17 +28,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::command::{Ceph, Found, Marks};
 use self::device::{Devices, KernelDevices};
+use crate::backend::name::{self, name_of, partial_of};
 use crate::backend::{Backend, BackendError, Capabilities, Capacity, Export, Fill, SECTOR_BYTES, Source};
-use crate::backend::{check_holds, id_is_safe, io_error};
+use crate::backend::{check_holds, io_error};
 use crate::format::raw::file_size_bytes;
 use crate::format::{Disk as _, RawFile};
 
 type Result<T> = std::result::Result<T, BackendError>;
 
-/// Before the id of every image of ours; others in the pool are left alone.
-const PREFIX: &str = "wisp-";
-/// After the id of one that is not there yet.
-const PARTIAL: &str = ".new";
 /// The most images below a disk, each of which a read may have to ask. The kernel's client opens 16.
 const DEPTH_MAX: u32 = 8;
 
@@ -85,12 +82,12 @@ impl CephBackend {
         let backend = Self { ceph, devices };
         backend.capacity()?;
         for name in backend.devices.devices.all()? {
-            if name.starts_with(PREFIX) {
+            if name::is_ours(&name) {
                 backend.devices.release(&name)?;
             }
         }
         for name in backend.ceph.list()? {
-            if let Some(id) = name.strip_prefix(PREFIX).and_then(|name| name.strip_suffix(PARTIAL)) {
+            if let Some(id) = name::half_made(&name) {
                 backend.look(id)?;
                 backend.remove(&partial_of(id)?)?;
             }
@@ -288,18 +285,6 @@ impl Backend for CephBackend {
     }
 
     fn list(&self) -> Result<Vec<String>> {
-        let names = self.ceph.list()?;
-        let ids = names.iter().filter_map(|name| name.strip_prefix(PREFIX));
-        let mut ids: Vec<_> = ids.filter(|id| id_is_safe(id)).map(str::to_owned).collect();
-        ids.sort();
-        Ok(ids)
+        Ok(name::ids(self.ceph.list()?.iter().map(String::as_str)))
     }
-}
-
-fn name_of(id: &str) -> Result<String> {
-    if id_is_safe(id) { Ok(format!("{PREFIX}{id}")) } else { Err(BackendError::unsafe_id(id)) }
-}
-
-fn partial_of(id: &str) -> Result<String> {
-    Ok(name_of(id)? + PARTIAL)
 }
