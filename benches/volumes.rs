@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use measure::{Line, Samples};
 use storage::backend::{Backend, Source};
+use storage::backup::DirectoryBackups;
 use storage::file::FileBackend;
 use storage::format::{Disk, DiskKey, EncryptedDisk, RawFile};
 
@@ -58,7 +59,27 @@ fn main() -> anyhow::Result<()> {
         let line = format!("volume of 100 GiB: {name}, p99");
         Line { what: &line, unit: "ms", value: large.quantile(0.99), baseline: 20.0, of: "the aim" }.print();
     }
+    let [large, small] = [100 * GIB, GIB].map(|size_bytes| backup(directory.path(), size_bytes));
+    let (value, baseline) = (large?.quantile(0.5), small?.quantile(0.5));
+    let what = "volume of 100 GiB with 16 pages of data: backup, p50";
+    Line { what, unit: "ms", value, baseline, of: "the same of 1 GiB" }.print();
     encrypted(directory.path())
+}
+
+/// What the backup of a volume takes that is holes but for 16 pages.
+fn backup(directory: &Path, size_bytes: u64) -> anyhow::Result<Samples> {
+    let disk = RawFile::new(tempfile::tempfile_in(directory)?, size_bytes);
+    for at in 0..16 {
+        disk.write_at(&[7; 4096], at * (size_bytes / 16))?;
+    }
+    let store = DirectoryBackups::new(directory.join("backups"));
+    std::fs::create_dir_all(directory.join("backups"))?;
+    let mut samples = Samples::default();
+    for number in 0..ROUNDS {
+        let id = format!("{size_bytes}-{number}");
+        timed(&mut samples, || Ok(storage::backup::create(&store, &id, &disk, None).map(drop)?))?;
+    }
+    Ok(samples)
 }
 
 /// How fast a disk is read and written through its key, beside the same in the clear: one thread, pieces as the block

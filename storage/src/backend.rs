@@ -237,6 +237,9 @@ impl Disk for Held {
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
         self.disk.discard(offset, length)
     }
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        self.disk.next_data(offset)
+    }
 }
 
 /// Writes all of a disk.
@@ -280,7 +283,7 @@ pub trait Backend: Send + Sync {
     fn list(&self) -> Result<Vec<String>, BackendError>;
 }
 
-/// Copies `from`, whose zeros stay holes, to the beginning of `to`.
+/// Copies `from`, whose zeros stay holes and whose holes are not read, to the beginning of `to`.
 ///
 /// # Errors
 /// What either says.
@@ -289,14 +292,69 @@ pub fn copy_sparse(from: &dyn Disk, to: &dyn Disk) -> io::Result<()> {
     const PIECE_BYTES: usize = 256 << 10;
     let mut piece = vec![0; PIECE_BYTES];
     let zeros = vec![0; PIECE_BYTES];
-    let mut at = 0;
-    while at < from.size_bytes() {
-        let length = usize::try_from(from.size_bytes() - at).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
+    let size_bytes = from.size_bytes();
+    let mut at = from.next_data(0)?;
+    while at < size_bytes {
+        // Whole pieces, wherever in one the data begins.
+        at -= at % PIECE_BYTES as u64;
+        let length = usize::try_from(size_bytes - at).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
         from.read_at(&mut piece[..length], at)?;
         if piece[..length] != zeros[..length] {
             to.write_at(&piece[..length], at)?;
         }
-        at += length as u64;
+        at = from.next_data(at + length as u64)?;
     }
     to.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+    use crate::format::RawFile;
+
+    /// A disk that counts what is read of it.
+    struct Counting(RawFile, AtomicU64);
+
+    impl Disk for Counting {
+        fn size_bytes(&self) -> u64 {
+            self.0.size_bytes()
+        }
+        fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            self.1.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+            self.0.read_at(buffer, offset)
+        }
+        fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
+            self.0.write_at(buffer, offset)
+        }
+        fn flush(&self) -> io::Result<()> {
+            self.0.flush()
+        }
+        fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
+            self.0.discard(offset, length)
+        }
+        fn next_data(&self, offset: u64) -> io::Result<u64> {
+            self.0.next_data(offset)
+        }
+    }
+
+    #[test]
+    fn copy_reads_no_holes_and_brings_all_data() {
+        const SIZE_BYTES: u64 = (1 << 34) + 512;
+        let disk = || RawFile::new(tempfile::tempfile().unwrap(), SIZE_BYTES);
+        let places = [0, 100_000, (1 << 33) - 100, SIZE_BYTES - 512];
+        let (from, to) = (Counting(disk(), AtomicU64::new(0)), disk());
+        for (at, byte) in places.into_iter().zip(1..) {
+            from.write_at(&[byte; 512], at).unwrap();
+        }
+        copy_sparse(&from, &to).unwrap();
+        for (at, byte) in places.into_iter().zip(1..) {
+            let mut part = [0; 512];
+            to.read_at(&mut part, at).unwrap();
+            assert_eq!(part, [byte; 512]);
+        }
+        let read = from.1.load(Ordering::Relaxed);
+        assert!(read <= 5 * (256 << 10), "{read} of {SIZE_BYTES} bytes were read");
+    }
 }

@@ -212,12 +212,12 @@ pub fn create(store: &dyn BackupStore, id: &str, from: &dyn Disk, parent: Option
     let mut chunk = vec![0; CHUNK_BYTES];
     let zeros = vec![0; CHUNK_BYTES];
     let mut data_bytes = 0;
+    let mut reader = Reader::new(from);
     for number in 0..chunks {
         let at = number * CHUNK_BYTES as u64;
         let chunk = &mut chunk[..length_at(from.size_bytes(), at)];
-        from.read_at(chunk, at).map_err(|error| BackupError::Disk("read", error))?;
         let (mut kind, mut place, mut hash) = (0_u64, 0, [0; 32]);
-        if *chunk != zeros[..chunk.len()] {
+        if reader.read(chunk, at)? && *chunk != zeros[..chunk.len()] {
             hash = sha256(chunk);
             let before = below.as_ref().and_then(|below| below.entries.get(usize::try_from(number).ok()?));
             if before.is_some_and(|before| before.kind != 0 && before.digest == hash) {
@@ -258,17 +258,45 @@ pub fn restore(store: &dyn BackupStore, id: &str, to: &dyn Disk) -> Result<()> {
     }
     let zeros = vec![0; CHUNK_BYTES];
     let (mut chunk, mut before) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
+    let mut reader = Reader::new(to);
     for number in 0..chain[0].entries.len() {
         let at = number as u64 * CHUNK_BYTES as u64;
         let length = length_at(backup_bytes, at);
         read(&mut chain, number, &mut chunk[..length], &zeros)?;
-        to.read_at(&mut before[..length], at).map_err(|error| BackupError::Disk("read", error))?;
+        let before = &mut before[..length];
+        let before = if reader.read(before, at)? { before } else { &zeros[..length] };
         // What is so already is left alone: a hole stays one.
-        if before[..length] != chunk[..length] {
+        if *before != chunk[..length] {
             to.write_at(&chunk[..length], at).map_err(|error| BackupError::Disk("write", error))?;
         }
     }
     to.flush().map_err(|error| BackupError::Disk("flush", error))
+}
+
+/// Reads a disk from its beginning to its end, and not its holes.
+struct Reader<'d> {
+    disk: &'d dyn Disk,
+    /// From where data was last looked for up to here there is none.
+    data: u64,
+}
+
+impl<'d> Reader<'d> {
+    fn new(disk: &'d dyn Disk) -> Self {
+        Self { disk, data: 0 }
+    }
+
+    /// Fills `chunk` from `at`; false if all of it is a hole, and then it stays as it was.
+    fn read(&mut self, chunk: &mut [u8], at: u64) -> Result<bool> {
+        let failed = |error| BackupError::Disk("read", error);
+        if self.data <= at {
+            self.data = self.disk.next_data(at).map_err(failed)?;
+        }
+        let is_data = self.data < at + chunk.len() as u64;
+        if is_data {
+            self.disk.read_at(chunk, at).map_err(failed)?;
+        }
+        Ok(is_data)
+    }
 }
 
 /// One chunk, from whichever backup of the chain keeps it.

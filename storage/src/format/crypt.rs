@@ -197,6 +197,12 @@ impl<D: Disk> Disk for EncryptedDisk<D> {
         Ok(())
     }
 
+    /// Sectors that were never written are zeros here too.
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        let found = self.disk.next_data(offset)?;
+        Ok(found.min(self.size_bytes()))
+    }
+
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
         check_within(self.size_bytes(), offset, length_of(buffer))?;
         let (mut rest, mut at) = (buffer, offset);

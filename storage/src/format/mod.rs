@@ -40,6 +40,12 @@ pub trait Disk: Send + Sync {
         write_zeros(self, offset, length)
     }
 
+    /// The first byte from `offset` on that may be another than zero: all before it are zeros. The disk's size if there is
+    /// none. Whoever goes through a whole disk need not read its holes.
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        Ok(offset.min(self.size_bytes()))
+    }
+
     /// Adds to `extents` where `work` is to be done, in order; see [`place`]. False if only the methods above can do it, and
     /// then nothing was added.
     fn locate(&self, _work: Work, _extents: &mut Vec<Extent>) -> io::Result<bool> {
@@ -91,6 +97,9 @@ macro_rules! is_what_it_leads_to {
             }
             fn write_zeroes(&self, offset: u64, length: u64, free: bool) -> io::Result<()> {
                 (**self).write_zeroes(offset, length, free)
+            }
+            fn next_data(&self, offset: u64) -> io::Result<u64> {
+                (**self).next_data(offset)
             }
             fn locate(&self, work: Work, extents: &mut Vec<Extent>) -> io::Result<bool> {
                 (**self).locate(work, extents)

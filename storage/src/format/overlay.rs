@@ -408,6 +408,26 @@ impl Disk for Overlay {
         self.map.sync(&*self.file)
     }
 
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        let end = self.size_bytes();
+        let mut at = offset.min(end);
+        while at < end {
+            let (here, run) = self.run_at(at, end)?;
+            let found = if here {
+                self.file.next_data(self.data_at(at))?.saturating_sub(self.data_at(0))
+            } else if at < self.geometry.base_size_bytes {
+                self.base.next_data(at)?
+            } else {
+                end
+            };
+            if found < at + run {
+                return Ok(found);
+            }
+            at += run;
+        }
+        Ok(end)
+    }
+
     /// Frees what is here; what is the base's stays as it is.
     fn discard(&self, offset: u64, length: u64) -> io::Result<()> {
         check_within(self.size_bytes(), offset, length)?;

@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt as _;
 
 use std::os::fd::AsRawFd as _;
 
-use rustix::fs::{FallocateFlags, OFlags};
+use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::{Disk, Extent, OpenFile, Work, check_within, length_of};
@@ -177,6 +177,18 @@ impl Disk for RawFile {
         }
     }
 
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        let offset = offset.min(self.size_bytes);
+        match rustix::fs::seek(&self.file, SeekFrom::Data(offset)) {
+            Ok(found) => Ok(found.min(self.size_bytes)),
+            // Holes are all that is left, or what is behind the file's end.
+            Err(Errno::NXIO) => Ok(self.size_bytes),
+            // A file system that does not know where its holes are.
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => Ok(offset),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn locate(&self, work: Work, extents: &mut Vec<Extent>) -> io::Result<bool> {
         let (offset, length) = match work {
             Work::Read { offset, length } => (offset, length),
@@ -254,6 +266,17 @@ mod tests {
         disk.read_at(&mut buffer, 8184).unwrap();
         assert_eq!(&buffer, b"the tail");
         disk.flush().unwrap();
+    }
+
+    #[test]
+    fn data_is_found_behind_holes_and_there_is_none_behind_the_last() {
+        let disk = raw(1 << 30, b"");
+        assert_eq!(disk.next_data(0).unwrap(), 1 << 30, "an empty file");
+        disk.write_at(&[1; 4096], 1 << 29).unwrap();
+        for (offset, found) in [(0, 1 << 29), ((1 << 29) + 7, (1 << 29) + 7), ((1 << 29) + 4096, 1 << 30)] {
+            assert_eq!(disk.next_data(offset).unwrap(), found);
+        }
+        assert_eq!(disk.next_data(u64::MAX).unwrap(), 1 << 30);
     }
 
     #[test]

@@ -47,6 +47,27 @@ fn new_overlay_reads_as_its_base_then_zeros() {
 }
 
 #[test]
+fn data_is_found_in_the_base_and_in_the_copy_and_holes_are_passed_over() {
+    const MIB: u64 = 1 << 20;
+    let (base, _) = base_file(0);
+    base.set_len(64 * MIB).unwrap();
+    base.write_all_at(&[1], 10 * MIB).unwrap();
+    let (_, disk) = overlay(&base, 64 * MIB, 1 << 40);
+    disk.write_at(&[2; 4096], 30 * MIB).unwrap();
+    disk.write_at(&[2; 4096], 900 * MIB).unwrap();
+    // What is here hides what the base has.
+    disk.write_zeroes(10 * MIB, 4096, true).unwrap();
+    let found = [0, 30 * MIB + 1, 40 * MIB, 900 * MIB + 4096, 1 << 40, u64::MAX]
+        .map(|offset| disk.next_data(offset).unwrap());
+    assert_eq!(found[0], 30 * MIB);
+    assert_eq!(found[1], 30 * MIB + 1);
+    // The base's end may pass for data: it is no whole hole.
+    assert!([64 * MIB, 900 * MIB].contains(&found[2]), "{}", found[2]);
+    assert_eq!(disk.next_data(64 * MIB).unwrap(), 900 * MIB);
+    assert_eq!(found[3..], [1 << 40; 3]);
+}
+
+#[test]
 fn header_is_as_documented() {
     let (base, _) = base_file(10_000);
     let (file, _) = overlay(&base, 10_000, 1 << 30);
@@ -375,6 +396,10 @@ proptest! {
                     disk = reopen(&file, &base).unwrap();
                 }
             }
+        }
+        for offset in (0..MODEL_BYTES).step_by(1000) {
+            let data = disk.next_data(offset as u64).unwrap() as usize;
+            prop_assert!(model[offset..data].iter().all(|byte| *byte == 0));
         }
         prop_assert_eq!(read(&disk, 0, MODEL_BYTES), model);
     }
