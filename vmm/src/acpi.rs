@@ -3,7 +3,7 @@
 //! ```text
 //! RSDP_START  RSDP (36 bytes)
 //! +64         FACS (64 bytes, aligned to 64)
-//! +128        DSDT, FADT, MADT, MCFG, XSDT, each on a multiple of 16
+//! +128        DSDT, FADT, MADT, MCFG, WDAT if there is a watchdog, XSDT, each on a multiple of 16
 //! ```
 //!
 //! Must never know: what a virtio device does.
@@ -24,6 +24,7 @@ use crate::pci::plug;
 use crate::power;
 
 mod dsdt;
+mod wdat;
 
 const OEM_ID: [u8; 6] = *b"WISP  ";
 const OEM_TABLE_ID: [u8; 8] = *b"WISPVM  ";
@@ -52,11 +53,11 @@ pub struct MmioDevice {
     pub gsi: u32,
 }
 
-/// Writes all tables, the RSDP at [`memory::RSDP_START`].
+/// Writes all tables, the RSDP at [`memory::RSDP_START`]; `watchdog` says whether there is one.
 ///
 /// # Errors
 /// They do not fit.
-pub fn write(guest: &GuestMemory, vcpus: u8, places: &Places) -> Result<(), Error> {
+pub fn write(guest: &GuestMemory, vcpus: u8, places: &Places, watchdog: bool) -> Result<(), Error> {
     let facs = memory::RSDP_START.unchecked_add(FACS_OFFSET);
     guest.write_slice(&bytes(&FACS::new()), facs)?;
     let mut writer = Writer { guest, next: memory::RSDP_START.unchecked_add(TABLES_OFFSET) };
@@ -67,6 +68,9 @@ pub fn write(guest: &GuestMemory, vcpus: u8, places: &Places) -> Result<(), Erro
     xsdt.add_entry(fadt.raw_value());
     xsdt.add_entry(madt.raw_value());
     xsdt.add_entry(writer.write(&bytes(&mcfg()))?.raw_value());
+    if watchdog {
+        xsdt.add_entry(writer.write(wdat::table().as_slice())?.raw_value());
+    }
     let xsdt = writer.write(&bytes(&xsdt))?;
     guest.write_slice(&bytes(&Rsdp::new(OEM_ID, xsdt.raw_value())), memory::RSDP_START)?;
     Ok(())
@@ -214,7 +218,7 @@ mod tests {
     fn a_guest_that_follows_the_pointers_finds_power_registers_and_processors() {
         let guest = memory::allocate(8).unwrap();
         let devices = [MmioDevice { address: memory::MMIO_START, gsi: 16 }];
-        write(&guest, 2, &Places::Mmio(devices.to_vec())).unwrap();
+        write(&guest, 2, &Places::Mmio(devices.to_vec()), false).unwrap();
         let mut rsdp = [0; 36];
         guest.read_slice(&mut rsdp, memory::RSDP_START).unwrap();
         assert_eq!(&rsdp[..8], b"RSD PTR ");
@@ -236,7 +240,7 @@ mod tests {
     #[test]
     fn machine_with_pci_names_its_configuration_window_and_its_bridge() {
         let guest = memory::allocate(8).unwrap();
-        write(&guest, 1, &Places::Pci).unwrap();
+        write(&guest, 1, &Places::Pci, false).unwrap();
         let mut rsdp = [0; 36];
         guest.read_slice(&mut rsdp, memory::RSDP_START).unwrap();
         let xsdt = table(&guest, u64_at(&rsdp, 24));
@@ -252,12 +256,28 @@ mod tests {
     }
 
     #[test]
+    fn machine_with_a_watchdog_says_which_register_does_what() {
+        let guest = memory::allocate(8).unwrap();
+        write(&guest, 1, &Places::Pci, true).unwrap();
+        let mut rsdp = [0; 36];
+        guest.read_slice(&mut rsdp, memory::RSDP_START).unwrap();
+        let wdat = table(&guest, u64_at(&table(&guest, u64_at(&rsdp, 24)), 60));
+        assert_eq!((&wdat[..4], u32_at(&wdat, 36)), (&b"WDAT"[..], 32));
+        assert_eq!(wdat[40..45], [0xff, 0, 0xff, 0xff, 0xff], "it is not on PCI");
+        assert_eq!([48, 52, 56, 64].map(|at| u32_at(&wdat, at)), [100, 0xffff, 1, 10]);
+        assert_eq!(wdat.len(), 36 + 32 + 10 * 24);
+        let set_running = &wdat[68 + 5 * 24..][..24];
+        assert_eq!(set_running[..8], [9, 2, 0, 0, 1, 32, 0, 3]);
+        assert_eq!((u64_at(set_running, 8), u64_at(set_running, 16)), (0x680, 1 << 32 | 1));
+    }
+
+    #[test]
     fn the_largest_machine_fits() {
         let guest = memory::allocate(8).unwrap();
         let devices: Vec<_> = (0..u64::from(crate::kvm::IOAPIC_PINS))
             .map(|index| MmioDevice { address: GuestAddress(0xd000_0000 + index * 0x1000), gsi: 16 })
             .collect();
-        write(&guest, crate::config::VCPUS_MAX, &Places::Mmio(devices)).unwrap();
-        write(&guest, crate::config::VCPUS_MAX, &Places::Pci).unwrap();
+        write(&guest, crate::config::VCPUS_MAX, &Places::Mmio(devices), true).unwrap();
+        write(&guest, crate::config::VCPUS_MAX, &Places::Pci, true).unwrap();
     }
 }

@@ -13,7 +13,7 @@ pub use endpoint::{
     Addressing, AnnouncedPrefix, Announcement, DhcpOption, Dhcpv6Config, EndpointConfig, Ipv4Config,
     Ipv6Config, VlanAddressing,
 };
-pub use peripherals::{BalloonConfig, ConsoleConfig, Peripherals, PmemConfig, VsockConfig};
+pub use peripherals::{BalloonConfig, ConsoleConfig, Peripherals, PmemConfig, VsockConfig, WatchdogAction};
 
 /// A descriptor inherited from the parent, by number; whoever reads the configuration takes ownership once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -14,6 +14,7 @@ use storage::format::overlay::OverlayError;
 use crate::boot::image::Image;
 use crate::config::{
     BalloonConfig, CpuProfile, HugePages, InheritedFd, NicConfig, SystemIdentity, Traffic, Transport,
+    WatchdogAction,
 };
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
@@ -75,6 +76,8 @@ pub struct BootOptions {
     pub balloon: Option<BalloonConfig>,
     /// Files that are memory of the guest's, each with whether it is read-only.
     pub pmem: Vec<(PathBuf, bool)>,
+    /// A watchdog, and what happens when it runs out.
+    pub watchdog: Option<WatchdogAction>,
 }
 
 /// A guest's socket device.
@@ -236,6 +239,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         vsock: options.vsock.map(open_vsock).transpose()?,
         balloon: options.balloon,
         pmem: options.pmem.into_iter().map(map_pmem).collect::<Result<_, _>>()?,
+        watchdog: options.watchdog,
     };
     let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap)).collect();
     Ok(MachineSpec {

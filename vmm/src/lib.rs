@@ -34,5 +34,6 @@ pub mod terminal;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;
+pub mod watchdog;
 
 pub use interactive::{BootOptions, boot_interactive};

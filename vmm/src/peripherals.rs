@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::Address as _;
 
-use crate::config::{self, BalloonConfig, ConsoleConfig, PmemConfig, VsockConfig};
+use crate::config::{self, BalloonConfig, ConsoleConfig, PmemConfig, VsockConfig, WatchdogAction};
 use crate::devices;
 use crate::ending::EndingSignal;
 use crate::inherited::Descriptors;
@@ -50,6 +50,8 @@ pub struct PeripheralSpecs {
     pub balloon: Option<BalloonConfig>,
     /// Files that are memory.
     pub pmem: Vec<Mapping>,
+    /// The watchdog, which is no virtio device.
+    pub watchdog: Option<WatchdogAction>,
 }
 
 /// What a socket device is made of.
@@ -83,7 +85,7 @@ impl PeripheralSpecs {
         let vsock = config.vsock.map(|config| open_vsock(&config, fds)).transpose().map_err(Error::Vsock)?;
         let map = |pmem: PmemConfig| Mapping::new(File::from(fds.take(pmem.file)), pmem.read_only);
         let pmem = config.pmem.into_iter().map(map).collect::<Result<_, _>>().map_err(Error::Pmem)?;
-        Ok(Self { console, vsock, balloon: config.balloon, pmem })
+        Ok(Self { console, vsock, balloon: config.balloon, pmem, watchdog: config.watchdog })
     }
 
     /// Adds what a guest that goes on has, and what nobody gave it anew: its devices of those types, with what they have saved.

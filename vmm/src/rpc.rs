@@ -8,6 +8,7 @@
 pub(crate) mod passing;
 mod protection;
 mod snapshot;
+mod watchdog;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -25,6 +26,7 @@ use crate::virtio::balloon::BalloonStatus;
 pub use snapshot::SnapshotReport;
 
 pub use self::protection::{Protection, ProtectionStatus};
+pub use self::watchdog::WatchdogStatus;
 
 /// The longest request or reply line in bytes; a peer that sends more is cut off.
 pub const LINE_BYTES_MAX: usize = 2 << 20;
@@ -216,7 +218,7 @@ pub enum Reply {
         state: VmState,
     },
     /// Answer to [`Action::Status`].
-    Status(Status),
+    Status(Box<Status>),
     /// Answer to [`Action::Console`]: bytes that are not UTF-8 are replaced.
     Console {
         /// The text.
@@ -269,6 +271,9 @@ pub struct Status {
     /// The memory balloon, if there is one. Asking has the guest asked for new statistics, which are there a moment later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonStatus>,
+    /// The watchdog, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<WatchdogStatus>,
     /// What confines the process, and what does not; absent in VMMs of before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protections: Option<Vec<ProtectionStatus>>,
@@ -538,7 +543,7 @@ impl Client {
     /// As [`Self::call`].
     pub fn status(&mut self) -> Result<Status, ClientError> {
         match self.call(&Action::Status)? {
-            Reply::Status(status) => Ok(status),
+            Reply::Status(status) => Ok(*status),
             _ => Err(ClientError::Mismatch),
         }
     }
@@ -619,10 +624,11 @@ mod tests {
             console_bytes: 2,
             devices: None,
             balloon: None,
+            watchdog: None,
             protections: None,
         };
         assert_eq!(
-            serde_json::to_string(&Reply::Status(status)).unwrap(),
+            serde_json::to_string(&Reply::Status(Box::new(status))).unwrap(),
             r#"{"reply":"status","state":"running","first_run_us":1,"console_bytes":2,"devices":null}"#
         );
     }

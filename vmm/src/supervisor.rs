@@ -4,6 +4,7 @@
 //! Must never know: how devices work.
 
 mod snapshot;
+mod watchdog;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -242,14 +243,15 @@ impl Supervisor {
             Action::Stop { force: false } => Event::PowerButton,
             Action::Stop { force: true } => Event::Kill,
             Action::Status => {
-                return Reply::Status(Status {
+                return Reply::Status(Box::new(Status {
                     state: self.machine.state(),
                     first_run_us: self.machine.first_run_us(),
                     console_bytes: self.machine.serial().console_bytes(),
                     devices: Some(self.machine.devices().status()),
                     balloon: self.machine.peripherals().balloon().map(|mut balloon| balloon.status()),
+                    watchdog: self.machine.watchdog().map(|watchdog| watchdog.status()),
                     protections: Some(self.held.0.clone()),
-                });
+                }));
             }
             Action::SetBalloon { target_mib } => {
                 let Some(mut balloon) = self.machine.peripherals().balloon() else {
@@ -525,6 +527,9 @@ impl MutEventSubscriber for Supervisor {
         watch(self.signals.as_raw_fd(), "signals");
         watch(self.machine.devices().let_go(), "devices that the guest lets go");
         watch(self.machine.questions().bell().as_raw_fd(), "the guest's questions");
+        if let Some(timer) = self.machine.watchdog_timer() {
+            watch(timer, "the guest's watchdog");
+        }
         if let Some(listener) = &self.listener {
             watch(listener.as_raw_fd(), "the control socket");
         }
@@ -550,6 +555,8 @@ impl MutEventSubscriber for Supervisor {
             if let Some(resolver) = self.resolver {
                 self.serve(resolver, ops);
             }
+        } else if self.machine.watchdog_timer() == Some(fd) {
+            self.look_at_watchdog();
         } else if self.listener.as_ref().is_some_and(|listener| listener.as_raw_fd() == fd) {
             self.accept(ops);
         } else if self.input.as_ref().is_some_and(|input| input.source.as_raw_fd() == fd) {

@@ -6,7 +6,7 @@ mod snapshot;
 mod source;
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -34,6 +34,7 @@ use crate::snapshot::{Description, Pager};
 use crate::vcpu::{self, Buses, Vcpus};
 use crate::virtio::block::{queues_for, ring::Rings};
 use crate::virtio::{self, Shared};
+use crate::watchdog::{WATCHDOG_BYTES, WATCHDOG_PORT, Watchdog};
 use crate::{acpi, boot, clock, memory, smbios};
 
 pub use snapshot::{Taken, Wanted};
@@ -181,6 +182,7 @@ pub struct Machine {
     first_run_us: Option<u64>,
     vcpus: Vcpus,
     power: Arc<Mutex<PowerManagement>>,
+    watchdog: Option<Arc<Mutex<Watchdog>>>,
     serial: Arc<Mutex<SerialPort>>,
     places: Places,
     devices: Devices,
@@ -226,6 +228,8 @@ impl Machine {
         let sci = event()?;
         vm.connect_irq(&sci, power::SCI_GSI)?;
         let power = add_power(&mut buses.ports, &sci, ending)?;
+        let watchdog = spec.peripherals.watchdog.map(Watchdog::new).transpose().map_err(Error::Event)?;
+        let watchdog = add_watchdog(&mut buses.ports, watchdog)?;
         let kernel = Bootable::find(boot, spec.disks.first().map(|disk| &disk.disk))?;
         let count = spec.disks.len() + spec.nics.len() + spec.peripherals.count();
         let places = Places::choose(spec.transport, kernel.is_small()?, count)?;
@@ -237,7 +241,7 @@ impl Machine {
         if kvm.kind() == HostKind::Software && !spec.anyway && boot::identify::is_linux(&*kernel.kernel) {
             return Err(Error::LinuxOnSoftwareKvm);
         }
-        acpi::write(&guest, spec.vcpus, &places)?;
+        acpi::write(&guest, spec.vcpus, &places, watchdog.is_some())?;
         give_generation(&guest)?;
         if let Some(system) = &spec.system {
             smbios::write(&guest, system)?;
@@ -268,6 +272,7 @@ impl Machine {
             first_run_us: None,
             vcpus,
             power,
+            watchdog,
             serial,
             places,
             devices,
@@ -334,6 +339,18 @@ impl Machine {
         lock(&self.serial)
     }
 
+    /// The watchdog.
+    #[must_use]
+    pub fn watchdog(&self) -> Option<MutexGuard<'_, Watchdog>> {
+        self.watchdog.as_deref().map(lock)
+    }
+
+    /// Readable when the watchdog may have run out.
+    #[must_use]
+    pub fn watchdog_timer(&self) -> Option<RawFd> {
+        self.watchdog().map(|watchdog| watchdog.timer())
+    }
+
     /// What there is beside disks and network devices.
     #[must_use]
     pub fn peripherals(&self) -> &Peripherals {
@@ -368,16 +385,22 @@ impl Machine {
             Effect::Run => {
                 self.first_run_us.get_or_insert_with(now_us);
                 self.devices.hold(false);
+                self.hold_watchdog(false);
                 self.vcpus.run();
             }
             Effect::Hold => {
                 self.vcpus.hold();
                 self.devices.hold(true);
+                self.hold_watchdog(true);
             }
             Effect::Finish => self.vcpus.hold(),
             Effect::PressPowerButton => lock(&self.power).press_power_button(),
         }
         Ok(state)
+    }
+
+    fn hold_watchdog(&self, held: bool) {
+        self.watchdog().into_iter().for_each(|mut watchdog| watchdog.hold(held));
     }
 
     /// Has the disks' files show all that the guest has written, durably; without this some of it may be known in this
@@ -461,6 +484,16 @@ fn add_power(
     let keyboard = Arc::new(Mutex::new(KeyboardController::new(ending.clone())));
     ports.insert(u64::from(power::KEYBOARD_PORT), u64::from(power::KEYBOARD_BYTES), keyboard)?;
     Ok(device)
+}
+
+fn add_watchdog(
+    ports: &mut Bus,
+    watchdog: Option<Watchdog>,
+) -> Result<Option<Arc<Mutex<Watchdog>>>, bus::Error> {
+    let Some(watchdog) = watchdog else { return Ok(None) };
+    let watchdog = Arc::new(Mutex::new(watchdog));
+    ports.insert(u64::from(WATCHDOG_PORT), u64::from(WATCHDOG_BYTES), watchdog.clone())?;
+    Ok(Some(watchdog))
 }
 
 /// The PCI bus with its hot-plug controller, and whatever else devices need; nothing is on it yet.

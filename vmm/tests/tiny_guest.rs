@@ -9,6 +9,8 @@ mod peripherals;
 mod plug;
 #[path = "tiny_guest/snapshot.rs"]
 mod snapshot;
+#[path = "tiny_guest/watchdog.rs"]
+mod watchdog;
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -206,6 +206,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         console: arguments.peripherals.console,
         balloon: arguments.peripherals.balloon,
         pmem: arguments.peripherals.pmem.iter().map(|text| pmem(text)).collect(),
+        watchdog: arguments.peripherals.watchdog.map(Into::into),
         vsock: arguments.peripherals.vsock.map(peripherals::Vsock::start).transpose()?,
     })?;
     eprintln!("wisp: {}", ending.message);

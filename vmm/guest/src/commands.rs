@@ -13,7 +13,7 @@ use crate::machine::Machine;
 use crate::metadata::shown;
 use crate::parse::script::{self, Command, commands};
 use crate::stack::Stack;
-use crate::{balloon, fetch, ping, println, resolve, vsock};
+use crate::{balloon, fetch, ping, println, resolve, vsock, watchdog};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -97,6 +97,7 @@ async fn one(
             return Some(told(line, result.map(|text| shown(&text).to_string())));
         }
         Command::Touch(mib) => return Some(told("touch", balloon::touch(machine, mib))),
+        Command::Watchdog(watch) => return Some(told(line, watchdog::act(machine, watch))),
         Command::Ping(..) | Command::Resolve(..) | Command::Fetch(_) => {}
     }
     let Some(stack) = stack else { return Some(told::<&str, _>(line, Err("no network"))) };

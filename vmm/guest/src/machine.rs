@@ -19,6 +19,7 @@ use crate::entry::interrupts_taken;
 use crate::generation::Generation;
 use crate::hvc::Hvc;
 use crate::metadata::Metadata;
+use crate::parse::wdat::Watchdog;
 use crate::plug::Plug;
 use crate::pmem::Pmem;
 use crate::power::Power;
@@ -51,6 +52,8 @@ pub struct Machine {
     plug: Option<Plug>,
     /// Which of the guests that go on from one snapshot this is.
     pub generation: Generation,
+    /// The watchdog.
+    pub watchdog: Option<Watchdog>,
     /// One IP stack for each network device; a place that is empty had one that went.
     stacks: RefCell<Vec<Option<Rc<Stack>>>>,
     /// The disks, likewise.
@@ -69,12 +72,19 @@ pub struct Machine {
 
 impl Machine {
     /// Puts the parts together; what comes later comes by `plug`.
-    pub fn new(clock: Clock, power: Power, plug: Option<Plug>, generation: Generation) -> Self {
+    pub fn new(
+        clock: Clock,
+        power: Power,
+        plug: Option<Plug>,
+        generation: Generation,
+        watchdog: Option<Watchdog>,
+    ) -> Self {
         Machine {
             clock,
             power,
             plug,
             generation,
+            watchdog,
             stacks: RefCell::default(),
             disks: RefCell::default(),
             hvc: RefCell::default(),

@@ -43,6 +43,7 @@ mod stack;
 mod tcp;
 mod transport;
 mod vsock;
+mod watchdog;
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -82,7 +83,7 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     let generation = Generation::start(&acpi);
     let devices = device::find(handover.cmdline, acpi.ecam, &pins, &(free.start + heap_bytes..free.end));
     clock.calibrate();
-    let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, power, plug, generation)));
+    let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, power, plug, generation, acpi.watchdog)));
     for device in devices {
         match device {
             device::Device::Load(mut load) => load.run(&machine.clock, load_ms(handover.cmdline)),

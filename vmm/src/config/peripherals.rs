@@ -20,6 +20,9 @@ pub struct Peripherals {
     /// Files that are memory of the guest's, in the order in which it sees them.
     #[serde(default)]
     pub pmem: Vec<PmemConfig>,
+    /// A watchdog, which ACPI names, and what happens when it runs out.
+    #[serde(default)]
+    pub watchdog: Option<WatchdogAction>,
 }
 
 /// Where a virtio console leads.
@@ -68,6 +71,20 @@ pub struct PmemConfig {
     /// What the guest writes goes nowhere.
     #[serde(default)]
     pub read_only: bool,
+}
+
+/// What happens when a guest's watchdog runs out (`crate::watchdog`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WatchdogAction {
+    /// The guest ends, as by a reset of its own.
+    Reset,
+    /// The guest ends, as powered off.
+    PowerOff,
+    /// The guest is paused.
+    Pause,
+    /// It is counted, for whoever asks.
+    Report,
 }
 
 impl Peripherals {

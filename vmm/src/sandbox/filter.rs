@@ -64,6 +64,8 @@ const FORMATS: Option<Use> = kept("disks, frames and logs are read and written i
 const RING: Option<Use> = kept("disks are read, written and flushed by rings that can do nothing else");
 const FLUSH: Option<Use> = kept("a guest flushes, discards or writes zeroes");
 const RESET: Option<Use> = kept("a guest resets a device, which lets go of what it had");
+const WATCHDOG: Option<Use> =
+    kept("a guest resets a device, which lets go of what it had, or begins its watchdog anew");
 const TIMER: Option<Use> =
     kept("a limit, a connection or a link has to wait, which the tests' guests may never have to");
 const ALLOCATOR: Option<Use> = kept("the allocator gives memory back, or grows, when it likes");
@@ -103,7 +105,7 @@ pub const CALLS: &[Call] = &[
     call!(SYS_eventfd2, MADE, RESET),
     call!(SYS_signalfd4, MADE, NO),
     call!(SYS_timerfd_create, MADE, NO),
-    call!(SYS_timerfd_settime, TIMER, RESET),
+    call!(SYS_timerfd_settime, TIMER, WATCHDOG),
     call!(SYS_timerfd_gettime, LOOP, RESET),
     call!(SYS_poll, LOOP, NO),
     call!(SYS_ppoll, LOOP, NO),

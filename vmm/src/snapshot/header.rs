@@ -10,7 +10,7 @@ use crate::memory::{self, MIB};
 /// The first bytes of every snapshot.
 pub(super) const MAGIC: [u8; 8] = *b"WISPSNAP";
 /// The version that this program writes, and the only one that it reads.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Bytes of the header.
 pub(super) const HEADER_BYTES: usize = PAGE_BYTES;
 /// The largest state section in bytes: of 254 vCPUs and all devices with room to spare.

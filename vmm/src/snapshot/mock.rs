@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::header::{HEADER_BYTES, Header};
 use super::{Description, MachineState, SavedDevice, Writer};
-use crate::config::CpuProfile;
+use crate::config::{CpuProfile, WatchdogAction};
 use crate::kvm::{CpuNeeds, HostKind, VcpuState, VmState};
 use crate::memory;
 use crate::pci::host::PciHost;
@@ -16,6 +16,7 @@ use crate::pci::plug::PlugController;
 use crate::power::PowerManagement;
 use crate::serial::{Console, SerialPort};
 use crate::virtio::TransportState;
+use crate::watchdog::Watchdog;
 
 fn event() -> EventFd {
     EventFd::new(0).expect("the test needs a few descriptors")
@@ -35,6 +36,7 @@ pub fn state(devices: Vec<TransportState>) -> MachineState {
         vcpus: vec![VcpuState::example()],
         serial: SerialPort::new(event(), Console::None).save(),
         power: PowerManagement::new(event(), ending).save(),
+        watchdog: Watchdog::new(WatchdogAction::Reset).ok().map(|watchdog| watchdog.save()),
         plug: PlugController::new(host.clone(), event(), event()).save(),
         bus: host.save(),
         devices: (1..).zip(devices).map(saved).collect(),

@@ -1,11 +1,11 @@
 //! Snapshots: one file from which any number of guests go on.
 //!
-//! Version 2, all numbers little-endian; `M` is rounded up to a multiple of 4096:
+//! Version 3, all numbers little-endian; `M` is rounded up to a multiple of 4096:
 //!
 //! ```text
 //! 0      header, 4096 bytes
 //!    +0    magic               8 bytes  "WISPSNAP"
-//!    +8    version             u32      2
+//!    +8    version             u32      3
 //!    +12   kind                u32      0 full, 1 differences
 //!    +16   id                 16 bytes  random
 //!    +32   base's id          16 bytes  of what the differences are to; else zeros
@@ -78,6 +78,7 @@ use crate::power::PowerState;
 use crate::rpc::DeviceName;
 use crate::serial::SerialState;
 use crate::virtio::TransportState;
+use crate::watchdog::WatchdogState;
 
 pub use header::{Form, Header, SnapshotId, VERSION};
 pub use pager::{Lazily, Pager};
@@ -127,6 +128,9 @@ pub enum Error {
     /// A device is given that the guest does not know of.
     #[error("a virtio device of type {0} is given, which the guest of the snapshot does not have")]
     Stranger(u32),
+    /// A watchdog is given to a guest that does not know of one.
+    #[error("a watchdog is given, which the guest of the snapshot does not have")]
+    NoWatchdog,
     /// Differences come before what they are to, or to something else.
     #[error("the snapshot {id} has the differences to {base}, and what comes before it is {before}")]
     Chain {
@@ -214,6 +218,7 @@ pub struct MachineState {
     pub(crate) vcpus: Vec<VcpuState>,
     pub(crate) serial: SerialState,
     pub(crate) power: PowerState,
+    pub(crate) watchdog: Option<WatchdogState>,
     pub(crate) bus: HostState,
     pub(crate) plug: PlugState,
     pub(crate) devices: Vec<SavedDevice>,

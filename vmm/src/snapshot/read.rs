@@ -249,7 +249,7 @@ mod tests {
         assert!(refusal(&[&bytes[..], b"x"].concat()).contains("is cut off"));
         let mut other = bytes.clone();
         other[8] = 1;
-        assert_eq!(refusal(&other), "the snapshot is of version 1, and this program reads version 2");
+        assert_eq!(refusal(&other), "the snapshot is of version 1, and this program reads version 3");
         let many = (0..=CHAIN_MAX).map(|_| file(&bytes)).collect();
         assert!(matches!(Snapshot::open(many, None), Err(Error::TooMany)));
     }

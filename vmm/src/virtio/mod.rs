@@ -322,7 +322,7 @@ pub(crate) fn arm(timer: &mut TimerFd, delay: Option<Duration>) {
         None => timer.clear(),
     };
     if let Err(error) = armed {
-        tracing::error!(%error, "a virtio device cannot set its timer");
+        tracing::error!(%error, "a device cannot set its timer");
     }
 }
 

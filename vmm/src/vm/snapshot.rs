@@ -7,9 +7,12 @@ use std::time::{Duration, Instant};
 use vm_memory::Bytes as _;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{DiskSpec, Error, Machine, MachineSpec, NicSpec, add_bus, add_power, add_serial, event, lock};
+use super::{
+    DiskSpec, Error, Machine, MachineSpec, NicSpec, add_bus, add_power, add_serial, add_watchdog, event, lock,
+};
 use crate::bus::Bus;
 use crate::clock;
+use crate::config::WatchdogAction;
 use crate::devices::{Driven, Places, Seat, function};
 use crate::ending::EndingSignal;
 use crate::kvm::{self, HostKind, Kvm, Vm};
@@ -25,6 +28,7 @@ use crate::vcpu::{Buses, Vcpus};
 use crate::virtio::block::queues_for;
 use crate::virtio::spec::device_type;
 use crate::virtio::{self, Shared, StateError, Transport as _};
+use crate::watchdog::{Watchdog, WatchdogState};
 
 /// What is wanted of a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +133,7 @@ impl Machine {
             vm: self.devices.wires().vm.save()?,
             serial: lock(&self.serial).save(),
             power: lock(&self.power).save(),
+            watchdog: self.watchdog().map(|watchdog| watchdog.save()),
             bus,
             plug,
             devices: self.devices.save(),
@@ -161,6 +166,8 @@ impl Machine {
         vm.connect_irq(&sci, power::SCI_GSI)?;
         let power = add_power(&mut buses.ports, &sci, ending)?;
         lock(&power).restore(state.power);
+        let watchdog = go_on_watching(state.watchdog, spec.peripherals.watchdog)?;
+        let watchdog = add_watchdog(&mut buses.ports, watchdog)?;
         let rings = (spec.rings, queues_for(header.vcpus));
         let mut wires = add_bus((&vm, &guest), &mut buses.ports, &sci, rings)?;
 
@@ -194,6 +201,7 @@ impl Machine {
             first_run_us: None,
             vcpus,
             power,
+            watchdog,
             serial,
             places,
             devices,
@@ -219,6 +227,21 @@ fn check_sizes(spec: &MachineSpec, header: &snapshot::Header) -> Result<(), snap
         && (spec.vcpus == 0 || spec.vcpus == header.vcpus);
     let (memory_mib, vcpus) = (header.memory_mib, header.vcpus);
     if same { Ok(()) } else { Err(snapshot::Error::Sizes { memory_mib, vcpus }) }
+}
+
+/// The guest's watchdog, if it has one: what it does when it runs out is said anew, or is as before.
+fn go_on_watching(
+    saved: Option<WatchdogState>,
+    action: Option<WatchdogAction>,
+) -> Result<Option<Watchdog>, Error> {
+    match saved {
+        Some(saved) => {
+            let watchdog = Watchdog::restored(saved, action).map_err(Error::Event)?;
+            Ok(Some(watchdog.ok_or(snapshot::Error::Invalid("its watchdog"))?))
+        }
+        None if action.is_some() => Err(snapshot::Error::NoWatchdog.into()),
+        None => Ok(None),
+    }
 }
 
 /// What a software KVM keeps of a guest's kernel is not what a processor does.

@@ -11,13 +11,13 @@ use vmm::rpc::{ClientError, ConsoleName};
 use super::*;
 
 /// A connection to a guest's virtio console.
-struct Typist {
+pub(super) struct Typist {
     stream: BufReader<UnixStream>,
 }
 
 impl Typist {
     /// Connects, and waits until the guest serves the console.
-    fn connect(instance: &Instance) -> Self {
+    pub(super) fn connect(instance: &Instance) -> Self {
         let stream = UnixStream::connect(instance.directory.path().join("hvc0")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut typist = Self { stream: BufReader::new(stream) };
@@ -38,17 +38,17 @@ impl Typist {
     }
 
     /// Types a command; what the guest says to it.
-    fn say(&mut self, command: &str) -> String {
+    pub(super) fn say(&mut self, command: &str) -> String {
         writeln!(self.stream.get_mut(), "{command}").unwrap();
         self.line()
     }
 }
 
-fn console_socket(directory: &Path) -> ConsoleConfig {
+pub(super) fn console_socket(directory: &Path) -> ConsoleConfig {
     ConsoleConfig::Socket(inherit(UnixListener::bind(directory.join("hvc0")).unwrap()))
 }
 
-fn has_kvm() -> bool {
+pub(super) fn has_kvm() -> bool {
     let opened = vmm::kvm::Kvm::open();
     opened.inspect_err(|error| skipped(&format!("no KVM: {error}"))).is_ok()
 }

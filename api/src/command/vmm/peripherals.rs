@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Context;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
-use vmm::config::BalloonConfig;
+use vmm::config::{BalloonConfig, WatchdogAction};
 use vmm::connector;
 use vmm::interactive::{ConsoleOption, VsockOption};
 
@@ -42,6 +42,31 @@ pub(super) struct Options {
     /// It must not become shorter. May be repeated.
     #[arg(long = "pmem", value_name = "FILE[,ro]")]
     pub(super) pmem: Vec<OsString>,
+    /// A hardware watchdog, which ACPI names (/dev/watchdog by Linux's wdat_wdt), and what happens when a guest that armed it
+    /// leaves it alone for too long: the guest ends, as by a reset or powered off; it is paused; or it is counted, as in all
+    /// cases, for `wisp vmm status`. It stands still while the guest is paused.
+    #[arg(long, value_name = "ACTION")]
+    pub(super) watchdog: Option<Watchdog>,
+}
+
+/// The words of `--watchdog`.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(super) enum Watchdog {
+    Reset,
+    Poweroff,
+    Pause,
+    Report,
+}
+
+impl From<Watchdog> for WatchdogAction {
+    fn from(watchdog: Watchdog) -> Self {
+        match watchdog {
+            Watchdog::Reset => Self::Reset,
+            Watchdog::Poweroff => Self::PowerOff,
+            Watchdog::Pause => Self::Pause,
+            Watchdog::Report => Self::Report,
+        }
+    }
 }
 
 fn balloon(text: &str) -> Result<BalloonConfig, String> {

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use vmm::config::{DiskConfig, InheritedFd, NicConfig, Traffic};
+use vmm::config::{DiskConfig, InheritedFd, NicConfig, Traffic, WatchdogAction};
 use vmm::interactive::{DiskFile, MTU, mac};
-use vmm::rpc::{Client, DeviceName, DeviceState, DiskEngine, ProtectionStatus, Status, VmState};
+use vmm::rpc::{Client, DeviceName, DeviceState, DiskEngine, ProtectionStatus, Status, VmState, WatchdogStatus};
 
 /// Bytes of a disk's serial number.
 const SERIAL_BYTES_MAX: usize = 20;
@@ -216,7 +216,7 @@ fn balloon(socket: &Path, target_mib: Option<u32>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A line for the state, one for each disk, then one for each protection.
+/// A line for the state, one for each disk, one for the watchdog, then one for each protection.
 fn shown(status: &Status) -> String {
     let state = match status.state {
         VmState::Created => "not started",
@@ -236,6 +236,9 @@ fn shown(status: &Status) -> String {
             text.push_str(&format!("{serial:<20} {engine}\n"));
         }
     }
+    if let Some(watchdog) = &status.watchdog {
+        text.push_str(&format!("{:<20} {}\n", "watchdog", watched(watchdog)));
+    }
     for ProtectionStatus { protection, missing } in status.protections.iter().flatten() {
         let line = match missing {
             None => format!("{protection:<20} yes\n"),
@@ -244,6 +247,22 @@ fn shown(status: &Status) -> String {
         text.push_str(&line);
     }
     text
+}
+
+/// How a watchdog is, what it will do, and how often it did.
+fn watched(watchdog: &WatchdogStatus) -> String {
+    let seconds = |ms: u64| format!("{}.{} s", ms / 1000, ms % 1000 / 100);
+    let armed = match watchdog.left_ms {
+        Some(left) => format!("armed, {} of {} left", seconds(left), seconds(watchdog.timeout_ms)),
+        None => "not armed".to_owned(),
+    };
+    let action = match watchdog.action {
+        WatchdogAction::Reset => "resets the guest",
+        WatchdogAction::PowerOff => "powers the guest off",
+        WatchdogAction::Pause => "pauses the guest",
+        WatchdogAction::Report => "is counted",
+    };
+    format!("{armed}; running out {action}; ran out {} times", watchdog.expiries)
 }
 
 fn name(device: &DeviceName) -> String {
@@ -295,11 +314,18 @@ mod tests {
                 engine: Some(DiskEngine::IoUring),
             }]),
             balloon: None,
+            watchdog: Some(WatchdogStatus {
+                action: WatchdogAction::Pause,
+                armed: true,
+                timeout_ms: 30_000,
+                left_ms: Some(12_345),
+                expiries: 2,
+            }),
             protections,
         };
         assert_eq!(
             shown(&status),
-            "running\ndisk root            by io_uring\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
+            "running\ndisk root            by io_uring\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
         );
     }
 

@@ -1,7 +1,9 @@
 //! The few ACPI tables that matter here (ACPI 6.5): where the power button reports, how to power off, where the
-//! I/O APICs are and where PCI's configuration space is.
+//! I/O APICs are, where PCI's configuration space is, and what drives the watchdog.
 
 use core::ops::Range;
+
+use super::wdat::{self, Watchdog};
 
 /// Where the RSDP is looked for when nobody says: the BIOS area, on 16-byte boundaries (§5.2.5.1).
 pub const RSDP_AREA: Range<u64> = 0xe_0000..0x10_0000;
@@ -39,6 +41,8 @@ pub struct Acpi {
     pub generation: Option<u64>,
     /// Physical address of the clock page ("UAPI.13 VMClock").
     pub clock: Option<u64>,
+    /// The watchdog.
+    pub watchdog: Option<Watchdog>,
 }
 
 /// The general-purpose event block 0 (§4.8.4.1), of which only the first eight events matter.
@@ -125,6 +129,7 @@ pub fn read(memory: &impl Memory, rsdp: u64) -> Option<Acpi> {
         match table.get(..4) {
             Some(b"FACP") => read_fadt(memory, table, &mut acpi),
             Some(b"APIC") => read_madt(table, &mut acpi),
+            Some(b"WDAT") => acpi.watchdog = wdat::read(table),
             Some(b"MCFG") => acpi.ecam = acpi.ecam.or_else(|| first_bus(table)),
             _ => {}
         }
@@ -247,11 +252,11 @@ fn first_bus(mcfg: &[u8]) -> Option<u64> {
     u64_at(mcfg.get(44..)?.chunks_exact(16).find(first)?, 0)
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 

@@ -9,3 +9,4 @@ pub mod dhcp;
 pub mod ipv6;
 pub mod route;
 pub mod script;
+pub mod wdat;

@@ -30,12 +30,27 @@ pub enum Command<'a> {
     PmemRead(usize, u64),
     /// `touch MIB`: writes to so much of the memory that a balloon could give.
     Touch(u64),
+    /// `watchdog arm MS`, or one of `feed`, `left` and `stop`.
+    Watchdog(Watch),
     /// `wait SECONDS`.
     Wait(u32),
     /// `print TEXT`.
     Print(&'a str),
     /// `poweroff`.
     PowerOff,
+}
+
+/// What is done with the watchdog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watch {
+    /// It counts so many milliseconds from now on.
+    Arm(u32),
+    /// It begins again.
+    Feed,
+    /// It says how much is left.
+    Left,
+    /// It stops.
+    Stop,
 }
 
 /// The commands of `user_data`, each with its line; `Err` is a line that is no command. Nothing at all if the
@@ -80,6 +95,13 @@ pub fn command(line: &str) -> Option<Command<'_>> {
         "disk-read" => Command::DiskRead(words.next()?.parse().ok()?, words.next()?.parse().ok()?),
         "pmem-read" => Command::PmemRead(words.next()?.parse().ok()?, words.next()?.parse().ok()?),
         "touch" => Command::Touch(words.next()?.parse().ok().filter(|&mib| mib < 1 << 20)?),
+        "watchdog" => Command::Watchdog(match words.next()? {
+            "arm" => Watch::Arm(words.next()?.parse().ok()?),
+            "feed" => Watch::Feed,
+            "left" => Watch::Left,
+            "stop" => Watch::Stop,
+            _ => return None,
+        }),
         "wait" => Command::Wait(words.next()?.parse().ok().filter(|&seconds| seconds <= WAIT_S_MAX)?),
         "poweroff" => Command::PowerOff,
         _ => return None,
@@ -93,7 +115,7 @@ mod tests {
 
     #[test]
     fn commands_follow_the_marker_line() {
-        let script = "#wisp\n# a comment\n\nping 10.0.0.7\nping 10.0.0.7 5\nresolve web.x 3\nresolve y\n  disk-write 0 100 some text  \r\ndisk-read 0 100\nvsock 52 hello  there\ntouch 8\npmem-write 1 4096 x y\npmem-read 1 0\n\
+        let script = "#wisp\n# a comment\n\nping 10.0.0.7\nping 10.0.0.7 5\nresolve web.x 3\nresolve y\n  disk-write 0 100 some text  \r\ndisk-read 0 100\nvsock 52 hello  there\ntouch 8\npmem-write 1 4096 x y\npmem-read 1 0\nwatchdog arm 500\nwatchdog feed\n\
                       wait 3\nprint hello  there\nfetch http://10.0.0.7/x\npoweroff\n";
         let address = IpAddr::from([10, 0, 0, 7]);
         let expected = [
@@ -107,6 +129,8 @@ mod tests {
             Command::Touch(8),
             Command::PmemWrite(1, 4096, "x y"),
             Command::PmemRead(1, 0),
+            Command::Watchdog(Watch::Arm(500)),
+            Command::Watchdog(Watch::Feed),
             Command::Wait(3),
             Command::Print("hello  there"),
             Command::Fetch(Url { address, port: 80, target: "/x" }),
@@ -126,11 +150,11 @@ mod tests {
 
     #[test]
     fn lines_that_are_no_commands_are_named_and_the_rest_goes_on() {
-        let script = "#wisp\nping\nping x\ndisk-read 0\ndisk-write 0\nvsock 52\nwait 999999999\nreboot\nping 1.2.3.4 5 6\npoweroff";
+        let script = "#wisp\nping\nping x\ndisk-read 0\ndisk-write 0\nvsock 52\nwait 999999999\nwatchdog\nwatchdog arm\nreboot\nping 1.2.3.4 5 6\npoweroff";
         let found: Vec<_> = commands(script).collect();
-        assert_eq!(found.len(), 9);
-        assert!(found[..8].iter().all(Result::is_err), "{found:?}");
-        assert_eq!(found[8], Ok(("poweroff", Command::PowerOff)));
+        assert_eq!(found.len(), 11);
+        assert!(found[..10].iter().all(Result::is_err), "{found:?}");
+        assert_eq!(found[10], Ok(("poweroff", Command::PowerOff)));
     }
 
     #[test]
