@@ -87,6 +87,19 @@ fn vmm(arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
 }
 
+/// Waits until `wanted` is a part of what is said.
+fn until(wanted: &str, say: impl Fn() -> Result<String>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let said = say()?;
+        if said.contains(wanted) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{said}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 fn guest_gives_its_memory_back_and_reaches_the_hosts_sockets() -> Result<()> {
     const TOUCHED_MIB: u64 = 64;
     let directory = tempfile::tempdir()?;
@@ -97,6 +110,7 @@ fn guest_gives_its_memory_back_and_reaches_the_hosts_sockets() -> Result<()> {
     boot.args(["vmm", "boot", "--kernel", &path("tiny.elf"), "--mem", "128", "--balloon", "0"]);
     boot.args(["--control", &path("control"), "--console", &format!("socket={}", path("hvc0"))]);
     boot.args(["--vsock", &format!("{},cid=9", path("v.sock"))]);
+    boot.args(["--hotplug-memory", "128", "--watchdog", "report"]);
     let guest = boot.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("boot a guest")?;
     let guest = Guest(guest);
     let mut typist = Typist::connect(&directory.path().join("hvc0"))?;
@@ -121,6 +135,11 @@ fn guest_gives_its_memory_back_and_reaches_the_hosts_sockets() -> Result<()> {
     ensure!(said.contains(" MiB free"), "{said}");
     let given = private_kib(guest.0.id())?;
     ensure!(given + TOUCHED_MIB * 1024 * 9 / 10 <= full, "{before} KiB, {full} KiB, and now {given} KiB");
+
+    vmm(&["memory", &path("control"), "64"])?;
+    until("requested 64 MiB, plugged 64 MiB, room for 128 MiB\n", || vmm(&["memory", &path("control")]))?;
+    typist.say("watchdog arm 60000")?;
+    until("of 60.0 s left; running out is counted; ran out 0 times", || vmm(&["status", &path("control")]))?;
 
     // By the process that connects for the guest.
     let refused = typist.say("vsock 52 hello")?;

@@ -13,7 +13,9 @@ pub use endpoint::{
     Addressing, AnnouncedPrefix, Announcement, DhcpOption, Dhcpv6Config, EndpointConfig, Ipv4Config,
     Ipv6Config, VlanAddressing,
 };
-pub use peripherals::{BalloonConfig, ConsoleConfig, Peripherals, PmemConfig, VsockConfig, WatchdogAction};
+pub use peripherals::{
+    BalloonConfig, ConsoleConfig, MemConfig, Peripherals, PmemConfig, VsockConfig, WatchdogAction,
+};
 
 /// A descriptor inherited from the parent, by number; whoever reads the configuration takes ownership once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -81,7 +83,7 @@ pub enum HugePages {
     /// nothing fails without.
     Transparent,
     /// Of 2 MiB each, which the host's administrator has reserved (`vm.nr_hugepages`) and of which as many as the guest has
-    /// memory are taken at its start. None goes back to the host before the guest's end, so there is no balloon.
+    /// memory are taken at its start. None goes back to the host before the guest's end, so there is no balloon, and no memory that comes and goes.
     Reserved,
 }
 

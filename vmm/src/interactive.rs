@@ -13,8 +13,8 @@ use storage::format::overlay::OverlayError;
 
 use crate::boot::image::Image;
 use crate::config::{
-    BalloonConfig, CpuProfile, HugePages, InheritedFd, NicConfig, SystemIdentity, Traffic, Transport,
-    WatchdogAction,
+    BalloonConfig, CpuProfile, HugePages, InheritedFd, MemConfig, NicConfig, SystemIdentity, Traffic,
+    Transport, WatchdogAction,
 };
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
@@ -74,6 +74,8 @@ pub struct BootOptions {
     pub vsock: Option<VsockOption>,
     /// A memory balloon.
     pub balloon: Option<BalloonConfig>,
+    /// Memory that comes and goes.
+    pub mem: Option<MemConfig>,
     /// Files that are memory of the guest's, each with whether it is read-only.
     pub pmem: Vec<(PathBuf, bool)>,
     /// A watchdog, and what happens when it runs out.
@@ -238,6 +240,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         console: options.console.map(open_console).transpose()?,
         vsock: options.vsock.map(open_vsock).transpose()?,
         balloon: options.balloon,
+        mem: options.mem.map(Into::into),
         pmem: options.pmem.into_iter().map(map_pmem).collect::<Result<_, _>>()?,
         watchdog: options.watchdog,
     };

@@ -9,7 +9,8 @@
 //! 0x0010_0000            RAM: kernel, initial ramdisk
 //! 0xc000_0000            hole of 1 GiB: registers of PCI functions at PCI_WINDOW_START, virtio-mmio windows at
 //!                        MMIO_START, PCI configuration space at PCI_ECAM_START, IOAPIC, local APICs, KVM's own pages
-//! 0x1_0000_0000          RAM, the rest; behind it, on multiples of 2 MiB, files that are memory (persistent memory)
+//! 0x1_0000_0000          RAM, the rest; behind it, on a multiple of 128 MiB, memory that comes and goes; behind all of
+//!                        that, on multiples of 2 MiB, files that are memory (persistent memory)
 //! ```
 
 pub mod discard;
@@ -99,6 +100,13 @@ pub enum Error {
     /// The size is not within 1 MiB to [`crate::config::MEMORY_MIB_MAX`].
     #[error("a guest needs from 1 to {max} MiB of memory, not {0}", max = crate::config::MEMORY_MIB_MAX)]
     Size(u32),
+    /// Memory that comes and goes is of whole pieces.
+    #[error(
+        "memory that comes and goes is from {HOTPLUG_ALIGNMENT_MIB} MiB on a multiple of that, and with the rest at most {max}, \
+         not {0} MiB",
+        max = crate::config::MEMORY_MIB_MAX
+    )]
+    Hotplug(u32),
     /// Memory of huge pages is of whole ones.
     #[error("memory of reserved huge pages is a multiple of 2 MiB, not {0} MiB")]
     HugeSize(u32),
@@ -137,6 +145,60 @@ pub fn ram_ranges(size_mib: u32) -> Vec<(GuestAddress, u64)> {
     ranges
 }
 
+/// Memory that comes and goes begins and ends on multiples of so many MiB: Linux adds and takes it in such pieces.
+pub const HOTPLUG_ALIGNMENT_MIB: u32 = 128;
+
+/// Where all memory lies, if the last `hotplug_mib` of `size_mib` MiB come and go.
+#[must_use]
+pub fn ranges((size_mib, hotplug_mib): (u32, u32)) -> Vec<(GuestAddress, u64)> {
+    let mut ranges = ram_ranges(size_mib.saturating_sub(hotplug_mib));
+    if hotplug_mib > 0 {
+        let end = ranges.last().map_or(0, |(start, bytes)| start.raw_value() + bytes);
+        let alignment = u64::from(HOTPLUG_ALIGNMENT_MIB) * MIB;
+        let start = end.max(MMIO_HOLE_END.raw_value()).next_multiple_of(alignment);
+        ranges.push((GuestAddress(start), u64::from(hotplug_mib) * MIB));
+    }
+    ranges
+}
+
+/// `ram`, of `ram_mib` MiB, and as much behind it that comes and goes, of pages as they are asked for.
+///
+/// # Errors
+/// A size out of bounds, or a host that refuses the mapping.
+pub fn with_hotplug(
+    ram: &GuestMemory,
+    (ram_mib, hotplug_mib): (u32, u32),
+    pages: HugePages,
+) -> Result<GuestMemory, Error> {
+    if hotplug_mib == 0 {
+        return Ok(ram.clone());
+    }
+    let all_mib = ram_mib.saturating_add(hotplug_mib);
+    if !hotplug_mib.is_multiple_of(HOTPLUG_ALIGNMENT_MIB) || all_mib > crate::config::MEMORY_MIB_MAX {
+        return Err(Error::Hotplug(hotplug_mib));
+    }
+    let (start, bytes) = *ranges((all_mib, hotplug_mib)).last().expect("invariant: there is some");
+    let failed = |source| Error::Map { size_mib: hotplug_mib, source };
+    let region = anonymous((start, bytes), libc::MAP_NORESERVE).map_err(failed)?;
+    if pages == HugePages::Transparent {
+        huge::advise(&region);
+    }
+    ram.insert_region(Arc::new(region)).map_err(|source| failed(source.into()))
+}
+
+/// New memory of nothing.
+fn anonymous(
+    (start, bytes): (GuestAddress, u64),
+    flags: libc::c_int,
+) -> Result<GuestRegionMmap<AtomicBitmap>, vm_memory::mmap::FromRangesError> {
+    let size = usize::try_from(bytes).expect("invariant: usize has 64 bits");
+    let mapping = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags)
+        .build()?;
+    Ok(GuestRegionMmap::new(mapping, start).expect("invariant: memory ends far below overflow"))
+}
+
 /// MiB of a huge page.
 const HUGE_PAGE_MIB: u32 = 2;
 /// Its size as `mmap` is told of it: the power of two, from bit 26 on (`linux/mman.h`).
@@ -171,14 +233,8 @@ pub fn allocate_of(size_mib: u32, pages: HugePages) -> Result<GuestMemory, Error
         HugePages::None | HugePages::Transparent => Error::Map { size_mib, source },
     };
     let mut regions = Vec::new();
-    for (start, bytes) in ram_ranges(size_mib) {
-        let size = usize::try_from(bytes).expect("invariant: usize has 64 bits");
-        let mapping = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags)
-            .build()
-            .map_err(|source| failed(source.into()))?;
-        let region = GuestRegionMmap::new(mapping, start).expect("invariant: RAM ends far below overflow");
+    for range in ram_ranges(size_mib) {
+        let region = anonymous(range, flags).map_err(failed)?;
         if pages == HugePages::Transparent {
             huge::advise(&region);
         }
@@ -187,20 +243,24 @@ pub fn allocate_of(size_mib: u32, pages: HugePages) -> Result<GuestMemory, Error
     GuestMemory::from_regions(regions).map_err(|source| failed(source.into()))
 }
 
-/// Maps memory of `size_mib` MiB whose content lies in `file` from `offset` on, a multiple of the page size, one range
-/// after the other. What is written stays here; what is not is the file's, shared with all who map it. The file must not
+/// Maps memory of `size_mib` MiB, of which the last `hotplug_mib` come and go, whose content lies in `file` from `offset` on,
+/// a multiple of the page size, one range after the other. What is written stays here; what is not is the file's, shared with all who map it. The file must not
 /// change meanwhile.
 ///
 /// # Errors
 /// As [`allocate`].
-pub fn map_private(size_mib: u32, file: &Arc<File>, offset: u64) -> Result<GuestMemory, Error> {
+pub fn map_private(
+    (size_mib, hotplug_mib): (u32, u32),
+    file: &Arc<File>,
+    offset: u64,
+) -> Result<GuestMemory, Error> {
     if size_mib == 0 || size_mib > crate::config::MEMORY_MIB_MAX {
         return Err(Error::Size(size_mib));
     }
     let failed = |source| Error::Map { size_mib, source };
     let mut regions = Vec::new();
     let mut at = offset;
-    for (start, bytes) in ram_ranges(size_mib) {
+    for (start, bytes) in ranges((size_mib, hotplug_mib)) {
         let size = usize::try_from(bytes).expect("invariant: usize has 64 bits");
         let mapping = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -254,6 +314,21 @@ mod tests {
             ram_ranges(4096),
             vec![(GuestAddress(0), 3072 * MIB), (GuestAddress(1 << 32), 1024 * MIB)]
         );
+    }
+
+    #[test]
+    fn memory_that_comes_and_goes_lies_behind_the_hole_and_all_ram() {
+        let last = |ram, hotplug| *ranges((ram + hotplug, hotplug)).last().unwrap();
+        assert_eq!(last(64, 128), (GuestAddress(1 << 32), 128 * MIB));
+        assert_eq!(last(3072 + 130, 256), (GuestAddress((4096 + 256) * MIB), 256 * MIB));
+        assert_eq!(ranges((64, 0)), ram_ranges(64));
+        let ram = allocate(64).unwrap();
+        let memory = with_hotplug(&ram, (64, 256), HugePages::None).unwrap();
+        assert_eq!((memory.num_regions(), memory.last_addr()), (2, GuestAddress((4096 + 256) * MIB - 1)));
+        assert_eq!(behind_ram(&memory), GuestAddress((4096 + 256) * MIB));
+        for wrong in [1, 100, 129, u32::MAX] {
+            assert!(with_hotplug(&ram, (64, wrong), HugePages::None).is_err(), "{wrong}");
+        }
     }
 
     #[test]

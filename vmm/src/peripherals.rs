@@ -8,18 +8,20 @@ use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use vm_memory::Address as _;
+use vm_memory::{Address as _, GuestMemoryBackend as _};
 
-use crate::config::{self, BalloonConfig, ConsoleConfig, PmemConfig, VsockConfig, WatchdogAction};
+use crate::config::{self, BalloonConfig, ConsoleConfig, MemConfig, PmemConfig, VsockConfig, WatchdogAction};
 use crate::devices;
 use crate::ending::EndingSignal;
 use crate::inherited::Descriptors;
 use crate::kvm::Vm;
+use crate::memory::discard::Emptied;
 use crate::memory::mapping::Mapping;
 use crate::memory::{self, GuestMemory};
 use crate::serial::{self, ConsoleLog};
 use crate::virtio::balloon::{Balloon, build_balloon, saved_firmness};
 use crate::virtio::console::{self, Console, build_console};
+use crate::virtio::mem::{Mem, Region, build_mem};
 use crate::virtio::pmem::build_pmem;
 use crate::virtio::spec::device_type;
 use crate::virtio::vsock::{Vsock, build_vsock, saved_cid};
@@ -48,10 +50,28 @@ pub struct PeripheralSpecs {
     pub vsock: Option<VsockSpec>,
     /// The memory balloon.
     pub balloon: Option<BalloonConfig>,
+    /// Memory that comes and goes.
+    pub mem: Option<MemSpec>,
     /// Files that are memory.
     pub pmem: Vec<Mapping>,
     /// The watchdog, which is no virtio device.
     pub watchdog: Option<WatchdogAction>,
+}
+
+/// What memory that comes and goes is made of, which is the last of the guest's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemSpec {
+    /// How much there can be, and how much is wanted.
+    pub config: MemConfig,
+    /// How what the guest gives back is made empty.
+    pub emptied: Emptied,
+}
+
+impl From<MemConfig> for MemSpec {
+    /// Of a guest that starts.
+    fn from(config: MemConfig) -> Self {
+        Self { config, emptied: Emptied::Discarded }
+    }
 }
 
 /// What a socket device is made of.
@@ -85,17 +105,19 @@ impl PeripheralSpecs {
         let vsock = config.vsock.map(|config| open_vsock(&config, fds)).transpose().map_err(Error::Vsock)?;
         let map = |pmem: PmemConfig| Mapping::new(File::from(fds.take(pmem.file)), pmem.read_only);
         let pmem = config.pmem.into_iter().map(map).collect::<Result<_, _>>().map_err(Error::Pmem)?;
-        Ok(Self { console, vsock, balloon: config.balloon, pmem, watchdog: config.watchdog })
+        let mem = config.mem.map(MemSpec::from);
+        Ok(Self { console, vsock, balloon: config.balloon, mem, pmem, watchdog: config.watchdog })
     }
 
     /// Adds what a guest that goes on has, and what nobody gave it anew: its devices of those types, with what they have saved.
-    /// They lead nowhere.
+    /// They lead nowhere. Of its memory `hotplug_mib` come and go.
     ///
     /// # Errors
     /// What was saved is no state of such a device.
     pub(crate) fn complete<'a>(
         &mut self,
         saved: impl Iterator<Item = (u32, &'a [u8])>,
+        hotplug_mib: u32,
     ) -> Result<(), StateError> {
         for (kind, own) in saved {
             match kind {
@@ -109,6 +131,10 @@ impl PeripheralSpecs {
                     let firm = saved_firmness(own)?;
                     self.balloon = Some(BalloonConfig { target_mib: 0, firm });
                 }
+                device_type::MEM => {
+                    let config = MemConfig { region_mib: hotplug_mib, requested_mib: 0 };
+                    self.mem = Some(MemSpec { config, emptied: Emptied::Replaced });
+                }
                 _ => {}
             }
         }
@@ -118,7 +144,8 @@ impl PeripheralSpecs {
     /// How many virtio devices they are.
     #[must_use]
     pub fn count(&self) -> usize {
-        let single = [self.console.is_some(), self.vsock.is_some(), self.balloon.is_some()];
+        let single =
+            [self.console.is_some(), self.vsock.is_some(), self.balloon.is_some(), self.mem.is_some()];
         single.into_iter().map(usize::from).sum::<usize>() + self.pmem.len()
     }
 }
@@ -137,6 +164,7 @@ pub struct Peripherals {
     console: Option<Arc<Mutex<Console>>>,
     vsock: Option<Arc<Mutex<Vsock>>>,
     balloon: Option<Arc<Mutex<Balloon>>>,
+    mem: Option<Arc<Mutex<Mem>>>,
     pmem: Vec<Shared>,
 }
 
@@ -160,6 +188,13 @@ impl Peripherals {
         }
         let vsock = specs.vsock.map(|spec| build_vsock(spec.cid, spec.listener, spec.connector));
         let balloon = specs.balloon.map(|config| build_balloon(config.target_mib, config.firm));
+        let mem = specs.mem.map(|spec| {
+            let MemConfig { region_mib, requested_mib } = spec.config;
+            let bytes = u64::from(region_mib) * memory::MIB;
+            let end = guest.last_addr().unchecked_add(1);
+            let region = Region { start: end.unchecked_sub(bytes), mib: region_mib };
+            build_mem(region, guest, spec.emptied, requested_mib)
+        });
         let (mut start, mut pmem) = (memory::behind_ram(guest), Vec::with_capacity(specs.pmem.len()));
         for mapping in specs.pmem {
             let mapping = Arc::new(mapping);
@@ -168,7 +203,8 @@ impl Peripherals {
             pmem.push(build_pmem(mapping, start)?);
             start = start.unchecked_add(bytes);
         }
-        Ok(Self { console, vsock: vsock.transpose()?, balloon: balloon.transpose()?, pmem })
+        let (vsock, balloon, mem) = (vsock.transpose()?, balloon.transpose()?, mem.transpose()?);
+        Ok(Self { console, vsock, balloon, mem, pmem })
     }
 
     /// The virtio devices in the order of their places.
@@ -177,7 +213,8 @@ impl Peripherals {
         let console = self.console.iter().map(|console| console.clone() as Shared);
         let vsock = self.vsock.iter().map(|vsock| vsock.clone() as Shared);
         let balloon = self.balloon.iter().map(|balloon| balloon.clone() as Shared);
-        console.chain(vsock).chain(balloon).chain(self.pmem.iter().cloned()).collect()
+        let mem = self.mem.iter().map(|mem| mem.clone() as Shared);
+        console.chain(vsock).chain(balloon).chain(mem).chain(self.pmem.iter().cloned()).collect()
     }
 
     /// The virtio console.
@@ -190,5 +227,11 @@ impl Peripherals {
     #[must_use]
     pub fn balloon(&self) -> Option<MutexGuard<'_, Balloon>> {
         self.balloon.as_deref().map(lock)
+    }
+
+    /// Memory that comes and goes.
+    #[must_use]
+    pub fn mem(&self) -> Option<MutexGuard<'_, Mem>> {
+        self.mem.as_deref().map(lock)
     }
 }

@@ -5,6 +5,7 @@
 //! A connection on which [`Action::Resolve`] was said gets the guest's questions about names as well, each as a
 //! [`Reply::Question`], whenever they come; [`Action::Answer`] alone has no reply.
 
+mod memory;
 pub(crate) mod passing;
 mod protection;
 mod snapshot;
@@ -22,6 +23,7 @@ use zeroize::Zeroizing;
 use crate::config::{Addressing, DiskConfig, InheritedFd, NicConfig, Traffic};
 use crate::questions::{Message, Question};
 use crate::virtio::balloon::BalloonStatus;
+use crate::virtio::mem::MemStatus;
 
 pub use snapshot::SnapshotReport;
 
@@ -131,6 +133,11 @@ pub enum Action {
     SetBalloon {
         /// The target, up to [`crate::config::MEMORY_MIB_MAX`].
         target_mib: u32,
+    },
+    /// Ask the guest to have so many MiB of the memory that comes and goes. Legal in every state.
+    SetMemory {
+        /// The target, an even number up to what there is room for.
+        requested_mib: u32,
     },
     /// Take a device from the guest: at once if no driver has it in use, else when the guest lets it go. Asked again, the
     /// guest is asked again; one that is not there is gone.
@@ -271,6 +278,9 @@ pub struct Status {
     /// The memory balloon, if there is one. Asking has the guest asked for new statistics, which are there a moment later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonStatus>,
+    /// Memory that comes and goes, if there is any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<MemStatus>,
     /// The watchdog, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<WatchdogStatus>,
@@ -475,14 +485,6 @@ impl Client {
         }
     }
 
-    /// [`Action::SetBalloon`].
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn set_balloon(&mut self, target_mib: u32) -> Result<(), ClientError> {
-        self.done(&Action::SetBalloon { target_mib }).map(drop)
-    }
-
     /// [`Action::Remove`]; how far the device is.
     ///
     /// # Errors
@@ -612,6 +614,8 @@ mod tests {
         assert_eq!(line(&Action::Stop { force: true }), r#"{"action":"stop","force":true}"#);
         let snapshot = Action::Snapshot { file: InheritedFd(0), differences: true, track: false };
         assert_eq!(line(&snapshot), r#"{"action":"snapshot","file":0,"differences":true,"track":false}"#);
+        let memory = Action::SetMemory { requested_mib: 64 };
+        assert_eq!(line(&memory), r#"{"action":"set_memory","requested_mib":64}"#);
         let device = DeviceName::Disk("a".to_owned());
         assert_eq!(line(&Action::Remove { device }), r#"{"action":"remove","device":{"disk":"a"}}"#);
         assert_eq!(
@@ -624,6 +628,7 @@ mod tests {
             console_bytes: 2,
             devices: None,
             balloon: None,
+            memory: None,
             watchdog: None,
             protections: None,
         };

@@ -3,6 +3,7 @@
 //!
 //! Must never know: how devices work.
 
+mod memory;
 mod snapshot;
 mod watchdog;
 
@@ -249,19 +250,13 @@ impl Supervisor {
                     console_bytes: self.machine.serial().console_bytes(),
                     devices: Some(self.machine.devices().status()),
                     balloon: self.machine.peripherals().balloon().map(|mut balloon| balloon.status()),
+                    memory: self.machine.peripherals().mem().map(|mem| mem.status()),
                     watchdog: self.machine.watchdog().map(|watchdog| watchdog.status()),
                     protections: Some(self.held.0.clone()),
                 }));
             }
-            Action::SetBalloon { target_mib } => {
-                let Some(mut balloon) = self.machine.peripherals().balloon() else {
-                    return Reply::Error { message: "the guest has no memory balloon".to_owned() };
-                };
-                return match balloon.set_target(target_mib) {
-                    Ok(()) => Reply::Done { state: self.machine.state() },
-                    Err(error) => Reply::Error { message: error.to_string() },
-                };
-            }
+            Action::SetBalloon { target_mib } => return self.set_balloon(target_mib),
+            Action::SetMemory { requested_mib } => return self.set_memory(requested_mib),
             Action::AddDisk { disk } => return self.add_disk(*disk, passed),
             Action::ResizeDisk { disk } => return self.resize_disk(*disk, passed),
             Action::AddNic { nic } => return self.add_nic(*nic, passed),

@@ -93,7 +93,9 @@ pub enum Error {
     )]
     LinuxOnSoftwareKvm,
     /// Reserved pages stay the guest's.
-    #[error("memory of reserved huge pages does not go back to the host, so there can be no balloon")]
+    #[error(
+        "memory of reserved huge pages does not go back to the host, so there can be no balloon, and none comes and goes"
+    )]
     BalloonOfReserved,
     /// The number of vCPUs is not within bounds.
     #[error("a guest needs from 1 to {max} vCPUs, not {0}", max = crate::config::VCPUS_MAX)]
@@ -215,10 +217,16 @@ impl Machine {
         if spec.vcpus == 0 || spec.vcpus > crate::config::VCPUS_MAX {
             return Err(Error::Vcpus(spec.vcpus));
         }
-        if spec.huge_pages == HugePages::Reserved && spec.peripherals.balloon.is_some() {
+        let hotplug_mib = spec.peripherals.mem.map_or(0, |mem| mem.config.region_mib);
+        let gives_back = spec.peripherals.balloon.is_some() || hotplug_mib > 0;
+        if spec.huge_pages == HugePages::Reserved && gives_back {
             return Err(Error::BalloonOfReserved);
         }
-        let guest = memory::allocate_of(spec.memory_mib, spec.huge_pages)?;
+        if spec.peripherals.mem.is_some() && hotplug_mib == 0 {
+            return Err(memory::Error::Hotplug(0).into());
+        }
+        let ram = memory::allocate_of(spec.memory_mib, spec.huge_pages)?;
+        let guest = memory::with_hotplug(&ram, (spec.memory_mib, hotplug_mib), spec.huge_pages)?;
         let vm = Arc::new(kvm.create_vm(&guest, spec.cpu)?);
 
         let mut buses = Buses { ports: Bus::default(), registers: Bus::default() };
@@ -234,10 +242,9 @@ impl Machine {
         let count = spec.disks.len() + spec.nics.len() + spec.peripherals.count();
         let places = Places::choose(spec.transport, kernel.is_small()?, count)?;
         let windows: Vec<_> = places.windows().iter().map(|place| (place.address, place.gsi)).collect();
-        let entry = kernel.load(
-            &guest,
-            &boot::cmdline(&windows, spec.main_console.name(), &kernel.cmdline, &spec.cmdline),
-        )?;
+        // The memory map is of RAM: the rest is found by its device.
+        let entry = kernel
+            .load(&ram, &boot::cmdline(&windows, spec.main_console.name(), &kernel.cmdline, &spec.cmdline))?;
         if kvm.kind() == HostKind::Software && !spec.anyway && boot::identify::is_linux(&*kernel.kernel) {
             return Err(Error::LinuxOnSoftwareKvm);
         }
@@ -266,7 +273,8 @@ impl Machine {
         clock::write(&guest, vcpus.first().and_then(kvm::Vcpu::counter));
         let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
         let description = Description { cpu: spec.cpu, host: kvm.kind(), needs: vm.needs(spec.vcpus) };
-        let origin = Origin { description, memory_mib: spec.memory_mib, base: None };
+        let origin =
+            Origin { description, memory_mib: (spec.memory_mib + hotplug_mib, hotplug_mib), base: None };
         Ok(Self {
             state: VmState::Created,
             first_run_us: None,

@@ -348,7 +348,9 @@ mod tests {
     #[test]
     fn only_whole_registers_are_written() {
         let mut bench = Bench::new();
-        for (offset, bytes) in [(0, 1), (0, 2), (0, 8), (1, 4), (3, 4), (13, 4), (16, 4), (256, 4), (u64::MAX, 4)] {
+        for (offset, bytes) in
+            [(0, 1), (0, 2), (0, 8), (1, 4), (3, 4), (13, 4), (16, 4), (256, 4), (u64::MAX, 4)]
+        {
             bench.dog.write(offset, &vec![0xff; bytes]);
             bench.dog.read(offset, &mut vec![0; bytes]);
         }

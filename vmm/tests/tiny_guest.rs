@@ -3,6 +3,8 @@
 #![expect(unsafe_code, reason = "interfaces are set up with ioctls that no crate wraps")]
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
+#[path = "tiny_guest/memory.rs"]
+mod memory;
 #[path = "tiny_guest/peripherals.rs"]
 mod peripherals;
 #[path = "tiny_guest/plug.rs"]

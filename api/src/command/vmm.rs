@@ -205,6 +205,10 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         control: arguments.control,
         console: arguments.peripherals.console,
         balloon: arguments.peripherals.balloon,
+        mem: arguments
+            .peripherals
+            .hotplug_memory
+            .map(|region_mib| vmm::config::MemConfig { region_mib, requested_mib: 0 }),
         pmem: arguments.peripherals.pmem.iter().map(|text| pmem(text)).collect(),
         watchdog: arguments.peripherals.watchdog.map(Into::into),
         vsock: arguments.peripherals.vsock.map(peripherals::Vsock::start).transpose()?,

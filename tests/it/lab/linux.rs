@@ -83,20 +83,19 @@ const MODULES: [&str; 12] = [
     "drivers/watchdog/wdat_wdt",
 ];
 
-/// Puts the drivers into `directory/modules`, for [`root_disk`], and what takes them into use.
-fn put_drivers(directory: &Path) -> Result<()> {
+/// Puts drivers of Debian's kernel into `directory/modules`, for [`root_disk`].
+pub(super) fn put_drivers(directory: &Path, modules: &[&str]) -> Result<()> {
     let package = busybox()?;
     let package = package.ancestors().nth(2).context("the lab's packages are elsewhere")?;
     let mut versions = std::fs::read_dir(package.join("lib/modules")).context("list the lab's modules")?;
     let kernel = versions.next().context("the lab has no modules")??.path().join("kernel");
     std::fs::create_dir_all(directory.join("modules"))?;
-    for module in MODULES {
+    for module in modules {
         let from = kernel.join(module).with_extension("ko");
         let name = from.file_name().context("a module has a name")?;
         std::fs::copy(&from, directory.join("modules").join(name))
             .with_context(|| format!("copy {}", from.display()))?;
     }
-    std::fs::write(directory.join("devices.sh"), DEVICES)?;
     Ok(())
 }
 
@@ -117,6 +116,8 @@ pub(super) fn root_disk(directory: &Path, init: &str) -> Result<PathBuf> {
     }
     if directory.join("modules").exists() {
         std::fs::rename(directory.join("modules"), tree.join("modules"))?;
+    }
+    if directory.join("devices.sh").exists() {
         std::fs::rename(directory.join("devices.sh"), tree.join("devices.sh"))?;
     }
     let disk = directory.join("root.img");
@@ -152,7 +153,8 @@ pub(super) fn path(path: &Path) -> &str {
 fn stock_kernel_boots_from_disk_reboots_and_is_reset_by_its_watchdog() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let Stock { kernel, initrd, .. } = stock()?;
-    put_drivers(directory.path())?;
+    put_drivers(directory.path(), &MODULES)?;
+    std::fs::write(directory.path().join("devices.sh"), DEVICES)?;
     let disk = root_disk(directory.path(), INIT)?;
     let boot = "wisp vmm boot --kernel vmlinuz --initrd initrd.img --disk /dev/vda --mem 384 --cpus 2 \
                 --cmdline \"root=/dev/vda quiet $end\"";

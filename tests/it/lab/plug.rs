@@ -1,10 +1,10 @@
-//! Devices that come to Debian's kernel, as its package has it, while it runs, and go from it; between two of them the guest
-//! goes on from a snapshot of itself.
+//! Devices and memory that come to Debian's kernel, as its package has it, while it runs, and go from it; between two of them
+//! the guest goes on from a snapshot of itself.
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use super::linux::{path, root_disk};
+use super::linux::{path, put_drivers, root_disk};
 use super::{lab, text, write};
 use crate::harness::{Need, Stock, stock, trial};
 
@@ -19,12 +19,19 @@ pub(super) fn trials() -> Vec<Trial> {
 
 /// The guest's first program: says what comes and what goes.
 const INIT: &str = "#!/bin/busybox sh\n\
-    for applet in mount cat dd sync sleep ls wc poweroff; do alias $applet=\"/bin/busybox $applet\"; done\n\
+    for applet in mount cat dd sync sleep ls sed wc insmod poweroff; do alias $applet=\"/bin/busybox $applet\"; done\n\
     mount -t proc proc /proc 2>/dev/null\n\
     mount -t sysfs sysfs /sys 2>/dev/null\n\
     mount -t devtmpfs devtmpfs /dev 2>/dev/null\n\
     links() { ls /sys/class/net | wc -l; }\n\
+    total() { sed -n 's/MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo; }\n\
+    before=$(total)\n\
+    insmod /modules/virtio_mem.ko\n\
     echo \"userland, $(links) links\"\n\
+    until [ $(total) -ge $((before + 262144)) ]; do sleep 0.2; done\n\
+    echo memory came\n\
+    until [ $(total) -le $((before + 131072)) ]; do sleep 0.2; done\n\
+    echo memory went\n\
     until [ -b /dev/vdb ]; do sleep 0.2; done\n\
     echo \"disk came: $(cat /sys/block/vdb/size) sectors, serial $(cat /sys/block/vdb/serial)\"\n\
     echo written | dd of=/dev/vdb bs=512 conv=sync 2>/dev/null && sync && echo disk written\n\
@@ -45,9 +52,14 @@ const HOST: &str = "said() { until grep -q \"$1\" console; do kill -0 $vmm || { 
     for tap in t0 t1; do tunctl -t $tap && ip link set $tap up || exit 7; done\n\
     dd if=/dev/zero of=data.img bs=1024 count=1024 2>/dev/null\n\
     wisp vmm boot --control guest.sock --kernel $files/vmlinuz --initrd $files/initrd.img --disk /dev/vda --tap t0 \
-        --mem 384 --cmdline 'root=/dev/vda quiet' </dev/null >console &\n\
+        --mem 384 --hotplug-memory 256 --cmdline 'root=/dev/vda quiet memhp_default_state=online_movable' </dev/null >console &\n\
     vmm=$!\n\
     said userland\n\
+    wisp vmm memory guest.sock 256 || exit 12\n\
+    said 'memory came'\n\
+    wisp vmm memory guest.sock 128 || exit 13\n\
+    said 'memory went'\n\
+    wisp vmm memory guest.sock\n\
     wisp vmm attach-disk guest.sock data.img --serial data || exit 1\n\
     said 'disk written'\n\
     wisp vmm devices guest.sock\n\
@@ -77,6 +89,7 @@ const HOST: &str = "said() { until grep -q \"$1\" console; do kill -0 $vmm || { 
 fn disk_and_network_device_come_and_go() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let Stock { kernel, initrd, .. } = stock()?;
+    put_drivers(directory.path(), &["drivers/virtio/virtio_mem"])?;
     let disk = root_disk(directory.path(), INIT)?;
     let script = write(directory.path(), "host.sh", &format!("files=$PWD\n{HOST}"))?;
     let files = [&kernel, &initrd, &script].map(|file| path(file));
@@ -98,6 +111,8 @@ fn disk_and_network_device_come_and_go() -> Result<()> {
     let (said, errors) = (text(&ran.stdout), text(&ran.stderr));
     ensure!(ran.status.success(), "{}\n{said}\n{errors}", ran.status);
     for line in [
+        "memory came",
+        "requested 128 MiB, plugged 128 MiB, room for 256 MiB",
         "data present",
         "on the disk: written",
         "userland, 2 links",

@@ -11,11 +11,14 @@ use storage::format::Disk;
 use vm_memory::GuestAddress;
 use vmm::config::{DiskLimits, InheritedFd, NicConfig, RateLimit, Traffic, TransferLimits};
 use vmm::connector;
+use vmm::memory::GuestMemory;
+use vmm::memory::discard::Emptied;
 use vmm::memory::mapping::Mapping;
 use vmm::serial::Console;
 use vmm::virtio::balloon::build_balloon;
 use vmm::virtio::block::{Block, Clock};
 use vmm::virtio::console::{self, build_console};
+use vmm::virtio::mem::{Region, build_mem};
 use vmm::virtio::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, packet_pair, write_descriptor};
 use vmm::virtio::net::Net;
 use vmm::virtio::pmem::build_pmem;
@@ -84,7 +87,7 @@ const VSOCK_CID: u8 = 3;
 
 /// The device, and the far end of its link or its connector if it has one.
 pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
-    match kind % 7 {
+    match kind % 8 {
         0 => {
             let block =
                 Block::new(Box::new(NullDisk), kind & 0x80 != 0, "fuzz").expect("invariant: a short serial");
@@ -124,6 +127,14 @@ pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
             file.set_len(4096).expect("the fuzzer needs files");
             let mapping = Arc::new(Mapping::new(file, kind & 0x40 != 0).expect("the fuzzer needs memory"));
             (build_pmem(mapping, GuestAddress(1 << 32)).expect("the fuzzer needs eventfds"), None)
+        }
+        6 => {
+            let (start, mib) = (GuestAddress(1 << 32), 128);
+            let memory = GuestMemory::from_ranges(&[(start, 128 << 20)]).expect("the fuzzer needs memory");
+            let emptied = if kind & 0x80 != 0 { Emptied::Replaced } else { Emptied::Discarded };
+            let requested_mib = u32::from(kind & 0x7e);
+            let mem = build_mem(Region { start, mib }, &memory, emptied, requested_mib);
+            (mem.expect("the fuzzer needs eventfds"), None)
         }
         _ => (build_rng().expect("the fuzzer needs eventfds"), None),
     }

@@ -18,7 +18,7 @@ const CHANGES_MAX: u8 = 16;
 /// Bytes of a snapshot's header.
 const HEADER_BYTES: usize = 4096;
 /// How many kinds of devices there are.
-const DEVICES: u8 = 7;
+const DEVICES: u8 = 8;
 
 /// A guest with that device, started, of which one request is answered.
 fn guest(kind: u8, over_pci: bool) -> MockGuest {

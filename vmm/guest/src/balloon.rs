@@ -61,6 +61,7 @@ impl Balloon {
         let acknowledge = transport.acknowledge();
         transport.set_status(DeviceStatus::empty());
         transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
+        transport.hear_changes();
         transport.write_driver_features(F_VERSION_1 | F_STATS_VQ);
         let ready = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER | DeviceStatus::FEATURES_OK;
         transport.set_status(ready);

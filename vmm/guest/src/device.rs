@@ -15,6 +15,7 @@ use virtio_drivers::transport::{DeviceType, Transport as _};
 use crate::balloon::Balloon;
 use crate::disk::{DISKS_MAX, Disk};
 use crate::entry::VECTOR_DEVICE;
+use crate::hotplug::Hotplug;
 use crate::hvc::Hvc;
 use crate::interrupts::Pins;
 use crate::load::Load;
@@ -42,6 +43,8 @@ pub enum Device {
     Vsock(Vsock),
     /// A memory balloon.
     Balloon(Balloon),
+    /// Memory that comes and goes.
+    Hotplug(Hotplug),
     /// A persistent memory.
     Pmem(Pmem),
     /// A disk for a load.
@@ -114,6 +117,7 @@ fn is_wanted(devices: &[Device], kind: DeviceType) -> bool {
     match kind {
         DeviceType::Console => count(|device| matches!(device, Device::Console(_))) == 0,
         DeviceType::MemoryBalloon => count(|device| matches!(device, Device::Balloon(_))) == 0,
+        DeviceType::Memory => count(|device| matches!(device, Device::Hotplug(_))) == 0,
         DeviceType::Socket => count(|device| matches!(device, Device::Vsock(_))) == 0,
         _ => {
             let nics = count(|device| matches!(device, Device::Nic(..)));
@@ -138,6 +142,7 @@ fn set_up(transport: Transport, spare: &Range<u64>) -> Result<Device, virtio_dri
         DeviceType::Console => Hvc::new(transport).map(Device::Console),
         DeviceType::Socket => Vsock::new(transport).map(Device::Vsock),
         DeviceType::MemoryBalloon => Balloon::new(transport, spare.clone()).map(Device::Balloon),
+        DeviceType::Memory => Hotplug::new(transport).map(Device::Hotplug),
         _ => Disk::new(transport).map(Device::Disk),
     }
 }

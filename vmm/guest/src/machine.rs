@@ -17,6 +17,7 @@ use crate::device::{self, Device};
 use crate::disk::{self, Disk};
 use crate::entry::interrupts_taken;
 use crate::generation::Generation;
+use crate::hotplug::Hotplug;
 use crate::hvc::Hvc;
 use crate::metadata::Metadata;
 use crate::parse::wdat::Watchdog;
@@ -61,6 +62,7 @@ pub struct Machine {
     hvc: RefCell<Option<Rc<Hvc>>>,
     vsock: RefCell<Option<Rc<Vsock>>>,
     balloon: RefCell<Option<Rc<Balloon>>>,
+    hotplug: RefCell<Option<Rc<Hotplug>>>,
     pmem: RefCell<Vec<Pmem>>,
     /// What the metadata service said, once it has.
     pub metadata: RefCell<Option<Metadata>>,
@@ -90,6 +92,7 @@ impl Machine {
             hvc: RefCell::default(),
             vsock: RefCell::default(),
             balloon: RefCell::default(),
+            hotplug: RefCell::default(),
             pmem: RefCell::default(),
             metadata: RefCell::new(None),
             wake_at_ns: Cell::new(u64::MAX),
@@ -128,7 +131,12 @@ impl Machine {
         self.balloon.borrow().clone()
     }
 
-    /// The persistent memories.
+    /// Memory that comes and goes.
+    pub fn hotplug(&self) -> Option<Rc<Hotplug>> {
+        self.hotplug.borrow().clone()
+    }
+
+    /// The persistent memories, and that which comes and goes.
     pub fn pmem(&self) -> Vec<Pmem> {
         self.pmem.borrow().clone()
     }
@@ -146,6 +154,11 @@ impl Machine {
             }
             Device::Balloon(balloon) => {
                 self.balloon.replace(Some(Rc::new(balloon)));
+                None
+            }
+            Device::Hotplug(hotplug) => {
+                self.pmem.borrow_mut().extend(hotplug.memory());
+                self.hotplug.replace(Some(Rc::new(hotplug)));
                 None
             }
             Device::Pmem(pmem) => {
@@ -218,6 +231,7 @@ impl Machine {
                 self.hvc.borrow().iter().for_each(|hvc| hvc.acknowledge());
                 self.vsock.borrow().iter().for_each(|vsock| vsock.acknowledge());
                 self.balloon.borrow().iter().for_each(|balloon| balloon.acknowledge());
+                self.hotplug.borrow().iter().for_each(|hotplug| hotplug.acknowledge());
             }
             self.poll_stacks();
             self.wake_at_ns.set(u64::MAX);

@@ -18,6 +18,7 @@ mod echo;
 mod entry;
 mod fetch;
 mod generation;
+mod hotplug;
 mod http;
 mod hvc;
 mod interrupts;
@@ -83,7 +84,8 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     let generation = Generation::start(&acpi);
     let devices = device::find(handover.cmdline, acpi.ecam, &pins, &(free.start + heap_bytes..free.end));
     clock.calibrate();
-    let machine: &'static Machine = Box::leak(Box::new(Machine::new(clock, power, plug, generation, acpi.watchdog)));
+    let machine: &'static Machine =
+        Box::leak(Box::new(Machine::new(clock, power, plug, generation, acpi.watchdog)));
     for device in devices {
         match device {
             device::Device::Load(mut load) => load.run(&machine.clock, load_ms(handover.cmdline)),
@@ -98,6 +100,9 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     }
     if let Some(balloon) = machine.balloon() {
         tasks.push(Task::new(balloon::serve(machine, balloon), Rc::default()));
+    }
+    if let Some(hotplug) = machine.hotplug() {
+        tasks.push(Task::new(hotplug::serve(machine, hotplug), Rc::default()));
     }
     if let Some(vsock) = machine.vsock() {
         tasks.push(Task::new(vsock::serve(machine, vsock), Rc::default()));

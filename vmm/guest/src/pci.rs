@@ -34,6 +34,7 @@ const MSIX: u8 = 0x11;
 const COMMON: u8 = 1;
 const NOTIFY: u8 = 2;
 /// Registers of the common configuration (§4.1.4.3).
+const CONFIG_MSIX_VECTOR: u64 = 16;
 const QUEUE_SELECT: u64 = 22;
 const QUEUE_MSIX_VECTOR: u64 = 26;
 const QUEUE_NOTIFY_OFF: u64 = 30;
@@ -154,6 +155,11 @@ impl Function {
         if let Some(doorbell) = self.doorbells.get(usize::from(queue)) {
             doorbell.set(self.notify + u64::from(offset) * self.notify_multiplier);
         }
+    }
+
+    /// Sends the interrupts of changes of the device's configuration to this processor.
+    pub fn hear_changes(&self) {
+        self.write_common(CONFIG_MSIX_VECTOR, 0);
     }
 
     /// Notifies `queue`; false if nobody noted where.

@@ -46,7 +46,7 @@ pub fn find(device: MmioDevice) -> Option<Pmem> {
         Some(u64::from(register(CONFIG + offset)?) | u64::from(register(CONFIG + offset + 4)?) << 32)
     };
     let (start, bytes) = (number(0)?, number(8)?);
-    (start >= START && start.checked_add(bytes)? <= END && map()).then_some(Pmem { start, bytes })
+    Pmem::at(start, bytes)
 }
 
 /// Maps the fifth GiB onto itself, once; whether it is.
@@ -79,6 +79,11 @@ fn map() -> bool {
 }
 
 impl Pmem {
+    /// Memory that lies there, if it can be reached.
+    pub fn at(start: u64, bytes: u64) -> Option<Self> {
+        (start >= START && start.checked_add(bytes)? <= END && map()).then_some(Pmem { start, bytes })
+    }
+
     /// The size in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes

@@ -105,6 +105,11 @@ impl Transport {
         self.registers.borrow().function.as_ref().map(Function::slot)
     }
 
+    /// Has the device interrupt when its configuration changes; to be called after a reset.
+    pub fn hear_changes(&self) {
+        self.registers.borrow().function.iter().for_each(Function::hear_changes);
+    }
+
     /// The handle that acknowledges.
     pub fn acknowledge(&self) -> Acknowledge {
         Acknowledge { registers: self.registers.clone() }

@@ -17,6 +17,9 @@ pub struct Peripherals {
     /// A memory balloon.
     #[serde(default)]
     pub balloon: Option<BalloonConfig>,
+    /// Memory that comes and goes.
+    #[serde(default)]
+    pub mem: Option<MemConfig>,
     /// Files that are memory of the guest's, in the order in which it sees them.
     #[serde(default)]
     pub pmem: Vec<PmemConfig>,
@@ -60,6 +63,18 @@ pub struct BalloonConfig {
     /// Not even a guest without memory takes any back by itself.
     #[serde(default)]
     pub firm: bool,
+}
+
+/// Memory that comes and goes (`crate::virtio::mem`). A guest that goes on has what it had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemConfig {
+    /// How much there can be, in MiB: a multiple of [`crate::memory::HOTPLUG_ALIGNMENT_MIB`].
+    pub region_mib: u32,
+    /// How much the guest is asked to have, in MiB, an even number; it may change while the guest runs
+    /// (`crate::rpc::Action::SetMemory`).
+    #[serde(default)]
+    pub requested_mib: u32,
 }
 
 /// A file as persistent memory (`crate::virtio::pmem`).

@@ -99,9 +99,7 @@ impl Userfault {
             match self.request(UFFDIO_COPY, &mut copy) {
                 Ok(()) => return Ok(()),
                 Err(error) => match error.raw_os_error() {
-                    Some(libc::EEXIST) => {
-                        return self.request(UFFDIO_WAKE, &mut [address + done, bytes - done]);
-                    }
+                    Some(libc::EEXIST) => return self.wake(address + done, bytes - done),
                     // So much of it, and then something else was changed about the process's memory.
                     Some(libc::EAGAIN) => done += u64::try_from(copy[4].cast_signed()).unwrap_or(0),
                     _ => return Err(error),
@@ -109,6 +107,14 @@ impl Userfault {
             }
         }
         Ok(())
+    }
+
+    /// Wakes who waits for a page there; who finds none waits anew.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(crate) fn wake(&self, address: u64, bytes: u64) -> io::Result<()> {
+        self.request(UFFDIO_WAKE, &mut [address, bytes])
     }
 
     fn request<const N: usize>(&self, request: libc::c_ulong, argument: &mut [u64; N]) -> io::Result<()> {

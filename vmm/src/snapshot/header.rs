@@ -5,7 +5,7 @@ use vm_memory::GuestAddress;
 use super::{Error, PAGE_BYTES};
 use crate::config::{CpuProfile, MEMORY_MIB_MAX, VCPUS_MAX};
 use crate::kvm::{CpuNeeds, FeatureWord, HostKind, WORDS_MAX};
-use crate::memory::{self, MIB};
+use crate::memory::{self, HOTPLUG_ALIGNMENT_MIB, MIB};
 
 /// The first bytes of every snapshot.
 pub(super) const MAGIC: [u8; 8] = *b"WISPSNAP";
@@ -54,8 +54,10 @@ pub struct Header {
     pub id: SnapshotId,
     /// The snapshot whose memory this one only has the differences from.
     pub base: Option<SnapshotId>,
-    /// Guest memory in MiB.
+    /// Guest memory in MiB, that which comes and goes included.
     pub memory_mib: u32,
+    /// How much of it comes and goes.
+    pub hotplug_mib: u32,
     /// Virtual CPUs.
     pub vcpus: u8,
     /// The profile that the guest was started with.
@@ -132,11 +134,13 @@ impl Header {
         put(88, &self.memory_at().to_le_bytes());
         put(96, &self.memory_mib.to_le_bytes());
         put(100, &[self.vcpus, profile_number(self.cpu), host_number(self.host), form_number(self.form)]);
-        for (index, (start, length)) in memory::ram_ranges(self.memory_mib).into_iter().enumerate() {
+        let ram_mib = self.memory_mib.saturating_sub(self.hotplug_mib);
+        for (index, (start, length)) in memory::ram_ranges(ram_mib).into_iter().enumerate() {
             put(104 + 16 * index, &start.0.to_le_bytes());
             put(112 + 16 * index, &length.to_le_bytes());
         }
         put(136, &self.needs.vendor);
+        put(148, &self.hotplug_mib.to_le_bytes());
         let words = u32::try_from(self.needs.words.len()).expect("invariant: at most WORDS_MAX");
         put(152, &words.to_le_bytes());
         for (index, word) in self.needs.words.iter().enumerate() {
@@ -179,6 +183,7 @@ impl Header {
             id: SnapshotId(fields.bytes(16)),
             base,
             memory_mib: fields.double_word(96),
+            hotplug_mib: fields.double_word(148),
             vcpus,
             cpu: profile_of(cpu).ok_or(Error::Invalid("its CPU profile"))?,
             host: host_of(host).ok_or(Error::Invalid("its kind of host"))?,
@@ -200,6 +205,9 @@ impl Header {
         if self.memory_mib == 0 || self.memory_mib > MEMORY_MIB_MAX {
             return Err(Error::Invalid("its memory size"));
         }
+        if self.hotplug_mib >= self.memory_mib || !self.hotplug_mib.is_multiple_of(HOTPLUG_ALIGNMENT_MIB) {
+            return Err(Error::Invalid("the size of its memory that comes and goes"));
+        }
         if self.vcpus == 0 || self.vcpus > VCPUS_MAX {
             return Err(Error::Invalid("its number of vCPUs"));
         }
@@ -216,7 +224,7 @@ impl Header {
             return Err(Error::Invalid("where its parts lie"));
         }
         let range = |at: usize| (GuestAddress(fields.quad_word(at)), fields.quad_word(at + 8));
-        let mut ranges = memory::ram_ranges(self.memory_mib);
+        let mut ranges = memory::ram_ranges(self.memory_mib - self.hotplug_mib);
         ranges.resize(2, (GuestAddress(0), 0));
         if ranges != [range(104), range(120)] {
             return Err(Error::Invalid("where its memory lies"));
@@ -295,6 +303,7 @@ pub(super) fn example() -> Header {
         id: SnapshotId([7; 16]),
         base: None,
         memory_mib: 4,
+        hotplug_mib: 0,
         vcpus: 2,
         cpu: CpuProfile::Baseline,
         host: HostKind::Hardware,
@@ -318,7 +327,9 @@ mod tests {
     fn header_reads_back_as_it_was_written() {
         for memory_mib in [1, 128, 5000, MEMORY_MIB_MAX] {
             let memory_bytes = u64::from(memory_mib) * MIB;
-            let header = Header { memory_mib, memory_bytes, base: Some(SnapshotId([1; 16])), ..example() };
+            let base = Some(SnapshotId([1; 16]));
+            let hotplug_mib = if memory_mib > 1000 { 512 } else { 0 };
+            let header = Header { memory_mib, hotplug_mib, memory_bytes, base, ..example() };
             assert_eq!(Header::decode(&header.encode()).unwrap(), header);
             let packed = Header { form: Form::Packed, memory_bytes: memory_bytes / 3, ..header };
             assert_eq!(Header::decode(&packed.encode()).unwrap(), packed);
@@ -366,6 +377,8 @@ mod tests {
             (103, 9, "the form of its memory"),
             (105, 1, "where its memory lies"),
             (121, 1, "where its memory lies"),
+            (148, 4, "the size of its memory that comes and goes"),
+            (149, 1, "the size of its memory that comes and goes"),
             (153, 1, "its number of feature words"),
             (168, 4, "a feature word"),
         ] {

@@ -61,8 +61,8 @@ pub fn snapshot(state: &MachineState) -> Vec<u8> {
     let mut file = File::from(
         rustix::fs::memfd_create("snapshot", rustix::fs::MemfdFlags::CLOEXEC).expect("the test needs a file"),
     );
-    let mut writer = Writer::begin(&file, 1, &guest).expect("the test needs room");
-    writer.all().expect("the test needs room");
+    let mut writer = Writer::begin(&file, (1, 0), &guest).expect("the test needs room");
+    writer.all(|_| true).expect("the test needs room");
     writer.finish(None, description, state).expect("the test needs room");
     let mut bytes = Vec::new();
     std::io::Seek::rewind(&mut file).expect("invariant: a regular file");

@@ -16,14 +16,14 @@
 //!    +76   table's checksum    u32
 //!    +80   table's offset      u64      4096
 //!    +88   memory's offset     u64      M: behind the table
-//!    +96   memory              u32      MiB
+//!    +96   memory              u32      MiB, those that come and go included
 //!    +100  vCPUs               u8
 //!    +101  CPU profile         u8       0 host, 1 baseline
 //!    +102  host                u8       0 KVM in hardware, 1 in software
 //!    +103  memory's form       u8       0 flat, 1 packed
 //!    +104  RAM ranges         32 bytes  twice: guest address u64, length u64; zeros where there is no second
 //!    +136  processor's maker  12 bytes  CPUID leaf 0: EBX, EDX, ECX
-//!    +148  zero                4 bytes
+//!    +148  comes and goes      u32      MiB of memory that do: behind the RAM ranges and 4 GiB, on a multiple of 128 MiB
 //!    +152  feature words       u32      at most 32
 //!    +156  zero                4 bytes
 //!    +160  each word          16 bytes  CPUID leaf u32, subleaf u32, register u32 (EAX, EBX, ECX, EDX), bits u32: what the
@@ -39,8 +39,8 @@
 //!    +12   checksum            u32      of so many bytes
 //!    +16   pages               u16      a bit for each page that the file has of it, the first page's lowest
 //!    +18   zero                6 bytes
-//! M      memory. Flat: as many bytes as the RAM ranges together, one after the other. Packed: the pages of each block, one
-//!        after the other, as one block of LZ4's format, without holes
+//! M      memory. Flat: as many bytes as the RAM ranges and what comes and goes together, one after the other. Packed: the
+//!        pages of each block, one after the other, as one block of LZ4's format, without holes
 //! S      state: a `MachineState` in Postcard's wire format, to the end of the file
 //! ```
 //! Checksums are CRC-32 (IEEE 802.3). A page of memory that the table does not name is in a flat file a hole; in a full

@@ -208,7 +208,7 @@ impl Work {
         let page = address & !(PAGE_BYTES as u64 - 1);
         let at = usize::try_from(page - self.address_of(block)).expect("invariant: a block is small");
         self.unpack(block)?;
-        self.userfault.put(page, &self.buffer[at..at + PAGE_BYTES]).map_err(file("give pages of"))
+        self.put(page, at..at + PAGE_BYTES)
     }
 
     fn fill(&mut self, block: usize) -> Result<(), Error> {
@@ -218,7 +218,20 @@ impl Work {
         self.unpack(block)?;
         self.filled[block] = true;
         let address = self.address_of(block);
-        self.userfault.put(address, &self.buffer).map_err(file("give pages of"))
+        self.put(address, 0..BLOCK_BYTES)
+    }
+
+    /// Gives a part of the buffer to who waits at `address`. What is not watched any more has other memory in its place
+    /// (`crate::memory::discard::empty`), which is there.
+    fn put(&self, address: u64, part: std::ops::Range<usize>) -> Result<(), Error> {
+        let pages = &self.buffer[part];
+        let put = match self.userfault.put(address, pages) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                self.userfault.wake(address, pages.len() as u64)
+            }
+            put => put,
+        };
+        put.map_err(file("give pages of"))
     }
 
     fn unpack(&mut self, block: usize) -> Result<(), Error> {
@@ -307,6 +320,7 @@ mod tests {
 
     use super::super::{Form, Snapshot, mock, read_header, rewrite};
     use super::*;
+    use crate::memory::discard::{Emptied, empty};
 
     fn packed() -> File {
         let flat = tempfile::tempfile().unwrap();
@@ -345,6 +359,21 @@ mod tests {
         let given_back = crate::memory::discard::discard(&snapshot.memory, GuestAddress(8192), 4096);
         assert_eq!(given_back, 4096);
         assert_eq!([1, 2].map(|page| read(&snapshot, page)), [9, 2]);
+        assert_eq!(ending.said(), None);
+    }
+
+    #[test]
+    fn memory_that_took_the_place_of_what_is_watched_stays() {
+        let file = packed();
+        let set = tempfile::tempfile().unwrap();
+        let Some((snapshot, _)) = open(&file, Some(&set)) else { return };
+        assert_eq!(read(&snapshot, 200), 200);
+        drop(snapshot);
+        // Known to be asked for, so that it is given unasked.
+        let (snapshot, ending) = open(&file, Some(&set)).unwrap();
+        let block = GuestAddress(12 * BLOCK);
+        empty(&snapshot.memory, block, BLOCK, Emptied::Replaced).unwrap();
+        assert_eq!([200, 1, 192].map(|page| read(&snapshot, page)), [0, 1, 0]);
         assert_eq!(ending.said(), None);
     }
 

@@ -12,6 +12,7 @@ use super::header::{Form, HEADER_BYTES, Header, STATE_BYTES_MAX};
 use super::pager::{Lazily, Pager};
 use super::write::{CHUNK_BYTES, runs};
 use super::{CHAIN_MAX, DEVICES_MAX, Error, MachineState, SnapshotId, file};
+use crate::config::HugePages;
 use crate::memory::{self, GuestMemory, MIB};
 
 /// A snapshot, checked, with the machine's state and memory.
@@ -113,9 +114,12 @@ impl Snapshot {
             Form::Flat if lazily.as_ref().is_some_and(Lazily::has_working_set) => {
                 return Err(Error::NoWorkingSet);
             }
-            Form::Flat => (memory::map_private(header.memory_mib, &newest, header.memory_at())?, None),
+            Form::Flat => (memory::map_private(size_of(&header), &newest, header.memory_at())?, None),
             Form::Packed => {
-                let memory = memory::allocate(header.memory_mib)?;
+                let (all_mib, hotplug_mib) = size_of(&header);
+                let ram_mib = all_mib - hotplug_mib;
+                let ram = memory::allocate(ram_mib)?;
+                let memory = memory::with_hotplug(&ram, (ram_mib, hotplug_mib), HugePages::None)?;
                 let pager = match lazily {
                     Some(lazily) => Some(Pager::start(lazily, &newest, &header, &memory)?),
                     None => {
@@ -129,7 +133,7 @@ impl Snapshot {
         for differences in files {
             let next = read_header(&differences)?;
             follows(&next, Some(header.id))?;
-            if next.memory_mib != header.memory_mib {
+            if size_of(&next) != size_of(&header) {
                 return Err(Error::Invalid("its memory, which is another than its base's,"));
             }
             apply(&differences, &next, &memory)?;
@@ -138,6 +142,11 @@ impl Snapshot {
         let state = read_state(&newest, &header)?;
         Ok(Self { header, state, memory, pager })
     }
+}
+
+/// How much memory there is, and how much of that comes and goes.
+fn size_of(header: &Header) -> (u32, u32) {
+    (header.memory_mib, header.hotplug_mib)
 }
 
 /// Whether a snapshot has the differences to what comes before it.

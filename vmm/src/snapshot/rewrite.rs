@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use vm_memory::{Bytes as _, GuestAddress};
+use vm_memory::{Address as _, Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _};
 
 use super::contents::Contents;
 use super::header::{Form, Header, memory_at};
@@ -10,7 +10,7 @@ use super::packed::{BLOCK_BYTES, BLOCKS, Packer};
 use super::read::{Snapshot, read_header, state_bytes};
 use super::write::{CHUNK_BYTES, ChunkMap, checksum_of, complete, flat_entry, not_zero, write_pages};
 use super::{CHAIN_MAX, Error, file};
-use crate::memory::{self, GuestMemory, MIB};
+use crate::memory::{GuestMemory, MIB};
 
 /// Writes into `to` what `files` have together: a full snapshot, and those with differences, each to the one before, become
 /// a full one; one by itself stays what it is. It has the newest one's name, so differences to that one are differences to
@@ -47,9 +47,14 @@ pub fn rewrite(
 
 /// Where a MiB of a guest's memory lies.
 fn place(index: u64, memory: &GuestMemory) -> GuestAddress {
-    let low_mib = memory::low_ram_end(memory).0 / MIB;
-    let hole_mib = (memory::MMIO_HOLE_END.0 - memory::MMIO_HOLE_START.0) / MIB;
-    GuestAddress(MIB * if index < low_mib { index } else { index + hole_mib })
+    let mut left = index * MIB;
+    for region in memory.iter() {
+        if left < region.len() {
+            return region.start_addr().unchecked_add(left);
+        }
+        left -= region.len();
+    }
+    unreachable!("invariant: a MiB of the guest's memory")
 }
 
 /// A snapshot that is being written.
@@ -126,6 +131,8 @@ mod tests {
     use super::super::mock;
     use super::super::{Description, SnapshotId, Writer, verify};
     use super::*;
+    use crate::config::HugePages;
+    use crate::memory;
 
     fn rewritten(files: Vec<File>, form: Form) -> (File, Header) {
         let to = tempfile::tempfile().unwrap();
@@ -173,7 +180,7 @@ mod tests {
         let guest = memory::allocate(1).unwrap();
         guest.write_obj(77_u64, GuestAddress(2 * 4096)).unwrap();
         let differences = tempfile::tempfile().unwrap();
-        let mut writer = Writer::begin(&differences, 1, &guest).unwrap();
+        let mut writer = Writer::begin(&differences, (1, 0), &guest).unwrap();
         // One page has become zeros.
         writer.differences(&[vec![1 << 1 | 1 << 2, 0, 0, 0]]).unwrap();
         let description = Description { cpu: base.cpu, host: base.host, needs: base.needs.clone() };
@@ -209,5 +216,7 @@ mod tests {
         assert_eq!(place(0, &memory), GuestAddress(0));
         assert_eq!(place(3071, &memory), GuestAddress(3071 * MIB));
         assert_eq!(place(3072, &memory), GuestAddress(4096 * MIB));
+        let memory = memory::with_hotplug(&memory, (3073, 128), HugePages::None).unwrap();
+        assert_eq!(place(3073, &memory), GuestAddress((4096 + 128) * MIB));
     }
 }

@@ -42,31 +42,40 @@ pub struct Written {
 pub(crate) struct Writer<'a> {
     to: &'a File,
     guest: &'a GuestMemory,
-    memory_mib: u32,
+    size_mib: (u32, u32),
     /// For each chunk what of it is in the file.
     table: Vec<(ChunkMap, u32)>,
     buffer: Vec<u8>,
 }
 
 impl<'a> Writer<'a> {
-    /// Begins a snapshot of a guest with `memory_mib` MiB in `to`, whose content is gone.
+    /// Begins a snapshot of a guest with `memory_mib` MiB, of which `hotplug_mib` come and go, in `to`, whose content is gone.
     ///
     /// # Errors
     /// The file's.
-    pub(crate) fn begin(to: &'a File, memory_mib: u32, guest: &'a GuestMemory) -> Result<Self, Error> {
+    pub(crate) fn begin(
+        to: &'a File,
+        (memory_mib, hotplug_mib): (u32, u32),
+        guest: &'a GuestMemory,
+    ) -> Result<Self, Error> {
         let chunks = usize::try_from(memory_mib).expect("invariant: usize has 64 bits");
         let end = header::memory_at(memory_mib, Form::Flat) + u64::from(memory_mib) * MIB;
         to.set_len(0).and_then(|()| to.set_len(end)).map_err(file("make room for"))?;
         let table = vec![(ChunkMap::default(), 0); chunks];
-        Ok(Self { to, guest, memory_mib, table, buffer: vec![0; CHUNK_BYTES] })
+        Ok(Self { to, guest, size_mib: (memory_mib, hotplug_mib), table, buffer: vec![0; CHUNK_BYTES] })
     }
 
-    /// Writes all pages that are not zeros.
+    /// Writes all pages that are not zeros; of memory that comes and goes only those of each MiB that `is_there`, by its number
+    /// in the region.
     ///
     /// # Errors
     /// The file's.
-    pub(crate) fn all(&mut self) -> Result<(), Error> {
-        self.each_chunk(|_, _| EVERY_PAGE, Keep::NotZero)
+    pub(crate) fn all(&mut self, is_there: impl Fn(u64) -> bool) -> Result<(), Error> {
+        let ram_regions = self.guest.num_regions() - usize::from(self.size_mib.1 > 0);
+        let wanted = |region: usize, chunk: u64| {
+            if region < ram_regions || is_there(chunk) { EVERY_PAGE } else { ChunkMap::default() }
+        };
+        self.each_chunk(wanted, Keep::NotZero)
     }
 
     /// Writes pages that have changed since they were written, those of `dirty` for each region.
@@ -86,7 +95,7 @@ impl<'a> Writer<'a> {
     }
 
     fn each_chunk(&mut self, wanted: impl Fn(usize, u64) -> ChunkMap, keep: Keep) -> Result<(), Error> {
-        let mut at = header::memory_at(self.memory_mib, Form::Flat);
+        let mut at = header::memory_at(self.size_mib.0, Form::Flat);
         let mut entries = self.table.iter_mut();
         for (number, region) in self.guest.iter().enumerate() {
             for chunk in 0..region.len() / MIB {
@@ -131,14 +140,15 @@ impl<'a> Writer<'a> {
         let header = Header {
             id,
             base,
-            memory_mib: self.memory_mib,
+            memory_mib: self.size_mib.0,
+            hotplug_mib: self.size_mib.1,
             vcpus: u8::try_from(state.vcpus.len()).expect("invariant: at most VCPUS_MAX"),
             cpu: description.cpu,
             host: description.host,
             needs: description.needs,
             taken_s: since.as_secs(),
             form: Form::Flat,
-            memory_bytes: u64::from(self.memory_mib) * MIB,
+            memory_bytes: u64::from(self.size_mib.0) * MIB,
             state: (encoded.len() as u64, crc32fast::hash(&encoded)),
             table_checksum: crc32fast::hash(&table),
         };
@@ -236,8 +246,8 @@ mod tests {
             |page: u64, value: u64| guest.write_obj(value, vm_memory::GuestAddress(page * 4096)).unwrap();
         (1..5).for_each(|page| put(page, page));
         let file = tempfile::tempfile().unwrap();
-        let mut writer = Writer::begin(&file, 1, &guest).unwrap();
-        writer.all().unwrap();
+        let mut writer = Writer::begin(&file, (1, 0), &guest).unwrap();
+        writer.all(|_| true).unwrap();
         put(1, 11);
         put(2, 0);
         put(3, 33);

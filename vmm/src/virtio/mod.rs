@@ -1,4 +1,4 @@
-//! VIRTIO 1.3 devices: block, network, entropy, console, sockets, balloon, persistent memory, and how a driver reaches them.
+//! VIRTIO 1.3 devices: block, network, entropy, console, sockets, balloon, persistent and hot-plugged memory, and how a driver reaches them.
 //!
 //! Owns everything between a device's registers and its back end. Must never know: KVM, the address or the
 //! interrupt line of a device, tenants, paths.
@@ -42,6 +42,7 @@ pub mod block;
 pub mod console;
 pub mod limiter;
 pub mod link;
+pub mod mem;
 pub mod mmio;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;

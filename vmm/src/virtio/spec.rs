@@ -19,6 +19,8 @@ pub mod device_type {
     pub const PMEM: u32 = virtio_ids::VIRTIO_ID_PMEM;
     /// A memory balloon (§5.5).
     pub const BALLOON: u32 = virtio_ids::VIRTIO_ID_BALLOON;
+    /// Memory that comes and goes (§5.15).
+    pub const MEM: u32 = virtio_ids::VIRTIO_ID_MEM;
     /// A socket device (§5.10).
     pub const VSOCK: u32 = virtio_ids::VIRTIO_ID_VSOCK;
     /// An entropy source (§5.4).
@@ -421,6 +423,38 @@ pub mod balloon {
     pub const S_AVAIL: u16 = 6;
     /// Statistic: bytes of caches.
     pub const S_CACHES: u16 = 7;
+}
+
+/// Memory that comes and goes (§5.15).
+pub mod mem {
+    /// Bytes of a request: type u16 @0, address u64 @8, blocks u16 @16.
+    pub const REQUEST_BYTES: usize = 24;
+    /// Those of one that is about all memory.
+    pub const REQUEST_HEADER_BYTES: usize = 8;
+    /// `type`: blocks come.
+    pub const REQUEST_PLUG: u16 = 0;
+    /// `type`: blocks go.
+    pub const REQUEST_UNPLUG: u16 = 1;
+    /// `type`: all blocks go.
+    pub const REQUEST_UNPLUG_ALL: u16 = 2;
+    /// `type`: the guest asks whether blocks are plugged.
+    pub const REQUEST_STATE: u16 = 3;
+    /// Bytes of an answer: type u16 @0, state u16 @8.
+    pub const RESPONSE_BYTES: usize = 10;
+    /// `type`: it is done.
+    pub const RESPONSE_ACK: u16 = 0;
+    /// `type`: it is not wanted now.
+    pub const RESPONSE_NACK: u16 = 1;
+    /// `type`: it cannot be now, and may be tried again.
+    pub const RESPONSE_BUSY: u16 = 2;
+    /// `type`: it cannot be.
+    pub const RESPONSE_ERROR: u16 = 3;
+    /// `state`: all of them are plugged.
+    pub const STATE_PLUGGED: u16 = 0;
+    /// `state`: none is.
+    pub const STATE_UNPLUGGED: u16 = 1;
+    /// `state`: some are.
+    pub const STATE_MIXED: u16 = 2;
 }
 
 /// Persistent memory (§5.19).

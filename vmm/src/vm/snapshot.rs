@@ -4,7 +4,7 @@ use std::fs::File;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use vm_memory::Bytes as _;
+use vm_memory::{Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
@@ -52,7 +52,8 @@ pub struct Taken {
 #[derive(Debug)]
 pub(super) struct Origin {
     pub(super) description: Description,
-    pub(super) memory_mib: u32,
+    /// All of it, and how much comes and goes.
+    pub(super) memory_mib: (u32, u32),
     /// The snapshot since which writes are noted.
     pub(super) base: Option<SnapshotId>,
 }
@@ -86,7 +87,8 @@ impl Machine {
         }
         if full {
             self.devices.write_out().map_err(Error::WriteOut)?;
-            writer.all()?;
+            let blocks = self.peripherals.mem().map(|mem| mem.blocks().clone());
+            writer.all(|mib| blocks.as_ref().is_some_and(|blocks| blocks.has_mib(mib)))?;
         }
         let began = Instant::now();
         if runs {
@@ -150,6 +152,7 @@ impl Machine {
     ) -> Result<Self, Error> {
         let Snapshot { header, state, memory: guest, pager } = snapshot;
         check_sizes(&spec, &header)?;
+        check_memory(&spec, &header, &guest)?;
         check_host(header.host, kvm.kind())?;
         let processor = (header.cpu, header.vcpus);
         let vm = Arc::new(kvm.recreate_vm(&guest, processor, &header.needs, &state.vm)?);
@@ -180,7 +183,8 @@ impl Machine {
         // Before the devices, some of which may interrupt at once.
         vm.restore(&state.vm)?;
         let mut peripherals = spec.peripherals;
-        peripherals.complete(state.devices.iter().map(|device| (kind(device), own(device))))?;
+        let saved = state.devices.iter().map(|device| (kind(device), own(device)));
+        peripherals.complete(saved, header.hotplug_mib)?;
         let peripherals = Peripherals::build(peripherals, (&vm, &guest), ending)?;
         let backends = (spec.disks, spec.nics, peripherals.devices());
         let made = make_devices(backends, &state.devices, &mut wires)?;
@@ -195,7 +199,7 @@ impl Machine {
         let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
         let description = Description { cpu: header.cpu, host: header.host, needs: header.needs };
         let base = spec.track.then_some(header.id);
-        let origin = Origin { description, memory_mib: header.memory_mib, base };
+        let origin = Origin { description, memory_mib: (header.memory_mib, header.hotplug_mib), base };
         Ok(Self {
             state: VmState::Created,
             first_run_us: None,
@@ -223,10 +227,27 @@ pub(super) fn give_generation(guest: &GuestMemory) -> Result<(), Error> {
 }
 
 fn check_sizes(spec: &MachineSpec, header: &snapshot::Header) -> Result<(), snapshot::Error> {
-    let same = (spec.memory_mib == 0 || spec.memory_mib == header.memory_mib)
+    let ram_mib = header.memory_mib - header.hotplug_mib;
+    let same = (spec.memory_mib == 0 || spec.memory_mib == ram_mib)
         && (spec.vcpus == 0 || spec.vcpus == header.vcpus);
-    let (memory_mib, vcpus) = (header.memory_mib, header.vcpus);
+    let (memory_mib, vcpus) = (ram_mib, header.vcpus);
     if same { Ok(()) } else { Err(snapshot::Error::Sizes { memory_mib, vcpus }) }
+}
+
+/// Memory lies where the guest knows of it, and none comes and goes that it does not know of.
+fn check_memory(
+    spec: &MachineSpec,
+    header: &snapshot::Header,
+    guest: &GuestMemory,
+) -> Result<(), snapshot::Error> {
+    let there = guest.iter().map(|region| (region.start_addr(), region.len()));
+    if !there.eq(memory::ranges((header.memory_mib, header.hotplug_mib))) {
+        return Err(snapshot::Error::Invalid("where its memory lies"));
+    }
+    match spec.peripherals.mem {
+        Some(_) if header.hotplug_mib == 0 => Err(snapshot::Error::Stranger(device_type::MEM)),
+        _ => Ok(()),
+    }
 }
 
 /// The guest's watchdog, if it has one: what it does when it runs out is said anew, or is as before.

@@ -37,6 +37,11 @@ pub(super) struct Options {
     /// guest that has no memory left takes any back by itself.
     #[arg(long, value_name = "MIB[,firm]", value_parser = balloon)]
     pub(super) balloon: Option<BalloonConfig>,
+    /// Room for so many MiB more of memory (virtio-mem), a multiple of 128, which the guest has and gives back as `wisp vmm
+    /// memory` asks it to. Linux brings it into use by itself with `--cmdline memhp_default_state=online`, or `online_movable`,
+    /// of which it gives more back.
+    #[arg(long, value_name = "MIB", conflicts_with = "restore")]
+    pub(super) hotplug_memory: Option<u32>,
     /// A file that is memory of the guest's (virtio-pmem, /dev/pmem0 for Linux), without a copy of it anywhere else: with
     /// `,ro` a root that many guests share, `--cmdline 'root=/dev/pmem0 ro'` (and `rootflags=dax` where its file system can).
     /// It must not become shorter. May be repeated.

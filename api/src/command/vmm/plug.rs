@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use vmm::config::{DiskConfig, InheritedFd, NicConfig, Traffic, WatchdogAction};
 use vmm::interactive::{DiskFile, MTU, mac};
-use vmm::rpc::{Client, DeviceName, DeviceState, DiskEngine, ProtectionStatus, Status, VmState, WatchdogStatus};
+use vmm::rpc::{
+    Client, DeviceName, DeviceState, DiskEngine, ProtectionStatus, Status, VmState, WatchdogStatus,
+};
+use vmm::virtio::mem::MemStatus;
 
 /// Bytes of a disk's serial number.
 const SERIAL_BYTES_MAX: usize = 20;
@@ -72,6 +75,15 @@ pub(in crate::command) enum Command {
         /// How many MiB the guest is asked to give in all.
         target_mib: Option<u32>,
     },
+    /// Show a guest's memory that comes and goes (`wisp vmm boot --hotplug-memory`), or ask it to have more or less.
+    ///
+    /// The guest does that when it can: the command does not wait for it.
+    Memory {
+        /// The control socket.
+        socket: PathBuf,
+        /// How many MiB the guest is asked to have beside its RAM, an even number.
+        requested_mib: Option<u32>,
+    },
     /// Show how a guest is, and what confines its VMM process.
     Status {
         /// The control socket.
@@ -105,6 +117,7 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
             detach(&socket, &device, Duration::from_secs(wait.into()))
         }
         Command::Balloon { socket, target_mib } => balloon(&socket, target_mib),
+        Command::Memory { socket, requested_mib } => memory(&socket, requested_mib),
         Command::Status { socket } => {
             print!("{}", shown(&connect(&socket)?.status()?));
             Ok(ExitCode::SUCCESS)
@@ -216,6 +229,15 @@ fn balloon(socket: &Path, target_mib: Option<u32>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn memory(socket: &Path, requested_mib: Option<u32>) -> anyhow::Result<ExitCode> {
+    let mut client = connect(socket)?;
+    requested_mib.map(|mib| client.set_memory(mib)).transpose()?;
+    let status = client.status()?.memory.context("the guest has no memory that comes and goes")?;
+    let MemStatus { region_mib, requested_mib, plugged_mib } = status;
+    println!("requested {requested_mib} MiB, plugged {plugged_mib} MiB, room for {region_mib} MiB");
+    Ok(ExitCode::SUCCESS)
+}
+
 /// A line for the state, one for each disk, one for the watchdog, then one for each protection.
 fn shown(status: &Status) -> String {
     let state = match status.state {
@@ -314,6 +336,7 @@ mod tests {
                 engine: Some(DiskEngine::IoUring),
             }]),
             balloon: None,
+            memory: None,
             watchdog: Some(WatchdogStatus {
                 action: WatchdogAction::Pause,
                 armed: true,

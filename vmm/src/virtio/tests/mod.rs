@@ -4,6 +4,7 @@ mod balloon;
 mod block;
 mod console;
 mod limits;
+mod mem;
 mod net;
 mod pci;
 mod pmem;

@@ -1,0 +1,28 @@
+//! How much memory the guest is asked to give or to have.
+
+use super::Supervisor;
+use crate::rpc::Reply;
+use crate::virtio;
+
+impl Supervisor {
+    pub(super) fn set_balloon(&self, target_mib: u32) -> Reply {
+        match self.machine.peripherals().balloon() {
+            Some(mut balloon) => self.asked(balloon.set_target(target_mib)),
+            None => Reply::Error { message: "the guest has no memory balloon".to_owned() },
+        }
+    }
+
+    pub(super) fn set_memory(&self, requested_mib: u32) -> Reply {
+        match self.machine.peripherals().mem() {
+            Some(mut mem) => self.asked(mem.request(requested_mib)),
+            None => Reply::Error { message: "the guest has no memory that comes and goes".to_owned() },
+        }
+    }
+
+    fn asked(&self, asked: Result<(), virtio::Error>) -> Reply {
+        match asked {
+            Ok(()) => Reply::Done { state: self.machine.state() },
+            Err(error) => Reply::Error { message: error.to_string() },
+        }
+    }
+}
