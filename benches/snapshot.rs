@@ -3,7 +3,12 @@
 //! Guests are the tiny guest without devices, which writes to 1 MiB of its memory ten times a second. "Goes on" is told by its
 //! own first words after the restore, which it says when it has taken up its new generation id. The baseline of going on is
 //! booting the same guest in the same run; where there is none of the kind, the aim.
+//!
+//! With `FIRECRACKER_BIN=/path/to/firecracker` the same guest's snapshots are taken and loaded there in the same run, and
+//! are the baseline: of going on, its answer that the guest does, since that guest says nothing then.
 
+#[path = "snapshot/firecracker.rs"]
+mod firecracker;
 mod measure;
 
 use std::io::Read;
@@ -15,6 +20,7 @@ use anyhow::{Context, Result, bail, ensure};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemory};
 use vmm::rpc::Client;
 
+use crate::firecracker::Firecracker;
 use crate::measure::{Samples, line, milliseconds};
 
 /// Guests per figure.
@@ -42,13 +48,22 @@ fn main() -> Result<()> {
     let exported =
         Command::new(&bench.wisp).args(["guest", "export", "tiny"]).arg(bench.kernel()).status()?;
     ensure!(exported.success(), "export the guest");
-    bench.take()?;
+    let fulls = bench.take()?;
     let small = bench.go_on(SMALL_MIB)?;
     let large = bench.go_on(LARGE_MIB)?;
     let what = |mib: u32| format!("process start to a restored guest's first words, {mib} MiB, p50");
     let boot = bench.boots(SMALL_MIB)?;
     line(&what(SMALL_MIB), "ms", small, boot, "process start to a booted guest's first words");
     line(&what(LARGE_MIB), "ms", large, small, "the same with 128 MiB");
+    if let Some(peer) = Firecracker::named(files.path()) {
+        for (mib, gone_on) in [(SMALL_MIB, small), (LARGE_MIB, large)] {
+            let theirs = peer.figures(&bench.kernel(), mib)?;
+            let of = "until firecracker has answered that its guest goes on, same guest, same run";
+            line(&what(mib), "ms", gone_on, theirs.gone_on, of);
+            let full = format!("a full snapshot, {mib} MiB, p50");
+            line(&full, "ms", fulls[usize::from(mib == LARGE_MIB)], theirs.full, "firecracker's, paused");
+        }
+    }
     bench.forks()?;
     writes()
 }
@@ -143,8 +158,12 @@ impl Bench {
     }
 
     /// What taking snapshots takes: as the caller sees it, and how long the guest stands still.
-    fn take(&self) -> Result<()> {
-        for mib in [SMALL_MIB, LARGE_MIB] {
+    ///
+    /// # Returns
+    /// Milliseconds of a full one of each size.
+    fn take(&self) -> Result<[f64; 2]> {
+        let mut fulls = [0.0; 2];
+        for (mib, whole) in [SMALL_MIB, LARGE_MIB].into_iter().zip(&mut fulls) {
             let socket = self.files.join("socket");
             let mut guest = self.boot(mib, Some(&socket))?;
             guest.wait_for(TOUCHES)?;
@@ -187,8 +206,9 @@ impl Bench {
                 p50(&differences),
                 "the whole call",
             );
+            *whole = p50(&full);
         }
-        Ok(())
+        Ok(fulls)
     }
 
     /// Until a guest goes on, in milliseconds.
@@ -196,7 +216,8 @@ impl Bench {
         let mut samples = Samples::default();
         for _ in 0..RUNS {
             let started = Instant::now();
-            self.restore(mib)?.wait_for(GONE_ON)?;
+            let mut guest = self.restore(mib)?;
+            guest.wait_for(GONE_ON)?;
             samples.push(milliseconds(started));
         }
         Ok(samples.quantile(0.5))
@@ -206,7 +227,8 @@ impl Bench {
         let mut samples = Samples::default();
         for _ in 0..RUNS {
             let started = Instant::now();
-            self.boot(mib, None)?.wait_for(BOOTED)?;
+            let mut guest = self.boot(mib, None)?;
+            guest.wait_for(BOOTED)?;
             samples.push(milliseconds(started));
         }
         Ok(samples.quantile(0.5))
