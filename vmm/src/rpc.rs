@@ -573,6 +573,7 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::VlanAddressing;
 
     /// What the client makes of a VMM that answers `answer` to everything.
     fn status_of(answer: &'static [u8]) -> Result<Status, ClientError> {
@@ -605,6 +606,16 @@ mod tests {
         assert!(matches!(status_of(b"{\"reply\""), Err(ClientError::Talk(_))));
         static LONG: [u8; LINE_BYTES_MAX + 2] = [b'x'; LINE_BYTES_MAX + 2];
         assert!(matches!(status_of(&LONG), Err(ClientError::TooLong)));
+    }
+
+    #[test]
+    fn what_is_answered_in_vlans_is_read_from_its_line() {
+        let carried = VlanAddressing { mac: [2; 6], mtu: 1450, addressing: Addressing::default() };
+        let addressing =
+            Addressing { vlans: [(7, carried.clone()), (4094, carried)].into(), ..Addressing::default() };
+        let action = Action::Readdress { mac: [2, 0, 0, 0, 0, 1], addressing: Box::new(addressing) };
+        let line = serde_json::to_string(&action).unwrap();
+        assert_eq!(serde_json::from_str::<Action>(&line).unwrap(), action, "{line}");
     }
 
     #[test]

@@ -50,8 +50,31 @@ pub struct Addressing {
     pub neighbours: BTreeMap<Ipv4Addr, [u8; 6]>,
     /// The VLANs of its frames (IEEE 802.1Q) in which the guest is answered too, each as if it were a device of its own; one
     /// has none in it.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty", with = "pairs")]
     pub vlans: BTreeMap<u16, VlanAddressing>,
+}
+
+/// A map as a list of pairs: JSON has keys of text alone, and serde reads none of them as numbers inside of an enum with a tag,
+/// as [`crate::rpc::Action`] is.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::VlanAddressing;
+
+    pub(super) fn serialize<S: Serializer>(
+        map: &BTreeMap<u16, VlanAddressing>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(map)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<BTreeMap<u16, VlanAddressing>, D::Error> {
+        Ok(Vec::<(u16, VlanAddressing)>::deserialize(deserializer)?.into_iter().collect())
+    }
 }
 
 /// What is answered in a VLAN of a device's frames.
