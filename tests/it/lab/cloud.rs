@@ -1,5 +1,7 @@
-//! A whole cloud in the lab, driven from outside by the real `openstack` command: a Linux server like any other.
+//! A whole cloud in the lab, driven from outside by the real `openstack` command: a Linux server like any other, whose port
+//! is a trunk's.
 
+use std::io::{Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -7,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
 
-use super::text;
+use super::{text, trunk};
 use crate::harness::{
     Cloud, LAB_INSIDE, LAB_RELAY_PORT, Need, Stock, guest_image, isolate, stock, trial, within,
 };
@@ -15,9 +17,9 @@ use crate::harness::{
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
     vec![trial(
-        "lab::cloud::debian_server_is_reached_by_its_key_and_reboots",
+        "lab::cloud::debian_server_is_reached_by_its_key_reboots_and_has_a_trunk",
         &[Need::Root, Need::Tun, Need::Lab, Need::Debian, Need::OpenStack],
-        debian_server_is_reached_by_its_key_and_reboots,
+        debian_server_is_reached_by_its_key_reboots_and_has_a_trunk,
     )]
 }
 
@@ -30,8 +32,8 @@ pub(super) fn root_image(kernel: &Path) -> Result<PathBuf> {
 }
 
 /// Debian's kernel and its own ramdisk as images, a root disk, a key pair: address by DHCP, key by metadata, a reboot
-/// from inside.
-fn debian_server_is_reached_by_its_key_and_reboots() -> Result<()> {
+/// from inside, and VLANs of its device.
+fn debian_server_is_reached_by_its_key_reboots_and_has_a_trunk() -> Result<()> {
     let files = tempfile::tempdir()?;
     let Stock { kernel, initrd, .. } = stock()?;
     let root = root_image(&kernel)?;
@@ -51,8 +53,11 @@ fn debian_server_is_reached_by_its_key_and_reboots() -> Result<()> {
     let properties = ["--property", &kernel, "--property", &ramdisk, "--property", command_line];
     upload("debian", "raw", &root, &properties)?;
     cloud.openstack(&["flavor", "create", "debian", "--ram", "384", "--vcpus", "1", "--disk", "1"])?;
+    // The first of all gets the address that the lab's relay leads to.
+    cloud.openstack(&["port", "create", "--network", "public", "parent"])?;
+    let trunked = trunk::make(&cloud, "parent")?;
     let create = ["server", "create", "--image", "debian", "--flavor", "debian", "--key-name", "key"];
-    cloud.openstack(&[&create[..], &["--network", "public", "--wait", "first"]].concat())?;
+    cloud.openstack(&[&create[..], &["--port", "parent", "--wait", "first"]].concat())?;
     let address = first_address(&cloud)?;
     let ssh = |command: &str| ssh(&key, "root", command);
 
@@ -71,7 +76,9 @@ fn debian_server_is_reached_by_its_key_and_reboots() -> Result<()> {
     })
     .with_context(|| console(&cloud, "first"))?;
     ensure!(second != first);
+    trunked.carries_what_it_is_told(&key)?;
 
+    trunked.delete()?;
     cloud.openstack(&["server", "delete", "--wait", "first"])?;
     Ok(())
 }
@@ -85,7 +92,8 @@ fn first_address(cloud: &Cloud) -> Result<String> {
 /// A key pair of the cloud, the private half in a file; the default group lets ping and ssh in.
 pub(super) fn prepare(cloud: &Cloud, files: &Path) -> Result<PathBuf> {
     let key = files.join("key");
-    succeed(Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key))?;
+    let mut keygen = Command::new("ssh-keygen");
+    succeed(keygen.stdin(Stdio::null()).args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key))?;
     cloud.openstack(&["keypair", "create", "key", "--public-key", path(&key.with_extension("pub"))])?;
     for protocol in [&["icmp"][..], &["tcp", "--dst-port", "22"]] {
         cloud.openstack(
@@ -102,6 +110,11 @@ pub(super) fn console(cloud: &Cloud, server: &str) -> String {
 
 /// Runs a command in the cloud's first server.
 pub(super) fn ssh(key: &Path, user: &str, command: &str) -> Result<String> {
+    ssh_saying(key, user, command, &[])
+}
+
+/// The same, with something to read.
+pub(super) fn ssh_saying(key: &Path, user: &str, command: &str, input: &[u8]) -> Result<String> {
     let options = [
         "StrictHostKeyChecking=no",
         "UserKnownHostsFile=/dev/null",
@@ -115,13 +128,17 @@ pub(super) fn ssh(key: &Path, user: &str, command: &str) -> Result<String> {
     for option in options {
         ssh.args(["-o", option]);
     }
-    let output = succeed(ssh.arg(format!("{user}@{LAB_INSIDE}")).arg(command))?;
+    let mut file = tempfile::tempfile().context("keep what is to be read")?;
+    file.write_all(input)?;
+    file.rewind()?;
+    let output = succeed(ssh.arg(format!("{user}@{LAB_INSIDE}")).arg(command).stdin(file))?;
     Ok(text(&output.stdout).into_owned())
 }
 
 fn succeed(command: &mut Command) -> Result<Output> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}\n{}", output.status, text(&output.stderr));
+    let output = command.output().with_context(|| format!("run {command:?}"))?;
+    let (said, errors) = (text(&output.stdout), text(&output.stderr));
+    ensure!(output.status.success(), "{command:?}: {}\n{said}\n{errors}", output.status);
     Ok(output)
 }
 

@@ -83,15 +83,20 @@ const MODULES: [&str; 12] = [
     "drivers/watchdog/wdat_wdt",
 ];
 
-/// Puts drivers of Debian's kernel into `directory/modules`, for [`root_disk`].
-pub(super) fn put_drivers(directory: &Path, modules: &[&str]) -> Result<()> {
+/// A driver of Debian's kernel, by its path among all of them.
+pub(super) fn driver(name: &str) -> Result<PathBuf> {
     let package = busybox()?;
     let package = package.ancestors().nth(2).context("the lab's packages are elsewhere")?;
     let mut versions = std::fs::read_dir(package.join("lib/modules")).context("list the lab's modules")?;
     let kernel = versions.next().context("the lab has no modules")??.path().join("kernel");
+    Ok(kernel.join(name).with_extension("ko"))
+}
+
+/// Puts drivers of Debian's kernel into `directory/modules`, for [`root_disk`].
+pub(super) fn put_drivers(directory: &Path, modules: &[&str]) -> Result<()> {
     std::fs::create_dir_all(directory.join("modules"))?;
     for module in modules {
-        let from = kernel.join(module).with_extension("ko");
+        let from = driver(module)?;
         let name = from.file_name().context("a module has a name")?;
         std::fs::copy(&from, directory.join("modules").join(name))
             .with_context(|| format!("copy {}", from.display()))?;

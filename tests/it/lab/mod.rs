@@ -8,6 +8,7 @@ mod linux;
 mod network;
 mod plug;
 mod storage;
+mod trunk;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
