@@ -344,8 +344,7 @@ impl Site {
                 floating: BTreeMap::from([(FLOATING, first.address)]),
                 ..Nat::default()
             },
-            meters: BTreeMap::new(),
-            limits: BTreeSet::new(),
+            ..Router::default()
         };
         let wanted = HostNetwork {
             bridges: bridges.into(),

@@ -222,8 +222,7 @@ fn add_router(wanted: &mut HostNetwork, tag: OwnerTag, number: u32) {
             outside: Some(Outside { link: tag.router_link(2 * number), hide_behind: Some(own) }),
             ..Nat::default()
         },
-        meters: BTreeMap::new(),
-        limits: BTreeSet::new(),
+        ..Router::default()
     };
     wanted.routers.insert(tag.namespace(number), router);
 }

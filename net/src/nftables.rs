@@ -6,6 +6,7 @@
 mod element;
 mod groups;
 mod limit;
+mod mark;
 mod message;
 pub(crate) mod meter;
 pub(crate) mod nat;
@@ -28,6 +29,7 @@ use element::{
     Encoded, GROUPS_FAMILY, decode, decode_policy, encode, encode_policy, map_of_policies, set_attributes,
 };
 pub use limit::Limits;
+pub use mark::Marks;
 use message::{
     Attributes, Expression, Family, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE,
     NFT_MSG_GETCHAIN, NFT_MSG_GETRULE, NFT_MSG_GETSETELEM, NFT_MSG_GETTABLE, NFT_MSG_NEWCHAIN,

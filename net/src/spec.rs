@@ -189,13 +189,18 @@ pub struct Router {
     pub meters: BTreeMap<u32, BTreeSet<MeterRule>>,
     /// What is held of what it passes on from and to the outside: one for each address, direction and unit.
     pub limits: BTreeSet<AddressLimit>,
+    /// The code points (RFC 2474) of what leaves to the outside, by addresses there.
+    pub marks: BTreeMap<IpAddr, u8>,
+    /// The address whose limits and code point are those of all that passes by IPv6 too: it is not translated, so what comes
+    /// and leaves has no address outside.
+    pub ipv6_as: Option<IpAddr>,
 }
 
 /// How much may come for an address outside, or leave from it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct AddressLimit {
     /// The address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// From the outside or to it.
     pub direction: Direction,
     /// What is limited.

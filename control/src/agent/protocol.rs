@@ -197,6 +197,12 @@ pub struct RouterWanted {
     /// What is held of what comes for addresses outside and leaves from them.
     #[serde(default)]
     pub limits: BTreeSet<net::spec::AddressLimit>,
+    /// The code points of what leaves from addresses outside.
+    #[serde(default)]
+    pub marks: BTreeMap<IpAddr, u8>,
+    /// The address of which limits and code point are those of IPv6, too.
+    #[serde(default)]
+    pub ipv6_as: Option<IpAddr>,
 }
 
 /// A port of a router.

@@ -9,7 +9,7 @@ use crate::conntrack::Tuple;
 use crate::names::{LinkKind, link_mac};
 use crate::namespace::{self, Namespace};
 use crate::netlink::{self, Request};
-use crate::nftables::nat;
+use crate::nftables::nat::{self, Beside};
 use crate::plan::{Observed, ObservedEnd, ObservedPort, ObservedRouter, RouterOperation, plan_one_router};
 use crate::spec::{HostNetwork, NamespaceName, Nat};
 use crate::tap;
@@ -118,9 +118,9 @@ impl Host {
         }
         let routes = inside.links.set_routes().map_err(Error::Link)?.into_iter().collect();
         let nat = inside.nat.observe().map_err(Error::Filter)?;
-        let meters = inside.nat.observe_meters().map_err(Error::Filter)?;
-        let limits = inside.nat.observe_limits().map_err(Error::Filter)?;
-        Ok(Some(ObservedRouter { links: by_index.into_values().collect(), routes, nat, meters, limits }))
+        let Beside { limits, meters, marks } = inside.nat.observe_beside().map_err(Error::Filter)?;
+        let links = by_index.into_values().collect();
+        Ok(Some(ObservedRouter { links, routes, nat, meters, limits, marks }))
     }
 
     /// The open namespace, if it is there.
@@ -188,6 +188,7 @@ impl Inside {
                 if is_new { Ok(()) } else { self.nat.end_connections(is_translated).map_err(Error::Filter) }
             }
             RouterOperation::SetMeters(meters) => self.nat.set_meters(meters.as_ref()).map_err(Error::Filter),
+            RouterOperation::SetMarks(marks) => self.nat.set_marks(marks.as_ref()).map_err(Error::Filter),
             RouterOperation::SetLimits { from, to } => {
                 self.nat.set_limits(from.as_ref(), to.as_ref()).map_err(Error::Filter)
             }

@@ -7,6 +7,7 @@ mod forbidden;
 mod groups;
 mod killed;
 mod limit;
+mod mark;
 mod measure;
 mod router;
 mod underlay;

@@ -112,9 +112,10 @@ pub(super) enum Meta {
 /// Registers of 16 bytes; a concatenated key starts in the first and runs on.
 pub(super) const FIRST: u32 = 1;
 pub(super) const SECOND: u32 = 2;
-/// Registers of 4 bytes, the second and third of those that [`FIRST`] is made of.
+/// Registers of 4 bytes, the second, third and fourth of those that [`FIRST`] is made of.
 pub(super) const SECOND_WORD: u32 = 9;
 pub(super) const THIRD_WORD: u32 = 10;
+pub(super) const FOURTH_WORD: u32 = 11;
 
 /// Which of a packet's addresses is translated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,6 +154,14 @@ pub(super) enum Expression {
         offset: u32,
         length: u32,
         to: u32,
+    },
+    /// Part of the packet becomes what a register has; with the checksum at some place there (RFC 1071) made right.
+    Rewrite {
+        base: Base,
+        offset: u32,
+        length: u32,
+        from: u32,
+        checksum: Option<u32>,
     },
     /// The state of the packet's connection, a bit each.
     ConnectionState {
@@ -220,6 +229,13 @@ impl Expression {
                 "payload",
                 new().number(1, *to).number(2, *base as u32).number(3, *offset).number(4, *length),
             ),
+            Self::Rewrite { base, offset, length, from, checksum } => {
+                const INTERNET: u32 = 1;
+                let data =
+                    new().number(2, *base as u32).number(3, *offset).number(4, *length).number(5, *from);
+                let sum = checksum.iter();
+                ("payload", sum.fold(data, |data, at| data.number(6, INTERNET).number(7, *at)))
+            }
             Self::ConnectionState { to } => ("ct", new().number(1, *to).number(2, CT_STATE)),
             Self::SetZone { from } => ("ct", new().number(2, CT_ZONE).number(4, *from)),
             Self::Mask { register, and, xor } => (

@@ -17,7 +17,7 @@ use super::{attributes_of, nat};
 use crate::netlink::{Error, text};
 use crate::spec::{Count, Direction, InterfaceName, MeterRule, Router};
 
-const TABLE: &str = "wisp-meters";
+pub(super) const TABLE: &str = "wisp-meters";
 const FAMILY: Family = Family::Inet;
 const HOOK_FORWARD: u32 = 2;
 /// After what may not pass was dropped.
@@ -102,14 +102,6 @@ fn within(net: IpNet, is_source: bool) -> Vec<Expression> {
 }
 
 impl nat::Client {
-    /// What the table of meters says of itself, if it is there.
-    ///
-    /// # Errors
-    /// As [`Error`] says.
-    pub(crate) fn observe_meters(&mut self) -> Result<Option<String>, Error> {
-        self.told(FAMILY, TABLE)
-    }
-
     /// Makes the table anew, or removes it.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use super::message::{
     NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, SECOND_WORD, THIRD_WORD, Transaction, Translation, Verdict, body,
     encode_rule, kind, read_count,
 };
-use super::{ELEMENTS_PER_MESSAGE_MAX, attributes_of};
+use super::{ELEMENTS_PER_MESSAGE_MAX, Limits, attributes_of, limit, mark, meter};
 use crate::conntrack::{self, Tuple};
 use crate::netlink::{Connection, Error, parts_of, text};
 use crate::spec::{Count, Forwarding, Nat, Outside};
@@ -262,6 +262,14 @@ fn outside_of(told: &str) -> Option<Option<Outside>> {
     (comment(outside.as_ref()) == told).then_some(outside)
 }
 
+/// What a router's tables beside that of translation do: what is held, and what those that count and mark say of themselves.
+#[derive(Debug)]
+pub(crate) struct Beside {
+    pub(crate) limits: Option<Limits>,
+    pub(crate) meters: Option<String>,
+    pub(crate) marks: Option<String>,
+}
+
 /// An nf_tables socket in a router's namespace.
 #[derive(Debug)]
 pub(crate) struct Client {
@@ -287,7 +295,7 @@ impl Client {
     /// # Errors
     /// As [`Error`] says.
     pub(crate) fn observe(&mut self) -> Result<Option<Nat>, Error> {
-        let Some(outside) = self.told(FAMILY, TABLE)?.and_then(|told| outside_of(&told)) else {
+        let Some(outside) = self.told(FAMILY)?.get(TABLE).and_then(|told| outside_of(told)) else {
             return Ok(None);
         };
         let mut nat = Nat { outside, ..Nat::default() };
@@ -300,15 +308,26 @@ impl Client {
         Ok(Some(nat))
     }
 
-    /// The comment of a table of the namespace, if it is there.
-    pub(super) fn told(&mut self, family: Family, name: &str) -> Result<Option<String>, Error> {
+    /// What the tables beside that of translation do.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub(crate) fn observe_beside(&mut self) -> Result<Beside, Error> {
+        let mut told = self.told(Family::Inet)?;
+        let limits = told.get(limit::TABLE).map(|told| self.observe_limits(told)).transpose()?;
+        Ok(Beside { limits, meters: told.remove(meter::TABLE), marks: told.remove(mark::TABLE) })
+    }
+
+    /// The comments of the tables of the namespace.
+    fn told(&mut self, family: Family) -> Result<BTreeMap<String, String>, Error> {
         let request = body(family, &Attributes::new());
         let tables = self.connection.dump("tables of a router", kind(NFT_MSG_GETTABLE), &request)?;
-        Ok(tables.iter().find_map(|message| {
+        let told = tables.iter().filter_map(|message| {
             let table = attributes_of(&message.body);
-            table.get(&1).filter(|found| text(found) == name)?;
-            Some(table.get(&6).and_then(|data| data.get(2..)).map(text).unwrap_or_default())
-        }))
+            let comment = table.get(&6).and_then(|data| data.get(2..)).map(text).unwrap_or_default();
+            Some((text(table.get(&1)?), comment))
+        });
+        Ok(told.collect())
     }
 
     /// What a map or set holds, if it is there.

@@ -178,7 +178,7 @@ pub(super) const SETS: [Set; 21] = [
 
 const PROTOCOL_ICMP: u8 = 1;
 const PROTOCOL_UDP: u8 = 17;
-const PROTOCOL_ICMPV6: u8 = 58;
+pub(super) const PROTOCOL_ICMPV6: u8 = 58;
 
 /// Every chain; one that others go to stands before them.
 pub(super) fn chains(tag: OwnerTag, tracking: Tracking) -> Vec<Chain> {

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::{ObservedPort, Operation};
-use crate::nftables::{Limits, Meters};
+use crate::nftables::{Limits, Marks, Meters};
 use crate::spec::{InterfaceName, NamespaceName, Nat, Router, RouterLink};
 
 /// A router's namespace as it is.
@@ -25,6 +25,8 @@ pub struct ObservedRouter {
     pub meters: Option<String>,
     /// What is held of its traffic, if anything is.
     pub limits: Option<Limits>,
+    /// What is marked of it, as that says of itself, if anything is.
+    pub marks: Option<String>,
 }
 
 /// The router's end of a link.
@@ -65,6 +67,8 @@ pub enum RouterOperation {
         /// What shall be.
         to: Option<Limits>,
     },
+    /// Mark what it lets out so from now on, or not.
+    SetMarks(Option<Marks>),
     /// Make a link, both ends down.
     CreateLink {
         /// Its name.
@@ -153,6 +157,10 @@ pub(super) fn plan_router(
     let limits = Limits::of(router);
     if present.limits != limits {
         push(RouterOperation::SetLimits { from: present.limits.clone(), to: limits });
+    }
+    let marks = Marks::of(router);
+    if present.marks != marks.as_ref().map(Marks::told) {
+        push(RouterOperation::SetMarks(marks));
     }
     // The kernel forgets routes with the addresses that their next hops are reached by.
     let mut forgets_routes = false;

@@ -1,7 +1,7 @@
-//! What is held of QoS policies: limits both ways and the mark, by each guest's network device. Nothing is reserved
-//! anywhere, so rules of least rates are refused where they would have to hold.
+//! What is held of QoS policies: limits both ways and the mark, by each guest's network device and by routers for addresses
+//! outside. Nothing is reserved anywhere, so rules of least rates are refused where they would have to hold.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use net::spec::{AddressLimit, Direction, LimitUnit};
 use vmm::config::{LIMIT_MAX, RateLimit, Traffic, TransferLimits};
@@ -84,18 +84,18 @@ pub(crate) fn of_port(cache: &Cache, port: &Port, network: &Network) -> Traffic 
     policy.map(|policy| traffic(&policy.row.rules)).unwrap_or_default()
 }
 
-/// What an address outside is held to, a floating IP's or a router's own: its own policy's limits, or else those of the
-/// network that it is on, as in Neutron.
+/// What an address outside is held to, a floating IP's or a router's own, and the code point of what leaves from it: by its own
+/// policy, or else that of the network that it is on, as in Neutron.
 pub(crate) fn of_address(
     cache: &Cache,
     own: Option<&String>,
     network_id: &str,
-    address: Ipv4Addr,
-) -> Vec<AddressLimit> {
+    address: IpAddr,
+) -> (Vec<AddressLimit>, Option<u8>) {
     let network = cache.get::<Network>(network_id);
     let policy = own.or(network.as_ref().and_then(|network| network.row.qos_policy_id.as_ref()));
-    let Some(policy) = policy.and_then(|id| cache.get::<QosPolicy>(id)) else { return Vec::new() };
-    let Traffic { ingress, egress, .. } = traffic(&policy.row.rules);
+    let Some(policy) = policy.and_then(|id| cache.get::<QosPolicy>(id)) else { return (Vec::new(), None) };
+    let Traffic { ingress, egress, dscp } = traffic(&policy.row.rules);
     let limits = [
         (Direction::Ingress, LimitUnit::Bytes, ingress.bytes),
         (Direction::Ingress, LimitUnit::Packets, ingress.operations),
@@ -106,7 +106,7 @@ pub(crate) fn of_address(
         let RateLimit { per_second, burst } = limit?;
         Some(AddressLimit { address, direction, unit, per_second, burst: burst.unwrap_or(per_second) })
     });
-    held.collect()
+    (held.collect(), dscp)
 }
 
 /// A rate of zero limits nothing, as with Neutron's drivers.

@@ -3,7 +3,7 @@
 
 mod limits;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use super::floating_ip::{FloatingIpCreate, FloatingIpUpdate};

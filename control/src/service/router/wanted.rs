@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use net::spec::{Direction, MeterRule};
+use net::spec::{AddressLimit, Direction, MeterRule};
 
 use super::floating_ip::forwardings_of;
 use super::{OWNER_GATEWAY, OWNER_INTERFACE};
@@ -162,20 +162,30 @@ fn router_wanted(
     wanted.routes.extend(defaults.filter(|(_, via)| versions.insert(via.is_ipv4())));
     let own = port.fixed_ips.iter().find_map(|ip| v4(ip.ip_address));
     wanted.outside = Some((gateway.port_id.clone(), own.filter(|_| gateway.enable_snat)));
-    if let Some(address) = own {
-        let policy = gateway.qos_policy_id.as_ref();
-        wanted.limits.extend(of_address(cache, policy, &gateway.network_id, address));
+    // What passes by IPv6 has no address outside, and so is held as the router itself.
+    wanted.ipv6_as = own.map(IpAddr::V4).or_else(|| port.fixed_ips.first().map(|ip| ip.ip_address));
+    if let Some(address) = wanted.ipv6_as {
+        hold(
+            &mut wanted,
+            address,
+            of_address(cache, gateway.qos_policy_id.as_ref(), &gateway.network_id, address),
+        );
     }
     for floating in floating {
         let target = floating.target.iter().map(|target| (floating.address, target.address));
         wanted.floating.extend(target);
-        let (policy, network) = (floating.qos_policy_id.as_ref(), &floating.network_id);
-        wanted.limits.extend(of_address(cache, policy, network, floating.address));
+        let (policy, address) = (floating.qos_policy_id.as_ref(), floating.address.into());
+        hold(&mut wanted, address, of_address(cache, policy, &floating.network_id, address));
         for forwarding in forwardings_of(cache, &floating.standard.id) {
             wanted.forwardings.extend(ports_of(floating.address, &forwarding.row));
         }
     }
     wanted
+}
+
+fn hold(wanted: &mut RouterWanted, address: IpAddr, (limits, dscp): (Vec<AddressLimit>, Option<u8>)) {
+    wanted.limits.extend(limits);
+    wanted.marks.extend(dscp.map(|dscp| (address, dscp)));
 }
 
 fn ports_of(address: Ipv4Addr, forwarding: &PortForwarding) -> impl Iterator<Item = ForwardingWanted> {

@@ -57,6 +57,8 @@ pub(super) fn wanted(tag: OwnerTag) -> HostNetwork {
         },
         meters: BTreeMap::new(),
         limits: BTreeSet::new(),
+        marks: BTreeMap::new(),
+        ipv6_as: None,
     };
     HostNetwork {
         bridges: [

@@ -54,6 +54,11 @@ impl FakeHost {
                 (router.meters != told).then_some(()).ok_or("counts so already")?;
                 router.meters = told;
             }
+            RouterOperation::SetMarks(marks) => {
+                let told = marks.as_ref().map(crate::nftables::Marks::told);
+                (router.marks != told).then_some(()).ok_or("marks so already")?;
+                router.marks = told;
+            }
             RouterOperation::SetLimits { from, to } => {
                 (router.limits == *from && from != to).then_some(()).ok_or("not what is held")?;
                 router.limits.clone_from(to);
@@ -124,16 +129,26 @@ prop_compose! {
         floating in btree_map(0..3_u8, 0..3_u8, 0..3),
         meters in subsequence(vec![1_u32, 2], 0..=2),
         limits in subsequence(vec![1_u64, 2, 3], 0..=3),
+        marks in btree_map(any::<bool>(), select(vec![10_u8, 46]), 0..=2),
+        has_ipv6 in any::<bool>(),
     ) -> Router {
         let meters = meters.into_iter().map(|number| (number, BTreeSet::new())).collect();
         let limits = limits.into_iter().map(|per_second| AddressLimit {
-            address: Ipv4Addr::new(203, 0, 113, 2),
+            address: Ipv4Addr::new(203, 0, 113, 2).into(),
             direction: if per_second == 1 { Direction::Ingress } else { Direction::Egress },
             unit: LimitUnit::Bytes,
             per_second,
             burst: 0,
         });
-        let mut router = Router { meters, limits: limits.collect(), ..Router::default() };
+        let own = IpAddr::from([203, 0, 113, 2]);
+        let of = |(is_own, code)| (if is_own { own } else { IpAddr::from([203, 0, 113, 101]) }, code);
+        let mut router = Router {
+            meters,
+            limits: limits.collect(),
+            marks: marks.into_iter().map(of).collect(),
+            ipv6_as: has_ipv6.then_some(own),
+            ..Router::default()
+        };
         for network in &networks {
             let mut addresses = BTreeSet::from([net(NETWORKS[*network].0)]);
             if has_more {
@@ -174,6 +189,7 @@ pub(super) fn observed_routers()
         for (name, router) in routers {
             let mut present = ObservedRouter {
                 meters: crate::nftables::Meters::of(&router).map(|meters| meters.told()),
+                marks: crate::nftables::Marks::of(&router).map(|marks| marks.told()),
                 limits: crate::nftables::Limits::of(&router),
                 nat: (!no_nat).then_some(router.nat),
                 routes: router.routes,

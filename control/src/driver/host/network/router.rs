@@ -78,6 +78,8 @@ impl State {
             // Of two labels that begin alike in 32 bits one is counted.
             meters: labels.map(|(id, rules)| (short_id(id.as_bytes()), rules.clone())).collect(),
             limits: wanted.limits.clone(),
+            marks: wanted.marks.clone(),
+            ipv6_as: wanted.ipv6_as,
             ..Router::default()
         };
         for link in &wanted.links {

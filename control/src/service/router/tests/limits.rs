@@ -19,9 +19,10 @@ impl Cloud {
     }
 }
 
-fn held(address: Ipv4Addr, per_second: u64) -> AddressLimit {
+fn held(address: impl Into<IpAddr>, per_second: u64) -> AddressLimit {
     let burst = per_second * 4 / 5;
-    AddressLimit { address, direction: Direction::Egress, unit: LimitUnit::Bytes, per_second, burst }
+    let (address, direction) = (address.into(), Direction::Egress);
+    AddressLimit { address, direction, unit: LimitUnit::Bytes, per_second, burst }
 }
 
 #[tokio::test]
@@ -66,4 +67,56 @@ async fn floating_ips_and_ways_out_are_held_by_their_own_policies_or_their_netwo
     let free = cloud.policy(0).await;
     cloud.control.floating_ip_update(&me, id, change(Some(free))).await.unwrap();
     assert_eq!(cloud.wanted(&router).limits, [held(own, 10_000)].into());
+}
+
+impl Cloud {
+    async fn mark(&self, policy: &str, dscp_mark: u8) {
+        let rule = QosRuleKind::DscpMarking { dscp_mark };
+        self.control.qos_rule_create(&admin(), policy, rule).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn floating_ips_and_ways_out_are_marked_by_their_own_policies_or_their_networks() {
+    let cloud = Cloud::new().await;
+    let me = admin();
+    let (subnet, network) = cloud.subnet(&me, "10.0.0.0/24").await;
+    let router = cloud.router(&me).await;
+    cloud.connect(&me, &router, &subnet).await.unwrap();
+    let port = cloud.port(&me, &network).await.row.standard.id.clone();
+    let floating = cloud.floating(&me, Some(&port)).await.unwrap().row.clone();
+    let (quick, quicker) = (cloud.policy(0).await, cloud.policy(0).await);
+    let update = NetworkUpdate { qos_policy_id: Some(Some(quick.clone())), ..NetworkUpdate::default() };
+    cloud.control.network_update(&me, &cloud.outside, update).await.unwrap();
+    assert_eq!(cloud.wanted(&router).marks, [].into());
+    cloud.mark(&quick, 10).await;
+    cloud.mark(&quicker, 46).await;
+    let wanted = cloud.wanted(&router);
+    let own = wanted.ipv6_as.unwrap();
+    assert_eq!(Some(own), wanted.outside.unwrap().1.map(IpAddr::V4));
+    assert_eq!(wanted.marks, [(own, 10), (floating.address.into(), 10)].into());
+    let update = FloatingIpUpdate { qos_policy_id: Some(Some(quicker)), ..FloatingIpUpdate::default() };
+    cloud.control.floating_ip_update(&me, &floating.standard.id, update).await.unwrap();
+    assert_eq!(cloud.wanted(&router).marks, [(own, 10), (floating.address.into(), 46)].into());
+}
+
+#[tokio::test]
+async fn way_out_by_ipv6_alone_is_held_as_its_own_address() {
+    let cloud = Cloud::new().await;
+    let me = admin();
+    let request = NetworkCreate { external: true, ..NetworkCreate::default() };
+    let outside = cloud.control.network_create(&me, request).await.unwrap().row.standard.id.clone();
+    let subnet = SubnetCreate::new(outside.clone(), "2001:db8::/64".parse().unwrap(), "");
+    cloud.control.subnet_create(&me, subnet).await.unwrap();
+    let policy = cloud.policy(80).await;
+    cloud.mark(&policy, 46).await;
+    let wish =
+        GatewayWish { network_id: outside, qos_policy_id: Some(Some(policy)), ..GatewayWish::default() };
+    let request = RouterCreate { gateway: Some(wish), ..RouterCreate::default() };
+    let router = cloud.control.router_create(&me, request).await.unwrap().row.standard.id.clone();
+    let wanted = cloud.wanted(&router);
+    let own = wanted.ipv6_as.unwrap();
+    assert!(own.is_ipv6() && wanted.outside.unwrap().1.is_none());
+    assert_eq!(wanted.limits, [held(own, 10_000)].into());
+    assert_eq!(wanted.marks, [(own, 46)].into());
 }
