@@ -95,13 +95,13 @@ impl Echo {
     }
 }
 
-/// How many of a number of requests sent at once are answered.
-pub(crate) fn answered(address: Ipv4Addr) -> Result<usize> {
+/// Of a number of requests sent at once, the code points of the answers.
+pub(crate) fn answered(address: Ipv4Addr) -> Result<Vec<u8>> {
     let mut echo = Echo::open(address)?;
     for _ in 0..SENT {
         echo.send()?;
     }
-    Ok(std::iter::from_fn(|| echo.answer()).count())
+    Ok(std::iter::from_fn(|| echo.answer()).map(|(_, code_point)| code_point).collect())
 }
 
 fn id(value: &Value) -> Result<String> {

@@ -191,16 +191,22 @@ fn two_tenants() -> Result<()> {
     Remains::look()?.nothing_new_since(&before)
 }
 
-/// A floating IP with a policy does not let all of a burst through, and lets it once that is gone.
+/// A floating IP with a policy does not let all of a burst through and marks what leaves, and does neither once that is gone.
 fn is_held(rest: &Rest, floating: &Floating) -> Result<()> {
     let path = format!("{NETWORK}/floatingips/{}", floating.id);
-    let policy = qos::policy(rest, "egress", 10)?;
+    const MARK: u8 = 10;
+    let policy = qos::policy(rest, "egress", MARK)?;
     for (taken, is_held) in [(json!(policy), true), (Value::Null, false)] {
         let status = rest.put(&path, &json!({"floatingip": {"qos_policy_id": taken}}))?;
         ensure!(status == 200, "the floating IP's policy: {status}");
         within(20, || {
-            let answered = qos::answered(floating.address)?;
+            let marks = qos::answered(floating.address)?;
+            let (answered, mark) = (marks.len(), if is_held { MARK } else { 0 });
             ensure!(answered > 0 && (answered < qos::SENT) == is_held, "{answered} answers, held: {is_held}");
+            ensure!(
+                marks.iter().all(|found| *found == mark),
+                "answers are marked {marks:?}, held: {is_held}"
+            );
             Ok(())
         })?;
     }

@@ -408,7 +408,9 @@ fn nic_wanted(cache: &Cache, port: &Port, network: &Network) -> NicWanted {
         IpAddr::V6(_) => None,
     };
     let own = port.fixed_ips.iter().map(|ip| IpNet::from(ip.ip_address));
-    let pairs = port.allowed_address_pairs.iter().map(|(prefix, _)| *prefix);
+    // What a pair allows another MAC address it does not allow the port's own.
+    let is_own = |mac: [u8; 6]| mac == [0; 6] || mac == port.mac;
+    let pairs = port.allowed_address_pairs.iter().filter(|(_, mac)| is_own(*mac)).map(|(prefix, _)| *prefix);
     let row = subnet.as_ref().map(|(_, subnet)| &subnet.row);
     NicWanted {
         port_id: port.standard.id.clone(),

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
+
 use super::*;
+use crate::service::nic::nics_wanted;
 use crate::service::port::PortCreate;
 use crate::service::server::interface::NewInterface;
 
@@ -256,4 +259,27 @@ async fn devices_cut_off_at_each_commit_are_whole_or_not_there() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guest_may_send_from_what_pairs_allow_its_own_mac_address_and_no_other() {
+    let cloud = Cloud::new().await;
+    let pair = |prefix: &str, mac| (prefix.parse().unwrap(), mac);
+    let mac = [0xfa, 0x16, 0x3e, 9, 9, 9];
+    let allowed_address_pairs = vec![
+        pair("10.7.0.0/24", [0; 6]),
+        pair("2001:db8:7::7/128", mac),
+        pair("10.8.0.1/32", [0, 0, 0x5e, 0, 1, 1]),
+    ];
+    let request = PortCreate {
+        network_id: cloud.network.clone(),
+        mac: Some(mac),
+        allowed_address_pairs,
+        ..PortCreate::default()
+    };
+    let port = cloud.control.port_create(&cloud.admin, request).await.unwrap();
+    let own = port.row.fixed_ips.iter().map(|ip| IpNet::from(ip.ip_address));
+    let pairs = ["10.7.0.0/24", "2001:db8:7::7/128"].map(|prefix| prefix.parse::<IpNet>().unwrap());
+    let wanted = nics_wanted(cloud.control.db.cache(), "7e57", std::slice::from_ref(&port.row.standard.id));
+    assert_eq!(wanted.unwrap().nics[0].allowed_addresses, own.chain(pairs).collect());
 }
