@@ -82,13 +82,13 @@ fn try_all(links: &mut netlink::Client) -> Vec<Facility> {
     let tun = tap::create(&name).map(drop);
     let bridge = links.execute(vec![Request::create_bridge(&TAG.bridge(1), [2, 0, 0, 0, 0, 1])]);
     let parent = if bridge.is_ok() { TAG.bridge(1) } else { "lo".to_owned() };
-    let vxlan = Request::create_vxlan(&TAG.vxlan(1), [2, 0, 0, 0, 0, 2], 1, Ipv4Addr::LOCALHOST);
+    let vxlan = Request::create_vxlan(&TAG.vxlan(1), [2, 0, 0, 0, 0, 2], Some(1), Ipv4Addr::LOCALHOST);
     let vxlan = links.execute(vec![vxlan]);
     let [fabric, shared] = TAG.fabric();
     let shared =
         links.execute(vec![Request::create_aware_bridge(&fabric, [2, 0, 0, 0, 0, 4])]).and_then(|()| {
             let local = Ipv4Addr::LOCALHOST;
-            links.execute(vec![Request::create_shared_vxlan(&shared, [2, 0, 0, 0, 0, 5], local)])
+            links.execute(vec![Request::create_vxlan(&shared, [2, 0, 0, 0, 0, 5], None, local)])
         });
     let vlan = match links.link(&parent) {
         Ok(Some(link)) => {

@@ -28,7 +28,7 @@ impl Host {
                 self.execute([Request::create_aware_bridge(bridge, link_mac(bridge))])?;
                 self.execute([self.alias(bridge)])?;
                 set_bridge_reach(bridge, false, Ipv6Reach::Off)?;
-                self.execute([Request::create_shared_vxlan(device, link_mac(device), *local)])?;
+                self.execute([Request::create_vxlan(device, link_mac(device), None, *local)])?;
                 self.execute([self.alias(device)])?;
                 set_ipv6(device, false)
             }

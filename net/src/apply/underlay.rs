@@ -21,7 +21,7 @@ impl Host {
         match operation {
             TunnelOperation::Create { vni, local } => {
                 self.check_name(LinkKind::Vxlan, name)?;
-                self.execute([Request::create_vxlan(name, link_mac(name), *vni, *local)])?;
+                self.execute([Request::create_vxlan(name, link_mac(name), Some(*vni), *local)])?;
                 self.execute([self.alias(name)])?;
                 return set_ipv6(name, false);
             }

@@ -22,7 +22,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 pub(super) const FLOOD_MAC: [u8; 6] = [0; 6];
 
 /// The port of VXLAN that IANA assigned (RFC 7348 §8); the kernel's own default is an older one.
-pub(super) const VXLAN_PORT: u16 = 4789;
+const VXLAN_PORT: u16 = 4789;
 
 /// A change to ask of the kernel.
 #[derive(Debug, Clone)]
@@ -70,11 +70,12 @@ impl Request {
         }
     }
 
-    /// Makes a VXLAN device, down, that must not exist yet: it learns nothing from what it receives.
+    /// Makes a VXLAN device, down, that must not exist yet, for one network or, without one, for as many as its bridge tells it
+    /// of: it learns nothing from what it receives.
     #[must_use]
-    pub fn create_vxlan(name: &str, mac: [u8; 6], vni: u32, local: Ipv4Addr) -> Self {
+    pub fn create_vxlan(name: &str, mac: [u8; 6], vni: Option<u32>, local: Ipv4Addr) -> Self {
         let data = vec![
-            InfoVxlan::Id(vni),
+            vni.map_or(InfoVxlan::CollectMetadata(true), InfoVxlan::Id),
             InfoVxlan::Local(local),
             InfoVxlan::Port(VXLAN_PORT),
             InfoVxlan::Learning(false),
@@ -362,7 +363,7 @@ fn named(name: &str) -> LinkMessage {
     message
 }
 
-pub(super) fn create(name: &str, mac: [u8; 6], kind: InfoKind, data: InfoData) -> LinkMessage {
+fn create(name: &str, mac: [u8; 6], kind: InfoKind, data: InfoData) -> LinkMessage {
     let mut message = named(name);
     message.attributes.push(LinkAttribute::Address(mac.to_vec()));
     message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind), LinkInfo::Data(data)]));

@@ -1,16 +1,14 @@
-//! A bridge that is aware of VLANs (IEEE 802.1Q), and a VXLAN device whose networks are VLANs there.
+//! A bridge that is aware of VLANs (IEEE 802.1Q), and the networks of a VXLAN device that are VLANs there.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
+use netlink_packet_core::NlasIterator;
 use netlink_packet_route::link::{
     AfSpecBridge, BridgeFlag, BridgeVlanInfo, BridgeVlanInfoFlags, BridgeVlanTunnelInfo, InfoBridge,
-    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkExtentMask, LinkMessage,
+    LinkAttribute, LinkExtentMask, LinkMessage,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::request::{VXLAN_PORT, create};
 use super::{Client, Error, LINK_HEADER_SIZE, Request, parts_of, word};
 
 const IFLA_AF_SPEC: u16 = 26;
@@ -31,22 +29,6 @@ impl Request {
     pub fn create_aware_bridge(name: &str, mac: [u8; 6]) -> Self {
         let more = vec![InfoBridge::VlanDefaultPvid(0), InfoBridge::VlanFiltering(true)];
         Self::create_bridge_with(name, mac, more)
-    }
-
-    /// Makes a VXLAN device, down, that must not exist yet, for as many networks as it is told of.
-    #[must_use]
-    pub fn create_shared_vxlan(name: &str, mac: [u8; 6], local: Ipv4Addr) -> Self {
-        let data = vec![
-            InfoVxlan::CollectMetadata(true),
-            InfoVxlan::Local(local),
-            InfoVxlan::Port(VXLAN_PORT),
-            InfoVxlan::Learning(false),
-        ];
-        Self {
-            subject: format!("create VXLAN device {name} for many networks"),
-            message: RouteNetlinkMessage::NewLink(create(name, mac, InfoKind::Vxlan, InfoData::Vxlan(data))),
-            flags: NLM_F_CREATE | NLM_F_EXCL,
-        }
     }
 
     /// Lets a bridge take part in a VLAN of its own, so that a VLAN device on it can.

@@ -207,7 +207,7 @@ fn vlans_of_a_shared_vxlan_device_come_and_go_with_networks() {
 
 fn has_vxlan() -> bool {
     let mut links = netlink::Client::open().unwrap();
-    let made = links.execute(vec![Request::create_vxlan("vx0", [2; 6], 1, Ipv4Addr::LOCALHOST)]);
+    let made = links.execute(vec![Request::create_vxlan("vx0", [2; 6], Some(1), Ipv4Addr::LOCALHOST)]);
     let works = made.is_ok() && links.execute(vec![Request::delete_link("vx0")]).is_ok();
     if !works {
         skipped("no vxlan");
