@@ -16,6 +16,7 @@
 pub mod discard;
 mod huge;
 pub mod mapping;
+pub mod shared;
 pub mod userfault;
 
 use std::fs::File;
@@ -29,7 +30,8 @@ use vm_memory::{
 
 use crate::config::HugePages;
 
-/// The memory of one guest: private mappings, reserved lazily, of nothing or of a snapshot's file. Each region has a bit
+/// The memory of one guest: private mappings, reserved lazily, of nothing or of a snapshot's file; or shared ones, of a file
+/// without a name ([`shared`]). Each region has a bit
 /// for each page that this process has written to, which KVM does not see (`crate::snapshot`).
 pub type GuestMemory = vm_memory::GuestMemoryMmap<AtomicBitmap>;
 
@@ -121,6 +123,15 @@ pub enum Error {
         /// Why.
         #[source]
         source: vm_memory::mmap::FromRangesError,
+    },
+    /// A file that is memory has no room for it, or is not as large.
+    #[error("make room for {size_mib} MiB of guest memory")]
+    Room {
+        /// The size asked for.
+        size_mib: u32,
+        /// Why.
+        #[source]
+        source: std::io::Error,
     },
     /// The host refused the mapping.
     #[error("map {size_mib} MiB of guest memory")]

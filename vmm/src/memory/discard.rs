@@ -6,6 +6,7 @@ use std::io;
 use vm_memory::bitmap::{AtomicBitmap, Bitmap as _};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
+use super::shared::is_shared;
 use super::{GuestMemory, written};
 
 /// Bytes of a page.
@@ -24,9 +25,11 @@ pub fn discard(memory: &GuestMemory, start: GuestAddress, bytes: u64) -> u64 {
     let end = end / PAGE_BYTES * PAGE_BYTES;
     let mut given_back = 0;
     for (region, offset, size) in parts(memory, first, end) {
+        // What is a file's goes from the file, where it would stay without its mapping.
+        let advice = if is_shared(region) { libc::MADV_REMOVE } else { libc::MADV_DONTNEED };
         // SAFETY: the range lies in the region, which is mapped as long as `memory` lives; guest memory is only ever
         // reached as bytes that may change at any time, so nobody's reference is to what goes.
-        let result = unsafe { libc::madvise(region.as_ptr().add(offset).cast(), size, libc::MADV_DONTNEED) };
+        let result = unsafe { libc::madvise(region.as_ptr().add(offset).cast(), size, advice) };
         if result == 0 {
             given_back += size as u64;
         } else {
