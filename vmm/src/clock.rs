@@ -40,12 +40,48 @@ pub struct Counter {
     pub khz: u32,
 }
 
+/// Which time it was at which value of a guest's counter; without one, no time can be told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reading {
+    counter: Option<Counter>,
+    time: Duration,
+}
+
+/// Whose page it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// A guest's that is another than that of the page before, if there was one.
+    Another,
+    /// The same guest's, which stood still for a moment.
+    Same,
+}
+
+impl Reading {
+    /// Of a guest whose counter is `counter` now.
+    pub(crate) fn now(counter: Option<Counter>) -> Self {
+        let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self { counter, time }
+    }
+
+    /// Writes the page of a guest that is in another process now and is itself: a disruption and no generation.
+    pub(crate) fn write(self, guest: &GuestMemory) {
+        put(guest, self, Whose::Same);
+    }
+}
+
 /// Writes the page for a guest whose counter is `counter` now; without one, no time can be told. If there is a page
 /// already, this is a disruption of it.
 pub fn write(guest: &GuestMemory, counter: Option<Counter>) {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    put(guest, Reading::now(counter), Whose::Another);
+}
+
+fn put(guest: &GuestMemory, Reading { counter, time }: Reading, whose: Whose) {
     let (sequence, marker, generation) = before(guest);
-    let page = page(counter, now, (sequence.wrapping_add(2) & !1, marker, generation));
+    let generation = match whose {
+        Whose::Another => generation,
+        Whose::Same => generation.wrapping_sub(1),
+    };
+    let page = page(counter, time, (sequence.wrapping_add(2) & !1, marker, generation));
     guest.write_slice(&page, memory::CLOCK_START).expect("invariant: every guest has its first MiB");
 }
 
@@ -134,6 +170,17 @@ mod tests {
             assert_eq!((number(&page, 16), number(&page, 104)), (count, count));
             assert_eq!(u64::from(u32::from_le_bytes(page[12..16].try_into().unwrap())), 2 * count + 2);
         }
+    }
+
+    #[test]
+    fn guest_in_another_process_has_a_disruption_and_no_other_generation() {
+        let guest = memory::allocate(1).unwrap();
+        let counter = Some(Counter { value: 1, khz: 1 });
+        write(&guest, counter);
+        Reading::now(counter).write(&guest);
+        let mut page = [0; 112];
+        guest.read_slice(&mut page, memory::CLOCK_START).unwrap();
+        assert_eq!((number(&page, 16), number(&page, 104)), (1, 0));
     }
 
     #[test]

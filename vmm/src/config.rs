@@ -31,6 +31,9 @@ pub struct VmmConfig {
     /// What pages the memory is made of.
     #[serde(default)]
     pub huge_pages: HugePages,
+    /// The guest may be handed over to another VMM process (`crate::handover`), which takes memory that both can have.
+    #[serde(default)]
+    pub upgradable: bool,
     /// Virtual CPUs, 1 to [`VCPUS_MAX`].
     pub vcpus: u8,
     /// How much of the host's processor the guest is shown.

@@ -72,7 +72,7 @@ pub fn numbers(config: &VmmConfig) -> Vec<RawFd> {
 }
 
 /// Every descriptor that `config` names.
-fn all(config: &VmmConfig) -> Vec<InheritedFd> {
+pub(crate) fn all(config: &VmmConfig) -> Vec<InheritedFd> {
     let mut fds: Vec<InheritedFd> =
         [config.console_log, config.control_socket, config.exit_report].into_iter().flatten().collect();
     match &config.boot {
@@ -96,6 +96,15 @@ pub(crate) fn of_disk(disk: &DiskConfig) -> Vec<InheritedFd> {
         DiskFormat::Raw { file } => vec![*file],
         DiskFormat::Overlay { file, base } => vec![*file, *base],
         DiskFormat::Layers { files } => files.clone(),
+    }
+}
+
+/// The same, to be given other numbers.
+pub(crate) fn of_disk_mut(disk: &mut DiskConfig) -> Vec<&mut InheritedFd> {
+    match &mut disk.format {
+        DiskFormat::Raw { file } => vec![file],
+        DiskFormat::Overlay { file, base } => vec![file, base],
+        DiskFormat::Layers { files } => files.iter_mut().collect(),
     }
 }
 
@@ -145,6 +154,7 @@ mod tests {
         VmmConfig {
             memory_mib: 1,
             huge_pages: Default::default(),
+            upgradable: false,
             vcpus: 1,
             cpu: Default::default(),
             boot: Boot::Kernel { kernel: InheritedFd(kernel), initrd: None },

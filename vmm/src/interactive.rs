@@ -4,7 +4,7 @@ mod disk;
 
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -13,19 +13,20 @@ use storage::format::overlay::OverlayError;
 
 use crate::boot::image::Image;
 use crate::config::{
-    BalloonConfig, CpuProfile, HugePages, InheritedFd, MemConfig, NicConfig, SystemIdentity, Traffic,
-    Transport, WatchdogAction,
+    BalloonConfig, ConsoleConfig, CpuProfile, HugePages, InheritedFd, MemConfig, NicConfig, Peripherals,
+    PmemConfig, SystemIdentity, Traffic, Transport, VsockConfig, WatchdogAction,
 };
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
+use crate::handover::{self, Estate, Keeping};
 use crate::inherited::{PassedFds, of_disk};
 use crate::kvm::Kvm;
 use crate::lifecycle::Event;
-use crate::memory::mapping::Mapping;
-use crate::peripherals::{PeripheralSpecs, VsockSpec};
+use crate::memory::shared::Shared;
+use crate::peripherals::PeripheralSpecs;
 use crate::run::{Error as RunError, open_disk};
 use crate::sandbox::{Namespaces, Sandbox};
-use crate::serial::{Console, ConsoleLog};
+use crate::serial::Console;
 use crate::supervisor::{self, Supervisor};
 use crate::terminal::RawTerminal;
 use crate::virtio::block::ring::Rings;
@@ -62,6 +63,8 @@ pub struct BootOptions {
     pub memory_mib: u32,
     /// What pages it is made of.
     pub huge_pages: HugePages,
+    /// The guest may be handed over to another VMM process, which takes memory that both can have.
+    pub upgradable: bool,
     /// Virtual CPUs.
     pub vcpus: u8,
     /// How much of the host's processor the guest is shown.
@@ -157,12 +160,17 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     supervisor::block_signals().map_err(RunError::from)?;
     let kvm = Kvm::open().map_err(RunError::from)?;
     let control = options.control.clone();
-    let spec = open(options)?;
+    let mut spec = open(options)?;
     let ending = EndingSignal::new().map_err(RunError::Event)?;
     let control = control.map(|path| listen(&path)).transpose()?;
     // Unbuffered: what a buffer holds back, no event announces.
     let input = File::from(io::stdin().as_fd().try_clone_to_owned().map_err(Error::Terminal)?);
     let terminal = RawTerminal::new(&input).map_err(Error::Terminal)?;
+    if let Some(estate) = &mut spec.estate {
+        let kept = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(Error::Terminal);
+        estate.streams = Some([kept(input.as_fd())?, kept(io::stdout().as_fd())?]);
+        estate.terminal = terminal.is_some();
+    }
     let sandbox = Sandbox { namespaces: Namespaces::Own, ..Sandbox::default() };
     let held = sandbox.enter().map_err(RunError::from)?;
     let machine = Machine::build(&kvm, spec, &ending).map_err(RunError::from)?;
@@ -207,6 +215,9 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         opened.map_err(|source| Error::Open { path: path.clone(), source })
     });
     let working_set = working_set.transpose()?;
+    let memory = options.upgradable.then(|| Shared::new(options.huge_pages)).transpose();
+    let memory = memory.map_err(RunError::SharedMemory)?;
+    let keep = memory.is_some();
     let boot = match options.kernel.as_ref().filter(|_| options.firmware.is_none()) {
         Some(kernel) => {
             let initrd = options.initrd.as_ref().map(|initrd| open(initrd, false)).transpose()?;
@@ -217,7 +228,9 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         }
         None => match &options.firmware {
             Some(firmware) => BootSource::Firmware(Box::new(open(firmware, false)?)),
-            None if !restore.is_empty() => BootSource::Snapshot(SnapshotSource::new(restore, working_set)),
+            None if !restore.is_empty() => {
+                BootSource::Snapshot(SnapshotSource::new(restore, working_set, memory.as_ref()))
+            }
             None => BootSource::Disk,
         },
     };
@@ -226,7 +239,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         let (config, files) = disk.open(format!("disk{index}"))?;
         let named = of_disk(&config);
         let mut files = PassedFds::new(files, &named).expect("invariant: a disk names what it opens");
-        disks.push(open_disk(index, config, &mut files)?);
+        disks.push(open_disk(index, config, &mut files, keep)?);
     }
     let main_console = match options.console {
         Some(ConsoleOption::Terminal) => MainConsole::Virtio,
@@ -236,15 +249,21 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         MainConsole::Serial => Console::Stream(Box::new(io::stdout())),
         MainConsole::Virtio => Console::None,
     };
-    let peripherals = PeripheralSpecs {
-        console: options.console.map(open_console).transpose()?,
-        vsock: options.vsock.map(open_vsock).transpose()?,
-        balloon: options.balloon,
-        mem: options.mem.map(Into::into),
-        pmem: options.pmem.into_iter().map(map_pmem).collect::<Result<_, _>>()?,
-        watchdog: options.watchdog,
-    };
-    let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap)).collect();
+    let output = options.console.as_ref().filter(|console| **console == ConsoleOption::Terminal);
+    let output = output.map(|_| console::Output::Stream(Console::Stream(Box::new(io::stdout()))));
+    let (mut config, files) = open_peripherals(options.console, options.vsock, options.pmem)?;
+    (config.balloon, config.mem, config.watchdog) = (options.balloon, options.mem, options.watchdog);
+    let mut passed =
+        PassedFds::new(files, &config.descriptors()).expect("invariant: devices name what is opened");
+    let mut keeping = Keeping::new(&mut passed, keep);
+    let mut peripherals = PeripheralSpecs::open(config.clone(), &mut keeping).map_err(RunError::from)?;
+    peripherals.console = peripherals.console.or(output);
+    let mut estate = memory.map(Estate::of);
+    if let (Some(estate), Some(kept)) = (&mut estate, keeping.kept().map_err(RunError::from)?) {
+        estate.peripherals = (config, kept);
+    }
+    let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap, keep));
+    let nics = nics.collect::<Result<_, _>>().map_err(RunError::from)?;
     Ok(MachineSpec {
         memory_mib: options.memory_mib,
         huge_pages: options.huge_pages,
@@ -262,36 +281,45 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         console,
         peripherals,
         main_console,
+        estate,
     })
 }
 
-fn open_console(option: ConsoleOption) -> Result<console::Output, Error> {
-    Ok(match option {
-        ConsoleOption::Terminal => console::Output::Stream(Console::Stream(Box::new(io::stdout()))),
-        ConsoleOption::File(path) => {
+/// Opens what devices lead to: their configuration, which numbers the descriptors from zero. A console on the terminal is
+/// none of these.
+fn open_peripherals(
+    console: Option<ConsoleOption>,
+    vsock: Option<VsockOption>,
+    pmem: Vec<(PathBuf, bool)>,
+) -> Result<(Peripherals, Vec<OwnedFd>), Error> {
+    let mut files: Vec<OwnedFd> = Vec::new();
+    let mut number = |file: OwnedFd| {
+        files.push(file);
+        InheritedFd(i32::try_from(files.len() - 1).expect("invariant: a process has fewer descriptors"))
+    };
+    let console = match console {
+        None | Some(ConsoleOption::Terminal) => None,
+        Some(ConsoleOption::File(path)) => {
             let opened = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-            let log = opened.and_then(ConsoleLog::new).map_err(|source| Error::Open { path, source })?;
-            console::Output::Stream(Console::Log(log))
+            let file = opened.map_err(|source| Error::Open { path, source })?;
+            Some(ConsoleConfig::Log(number(file.into())))
         }
-        ConsoleOption::Socket(path) => {
-            let listener = listen(&path)?;
-            listener.set_nonblocking(true).map_err(|source| Error::Listen { path, source })?;
-            console::Output::Socket(listener)
+        Some(ConsoleOption::Socket(path)) => Some(ConsoleConfig::Socket(number(listen(&path)?.into()))),
+    };
+    let vsock = match vsock {
+        None => None,
+        Some(VsockOption { cid, path, connector }) => {
+            let listener = Some(number(listen(&path)?.into()));
+            Some(VsockConfig { cid, listener, connector: Some(number(connector)) })
         }
-    })
-}
-
-fn map_pmem((path, read_only): (PathBuf, bool)) -> Result<Mapping, Error> {
-    let opened = File::options().read(true).write(!read_only).open(&path);
-    opened.and_then(|file| Mapping::new(file, read_only)).map_err(|source| Error::Open { path, source })
-}
-
-fn open_vsock(option: VsockOption) -> Result<VsockSpec, Error> {
-    let VsockOption { cid, path, connector } = option;
-    let (listener, connector) = (listen(&path)?, UnixStream::from(connector));
-    let ready = listener.set_nonblocking(true).and_then(|()| connector.set_nonblocking(true));
-    ready.map_err(|source| Error::Listen { path, source })?;
-    Ok(VsockSpec { cid, listener: Some(listener), connector: Some(connector) })
+    };
+    let mut maps = Vec::with_capacity(pmem.len());
+    for (path, read_only) in pmem {
+        let opened = File::options().read(true).write(!read_only).open(&path);
+        let file = opened.map_err(|source| Error::Open { path, source })?;
+        maps.push(PmemConfig { file: number(file.into()), read_only });
+    }
+    Ok((Peripherals { console, vsock, pmem: maps, ..Peripherals::default() }, files))
 }
 
 /// A machine that is nobody's instance: its UUID says that there is none.
@@ -312,8 +340,8 @@ pub fn mac(index: u8) -> [u8; 6] {
 }
 
 /// A network device with nothing answered in the network's place.
-fn nic(index: u8, tap: OwnedFd) -> NicSpec {
+fn nic(index: u8, tap: OwnedFd, keep: bool) -> Result<NicSpec, handover::Error> {
     let mac = mac(index);
     let (number, traffic) = (InheritedFd(tap.as_raw_fd()), Traffic::default());
-    NicSpec { config: NicConfig { tap: number, mac, mtu: MTU, endpoint: None, traffic }, tap }
+    NicSpec::new(tap, NicConfig { tap: number, mac, mtu: MTU, endpoint: None, traffic }, keep)
 }

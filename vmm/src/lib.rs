@@ -12,6 +12,7 @@ pub mod ending;
 pub mod endpoint;
 pub mod events;
 pub mod guest;
+pub mod handover;
 pub mod inherited;
 pub mod interactive;
 pub mod kvm;

@@ -124,6 +124,11 @@ pub enum Error {
         #[source]
         source: vm_memory::mmap::FromRangesError,
     },
+    /// It would have to be in the file, too.
+    #[error(
+        "memory that comes and goes is its process's alone, so such a guest cannot be one that may be handed over"
+    )]
+    SharedHotplug,
     /// A file that is memory has no room for it, or is not as large.
     #[error("make room for {size_mib} MiB of guest memory")]
     Room {

@@ -14,7 +14,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::config::{Addressing, NicConfig, Traffic};
 use crate::devices::{self, Driven, Seat, function};
+use crate::handover::Kept;
 use crate::kvm::Vm;
 use crate::memory::GuestMemory;
 use crate::pci::host::{HostState, PciHost, SLOTS};
@@ -80,12 +82,30 @@ pub enum Change {
     Removed(DeviceKey),
 }
 
+/// A device that was made, for its place.
+pub(crate) struct Made {
+    /// Nothing for what is not there for everybody to see.
+    pub(crate) name: Option<DeviceName>,
+    /// The device.
+    pub(crate) shared: Shared,
+    /// What it is made of, if the guest may be handed over.
+    pub(crate) kept: Option<Kept>,
+}
+
+impl Made {
+    /// One that is made of nothing that is kept with it.
+    pub(crate) fn unnamed(shared: Shared) -> Self {
+        Self { name: None, shared, kept: None }
+    }
+}
+
 struct Device {
     key: DeviceKey,
     /// Nothing for what is not there for everybody to see, the entropy source.
     name: Option<DeviceName>,
     seat: Seat,
     shared: Shared,
+    kept: Option<Kept>,
 }
 
 /// The wires of one machine that devices need.
@@ -136,12 +156,12 @@ fn bytes_of(disk: &Device) -> u64 {
 
 impl Devices {
     /// The devices of the start, each with its name, whether it is driven, and its slot.
-    pub(crate) fn new(wires: Wires, devices: Vec<(Option<DeviceName>, Shared)>, seats: Vec<Seat>) -> Self {
+    pub(crate) fn new(wires: Wires, devices: Vec<Made>, seats: Vec<Seat>) -> Self {
         let (list, changes) = (Vec::new(), VecDeque::new());
         let mut all = Self { list, wires, next_key: 0, last_slot: 0, changes, closed: false, held: true };
-        for ((name, shared), seat) in devices.into_iter().zip(seats) {
+        for (made, seat) in devices.into_iter().zip(seats) {
             all.last_slot = seat.slot.unwrap_or(all.last_slot);
-            all.push(name, seat, shared);
+            all.push(made, seat);
         }
         all
     }
@@ -151,11 +171,11 @@ impl Devices {
         &self.wires.vm
     }
 
-    fn push(&mut self, name: Option<DeviceName>, seat: Seat, shared: Shared) {
+    fn push(&mut self, Made { name, shared, kept }: Made, seat: Seat) {
         let key = DeviceKey(self.next_key);
         self.next_key += 1;
         self.changes.push_back(Change::Added(key, Box::new(shared.clone())));
-        self.list.push(Device { key, name, seat, shared });
+        self.list.push(Device { key, name, seat, shared, kept });
     }
 
     /// What the event loop has to do, in order; each is given out once.
@@ -180,7 +200,7 @@ impl Devices {
         self.check_free(&name)?;
         let parts = (self.wires.disk_queues, &mut self.wires.rings);
         let shared = virtio::build_block(&spec.config, Box::new(spec.disk), parts)?;
-        self.add(name, shared, held)
+        self.add(Made { name: Some(name), shared, kept: spec.kept }, held)
     }
 
     /// Gives the guest a network device.
@@ -191,7 +211,7 @@ impl Devices {
         let name = DeviceName::Nic(spec.config.mac);
         self.check_free(&name)?;
         let shared = virtio::build_net(&spec.config, spec.tap, &self.wires.questions)?;
-        self.add(name, shared, held)
+        self.add(Made { name: Some(name), shared, kept: spec.kept }, held)
     }
 
     fn check_free(&self, name: &DeviceName) -> Result<(), Error> {
@@ -202,14 +222,14 @@ impl Devices {
         self.list.iter().find(|device| device.name.as_ref() == Some(name))
     }
 
-    fn add(&mut self, name: DeviceName, shared: Shared, held: bool) -> Result<(), Error> {
+    fn add(&mut self, made: Made, held: bool) -> Result<(), Error> {
         let mut slots = (1..SLOTS).map(|step| (self.last_slot + step - 1) % (SLOTS - 1) + 1);
         let slot = slots.find(|slot| self.wires.host.is_driven(*slot).is_none()).ok_or(Error::NoSlot)?;
-        let (function, driven) = function(&self.wires.vm, &self.wires.guest, slot, &shared)?;
-        lock(&shared).hold(held);
+        let (function, driven) = function(&self.wires.vm, &self.wires.guest, slot, &made.shared)?;
+        lock(&made.shared).hold(held);
         lock(&self.wires.controller).fill(slot, function)?;
         self.last_slot = slot;
-        self.push(Some(name), Seat { driven, slot: Some(slot), window: None }, shared);
+        self.push(made, Seat { driven, slot: Some(slot), window: None });
         Ok(())
     }
 
@@ -226,13 +246,23 @@ impl Devices {
     ///
     /// # Errors
     /// There is none with that serial number, or it is smaller; nothing has changed.
-    pub fn replace_disk(&self, serial: &str, spec: DiskSpec) -> Result<(), Error> {
-        let device = self.disk(serial)?;
+    pub fn replace_disk(&mut self, serial: &str, spec: DiskSpec) -> Result<(), Error> {
+        let name = DeviceName::Disk(serial.to_owned());
+        let device = self.list.iter_mut().find(|device| device.name.as_ref() == Some(&name));
+        let device = device.ok_or(Error::Missing)?;
         let (now, before) = (spec.disk.size_bytes() / SECTOR_BYTES * SECTOR_BYTES, bytes_of(device));
         match now.cmp(&before) {
             Ordering::Less => return Err(Error::Smaller { now, before }),
             Ordering::Equal => {}
-            Ordering::Greater => lock(&device.shared).replace_disk(Box::new(spec.disk)),
+            Ordering::Greater => {
+                lock(&device.shared).replace_disk(Box::new(spec.disk));
+                if let (Some(Kept::Disk(config, files)), Some(Kept::Disk(now, now_files))) =
+                    (&mut device.kept, spec.kept)
+                {
+                    // It has the files of now, and all else of its start.
+                    (config.format, *files) = (now.format, now_files);
+                }
+            }
         }
         Ok(())
     }
@@ -271,6 +301,37 @@ impl Devices {
         let mut controller = lock(&self.wires.controller);
         controller.announce_generation();
         self.closed = controller.awaits_generation();
+    }
+
+    /// What the disks and the network devices are made of, in the order of [`Self::save`].
+    pub(crate) fn kept(&self) -> impl Iterator<Item = &Kept> {
+        self.list.iter().filter_map(|device| device.kept.as_ref())
+    }
+
+    /// The network device with that MAC address answers so from now on.
+    pub(crate) fn note_addressing(&mut self, mac: [u8; 6], addressing: &Addressing) {
+        if let Some(endpoint) = self.kept_nic(mac).and_then(|config| config.endpoint.as_mut()) {
+            endpoint.addressing = addressing.clone();
+        }
+    }
+
+    /// Its traffic is held so.
+    pub(crate) fn note_traffic(&mut self, mac: [u8; 6], traffic: &Traffic) {
+        if let Some(config) = self.kept_nic(mac) {
+            config.traffic = *traffic;
+        }
+    }
+
+    fn kept_nic(&mut self, mac: [u8; 6]) -> Option<&mut NicConfig> {
+        self.list.iter_mut().find_map(|device| match &mut device.kept {
+            Some(Kept::Nic(config, _)) if config.mac == mac => Some(&mut **config),
+            _ => None,
+        })
+    }
+
+    /// The guest is the one that was saved: its devices need not tell it anything.
+    pub(crate) fn continue_as_before(&self) {
+        self.iter().for_each(|mut device| device.continue_as_before());
     }
 
     /// The machine's wires.

@@ -5,6 +5,7 @@
 //! A connection on which [`Action::Resolve`] was said gets the guest's questions about names as well, each as a
 //! [`Reply::Question`], whenever they come; [`Action::Answer`] alone has no reply.
 
+mod handover;
 mod memory;
 pub(crate) mod passing;
 mod protection;
@@ -25,6 +26,7 @@ use crate::questions::{Message, Question};
 use crate::virtio::balloon::BalloonStatus;
 use crate::virtio::mem::MemStatus;
 
+pub use handover::{PATIENCE_MS_MAX, UpgradeStatus};
 pub use snapshot::SnapshotReport;
 
 pub use self::protection::{Protection, ProtectionStatus};
@@ -138,6 +140,15 @@ pub enum Action {
     SetMemory {
         /// The target, an even number up to what there is room for.
         requested_mib: u32,
+    },
+    /// Hand the guest over to another VMM process (`crate::handover`), which is at the other end of the socket that comes with
+    /// the request and has said that it listens. With the reply this process ends, and the control socket is the successor's.
+    /// Legal while the guest runs or is paused; refused or failed, it is where it was.
+    HandOver {
+        /// The socket, number 0 of what comes with the request.
+        to: InheritedFd,
+        /// How long the successor may take in all, in milliseconds, up to [`PATIENCE_MS_MAX`].
+        patience_ms: u32,
     },
     /// Take a device from the guest: at once if no driver has it in use, else when the guest lets it go. Asked again, the
     /// guest is asked again; one that is not there is gone.
@@ -284,6 +295,9 @@ pub struct Status {
     /// The watchdog, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<WatchdogStatus>,
+    /// How the guest came to this process, if it was another's before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgraded: Option<UpgradeStatus>,
     /// What confines the process, and what does not; absent in VMMs of before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protections: Option<Vec<ProtectionStatus>>,
@@ -641,6 +655,7 @@ mod tests {
             balloon: None,
             memory: None,
             watchdog: None,
+            upgraded: None,
             protections: None,
         };
         assert_eq!(

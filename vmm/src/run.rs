@@ -16,9 +16,11 @@ use crate::boot::image::Image;
 use crate::config::{Boot, DiskConfig, DiskFormat, VmmConfig};
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
+use crate::handover::{self, Estate, Keeping, Kept};
 use crate::inherited::{self, Descriptors, InheritedFds};
 use crate::kvm::{self, Kvm};
 use crate::lifecycle::Event;
+use crate::memory::shared::Shared;
 use crate::peripherals::{self, PeripheralSpecs};
 use crate::rpc::{ExitReason, ExitReport};
 use crate::sandbox::{self, Held, Sandbox};
@@ -67,6 +69,12 @@ pub enum Error {
     /// No descriptor is left for an event.
     #[error("make an event descriptor")]
     Event(#[source] io::Error),
+    /// The kernel makes no file that is memory.
+    #[error("make memory that another process can have too")]
+    SharedMemory(#[source] io::Error),
+    /// What a handover takes, or the guest that one should have brought.
+    #[error(transparent)]
+    Handover(#[from] handover::Error),
     /// KVM is not there.
     #[error(transparent)]
     Kvm(#[from] kvm::Error),
@@ -114,6 +122,15 @@ pub fn run_instance(instance_id: &str, config: VmmConfig, sandbox: Sandbox) -> E
         Ok(ending) => ending,
         Err(error) => Ending { reason: ExitReason::BootFailed, message: chain(&error) },
     };
+    conclude(instance_id, ending, (first_run_us, report_file))
+}
+
+/// Says how a guest ended, and writes it to where its owner looks.
+pub(crate) fn conclude(
+    instance_id: &str,
+    ending: Ending,
+    (first_run_us, report_file): (Option<u64>, Option<File>),
+) -> ExitReport {
     let report = ExitReport { reason: ending.reason, message: ending.message, first_run_us };
     if exit_code(&report) == 0 {
         tracing::info!(instance.id = instance_id, reason = ?report.reason, "the guest is over: {}", report.message);
@@ -168,17 +185,44 @@ fn run(
     *report_file = config.exit_report.map(|fd| File::from(fds.take(fd)));
     let kvm = Kvm::open()?;
     let listener = config.control_socket.map(|fd| UnixListener::from(fds.take(fd)));
-    let spec = open(config, &mut fds)?;
+    let memory = config.upgradable.then(|| Shared::new(config.huge_pages)).transpose();
+    let rings = Rings::for_disks(config.disks.len(), config.control_socket.is_some());
+    let prepared = Prepared { rings, memory: memory.map_err(Error::SharedMemory)? };
+    let mut spec = open(config, &mut fds, prepared)?;
+    if let (Some(estate), Some(report)) = (&mut spec.estate, report_file.as_ref()) {
+        estate.exit_report = Some(report.try_clone().map_err(handover::Error::Keep)?.into());
+    }
     let ending = EndingSignal::new().map_err(Error::Event)?;
     // From here on, nothing can be opened; kernels, disks and guests are foreign.
     let held = sandbox.enter()?;
     let machine = Machine::build(&kvm, spec, &ending)?;
     let (ending, machine) = supervise(machine, &ending, (listener, held))?;
+    Ok(over(ending, machine, report_file, first_run_us))
+}
+
+/// What is left of a machine that is over here, if it is not over altogether but another process's.
+pub(crate) fn over(
+    ending: Ending,
+    machine: Machine,
+    report_file: &mut Option<File>,
+    first_run_us: &mut Option<u64>,
+) -> Ending {
+    if machine.is_handed_over() {
+        // Its successor's to write.
+        *report_file = None;
+    }
     *first_run_us = machine.first_run_us();
     let ending = machine.explained(ending);
     // The process is about to end: the kernel takes the machine apart.
     std::mem::forget(machine);
-    Ok(ending)
+    ending
+}
+
+/// What only a process that is not confined yet can make.
+pub(crate) struct Prepared {
+    pub(crate) rings: Rings,
+    /// Of a guest that may be handed over.
+    pub(crate) memory: Option<Shared>,
 }
 
 /// Serves; without a control socket the guest starts at once.
@@ -197,9 +241,15 @@ fn supervise(
     })?)
 }
 
-/// Takes all descriptors and makes of them what the machine is built from.
-fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error> {
-    let image = |fd, fds: &mut InheritedFds| Box::new(File::from(fds.take(fd))) as Box<dyn Image>;
+/// Takes all descriptors but those of the process, and makes of them what the machine is built from.
+pub(crate) fn open(
+    config: VmmConfig,
+    fds: &mut dyn Descriptors,
+    prepared: Prepared,
+) -> Result<MachineSpec, Error> {
+    let Prepared { rings, memory } = prepared;
+    let keep = memory.is_some();
+    let image = |fd, fds: &mut dyn Descriptors| Box::new(File::from(fds.take(fd))) as Box<dyn Image>;
     let track = matches!(config.boot, Boot::Snapshot { track: true, .. });
     let boot = match config.boot {
         Boot::Kernel { kernel, initrd } => {
@@ -210,19 +260,27 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
         Boot::Snapshot { files, working_set, .. } => {
             let mut take = |file| File::from(fds.take(file));
             let files = files.into_iter().map(&mut take).collect();
-            BootSource::Snapshot(SnapshotSource::new(files, working_set.map(take)))
+            BootSource::Snapshot(SnapshotSource::new(files, working_set.map(take), memory.as_ref()))
         }
     };
     let mut disks = Vec::with_capacity(config.disks.len());
     for (index, config) in config.disks.into_iter().enumerate() {
-        disks.push(open_disk(index, config, fds)?);
+        disks.push(open_disk(index, config, fds, keep)?);
     }
-    let nics = config.nics.into_iter().map(|config| NicSpec { tap: fds.take(config.tap), config }).collect();
+    let nics = config.nics.into_iter().map(|config| NicSpec::new(fds.take(config.tap), config, keep));
+    let nics = nics.collect::<Result<_, _>>()?;
+    let mut estate = memory.map(Estate::of);
+    let mut log = Keeping::new(fds, keep);
     let console = match config.console_log {
-        Some(fd) => Console::Log(ConsoleLog::new(File::from(fds.take(fd))).map_err(Error::Console)?),
+        Some(fd) => Console::Log(ConsoleLog::new(File::from(log.take(fd))).map_err(Error::Console)?),
         None => Console::None,
     };
-    let rings = Rings::for_disks(disks.len(), config.control_socket.is_some());
+    let log = log.kept()?.and_then(|mut kept| kept.pop());
+    let mut keeping = Keeping::new(fds, keep);
+    let peripherals = PeripheralSpecs::open(config.peripherals.clone(), &mut keeping)?;
+    if let (Some(estate), Some(kept)) = (&mut estate, keeping.kept()?) {
+        (estate.console_log, estate.peripherals) = (log, (config.peripherals, kept));
+    }
     Ok(MachineSpec {
         memory_mib: config.memory_mib,
         huge_pages: config.huge_pages,
@@ -238,24 +296,29 @@ fn open(config: VmmConfig, fds: &mut InheritedFds) -> Result<MachineSpec, Error>
         rings,
         nics,
         console,
-        peripherals: PeripheralSpecs::open(config.peripherals, fds)?,
+        peripherals,
         main_console: MainConsole::Serial,
+        estate,
     })
 }
 
-/// Opens the disk number `index` over its descriptors.
+/// Opens the disk number `index` over its descriptors, of which copies are kept for a handover if that may come.
 pub(crate) fn open_disk(
     index: usize,
     mut config: DiskConfig,
     fds: &mut dyn Descriptors,
+    keep: bool,
 ) -> Result<DiskSpec, Error> {
+    let own = keep.then(|| Box::new(config.clone()));
     let key = config.key.take();
-    let stored = open_stored(index, &config, fds)?;
+    let mut fds = Keeping::new(fds, keep);
+    let stored = open_stored(index, &config, &mut fds)?;
     let disk = match key {
         Some(key) => Arc::new(EncryptedDisk::new(stored, &key)),
         None => stored,
     };
-    Ok(DiskSpec { disk, config })
+    let kept = own.zip(fds.kept()?).map(|(config, files)| Kept::Disk(config, files));
+    Ok(DiskSpec { disk, config, kept })
 }
 
 fn open_stored(index: usize, config: &DiskConfig, fds: &mut dyn Descriptors) -> Result<Arc<dyn Disk>, Error> {

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek as _, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
@@ -83,7 +83,8 @@ impl ConsoleLog {
     }
 
     fn with_bound(file: File, bytes_max: u64) -> io::Result<Self> {
-        let length = file.metadata()?.len();
+        // Not by `metadata`, which asks by system calls that a confined process has not.
+        let length = (&file).seek(SeekFrom::End(0))?;
         Ok(Self { file, length, bytes_max })
     }
 
@@ -210,6 +211,11 @@ impl SerialPort {
     #[must_use]
     pub fn console_bytes(&self) -> u64 {
         self.port.writer().written
+    }
+
+    /// Counts on from what was written in another process.
+    pub(crate) fn count_from(&mut self, written: u64) {
+        self.port.writer_mut().written = written;
     }
 
     /// The newest part of the console log; empty if it is not kept.

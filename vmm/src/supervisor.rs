@@ -3,6 +3,7 @@
 //!
 //! Must never know: how devices work.
 
+mod handover;
 mod memory;
 mod snapshot;
 mod watchdog;
@@ -206,7 +207,7 @@ impl Supervisor {
     /// read from either.
     fn exchange(&mut self, client: &mut Client) -> io::Result<()> {
         loop {
-            if !client.flush()? {
+            if !client.flush()? || self.machine.is_handed_over() {
                 return Ok(());
             }
             let fd = client.stream.as_raw_fd();
@@ -252,6 +253,7 @@ impl Supervisor {
                     balloon: self.machine.peripherals().balloon().map(|mut balloon| balloon.status()),
                     memory: self.machine.peripherals().mem().map(|mem| mem.status()),
                     watchdog: self.machine.watchdog().map(|watchdog| watchdog.status()),
+                    upgraded: self.machine.upgraded(),
                     protections: Some(self.held.0.clone()),
                 }));
             }
@@ -269,6 +271,7 @@ impl Supervisor {
             Action::Snapshot { file, differences, track } => {
                 return self.snapshot(file, Wanted { differences, track }, passed);
             }
+            Action::HandOver { to, patience_ms } => return self.hand_over(to, patience_ms, passed),
             Action::Console { bytes_max, console } => return self.console(console, u64::from(bytes_max)),
             Action::Flush => return self.flush(),
             // Taken where the connection is known.
@@ -317,7 +320,8 @@ impl Supervisor {
     fn add_disk(&mut self, disk: DiskConfig, passed: Vec<OwnedFd>) -> Reply {
         let Some(mut passed) = PassedFds::new(passed, &of_disk(&disk)) else { return not_those() };
         let index = self.machine.devices().status().len();
-        let opened = open_disk(index, disk, &mut passed).map_err(|error| chain(&error));
+        let opened = open_disk(index, disk, &mut passed, self.machine.is_upgradable());
+        let opened = opened.map_err(|error| chain(&error));
         self.added(opened, |machine, spec| machine.add_disk(spec))
     }
 
@@ -326,14 +330,16 @@ impl Supervisor {
         let serial = disk.serial.clone();
         // What one process holds of a layer in memory the next one must find in its file.
         let written = self.machine.devices().write_out_disk(&serial).map_err(|error| chain(&error));
-        let opened = written.and_then(|()| open_disk(0, disk, &mut passed).map_err(|error| chain(&error)));
-        self.added(opened, |machine, spec| machine.devices().replace_disk(&serial, spec))
+        let keep = self.machine.is_upgradable();
+        let opened =
+            written.and_then(|()| open_disk(0, disk, &mut passed, keep).map_err(|error| chain(&error)));
+        self.added(opened, |machine, spec| machine.devices_mut().replace_disk(&serial, spec))
     }
 
     fn add_nic(&mut self, nic: NicConfig, passed: Vec<OwnedFd>) -> Reply {
         let Some(mut passed) = PassedFds::new(passed, &[nic.tap]) else { return not_those() };
-        let spec = NicSpec { tap: passed.take(nic.tap), config: nic };
-        self.added(Ok(spec), |machine, spec| machine.add_nic(spec))
+        let spec = NicSpec::new(passed.take(nic.tap), nic, self.machine.is_upgradable());
+        self.added(spec.map_err(|error| chain(&error)), |machine, spec| machine.add_nic(spec))
     }
 
     fn added<S>(
@@ -541,6 +547,8 @@ impl MutEventSubscriber for Supervisor {
             if self.ending.said().is_some() {
                 let _ = self.machine.apply(Event::End);
             }
+        } else if self.machine.is_handed_over() {
+            // What else happens is for the successor.
         } else if fd == self.signals.as_raw_fd() {
             self.take_signal();
         } else if fd == self.machine.devices().let_go() {

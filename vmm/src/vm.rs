@@ -2,6 +2,7 @@
 //!
 //! Must never know: the control socket, configuration files, paths.
 
+mod handover;
 mod snapshot;
 mod source;
 
@@ -11,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use event_manager::MutEventSubscriber;
+use serde::{Deserialize, Serialize};
 use storage::format::Disk;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -20,15 +22,16 @@ use crate::config::{
 };
 use crate::devices::{self, Places};
 use crate::ending::{Ending, EndingSignal};
+use crate::handover::{self as handing, Estate, Kept};
 use crate::kvm::{self, HostKind, Kvm};
 use crate::lifecycle::{self, Effect, Event, Refused};
 use crate::pci::host::PciHost;
 use crate::pci::plug::{self, PlugController};
 use crate::peripherals::{PeripheralSpecs, Peripherals};
-use crate::plugged::{self, Devices, Wires};
+use crate::plugged::{self, Devices, Made, Wires};
 use crate::power::{self, KeyboardController, PowerManagement};
 use crate::questions::Questions;
-use crate::rpc::{DeviceName, ExitReason, VmState};
+use crate::rpc::{DeviceName, ExitReason, UpgradeStatus, VmState};
 use crate::serial::{self, Console, SerialPort};
 use crate::snapshot::{Description, Pager};
 use crate::vcpu::{self, Buses, Vcpus};
@@ -40,7 +43,7 @@ use crate::{acpi, boot, clock, memory, smbios};
 pub use snapshot::{Taken, Wanted};
 pub use source::{BootSource, SnapshotSource};
 
-use snapshot::{Origin, give_generation};
+use snapshot::{Origin, Whose, give_generation};
 use source::Bootable;
 
 /// Why a machine cannot be put together.
@@ -108,6 +111,8 @@ pub struct DiskSpec {
     pub config: DiskConfig,
     /// The bytes.
     pub disk: Arc<dyn Disk>,
+    /// What it is made of, if the guest may be handed over.
+    pub(crate) kept: Option<Kept>,
 }
 
 /// A network device, ready to be served.
@@ -116,6 +121,20 @@ pub struct NicSpec {
     pub config: NicConfig,
     /// The open tap.
     pub tap: OwnedFd,
+    /// What it is made of, if the guest may be handed over.
+    pub(crate) kept: Option<Kept>,
+}
+
+impl NicSpec {
+    /// A device on `tap`, of which a copy is kept for a handover if that may come.
+    ///
+    /// # Errors
+    /// There is no descriptor left for it.
+    pub(crate) fn new(tap: OwnedFd, config: NicConfig, keep: bool) -> Result<Self, handing::Error> {
+        let copy = keep.then(|| tap.try_clone()).transpose().map_err(handing::Error::Keep)?;
+        let kept = copy.map(|copy| Kept::Nic(Box::new(config.clone()), copy));
+        Ok(Self { config, tap, kept })
+    }
 }
 
 /// All that a machine is made of, opened. Of one that goes on from a snapshot, the snapshot says what the processor is,
@@ -153,10 +172,13 @@ pub struct MachineSpec {
     pub peripherals: PeripheralSpecs,
     /// Which of its consoles the guest has at the terminal, or kept as its console.
     pub main_console: MainConsole,
+    /// What is kept for a handover, if that may come: its memory above all.
+    pub estate: Option<Estate>,
 }
 
 /// Which of its consoles a guest talks on, unless its command line says otherwise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum MainConsole {
     /// The serial port.
     #[default]
@@ -191,6 +213,15 @@ pub struct Machine {
     origin: Origin,
     peripherals: Peripherals,
     main_console: MainConsole,
+    estate: Option<Estate>,
+    /// Another process has the guest.
+    handed_over: bool,
+    /// It was another process's before.
+    upgraded: Option<UpgradeStatus>,
+    /// What is written where the guest reads the time once it is this process's.
+    clock_due: Option<clock::Reading>,
+    /// How far it is, while it is another process's still.
+    handing: Option<handing::Life>,
     /// Fills memory as long as anything of the machine may touch it, so it goes last.
     _pager: Option<Pager>,
 }
@@ -211,7 +242,10 @@ impl Machine {
     /// Whatever is wrong with the parts.
     pub fn build(kvm: &Kvm, mut spec: MachineSpec, ending: &EndingSignal) -> Result<Self, Error> {
         let boot = match std::mem::replace(&mut spec.boot, BootSource::Disk) {
-            BootSource::Snapshot(source) => return Self::go_on(kvm, spec, source.open(ending)?, ending),
+            BootSource::Snapshot(source) => {
+                let snapshot = source.open(spec.estate.as_ref().map(|estate| &estate.memory), ending)?;
+                return Self::go_on(kvm, spec, snapshot, Whose::Another, ending);
+            }
             boot => boot,
         };
         if spec.vcpus == 0 || spec.vcpus > crate::config::VCPUS_MAX {
@@ -225,7 +259,11 @@ impl Machine {
         if spec.peripherals.mem.is_some() && hotplug_mib == 0 {
             return Err(memory::Error::Hotplug(0).into());
         }
-        let ram = memory::allocate_of(spec.memory_mib, spec.huge_pages)?;
+        let ram = match &spec.estate {
+            Some(_) if hotplug_mib > 0 => return Err(memory::Error::SharedHotplug.into()),
+            Some(estate) => estate.memory.allocate(spec.memory_mib)?,
+            None => memory::allocate_of(spec.memory_mib, spec.huge_pages)?,
+        };
         let guest = memory::with_hotplug(&ram, (spec.memory_mib, hotplug_mib), spec.huge_pages)?;
         let vm = Arc::new(kvm.create_vm(&guest, spec.cpu)?);
 
@@ -258,7 +296,7 @@ impl Machine {
         let mut wires = add_bus((&vm, &guest), &mut buses.ports, &sci, rings)?;
         let peripherals = Peripherals::build(spec.peripherals, (&vm, &guest), ending)?;
         let devices = build_devices(spec.disks, spec.nics, &peripherals, &mut wires)?;
-        let shared: Vec<Shared> = devices.iter().map(|(_, shared)| shared.clone()).collect();
+        let shared: Vec<Shared> = devices.iter().map(|made| made.shared.clone()).collect();
         let filled = places.fill(&vm, &guest, (&mut buses, &wires.host), &shared)?;
         let devices = Devices::new(wires, devices, filled);
 
@@ -287,6 +325,11 @@ impl Machine {
             origin,
             peripherals,
             main_console: spec.main_console,
+            estate: spec.estate,
+            handed_over: false,
+            upgraded: None,
+            clock_due: None,
+            handing: None,
             _pager: None,
         })
     }
@@ -421,8 +464,10 @@ impl Machine {
     }
 
     /// Has the network device with that MAC address answer otherwise to the guest; whether there is one that answers.
-    pub fn readdress(&self, mac: [u8; 6], addressing: &Addressing) -> bool {
-        self.devices.iter().any(|mut device| device.readdress(mac, addressing))
+    pub fn readdress(&mut self, mac: [u8; 6], addressing: &Addressing) -> bool {
+        let answers = self.devices.iter().any(|mut device| device.readdress(mac, addressing));
+        self.devices.note_addressing(mac, addressing);
+        answers
     }
 
     /// Where the guest's questions about names wait.
@@ -440,13 +485,15 @@ impl Machine {
     ///
     /// # Errors
     /// A limit out of range.
-    pub fn reshape(&self, mac: [u8; 6], traffic: &Traffic) -> Result<bool, virtio::Error> {
+    pub fn reshape(&mut self, mac: [u8; 6], traffic: &Traffic) -> Result<bool, virtio::Error> {
+        let mut is_there = false;
         for mut device in self.devices.iter() {
-            if device.reshape(mac, traffic)? {
-                return Ok(true);
-            }
+            is_there = is_there || device.reshape(mac, traffic)?;
         }
-        Ok(false)
+        if is_there {
+            self.devices.note_traffic(mac, traffic);
+        }
+        Ok(is_there)
     }
 
     /// A handle of the VM; it is taken apart when the last one of it is closed, wherever.
@@ -527,18 +574,20 @@ fn build_devices(
     nics: Vec<NicSpec>,
     peripherals: &Peripherals,
     wires: &mut Wires,
-) -> Result<Vec<(Option<DeviceName>, Shared)>, devices::Error> {
+) -> Result<Vec<Made>, devices::Error> {
     let mut devices = Vec::with_capacity(disks.len() + nics.len() + 1);
     for spec in disks {
         let name = DeviceName::Disk(spec.config.serial.clone());
         let parts = (wires.disk_queues, &mut wires.rings);
-        devices.push((Some(name), virtio::build_block(&spec.config, Box::new(spec.disk), parts)?));
+        let shared = virtio::build_block(&spec.config, Box::new(spec.disk), parts)?;
+        devices.push(Made { name: Some(name), shared, kept: spec.kept });
     }
     for spec in nics {
         let name = DeviceName::Nic(spec.config.mac);
-        devices.push((Some(name), virtio::build_net(&spec.config, spec.tap, &wires.questions)?));
+        let shared = virtio::build_net(&spec.config, spec.tap, &wires.questions)?;
+        devices.push(Made { name: Some(name), shared, kept: spec.kept });
     }
-    devices.extend(peripherals.devices().into_iter().map(|device| (None, device)));
-    devices.push((None, virtio::build_rng()?));
+    devices.extend(peripherals.devices().into_iter().map(Made::unnamed));
+    devices.push(Made::unnamed(virtio::build_rng()?));
     Ok(devices)
 }

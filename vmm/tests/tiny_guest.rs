@@ -11,6 +11,8 @@ mod peripherals;
 mod plug;
 #[path = "tiny_guest/snapshot.rs"]
 mod snapshot;
+#[path = "tiny_guest/upgrade.rs"]
+mod upgrade;
 #[path = "tiny_guest/watchdog.rs"]
 mod watchdog;
 
@@ -93,6 +95,7 @@ impl Instance {
         let mut config = VmmConfig {
             memory_mib: 32,
             huge_pages: Default::default(),
+            upgradable: false,
             vcpus: 1,
             cpu: Default::default(),
             boot,

@@ -5,6 +5,7 @@ mod disk;
 mod peripherals;
 mod plug;
 mod snapshot;
+mod upgrade;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -28,6 +29,14 @@ pub(super) enum Command {
     Snapshot(snapshot::Command),
     #[command(flatten)]
     Disk(disk::Command),
+    Upgrade(upgrade::Upgrade),
+    /// The process that a guest is handed over to, as `upgrade` starts it.
+    #[command(hide = true)]
+    Successor {
+        /// How many disks the guest has.
+        #[arg(long)]
+        disks: usize,
+    },
     /// The process that connects for a guest, as `boot` starts it.
     #[command(hide = true)]
     Connector {
@@ -103,6 +112,11 @@ pub(super) struct Boot {
     /// hugetlb: such as are reserved (sysctl vm.nr_hugepages), or none at all, and no balloon.
     #[arg(long, value_name = "PAGES", default_value = "none", conflicts_with = "restore")]
     huge_pages: Pages,
+    /// The guest can be handed over to another program while it runs (`wisp vmm upgrade`). Its memory is a file without a name
+    /// then, of which each page costs more when it is first touched; of a snapshot it is a copy. With `--huge-pages thp`, the
+    /// host must have some for such files (/sys/kernel/mm/transparent_hugepage/shmem_enabled).
+    #[arg(long, requires = "control", conflicts_with = "working_set")]
+    upgradable: bool,
     /// Virtual CPUs.
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
@@ -174,6 +188,8 @@ pub(super) fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Plug(command) => plug::run(command),
         Command::Snapshot(command) => snapshot::run(command),
         Command::Disk(command) => disk::run(command),
+        Command::Upgrade(arguments) => upgrade::run(&arguments),
+        Command::Successor { disks } => upgrade::succeed(disks),
         Command::Connector { path } => peripherals::connect_for(&path),
         Command::Run { arguments } => Ok(run(&arguments)),
     }
@@ -198,6 +214,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         taps,
         memory_mib: if restored { 0 } else { arguments.mem },
         huge_pages: arguments.huge_pages.into(),
+        upgradable: arguments.upgradable,
         vcpus: if restored { 0 } else { arguments.cpus },
         restore: arguments.restore,
         working_set: arguments.working_set,

@@ -112,4 +112,14 @@ impl Peripherals {
         let vsock = self.vsock.iter().flat_map(|vsock| vsock.listener.into_iter().chain(vsock.connector));
         console.chain(vsock).chain(self.pmem.iter().map(|pmem| pmem.file)).collect()
     }
+
+    /// The same in the same order, to be given other numbers.
+    pub(crate) fn descriptors_mut(&mut self) -> Vec<&mut InheritedFd> {
+        let console = self.console.iter_mut().map(|console| match console {
+            ConsoleConfig::Log(fd) | ConsoleConfig::Socket(fd) => fd,
+        });
+        let vsock =
+            self.vsock.iter_mut().flat_map(|vsock| vsock.listener.iter_mut().chain(&mut vsock.connector));
+        console.chain(vsock).chain(self.pmem.iter_mut().map(|pmem| &mut pmem.file)).collect()
+    }
 }

@@ -3,6 +3,8 @@
 //! Each structure is KVM's own (`linux/kvm.h`), whose layout is part of the kernel's interface. MSRs are those that the host
 //! lists; one that it lists and then refuses is skipped with a debug line, at both ends.
 
+use std::time::Duration;
+
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, Msrs, kvm_clock_data,
     kvm_cpuid_entry2, kvm_debugregs, kvm_irqchip, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs,
@@ -51,6 +53,25 @@ pub struct VcpuState {
     msrs: Vec<(u32, u64)>,
     /// The frequency of the time stamp counter in kHz; 0 where the host does not tell.
     tsc_khz: u32,
+}
+
+impl VmState {
+    /// As if the guest had not stood still for the last `passed`.
+    pub(crate) fn advance(&mut self, passed: Duration) {
+        let passed = u64::try_from(passed.as_nanos()).unwrap_or(u64::MAX);
+        self.clock_ns = self.clock_ns.saturating_add(passed);
+    }
+}
+
+impl VcpuState {
+    /// Likewise: its time stamp counter has gone on, if the host tells how fast it does.
+    pub(crate) fn advance(&mut self, passed: Duration) {
+        let counts = passed.as_nanos().saturating_mul(u128::from(self.tsc_khz)) / 1_000_000;
+        let counts = u64::try_from(counts).unwrap_or(u64::MAX);
+        for (_, value) in self.msrs.iter_mut().filter(|(index, _)| *index == TSC) {
+            *value = value.wrapping_add(counts);
+        }
+    }
 }
 
 /// The chips in the order in which they are saved.
@@ -226,4 +247,20 @@ fn skip<'a>(left: &'a [u32], done: usize, asked: usize, what: &str) -> &'a [u32]
         return &left[done + 1..];
     }
     &left[done..]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clock_and_counter_go_on_by_what_has_passed() {
+        let (mut vm, mut vcpu) = (VmState::example(), VcpuState::example());
+        vcpu.advance(Duration::from_secs(1));
+        assert_eq!(vcpu.msrs, [(TSC, 1), (TSC_DEADLINE, 2)], "nobody knows how fast");
+        vcpu.tsc_khz = 2_000_000;
+        vcpu.advance(Duration::from_millis(3));
+        vm.advance(Duration::from_millis(3));
+        assert_eq!((vcpu.msrs[0].1, vcpu.msrs[1].1, vm.clock_ns), (6_000_001, 2, 3_000_000));
+    }
 }

@@ -165,6 +165,7 @@ impl Instance {
         let mut config = VmmConfig {
             memory_mib: 32,
             huge_pages: Default::default(),
+            upgradable: false,
             vcpus,
             cpu: Default::default(),
             boot: Boot::Kernel { kernel: inherit(kernel_file), initrd: None },

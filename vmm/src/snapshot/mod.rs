@@ -61,6 +61,7 @@
 
 mod contents;
 mod header;
+pub(crate) mod message;
 #[cfg(any(test, feature = "mock"))]
 pub mod mock;
 mod packed;

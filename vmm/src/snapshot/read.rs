@@ -13,6 +13,7 @@ use super::pager::{Lazily, Pager};
 use super::write::{CHUNK_BYTES, runs};
 use super::{CHAIN_MAX, DEVICES_MAX, Error, MachineState, SnapshotId, file};
 use crate::config::HugePages;
+use crate::memory::shared::Shared;
 use crate::memory::{self, GuestMemory, MIB};
 
 /// A snapshot, checked, with the machine's state and memory.
@@ -60,11 +61,7 @@ pub(super) fn state_bytes(from: &File, header: &Header) -> Result<Vec<u8>, Error
 
 /// The state section.
 fn read_state(from: &File, header: &Header) -> Result<MachineState, Error> {
-    let state = parse_state(&state_bytes(from, header)?)?;
-    if state.vcpus.len() != usize::from(header.vcpus) {
-        return Err(Error::Invalid("its number of vCPUs"));
-    }
-    Ok(state)
+    super::message::decode_state(header, &state_bytes(from, header)?)
 }
 
 /// A machine's state as the state section has it.
@@ -102,6 +99,46 @@ impl Snapshot {
     /// # Errors
     /// One of them is none that this program can read, or they do not belong together.
     pub fn open(files: Vec<File>, lazily: Option<Lazily>) -> Result<Self, Error> {
+        Self::open_chain(files, |header, full| match header.form {
+            Form::Flat if lazily.as_ref().is_some_and(Lazily::has_working_set) => Err(Error::NoWorkingSet),
+            Form::Flat => Ok((memory::map_private(size_of(header), full, header.memory_at())?, None)),
+            Form::Packed => {
+                let (all_mib, hotplug_mib) = size_of(header);
+                let ram_mib = all_mib - hotplug_mib;
+                let ram = memory::allocate(ram_mib)?;
+                let memory = memory::with_hotplug(&ram, (ram_mib, hotplug_mib), HugePages::None)?;
+                let pager = match lazily {
+                    Some(lazily) => Some(Pager::start(lazily, full, header, &memory)?),
+                    None => {
+                        apply(full, header, &memory)?;
+                        None
+                    }
+                };
+                Ok((memory, pager))
+            }
+        })
+    }
+
+    /// The same with a copy of the memory in `shared`, which is empty.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_into(files: Vec<File>, shared: &Shared) -> Result<Self, Error> {
+        Self::open_chain(files, |header, full| {
+            if header.hotplug_mib > 0 {
+                return Err(memory::Error::SharedHotplug.into());
+            }
+            let memory = shared.allocate(header.memory_mib)?;
+            apply(full, header, &memory)?;
+            Ok((memory, None))
+        })
+    }
+
+    /// Opens them; `have` has the memory of the first.
+    fn open_chain(
+        files: Vec<File>,
+        have: impl FnOnce(&Header, &Arc<File>) -> Result<(GuestMemory, Option<Pager>), Error>,
+    ) -> Result<Self, Error> {
         if files.len() > CHAIN_MAX {
             return Err(Error::TooMany);
         }
@@ -110,26 +147,7 @@ impl Snapshot {
         let mut header = read_header(&full)?;
         follows(&header, None)?;
         let mut newest = Arc::new(full);
-        let (memory, pager) = match header.form {
-            Form::Flat if lazily.as_ref().is_some_and(Lazily::has_working_set) => {
-                return Err(Error::NoWorkingSet);
-            }
-            Form::Flat => (memory::map_private(size_of(&header), &newest, header.memory_at())?, None),
-            Form::Packed => {
-                let (all_mib, hotplug_mib) = size_of(&header);
-                let ram_mib = all_mib - hotplug_mib;
-                let ram = memory::allocate(ram_mib)?;
-                let memory = memory::with_hotplug(&ram, (ram_mib, hotplug_mib), HugePages::None)?;
-                let pager = match lazily {
-                    Some(lazily) => Some(Pager::start(lazily, &newest, &header, &memory)?),
-                    None => {
-                        apply(&newest, &header, &memory)?;
-                        None
-                    }
-                };
-                (memory, pager)
-            }
-        };
+        let (memory, pager) = have(&header, &newest)?;
         for differences in files {
             let next = read_header(&differences)?;
             follows(&next, Some(header.id))?;

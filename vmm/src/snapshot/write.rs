@@ -130,32 +130,46 @@ impl<'a> Writer<'a> {
         description: Description,
         state: &MachineState,
     ) -> Result<Written, Error> {
-        let encoded = postcard::to_stdvec(state).expect("invariant: states are plain data");
-        let mut id = SnapshotId::default();
-        rustix::rand::getrandom(&mut id.0, rustix::rand::GetRandomFlags::empty())
-            .map_err(|errno| file("name")(errno.into()))?;
+        let (mut header, encoded) = describe(self.size_mib, description, state)?;
         let mut table = Vec::with_capacity(self.table.len() * CHUNK_PAGES);
         self.table.iter().for_each(|(map, checksum)| table.extend(flat_entry(*map, *checksum)));
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let header = Header {
-            id,
-            base,
-            memory_mib: self.size_mib.0,
-            hotplug_mib: self.size_mib.1,
-            vcpus: u8::try_from(state.vcpus.len()).expect("invariant: at most VCPUS_MAX"),
-            cpu: description.cpu,
-            host: description.host,
-            needs: description.needs,
-            taken_s: since.as_secs(),
-            form: Form::Flat,
-            memory_bytes: u64::from(self.size_mib.0) * MIB,
-            state: (encoded.len() as u64, crc32fast::hash(&encoded)),
-            table_checksum: crc32fast::hash(&table),
-        };
+        header.base = base;
+        header.table_checksum = crc32fast::hash(&table);
+        let id = header.id;
         complete(self.to, &header, &table, &encoded)?;
         let pages = self.table.iter().flat_map(|(map, _)| map).map(|word| u64::from(word.count_ones())).sum();
         Ok(Written { id, pages, state_bytes: encoded.len() as u64 })
     }
+}
+
+/// The header of a full, flat snapshot of a guest with so many MiB, and so many of these that come and go, whose table is empty
+/// still, and its state section.
+pub(super) fn describe(
+    (memory_mib, hotplug_mib): (u32, u32),
+    description: Description,
+    state: &MachineState,
+) -> Result<(Header, Vec<u8>), Error> {
+    let encoded = postcard::to_stdvec(state).expect("invariant: states are plain data");
+    let mut id = SnapshotId::default();
+    rustix::rand::getrandom(&mut id.0, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| file("name")(errno.into()))?;
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let header = Header {
+        id,
+        base: None,
+        memory_mib,
+        hotplug_mib,
+        vcpus: u8::try_from(state.vcpus.len()).expect("invariant: at most VCPUS_MAX"),
+        cpu: description.cpu,
+        host: description.host,
+        needs: description.needs,
+        taken_s: since.as_secs(),
+        form: Form::Flat,
+        memory_bytes: u64::from(memory_mib) * MIB,
+        state: (encoded.len() as u64, crc32fast::hash(&encoded)),
+        table_checksum: 0,
+    };
+    Ok((header, encoded))
 }
 
 /// Writes all but the memory, the header last.

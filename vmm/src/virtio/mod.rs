@@ -220,6 +220,14 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// It does not fit: the device must not be used.
     fn restore(&mut self, own: &[u8]) -> Result<(), StateError>;
 
+    /// What was taken over is this device's own guest's, in another process: it need not be told what it knows of itself.
+    fn continue_as_before(&mut self) {}
+
+    /// Whether something is under way by which a guest learns that it is another, and which another process would not end.
+    fn is_introducing(&self) -> bool {
+        false
+    }
+
     /// The guest stands still, or goes on: a device whose back end somebody may look at meanwhile changes nothing there
     /// while it is held, and takes up what waits in its queues when it is let go.
     fn hold(&mut self, _held: bool) {}

@@ -435,6 +435,15 @@ impl<L: Link> VirtioDevice for Net<L> {
         Ok(())
     }
 
+    /// It has its addresses, and its network knows where it is.
+    fn continue_as_before(&mut self) {
+        self.flap = Flap::None;
+    }
+
+    fn is_introducing(&self) -> bool {
+        self.active.is_some() && !matches!(self.flap, Flap::None)
+    }
+
     fn readdress(&mut self, mac: [u8; 6], addressing: &Addressing) -> bool {
         let Some(endpoint) = self.endpoint.as_mut().filter(|_| self.identity.mac == mac) else {
             return false;

@@ -15,11 +15,12 @@ use crate::clock;
 use crate::config::WatchdogAction;
 use crate::devices::{Driven, Places, Seat, function};
 use crate::ending::EndingSignal;
+use crate::handover::monotonic;
 use crate::kvm::{self, HostKind, Kvm, Vm};
 use crate::lifecycle::Event;
 use crate::memory::{self, GuestMemory};
 use crate::peripherals::Peripherals;
-use crate::plugged::{Devices, Wires};
+use crate::plugged::{Devices, Made, Wires};
 use crate::power;
 use crate::rpc::{DeviceName, VmState};
 use crate::serial::SerialPort;
@@ -46,6 +47,15 @@ pub struct Taken {
     pub written: snapshot::Written,
     /// How long the guest stood still for it; nothing if it stood still before and does so still.
     pub paused: Option<Duration>,
+}
+
+/// Whose guest a machine goes on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// One that is another from now on than the one that was saved.
+    Another,
+    /// The one that was saved, at that time of the host's monotonic clock: its clocks have gone on.
+    Same { saved: Duration },
 }
 
 /// What a machine keeps for its snapshots.
@@ -128,7 +138,7 @@ impl Machine {
     }
 
     /// All but the memory of a machine that stands still.
-    fn save(&self) -> Result<MachineState, Error> {
+    pub(super) fn save(&self) -> Result<MachineState, Error> {
         let (bus, plug) = self.devices.save_bus();
         Ok(MachineState {
             vcpus: self.vcpus.save()?,
@@ -142,15 +152,16 @@ impl Machine {
         })
     }
 
-    /// Puts a machine together that goes on from `snapshot` with what is given now. It is held until it is started, knows
-    /// then that it is another, and gets no packet before it has taken that up.
+    /// Puts a machine together that goes on from `snapshot` with what is given now. It is held until it is started. Another
+    /// guest than that of the snapshot knows then that it is another, and gets no packet before it has taken that up.
     pub(super) fn go_on(
         kvm: &Kvm,
         spec: MachineSpec,
         snapshot: Snapshot,
+        whose: Whose,
         ending: &EndingSignal,
     ) -> Result<Self, Error> {
-        let Snapshot { header, state, memory: guest, pager } = snapshot;
+        let Snapshot { header, mut state, memory: guest, pager } = snapshot;
         check_sizes(&spec, &header)?;
         check_memory(&spec, &header, &guest)?;
         check_host(header.host, kvm.kind())?;
@@ -174,6 +185,11 @@ impl Machine {
         let rings = (spec.rings, queues_for(header.vcpus));
         let mut wires = add_bus((&vm, &guest), &mut buses.ports, &sci, rings)?;
 
+        if let Whose::Same { saved } = whose {
+            let passed = monotonic().saturating_sub(saved);
+            state.vm.advance(passed);
+            state.vcpus.iter_mut().for_each(|vcpu| vcpu.advance(passed));
+        }
         let mut vcpus = Vec::with_capacity(state.vcpus.len());
         for (id, saved) in (0..header.vcpus).zip(&state.vcpus) {
             let vcpu = vm.create_vcpu(id, header.vcpus)?;
@@ -193,9 +209,20 @@ impl Machine {
         restore_bus(&wires, &state)?;
         let mut devices = Devices::new(wires, made, seats);
         devices.hold(true);
-        give_generation(&guest)?;
-        clock::write(&guest, vcpus.first().and_then(kvm::Vcpu::counter));
-        devices.announce_generation();
+        let counter = vcpus.first().and_then(kvm::Vcpu::counter);
+        let clock_due = match whose {
+            Whose::Another => {
+                give_generation(&guest)?;
+                clock::write(&guest, counter);
+                devices.announce_generation();
+                None
+            }
+            Whose::Same { .. } => {
+                devices.continue_as_before();
+                // Not now: it is another process's still, which may have to go on with it.
+                Some(clock::Reading::now(counter))
+            }
+        };
         let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
         let description = Description { cpu: header.cpu, host: header.host, needs: header.needs };
         let base = spec.track.then_some(header.id);
@@ -212,6 +239,11 @@ impl Machine {
             origin,
             peripherals,
             main_console: spec.main_console,
+            estate: spec.estate,
+            handed_over: false,
+            upgraded: None,
+            clock_due,
+            handing: None,
             _pager: pager,
         })
     }
@@ -277,14 +309,12 @@ fn check_host(taken: HostKind, here: HostKind) -> Result<(), snapshot::Error> {
     Err(snapshot::Error::Host { taken: name(taken), here: name(here) })
 }
 
-type Made = Vec<(Option<DeviceName>, Shared)>;
-
 /// The devices that the snapshot has, in its order, of what is given now: the first disk there is the first one here.
 fn make_devices(
     (disks, nics, mut others): (Vec<DiskSpec>, Vec<NicSpec>, Vec<Shared>),
     saved: &[SavedDevice],
     wires: &mut Wires,
-) -> Result<Made, Error> {
+) -> Result<Vec<Made>, Error> {
     let count = |wanted: u32| saved.iter().filter(|device| kind(device) == wanted).count();
     let pmem = others.iter().filter(|device| lock(device).device_type() == device_type::PMEM).count();
     for (what, wanted, given) in [
@@ -307,20 +337,18 @@ fn make_devices(
                 let queues = u16::try_from(device.transport.negotiation().queues.len()).unwrap_or(u16::MAX);
                 let parts = (queues, &mut wires.rings);
                 let block = virtio::build_block(&spec.config, Box::new(spec.disk), parts);
-                (Some(name), block.map_err(device_error)?)
+                Made { name: Some(name), shared: block.map_err(device_error)?, kept: spec.kept }
             }
             device_type::NET => {
                 let spec = nics.next().expect("invariant: they were counted");
                 let name = DeviceName::Nic(spec.config.mac);
-                (
-                    Some(name),
-                    virtio::build_net(&spec.config, spec.tap, &wires.questions).map_err(device_error)?,
-                )
+                let net = virtio::build_net(&spec.config, spec.tap, &wires.questions);
+                Made { name: Some(name), shared: net.map_err(device_error)?, kept: spec.kept }
             }
-            device_type::RNG => (None, virtio::build_rng().map_err(device_error)?),
+            device_type::RNG => Made::unnamed(virtio::build_rng().map_err(device_error)?),
             other => {
                 let found = others.iter().position(|device| lock(device).device_type() == other);
-                (None, others.remove(found.ok_or(snapshot::Error::Invalid("one of its devices"))?))
+                Made::unnamed(others.remove(found.ok_or(snapshot::Error::Invalid("one of its devices"))?))
             }
         });
     }
@@ -347,15 +375,15 @@ fn seat(
     places: &Places,
     wires: &Wires,
     buses: &mut Buses,
-    made: &Made,
+    made: &[Made],
     saved: &[SavedDevice],
 ) -> Result<Vec<Seat>, Error> {
     let in_windows = made.iter().zip(saved).filter(|(_, device)| device.slot.is_none());
-    let in_windows: Vec<Shared> = in_windows.map(|((_, shared), _)| shared.clone()).collect();
+    let in_windows: Vec<Shared> = in_windows.map(|(made, _)| made.shared.clone()).collect();
     let windows = if in_windows.is_empty() { &[][..] } else { &in_windows };
     let mut windows = places.fill(&wires.vm, &wires.guest, (buses, &wires.host), windows)?.into_iter();
     let mut seats = Vec::with_capacity(saved.len());
-    for ((_, shared), device) in made.iter().zip(saved) {
+    for (Made { shared, .. }, device) in made.iter().zip(saved) {
         seats.push(match device.slot {
             None => {
                 let seat = windows.next().expect("invariant: a window for each that had one");

@@ -7,8 +7,9 @@ use storage::format::Disk;
 
 use crate::boot::image::{DiskImage, Image, begins_with_elf};
 use crate::ending::EndingSignal;
+use crate::memory::shared::Shared;
 use crate::memory::userfault::Userfault;
-use crate::snapshot::{Lazily, Snapshot};
+use crate::snapshot::{Form, Lazily, Snapshot, read_header};
 use crate::{boot, kvm, memory};
 
 /// Where the kernel comes from.
@@ -39,19 +40,33 @@ pub struct SnapshotSource {
 }
 
 impl SnapshotSource {
-    /// Of these, with all that the kernel allows to a process that is not confined yet.
+    /// Of these, with all that the kernel allows to a process that is not confined yet. Memory that goes to a file, `into`, is
+    /// unpacked at once.
     #[must_use]
-    pub fn new(files: Vec<File>, working_set: Option<File>) -> Self {
-        let opened = Userfault::open();
-        if let Err(error) = &opened {
+    pub fn new(files: Vec<File>, working_set: Option<File>, into: Option<&Shared>) -> Self {
+        let opened = into.is_none().then(Userfault::open);
+        if let Some(Err(error)) = &opened {
             tracing::debug!(%error, "packed memory is unpacked at once");
         }
-        Self { files, working_set, userfault: opened.ok() }
+        Self { files, working_set, userfault: opened.and_then(Result::ok) }
     }
 
     /// The snapshot, opened; if its memory cannot be had later, `ending` learns it.
-    pub(super) fn open(self, ending: &EndingSignal) -> Result<Snapshot, crate::snapshot::Error> {
+    pub(super) fn open(
+        self,
+        into: Option<&Shared>,
+        ending: &EndingSignal,
+    ) -> Result<Snapshot, crate::snapshot::Error> {
         let Self { files, working_set, userfault } = self;
+        if let Some(shared) = into {
+            return Snapshot::open_into(files, shared);
+        }
+        // One of flat memory, for which nothing was opened.
+        if let (Some(full), Some(_)) = (files.first(), &working_set)
+            && read_header(full)?.form == Form::Flat
+        {
+            return Err(crate::snapshot::Error::NoWorkingSet);
+        }
         let lazily = userfault.map(|userfault| Lazily { userfault, working_set, ending: ending.clone() });
         Snapshot::open(files, lazily)
     }

@@ -257,6 +257,7 @@ fn empty() -> VmmConfig {
     VmmConfig {
         memory_mib: 0,
         huge_pages: Default::default(),
+        upgradable: false,
         vcpus: 0,
         cpu: Default::default(),
         boot: Boot::Disk,

@@ -344,6 +344,7 @@ mod tests {
                 left_ms: Some(12_345),
                 expiries: 2,
             }),
+            upgraded: None,
             protections,
         };
         assert_eq!(

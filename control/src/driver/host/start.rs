@@ -270,6 +270,7 @@ fn configuration(
     Ok(VmmConfig {
         memory_mib: wanted.memory_mib,
         huge_pages: Default::default(),
+        upgradable: false,
         vcpus: wanted.vcpus,
         cpu: CpuProfile::Host,
         boot,

@@ -1,0 +1,238 @@
+//! The tiny guest handed over from one VMM to the next while it serves, and left where it is when that fails.
+
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+
+use vmm::handover::{HELLO, take_over};
+use vmm::rpc::{ClientError, VmState};
+
+use super::*;
+
+/// A successor that listens: its thread, and the line that a VMM is given.
+fn successor() -> (JoinHandle<ExitReport>, UnixStream) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let thread = std::thread::spawn(move || take_over(theirs, 1, Sandbox::default()));
+    (thread, greeted(ours))
+}
+
+fn greeted(mut line: UnixStream) -> UnixStream {
+    line.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut hello = [0; HELLO.len()];
+    line.read_exact(&mut hello).unwrap();
+    assert_eq!(hello, HELLO);
+    line
+}
+
+impl Instance {
+    fn hand_over(&self, line: &UnixStream) -> Result<(), ClientError> {
+        self.client().hand_over(line.as_fd(), PATIENCE)
+    }
+
+    /// The guest in another VMM; the one before has ended, and has written no report.
+    fn upgrade(mut self) -> Self {
+        let (thread, line) = successor();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.hand_over(&line) {
+                // Its link is down, by which it learns that it is another.
+                Err(ClientError::Refused(why)) if why.contains("in a moment") => {
+                    assert!(Instant::now() < deadline, "{why}");
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                handed => break handed.unwrap(),
+            }
+        }
+        drop(line);
+        let before = std::mem::replace(&mut self.thread, thread).join().unwrap();
+        assert_eq!(before.message, "the guest was handed over to another process");
+        assert_eq!(std::fs::read(self.directory.path().join("report")).unwrap(), b"");
+        self
+    }
+}
+
+/// Generation id and time, as the guest tells them.
+fn identity() -> (String, Duration) {
+    let text = String::from_utf8(http("GET", "/identity", b"").1).unwrap();
+    let parts: Vec<&str> = text.split_whitespace().collect();
+    (parts[0].to_owned(), Duration::from_nanos(parts[2].parse().unwrap()))
+}
+
+/// A guest that may be handed over, on a tap at which the host has an address.
+fn upgradable(transport: Transport) -> Instance {
+    let tap = tap("t0");
+    give_address("t0", HOST);
+    let instance = Instance::start_with(1 << 20, |config, _| {
+        config.transport = transport;
+        config.upgradable = true;
+        config.nics = vec![nic(tap, GUEST, "")];
+    });
+    instance.line("metadata: key");
+    instance
+}
+
+#[test]
+fn guest_goes_from_process_to_process_and_serves_on() {
+    goes_on(Transport::Auto);
+}
+
+#[test]
+fn guest_on_pci_does_the_same() {
+    goes_on(Transport::Pci);
+}
+
+fn goes_on(transport: Transport) {
+    const TIMES: u8 = 4;
+    if !host_is_able() {
+        return;
+    }
+    let mut instance = upgradable(transport);
+    let began = instance.client().status().unwrap();
+    let (generation, _) = identity();
+    let mut echo = connect(7);
+    for time in 1..=TIMES {
+        let sector = [time; 512];
+        assert_eq!(http("PUT", &format!("/disk/0/{time}"), &sector).0, "HTTP/1.1 200 OK");
+        instance = instance.upgrade();
+        // Connections go on, too.
+        echo.write_all(&[time; 3]).unwrap();
+        let mut heard = [0; 3];
+        echo.read_exact(&mut heard).unwrap();
+        assert_eq!(heard, [time; 3]);
+        assert_eq!(http("GET", &format!("/disk/0/{time}"), b"").1, sector);
+        let (same, told) = identity();
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        assert_eq!(same, generation, "it is no other guest");
+        assert!(now.abs_diff(told) < Duration::from_secs(2), "it is {now:?}, and the guest says {told:?}");
+        let status = instance.client().status().unwrap();
+        let upgraded = status.upgraded.unwrap();
+        println!("stood still for {:?} us", upgraded.standstill_us.unwrap());
+        assert_eq!((upgraded.times, status.state), (u32::from(time), VmState::Running));
+        assert_eq!(status.first_run_us, began.first_run_us);
+        assert!(status.console_bytes >= began.console_bytes);
+    }
+    let console = instance.console();
+    assert_eq!(console.matches("WISP-GUEST").count(), 1, "{console}");
+    assert!(!console.contains("renewed"), "its link did not go down: {console}");
+    drop(echo);
+    instance.client().stop(false).unwrap();
+    let report = File::open(instance.directory.path().join("report")).unwrap();
+    assert_eq!(instance.end().reason, ExitReason::PoweredOff);
+    assert!(io::read_to_string(report).unwrap().contains("powered_off"), "its owner hears from the last one");
+}
+
+#[test]
+fn guest_stays_where_it_is_whenever_the_successor_fails() {
+    if !host_is_able() {
+        return;
+    }
+    let instance = upgradable(Transport::Auto);
+    let mut written = 0_u8;
+    let mut serves_on = |instance: &Instance| {
+        written += 1;
+        assert_eq!(http("PUT", "/disk/0/9", &[written; 512]).0, "HTTP/1.1 200 OK");
+        assert_eq!(http("GET", "/disk/0/9", b"").1, [written; 512]);
+        let status = instance.client().status().unwrap();
+        assert_eq!((status.state, status.upgraded), (VmState::Running, None));
+    };
+    let refused = |line: UnixStream, patience| {
+        instance.client().hand_over(line.as_fd(), patience).unwrap_err().to_string()
+    };
+    // It is gone before anything is sent; after the first bytes; when all has come; it answers what is no answer.
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    drop(theirs);
+    let gone = refused(ours, PATIENCE);
+    assert!(gone.contains("send the guest to its successor"), "{gone}");
+    serves_on(&instance);
+    for (bytes, answer) in
+        [(100, &[][..]), (5000, &[]), (1 << 20, &[0xff; 4]), (1 << 20, &[3, 0, 0, 0, b'n'])]
+    {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let failing = std::thread::spawn(move || {
+            theirs.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            let mut some = vec![0; bytes];
+            // As much as comes.
+            let _ = theirs.read_exact(&mut some);
+            theirs.write_all(answer).unwrap();
+        });
+        println!("{}", refused(ours, PATIENCE));
+        failing.join().unwrap();
+        serves_on(&instance);
+    }
+    // It says nothing at all.
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let silent = refused(ours, Duration::from_millis(100));
+    assert!(silent.contains("hear whether") && silent.contains("timed out"), "{silent}");
+    drop(theirs);
+    serves_on(&instance);
+    // It can have the guest, and is gone when it would be given it.
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let failing = std::thread::spawn(move || {
+        theirs.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        let mut reader = &theirs;
+        let _ = reader.read_exact(&mut vec![0; 1 << 20]);
+        theirs.shutdown(Shutdown::Read).unwrap();
+        (&theirs).write_all(&[0; 4]).unwrap();
+        theirs
+    });
+    let gone = refused(ours, PATIENCE);
+    assert!(gone.contains("give the guest to its successor"), "{gone}");
+    drop(failing.join().unwrap());
+    serves_on(&instance);
+    // One that is there takes it all the same, paused as it is, and has it go on when it is asked to.
+    instance.client().pause().unwrap();
+    let instance = instance.upgrade();
+    let status = instance.client().status().unwrap();
+    assert_eq!((status.state, status.upgraded.unwrap().standstill_us), (VmState::Paused, None));
+    instance.client().resume().unwrap();
+    assert_eq!(http("GET", "/disk/0/9", b"").1, [written; 512]);
+    instance.client().stop(true).unwrap();
+    instance.end();
+}
+
+#[test]
+fn guest_that_went_on_from_a_snapshot_is_handed_over_too() {
+    if !host_is_able() {
+        return;
+    }
+    let (first, second) = (tap("t0"), tap("t1"));
+    bridge("b0", &["t0", "t1"]);
+    give_address("b0", HOST);
+    let instance = Instance::start(vec![nic(first, GUEST, "")], 1 << 20);
+    instance.line("metadata: key");
+    let file = tempfile::tempfile().unwrap();
+    instance.client().snapshot(&file, false, false).unwrap();
+    instance.client().stop(true).unwrap();
+    instance.end();
+    let boot = Boot::Snapshot { files: vec![inherit(file)], track: true, working_set: None };
+    let restored = Instance::boot_with(boot, 1 << 20, |config, _| {
+        config.memory_mib = 0;
+        config.upgradable = true;
+        config.nics = vec![nic(second, GUEST, "")];
+    });
+    restored.line("renewed");
+    let (generation, _) = identity();
+    let restored = restored.upgrade();
+    assert_eq!(identity().0, generation);
+    // What is noted of its writes begins anew.
+    let file = tempfile::tempfile().unwrap();
+    let refused = restored.client().snapshot(&file, true, false).unwrap_err().to_string();
+    assert!(refused.contains("take a full snapshot"), "{refused}");
+    restored.client().snapshot(&file, false, false).unwrap();
+    vmm::snapshot::verify(&file).unwrap();
+    restored.client().stop(true).unwrap();
+    restored.end();
+}
+
+#[test]
+fn guest_whose_memory_is_its_processs_own_is_not_handed_over() {
+    if let Err(error) = vmm::kvm::Kvm::open() {
+        skipped(&format!("no KVM: {error}"));
+        return;
+    }
+    let instance = Instance::start(Vec::new(), 4096);
+    instance.line("ready");
+    let refused = instance.hand_over(&UnixStream::pair().unwrap().0).unwrap_err().to_string();
+    assert!(refused.contains("`--upgradable` at its start"), "{refused}");
+    instance.client().stop(true).unwrap();
+    instance.end();
+}
