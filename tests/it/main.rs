@@ -4,6 +4,7 @@
 //! What a test needs and this machine lacks makes it `ignored`, with the reason; with `WISP_REQUIRE_ALL=1` that is a
 //! failure.
 
+mod booted;
 mod commands;
 mod disk;
 mod encryption;
@@ -27,6 +28,7 @@ mod routers;
 mod sandbox;
 mod server_images;
 mod serving;
+mod snapshots;
 mod survive;
 mod tenants;
 mod tidy;
@@ -51,6 +53,7 @@ fn main() {
         disk::trials(),
         processes::trials(),
         peripherals::trials(),
+        snapshots::trials(),
         faults::trials(),
         firmware::trials(),
         tenants::trials(),

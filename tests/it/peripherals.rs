@@ -2,13 +2,13 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
+use crate::booted::{Guest, PATIENCE, Typist, export, vmm};
 use crate::harness::{Need, trial, wisp};
 
 /// The tests.
@@ -20,56 +20,6 @@ pub(crate) fn trials() -> Vec<Trial> {
     )]
 }
 
-/// Far longer than anything here takes.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A guest that goes with its test.
-struct Guest(Child);
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // It may be over.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// The console of a guest, at which commands are typed.
-struct Typist(BufReader<UnixStream>);
-
-impl Typist {
-    fn connect(path: &Path) -> Result<Self> {
-        let deadline = Instant::now() + PATIENCE;
-        let stream = loop {
-            match UnixStream::connect(path) {
-                Err(error) if Instant::now() >= deadline => {
-                    return Err(error).context("connect to the console");
-                }
-                Err(_) => std::thread::sleep(Duration::from_millis(2)),
-                Ok(stream) => break stream,
-            }
-        };
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let mut typist = Self(BufReader::new(stream));
-        // The guest's own first words may have come before.
-        if typist.say("print here")?.starts_with("WISP-GUEST") {
-            typist.line()?;
-        }
-        Ok(typist)
-    }
-
-    fn line(&mut self) -> Result<String> {
-        let mut line = String::new();
-        self.0.read_line(&mut line)?;
-        Ok(line.trim_end().to_owned())
-    }
-
-    fn say(&mut self, command: &str) -> Result<String> {
-        writeln!(self.0.get_mut(), "{command}")?;
-        self.line()
-    }
-}
-
 /// KiB of the host's memory that a process has written and nobody shares. What it has only read comes and goes with other
 /// processes of the same program.
 fn private_kib(process: u32) -> Result<u64> {
@@ -77,14 +27,6 @@ fn private_kib(process: u32) -> Result<u64> {
     let line = rollup.lines().find(|line| line.starts_with("Private_Dirty:"));
     let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok());
     number.context("no private memory is told of")
-}
-
-/// Runs a command of `wisp vmm`; what it says.
-fn vmm(arguments: &[&str]) -> Result<String> {
-    let ran = Command::new(wisp()).arg("vmm").args(arguments).output()?;
-    let errors = String::from_utf8_lossy(&ran.stderr);
-    ensure!(ran.status.success(), "{arguments:?}: {}: {errors}", ran.status);
-    Ok(String::from_utf8_lossy(&ran.stdout).into_owned())
 }
 
 /// Waits until `wanted` is a part of what is said.
@@ -104,8 +46,7 @@ fn guest_gives_its_memory_back_and_reaches_the_hosts_sockets() -> Result<()> {
     const TOUCHED_MIB: u64 = 64;
     let directory = tempfile::tempdir()?;
     let path = |name: &str| directory.path().join(name).display().to_string();
-    let ran = Command::new(wisp()).args(["guest", "export", "tiny", &path("tiny.elf")]).output()?;
-    ensure!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    export(&path("tiny.elf"))?;
     let mut boot = Command::new(wisp());
     boot.args(["vmm", "boot", "--kernel", &path("tiny.elf"), "--mem", "128", "--balloon", "0"]);
     boot.args(["--control", &path("control"), "--console", &format!("socket={}", path("hvc0"))]);
