@@ -23,6 +23,8 @@ pub(super) const BLOCK_ENTRY_BYTES: u64 = 24;
 pub(super) const BLOCKS_OF_CHUNK: u64 = 16;
 /// Where the checksum of the header lies: its last four bytes.
 const CHECKSUM_AT: usize = HEADER_BYTES - 4;
+/// Where the form of its memory stands.
+pub(super) const FORM_AT: u64 = 103;
 /// Where the feature words begin.
 const WORDS_AT: usize = 160;
 /// Bytes of a feature word.
@@ -275,7 +277,7 @@ fn form_number(form: Form) -> u8 {
     }
 }
 
-fn form_of(number: u8) -> Option<Form> {
+pub(super) fn form_of(number: u8) -> Option<Form> {
     [Form::Flat, Form::Packed].into_iter().find(|form| form_number(*form) == number)
 }
 

@@ -83,7 +83,7 @@ use crate::watchdog::WatchdogState;
 
 pub use header::{Form, Header, SnapshotId, VERSION};
 pub use pager::{Lazily, Pager};
-pub use read::{Snapshot, parse_state, read_header, verify};
+pub use read::{Snapshot, parse_state, read_header, says_packed, verify};
 pub use rewrite::rewrite;
 pub use write::Written;
 pub(crate) use write::{Description, Writer};

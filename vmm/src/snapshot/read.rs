@@ -8,7 +8,7 @@ use std::sync::Arc;
 use vm_memory::{Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _, MemoryRegionAddress};
 
 use super::contents::Contents;
-use super::header::{Form, HEADER_BYTES, Header, STATE_BYTES_MAX};
+use super::header::{self, FORM_AT, Form, HEADER_BYTES, Header, STATE_BYTES_MAX};
 use super::pager::{Lazily, Pager};
 use super::write::{CHUNK_BYTES, runs};
 use super::{CHAIN_MAX, DEVICES_MAX, Error, MachineState, SnapshotId, file};
@@ -26,6 +26,14 @@ pub struct Snapshot {
     pub memory: GuestMemory,
     /// What fills it, if it was packed and is filled as it is asked for; to be kept as long as the memory.
     pub pager: Option<Pager>,
+}
+
+/// Whether a file, were it a snapshot, would be a packed one: for a process that is not confined yet and must know what to
+/// open for it. Nothing else is looked at, and nothing is checked.
+#[must_use]
+pub fn says_packed(from: &File) -> bool {
+    let mut byte = [0];
+    from.read_exact_at(&mut byte, FORM_AT).is_ok() && header::form_of(byte[0]) == Some(Form::Packed)
 }
 
 /// The header of the snapshot in `from`, checked, together with its file's length.
@@ -233,6 +241,14 @@ mod tests {
         assert_eq!((read(&second, 2), read(&second, 3), read(&second, 200)), (2, 0, 200));
         assert_eq!(second.state.vcpus.len(), 1);
         assert_eq!(crate::memory::ram_ranges(second.header.memory_mib).len(), 1);
+    }
+
+    #[test]
+    fn form_is_told_by_one_byte_before_anything_is_checked() {
+        let mut bytes = mock::snapshot(&mock::state(Vec::new()));
+        assert!(!says_packed(&file(&bytes)) && !says_packed(&file(b"")));
+        bytes[103] = 1;
+        assert!(says_packed(&file(&bytes)));
     }
 
     #[test]

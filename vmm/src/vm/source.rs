@@ -44,7 +44,8 @@ impl SnapshotSource {
     /// unpacked at once.
     #[must_use]
     pub fn new(files: Vec<File>, working_set: Option<File>, into: Option<&Shared>) -> Self {
-        let opened = into.is_none().then(Userfault::open);
+        let is_packed = files.first().is_some_and(crate::snapshot::says_packed);
+        let opened = (is_packed && into.is_none()).then(Userfault::open);
         if let Some(Err(error)) = &opened {
             tracing::debug!(%error, "packed memory is unpacked at once");
         }
