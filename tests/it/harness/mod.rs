@@ -168,7 +168,7 @@ pub(crate) fn prepare_slim_kernel() {
 
 /// The binary under test, which leaves the processors to whatever else wants them.
 pub(crate) fn wisp_in_background() -> std::process::Command {
-    wisp_with_niceness("5")
+    wisp_with_niceness("2")
 }
 
 /// The binary under test, for what takes one processor longest, however many others are idle at the end. Not by much:

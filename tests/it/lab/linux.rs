@@ -169,8 +169,7 @@ fn stock_kernel_boots_from_disk_reboots_and_is_reset_by_its_watchdog() -> Result
          --watchdog reset; code=$?; \
          echo \"on the host: $(cat /tmp/hvc0)\"; head -c 4096 /dev/vda >/dev/null; exit $code"
     );
-    let options =
-        ["--file", path(&kernel), "--file", path(&initrd), "--disk", path(&disk), "--timeout", "400"];
+    let options = ["--file", path(&kernel), "--file", path(&initrd), "--disk", path(&disk)];
     let ran = lab(&options, &["sh", "-c", &script])?;
     let (said, errors) = (text(&ran.stdout), text(&ran.stderr));
     ensure!(ran.status.success(), "{}\n{said}\n{errors}", ran.status);

@@ -49,11 +49,16 @@ pub(crate) fn prepare() {
     }
 }
 
+/// How long a lab may take, in seconds: many times what it does by itself, since others run beside it.
+const LAB_SECONDS_MAX: &str = "1500";
+
 /// Runs a lab.
 fn lab(options: &[&str], command: &[&str]) -> Result<Output> {
+    let patience = ["--timeout", LAB_SECONDS_MAX];
     Command::new(wisp())
         .args(["lab", "--cache"])
         .arg(lab_cache())
+        .args(if options.contains(&patience[0]) { &[][..] } else { &patience })
         .args(options)
         .arg("--")
         .args(command)

@@ -104,8 +104,6 @@ fn disk_and_network_device_come_and_go() -> Result<()> {
         path(&disk),
         "--module",
         "tun",
-        "--timeout",
-        "500",
     ];
     let ran = lab(&options, &["sh", "host.sh"])?;
     let (said, errors) = (text(&ran.stdout), text(&ran.stderr));
