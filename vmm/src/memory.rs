@@ -195,24 +195,50 @@ pub fn with_hotplug(
     }
     let (start, bytes) = *ranges((all_mib, hotplug_mib)).last().expect("invariant: there is some");
     let failed = |source| Error::Map { size_mib: hotplug_mib, source };
-    let region = anonymous((start, bytes), libc::MAP_NORESERVE).map_err(failed)?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let region = map_region((start, bytes), flags, None).map_err(failed)?;
     if pages == HugePages::Transparent {
         huge::advise(&region);
     }
     ram.insert_region(Arc::new(region)).map_err(|source| failed(source.into()))
 }
 
-/// New memory of nothing.
-fn anonymous(
+/// One piece of a guest's memory.
+type Region = GuestRegionMmap<AtomicBitmap>;
+
+/// Maps one, of nothing or of what lies in a file.
+fn map_region(
     (start, bytes): (GuestAddress, u64),
     flags: libc::c_int,
-) -> Result<GuestRegionMmap<AtomicBitmap>, vm_memory::mmap::FromRangesError> {
+    content: Option<FileOffset>,
+) -> Result<Region, vm_memory::mmap::FromRangesError> {
     let size = usize::try_from(bytes).expect("invariant: usize has 64 bits");
-    let mapping = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
+    let mut builder = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags)
-        .build()?;
-    Ok(GuestRegionMmap::new(mapping, start).expect("invariant: memory ends far below overflow"))
+        .with_mmap_flags(flags);
+    if let Some(content) = content {
+        builder = builder.with_file_offset(content);
+    }
+    Ok(GuestRegionMmap::new(builder.build()?, start).expect("invariant: memory ends far below overflow"))
+}
+
+/// Maps what lies in `file` from `offset` on, one range after the other.
+fn map_file(
+    ranges: &[(GuestAddress, u64)],
+    flags: libc::c_int,
+    (file, offset): (&Arc<File>, u64),
+) -> Result<Vec<Region>, vm_memory::mmap::FromRangesError> {
+    let (mut regions, mut at) = (Vec::with_capacity(ranges.len()), offset);
+    for range in ranges {
+        regions.push(map_region(*range, flags, Some(FileOffset::from_arc(file.clone(), at)))?);
+        at += range.1;
+    }
+    Ok(regions)
+}
+
+fn check_size(size_mib: u32) -> Result<(), Error> {
+    let is_one = (1..=crate::config::MEMORY_MIB_MAX).contains(&size_mib);
+    if is_one { Ok(()) } else { Err(Error::Size(size_mib)) }
 }
 
 /// MiB of a huge page.
@@ -233,9 +259,7 @@ pub fn allocate(size_mib: u32) -> Result<GuestMemory, Error> {
 /// # Errors
 /// As [`allocate`], or there are no such pages.
 pub fn allocate_of(size_mib: u32, pages: HugePages) -> Result<GuestMemory, Error> {
-    if size_mib == 0 || size_mib > crate::config::MEMORY_MIB_MAX {
-        return Err(Error::Size(size_mib));
-    }
+    check_size(size_mib)?;
     let flags = match pages {
         HugePages::None | HugePages::Transparent => libc::MAP_NORESERVE,
         HugePages::Reserved if !size_mib.is_multiple_of(HUGE_PAGE_MIB) => {
@@ -250,7 +274,8 @@ pub fn allocate_of(size_mib: u32, pages: HugePages) -> Result<GuestMemory, Error
     };
     let mut regions = Vec::new();
     for range in ram_ranges(size_mib) {
-        let region = anonymous(range, flags).map_err(failed)?;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags;
+        let region = map_region(range, flags, None).map_err(failed)?;
         if pages == HugePages::Transparent {
             huge::advise(&region);
         }
@@ -260,8 +285,8 @@ pub fn allocate_of(size_mib: u32, pages: HugePages) -> Result<GuestMemory, Error
 }
 
 /// Maps memory of `size_mib` MiB, of which the last `hotplug_mib` come and go, whose content lies in `file` from `offset` on,
-/// a multiple of the page size, one range after the other. What is written stays here; what is not is the file's, shared with all who map it. The file must not
-/// change meanwhile.
+/// a multiple of the page size, one range after the other. What is written stays here; what is not is the file's, shared with
+/// all who map it. The file must not change meanwhile.
 ///
 /// # Errors
 /// As [`allocate`].
@@ -270,23 +295,10 @@ pub fn map_private(
     file: &Arc<File>,
     offset: u64,
 ) -> Result<GuestMemory, Error> {
-    if size_mib == 0 || size_mib > crate::config::MEMORY_MIB_MAX {
-        return Err(Error::Size(size_mib));
-    }
+    check_size(size_mib)?;
     let failed = |source| Error::Map { size_mib, source };
-    let mut regions = Vec::new();
-    let mut at = offset;
-    for (start, bytes) in ranges((size_mib, hotplug_mib)) {
-        let size = usize::try_from(bytes).expect("invariant: usize has 64 bits");
-        let mapping = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
-            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
-            .with_file_offset(FileOffset::from_arc(file.clone(), at))
-            .build()
-            .map_err(|source| failed(source.into()))?;
-        regions.push(GuestRegionMmap::new(mapping, start).expect("invariant: RAM ends far below overflow"));
-        at += bytes;
-    }
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    let regions = map_file(&ranges((size_mib, hotplug_mib)), flags, (file, offset)).map_err(failed)?;
     GuestMemory::from_regions(regions).map_err(|source| failed(source.into()))
 }
 

@@ -3,11 +3,11 @@
 
 use std::io;
 
-use vm_memory::bitmap::{AtomicBitmap, Bitmap as _};
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::bitmap::Bitmap as _;
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::shared::is_shared;
-use super::{GuestMemory, written};
+use super::{GuestMemory, Region, written};
 
 /// Bytes of a page.
 pub const PAGE_BYTES: u64 = 4096;
@@ -39,8 +39,6 @@ pub fn discard(memory: &GuestMemory, start: GuestAddress, bytes: u64) -> u64 {
     }
     given_back
 }
-
-type Region = GuestRegionMmap<AtomicBitmap>;
 
 /// What of each region lies between two addresses: offset and length, which is not zero.
 fn parts(memory: &GuestMemory, first: u64, end: u64) -> impl Iterator<Item = (&Region, usize, usize)> {

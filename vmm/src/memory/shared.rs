@@ -10,11 +10,11 @@ use std::io::{self, Seek as _, SeekFrom};
 use std::sync::Arc;
 
 use rustix::fs::MemfdFlags;
-use vm_memory::bitmap::{AtomicBitmap, NewBitmap as _};
-use vm_memory::mmap::{FromRangesError, MmapRegionBuilder};
-use vm_memory::{FileOffset, GuestMemoryBackend as _, GuestRegionMmap, MmapRegion};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::mmap::FromRangesError;
+use vm_memory::{GuestMemoryBackend as _, MmapRegion};
 
-use super::{Error, GuestMemory, HUGE_PAGE_MIB, MIB, huge, ram_ranges};
+use super::{Error, GuestMemory, HUGE_PAGE_MIB, MIB, Region, check_size, huge, map_file, ram_ranges};
 use crate::config::HugePages;
 
 /// The file, with or without memory in it.
@@ -65,7 +65,7 @@ impl Shared {
         if self.pages == HugePages::Reserved && !size_mib.is_multiple_of(HUGE_PAGE_MIB) {
             return Err(Error::HugeSize(size_mib));
         }
-        self.check_size(size_mib)?;
+        check_size(size_mib)?;
         self.file.set_len(u64::from(size_mib) * MIB).map_err(|source| Error::Room { size_mib, source })?;
         self.map(size_mib)
     }
@@ -75,7 +75,7 @@ impl Shared {
     /// # Errors
     /// The file is smaller, or the host refuses.
     pub fn map(&self, size_mib: u32) -> Result<GuestMemory, Error> {
-        self.check_size(size_mib)?;
+        check_size(size_mib)?;
         let room = |source| Error::Room { size_mib, source };
         // Not by `metadata`, which asks by system calls that a confined process has not.
         let bytes = (&*self.file).seek(SeekFrom::End(0)).map_err(room)?;
@@ -86,29 +86,11 @@ impl Shared {
             HugePages::Reserved => Error::HugePages { size_mib, source },
             HugePages::None | HugePages::Transparent => Error::Map { size_mib, source },
         };
-        let (mut regions, mut at) = (Vec::new(), 0);
-        for (start, bytes) in ram_ranges(size_mib) {
-            let size = usize::try_from(bytes).expect("invariant: usize has 64 bits");
-            let mapping = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
-                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-                .with_mmap_flags(libc::MAP_SHARED)
-                .with_file_offset(FileOffset::from_arc(self.file.clone(), at))
-                .build()
-                .map_err(|source| failed(source.into()))?;
-            let region =
-                GuestRegionMmap::new(mapping, start).expect("invariant: RAM ends far below overflow");
-            if self.pages == HugePages::Transparent {
-                huge::advise(&region);
-            }
-            regions.push(region);
-            at += bytes;
+        let regions = map_file(&ram_ranges(size_mib), libc::MAP_SHARED, (&self.file, 0)).map_err(failed)?;
+        if self.pages == HugePages::Transparent {
+            regions.iter().for_each(huge::advise);
         }
         GuestMemory::from_regions(regions).map_err(|source| failed(source.into()))
-    }
-
-    fn check_size(&self, size_mib: u32) -> Result<(), Error> {
-        let is_one = (1..=crate::config::MEMORY_MIB_MAX).contains(&size_mib);
-        if is_one { Ok(()) } else { Err(Error::Size(size_mib)) }
     }
 }
 
@@ -118,7 +100,7 @@ pub(crate) fn are_all_shared(memory: &GuestMemory) -> bool {
 }
 
 /// Whether a region's pages are those of a file that others may have mapped.
-pub(super) fn is_shared(region: &GuestRegionMmap<AtomicBitmap>) -> bool {
+pub(super) fn is_shared(region: &Region) -> bool {
     let mapping: &MmapRegion<AtomicBitmap> = region;
     mapping.flags() & libc::MAP_SHARED != 0
 }
