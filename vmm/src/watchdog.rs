@@ -26,7 +26,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::bus::BusDevice;
 use crate::config::WatchdogAction;
 use crate::rpc::WatchdogStatus;
-use crate::virtio::arm;
+use crate::virtio::{arm, read_config_bytes};
 
 /// The first port.
 pub const WATCHDOG_PORT: u16 = 0x680;
@@ -198,11 +198,7 @@ fn length(count: u32) -> Duration {
 impl BusDevice for Watchdog {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         let registers = self.registers().map(u32::to_le_bytes);
-        let bytes = registers.as_flattened();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (index, byte) in data.iter_mut().enumerate() {
-            *byte = bytes.get(start.saturating_add(index)).copied().unwrap_or(0);
-        }
+        read_config_bytes(registers.as_flattened(), offset, data);
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {

@@ -353,8 +353,6 @@ impl VirtioDevice for Block {
         super::read_config_bytes(&self.config, offset, data);
     }
 
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-
     fn activate(&mut self, activation: Activation) {
         if std::mem::take(&mut self.grown) {
             activation.interrupt.config_changed();

@@ -202,8 +202,6 @@ impl VirtioDevice for Console {
         super::read_config_bytes(&self.config, offset, data);
     }
 
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-
     fn activate(&mut self, activation: Activation) {
         self.active = Some(activation);
     }

@@ -318,8 +318,6 @@ impl VirtioDevice for Mem {
         super::read_config_bytes(numbers.map(u64::to_le_bytes).as_flattened(), offset, data);
     }
 
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-
     fn activate(&mut self, activation: Activation) {
         self.active = Some(activation);
     }

@@ -199,8 +199,8 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// Reads configuration space; bytes beyond its end read as zeros.
     fn read_config(&self, offset: u64, data: &mut [u8]);
 
-    /// Writes configuration space; what cannot be written is ignored.
-    fn write_config(&mut self, offset: u64, data: &[u8]);
+    /// Writes configuration space; what cannot be written, as in most devices' all of it, is ignored.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     /// The driver is ready; called once between two resets.
     fn activate(&mut self, activation: Activation);

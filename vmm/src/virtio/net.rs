@@ -391,8 +391,6 @@ impl<L: Link> VirtioDevice for Net<L> {
         super::read_config_bytes(&self.config, offset, data);
     }
 
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-
     fn activate(&mut self, activation: Activation) {
         self.offloads_due = true;
         self.active = Some(activation);

@@ -118,8 +118,6 @@ impl VirtioDevice for Pmem {
         super::read_config_bytes(&space, offset, data);
     }
 
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-
     fn activate(&mut self, activation: Activation) {
         self.active = Some(activation);
     }

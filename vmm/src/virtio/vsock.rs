@@ -236,8 +236,6 @@ impl VirtioDevice for Vsock {
         super::read_config_bytes(&u64::from(self.cid).to_le_bytes(), offset, data);
     }
 
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
-
     fn activate(&mut self, activation: Activation) {
         self.active = Some(activation);
     }
