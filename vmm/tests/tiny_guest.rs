@@ -24,7 +24,7 @@ use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tempfile::TempDir;
 use vmm::config::{
@@ -305,6 +305,19 @@ fn http_of(guest: Ipv4Addr, method: &str, target: &str, body: &[u8]) -> (String,
     let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").unwrap();
     let head = String::from_utf8(answer[..end].to_vec()).unwrap();
     (head.lines().next().unwrap().to_owned(), answer[end + 4..].to_vec())
+}
+
+/// What a guest says of itself: generation id, a number drawn, the time.
+fn identity(guest: Ipv4Addr) -> (String, u64, Duration) {
+    let text = String::from_utf8(http_of(guest, "GET", "/identity", b"").1).unwrap();
+    let parts: Vec<&str> = text.split_whitespace().collect();
+    let number = u64::from_str_radix(parts[1], 16).unwrap();
+    (parts[0].to_owned(), number, Duration::from_nanos(parts[2].parse().unwrap()))
+}
+
+fn assert_clock_is_right(told: Duration) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    assert!(now.abs_diff(told) < Duration::from_secs(2), "it is {now:?}, and a guest says {told:?}");
 }
 
 #[test]

@@ -54,11 +54,13 @@ const LAB_SECONDS_MAX: &str = "1500";
 
 /// Runs a lab.
 fn lab(options: &[&str], command: &[&str]) -> Result<Output> {
-    let patience = ["--timeout", LAB_SECONDS_MAX];
+    lab_within(LAB_SECONDS_MAX, options, command)
+}
+
+fn lab_within(seconds: &str, options: &[&str], command: &[&str]) -> Result<Output> {
     Command::new(wisp())
-        .args(["lab", "--cache"])
+        .args(["lab", "--timeout", seconds, "--cache"])
         .arg(lab_cache())
-        .args(if options.contains(&patience[0]) { &[][..] } else { &patience })
         .args(options)
         .arg("--")
         .args(command)
@@ -102,7 +104,7 @@ fn failures_of_the_lab_are_told_apart() -> Result<()> {
     let ran = lab(&["--module", "no_such"], &["true"])?;
     ensure!(ran.status.code() == Some(125), "{}", ran.status);
     ensure!(text(&ran.stderr).contains("has no module no_such"), "{}", text(&ran.stderr));
-    let ran = lab(&["--timeout", "1"], &["sleep", "100"])?;
+    let ran = lab_within("1", &[], &["sleep", "100"])?;
     ensure!(ran.status.code() == Some(124), "{}", ran.status);
     ensure!(text(&ran.stderr).contains("ran into its limit of 1 s (boot the host)"), "{}", text(&ran.stderr));
     let ran = lab(&["--bring", "/no/such:/dev/null"], &["true"])?;

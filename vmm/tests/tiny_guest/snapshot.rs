@@ -1,7 +1,6 @@
 //! The tiny guest saved, and gone on from where it was, once and many times.
 
 use std::collections::BTreeSet;
-use std::time::SystemTime;
 
 use super::*;
 
@@ -102,19 +101,6 @@ fn guest_goes_on_from_packed_memory_and_what_it_asks_for_first_is_known_the_next
         known.push(set.metadata().unwrap().len());
     }
     assert!(known[0] > 40 && known[0] == known[1], "{known:?}");
-}
-
-/// What a guest says of itself: generation id, a number drawn, the time.
-fn identity(guest: Ipv4Addr) -> (String, u64, Duration) {
-    let text = String::from_utf8(http_of(guest, "GET", "/identity", b"").1).unwrap();
-    let parts: Vec<&str> = text.split_whitespace().collect();
-    let number = u64::from_str_radix(parts[1], 16).unwrap();
-    (parts[0].to_owned(), number, Duration::from_nanos(parts[2].parse().unwrap()))
-}
-
-fn assert_clock_is_right(told: Duration) {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
-    assert!(now.abs_diff(told) < Duration::from_secs(2), "it is {now:?}, and a guest says {told:?}");
 }
 
 #[test]

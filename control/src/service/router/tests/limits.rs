@@ -17,6 +17,21 @@ impl Cloud {
         self.control.qos_rule_create(&admin(), &id, rule).await.unwrap();
         id
     }
+
+    async fn mark(&self, policy: &str, dscp_mark: u8) {
+        let rule = QosRuleKind::DscpMarking { dscp_mark };
+        self.control.qos_rule_create(&admin(), policy, rule).await.unwrap();
+    }
+
+    /// A router, and an address outside of it that leads to a port behind it.
+    async fn router_with_a_floating_ip(&self) -> (String, FloatingIp) {
+        let me = admin();
+        let (subnet, network) = self.subnet(&me, "10.0.0.0/24").await;
+        let router = self.router(&me).await;
+        self.connect(&me, &router, &subnet).await.unwrap();
+        let port = self.port(&me, &network).await.row.standard.id.clone();
+        (router, self.floating(&me, Some(&port)).await.unwrap().row.clone())
+    }
 }
 
 fn held(address: impl Into<IpAddr>, per_second: u64) -> AddressLimit {
@@ -27,13 +42,8 @@ fn held(address: impl Into<IpAddr>, per_second: u64) -> AddressLimit {
 
 #[tokio::test]
 async fn floating_ips_and_ways_out_are_held_by_their_own_policies_or_their_networks() {
-    let cloud = Cloud::new().await;
-    let me = admin();
-    let (subnet, network) = cloud.subnet(&me, "10.0.0.0/24").await;
-    let router = cloud.router(&me).await;
-    cloud.connect(&me, &router, &subnet).await.unwrap();
-    let port = cloud.port(&me, &network).await.row.standard.id.clone();
-    let floating = cloud.floating(&me, Some(&port)).await.unwrap().row.clone();
+    let (cloud, me) = (Cloud::new().await, admin());
+    let (router, floating) = cloud.router_with_a_floating_ip().await;
     assert_eq!(cloud.wanted(&router).limits, [].into());
     let own = cloud.wanted(&router).outside.unwrap().1.unwrap();
 
@@ -69,22 +79,10 @@ async fn floating_ips_and_ways_out_are_held_by_their_own_policies_or_their_netwo
     assert_eq!(cloud.wanted(&router).limits, [held(own, 10_000)].into());
 }
 
-impl Cloud {
-    async fn mark(&self, policy: &str, dscp_mark: u8) {
-        let rule = QosRuleKind::DscpMarking { dscp_mark };
-        self.control.qos_rule_create(&admin(), policy, rule).await.unwrap();
-    }
-}
-
 #[tokio::test]
 async fn floating_ips_and_ways_out_are_marked_by_their_own_policies_or_their_networks() {
-    let cloud = Cloud::new().await;
-    let me = admin();
-    let (subnet, network) = cloud.subnet(&me, "10.0.0.0/24").await;
-    let router = cloud.router(&me).await;
-    cloud.connect(&me, &router, &subnet).await.unwrap();
-    let port = cloud.port(&me, &network).await.row.standard.id.clone();
-    let floating = cloud.floating(&me, Some(&port)).await.unwrap().row.clone();
+    let (cloud, me) = (Cloud::new().await, admin());
+    let (router, floating) = cloud.router_with_a_floating_ip().await;
     let (quick, quicker) = (cloud.policy(0).await, cloud.policy(0).await);
     let update = NetworkUpdate { qos_policy_id: Some(Some(quick.clone())), ..NetworkUpdate::default() };
     cloud.control.network_update(&me, &cloud.outside, update).await.unwrap();
