@@ -136,7 +136,7 @@ fn files() -> Vec<(&'static str, Vec<u8>)> {
 
 /// A prototype for `mkfs.xfs -p`, in the tree's own directory.
 fn prototype(tree: &str) -> Option<String> {
-    let mut text = format!("/\n0 0\nd--755 0 0\nvmlinuz l--777 0 0 boot/vmlinuz\nboot d--755 0 0\n");
+    let mut text = "/\n0 0\nd--755 0 0\nvmlinuz l--777 0 0 boot/vmlinuz\nboot d--755 0 0\n".to_owned();
     text += &format!("vmlinuz ---644 0 0 {tree}/boot/vmlinuz\ni ---644 0 0 {tree}/boot/i\ngrub d--755 0 0\n");
     text += &format!("grub.cfg ---644 0 0 {tree}/boot/grub/grub.cfg\n");
     text += &format!("grubenv ---644 0 0 {tree}/boot/grub/grubenv\n");
@@ -227,7 +227,7 @@ pub(crate) fn run(input: &[u8]) {
         let (start, length) = seed.reads[reader.u16() as usize % seed.reads.len()];
         // Structures begin at round places, and most of what matters stands at their beginning.
         let mut within = reader.u16() as usize % length;
-        if reader.u8() % 2 == 0 {
+        if reader.u8().is_multiple_of(2) {
             within = within % 128 + within / 1024 * 1024;
         }
         let value = match reader.u8() % 4 {
@@ -238,7 +238,7 @@ pub(crate) fn run(input: &[u8]) {
         };
         let width = 1_usize << (reader.u8() % 4);
         let big = value.to_be_bytes();
-        let bytes = if reader.u8() % 2 == 0 {
+        let bytes = if reader.u8().is_multiple_of(2) {
             value.to_le_bytes()[..width].to_vec()
         } else {
             big[8 - width..].to_vec()
@@ -249,10 +249,10 @@ pub(crate) fn run(input: &[u8]) {
             }
         }
     }
-    if reader.u8() % 16 == 0 {
+    if reader.u8().is_multiple_of(16) {
         disk.size_bytes = disk.size_bytes * u64::from(reader.u8()) / 256;
     }
-    if seed.is_btrfs && reader.u8() % 4 != 0 {
+    if seed.is_btrfs && !reader.u8().is_multiple_of(4) {
         mend_btrfs(&mut disk);
     }
     boot(Arc::new(disk));
@@ -359,7 +359,7 @@ const WORDS: &[&str] = &[
 pub(crate) fn run_script(input: &[u8]) {
     let mut reader = Reader::new(input);
     let mut script = String::new();
-    if reader.u8() % 4 == 0 {
+    if reader.u8().is_multiple_of(4) {
         script.push_str(SCRIPT);
     }
     let count = reader.u8();
@@ -375,7 +375,7 @@ pub(crate) fn run_script(input: &[u8]) {
     let length = usize::from(reader.u8());
     let environment = [b"# GRUB Environment Block\n".as_slice(), reader.bytes(length)].concat();
     let length = usize::from(reader.u8());
-    let mut entry = if reader.u8() % 2 == 0 { ENTRY.as_bytes().to_vec() } else { Vec::new() };
+    let mut entry = if reader.u8().is_multiple_of(2) { ENTRY.as_bytes().to_vec() } else { Vec::new() };
     entry.extend(reader.bytes(length));
     let length = usize::from(reader.u8());
     let image = [b"MZ".as_slice(), reader.bytes(length), &[0; 64]].concat();

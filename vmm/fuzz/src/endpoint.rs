@@ -149,8 +149,8 @@ fn dhcpv6(reader: &mut Reader<'_>) -> Vec<u8> {
 
 /// A message of neighbour or router discovery.
 fn discovery(reader: &mut Reader<'_>) -> Vec<u8> {
-    let source = if reader.u8() % 2 == 0 { Ipv6Addr::UNSPECIFIED } else { LINK_LOCAL };
-    let target = if reader.u8() % 2 == 0 { METADATA_ADDRESS_V6 } else { GUEST_V6 };
+    let source = if reader.u8().is_multiple_of(2) { Ipv6Addr::UNSPECIFIED } else { LINK_LOCAL };
+    let target = if reader.u8().is_multiple_of(2) { METADATA_ADDRESS_V6 } else { GUEST_V6 };
     let mut payload = target.octets().to_vec();
     let length = usize::from(reader.u8() % 64);
     payload.extend_from_slice(reader.bytes(length));
@@ -170,7 +170,7 @@ fn question(reader: &mut Reader<'_>) -> Vec<u8> {
     message.extend_from_slice(reader.bytes(length));
     message.truncate(usize::from(reader.u8()) * 8);
     let ethernet = PacketBuilder::ethernet2(GUEST_MAC, [2, 0, 0, 0, 0, 1]);
-    let ip = if reader.u8() % 2 == 0 {
+    let ip = if reader.u8().is_multiple_of(2) {
         ethernet.ipv4(GUEST.octets(), SERVER.octets(), 64)
     } else {
         ethernet.ipv6(LINK_LOCAL.octets(), METADATA_ADDRESS_V6.octets(), 64)

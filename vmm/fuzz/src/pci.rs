@@ -20,7 +20,7 @@ const OPERATIONS_MAX: usize = 400;
 const SLOTS: u8 = 3;
 
 fn device(kind: u8) -> Shared {
-    if kind % 2 == 0 {
+    if kind.is_multiple_of(2) {
         Arc::new(Mutex::new(
             Block::new(Box::new(NullDisk), false, "fuzz").expect("invariant: a short serial"),
         ))
@@ -31,7 +31,7 @@ fn device(kind: u8) -> Shared {
 
 pub(crate) fn run(input: &[u8]) {
     let mut reader = Reader::new(input);
-    if reader.u8() % 2 == 0 { bus(&mut reader) } else { one_function(&mut reader) }
+    if reader.u8().is_multiple_of(2) { bus(&mut reader) } else { one_function(&mut reader) }
 }
 
 /// Accesses of any place and width to a bus of several functions.
@@ -59,7 +59,7 @@ fn bus(reader: &mut Reader<'_>) {
             _ => (&mut window, reader.u64()),
         };
         let width = 1 << (reader.u8() % 4);
-        let value = if reader.u8() % 2 == 0 { reader.u64() } else { u64::from(reader.u8()) };
+        let value = if reader.u8().is_multiple_of(2) { reader.u64() } else { u64::from(reader.u8()) };
         device.write(offset, &value.to_le_bytes()[..width]);
         device.read(offset, &mut [0; 8][..width]);
     }

@@ -49,7 +49,7 @@ pub(crate) fn run(input: &[u8]) {
 impl Model {
     fn step(&mut self, reader: &mut Reader<'_>) {
         match reader.u8() % 5 {
-            0 => self.fill(reader.u8() % 34, reader.u8() % 2 == 0),
+            0 => self.fill(reader.u8() % 34, reader.u8().is_multiple_of(2)),
             1 => self.take_away(reader.u8() % 34),
             2 => {
                 // A driver comes or goes.

@@ -46,7 +46,7 @@ fn whole() -> &'static [u8] {
     })
 }
 
-fn change(reader: &mut Reader<'_>, bytes: &mut Vec<u8>, start: usize, length: usize) {
+fn change(reader: &mut Reader<'_>, bytes: &mut [u8], start: usize, length: usize) {
     for _ in 0..1 + reader.u8() % CHANGES_MAX {
         let place = start + usize::from(reader.u16()) % length.max(1);
         let width = 1 << (reader.u8() % 4);
@@ -120,7 +120,7 @@ fn changed_memory(reader: &mut Reader<'_>) {
 /// A device that goes on from a changed state, and is used.
 fn changed_device(reader: &mut Reader<'_>) {
     let kind = reader.u8();
-    let mut before = guest(kind, reader.u8() % 2 == 0);
+    let mut before = guest(kind, reader.u8().is_multiple_of(2));
     let mut bytes = encode(&before.save());
     let length = bytes.len();
     change(reader, &mut bytes, 0, length);

@@ -88,7 +88,7 @@ impl World {
             kind: if reader.u8() % 16 == 15 { reader.u16() } else { 1 },
             op: u16::from(reader.u8() % 9),
             flags: reader.u8().into(),
-            buf_alloc: if reader.u8() % 2 == 0 { 1 << 16 } else { reader.u32() },
+            buf_alloc: if reader.u8().is_multiple_of(2) { 1 << 16 } else { reader.u32() },
             fwd_cnt: reader.u16().into(),
         };
         self.guest.put(PACKET, &header.encode());
