@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{once, wisp, wisp_before_others, wisp_in_background};
+use super::{once, wisp, wisp_before_others};
 
 /// Where guests are built.
 pub(crate) fn cache() -> PathBuf {
@@ -42,7 +42,7 @@ pub(super) fn ready() -> Result<()> {
 }
 
 fn build() -> Result<()> {
-    let mut command = wisp_in_background();
+    let mut command = Command::new(wisp());
     let command = command.args(["guest", "kernel", "--cache"]).arg(cache()).stdin(Stdio::null());
     let output = command.output().context("run `wisp guest kernel`")?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr).trim());
