@@ -44,6 +44,8 @@ pub(super) enum Frame {
     Input(Vec<u8>),
     /// To the command: its standard input is at its end.
     InputEnd,
+    /// To the host: nothing but the interrupt that it comes by.
+    Knock,
 }
 
 impl Frame {
@@ -68,6 +70,7 @@ impl Frame {
             Self::Failure(said) => (9, said.as_bytes()),
             Self::Input(bytes) => (10, bytes),
             Self::InputEnd => (11, &[]),
+            Self::Knock => (12, &[]),
         };
         write(out, kind, body)
     }
@@ -109,6 +112,7 @@ impl Frame {
             9 => Self::Failure(String::from_utf8_lossy(&body).into_owned()),
             10 => Self::Input(body),
             11 => Self::InputEnd,
+            12 => Self::Knock,
             _ => return None,
         })
     }
@@ -148,6 +152,7 @@ mod tests {
             Frame::Failure("why".into()),
             Frame::Input(b"in".into()),
             Frame::InputEnd,
+            Frame::Knock,
         ];
         let mut line = Vec::new();
         for frame in &frames {
