@@ -172,7 +172,7 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
         estate.terminal = terminal.is_some();
     }
     let sandbox = Sandbox { namespaces: Namespaces::Own, ..Sandbox::default() };
-    let held = sandbox.enter().map_err(RunError::from)?;
+    let held = sandbox.enter_beside(|| kvm.prepare()).map_err(RunError::from)?;
     let machine = Machine::build(&kvm, spec, &ending).map_err(RunError::from)?;
     let mut supervisor = Supervisor::new(machine, ending.clone(), control, true).map_err(RunError::from)?;
     supervisor.set_input(Box::new(input));

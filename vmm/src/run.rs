@@ -194,7 +194,7 @@ fn run(
     }
     let ending = EndingSignal::new().map_err(Error::Event)?;
     // From here on, nothing can be opened; kernels, disks and guests are foreign.
-    let held = sandbox.enter()?;
+    let held = sandbox.enter_beside(|| kvm.prepare())?;
     let machine = Machine::build(&kvm, spec, &ending)?;
     let (ending, machine) = supervise(machine, &ending, (listener, held))?;
     Ok(over(ending, machine, report_file, first_run_us))

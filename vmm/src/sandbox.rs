@@ -8,6 +8,7 @@ pub mod cell;
 pub mod filter;
 mod landlock;
 mod probe;
+mod program;
 mod room;
 
 use std::os::fd::RawFd;
@@ -57,7 +58,7 @@ pub enum Error {
         #[source]
         source: nix::Error,
     },
-    /// The filter cannot be built or installed.
+    /// The filter cannot be installed.
     #[error("confine the process: filter system calls")]
     Filter(#[from] seccompiler::Error),
 }
@@ -86,20 +87,30 @@ impl Sandbox {
     /// # Errors
     /// The step that failed; the process is then partly confined and has to end.
     pub fn enter(&self) -> Result<Held, Error> {
-        let filter = filter::build(filter::Thread::Main)?;
+        self.enter_beside(|| {})
+    }
+
+    /// The same, with work beside it, since much of it is waiting for the kernel to let go of the old root. The work is done
+    /// on a thread that may not be confined, and is over before the last steps; so nothing of a guest's may be touched by it,
+    /// and it may not happen at all.
+    ///
+    /// # Errors
+    /// As [`Self::enter`].
+    pub fn enter_beside(&self, work: impl FnOnce() + Send) -> Result<Held, Error> {
+        let filter = filter::build(filter::Thread::Main);
         bound_arenas();
-        let mut held = self.confine()?;
+        let mut held = self.confine(work)?;
         seccompiler::apply_filter(&filter)?;
         held.add(Protection::SystemCalls, Ok(()));
         Ok(held)
     }
 
     /// All but the filter.
-    fn confine(self) -> Result<Held, Error> {
+    fn confine(self, work: impl FnOnce() + Send) -> Result<Held, Error> {
         let mut held = Held::default();
         setrlimit(Resource::RLIMIT_CORE, 0, 0)
             .map_err(step("forbid core dumps, which would hold guest memory"))?;
-        self.leave_namespaces(&mut held);
+        self.leave_namespaces(&mut held, work);
         let bounded = bound_capabilities();
         self.become_user(&mut held)?;
         drop_capabilities()?;
@@ -113,7 +124,7 @@ impl Sandbox {
         Ok(held)
     }
 
-    fn leave_namespaces(self, held: &mut Held) {
+    fn leave_namespaces(self, held: &mut Held, work: impl FnOnce() + Send) {
         use Protection::{IpcNamespace, MountNamespace, NetworkNamespace, PidNamespace, UtsNamespace};
         const AROUND: [Protection; 3] = [NetworkNamespace, IpcNamespace, UtsNamespace];
         let told = |kinds: &[Protection], held: &mut Held, outcome: &Result<(), String>| {
@@ -126,7 +137,7 @@ impl Sandbox {
                 told(&AROUND, held, &none);
             }
             Namespaces::Cell => {
-                held.add(MountNamespace, room::make().map_err(|error| error.to_string()));
+                held.add(MountNamespace, room::make(work).map_err(|error| error.to_string()));
                 told(&[PidNamespace], held, &Ok(()));
                 told(&AROUND, held, &Ok(()));
             }
@@ -134,7 +145,7 @@ impl Sandbox {
                 let kinds = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
                 let made = nix::sched::unshare(kinds)
                     .map_err(|error| format!("user namespaces cannot be made: {}", error.desc()));
-                let room = made.clone().and_then(|()| room::make().map_err(|error| error.to_string()));
+                let room = made.clone().and_then(|()| room::make(work).map_err(|error| error.to_string()));
                 held.add(MountNamespace, room);
                 let alone = "it is in its terminal's session, whose shell waits for it".to_owned();
                 held.add(PidNamespace, Err(alone));

@@ -34,9 +34,6 @@ pub enum Error {
     /// A vCPU runs, or is over.
     #[error("not all vCPUs stand still")]
     NotHeld,
-    /// The filter of the threads' system calls.
-    #[error("filter the system calls of vCPU threads")]
-    Filter(#[from] seccompiler::Error),
     /// The signal that interrupts vCPUs cannot be handled.
     #[error("handle the signal that interrupts vCPUs")]
     Signal(#[source] io::Error),
@@ -128,7 +125,7 @@ impl Vcpus {
     /// No thread, no signal, or KVM's.
     pub fn spawn(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, ending: &EndingSignal) -> Result<Self, Error> {
         handle_kicks().map_err(Error::Signal)?;
-        let filter = Arc::new(filter::of_vcpus()?);
+        let filter = Arc::new(filter::of_vcpus());
         let gate = Arc::new(Gate {
             state: Mutex::new(GateState { wanted: Wanted::Hold, held: 0, live: vcpus.len(), saving: None }),
             changed: Condvar::new(),

@@ -14,7 +14,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_msi, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VcpuExit, VcpuFd, VmFd};
@@ -110,6 +110,10 @@ fn step(step: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> Error {
 pub struct Kvm {
     fd: kvm_ioctls::Kvm,
     kind: HostKind,
+    /// What it offers, once that was asked.
+    supported: OnceLock<CpuId>,
+    /// A VM that was made before there was memory for it.
+    spare: Mutex<Option<VmFd>>,
 }
 
 impl Kvm {
@@ -134,7 +138,7 @@ impl Kvm {
 
     fn check(fd: kvm_ioctls::Kvm, kind: HostKind) -> Result<Self, Error> {
         match fd.get_api_version() {
-            12 => Ok(Self { fd, kind }),
+            12 => Ok(Self { fd, kind, supported: OnceLock::new(), spare: Mutex::default() }),
             other => Err(Error::Version(other)),
         }
     }
@@ -153,8 +157,25 @@ impl Kvm {
         Ok(Profile::choose(wanted, self.kind, &self.supported_cpuid()?)?)
     }
 
+    /// Does what takes longest of making a VM and depends on no guest, so that it can be done beside something else. What
+    /// fails here fails again, and is told, when the VM is made.
+    pub fn prepare(&self) {
+        let prepared = self.fd.create_vm().map_err(step("create a VM")).and_then(|vm| {
+            *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(vm);
+            self.supported_cpuid()
+        });
+        if let Err(error) = prepared {
+            tracing::debug!(%error, "nothing is prepared");
+        }
+    }
+
     fn supported_cpuid(&self) -> Result<CpuId, Error> {
-        self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(step("tell the CPU's features"))
+        if let Some(known) = self.supported.get() {
+            return Ok(known.clone());
+        }
+        let asked = self.fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        let asked = asked.map_err(step("tell the CPU's features"))?;
+        Ok(self.supported.get_or_init(|| asked).clone())
     }
 
     /// Makes a VM around `memory`, with its interrupt controllers and a processor as `cpu` says.
@@ -190,7 +211,8 @@ impl Kvm {
 
     fn make_vm(&self, memory: &GuestMemory, processor: Processor) -> Result<Vm, Error> {
         let Processor { profile, cpuid, tsc_deadline } = processor;
-        let fd = self.fd.create_vm().map_err(step("create a VM"))?;
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let fd = spare.map_or_else(|| self.fd.create_vm(), Ok).map_err(step("create a VM"))?;
         // Memory first: with slots present, creating the irqchip is an order of magnitude cheaper on some hosts.
         for slot in dirty::slots(memory, 0) {
             // SAFETY: the region is mapped at the slot's address with that length, and `Vm` keeps the mapping alive as

@@ -11,10 +11,9 @@
 
 use std::collections::BTreeMap;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    sock_filter,
-};
+use seccompiler::BpfProgram;
+
+use super::program::{Condition, Verdict, assemble};
 
 /// A kind of thread.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -172,9 +171,9 @@ const FCNTL_COMMANDS: [libc::c_int; 5] =
 /// ioctl requests of the main thread by their number's bits: mask and value. KVM's (type 0xae), and the upper ones of
 /// type 'T', which are tun's; a terminal's lie below, among them one that types in another's name. And userfaultfd's (type
 /// 0xaa), with which a snapshot's memory is filled.
-const MAIN_IOCTL_GROUPS: [(u64, u64); 3] = [(0xff00, 0xae00), (0xffc0, 0x54c0), (0xff00, 0xaa00)];
+const MAIN_IOCTL_GROUPS: [(u32, u32); 3] = [(0xff00, 0xae00), (0xffc0, 0x54c0), (0xff00, 0xaa00)];
 /// Those of vCPU threads: of KVM's none that make a VM, a processor or memory, which are below 0x60.
-const VCPU_IOCTL_GROUPS: [(u64, u64); 3] = [(0xffe0, 0xae60), (0xff80, 0xae80), (0xffc0, 0x54c0)];
+const VCPU_IOCTL_GROUPS: [(u32, u32); 3] = [(0xff80, 0xae80), (0xffe0, 0xae60), (0xffc0, 0x54c0)];
 /// Single requests of the main thread: descriptor flags, a terminal's modes, which must be restored at the end, and its
 /// size, which changes while a guest has it as its console.
 const MAIN_IOCTL_REQUESTS: [libc::c_ulong; 7] = [
@@ -189,86 +188,71 @@ const MAIN_IOCTL_REQUESTS: [libc::c_ulong; 7] = [
 /// What the main thread may say of itself: its name, and that it takes a narrower filter.
 const MAIN_PRCTLS: [libc::c_int; 3] = [libc::PR_SET_NAME, libc::PR_SET_NO_NEW_PRIVS, libc::PR_GET_SECCOMP];
 
-fn condition(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, seccompiler::Error> {
-    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
-        .map_err(seccompiler::Error::Backend)?;
-    SeccompRule::new(vec![condition]).map_err(seccompiler::Error::Backend)
+fn condition(argument: u8, mask: u32, value: u32) -> Condition {
+    Condition { argument, mask, value }
 }
 
-fn any_of(argument: u8, values: &[libc::c_int]) -> Result<Vec<SeccompRule>, seccompiler::Error> {
-    values.iter().map(|&value| condition(argument, SeccompCmpOp::Eq, bits(value))).collect()
+fn any_of(argument: u8, values: &[libc::c_int]) -> Verdict {
+    Verdict::AllowIf(values.iter().map(|&value| condition(argument, u32::MAX, bits(value))).collect())
 }
 
-fn ioctls(groups: &[(u64, u64)], requests: &[libc::c_ulong]) -> Result<Vec<SeccompRule>, seccompiler::Error> {
-    let groups = groups.iter().map(|&(mask, value)| condition(1, SeccompCmpOp::MaskedEq(mask), value));
-    groups.chain(requests.iter().map(|&request| condition(1, SeccompCmpOp::Eq, request))).collect()
+/// Requests are compared as the kernel takes them, by 32 bits.
+fn ioctls(groups: &[(u32, u32)], requests: &[libc::c_ulong]) -> Verdict {
+    let groups = groups.iter().map(|&(mask, value)| condition(1, mask, value));
+    let requests = requests.iter().map(|&request| {
+        condition(1, u32::MAX, u32::try_from(request).expect("invariant: a request has 32 bits"))
+    });
+    Verdict::AllowIf(groups.chain(requests).collect())
 }
 
-/// The filter of `thread`.
-///
-/// # Errors
-/// None that a test would not have met.
-pub fn build(thread: Thread) -> Result<BpfProgram, seccompiler::Error> {
+/// What `thread` may.
+pub(super) fn verdicts(thread: Thread) -> BTreeMap<u32, Verdict> {
+    let number = |call: libc::c_long| u32::try_from(call).expect("invariant: a system call's number");
     let is_allowed = |call: &&Call| match thread {
         Thread::Main => call.main.is_some(),
         Thread::Vcpu => call.vcpu.is_some(),
     };
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        CALLS.iter().filter(is_allowed).map(|call| (call.number, Vec::new())).collect();
-    let mut narrow = |call: libc::c_long, conditions: Vec<SeccompRule>| {
-        if let Some(rule) = rules.get_mut(&call) {
-            *rule = conditions;
+    let mut verdicts: BTreeMap<u32, Verdict> =
+        CALLS.iter().filter(is_allowed).map(|call| (number(call.number), Verdict::Allow)).collect();
+    let mut narrow = |call: libc::c_long, verdict: Verdict| {
+        if let Some(place) = verdicts.get_mut(&number(call)) {
+            *place = verdict;
         }
     };
     let executable = bits(libc::PROT_EXEC);
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        narrow(call, vec![condition(2, SeccompCmpOp::MaskedEq(executable), 0)?]);
+        narrow(call, Verdict::AllowIf(vec![condition(2, executable, 0)]));
     }
     narrow(
         libc::SYS_ioctl,
         match thread {
-            Thread::Main => ioctls(&MAIN_IOCTL_GROUPS, &MAIN_IOCTL_REQUESTS)?,
-            Thread::Vcpu => ioctls(&VCPU_IOCTL_GROUPS, &[])?,
+            Thread::Main => ioctls(&MAIN_IOCTL_GROUPS, &MAIN_IOCTL_REQUESTS),
+            Thread::Vcpu => ioctls(&VCPU_IOCTL_GROUPS, &[]),
         },
     );
-    narrow(libc::SYS_fcntl, any_of(1, &FCNTL_COMMANDS)?);
+    narrow(libc::SYS_fcntl, any_of(1, &FCNTL_COMMANDS));
     // Threads of this process, never a process.
     let of_this_process = bits(libc::CLONE_THREAD);
-    narrow(libc::SYS_clone, vec![condition(0, SeccompCmpOp::MaskedEq(of_this_process), of_this_process)?]);
-    narrow(libc::SYS_tgkill, vec![condition(0, SeccompCmpOp::Eq, u64::from(std::process::id()))?]);
-    narrow(libc::SYS_prctl, any_of(0, &MAIN_PRCTLS)?);
-    let another = u64::from(libc::SECCOMP_SET_MODE_FILTER);
-    narrow(libc::SYS_seccomp, vec![condition(0, SeccompCmpOp::Eq, another)?]);
-    let arch = std::env::consts::ARCH.try_into().map_err(seccompiler::Error::Backend)?;
-    let filter = SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)
-        .map_err(seccompiler::Error::Backend)?;
-    let filter: BpfProgram = filter.try_into().map_err(seccompiler::Error::Backend)?;
-    Ok(probes().into_iter().chain(filter).collect())
+    narrow(libc::SYS_clone, Verdict::AllowIf(vec![condition(0, of_this_process, of_this_process)]));
+    narrow(libc::SYS_tgkill, Verdict::AllowIf(vec![condition(0, u32::MAX, std::process::id())]));
+    narrow(libc::SYS_prctl, any_of(0, &MAIN_PRCTLS));
+    let another = libc::SECCOMP_SET_MODE_FILTER;
+    narrow(libc::SYS_seccomp, Verdict::AllowIf(vec![condition(0, u32::MAX, another)]));
+    for (call, _, _) in PROBES {
+        verdicts.insert(number(*call), Verdict::Unknown);
+    }
+    verdicts
 }
 
-/// What comes before a filter: the probes fail. Whatever else is called, and by whatever machine's convention, is the
-/// filter's to judge.
-fn probes() -> BpfProgram {
-    /// Load 32 bits from a place in what the filter sees; compare; return (seccomp(2), `linux/bpf_common.h`).
-    const LOAD: u16 = 0x20;
-    const JUMP_IF_EQUAL: u16 = 0x15;
-    const RETURN: u16 = 0x06;
-    let failed = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::ENOSYS).expect("invariant: an error number");
-    let mut program = vec![sock_filter { code: LOAD, jt: 0, jf: 0, k: 0 }];
-    for (number, _, _) in PROBES {
-        let k = u32::try_from(*number).expect("invariant: a system call's number");
-        program.push(sock_filter { code: JUMP_IF_EQUAL, jt: 0, jf: 1, k });
-        program.push(sock_filter { code: RETURN, jt: 0, jf: 0, k: failed });
-    }
-    program
+/// The filter of `thread`.
+#[must_use]
+pub fn build(thread: Thread) -> BpfProgram {
+    assemble(&verdicts(thread))
 }
 
 /// The filter for vCPU threads of a process that is confined; none in one that is not.
-///
-/// # Errors
-/// As [`build`].
-pub(crate) fn of_vcpus() -> Result<Option<BpfProgram>, seccompiler::Error> {
-    Ok(if is_filtered() { Some(build(Thread::Vcpu)?) } else { None })
+pub(crate) fn of_vcpus() -> Option<BpfProgram> {
+    is_filtered().then(|| build(Thread::Vcpu))
 }
 
 /// Whether this thread has a filter.
@@ -279,6 +263,6 @@ fn is_filtered() -> bool {
 }
 
 /// A flag or command as the filter compares it.
-fn bits(value: libc::c_int) -> u64 {
-    u64::try_from(value).expect("invariant: flags and commands are not negative")
+fn bits(value: libc::c_int) -> u32 {
+    u32::try_from(value).expect("invariant: flags and commands are not negative")
 }

@@ -11,8 +11,16 @@ const PLACE: &str = "/proc";
 /// It is empty, and stays so.
 const OPTIONS: &str = "size=4k,nr_inodes=1,mode=555";
 
-/// Leaves the mount namespace for one of our own, whose root is an empty directory that cannot be written.
-pub(super) fn make() -> io::Result<()> {
+/// Leaves the mount namespace for one of our own, whose root is an empty directory that cannot be written. `work` is done on
+/// another thread meanwhile, if the host has one to give.
+pub(super) fn make(work: impl FnOnce() + Send) -> io::Result<()> {
+    std::thread::scope(|scope| {
+        let _beside = std::thread::Builder::new().spawn_scoped(scope, work);
+        leave()
+    })
+}
+
+fn leave() -> io::Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     let none = None::<&Path>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
