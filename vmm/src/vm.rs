@@ -2,6 +2,7 @@
 //!
 //! Must never know: the control socket, configuration files, paths.
 
+mod beginning;
 mod handover;
 mod snapshot;
 mod source;
@@ -23,7 +24,7 @@ use crate::config::{
 use crate::devices::{self, Places};
 use crate::ending::{Ending, EndingSignal};
 use crate::handover::{self as handing, Estate, Kept};
-use crate::kvm::{self, HostKind, Kvm};
+use crate::kvm::{self, Kvm};
 use crate::lifecycle::{self, Effect, Event, Refused};
 use crate::pci::host::PciHost;
 use crate::pci::plug::{self, PlugController};
@@ -55,6 +56,9 @@ pub enum Error {
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] kvm::Error),
+    /// No thread is left to make the VM on.
+    #[error("start the thread that makes the VM")]
+    Thread(#[source] io::Error),
     /// The kernel and what belongs to it.
     #[error(transparent)]
     Boot(#[from] boot::Error),
@@ -265,7 +269,10 @@ impl Machine {
             None => memory::allocate_of(spec.memory_mib, spec.huge_pages)?,
         };
         let guest = memory::with_hotplug(&ram, (spec.memory_mib, hotplug_mib), spec.huge_pages)?;
-        let vm = Arc::new(kvm.create_vm(&guest, spec.cpu)?);
+        let kernel = Bootable::find(boot, spec.disks.first().map(|disk| &disk.disk))?;
+        let count = spec.disks.len() + spec.nics.len() + spec.peripherals.count();
+        let places = Places::choose(spec.transport, kernel.is_small()?, count)?;
+        let (vm, vcpus) = beginning::begin(kvm, &kernel, (&ram, &guest), &spec, &places)?;
 
         let mut buses = Buses { ports: Bus::default(), registers: Bus::default() };
         let console = spec.console;
@@ -276,21 +283,6 @@ impl Machine {
         let power = add_power(&mut buses.ports, &sci, ending)?;
         let watchdog = spec.peripherals.watchdog.map(Watchdog::new).transpose().map_err(Error::Event)?;
         let watchdog = add_watchdog(&mut buses.ports, watchdog)?;
-        let kernel = Bootable::find(boot, spec.disks.first().map(|disk| &disk.disk))?;
-        let count = spec.disks.len() + spec.nics.len() + spec.peripherals.count();
-        let places = Places::choose(spec.transport, kernel.is_small()?, count)?;
-        let windows: Vec<_> = places.windows().iter().map(|place| (place.address, place.gsi)).collect();
-        // The memory map is of RAM: the rest is found by its device.
-        let entry = kernel
-            .load(&ram, &boot::cmdline(&windows, spec.main_console.name(), &kernel.cmdline, &spec.cmdline))?;
-        if kvm.kind() == HostKind::Software && !spec.anyway && boot::identify::is_linux(&*kernel.kernel) {
-            return Err(Error::LinuxOnSoftwareKvm);
-        }
-        acpi::write(&guest, spec.vcpus, &places, watchdog.is_some())?;
-        give_generation(&guest)?;
-        if let Some(system) = &spec.system {
-            smbios::write(&guest, system)?;
-        }
 
         let rings = (spec.rings, queues_for(spec.vcpus));
         let mut wires = add_bus((&vm, &guest), &mut buses.ports, &sci, rings)?;
@@ -300,14 +292,6 @@ impl Machine {
         let filled = places.fill(&vm, &guest, (&mut buses, &wires.host), &shared)?;
         let devices = Devices::new(wires, devices, filled);
 
-        let mut vcpus = Vec::with_capacity(usize::from(spec.vcpus));
-        for id in 0..spec.vcpus {
-            let vcpu = vm.create_vcpu(id, spec.vcpus)?;
-            if id == 0 {
-                vcpu.set_entry(&entry)?;
-            }
-            vcpus.push(vcpu);
-        }
         clock::write(&guest, vcpus.first().and_then(kvm::Vcpu::counter));
         let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
         let description = Description { cpu: spec.cpu, host: kvm.kind(), needs: vm.needs(spec.vcpus) };
