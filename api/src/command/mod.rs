@@ -32,11 +32,35 @@ use crate::process::{agent, control, terminal};
         sudo wisp down --state ./cloud       stop the instances, remove taps, bridges and rules"
 )]
 struct Cli {
+    #[command(flatten)]
+    logging: Logging,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, clap::Args)]
+struct Logging {
     /// What to log to standard error, for example `info` or `warn,control=debug`.
     #[arg(long, global = true, env = "WISP_LOG", value_name = "FILTER", default_value = terminal::LOG_DEFAULT)]
     log: String,
+}
+
+/// The part of [`Cli`] that starts a guest. To know the whole of it takes longer than all else that happens in the process
+/// until the guest runs but for the kernel's work.
+#[derive(Debug, Parser)]
+#[command(name = "wisp")]
+struct Start {
+    #[command(flatten)]
+    logging: Logging,
     #[command(subcommand)]
-    command: Command,
+    command: StartCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum StartCommand {
+    #[command(subcommand)]
+    Vmm(vmm::Start),
 }
 
 #[derive(Debug, Subcommand)]
@@ -73,15 +97,14 @@ struct Child {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    // The process of an instance: nothing but the VMM may run in it.
-    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    if arguments.first().is_some_and(|word| word == "vmm")
-        && arguments.get(1).is_some_and(|word| word == "run")
-    {
-        return vmm::run(&arguments[2..]);
-    }
-    let cli = Cli::parse();
-    match dispatch(cli) {
+    let arguments: Vec<_> = std::env::args_os().collect();
+    let outcome = match arguments.get(1..3).unwrap_or_default() {
+        // The process of an instance: nothing but the VMM may run in it.
+        [vmm, run] if vmm == "vmm" && run == "run" => return vmm::run(&arguments[3..]),
+        [vmm, boot] if vmm == "vmm" && boot == "boot" => start(&arguments),
+        _ => None,
+    };
+    match outcome.unwrap_or_else(|| dispatch(Cli::parse())) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("wisp: {error:#}");
@@ -90,14 +113,21 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Starts a guest; nothing if that is not what is asked for, or not in the right words, which the whole of the command line
+/// explains.
+fn start(arguments: &[std::ffi::OsString]) -> Option<anyhow::Result<ExitCode>> {
+    let Start { logging, command: StartCommand::Vmm(command) } = Start::try_parse_from(arguments).ok()?;
+    Some(terminal::log(&logging.log).and_then(|()| vmm::start(command)))
+}
+
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     let children = matches!(cli.command, Command::Control(_) | Command::Agent(_));
     if !children {
-        terminal::log(&cli.log)?;
+        terminal::log(&cli.logging.log)?;
     }
     match cli.command {
         Command::Demo(arguments) => demo::run(&arguments),
-        Command::Up(arguments) => up::run(*arguments, cli.log),
+        Command::Up(arguments) => up::run(*arguments, cli.logging.log),
         Command::Down(arguments) => down::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Vmm(command) => vmm::dispatch(command),
@@ -112,10 +142,31 @@ fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     #[test]
     fn command_line_is_consistent() {
         super::Cli::command().debug_assert();
+        super::Start::command().debug_assert();
+    }
+
+    #[test]
+    fn guest_is_started_by_the_same_words_as_the_whole_command_line_has() {
+        let words = |command: clap::Command| {
+            let path = ["vmm", "boot"];
+            let found = path.iter().try_fold(command, |command, word| command.find_subcommand(word).cloned());
+            let boot = found.expect("there is such a command");
+            boot.get_arguments().map(|argument| format!("{argument:?}")).collect::<Vec<_>>()
+        };
+        assert_eq!(words(super::Start::command()), words(super::Cli::command()));
+    }
+
+    #[test]
+    fn words_that_start_no_guest_are_left_to_the_whole_command_line() {
+        let parses = |line: &str| super::Start::try_parse_from(line.split_whitespace()).is_ok();
+        assert!(parses("wisp vmm boot --kernel tiny.elf --mem 64 --log warn"));
+        assert!(!parses("wisp vmm boot --help"));
+        assert!(!parses("wisp vmm boot"));
+        assert!(!parses("wisp vmm boot --kernel tiny.elf --nonsense"));
     }
 }

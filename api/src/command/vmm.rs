@@ -52,6 +52,12 @@ pub(super) enum Command {
     },
 }
 
+/// The one that starts a guest.
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Start {
+    Boot(Box<Boot>),
+}
+
 /// Boot one guest with its serial console on the terminal.
 ///
 /// Nothing but the console is written to standard output. Ctrl-A x ends the guest. Exit code 0 if the guest ended as
@@ -193,6 +199,10 @@ pub(super) fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Connector { path } => peripherals::connect_for(&path),
         Command::Run { arguments } => Ok(run(&arguments)),
     }
+}
+
+pub(super) fn start(Start::Boot(arguments): Start) -> anyhow::Result<ExitCode> {
+    boot(*arguments)
 }
 
 fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
