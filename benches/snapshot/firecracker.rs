@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::measure::{Samples, milliseconds};
-use crate::{Guest, RUNS, TOUCHES};
+use crate::{Guest, HEARD, RUNS, TALKS, TOUCHES};
 
 /// How long a process may take until it answers.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -24,8 +24,10 @@ pub(crate) struct Firecracker {
 pub(crate) struct Figures {
     /// A full snapshot, from the call to its answer; the guest, which is paused before, stands still meanwhile.
     pub full: f64,
-    /// From the start of a process until it has answered that a guest goes on from the snapshot.
-    pub gone_on: f64,
+    /// From the start of a process until a guest that goes on from a snapshot is heard.
+    pub heard: f64,
+    /// The same from the request for it on, to a process that waits.
+    pub heard_from_request: f64,
 }
 
 impl Firecracker {
@@ -37,44 +39,67 @@ impl Firecracker {
 
     /// Measures a guest of this size.
     pub(crate) fn figures(&self, kernel: &Path, mib: u32) -> Result<Figures> {
-        let (state, memory) = (self.files.join("fc.state"), self.files.join("fc.memory"));
-        let full = self.take(kernel, mib, &state, &memory)?;
+        let full = {
+            let (mut guest, mut socket) = self.boot(kernel, mib, "touch=1024")?;
+            guest.wait_for(TOUCHES)?;
+            self.take(&mut socket, RUNS)?
+        };
+        {
+            let (mut guest, mut socket) = self.boot(kernel, mib, TALKS)?;
+            guest.wait_for(HEARD)?;
+            guest.let_talk()?;
+            self.take(&mut socket, 1)?;
+        }
         let load = format!(
             r#"{{"snapshot_path": "{}", "mem_backend": {{"backend_path": "{}", "backend_type": "File"}}, "resume_vm": true}}"#,
-            state.display(),
-            memory.display()
+            self.state().display(),
+            self.memory().display()
         );
-        let mut gone_on = Samples::default();
+        let (mut heard, mut from_request) = (Samples::default(), Samples::default());
         for _ in 0..RUNS {
             let started = Instant::now();
-            let (_guest, mut socket) = self.start(&[])?;
-            call(&mut socket, "PUT", "/snapshot/load", &load)?;
-            gone_on.push(milliseconds(started));
+            let (mut guest, mut socket) = self.start(&[])?;
+            let asked = Instant::now();
+            send(&mut socket, "PUT", "/snapshot/load", &load)?;
+            guest.wait_for(HEARD)?;
+            heard.push(milliseconds(started));
+            from_request.push(milliseconds(asked));
         }
-        Ok(Figures { full, gone_on: gone_on.quantile(0.5) })
+        let p50 = |samples: Samples| samples.quantile(0.5);
+        Ok(Figures { full, heard: p50(heard), heard_from_request: p50(from_request) })
     }
 
-    fn take(&self, kernel: &Path, mib: u32, state: &Path, memory: &Path) -> Result<f64> {
+    fn state(&self) -> PathBuf {
+        self.files.join("fc.state")
+    }
+
+    fn memory(&self) -> PathBuf {
+        self.files.join("fc.memory")
+    }
+
+    fn boot(&self, kernel: &Path, mib: u32, cmdline: &str) -> Result<(Guest, UnixStream)> {
         let config = self.files.join("fc.json");
         let text = format!(
-            r#"{{"boot-source": {{"kernel_image_path": "{}", "boot_args": "touch=1024"}}, "drives": [],
+            r#"{{"boot-source": {{"kernel_image_path": "{}", "boot_args": "{cmdline}"}}, "drives": [],
                 "machine-config": {{"vcpu_count": 1, "mem_size_mib": {mib}}}}}"#,
             kernel.display()
         );
         std::fs::write(&config, text).context("write Firecracker's configuration")?;
-        let config = config.to_str().context("a temporary path is text")?;
-        let (mut guest, mut socket) = self.start(&["--config-file", config])?;
-        guest.wait_for(TOUCHES)?;
-        call(&mut socket, "PATCH", "/vm", r#"{"state": "Paused"}"#)?;
+        self.start(&["--config-file", config.to_str().context("a temporary path is text")?])
+    }
+
+    /// Pauses the guest and takes snapshots of it; p50 in milliseconds.
+    fn take(&self, socket: &mut UnixStream, runs: usize) -> Result<f64> {
+        call(socket, "PATCH", "/vm", r#"{"state": "Paused"}"#)?;
         let create = format!(
             r#"{{"snapshot_type": "Full", "snapshot_path": "{}", "mem_file_path": "{}"}}"#,
-            state.display(),
-            memory.display()
+            self.state().display(),
+            self.memory().display()
         );
         let mut full = Samples::default();
-        for _ in 0..RUNS {
+        for _ in 0..runs {
             let started = Instant::now();
-            call(&mut socket, "PUT", "/snapshot/create", &create)?;
+            call(socket, "PUT", "/snapshot/create", &create)?;
             full.push(milliseconds(started));
         }
         Ok(full.quantile(0.5))
@@ -104,11 +129,16 @@ impl Firecracker {
     }
 }
 
-/// One call of its API, which answers 204 without a body.
-fn call(socket: &mut UnixStream, method: &str, path: &str, body: &str) -> Result<()> {
+fn send(socket: &mut UnixStream, method: &str, path: &str, body: &str) -> Result<()> {
     let length = body.len();
     let head = "Host: localhost\r\nContent-Type: application/json";
-    write!(socket, "{method} {path} HTTP/1.1\r\n{head}\r\nContent-Length: {length}\r\n\r\n{body}")?;
+    let request = format!("{method} {path} HTTP/1.1\r\n{head}\r\nContent-Length: {length}\r\n\r\n{body}");
+    socket.write_all(request.as_bytes()).with_context(|| format!("{method} {path}"))
+}
+
+/// One call of its API, which answers 204 without a body.
+fn call(socket: &mut UnixStream, method: &str, path: &str, body: &str) -> Result<()> {
+    send(socket, method, path, body)?;
     let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
     while !answer.windows(4).any(|window| window == b"\r\n\r\n") {
         match socket.read(&mut buffer).with_context(|| format!("{method} {path}"))? {

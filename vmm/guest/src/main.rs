@@ -57,7 +57,7 @@ use crate::generation::Generation;
 use crate::interrupts::Pins;
 use crate::machine::{Machine, Task};
 use crate::parse::acpi;
-use crate::parse::cmdline::{load_ms, touched_kib};
+use crate::parse::cmdline::{load_ms, say_us, touched_kib};
 use crate::physical::Physical;
 use crate::plug::Plug;
 use crate::power::Power;
@@ -113,6 +113,9 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
         0 => {}
         kib => tasks.push(Task::new(touch(machine, kib), Rc::default())),
     }
+    if let Some(us) = say_us(handover.cmdline) {
+        tasks.push(Task::new(say(machine, us), Rc::default()));
+    }
     machine.run(tasks, serve)
 }
 
@@ -146,6 +149,14 @@ async fn touch(machine: &'static Machine, kib: usize) {
         }
         core::hint::black_box(&mut memory);
         machine.pause(TOUCH_NS).await;
+    }
+}
+
+/// Says something again and again, so that somebody who waits for it knows when the guest runs.
+async fn say(machine: &'static Machine, us: u64) {
+    loop {
+        println!(".");
+        machine.pause(us.saturating_mul(1000)).await;
     }
 }
 

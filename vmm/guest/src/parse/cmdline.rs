@@ -1,5 +1,5 @@
-//! The kernel command line: where the virtio devices are, what memory is written to again and again, and for how long a disk
-//! is loaded.
+//! The kernel command line: where the virtio devices are, what memory is written to again and again, how often a sign of life is
+//! given, and for how long a disk is loaded.
 
 /// One `virtio_mmio.device=SIZE@BASE:IRQ[:ID]` (Linux `Documentation/admin-guide/kernel-parameters.txt`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +26,11 @@ pub fn touched_kib(cmdline: &str) -> usize {
 
 /// Half of the heap.
 pub const TOUCHED_KIB_MAX: usize = 8 << 10;
+
+/// How many microseconds pass between two signs of life on the console, by `say=MICROSECONDS`; none unless asked for.
+pub fn say_us(cmdline: &str) -> Option<u64> {
+    cmdline.split_ascii_whitespace().find_map(|word| word.strip_prefix("say="))?.parse().ok()
+}
 
 /// For how many milliseconds each part of a load of the first disk runs, by `load=MILLISECONDS`; none unless asked for.
 pub fn load_ms(cmdline: &str) -> u64 {
@@ -86,6 +91,12 @@ mod tests {
         assert_eq!(touched_kib("quiet touch=1024 x"), 1024);
         assert_eq!(touched_kib("touch=99999999"), TOUCHED_KIB_MAX);
         assert_eq!((touched_kib(""), touched_kib("touch=x"), touched_kib("nottouch=5")), (0, 0, 0));
+    }
+
+    #[test]
+    fn signs_of_life_are_given_if_they_are_asked_for() {
+        assert_eq!((say_us("quiet say=250"), say_us("say=0")), (Some(250), Some(0)));
+        assert_eq!((say_us(""), say_us("say=x"), say_us("essay=5")), (None, None, None));
     }
 
     #[test]
