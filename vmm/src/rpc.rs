@@ -50,9 +50,9 @@ pub enum Action {
     Pause,
     /// Run them again; legal while paused, a no-op while running.
     Resume,
-    /// Press the power button, or end the process at once when forced. With the reply to that comes a descriptor of the VM:
-    /// while it is held, the process ends without waiting for the kernel to take the VM apart, which happens when it is
-    /// closed. The process's files and taps are closed by its end.
+    /// Press the power button, or end the process at once when forced. With the reply to that come descriptors of the VM and
+    /// of the process's mount namespace: while they are held, the process ends without waiting for the kernel to take these
+    /// apart, which happens when they are closed. The process's files and taps are closed by its end.
     Stop {
         /// Do not ask the guest.
         #[serde(default)]
@@ -526,11 +526,12 @@ impl Client {
         self.done(&Action::Stop { force })
     }
 
-    /// [`Action::Stop`] by force; the VM's handle, to be closed where nobody waits. A VMM of before hands none over.
+    /// [`Action::Stop`] by force; handles of what takes long to take apart, to be closed where nobody waits. A VMM of before
+    /// hands fewer over, or none.
     ///
     /// # Errors
     /// As [`Self::call`].
-    pub fn end(&mut self) -> Result<Option<OwnedFd>, ClientError> {
+    pub fn end(&mut self) -> Result<Vec<OwnedFd>, ClientError> {
         let line =
             serde_json::to_vec(&Action::Stop { force: true }).expect("invariant: actions are plain data");
         let stream = self.stream.get_mut();
@@ -548,7 +549,7 @@ impl Client {
         }
         match serde_json::from_slice(&reply).map_err(ClientError::Parse)? {
             Reply::Error { message } => Err(ClientError::Refused(message)),
-            Reply::Done { .. } => Ok(handles.pop()),
+            Reply::Done { .. } => Ok(handles),
             _ => Err(ClientError::Mismatch),
         }
     }

@@ -11,7 +11,7 @@ mod probe;
 mod program;
 mod room;
 
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 use nix::sched::CloneFlags;
 use nix::sys::resource::{Resource, setrlimit};
@@ -70,13 +70,24 @@ fn step<E: Into<std::io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error 
     }
 }
 
-/// Which protections hold, in the order in which they were taken.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Held(pub Vec<ProtectionStatus>);
+/// What confines a process.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// Which protections hold, in the order in which they were taken.
+    pub protections: Vec<ProtectionStatus>,
+    /// Its mount namespace, if it has one of its own: whoever holds this spares its end the waiting that taking that
+    /// apart is.
+    pub room: Option<OwnedFd>,
+}
 
 impl Held {
     fn add(&mut self, protection: Protection, outcome: Result<(), String>) {
-        self.0.push(ProtectionStatus { protection, missing: outcome.err() });
+        self.protections.push(ProtectionStatus { protection, missing: outcome.err() });
+    }
+
+    fn add_room(&mut self, made: Result<Option<OwnedFd>, String>) {
+        let made = made.map(|room| self.room = room);
+        self.add(Protection::MountNamespace, made);
     }
 }
 
@@ -137,7 +148,7 @@ impl Sandbox {
                 told(&AROUND, held, &none);
             }
             Namespaces::Cell => {
-                held.add(MountNamespace, room::make(work).map_err(|error| error.to_string()));
+                held.add_room(room::make(work).map_err(|error| error.to_string()));
                 told(&[PidNamespace], held, &Ok(()));
                 told(&AROUND, held, &Ok(()));
             }
@@ -146,7 +157,7 @@ impl Sandbox {
                 let made = nix::sched::unshare(kinds)
                     .map_err(|error| format!("user namespaces cannot be made: {}", error.desc()));
                 let room = made.clone().and_then(|()| room::make(work).map_err(|error| error.to_string()));
-                held.add(MountNamespace, room);
+                held.add_room(room);
                 let alone = "it is in its terminal's session, whose shell waits for it".to_owned();
                 held.add(PidNamespace, Err(alone));
                 let slow =

@@ -10,7 +10,7 @@ mod watchdog;
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd as _, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Instant;
 
@@ -70,7 +70,7 @@ struct Client {
     /// How much of `output` is sent.
     sent: usize,
     /// What goes with it.
-    handle: Option<OwnedFd>,
+    handles: Vec<OwnedFd>,
 }
 
 /// Where console input comes from.
@@ -228,7 +228,7 @@ impl Supervisor {
                     continue;
                 }
                 Ok(action) => {
-                    client.handle = self.handle_for(&action);
+                    client.handles = self.handles_for(&action);
                     self.act(action, std::mem::take(&mut client.descriptors))
                 }
                 Err(error) => Reply::Error { message: format!("not an action: {error}") },
@@ -254,7 +254,7 @@ impl Supervisor {
                     memory: self.machine.peripherals().mem().map(|mem| mem.status()),
                     watchdog: self.machine.watchdog().map(|watchdog| watchdog.status()),
                     upgraded: self.machine.upgraded(),
-                    protections: Some(self.held.0.clone()),
+                    protections: Some(self.held.protections.clone()),
                 }));
             }
             Action::SetBalloon { target_mib } => return self.set_balloon(target_mib),
@@ -308,13 +308,18 @@ impl Supervisor {
         }
     }
 
-    /// Who ends a guest by force gets a handle of what the kernel takes long to take apart; see [`Action::Stop`].
-    fn handle_for(&self, action: &Action) -> Option<OwnedFd> {
+    /// Who ends a guest by force gets handles of what the kernel takes long to take apart; see [`Action::Stop`].
+    fn handles_for(&self, action: &Action) -> Vec<OwnedFd> {
         if !matches!(action, Action::Stop { force: true }) {
-            return None;
+            return Vec::new();
         }
-        let handle = self.machine.handle();
-        handle.inspect_err(|error| tracing::debug!(%error, "no handle of the VM to hand over")).ok()
+        let room = self.held.room.as_ref().map(OwnedFd::try_clone);
+        let handles = [Some(self.machine.handle()), room].into_iter().flatten();
+        handles
+            .filter_map(|handle| {
+                handle.inspect_err(|error| tracing::debug!(%error, "one handle less to hand over")).ok()
+            })
+            .collect()
     }
 
     fn add_disk(&mut self, disk: DiskConfig, passed: Vec<OwnedFd>) -> Reply {
@@ -445,22 +450,23 @@ fn encode(reply: &Reply) -> Vec<u8> {
 impl Client {
     fn new(stream: UnixStream) -> Self {
         let (input, descriptors, output) = (Vec::new(), Vec::new(), Vec::new());
-        Self { stream, input, looked_at: 0, descriptors, output, sent: 0, handle: None }
+        Self { stream, input, looked_at: 0, descriptors, output, sent: 0, handles: Vec::new() }
     }
 
     /// Sends what is left; false if the client does not take it now.
     fn flush(&mut self) -> io::Result<bool> {
         while self.sent < self.output.len() {
             let left = &self.output[self.sent..];
-            let sent = match &self.handle {
-                Some(handle) => passing::send(&self.stream, left, &[handle.as_fd()]),
-                None => self.stream.write(left),
+            let handles: Vec<_> = self.handles.iter().map(AsFd::as_fd).collect();
+            let sent = match &handles[..] {
+                [] => self.stream.write(left),
+                handles => passing::send(&self.stream, left, handles),
             };
             match sent {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     self.sent += count;
-                    self.handle = None;
+                    self.handles.clear();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

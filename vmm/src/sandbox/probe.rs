@@ -28,7 +28,7 @@ pub fn probe(cell: Option<&Cell>, user: Option<u32>) -> io::Result<Vec<Protectio
             let inner = cell::in_child(move || {
                 if let Ok(held) = sandbox.enter() {
                     // Who reads finds nothing then.
-                    let _ = say.write_all(&serde_json::to_vec(&held.0).unwrap_or_default());
+                    let _ = say.write_all(&serde_json::to_vec(&held.protections).unwrap_or_default());
                 }
             });
             let _ = inner.map(cell::wait_for);

@@ -1,6 +1,8 @@
 //! The empty directory that is all of the file system to a confined process.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -13,15 +15,20 @@ const OPTIONS: &str = "size=4k,nr_inodes=1,mode=555";
 
 /// Leaves the mount namespace for one of our own, whose root is an empty directory that cannot be written. `work` is done on
 /// another thread meanwhile, if the host has one to give.
-pub(super) fn make(work: impl FnOnce() + Send) -> io::Result<()> {
+///
+/// A handle of the namespace is returned, as far as there is one: taking the namespace apart has the kernel wait for all
+/// processors, which is not the end of the process's matter while somebody holds it.
+pub(super) fn make(work: impl FnOnce() + Send) -> io::Result<Option<OwnedFd>> {
     std::thread::scope(|scope| {
         let _beside = std::thread::Builder::new().spawn_scoped(scope, work);
         leave()
     })
 }
 
-fn leave() -> io::Result<()> {
+fn leave() -> io::Result<Option<OwnedFd>> {
     unshare(CloneFlags::CLONE_NEWNS)?;
+    // As long as there is a /proc.
+    let handle = File::open("/proc/self/ns/mnt").map(OwnedFd::from).ok();
     let none = None::<&Path>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
     let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -30,5 +37,6 @@ fn leave() -> io::Result<()> {
     // The old root comes to lie on the new one, and goes with all that is mounted in it (pivot_root(2)).
     nix::unistd::pivot_root(".", ".")?;
     umount2(".", MntFlags::MNT_DETACH)?;
-    std::env::set_current_dir("/")
+    std::env::set_current_dir("/")?;
+    Ok(handle)
 }

@@ -491,7 +491,7 @@ fn process_in_a_cell_becomes_its_user_and_is_alone() {
         let sandbox = Sandbox { uid: user, gid: user, namespaces: Namespaces::Cell };
         let alone = outcome(
             || match sandbox.enter()? {
-                held if held.0.iter().all(|one| one.missing.is_none() || user.is_none()) => Ok(()),
+                held if held.protections.iter().all(|one| one.missing.is_none() || user.is_none()) => Ok(()),
                 held => {
                     eprintln!("{held:?}");
                     Err(step("hold")(io::Error::from_raw_os_error(libc::EPERM)))

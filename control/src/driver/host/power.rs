@@ -57,7 +57,7 @@ impl HostDriver {
             client.end()
         });
         // Held until the process is over.
-        let (is_asked, handle) = (asked.is_ok(), asked.ok().flatten());
+        let (is_asked, handles) = (asked.is_ok(), asked.unwrap_or_default());
         if !is_asked || !has_ended_within(&process.pidfd, Duration::from_secs(2))? {
             match rustix::process::pidfd_send_signal(&process.pidfd, Signal::KILL) {
                 Ok(()) | Err(rustix::io::Errno::SRCH) => {}
@@ -67,7 +67,7 @@ impl HostDriver {
         if !has_ended_within(&process.pidfd, start::KILL_TIMEOUT)? {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the VMM process does not end"));
         }
-        handle.into_iter().for_each(|handle| self.undertaker.take(handle));
+        handles.into_iter().for_each(|handle| self.undertaker.take(handle));
         Ok(Down::Yes)
     }
 
