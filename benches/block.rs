@@ -70,7 +70,8 @@ fn main() -> Result<()> {
             let program = program.clone();
             let command = move || {
                 let mut command = Command::new(&program);
-                command.args(["--no-api", "--config-file"]).arg(&config);
+                // What it logs would go between the guest's words.
+                command.args(["--level", "Error", "--no-api", "--config-file"]).arg(&config);
                 command
             };
             theirs.push(side(name, Box::new(command)));

@@ -74,7 +74,8 @@ fn peers<'a>(config: &'a Path, kernel: &'a Path) -> Vec<Peer<'a>> {
     if let Some(program) = std::env::var_os("FIRECRACKER_BIN") {
         let command = move || {
             let mut command = Command::new(&program);
-            command.args(["--no-api", "--config-file"]).arg(config);
+            // What it logs would go between the guest's words.
+            command.args(["--level", "Error", "--no-api", "--config-file"]).arg(config);
             command
         };
         peers.push(Peer { name: "firecracker, same kernel, same run", command: Box::new(command) });

@@ -110,7 +110,8 @@ impl Firecracker {
         let path = self.files.join("fc.socket");
         let _ = std::fs::remove_file(&path);
         let mut command = Command::new(&self.program);
-        command.arg("--api-sock").arg(&path).args(more);
+        // What it logs would go between the guest's words.
+        command.args(["--level", "Error", "--api-sock"]).arg(&path).args(more);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
         let guest = Guest(command.spawn().context("start Firecracker")?);
         let started = Instant::now();
