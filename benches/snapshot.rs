@@ -39,6 +39,8 @@ const TOUCHES: &[u8] = b"touch: 1024 KiB";
 /// The command line of a guest that talks all the time, and the end of whatever it says.
 const TALKS: &str = "say=1";
 const HEARD: &[u8] = b"\r\n";
+/// What only one says that has begun to.
+const BEGUN: &[u8] = b"\r\n.\r\n.\r\n";
 /// The aims: half of what Firecracker 1.12 took for a full snapshot of 128 MiB on a machine with a software KVM, and what a
 /// difference of 1 MiB may take anywhere.
 const FULL_AIM_MS: f64 = 105.0;
@@ -244,7 +246,7 @@ impl Bench {
     fn heard(&self, mib: u32) -> Result<f64> {
         let (socket, path) = (self.files.join("talks.socket"), self.files.join("talks.snap"));
         let mut guest = self.boot_with(mib, TALKS, Some(&socket))?;
-        guest.wait_for(HEARD)?;
+        guest.wait_for(BEGUN)?;
         guest.let_talk()?;
         Client::connect(&socket)?.snapshot(&file(&path)?, false, false)?;
         drop(guest);

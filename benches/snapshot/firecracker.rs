@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::measure::{Samples, milliseconds};
-use crate::{Guest, HEARD, RUNS, TALKS, TOUCHES};
+use crate::{BEGUN, Guest, HEARD, RUNS, TALKS, TOUCHES};
 
 /// How long a process may take until it answers.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ impl Firecracker {
         };
         {
             let (mut guest, mut socket) = self.boot(kernel, mib, TALKS)?;
-            guest.wait_for(HEARD)?;
+            guest.wait_for(BEGUN)?;
             guest.let_talk()?;
             self.take(&mut socket, 1)?;
         }
