@@ -4,7 +4,7 @@
 
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::bus::Bus;
@@ -67,6 +67,8 @@ struct Saving {
 struct Gate {
     state: Mutex<GateState>,
     changed: Condvar,
+    /// What accesses go to; there before any vCPU runs.
+    buses: OnceLock<Buses>,
 }
 
 impl Gate {
@@ -119,22 +121,23 @@ pub struct Buses {
 }
 
 impl Vcpus {
-    /// Makes a thread for each of `vcpus`; all are held until [`Self::run`].
+    /// Makes a thread for each of `vcpus`; all are held until [`Self::run`], before which they have to be connected. The threads
+    /// begin while devices are made.
     ///
     /// # Errors
     /// No thread, no signal, or KVM's.
-    pub fn spawn(vcpus: Vec<Vcpu>, buses: &Arc<Buses>, ending: &EndingSignal) -> Result<Self, Error> {
+    pub fn spawn(vcpus: Vec<Vcpu>, ending: &EndingSignal) -> Result<Self, Error> {
         handle_kicks().map_err(Error::Signal)?;
         let filter = Arc::new(filter::of_vcpus());
         let gate = Arc::new(Gate {
             state: Mutex::new(GateState { wanted: Wanted::Hold, held: 0, live: vcpus.len(), saving: None }),
             changed: Condvar::new(),
+            buses: OnceLock::new(),
         });
         let mut all = Self { gate: gate.clone(), handles: Vec::with_capacity(vcpus.len()) };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let exit = Arc::new(vcpu.exit_request()?);
-            let (gate, buses, ending, thread_exit) =
-                (gate.clone(), buses.clone(), ending.clone(), exit.clone());
+            let (gate, ending, thread_exit) = (gate.clone(), ending.clone(), exit.clone());
             let filter = filter.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}"))
@@ -142,7 +145,7 @@ impl Vcpus {
                 .spawn(move || {
                     let guard = LiveGuard { ending: &ending, gate: &gate };
                     match filter.as_ref().as_ref().map(|filter| seccompiler::apply_filter(filter)) {
-                        None | Some(Ok(())) => run(index, vcpu, &guard, &buses, &thread_exit),
+                        None | Some(Ok(())) => run(index, vcpu, &guard, &thread_exit),
                         Some(Err(error)) => {
                             let what = format!("a vCPU thread cannot be confined: {error}");
                             ending.say(ExitReason::BootFailed, what);
@@ -153,6 +156,12 @@ impl Vcpus {
             all.handles.push(Handle { thread, exit });
         }
         Ok(all)
+    }
+
+    /// Says what the vCPUs' accesses go to. Once.
+    pub fn connect(&self, buses: Buses) {
+        let connected = self.gate.buses.set(buses);
+        assert!(connected.is_ok(), "invariant: vCPUs are connected once");
     }
 
     /// Lets the vCPUs run.
@@ -212,6 +221,13 @@ impl Vcpus {
     }
 }
 
+/// A machine that was not finished leaves no threads.
+impl Drop for Vcpus {
+    fn drop(&mut self) {
+        self.want(Wanted::Quit);
+    }
+}
+
 /// Counts the thread out at its end, and says that the guest is over should that be a panic: a guest without one of
 /// its CPUs must not go on.
 struct LiveGuard<'a> {
@@ -230,14 +246,9 @@ impl Drop for LiveGuard<'_> {
     }
 }
 
-fn run(
-    index: usize,
-    mut vcpu: Vcpu,
-    LiveGuard { ending, gate }: &LiveGuard<'_>,
-    buses: &Buses,
-    exit: &ExitRequest,
-) {
+fn run(index: usize, mut vcpu: Vcpu, LiveGuard { ending, gate }: &LiveGuard<'_>, exit: &ExitRequest) {
     while gate.wait(index, &vcpu, exit) {
+        let buses = gate.buses.get().expect("invariant: vCPUs are connected before they run");
         loop {
             match vcpu.run(&buses.ports, &buses.registers) {
                 Exit::Handled => {}

@@ -273,6 +273,8 @@ impl Machine {
         let count = spec.disks.len() + spec.nics.len() + spec.peripherals.count();
         let places = Places::choose(spec.transport, kernel.is_small()?, count)?;
         let (vm, vcpus) = beginning::begin(kvm, &kernel, (&ram, &guest), &spec, &places)?;
+        clock::write(&guest, vcpus.first().and_then(kvm::Vcpu::counter));
+        let vcpus = Vcpus::spawn(vcpus, ending)?;
 
         let mut buses = Buses { ports: Bus::default(), registers: Bus::default() };
         let console = spec.console;
@@ -292,8 +294,7 @@ impl Machine {
         let filled = places.fill(&vm, &guest, (&mut buses, &wires.host), &shared)?;
         let devices = Devices::new(wires, devices, filled);
 
-        clock::write(&guest, vcpus.first().and_then(kvm::Vcpu::counter));
-        let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
+        vcpus.connect(buses);
         let description = Description { cpu: spec.cpu, host: kvm.kind(), needs: vm.needs(spec.vcpus) };
         let origin =
             Origin { description, memory_mib: (spec.memory_mib + hotplug_mib, hotplug_mib), base: None };

@@ -198,6 +198,17 @@ impl Machine {
         }
         // Before the devices, some of which may interrupt at once.
         vm.restore(&state.vm)?;
+        let counter = vcpus.first().and_then(kvm::Vcpu::counter);
+        let clock_due = match whose {
+            Whose::Another => {
+                give_generation(&guest)?;
+                clock::write(&guest, counter);
+                None
+            }
+            // Not now: it is another process's still, which may have to go on with it.
+            Whose::Same { .. } => Some(clock::Reading::now(counter)),
+        };
+        let vcpus = Vcpus::spawn(vcpus, ending)?;
         let mut peripherals = spec.peripherals;
         let saved = state.devices.iter().map(|device| (kind(device), own(device)));
         peripherals.complete(saved, header.hotplug_mib)?;
@@ -209,21 +220,11 @@ impl Machine {
         restore_bus(&wires, &state)?;
         let mut devices = Devices::new(wires, made, seats);
         devices.hold(true);
-        let counter = vcpus.first().and_then(kvm::Vcpu::counter);
-        let clock_due = match whose {
-            Whose::Another => {
-                give_generation(&guest)?;
-                clock::write(&guest, counter);
-                devices.announce_generation();
-                None
-            }
-            Whose::Same { .. } => {
-                devices.continue_as_before();
-                // Not now: it is another process's still, which may have to go on with it.
-                Some(clock::Reading::now(counter))
-            }
-        };
-        let vcpus = Vcpus::spawn(vcpus, &Arc::new(buses), ending)?;
+        match whose {
+            Whose::Another => devices.announce_generation(),
+            Whose::Same { .. } => devices.continue_as_before(),
+        }
+        vcpus.connect(buses);
         let description = Description { cpu: header.cpu, host: header.host, needs: header.needs };
         let base = spec.track.then_some(header.id);
         let origin = Origin { description, memory_mib: (header.memory_mib, header.hotplug_mib), base };
