@@ -11,6 +11,8 @@ mod peripherals;
 mod plug;
 #[path = "tiny_guest/snapshot.rs"]
 mod snapshot;
+#[path = "tiny_guest/traffic.rs"]
+mod traffic;
 #[path = "tiny_guest/upgrade.rs"]
 mod upgrade;
 #[path = "tiny_guest/watchdog.rs"]

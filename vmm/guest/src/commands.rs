@@ -7,13 +7,14 @@ use alloc::format;
 use alloc::rc::Rc;
 use alloc::string::{String, ToString as _};
 use core::fmt::Display;
+use core::net::Ipv4Addr;
 
 use crate::disk::SECTOR_SIZE;
 use crate::machine::Machine;
 use crate::metadata::shown;
 use crate::parse::script::{self, Command, commands};
 use crate::stack::Stack;
-use crate::{balloon, fetch, ping, println, resolve, vsock, watchdog};
+use crate::{balloon, fetch, ping, println, resolve, traffic, vsock, watchdog};
 
 const SECOND_NS: u64 = 1_000_000_000;
 
@@ -98,7 +99,7 @@ async fn one(
         }
         Command::Touch(mib) => return Some(told("touch", balloon::touch(machine, mib))),
         Command::Watchdog(watch) => return Some(told(line, watchdog::act(machine, watch))),
-        Command::Ping(..) | Command::Resolve(..) | Command::Fetch(_) => {}
+        Command::Ping(..) | Command::Resolve(..) | Command::Fetch(_) | Command::Traffic(..) => {}
     }
     let Some(stack) = stack else { return Some(told::<&str, _>(line, Err("no network"))) };
     Some(over_network(machine, stack, line, command).await)
@@ -143,6 +144,30 @@ async fn over_network(
             });
             told(line, answer)
         }
+        Command::Traffic(peer, milliseconds) => {
+            told(line, load(machine, stack, peer, milliseconds).map(|()| ""))
+        }
         _ => no_command(line),
     }
+}
+
+/// A load over the network, which has the stack's device meanwhile.
+fn load(
+    machine: &'static Machine,
+    stack: &Rc<Stack>,
+    peer: Option<Ipv4Addr>,
+    milliseconds: u64,
+) -> Result<(), traffic::Error> {
+    let lease = stack.lease().ok_or(traffic::Error::NoAddress)?;
+    stack.lend(|wire| {
+        let wire = wire.ok_or(traffic::Error::Device)?;
+        let mut load = traffic::Traffic::new(wire, &machine.clock, lease.address.address(), lease.mtu);
+        match peer {
+            None => load.serve(milliseconds),
+            Some(address) => {
+                let hop = lease.next_hop(address);
+                load.measure(traffic::Target { address, hop }, milliseconds)
+            }
+        }
+    })
 }

@@ -24,9 +24,10 @@ use crate::parse::cmdline::{MmioDevice, load_ms, mmio_devices};
 use crate::pci::{self, Function};
 use crate::physical::MEMORY_END;
 use crate::pmem::{self, Pmem};
-use crate::println;
 use crate::transport::Transport;
 use crate::vsock::Vsock;
+use crate::wire::Wire;
+use crate::{println, traffic};
 
 /// Devices looked at; a machine of this kind has a dozen interrupt pins for them.
 const DEVICES_MAX: usize = 32;
@@ -49,6 +50,8 @@ pub enum Device {
     Pmem(Pmem),
     /// A disk for a load.
     Load(Load),
+    /// A network device for a load.
+    Wire(Wire),
 }
 
 /// Sets up every device of `cmdline`; without one there, those of the PCI bus whose configuration space is at `ecam`. In
@@ -61,6 +64,7 @@ pub fn find(cmdline: &str, ecam: Option<u64>, pins: &Pins, spare: &Range<u64>) -
     let mut named = false;
     // Of those on the bus none is taken for it: whoever measures has a kernel that is an ELF image.
     let mut loads = load_ms(cmdline) > 0;
+    let mut traffics = crate::parse::cmdline::traffic(cmdline).is_some();
     for device in mmio_devices(cmdline).take(DEVICES_MAX) {
         named = true;
         // The driver's crate does not know these.
@@ -81,6 +85,14 @@ pub fn find(cmdline: &str, ecam: Option<u64>, pins: &Pins, spare: &Range<u64>) -
         if loads && transport.device_type() == DeviceType::Block {
             devices.extend(Load::new(transport).map(Device::Load));
             loads = false;
+            continue;
+        }
+        if traffics && transport.device_type() == DeviceType::Network {
+            match Wire::new(transport) {
+                Some(wire) => devices.push(Device::Wire(wire)),
+                None => println!("device {:#x}: {}", device.base, traffic::Error::Device),
+            }
+            traffics = false;
             continue;
         }
         match set_up(transport, spare) {

@@ -170,7 +170,7 @@ impl Machine {
                 None
             }
             // Run before the machine has anything to do.
-            Device::Load(_) => None,
+            Device::Load(_) | Device::Wire(_) => None,
             Device::Nic(nic, slot) => Some(place(&mut self.stacks.borrow_mut(), |index| {
                 Rc::new(Stack::new(nic, slot, index, &self.clock))
             })),

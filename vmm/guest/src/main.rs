@@ -39,12 +39,15 @@ mod pmem;
 mod power;
 mod register;
 mod resolve;
+mod ring;
 mod service;
 mod stack;
 mod tcp;
+mod traffic;
 mod transport;
 mod vsock;
 mod watchdog;
+mod wire;
 
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -57,7 +60,7 @@ use crate::generation::Generation;
 use crate::interrupts::Pins;
 use crate::machine::{Machine, Task};
 use crate::parse::acpi;
-use crate::parse::cmdline::{load_ms, say_us, touched_kib};
+use crate::parse::cmdline::{Traffic, load_ms, say_us, touched_kib, traffic};
 use crate::physical::Physical;
 use crate::plug::Plug;
 use crate::power::Power;
@@ -89,6 +92,11 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     for device in devices {
         match device {
             device::Device::Load(mut load) => load.run(&machine.clock, load_ms(handover.cmdline)),
+            device::Device::Wire(wire) => {
+                if let Some(traffic) = traffic(handover.cmdline) {
+                    load_network(&machine.clock, wire, traffic);
+                }
+            }
             device => drop(machine.add(device)),
         }
     }
@@ -118,6 +126,24 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
     }
     machine.run(tasks, serve)
 }
+
+/// A load over the network as the command line says, before there is anything else.
+fn load_network(clock: &Clock, wire: wire::Wire, traffic: Traffic) {
+    // Time is measured against a timer, and the longer the better.
+    clock.pause(CALIBRATION_NS);
+    let Traffic { own, peer, milliseconds } = traffic;
+    let mut load = traffic::Traffic::new(wire, clock, own, nic::MTU_MAX);
+    let result = match peer {
+        None => load.serve(milliseconds),
+        Some(address) => load.measure(traffic::Target { address, hop: address }, milliseconds),
+    };
+    if let Err(error) = result {
+        println!("traffic: failed: {error}");
+    }
+}
+
+/// A sleep that makes the clock good to a part in a thousand, in nanoseconds.
+const CALIBRATION_NS: u64 = 150_000_000;
 
 /// How long DHCP may take once there is an address by IPv6, in nanoseconds: longer than its first repetition.
 const IPV4_PATIENCE_NS: u64 = 1_500_000_000;

@@ -14,9 +14,12 @@ use smoltcp::phy::{self, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 use virtio_drivers::Error;
 use virtio_drivers::device::net::VirtIONetRaw;
+use virtio_drivers::transport::{DeviceStatus, Transport as _};
 
 use crate::memory::Identity;
+use crate::println;
 use crate::transport::{Kicks, Transport};
+use crate::wire::Wire;
 
 /// The most network devices used.
 pub const NICS_MAX: usize = 4;
@@ -36,7 +39,9 @@ type Buffer = Box<[u8; BUFFER_BYTES]>;
 pub struct Nic(Rc<RefCell<Queues>>);
 
 struct Queues {
-    raw: VirtIONetRaw<Identity, Transport, QUEUE_SIZE>,
+    /// None while the device is lent.
+    raw: Option<VirtIONetRaw<Identity, Transport, QUEUE_SIZE>>,
+    mac: [u8; 6],
     /// What the device holds, by the token of its descriptor.
     receiving: [Option<Buffer>; QUEUE_SIZE],
     transmitting: [Option<Buffer>; QUEUE_SIZE],
@@ -45,6 +50,8 @@ struct Queues {
     mtu: usize,
     /// Buffers to receive into are announced together, not one by one.
     kicks: Kicks,
+    /// For another driver.
+    spare: Transport,
 }
 
 /// The queue of buffers to receive into (VIRTIO 1.3 §5.1.2).
@@ -53,22 +60,22 @@ const RECEIVE_QUEUE: u16 = 0;
 impl Nic {
     /// Sets the device up and gives it buffers to receive into.
     pub fn new(transport: Transport) -> Result<Self, Error> {
-        let kicks = transport.kicks();
-        let raw = VirtIONetRaw::new(transport)?;
-        let mut queues = Queues {
-            raw,
-            receiving: [const { None }; QUEUE_SIZE],
-            transmitting: [const { None }; QUEUE_SIZE],
-            idle: (0..QUEUE_SIZE).map(|_| buffer()).collect(),
-            mtu: MTU_MAX,
-            kicks,
-        };
-        queues.kicks.hold(RECEIVE_QUEUE);
-        for _ in 0..QUEUE_SIZE {
-            queues.receive_into(buffer())?;
+        Ok(Nic(Rc::new(RefCell::new(Queues::new(transport, MTU_MAX)?))))
+    }
+
+    /// Has a load use the device, or told that it is not fit for one, and sets it up anew afterwards. What came in meanwhile
+    /// was the load's.
+    pub fn lend<R>(&self, load: impl FnOnce(Option<Wire>) -> R) -> R {
+        let queues = &mut *self.0.borrow_mut();
+        // Once it is reset the device has none of the buffers any more.
+        queues.spare.set_status(DeviceStatus::empty());
+        queues.raw = None;
+        let result = load(Wire::new(queues.spare.again()));
+        match Queues::new(queues.spare.again(), queues.mtu) {
+            Ok(again) => *queues = again,
+            Err(error) => println!("net: lost with its load: {error}"),
         }
-        queues.kicks.give();
-        Ok(Nic(Rc::new(RefCell::new(queues))))
+        result
     }
 
     /// Announces the buffers that were given back since the last call.
@@ -78,7 +85,7 @@ impl Nic {
 
     /// The device's MAC address.
     pub fn mac(&self) -> [u8; 6] {
-        self.0.borrow().raw.mac_address()
+        self.0.borrow().mac
     }
 
     /// The MTU in bytes.
@@ -93,14 +100,16 @@ impl Nic {
 
     /// Tells the device that its interrupt was noticed, so that it may interrupt again.
     pub fn acknowledge(&self) {
-        self.0.borrow_mut().raw.ack_interrupt();
+        if let Some(raw) = &mut self.0.borrow_mut().raw {
+            raw.ack_interrupt();
+        }
     }
 
     /// Whether a frame waits. Ask after the last one was taken and before sleeping: an interrupt for a frame that
     /// came in between may have been suppressed.
     pub fn has_frames(&self) -> bool {
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
-        self.0.borrow().raw.poll_receive().is_some()
+        self.0.borrow().raw.as_ref().is_some_and(|raw| raw.poll_receive().is_some())
     }
 }
 
@@ -109,19 +118,42 @@ fn buffer() -> Buffer {
 }
 
 impl Queues {
+    fn new(transport: Transport, mtu: usize) -> Result<Self, Error> {
+        let (kicks, spare) = (transport.kicks(), transport.again());
+        let raw = VirtIONetRaw::new(transport)?;
+        let mut queues = Queues {
+            mac: raw.mac_address(),
+            raw: Some(raw),
+            receiving: [const { None }; QUEUE_SIZE],
+            transmitting: [const { None }; QUEUE_SIZE],
+            idle: (0..QUEUE_SIZE).map(|_| buffer()).collect(),
+            mtu,
+            kicks,
+            spare,
+        };
+        queues.kicks.hold(RECEIVE_QUEUE);
+        for _ in 0..QUEUE_SIZE {
+            queues.receive_into(buffer())?;
+        }
+        queues.kicks.give();
+        Ok(queues)
+    }
+
     fn receive_into(&mut self, mut buffer: Buffer) -> Result<(), Error> {
+        let raw = self.raw.as_mut().ok_or(Error::NotReady)?;
         // SAFETY: the buffer goes into `receiving` and is not touched before its token comes back.
-        let token = unsafe { self.raw.receive_begin(&mut buffer[..]) }?;
+        let token = unsafe { raw.receive_begin(&mut buffer[..]) }?;
         *self.receiving.get_mut(usize::from(token)).ok_or(Error::WrongToken)? = Some(buffer);
         Ok(())
     }
 
     /// The next received frame: its buffer, where it starts and how long it is.
     fn received(&mut self) -> Option<Received> {
-        let token = self.raw.poll_receive()?;
+        let raw = self.raw.as_mut()?;
+        let token = raw.poll_receive()?;
         let mut buffer = self.receiving.get_mut(usize::from(token))?.take()?;
         // SAFETY: this is the buffer that was lent under this token.
-        match unsafe { self.raw.receive_complete(token, &mut buffer[..]) } {
+        match unsafe { raw.receive_complete(token, &mut buffer[..]) } {
             Ok((start, len)) => Some(Received { buffer, start, len: len.min(BUFFER_BYTES - start) }),
             Err(_) => {
                 // Nothing usable in it; an empty frame is ignored by the stack and gives the buffer back.
@@ -134,13 +166,14 @@ impl Queues {
     /// device does not interrupt for it.
     fn can_send(&mut self) -> bool {
         if self.idle.is_empty() {
-            while let Some(token) = self.raw.poll_transmit() {
+            let Some(raw) = &mut self.raw else { return false };
+            while let Some(token) = raw.poll_transmit() {
                 let Some(buffer) = self.transmitting.get_mut(usize::from(token)).and_then(Option::take)
                 else {
                     break;
                 };
                 // SAFETY: this is the buffer that was lent under this token.
-                let sent = unsafe { self.raw.transmit_complete(token, &buffer[..]) };
+                let sent = unsafe { raw.transmit_complete(token, &buffer[..]) };
                 self.idle.push(buffer);
                 if sent.is_err() {
                     break;
@@ -203,13 +236,13 @@ pub struct TxToken(Nic);
 
 impl phy::TxToken for TxToken {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, write: F) -> R {
-        let mut queues = self.0.0.borrow_mut();
+        let queues = &mut *self.0.0.borrow_mut();
         let mut buffer = queues.idle.pop().expect("invariant: a token is given only while a buffer is idle");
-        let start =
-            queues.raw.fill_buffer_header(&mut buffer[..]).expect("invariant: a buffer holds a header");
+        let raw = queues.raw.as_mut().expect("invariant: nobody sends while the device is lent");
+        let start = raw.fill_buffer_header(&mut buffer[..]).expect("invariant: a buffer holds a header");
         let result = write(&mut buffer[start..start + len]);
         // SAFETY: the buffer goes into `transmitting` and is not touched before its token comes back.
-        match unsafe { queues.raw.transmit_begin(&buffer[..start + len]) } {
+        match unsafe { raw.transmit_begin(&buffer[..start + len]) } {
             Ok(token) if usize::from(token) < QUEUE_SIZE => {
                 queues.transmitting[usize::from(token)] = Some(buffer)
             }

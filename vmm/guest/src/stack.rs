@@ -25,6 +25,7 @@ use crate::ipv6::Ipv6;
 use crate::nic::{MTU_MAX, Nic};
 use crate::parse::dhcp::{LeaseRoute, classless_routes};
 use crate::println;
+use crate::wire::Wire;
 
 /// Where the metadata service answers.
 const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
@@ -62,7 +63,7 @@ pub struct Lease {
 
 impl Lease {
     /// Who is asked for by ARP when something is sent to `target`.
-    fn next_hop(&self, target: Ipv4Addr) -> Ipv4Addr {
+    pub fn next_hop(&self, target: Ipv4Addr) -> Ipv4Addr {
         if self.address.contains_addr(&target) {
             return target;
         }
@@ -224,6 +225,11 @@ impl Stack {
         inner.apply(None, clock);
         *self.lease.borrow_mut() = None;
         inner.sockets.get_mut::<dhcpv4::Socket<'_>>(inner.dhcp).reset();
+    }
+
+    /// Lends the device to a load; none if it is not fit for one. Meanwhile nothing comes in and nothing goes out here.
+    pub fn lend<R>(&self, load: impl FnOnce(Option<Wire>) -> R) -> R {
+        self.nic.lend(load)
     }
 
     /// Tells the device that its interrupt was noticed.

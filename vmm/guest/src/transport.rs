@@ -100,6 +100,11 @@ impl Transport {
         Transport { registers: Rc::new(RefCell::new(registers)), held: Rc::default() }
     }
 
+    /// The same device's transport once more, for a driver that comes after this one's.
+    pub fn again(&self) -> Self {
+        Transport { registers: self.registers.clone(), held: Rc::default() }
+    }
+
     /// The function's slot, if it is one.
     pub fn slot(&self) -> Option<u8> {
         self.registers.borrow().function.as_ref().map(Function::slot)

@@ -1,5 +1,7 @@
 //! The kernel command line: where the virtio devices are, what memory is written to again and again, how often a sign of life is
-//! given, and for how long a disk is loaded.
+//! given, for how long a disk is loaded, and how a network is.
+
+use core::net::Ipv4Addr;
 
 /// One `virtio_mmio.device=SIZE@BASE:IRQ[:ID]` (Linux `Documentation/admin-guide/kernel-parameters.txt`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +42,34 @@ pub fn load_ms(cmdline: &str) -> u64 {
 
 /// A minute.
 pub const LOAD_MS_MAX: u64 = 60_000;
+
+/// A load of the first network device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traffic {
+    /// The address of ours.
+    pub own: Ipv4Addr,
+    /// Who is measured, on the same link; nobody if others measure us.
+    pub peer: Option<Ipv4Addr>,
+    /// How long we serve, or each part of a measure takes.
+    pub milliseconds: u64,
+}
+
+/// The load of the first network device, by `traffic=ADDRESS,PEER,MILLISECONDS` or `traffic=ADDRESS,serve,MILLISECONDS`; none
+/// unless asked for.
+pub fn traffic(cmdline: &str) -> Option<Traffic> {
+    let word = cmdline.split_ascii_whitespace().find_map(|word| word.strip_prefix("traffic="))?;
+    let mut parts = word.split(',');
+    let own = parts.next()?.parse().ok()?;
+    let peer = match parts.next()? {
+        "serve" => None,
+        address => Some(address.parse().ok()?),
+    };
+    let milliseconds = parts.next()?.parse().ok().filter(|&ms| ms <= TRAFFIC_MS_MAX)?;
+    parts.next().is_none().then_some(Traffic { own, peer, milliseconds })
+}
+
+/// An hour: who measures ends the guest that serves.
+pub const TRAFFIC_MS_MAX: u64 = 3_600_000;
 
 fn mmio_device(text: &str) -> Option<MmioDevice> {
     let (size, rest) = text.split_once('@')?;
@@ -103,6 +133,29 @@ mod tests {
     fn load_is_bounded_and_none_unless_asked_for() {
         assert_eq!((load_ms("quiet load=250"), load_ms("load=9999999")), (250, LOAD_MS_MAX));
         assert_eq!((load_ms(""), load_ms("load=x"), load_ms("upload=5")), (0, 0, 0));
+    }
+
+    #[test]
+    fn traffic_is_measured_or_served_and_bounded() {
+        let own = Ipv4Addr::new(10, 0, 0, 1);
+        let peer = Some(Ipv4Addr::new(10, 0, 0, 2));
+        let cmdline = "quiet traffic=10.0.0.1,10.0.0.2,500 x";
+        assert_eq!(traffic(cmdline), Some(Traffic { own, peer, milliseconds: 500 }));
+        let served = Traffic { own, peer: None, milliseconds: TRAFFIC_MS_MAX };
+        assert_eq!(traffic("traffic=10.0.0.1,serve,3600000"), Some(served));
+        for word in [
+            "",
+            "x",
+            "10.0.0.1",
+            "10.0.0.1,serve",
+            "10.0.0.1,serve,3600001",
+            "10.0.0.1,x,5",
+            "x,serve,5",
+            "10.0.0.1,serve,5,6",
+        ] {
+            assert_eq!(traffic(&format!("traffic={word}")), None, "{word}");
+        }
+        assert_eq!(traffic("notraffic=10.0.0.1,serve,5"), None);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! What comes from outside (command line, ACPI tables, user data, request lines, DHCP options, routers' announcements) as types.
+//! What comes from outside (command line, ACPI tables, user data, request lines, DHCP options, routers' announcements, a load's frames)
+//! as types.
 //!
 //! Must never know: the machine. Everything here is pure, allocates nothing, and is also compiled and tested on
 //! the host by the `vmm` crate.
@@ -9,4 +10,6 @@ pub mod dhcp;
 pub mod ipv6;
 pub mod route;
 pub mod script;
+pub mod segment;
+pub mod stream;
 pub mod wdat;

@@ -1,7 +1,8 @@
 //! Commands in user data: a first line `#wisp`, then one command a line; empty lines and `#` comments are passed over.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr};
 
+use super::cmdline::TRAFFIC_MS_MAX;
 use super::route::Url;
 
 /// The most commands run; user data may be 64 KiB of them.
@@ -32,6 +33,9 @@ pub enum Command<'a> {
     Touch(u64),
     /// `watchdog arm MS`, or one of `feed`, `left` and `stop`.
     Watchdog(Watch),
+    /// `traffic ADDRESS MILLISECONDS`: round trips and a connection each way with somebody who serves, for so long each; or
+    /// `traffic serve MILLISECONDS`.
+    Traffic(Option<Ipv4Addr>, u64),
     /// `wait SECONDS`.
     Wait(u32),
     /// `print TEXT`.
@@ -102,6 +106,13 @@ pub fn command(line: &str) -> Option<Command<'_>> {
             "stop" => Watch::Stop,
             _ => return None,
         }),
+        "traffic" => {
+            let peer = match words.next()? {
+                "serve" => None,
+                address => Some(address.parse().ok()?),
+            };
+            Command::Traffic(peer, words.next()?.parse().ok().filter(|&ms| ms <= TRAFFIC_MS_MAX)?)
+        }
         "wait" => Command::Wait(words.next()?.parse().ok().filter(|&seconds| seconds <= WAIT_S_MAX)?),
         "poweroff" => Command::PowerOff,
         _ => return None,
@@ -115,7 +126,7 @@ mod tests {
 
     #[test]
     fn commands_follow_the_marker_line() {
-        let script = "#wisp\n# a comment\n\nping 10.0.0.7\nping 10.0.0.7 5\nresolve web.x 3\nresolve y\n  disk-write 0 100 some text  \r\ndisk-read 0 100\nvsock 52 hello  there\ntouch 8\npmem-write 1 4096 x y\npmem-read 1 0\nwatchdog arm 500\nwatchdog feed\n\
+        let script = "#wisp\n# a comment\n\nping 10.0.0.7\nping 10.0.0.7 5\nresolve web.x 3\nresolve y\n  disk-write 0 100 some text  \r\ndisk-read 0 100\nvsock 52 hello  there\ntouch 8\npmem-write 1 4096 x y\npmem-read 1 0\nwatchdog arm 500\nwatchdog feed\ntraffic 10.0.0.7 500\ntraffic serve 9000\n\
                       wait 3\nprint hello  there\nfetch http://10.0.0.7/x\npoweroff\n";
         let address = IpAddr::from([10, 0, 0, 7]);
         let expected = [
@@ -131,6 +142,8 @@ mod tests {
             Command::PmemRead(1, 0),
             Command::Watchdog(Watch::Arm(500)),
             Command::Watchdog(Watch::Feed),
+            Command::Traffic(Some(Ipv4Addr::new(10, 0, 0, 7)), 500),
+            Command::Traffic(None, 9000),
             Command::Wait(3),
             Command::Print("hello  there"),
             Command::Fetch(Url { address, port: 80, target: "/x" }),
@@ -150,11 +163,11 @@ mod tests {
 
     #[test]
     fn lines_that_are_no_commands_are_named_and_the_rest_goes_on() {
-        let script = "#wisp\nping\nping x\ndisk-read 0\ndisk-write 0\nvsock 52\nwait 999999999\nwatchdog\nwatchdog arm\nreboot\nping 1.2.3.4 5 6\npoweroff";
+        let script = "#wisp\nping\nping x\ndisk-read 0\ndisk-write 0\nvsock 52\nwait 999999999\nwatchdog\nwatchdog arm\ntraffic serve\ntraffic ::1 5\ntraffic serve 9999999\nreboot\nping 1.2.3.4 5 6\npoweroff";
         let found: Vec<_> = commands(script).collect();
-        assert_eq!(found.len(), 11);
-        assert!(found[..10].iter().all(Result::is_err), "{found:?}");
-        assert_eq!(found[10], Ok(("poweroff", Command::PowerOff)));
+        assert_eq!(found.len(), 14);
+        assert!(found[..13].iter().all(Result::is_err), "{found:?}");
+        assert_eq!(found[13], Ok(("poweroff", Command::PowerOff)));
     }
 
     #[test]
