@@ -34,7 +34,7 @@ mod http;
 mod metadata;
 mod neighbour;
 mod option;
-mod packet;
+pub(crate) mod packet;
 mod resolver;
 mod tcp;
 #[cfg(test)]
@@ -165,6 +165,14 @@ impl Endpoint {
         self.poll(now);
     }
 
+    /// Whether a frame of the guest that begins so is forwarded, whatever else is in it: of TCP without a tag that is said by
+    /// where it goes, of all else by nothing.
+    pub fn lets_by(&self, head: &[u8]) -> bool {
+        let Some(to) = packet::tcp_destination(head) else { return false };
+        let is_metadata = to == IpAddr::from(METADATA_ADDRESS) || to == IpAddr::from(METADATA_ADDRESS_V6);
+        !is_metadata && self.resolver.as_ref().is_none_or(|resolver| !resolver.is_at(to))
+    }
+
     /// Looks at one frame of the guest.
     pub fn from_guest(&mut self, frame: &[u8], now: Instant) -> Verdict {
         let Ok(ethernet) = Ethernet2HeaderSlice::from_slice(frame) else { return Verdict::Forward };
@@ -216,11 +224,16 @@ impl Endpoint {
 
     /// The next frame for the guest. Taking one makes room, into which waiting connections send more.
     pub fn next_answer(&mut self, now: Instant) -> Option<Vec<u8>> {
-        let is_connected = self.tcp.is_some() || self.resolver.as_ref().is_some_and(Resolver::is_connected);
-        if self.answers.is_empty() && is_connected {
+        if self.answers.is_empty() && self.may_answer() {
             self.poll(now);
         }
         self.answers.pop_front()
+    }
+
+    /// Whether there is a frame for the guest, or somebody here who may have one at any time.
+    pub fn may_answer(&self) -> bool {
+        let asks = self.resolver.as_ref().is_some_and(Resolver::is_connected);
+        !self.answers.is_empty() || self.tcp.is_some() || asks
     }
 
     /// Lets time pass.

@@ -1,6 +1,6 @@
 //! IP packets in frames: headers with what follows them, and what several protocols make of MAC addresses and names.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use etherparse::{IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice, UdpHeaderSlice};
 
@@ -76,6 +76,20 @@ pub(super) fn domain_name(text: &str) -> Option<Vec<u8>> {
     }
     name.push(0);
     (name.len() <= NAME_BYTES_MAX).then_some(name)
+}
+
+/// Where a frame that begins so goes, if it carries TCP right behind an IP header and has no tag.
+pub(crate) fn tcp_destination(head: &[u8]) -> Option<IpAddr> {
+    const TCP: u8 = 6;
+    match (head.get(12..14)?, head.get(14)? >> 4) {
+        ([0x08, 0x00], 4) if *head.get(23)? == TCP => {
+            head.get(30..34)?.first_chunk::<4>().map(|address| IpAddr::from(*address))
+        }
+        ([0x86, 0xdd], 6) if *head.get(20)? == TCP => {
+            head.get(38..54)?.first_chunk::<16>().map(|address| IpAddr::from(*address))
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]

@@ -519,3 +519,32 @@ fn random_frames_never_panic() {
         })
         .unwrap();
 }
+
+#[test]
+fn only_tcp_to_others_is_let_by_unseen() {
+    let endpoint = endpoint();
+    let to = |address: Ipv4Addr, tcp: bool| {
+        let builder =
+            PacketBuilder::ethernet2(GUEST_MAC, GATEWAY_MAC).ipv4(GUEST.octets(), address.octets(), 64);
+        let mut frame = Vec::new();
+        match tcp {
+            true => builder.tcp(1, 80, 1, 1).write(&mut frame, b"x").unwrap(),
+            false => builder.udp(1, 80).write(&mut frame, b"x").unwrap(),
+        }
+        frame
+    };
+    let other = Ipv4Addr::new(10, 0, 0, 9);
+    assert!(endpoint.lets_by(&to(other, true)));
+    assert!(!endpoint.lets_by(&to(other, false)) && !endpoint.lets_by(&to(METADATA_ADDRESS, true)));
+    for ours in [METADATA_ADDRESS_V6, "2001:db8::1".parse().unwrap()] {
+        let builder = PacketBuilder::ethernet2(GUEST_MAC, GATEWAY_MAC).ipv6([3; 16], ours.octets(), 64);
+        let mut frame = Vec::new();
+        builder.tcp(1, 80, 1, 1).write(&mut frame, b"x").unwrap();
+        assert_eq!(endpoint.lets_by(&frame), ours != METADATA_ADDRESS_V6);
+    }
+    let mut tagged = to(other, true);
+    tagged.splice(12..12, [0x81, 0, 0, 7]);
+    assert!(
+        !endpoint.lets_by(&tagged) && !endpoint.lets_by(&to(other, true)[..33]) && !endpoint.lets_by(&[])
+    );
+}

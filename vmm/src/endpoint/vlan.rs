@@ -96,12 +96,23 @@ impl Endpoints {
         }
     }
 
+    /// Whether a frame of the guest that begins so is nobody's here, whatever else is in it; as few as that can be said of
+    /// without the rest.
+    pub fn lets_by(&self, head: &[u8]) -> bool {
+        self.own.lets_by(head)
+    }
+
     /// Whether a frame of the link may reach the guest. It is left as it is.
     pub fn from_link(&mut self, frame: &mut [u8]) -> bool {
         match self.vlan_of(frame) {
             Some(carried) => without_tag(frame, |frame| carried.endpoint.from_link(frame)),
             None => self.own.from_link(frame),
         }
+    }
+
+    /// Whether there is a frame for the guest, or somebody here who may have one at any time.
+    pub fn may_answer(&self) -> bool {
+        self.own.may_answer() || self.vlans.values().any(|carried| carried.endpoint.may_answer())
     }
 
     /// The next frame for the guest.

@@ -7,7 +7,7 @@
 
 mod backend;
 mod flight;
-mod guest_io;
+pub(super) mod guest_io;
 mod request;
 pub mod ring;
 mod throttle;

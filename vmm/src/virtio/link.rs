@@ -1,6 +1,9 @@
 //! The far side of a network device: something that takes and gives whole packets, each behind a
 //! `virtio_net_hdr` of [`net::HEADER_BYTES`].
-#![expect(unsafe_code, reason = "a tap is set up with two ioctls that no crate wraps")]
+#![expect(
+    unsafe_code,
+    reason = "a tap is set up with two ioctls that no crate wraps, and the kernel is given addresses in guest memory"
+)]
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -17,6 +20,35 @@ pub trait Link: AsRawFd + Send {
     fn receive(&mut self, packet: &mut [u8]) -> io::Result<usize>;
     /// Gives one packet to the host; `WouldBlock` if it takes none now.
     fn send(&mut self, packet: &[u8]) -> io::Result<()>;
+    /// As [`Self::receive`], with the first bytes in `head` and the rest where `rest` points.
+    ///
+    /// # Safety
+    /// `rest` points at memory of this process that nobody holds a reference to, such as a guest's.
+    unsafe fn receive_apart(&mut self, head: &mut [u8], rest: &[libc::iovec]) -> io::Result<usize> {
+        let head = libc::iovec { iov_base: head.as_mut_ptr().cast(), iov_len: head.len() };
+        let vectors: Vec<_> = std::iter::once(head).chain(rest.iter().copied()).collect();
+        // SAFETY: `head` is a live exclusive slice, and the rest is as the caller says.
+        count(unsafe { libc::readv(self.as_raw_fd(), vectors.as_ptr(), length(&vectors)) })
+    }
+    /// As [`Self::send`], with the first bytes in `head` and the rest where `rest` points.
+    ///
+    /// # Safety
+    /// As of [`Self::receive_apart`].
+    unsafe fn send_apart(&mut self, head: &[u8], rest: &[libc::iovec]) -> io::Result<()> {
+        let head = libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() };
+        let vectors: Vec<_> = std::iter::once(head).chain(rest.iter().copied()).collect();
+        // SAFETY: `head` is a live slice that the kernel only reads, and the rest is as the caller says.
+        count(unsafe { libc::writev(self.as_raw_fd(), vectors.as_ptr(), length(&vectors)) }).map(drop)
+    }
+}
+
+/// More than the kernel takes is an error of its own.
+fn length(vectors: &[libc::iovec]) -> libc::c_int {
+    libc::c_int::try_from(vectors.len()).unwrap_or(libc::c_int::MAX)
+}
+
+fn count(result: isize) -> io::Result<usize> {
+    usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
 /// A tap with `IFF_VNET_HDR`.

@@ -1,14 +1,15 @@
 //! The network device (VIRTIO 1.3 §5.1): one receive and one transmit queue between a guest and a [`Link`].
 //!
 //! Every frame of the guest passes the [`Endpoints`] first, which may answer it into the receive queue; what the
-//! endpoint does not take goes to the link. Packets are copied once, so that the guest cannot change a frame
-//! after it was looked at.
+//! endpoint does not take goes to the link. Packets are copied once, or of large ones whatever is looked at, so that the guest
+//! cannot change a frame after it was looked at.
 //!
 //! When the guest has no receive buffers left, the link is not listened to any more: packets wait, and are
 //! dropped, in the host's own queue. The same happens while a limit of what goes to the guest is used up; what comes from
 //! the guest waits in its queue then, so no memory of ours holds it but one packet. Must never know: addresses, tenants, who is at the other end.
 
 mod delivery;
+mod direct;
 mod frame;
 mod identity;
 mod traffic;
@@ -24,15 +25,16 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::limiter::{Clock, Direction};
 use super::link::{Link, Tap};
-use super::queue::{Chain, Handled, QueueError};
+use super::queue::{Chain, Handled, QueueError, VirtQueue};
 use super::spec::{device_type, net as spec};
 use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
 use crate::config::{Addressing, NicConfig, Traffic};
-use crate::endpoint::{Endpoints, Verdict};
+use crate::endpoint::{Endpoints, Verdict, packet};
 use crate::questions::{Question, Questions};
 
 use delivery::{Delivery, deliver};
+use direct::{HEAD_BYTES, Pool, Received, Vectors};
 use identity::{Flap, Identity};
 use traffic::Shaper;
 
@@ -74,6 +76,10 @@ pub struct Net<L> {
     rx_packet: Vec<u8>,
     /// Bytes of `rx_packet` that wait for buffers of the guest; 0 if none do.
     rx_waiting: usize,
+    /// The last packet that was received was large: the next one may be as well.
+    rx_is_large: bool,
+    rx_pool: Pool,
+    tx_vectors: Vectors,
     shaper: Shaper,
     /// Where the guest's questions about names go; nobody hears them if absent.
     questions: Option<Questions>,
@@ -147,6 +153,9 @@ impl<L: Link> Net<L> {
             rx_chains: Vec::new(),
             rx_packet: Vec::new(),
             rx_waiting: 0,
+            rx_is_large: false,
+            rx_pool: Pool::new(),
+            tx_vectors: Vectors::default(),
             shaper: Shaper::new(&config.traffic, clock)?,
             questions: None,
             rx_held: (Vec::new(), 0),
@@ -237,11 +246,27 @@ impl<L: Link> Net<L> {
     fn transmit(&mut self, active: &mut Activation) -> Result<(), QueueError> {
         let Activation { queues, features, .. } = &mut *active;
         let Some(queue) = queues.get_mut(spec::QUEUE_TX) else { return Ok(()) };
-        let Self { tx_chain, tx_packet, link, endpoint, shaper, identity, .. } = self;
+        let Self { tx_chain, tx_packet, tx_vectors, link, endpoint, shaper, identity, .. } = self;
         let now = Instant::now();
         let progress = queue.work_off(tx_chain, BATCH_PACKETS_MAX, |memory, chain| {
             let length = usize::try_from(chain.readable_bytes()).unwrap_or(usize::MAX);
             if (PACKET_BYTES_MIN..=PACKET_BYTES_MAX).contains(&length) {
+                let mut head = [0; HEAD_BYTES];
+                if length >= direct::LARGE_BYTES_MIN
+                    && chain.read_at(memory, 0, &mut head) == HEAD_BYTES
+                    && packet::tcp_destination(&head[spec::HEADER_BYTES..]).is_some()
+                    && endpoint.as_ref().is_none_or(|endpoint| endpoint.lets_by(&head[spec::HEADER_BYTES..]))
+                {
+                    if !shaper.admit_of(Direction::Write, &head, length) {
+                        return Ok(Handled::Later);
+                    }
+                    if is_acceptable(&head, *features) {
+                        shaper.mark(&mut head[spec::HEADER_BYTES..]);
+                        identity.to_link(&mut head[spec::HEADER_BYTES..]);
+                        lose(tx_vectors.send(link, memory, chain, &head, length));
+                    }
+                    return Ok(Handled::Used(0));
+                }
                 if tx_packet.len() < length {
                     tx_packet.resize(length, 0);
                 }
@@ -266,8 +291,16 @@ impl<L: Link> Net<L> {
         queue.suppress_notifications()?;
         let mut starved = false;
         let mut left = BATCH_PACKETS_MAX;
-        while left > 0 && !starved && (self.rx_waiting > 0 || self.next_packet()) {
+        loop {
+            while left > 0 && mergeable && self.wants_large() && self.receive_large(queue)? {
+                left -= 1;
+            }
+            self.rx_pool.put_back(queue);
+            if left == 0 || starved || (self.rx_waiting == 0 && !self.next_packet()) {
+                break;
+            }
             left -= 1;
+            self.rx_is_large = self.rx_waiting >= direct::LARGE_BYTES_MIN;
             let packet = &mut self.rx_packet[..self.rx_waiting];
             match deliver(queue, &mut self.rx_chains, packet, mergeable)? {
                 Delivery::Done | Delivery::Dropped => self.rx_waiting = 0,
@@ -279,6 +312,53 @@ impl<L: Link> Net<L> {
             super::kick(&self.queue_events[spec::QUEUE_RX]);
         }
         Ok(starved)
+    }
+
+    /// Whether the next packet is one of the link's that may go without a copy.
+    fn wants_large(&self) -> bool {
+        self.rx_is_large
+            && self.rx_waiting == 0
+            && self.rx_held.1 == 0
+            && !self.link_failed
+            && self.shaper.is_unlimited()
+            && self.endpoint.as_ref().is_none_or(|endpoint| !endpoint.may_answer())
+    }
+
+    /// Receives one packet into the guest's buffers; false if that is over. One that has to be looked at as a whole is in
+    /// `rx_packet` then.
+    fn receive_large(&mut self, queue: &mut VirtQueue) -> Result<bool, QueueError> {
+        let length = match self.rx_pool.receive(&mut self.link, queue)? {
+            Received::Packet(length) => length,
+            Received::Nothing => return Ok(false),
+            Received::Unfit => {
+                self.rx_is_large = false;
+                return Ok(false);
+            }
+            Received::Failed => {
+                self.link_failed = true;
+                return Ok(false);
+            }
+        };
+        self.rx_is_large = length >= direct::LARGE_BYTES_MIN;
+        if length < PACKET_BYTES_MIN {
+            return Ok(true);
+        }
+        let head = &mut self.rx_pool.head[spec::HEADER_BYTES..length.min(HEAD_BYTES)];
+        // An endpoint has nothing against TCP.
+        if packet::tcp_destination(head).is_some() {
+            self.identity.to_guest(head);
+            self.rx_pool.deliver(queue, length)?;
+            return Ok(true);
+        }
+        self.rx_packet.resize(PACKET_BYTES_MAX, 0);
+        self.rx_pool.copy(queue.memory(), &mut self.rx_packet[..length]);
+        let frame = &mut self.rx_packet[spec::HEADER_BYTES..length];
+        self.identity.to_guest(frame);
+        if self.endpoint.as_mut().is_none_or(|endpoint| endpoint.from_link(frame)) {
+            self.rx_waiting = length;
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// Puts the next packet for the guest into `rx_packet`; false if there is none.
@@ -338,6 +418,17 @@ impl<L: Link> Net<L> {
     }
 }
 
+/// Whether a packet asks for nothing that the driver did not say it would.
+fn is_acceptable(packet: &[u8], features: u64) -> bool {
+    let accepted = match packet[spec::HEADER_GSO_TYPE] {
+        spec::GSO_NONE => true,
+        spec::GSO_TCPV4 => features & spec::F_HOST_TSO4 != 0,
+        spec::GSO_TCPV6 => features & spec::F_HOST_TSO6 != 0,
+        _ => false,
+    };
+    accepted && (packet[0] & spec::HDR_F_NEEDS_CSUM == 0 || features & spec::F_CSUM != 0)
+}
+
 /// Gives one packet of the guest to the endpoint, or to the link.
 fn forward(
     (link, shaper, identity): (&mut impl Link, &Shaper, &Identity),
@@ -346,14 +437,7 @@ fn forward(
     packet: &mut [u8],
     now: Instant,
 ) {
-    let accepted = match packet[spec::HEADER_GSO_TYPE] {
-        spec::GSO_NONE => true,
-        spec::GSO_TCPV4 => features & spec::F_HOST_TSO4 != 0,
-        spec::GSO_TCPV6 => features & spec::F_HOST_TSO6 != 0,
-        _ => false,
-    };
-    let partial = packet[0] & spec::HDR_F_NEEDS_CSUM != 0;
-    if !accepted || (partial && features & spec::F_CSUM == 0) {
+    if !is_acceptable(packet, features) {
         return;
     }
     let frame = &mut packet[spec::HEADER_BYTES..];
@@ -362,8 +446,12 @@ fn forward(
     }
     shaper.mark(&mut packet[spec::HEADER_BYTES..]);
     identity.to_link(&mut packet[spec::HEADER_BYTES..]);
-    if let Err(error) = link.send(packet) {
-        // As on any Ethernet: what cannot be sent now, or was malformed, is lost.
+    lose(link.send(packet));
+}
+
+/// As on any Ethernet: what cannot be sent now, or was malformed, is lost.
+fn lose(sent: std::io::Result<()>) {
+    if let Err(error) = sent {
         tracing::trace!(%error, "a guest's packet was dropped");
     }
 }
@@ -398,6 +486,8 @@ impl<L: Link> VirtioDevice for Net<L> {
 
     fn reset(&mut self) {
         self.active = None;
+        self.rx_pool.forget();
+        self.rx_is_large = false;
         self.rx_waiting = 0;
         self.rx_held.1 = 0;
         self.shaper.wake();

@@ -4,7 +4,7 @@
 //! writable ones, and every buffer lies in guest memory. Everything else is a [`QueueError`], after which the
 //! device asks for a reset: there is no way to answer a chain that cannot be followed.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemory as _, Permissions};
@@ -143,6 +143,13 @@ impl Chain {
         done
     }
 
+    /// Copies what was written into the writable part from its beginning on, until `data` is full or the part ends.
+    pub fn read_written_at(&self, memory: &GuestMemory, data: &mut [u8]) {
+        for_each_piece(&self.writable, 0, data.len(), |address, range| {
+            memory.read_slice(&mut data[range], address).is_ok()
+        });
+    }
+
     /// Copies `data` into the writable part at `offset` until `data` or the part ends; returns the bytes copied.
     pub fn write_at(&self, memory: &GuestMemory, offset: u64, data: &[u8]) -> usize {
         let mut done = 0;
@@ -226,7 +233,8 @@ pub(super) fn for_each_piece(
 pub struct VirtQueue {
     queue: Queue,
     memory: GuestMemory,
-    used_since_signal: bool,
+    /// Where the used ring stood when the driver was last asked whether it wants to hear.
+    signalled: u16,
     chain_bytes_max: u64,
 }
 
@@ -251,13 +259,13 @@ impl VirtQueue {
         if layout.available == 0 || !queue.is_valid(&memory) {
             return Err(QueueError::Layout);
         }
-        Ok(Self { queue, memory, used_since_signal: false, chain_bytes_max: CHAIN_BYTES_MAX })
+        Ok(Self { queue, memory, signalled: 0, chain_bytes_max: CHAIN_BYTES_MAX })
     }
 
     /// A queue that the driver has not set up: nothing is ever in it.
     pub fn unused(memory: GuestMemory, size_max: u16) -> Result<Self, QueueError> {
         let queue = Queue::new(size_max).map_err(|_| QueueError::Layout)?;
-        Ok(Self { queue, memory, used_since_signal: false, chain_bytes_max: CHAIN_BYTES_MAX })
+        Ok(Self { queue, memory, signalled: 0, chain_bytes_max: CHAIN_BYTES_MAX })
     }
 
     /// Whether the driver has set it up.
@@ -276,6 +284,7 @@ impl VirtQueue {
     pub fn resumed_at(mut self, position: QueuePosition) -> Self {
         self.queue.set_next_avail(position.next_available);
         self.queue.set_next_used(position.next_used);
+        self.signalled = position.next_used;
         self
     }
 
@@ -319,24 +328,48 @@ impl VirtQueue {
 
     /// Returns `chain` to the driver with `written` bytes in its writable part.
     pub fn push_used(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
-        self.used_since_signal = true;
-        self.queue.add_used(&self.memory, chain.head, written).map_err(|_| QueueError::Chain)
+        self.push_used_together(&[(chain, written)])
+    }
+
+    /// Returns chains that belong together: the driver sees none of them before it sees all. Linux drops a
+    /// packet that spans several buffers where it does not find each.
+    pub fn push_used_together(&mut self, chains: &[(&Chain, u32)]) -> Result<(), QueueError> {
+        let (mut next, size) = (self.queue.next_used(), self.queue.size());
+        for (chain, written) in chains {
+            if chain.head >= size {
+                return Err(QueueError::Chain);
+            }
+            let offset = ring::USED_HEADER_BYTES + u64::from(next % size) * ring::USED_ELEMENT_BYTES;
+            let element = u64::from(*written) << 32 | u64::from(chain.head);
+            // The rings were checked to lie in guest memory.
+            let at = GuestAddress(self.queue.used_ring().wrapping_add(offset));
+            self.memory.write_obj(element.to_le(), at).map_err(|_| QueueError::Chain)?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        let index = GuestAddress(self.queue.used_ring().wrapping_add(2));
+        self.memory.store(next.to_le(), index, Ordering::Release).map_err(|_| QueueError::Chain)
     }
 
     /// Whether the driver wants to hear of what was used since the last call.
     pub fn take_signal(&mut self) -> Result<bool, QueueError> {
-        if !std::mem::take(&mut self.used_since_signal) {
+        let next = self.queue.next_used();
+        let before = std::mem::replace(&mut self.signalled, next);
+        if next == before {
             return Ok(false);
         }
-        let wanted = self.queue.needs_notification(&self.memory).map_err(|_| QueueError::Layout)?;
+        // What was used is there before it is read whether anybody waits for it.
+        fence(Ordering::SeqCst);
+        let driver_says = |offset: u64| {
+            let at = GuestAddress(self.queue.avail_ring().wrapping_add(offset));
+            let value: Result<u16, _> = self.memory.load(at, Ordering::Relaxed);
+            value.map(u16::from_le).map_err(|_| QueueError::Layout)
+        };
         if self.queue.event_idx_enabled() {
-            return Ok(wanted);
+            let event = driver_says(ring::AVAIL_HEADER_BYTES + 2 * u64::from(self.queue.size()))?;
+            return Ok(next.wrapping_sub(event).wrapping_sub(1) < next.wrapping_sub(before));
         }
-        let flags: u16 = self
-            .memory
-            .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-            .map_err(|_| QueueError::Layout)?;
-        Ok(u16::from_le(flags) & ring::AVAIL_F_NO_INTERRUPT == 0)
+        Ok(driver_says(0)? & ring::AVAIL_F_NO_INTERRUPT == 0)
     }
 
     /// Asks the driver not to notify while the queue is being worked off.

@@ -63,6 +63,12 @@ pub mod ring {
 
     /// The driver asks for no interrupt (`VIRTQ_AVAIL_F_NO_INTERRUPT`, §2.7.6).
     pub const AVAIL_F_NO_INTERRUPT: u16 = virtio_ring::VRING_AVAIL_F_NO_INTERRUPT as u16;
+    /// Bytes of either ring before its elements: flags u16, idx u16.
+    pub const AVAIL_HEADER_BYTES: u64 = 4;
+    /// Likewise.
+    pub const USED_HEADER_BYTES: u64 = 4;
+    /// Bytes of an element of the used ring: id u32, len u32.
+    pub const USED_ELEMENT_BYTES: u64 = 8;
     /// The chain continues (§2.7.5).
     pub const DESC_F_NEXT: u16 = virtio_ring::VRING_DESC_F_NEXT as u16;
     /// The device writes this buffer (§2.7.5).

@@ -1,4 +1,4 @@
-//! Files read and written where a guest has its buffers, without a copy on the way. The guest may change its memory
+//! Files and taps read and written where a guest has its buffers, without a copy on the way. The guest may change its memory
 //! meanwhile: the kernel takes what it finds, and nothing here looks at it.
 //!
 //! Must never know: requests, formats.
@@ -15,11 +15,11 @@ use super::super::queue::{Segment, for_each_piece};
 use crate::memory::GuestMemory;
 
 /// The most vectors that one system call takes (`UIO_MAXIOV`).
-pub(super) const VECTORS_MAX: usize = 1024;
+pub(in super::super) const VECTORS_MAX: usize = 1024;
 
 /// Adds to `vectors` where `length` bytes of `segments` from `offset` on lie in this process; false if some of them do not
 /// lie in guest memory.
-pub(super) fn gather(
+pub(in super::super) fn gather(
     memory: &GuestMemory,
     segments: &[Segment],
     (offset, length): (u64, u64),
@@ -34,7 +34,7 @@ pub(super) fn gather(
 }
 
 /// Notes that the kernel wrote to `length` bytes of `segments`: no snapshot would see it otherwise.
-pub(super) fn mark_written(memory: &GuestMemory, segments: &[Segment], length: u64) {
+pub(in super::super) fn mark_written(memory: &GuestMemory, segments: &[Segment], length: u64) {
     each_slice(memory, segments, (0, length), |_, _, mark| mark());
 }
 

@@ -46,11 +46,13 @@ pub(super) fn deliver(
     }
     packet[spec::HEADER_NUM_BUFFERS..spec::HEADER_BYTES].copy_from_slice(&count.to_le_bytes());
     let mut rest = &packet[..];
+    let mut used = Vec::with_capacity(usize::from(count));
     for chain in &chains[..usize::from(count)] {
         let written = chain.write_at(queue.memory(), 0, rest);
         rest = &rest[written..];
         // A packet is shorter than PACKET_BYTES_MAX.
-        queue.push_used(chain, written as u32)?;
+        used.push((chain, written as u32));
     }
+    queue.push_used_together(&used)?;
     Ok(Delivery::Done)
 }

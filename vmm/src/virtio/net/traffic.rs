@@ -42,17 +42,27 @@ impl Shaper {
 
     /// Whether a packet may go now. If not, none of its direction may until [`Self::wake`] was called.
     pub(super) fn admit(&mut self, direction: Direction, packet: &[u8]) -> bool {
+        self.admit_of(direction, packet, packet.len())
+    }
+
+    /// The same of a packet of so many bytes that begins so.
+    pub(super) fn admit_of(&mut self, direction: Direction, head: &[u8], packet_bytes: usize) -> bool {
         if self.limiter.is_unlimited() {
             return true;
         }
         let now = (self.clock)();
-        match self.limiter.admit(cost(direction, packet), now) {
+        match self.limiter.admit(cost(direction, head, packet_bytes), now) {
             Ok(()) => true,
             Err(wait) => {
                 self.due[index(direction)] = Some(now + wait);
                 false
             }
         }
+    }
+
+    /// Whether anything may go at any time.
+    pub(super) fn is_unlimited(&self) -> bool {
+        self.limiter.is_unlimited()
     }
 
     pub(super) fn is_waiting(&self, direction: Direction) -> bool {
@@ -103,9 +113,9 @@ fn index(direction: Direction) -> usize {
     }
 }
 
-/// What a packet with its `virtio_net_hdr` takes.
-fn cost(direction: Direction, packet: &[u8]) -> Cost {
-    let frame_bytes = packet.len().saturating_sub(spec::HEADER_BYTES) as u64;
+/// What a packet of so many bytes with its `virtio_net_hdr`, which begins so, takes.
+fn cost(direction: Direction, packet: &[u8], packet_bytes: usize) -> Cost {
+    let frame_bytes = packet_bytes.saturating_sub(spec::HEADER_BYTES) as u64;
     let at = spec::HEADER_GSO_SIZE;
     let segment_bytes = packet.get(at..at + 2).map_or(0, |size| u16::from_le_bytes([size[0], size[1]]));
     let is_whole = packet.get(spec::HEADER_GSO_TYPE).is_none_or(|kind| *kind == spec::GSO_NONE);
@@ -232,7 +242,7 @@ mod tests {
             let mut packet = vec![0; spec::HEADER_BYTES + frame_bytes];
             packet[spec::HEADER_GSO_TYPE] = kind;
             packet[spec::HEADER_GSO_SIZE..][..2].copy_from_slice(&segment_bytes.to_le_bytes());
-            let Cost { bytes, operations, .. } = cost(Direction::Write, &packet);
+            let Cost { bytes, operations, .. } = cost(Direction::Write, &packet, packet.len());
             (bytes, operations)
         };
         assert_eq!(packet(spec::GSO_NONE, 100, 1514), (1514, 1));

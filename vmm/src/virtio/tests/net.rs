@@ -1,5 +1,6 @@
 //! The network device between the mock guest and a packet socket.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 
 use rustix::net::{RecvFlags, SendFlags};
@@ -202,4 +203,68 @@ fn configuration_has_mac_link_and_mtu() {
     assert_eq!(guest.read_config(0), [2, 0, 0, 0, 0, 1, 1, 0, 1, 0, 0x28, 0x23]);
     let (link, _far) = packet_pair().unwrap();
     assert!(Net::new(&config(60), link).is_err());
+}
+
+/// A packet over IPv4 that carries this protocol.
+fn packet_of(protocol: u8, length: usize) -> Vec<u8> {
+    let mut packet = packet(length);
+    packet[HEADER + 12..HEADER + 15].copy_from_slice(&[0x08, 0x00, 0x45]);
+    packet[HEADER + 23] = protocol;
+    packet
+}
+
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+#[test]
+fn large_packets_are_whole_whichever_way_they_take() {
+    const BUFFER_BYTES: u64 = 0x2000;
+    let mut driver = Driver::new(net::F_MRG_RXBUF | net::F_CSUM | net::F_HOST_TSO4);
+    for packet in [packet_of(TCP, 9000), packet_of(UDP, 9000), packet_of(TCP, 4083), packet_of(TCP, 65_000)] {
+        driver.transmit(&packet);
+        assert_eq!(driver.receive_at_far(), Some(packet));
+    }
+    let mut addresses = BTreeMap::new();
+    let offer = |driver: &mut Driver, addresses: &mut BTreeMap<u32, u64>, address| {
+        let buffer = MockDescriptor::writable(address, BUFFER_BYTES as u32);
+        addresses.insert(u32::from(driver.rx.submit(&driver.guest.memory, &[buffer])), address);
+    };
+    (0..16).for_each(|index| offer(&mut driver, &mut addresses, BUFFERS_START + index * BUFFER_BYTES));
+    driver.guest.kick(0);
+    // What comes after a large one is received into the guest's buffers, whatever it is.
+    let lengths = [
+        (TCP, 9000),
+        (TCP, 65_000),
+        (UDP, 60),
+        (TCP, 9001),
+        (UDP, 9002),
+        (TCP, 60),
+        (UDP, 5000),
+        (TCP, 9003),
+    ];
+    for (protocol, length) in lengths {
+        let sent = packet_of(protocol, length);
+        driver.send_from_far(&sent);
+        let used: Vec<_> = std::iter::from_fn(|| driver.rx.take_used(&driver.guest.memory)).collect();
+        assert_eq!(used.len() as u64, (sent.len() as u64).div_ceil(BUFFER_BYTES), "{protocol} {length}");
+        let parts = used.iter().map(|(id, written)| driver.guest.get(addresses[id], *written as usize));
+        let received = parts.collect::<Vec<_>>().concat();
+        assert_eq!(received[10..12], (used.len() as u16).to_le_bytes());
+        assert!(received[HEADER..] == sent[HEADER..], "{protocol} {length}");
+        for (id, _) in used {
+            let address = addresses[&id];
+            offer(&mut driver, &mut addresses, address);
+        }
+    }
+    // Without buffers it waits, and a reset forgets those that were taken.
+    driver.send_from_far(&packet_of(TCP, 65_000));
+    driver.send_from_far(&packet_of(TCP, 65_000));
+    driver.send_from_far(&packet_of(TCP, 9000));
+    assert!(!driver.guest.needs_reset());
+    driver.guest.write(crate::virtio::spec::mmio::STATUS, 0);
+    driver.rx = driver.guest.bring_up(0, &[16, 16])[0];
+    driver.offer(BUFFERS_START, 1600);
+    while driver.rx.take_used(&driver.guest.memory).is_none() {
+        driver.send_from_far(&packet(60));
+    }
 }

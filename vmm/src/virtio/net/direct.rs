@@ -1,0 +1,185 @@
+//! Large packets that go between tap and guest memory without a copy of ours: all but their first bytes, which hold whatever is
+//! looked at, so that the guest cannot change a frame after it was looked at.
+//!
+//! Must never know: who looks at what.
+#![expect(unsafe_code, reason = "the kernel is given addresses in guest memory")]
+
+use std::io::{self, ErrorKind};
+
+use super::super::block::guest_io::{VECTORS_MAX, gather, mark_written};
+use super::super::link::Link;
+use super::super::queue::{Chain, QueueError, VirtQueue};
+use super::super::spec::net as spec;
+use super::PACKET_BYTES_MAX;
+use crate::memory::GuestMemory;
+
+/// From so many bytes on a packet is worth the calls that save its copy.
+pub(super) const LARGE_BYTES_MIN: usize = 4096;
+/// The first bytes: the header of virtio, and all headers of what is let by unseen.
+pub(super) const HEAD_BYTES: usize = 256;
+
+/// Addresses in guest memory, for the kernel.
+#[derive(Default)]
+pub(super) struct Vectors(Vec<libc::iovec>);
+
+// SAFETY: addresses are plain numbers to whoever does not read or write there, and nobody does but the kernel.
+unsafe impl Send for Vectors {}
+
+impl Vectors {
+    /// Sends a packet of `length` bytes that begins with `head` and goes on in the guest's buffers.
+    pub(super) fn send(
+        &mut self,
+        link: &mut impl Link,
+        memory: &GuestMemory,
+        chain: &Chain,
+        head: &[u8],
+        length: usize,
+    ) -> io::Result<()> {
+        self.0.clear();
+        let rest = (head.len() as u64, length.saturating_sub(head.len()) as u64);
+        if !gather(memory, chain.readable(), rest, &mut self.0) || self.0.len() >= VECTORS_MAX {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the vectors point at guest memory, to which there are no references.
+        unsafe { link.send_apart(head, &self.0) }
+    }
+}
+
+/// What came of an attempt to receive.
+pub(super) enum Received {
+    /// So many bytes, whose first are in `Pool::head` and the rest in the guest's buffers.
+    Packet(usize),
+    /// Nothing waits at the link.
+    Nothing,
+    /// The link failed.
+    Failed,
+    /// The guest's buffers do not do for it.
+    Unfit,
+}
+
+/// Buffers of the guest that are taken from its queue and not used yet; none outlive one run of the event loop.
+pub(super) struct Pool {
+    chains: Vec<Chain>,
+    taken: usize,
+    vectors: Vectors,
+    /// The first bytes of the packet that was received last.
+    pub(super) head: [u8; HEAD_BYTES],
+}
+
+impl Pool {
+    pub(super) fn new() -> Self {
+        Self { chains: Vec::new(), taken: 0, vectors: Vectors::default(), head: [0; HEAD_BYTES] }
+    }
+
+    fn room(&self) -> u64 {
+        self.chains[..self.taken].iter().map(Chain::writable_bytes).sum()
+    }
+
+    /// Takes buffers for the largest packet; false if the guest has too few.
+    fn fill(&mut self, queue: &mut VirtQueue) -> Result<bool, QueueError> {
+        let mut room = self.room();
+        while room < PACKET_BYTES_MAX as u64 {
+            if self.taken == usize::from(queue.size()) {
+                return Ok(false);
+            }
+            if self.chains.len() == self.taken {
+                self.chains.push(Chain::new());
+            }
+            if !queue.pop(&mut self.chains[self.taken])? {
+                return Ok(false);
+            }
+            let bytes = self.chains[self.taken].writable_bytes();
+            self.taken += 1;
+            if bytes == 0 {
+                return Ok(false);
+            }
+            room += bytes;
+        }
+        Ok(true)
+    }
+
+    /// Receives one packet.
+    pub(super) fn receive(
+        &mut self,
+        link: &mut impl Link,
+        queue: &mut VirtQueue,
+    ) -> Result<Received, QueueError> {
+        if !self.fill(queue)? || self.chains[0].writable_bytes() < HEAD_BYTES as u64 {
+            return Ok(Received::Unfit);
+        }
+        self.vectors.0.clear();
+        for (index, chain) in self.chains[..self.taken].iter().enumerate() {
+            let skip = if index == 0 { HEAD_BYTES as u64 } else { 0 };
+            let rest = (skip, chain.writable_bytes() - skip);
+            if !gather(queue.memory(), chain.writable(), rest, &mut self.vectors.0) {
+                return Ok(Received::Unfit);
+            }
+        }
+        if self.vectors.0.len() >= VECTORS_MAX {
+            return Ok(Received::Unfit);
+        }
+        loop {
+            // SAFETY: the vectors point at guest memory, to which there are no references.
+            match unsafe { link.receive_apart(&mut self.head, &self.vectors.0) } {
+                Ok(0) => return Ok(Received::Failed),
+                Ok(length) => {
+                    self.mark(queue.memory(), length);
+                    return Ok(Received::Packet(length));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Received::Nothing),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Ok(Received::Failed),
+            }
+        }
+    }
+
+    /// The chains that a packet of so many bytes is in, with how many each has.
+    fn parts(&self, length: usize) -> impl Iterator<Item = (&Chain, u32)> {
+        let mut left = length as u64;
+        self.chains[..self.taken].iter().map_while(move |chain| {
+            let part = left.min(chain.writable_bytes());
+            left -= part;
+            // A packet is shorter than PACKET_BYTES_MAX.
+            (part > 0).then_some((chain, part as u32))
+        })
+    }
+
+    fn mark(&self, memory: &GuestMemory, length: usize) {
+        self.parts(length).for_each(|(chain, part)| mark_written(memory, chain.writable(), part.into()));
+    }
+
+    /// Gives the guest the packet that was received last.
+    pub(super) fn deliver(&mut self, queue: &mut VirtQueue, length: usize) -> Result<(), QueueError> {
+        let count = self.parts(length).count();
+        self.head[spec::HEADER_NUM_BUFFERS..spec::HEADER_BYTES]
+            .copy_from_slice(&(count as u16).to_le_bytes());
+        self.chains[0].write_at(queue.memory(), 0, &self.head[..length.min(HEAD_BYTES)]);
+        let used: Vec<_> = self.parts(length).collect();
+        queue.push_used_together(&used)?;
+        self.chains[..self.taken].rotate_left(count);
+        self.taken -= count;
+        Ok(())
+    }
+
+    /// Copies the packet that was received last out of the guest's buffers.
+    pub(super) fn copy(&self, memory: &GuestMemory, packet: &mut [u8]) {
+        let mut at = 0;
+        for (chain, part) in self.parts(packet.len()) {
+            chain.read_written_at(memory, &mut packet[at..at + part as usize]);
+            at += part as usize;
+        }
+        let head = packet.len().min(HEAD_BYTES);
+        packet[..head].copy_from_slice(&self.head[..head]);
+    }
+
+    /// Knows of no buffers any more: their queue is none.
+    pub(super) fn forget(&mut self) {
+        self.taken = 0;
+    }
+
+    /// Puts back what was not used.
+    pub(super) fn put_back(&mut self, queue: &mut VirtQueue) {
+        // At most as many as the queue has.
+        queue.undo_pop(std::mem::take(&mut self.taken) as u16);
+    }
+}
