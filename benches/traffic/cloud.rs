@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Cloud, NewServer, Rest, isolate, within};
 use crate::peer::{self, Outcome};
-use crate::{PART, RUNS, report};
+use crate::{PART, RUNS, awake_us, report};
 
 const NETWORK: &str = "/network/v2.0";
 
@@ -27,7 +27,8 @@ pub(crate) fn ways(bare: &Outcome) -> Result<()> {
     let far = cloud.network(&rest, "far", "10.2.0.0/24")?;
     let public = cloud.public_network(&rest)?;
     route(&rest, &public, &[&near, &far])?;
-    let serves = server(&cloud, &rest, &near, "#wisp\ntraffic serve 3600000\n")?;
+    let serves = format!("#wisp\ntraffic serve 3600000 {}\n", awake_us("0"));
+    let serves = server(&cloud, &rest, &near, &serves)?;
     let address = cloud.address(&rest, &serves)?;
     let floating = float(&rest, &public, &serves)?;
     for (way, network, target) in [
@@ -57,7 +58,7 @@ fn server(cloud: &Cloud, rest: &Rest, network: &str, asks: &str) -> Result<Strin
 
 fn from_guest(cloud: &Cloud, rest: &Rest, network: &str, target: Ipv4Addr) -> Result<Outcome> {
     // A sleep first, by which the guest's clock becomes exact.
-    let load = format!("traffic {target} {}\n", PART.as_millis()).repeat(RUNS);
+    let load = format!("traffic {target} {} {}\n", PART.as_millis(), awake_us("0")).repeat(RUNS);
     let server = server(cloud, rest, network, &format!("#wisp\nwait 1\n{load}print over\n"))?;
     let console = cloud.wait_console(rest, &server, "\nover")?;
     ensure!(rest.delete(&format!("/compute/v2.1/servers/{server}"))? == 204, "delete the server");

@@ -144,8 +144,8 @@ async fn over_network(
             });
             told(line, answer)
         }
-        Command::Traffic(peer, milliseconds) => {
-            told(line, load(machine, stack, peer, milliseconds).map(|()| ""))
+        Command::Traffic(peer, milliseconds, awake_us) => {
+            told(line, load(machine, stack, peer, (milliseconds, awake_us)).map(|()| ""))
         }
         _ => no_command(line),
     }
@@ -156,12 +156,13 @@ fn load(
     machine: &'static Machine,
     stack: &Rc<Stack>,
     peer: Option<Ipv4Addr>,
-    milliseconds: u64,
+    (milliseconds, awake_us): (u64, u64),
 ) -> Result<(), traffic::Error> {
     let lease = stack.lease().ok_or(traffic::Error::NoAddress)?;
     stack.lend(|wire| {
         let wire = wire.ok_or(traffic::Error::Device)?;
-        let mut load = traffic::Traffic::new(wire, &machine.clock, lease.address.address(), lease.mtu);
+        let mut load =
+            traffic::Traffic::new(wire, &machine.clock, lease.address.address(), lease.mtu, awake_us);
         match peer {
             None => load.serve(milliseconds),
             Some(address) => {

@@ -131,8 +131,8 @@ pub extern "C" fn wisp_main(protocol: u64, info: u64) -> ! {
 fn load_network(clock: &Clock, wire: wire::Wire, traffic: Traffic) {
     // Time is measured against a timer, and the longer the better.
     clock.pause(CALIBRATION_NS);
-    let Traffic { own, peer, milliseconds } = traffic;
-    let mut load = traffic::Traffic::new(wire, clock, own, nic::MTU_MAX);
+    let Traffic { own, peer, milliseconds, awake_us } = traffic;
+    let mut load = traffic::Traffic::new(wire, clock, own, nic::MTU_MAX, awake_us);
     let result = match peer {
         None => load.serve(milliseconds),
         Some(address) => load.measure(traffic::Target { address, hop: address }, milliseconds),

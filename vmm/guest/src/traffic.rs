@@ -32,8 +32,6 @@ const ECHO_BYTES_MAX: usize = 64;
 const LOST_NS: u64 = 100_000_000;
 /// How long the other end may take to be there, and to take what is under way at the end, in nanoseconds.
 const PATIENCE_NS: u64 = 20_000_000_000;
-/// How long frames are waited for awake, in nanoseconds.
-const AWAKE_NS: u64 = 50_000;
 /// Round trips whose times are kept; later ones are counted.
 const TIMES_MAX: usize = 1 << 18;
 /// Connections served at a time; the oldest goes for another one.
@@ -83,22 +81,25 @@ pub struct Traffic<'a> {
     /// The largest segment on this link.
     segment_bytes: u16,
     streams: Vec<Stream>,
+    /// How long frames are waited for awake, in nanoseconds.
+    awake_ns: u64,
     presses: u32,
 }
 
 impl<'a> Traffic<'a> {
-    /// A load over `wire`, with this address, in packets of at most `mtu` bytes.
-    pub fn new(wire: Wire, clock: &'a Clock, address: Ipv4Addr, mtu: usize) -> Self {
+    /// A load over `wire`, with this address, in packets of at most `mtu` bytes; it waits awake for so long.
+    pub fn new(wire: Wire, clock: &'a Clock, address: Ipv4Addr, mtu: usize, awake_us: u64) -> Self {
         let own = Host { mac: wire.mac(), address };
         let segment_bytes = (mtu - 40) as u16;
-        Traffic { wire, clock, own, segment_bytes, streams: vec![], presses: acpi_interrupts_taken() }
+        let (awake_ns, presses) = (awake_us * 1000, acpi_interrupts_taken());
+        Traffic { wire, clock, own, segment_bytes, streams: vec![], awake_ns, presses }
     }
 
     /// Serves the other end of a measure for so long.
     pub fn serve(&mut self, milliseconds: u64) -> Result<(), Error> {
         let until = self.clock.now_ns() + milliseconds * 1_000_000;
         while self.clock.now_ns() < until {
-            self.step(until, AWAKE_NS)?;
+            self.step(until)?;
         }
         Ok(())
     }
@@ -124,7 +125,7 @@ impl<'a> Traffic<'a> {
             self.wire.send(PLAIN, 0, |frame| segment::write_arp(frame, true, own, nobody));
             let again = self.clock.now_ns() + LOST_NS;
             while self.clock.now_ns() < again {
-                if let Some(Packet::Arp { from, .. }) = self.step(again, 0)?
+                if let Some(Packet::Arp { from, .. }) = self.step(again)?
                     && from.address == address
                 {
                     return Ok(from.mac);
@@ -177,7 +178,7 @@ impl<'a> Traffic<'a> {
         let started = self.clock.now_ns();
         self.datagram(flow, ECHO_BYTES);
         while self.clock.now_ns() < started + LOST_NS {
-            if let Some(Packet::Datagram(from, _)) = self.step(started + LOST_NS, AWAKE_NS)?
+            if let Some(Packet::Datagram(from, _)) = self.step(started + LOST_NS)?
                 && (from.own_port, from.peer_port) == (flow.own_port, flow.peer_port)
                 && from.peer.address == flow.peer.address
             {
@@ -196,7 +197,7 @@ impl<'a> Traffic<'a> {
         begin(name);
         let started = self.clock.now_ns();
         while self.clock.now_ns() < started + ns && !self.streams[0].is_closed() {
-            self.step(started + ns, AWAKE_NS)?;
+            self.step(started + ns)?;
         }
         if sends && self.streams[0].is_open() {
             self.streams[0].stop();
@@ -221,13 +222,13 @@ impl<'a> Traffic<'a> {
             if self.streams[0].is_closed() || self.clock.now_ns() > deadline {
                 return Err(Error::Refused);
             }
-            self.step(deadline, AWAKE_NS)?;
+            self.step(deadline)?;
         }
         Ok(())
     }
 
     /// Takes what came in up to what only the caller can have asked for, sends what is due, and waits if there was nothing.
-    fn step(&mut self, deadline_ns: u64, awake_ns: u64) -> Result<Option<Packet>, Error> {
+    fn step(&mut self, deadline_ns: u64) -> Result<Option<Packet>, Error> {
         if acpi_interrupts_taken() != self.presses {
             return Err(Error::Pressed);
         }
@@ -247,7 +248,7 @@ impl<'a> Traffic<'a> {
         if !came {
             let due = self.streams.iter().filter_map(Stream::due_at_ns).min();
             let deadline = due.map_or(deadline_ns, |due| due.min(deadline_ns));
-            self.wire.wait(self.clock, awake_ns, deadline);
+            self.wire.wait(self.clock, self.awake_ns, deadline);
         }
         Ok(None)
     }

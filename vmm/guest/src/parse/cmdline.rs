@@ -52,9 +52,11 @@ pub struct Traffic {
     pub peer: Option<Ipv4Addr>,
     /// How long we serve, or each part of a measure takes.
     pub milliseconds: u64,
+    /// How long we wait awake before we sleep, in microseconds.
+    pub awake_us: u64,
 }
 
-/// The load of the first network device, by `traffic=ADDRESS,PEER,MILLISECONDS` or `traffic=ADDRESS,serve,MILLISECONDS`; none
+/// The load of the first network device, by `traffic=ADDRESS,PEER,MILLISECONDS[,AWAKE_US]`, with `serve` for PEER if we serve; none
 /// unless asked for.
 pub fn traffic(cmdline: &str) -> Option<Traffic> {
     let word = cmdline.split_ascii_whitespace().find_map(|word| word.strip_prefix("traffic="))?;
@@ -65,7 +67,15 @@ pub fn traffic(cmdline: &str) -> Option<Traffic> {
         address => Some(address.parse().ok()?),
     };
     let milliseconds = parts.next()?.parse().ok().filter(|&ms| ms <= TRAFFIC_MS_MAX)?;
-    parts.next().is_none().then_some(Traffic { own, peer, milliseconds })
+    let awake_us = awake_us(parts.next())?;
+    parts.next().is_none().then_some(Traffic { own, peer, milliseconds, awake_us })
+}
+
+/// How long who loads a network waits awake, if that is said.
+pub fn awake_us(word: Option<&str>) -> Option<u64> {
+    const DEFAULT: u64 = 50;
+    const MAX: u64 = 1_000_000;
+    word.map_or(Some(DEFAULT), |word| word.parse().ok().filter(|&us| us <= MAX))
 }
 
 /// An hour: who measures ends the guest that serves.
@@ -140,18 +150,19 @@ mod tests {
         let own = Ipv4Addr::new(10, 0, 0, 1);
         let peer = Some(Ipv4Addr::new(10, 0, 0, 2));
         let cmdline = "quiet traffic=10.0.0.1,10.0.0.2,500 x";
-        assert_eq!(traffic(cmdline), Some(Traffic { own, peer, milliseconds: 500 }));
-        let served = Traffic { own, peer: None, milliseconds: TRAFFIC_MS_MAX };
-        assert_eq!(traffic("traffic=10.0.0.1,serve,3600000"), Some(served));
+        assert_eq!(traffic(cmdline), Some(Traffic { own, peer, milliseconds: 500, awake_us: 50 }));
+        let served = Traffic { own, peer: None, milliseconds: TRAFFIC_MS_MAX, awake_us: 0 };
+        assert_eq!(traffic("traffic=10.0.0.1,serve,3600000,0"), Some(served));
         for word in [
             "",
             "x",
             "10.0.0.1",
             "10.0.0.1,serve",
             "10.0.0.1,serve,3600001",
+            "10.0.0.1,serve,5,1000001",
             "10.0.0.1,x,5",
             "x,serve,5",
-            "10.0.0.1,serve,5,6",
+            "10.0.0.1,serve,5,6,7",
         ] {
             assert_eq!(traffic(&format!("traffic={word}")), None, "{word}");
         }

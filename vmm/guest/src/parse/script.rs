@@ -2,7 +2,7 @@
 
 use core::net::{IpAddr, Ipv4Addr};
 
-use super::cmdline::TRAFFIC_MS_MAX;
+use super::cmdline::{TRAFFIC_MS_MAX, awake_us};
 use super::route::Url;
 
 /// The most commands run; user data may be 64 KiB of them.
@@ -33,9 +33,9 @@ pub enum Command<'a> {
     Touch(u64),
     /// `watchdog arm MS`, or one of `feed`, `left` and `stop`.
     Watchdog(Watch),
-    /// `traffic ADDRESS MILLISECONDS`: round trips and a connection each way with somebody who serves, for so long each; or
-    /// `traffic serve MILLISECONDS`.
-    Traffic(Option<Ipv4Addr>, u64),
+    /// `traffic ADDRESS MILLISECONDS [AWAKE_US]`: round trips and a connection each way with somebody who serves, for so long each;
+    /// or `traffic serve MILLISECONDS [AWAKE_US]`. The last is how long is waited awake before the processor sleeps.
+    Traffic(Option<Ipv4Addr>, u64, u64),
     /// `wait SECONDS`.
     Wait(u32),
     /// `print TEXT`.
@@ -111,7 +111,8 @@ pub fn command(line: &str) -> Option<Command<'_>> {
                 "serve" => None,
                 address => Some(address.parse().ok()?),
             };
-            Command::Traffic(peer, words.next()?.parse().ok().filter(|&ms| ms <= TRAFFIC_MS_MAX)?)
+            let milliseconds = words.next()?.parse().ok().filter(|&ms| ms <= TRAFFIC_MS_MAX)?;
+            Command::Traffic(peer, milliseconds, awake_us(words.next())?)
         }
         "wait" => Command::Wait(words.next()?.parse().ok().filter(|&seconds| seconds <= WAIT_S_MAX)?),
         "poweroff" => Command::PowerOff,
@@ -126,7 +127,7 @@ mod tests {
 
     #[test]
     fn commands_follow_the_marker_line() {
-        let script = "#wisp\n# a comment\n\nping 10.0.0.7\nping 10.0.0.7 5\nresolve web.x 3\nresolve y\n  disk-write 0 100 some text  \r\ndisk-read 0 100\nvsock 52 hello  there\ntouch 8\npmem-write 1 4096 x y\npmem-read 1 0\nwatchdog arm 500\nwatchdog feed\ntraffic 10.0.0.7 500\ntraffic serve 9000\n\
+        let script = "#wisp\n# a comment\n\nping 10.0.0.7\nping 10.0.0.7 5\nresolve web.x 3\nresolve y\n  disk-write 0 100 some text  \r\ndisk-read 0 100\nvsock 52 hello  there\ntouch 8\npmem-write 1 4096 x y\npmem-read 1 0\nwatchdog arm 500\nwatchdog feed\ntraffic 10.0.0.7 500\ntraffic serve 9000 0\n\
                       wait 3\nprint hello  there\nfetch http://10.0.0.7/x\npoweroff\n";
         let address = IpAddr::from([10, 0, 0, 7]);
         let expected = [
@@ -142,8 +143,8 @@ mod tests {
             Command::PmemRead(1, 0),
             Command::Watchdog(Watch::Arm(500)),
             Command::Watchdog(Watch::Feed),
-            Command::Traffic(Some(Ipv4Addr::new(10, 0, 0, 7)), 500),
-            Command::Traffic(None, 9000),
+            Command::Traffic(Some(Ipv4Addr::new(10, 0, 0, 7)), 500, 50),
+            Command::Traffic(None, 9000, 0),
             Command::Wait(3),
             Command::Print("hello  there"),
             Command::Fetch(Url { address, port: 80, target: "/x" }),

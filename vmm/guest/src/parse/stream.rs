@@ -8,9 +8,8 @@
 
 use super::segment::{ACK, FIN, Flow, PUSH, RESET, SYN, Segment};
 
-/// Bytes under way, and the window that a receiver opens: more than any network here holds back, and fewer packets than a tap's
-/// queue has room for.
-pub const WINDOW_BYTES: u32 = 1 << 20;
+/// Bytes under way, and the window that a receiver opens: even cut into packets they fit into a tap's queue, which takes 500.
+pub const WINDOW_BYTES: u32 = 512 << 10;
 /// The most bytes of one segment, before a device cuts it: what an IPv4 packet can say, without headers.
 pub const SEGMENT_BYTES_MAX: u32 = 65_535 - 40;
 /// Windows are shifted by so much.

@@ -4,6 +4,7 @@
 //! Must never know: who looks at what.
 #![expect(unsafe_code, reason = "the kernel is given addresses in guest memory")]
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 
 use super::super::block::guest_io::{VECTORS_MAX, gather, mark_written};
@@ -61,24 +62,30 @@ pub(super) enum Received {
 pub(super) struct Pool {
     chains: Vec<Chain>,
     taken: usize,
+    /// Bytes in those that are taken.
+    room: u64,
+    /// Where they are, and how many of these addresses each chain has.
     vectors: Vectors,
+    counts: VecDeque<usize>,
     /// The first bytes of the packet that was received last.
     pub(super) head: [u8; HEAD_BYTES],
 }
 
 impl Pool {
     pub(super) fn new() -> Self {
-        Self { chains: Vec::new(), taken: 0, vectors: Vectors::default(), head: [0; HEAD_BYTES] }
-    }
-
-    fn room(&self) -> u64 {
-        self.chains[..self.taken].iter().map(Chain::writable_bytes).sum()
+        Self {
+            chains: Vec::new(),
+            taken: 0,
+            room: 0,
+            vectors: Vectors::default(),
+            counts: VecDeque::new(),
+            head: [0; HEAD_BYTES],
+        }
     }
 
     /// Takes buffers for the largest packet; false if the guest has too few.
     fn fill(&mut self, queue: &mut VirtQueue) -> Result<bool, QueueError> {
-        let mut room = self.room();
-        while room < PACKET_BYTES_MAX as u64 {
+        while self.room < PACKET_BYTES_MAX as u64 {
             if self.taken == usize::from(queue.size()) {
                 return Ok(false);
             }
@@ -88,12 +95,14 @@ impl Pool {
             if !queue.pop(&mut self.chains[self.taken])? {
                 return Ok(false);
             }
-            let bytes = self.chains[self.taken].writable_bytes();
+            let chain = &self.chains[self.taken];
+            let (bytes, before) = (chain.writable_bytes(), self.vectors.0.len());
             self.taken += 1;
-            if bytes == 0 {
+            if bytes == 0 || !gather(queue.memory(), chain.writable(), (0, bytes), &mut self.vectors.0) {
                 return Ok(false);
             }
-            room += bytes;
+            self.counts.push_back(self.vectors.0.len() - before);
+            self.room += bytes;
         }
         Ok(true)
     }
@@ -104,31 +113,35 @@ impl Pool {
         link: &mut impl Link,
         queue: &mut VirtQueue,
     ) -> Result<Received, QueueError> {
-        if !self.fill(queue)? || self.chains[0].writable_bytes() < HEAD_BYTES as u64 {
-            return Ok(Received::Unfit);
-        }
-        self.vectors.0.clear();
-        for (index, chain) in self.chains[..self.taken].iter().enumerate() {
-            let skip = if index == 0 { HEAD_BYTES as u64 } else { 0 };
-            let rest = (skip, chain.writable_bytes() - skip);
-            if !gather(queue.memory(), chain.writable(), rest, &mut self.vectors.0) {
-                return Ok(Received::Unfit);
-            }
-        }
+        let is_full = self.fill(queue)?;
+        // The first bytes come to `head`, and their place is passed over.
+        let first = self.vectors.0.first_mut().filter(|first| first.iov_len > HEAD_BYTES);
+        let Some(first) = first.filter(|_| is_full) else { return Ok(Received::Unfit) };
+        first.iov_base = first.iov_base.wrapping_byte_add(HEAD_BYTES);
+        first.iov_len -= HEAD_BYTES;
         if self.vectors.0.len() >= VECTORS_MAX {
             return Ok(Received::Unfit);
         }
+        let received = self.receive_vectors(link, queue.memory());
+        if let Some(first) = self.vectors.0.first_mut() {
+            first.iov_base = first.iov_base.wrapping_byte_sub(HEAD_BYTES);
+            first.iov_len += HEAD_BYTES;
+        }
+        Ok(received)
+    }
+
+    fn receive_vectors(&mut self, link: &mut impl Link, memory: &GuestMemory) -> Received {
         loop {
             // SAFETY: the vectors point at guest memory, to which there are no references.
             match unsafe { link.receive_apart(&mut self.head, &self.vectors.0) } {
-                Ok(0) => return Ok(Received::Failed),
+                Ok(0) => return Received::Failed,
                 Ok(length) => {
-                    self.mark(queue.memory(), length);
-                    return Ok(Received::Packet(length));
+                    self.mark(memory, length);
+                    return Received::Packet(length);
                 }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Received::Nothing),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Received::Nothing,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return Ok(Received::Failed),
+                Err(_) => return Received::Failed,
             }
         }
     }
@@ -156,6 +169,9 @@ impl Pool {
         self.chains[0].write_at(queue.memory(), 0, &self.head[..length.min(HEAD_BYTES)]);
         let used: Vec<_> = self.parts(length).collect();
         queue.push_used_together(&used)?;
+        self.room -= self.chains[..count].iter().map(Chain::writable_bytes).sum::<u64>();
+        let vectors: usize = self.counts.drain(..count).sum();
+        self.vectors.0.drain(..vectors);
         self.chains[..self.taken].rotate_left(count);
         self.taken -= count;
         Ok(())
@@ -175,11 +191,15 @@ impl Pool {
     /// Knows of no buffers any more: their queue is none.
     pub(super) fn forget(&mut self) {
         self.taken = 0;
+        self.room = 0;
+        self.vectors.0.clear();
+        self.counts.clear();
     }
 
     /// Puts back what was not used.
     pub(super) fn put_back(&mut self, queue: &mut VirtQueue) {
         // At most as many as the queue has.
-        queue.undo_pop(std::mem::take(&mut self.taken) as u16);
+        queue.undo_pop(self.taken as u16);
+        self.forget();
     }
 }
