@@ -107,7 +107,6 @@ impl<'a> Traffic<'a> {
     /// Measures all there is, for so long each, and says on the console when each part begins and what came of it.
     pub fn measure(&mut self, target: Target, milliseconds: u64) -> Result<(), Error> {
         let peer = Host { mac: self.find(target.hop)?, address: target.address };
-        begin("echo");
         self.round_trips(peer, milliseconds * 1_000_000)?;
         for (name, port) in [("send", DISCARD), ("receive", CHARGEN)] {
             self.stream(name, peer, port, milliseconds * 1_000_000)?;
