@@ -3,9 +3,8 @@
 //!
 //! With `FIRECRACKER_BIN=/path/to/firecracker` the same guest has the same load there, in the same run, by turns, and that is the
 //! baseline of the first part; without, it is two network namespaces whose pairs of links are on one bridge, with the same load
-//! between the host's own sockets. The latter is the second part's baseline always. `AWAKE_US` says for how many microseconds a guest
-//! waits awake before it sleeps, which is 50 with its host and 0 with other guests unless said: two that are awake leave no processor
-//! of two to their VMMs.
+//! between the host's own sockets. The latter is the second part's baseline always. `AWAKE_US` says for how many microseconds a
+//! guest waits awake before it sleeps; 50 unless said.
 
 mod measure;
 
@@ -171,12 +170,12 @@ fn with_host(bare: &Outcome) -> Result<()> {
     Ok(())
 }
 
-fn awake_us(unless_said: &str) -> String {
-    std::env::var("AWAKE_US").unwrap_or_else(|_| unless_said.to_owned())
+fn awake_us() -> String {
+    std::env::var("AWAKE_US").unwrap_or_else(|_| "50".to_owned())
 }
 
 fn load_word() -> String {
-    format!("traffic={GUEST},{HOST},{},{}", PART.as_millis(), awake_us("50"))
+    format!("traffic={GUEST},{HOST},{},{}", PART.as_millis(), awake_us())
 }
 
 fn firecracker_config(kernel: &Path) -> String {

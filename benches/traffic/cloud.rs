@@ -27,7 +27,7 @@ pub(crate) fn ways(bare: &Outcome) -> Result<()> {
     let far = cloud.network(&rest, "far", "10.2.0.0/24")?;
     let public = cloud.public_network(&rest)?;
     route(&rest, &public, &[&near, &far])?;
-    let serves = format!("#wisp\ntraffic serve 3600000 {}\n", awake_us("0"));
+    let serves = format!("#wisp\ntraffic serve 3600000 {}\n", awake_us());
     let serves = server(&cloud, &rest, &near, &serves)?;
     let address = cloud.address(&rest, &serves)?;
     let floating = float(&rest, &public, &serves)?;
@@ -58,7 +58,7 @@ fn server(cloud: &Cloud, rest: &Rest, network: &str, asks: &str) -> Result<Strin
 
 fn from_guest(cloud: &Cloud, rest: &Rest, network: &str, target: Ipv4Addr) -> Result<Outcome> {
     // A sleep first, by which the guest's clock becomes exact.
-    let load = format!("traffic {target} {} {}\n", PART.as_millis(), awake_us("0")).repeat(RUNS);
+    let load = format!("traffic {target} {} {}\n", PART.as_millis(), awake_us()).repeat(RUNS);
     let server = server(cloud, rest, network, &format!("#wisp\nwait 1\n{load}print over\n"))?;
     let console = cloud.wait_console(rest, &server, "\nover")?;
     ensure!(rest.delete(&format!("/compute/v2.1/servers/{server}"))? == 204, "delete the server");
