@@ -77,6 +77,18 @@ fn guest_gives_its_memory_back_and_reaches_the_hosts_sockets() -> Result<()> {
     let given = private_kib(guest.0.id())?;
     ensure!(given + TOUCHED_MIB * 1024 * 9 / 10 <= full, "{before} KiB, {full} KiB, and now {given} KiB");
 
+    // Asked what it has free, it keeps the size of its memory and loses what is in that.
+    vmm(&["balloon", &path("control"), "0"])?;
+    until("target 0 MiB, given 0 MiB\n", || vmm(&["balloon", &path("control")]))?;
+    typist.say(&format!("touch {TOUCHED_MIB}"))?;
+    let full = private_kib(guest.0.id())?;
+    let said = vmm(&["balloon", &path("control"), "--hints"])?;
+    ensure!(said.contains(" MiB of them went to the host; the guest stood still for "), "{said}");
+    let given = private_kib(guest.0.id())?;
+    ensure!(given + TOUCHED_MIB * 1024 * 9 / 10 <= full, "{said}: {full} KiB, and now {given} KiB");
+    let said = vmm(&["snapshot", &path("control"), &path("snapshot"), "--hints"])?;
+    ensure!(said.contains(" KiB of memory, ") && said.contains(" MiB are free; the guest stood"), "{said}");
+
     vmm(&["memory", &path("control"), "64"])?;
     until("requested 64 MiB, plugged 64 MiB, room for 128 MiB\n", || vmm(&["memory", &path("control")]))?;
     typist.say("watchdog arm 60000")?;

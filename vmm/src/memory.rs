@@ -16,6 +16,7 @@
 pub mod discard;
 mod huge;
 pub mod mapping;
+pub mod pages;
 pub mod shared;
 pub mod userfault;
 

@@ -27,6 +27,7 @@ use crate::virtio::balloon::BalloonStatus;
 use crate::virtio::mem::MemStatus;
 
 pub use handover::{PATIENCE_MS_MAX, UpgradeStatus};
+pub use memory::FreeReport;
 pub use snapshot::SnapshotReport;
 
 pub use self::protection::{Protection, ProtectionStatus};
@@ -83,7 +84,12 @@ pub enum Action {
         /// Note from now on which pages the guest writes to, for one with differences; implied by one with differences.
         #[serde(default)]
         track: bool,
+        /// Leave out what the guest, which runs, says to be free by its balloon; not of one with differences.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        hints: bool,
     },
+    /// Give back to the host what a guest that runs says to be free by its balloon.
+    GiveBackFree,
     /// Answer otherwise to the guest on the network device with this MAC address: as the configuration says of it,
     /// except for the metadata. Legal in every state.
     Readdress {
@@ -244,6 +250,8 @@ pub enum Reply {
     },
     /// Answer to [`Action::Snapshot`].
     Snapshot(SnapshotReport),
+    /// Answer to [`Action::GiveBackFree`].
+    Free(FreeReport),
     /// Answer to [`Action::Remove`].
     Device {
         /// How far it is.
@@ -638,8 +646,13 @@ mod tests {
         let line = |action: &Action| serde_json::to_string(action).unwrap();
         assert_eq!(line(&Action::Start), r#"{"action":"start"}"#);
         assert_eq!(line(&Action::Stop { force: true }), r#"{"action":"stop","force":true}"#);
-        let snapshot = Action::Snapshot { file: InheritedFd(0), differences: true, track: false };
+        let (file, differences, track) = (InheritedFd(0), true, false);
+        let snapshot = Action::Snapshot { file, differences, track, hints: false };
         assert_eq!(line(&snapshot), r#"{"action":"snapshot","file":0,"differences":true,"track":false}"#);
+        let hinted = Action::Snapshot { file, differences: false, track, hints: true };
+        let wanted = r#"{"action":"snapshot","file":0,"differences":false,"track":false,"hints":true}"#;
+        assert_eq!(line(&hinted), wanted);
+        assert_eq!(line(&Action::GiveBackFree), r#"{"action":"give_back_free"}"#);
         let memory = Action::SetMemory { requested_mib: 64 };
         assert_eq!(line(&memory), r#"{"action":"set_memory","requested_mib":64}"#);
         let device = DeviceName::Disk("a".to_owned());

@@ -268,8 +268,9 @@ impl Supervisor {
                     Err(error) => Reply::Error { message: chain(&error) },
                 };
             }
-            Action::Snapshot { file, differences, track } => {
-                return self.snapshot(file, Wanted { differences, track }, passed);
+            Action::GiveBackFree => return self.give_back_free(),
+            Action::Snapshot { file, differences, track, hints } => {
+                return self.snapshot(file, Wanted { differences, track, hints }, passed);
             }
             Action::HandOver { to, patience_ms } => return self.hand_over(to, patience_ms, passed),
             Action::Console { bytes_max, console } => return self.console(console, u64::from(bytes_max)),

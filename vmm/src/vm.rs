@@ -4,6 +4,7 @@
 
 mod beginning;
 mod handover;
+mod hints;
 mod snapshot;
 mod source;
 
@@ -41,6 +42,7 @@ use crate::virtio::{self, Shared};
 use crate::watchdog::{WATCHDOG_BYTES, WATCHDOG_PORT, Watchdog};
 use crate::{acpi, boot, clock, memory, smbios};
 
+pub use hints::GivenBack;
 pub use snapshot::{Taken, Wanted};
 pub use source::{BootSource, SnapshotSource};
 
@@ -83,6 +85,9 @@ pub enum Error {
     /// A snapshot.
     #[error(transparent)]
     Snapshot(#[from] crate::snapshot::Error),
+    /// The guest is not asked what of its memory is free.
+    #[error(transparent)]
+    Hints(#[from] hints::Error),
     /// A device cannot go on from a snapshot.
     #[error(transparent)]
     State(#[from] virtio::StateError),

@@ -1,4 +1,4 @@
-//! A memory balloon: gives spare memory, which nobody else uses, as the host asks.
+//! A memory balloon: gives spare memory, which nobody else uses, as the host asks, and says what of it is free.
 //!
 //! Must never know: what the memory was for.
 
@@ -23,14 +23,21 @@ use crate::transport::{Acknowledge, Transport};
 
 /// VIRTIO 1.3 §5.5 and §6.
 const F_STATS_VQ: u64 = 1 << 1;
+const F_FREE_PAGE_HINT: u64 = 1 << 3;
 const F_VERSION_1: u64 = 1 << 32;
 const INFLATE: u16 = 0;
 const DEFLATE: u16 = 1;
 const STATISTICS: u16 = 2;
+const HINTS: u16 = 3;
+/// `free_page_hint_cmd_id`: the least number that asks for hints, and what is said behind the last one.
+const HINTS_FIRST: u32 = 2;
+const HINTS_STOP: u32 = 0;
 const TAG_FREE: u16 = 4;
 const TAG_TOTAL: u16 = 5;
 /// Pages given or taken back at once.
 const PAGES_AT_ONCE: u32 = 256;
+/// Pages that one hint is about.
+const PAGES_OF_HINT: u64 = 1024;
 /// Bytes of two statistics.
 const STATISTICS_BYTES: usize = 20;
 
@@ -50,6 +57,9 @@ struct Inner {
     statistics: Queue,
     said: Box<[u8; STATISTICS_BYTES]>,
     token: Option<u16>,
+    /// Where free pages are hinted at, if the device wants to hear of them, and the number that was answered last.
+    hints: Option<Queue>,
+    answered: u32,
     /// The memory that there is to give, in pages, and how many of them are given.
     spare: Range<u64>,
     given: u32,
@@ -62,7 +72,8 @@ impl Balloon {
         transport.set_status(DeviceStatus::empty());
         transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
         transport.hear_changes();
-        transport.write_driver_features(F_VERSION_1 | F_STATS_VQ);
+        let hints = transport.read_device_features() & F_FREE_PAGE_HINT;
+        transport.write_driver_features(F_VERSION_1 | F_STATS_VQ | hints);
         let ready = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER | DeviceStatus::FEATURES_OK;
         transport.set_status(ready);
         let queues = [
@@ -70,11 +81,13 @@ impl Balloon {
             Queue::new(&mut transport, DEFLATE, false, false)?,
         ];
         let statistics = Queue::new(&mut transport, STATISTICS, false, false)?;
+        let hints = (hints != 0).then(|| Queue::new(&mut transport, HINTS, false, false)).transpose()?;
         transport.set_status(ready | DeviceStatus::DRIVER_OK);
         let page = PAGE_SIZE as u64;
         let spare = spare.start.next_multiple_of(page) / page..spare.end / page;
         let said = Box::new([0; STATISTICS_BYTES]);
-        let inner = Inner { transport, queues, statistics, said, token: None, spare, given: 0 };
+        let (token, answered, given) = (None, 0, 0);
+        let inner = Inner { transport, queues, statistics, said, token, hints, answered, spare, given };
         Ok(Balloon { inner: RefCell::new(inner), acknowledge, changed: Cell::new(true) })
     }
 
@@ -130,6 +143,26 @@ impl Inner {
         Ok(())
     }
 
+    /// Says what is not given and free all the same, if the host asks.
+    fn hint(&mut self) -> Result<(), virtio_drivers::Error> {
+        let first = self.spare.start + u64::from(self.given);
+        let Inner { hints: Some(queue), transport, .. } = self else { return Ok(()) };
+        let asked: u32 = transport.read_config_space(8)?;
+        if asked < HINTS_FIRST || asked == self.answered {
+            return Ok(());
+        }
+        self.answered = asked;
+        queue.add_notify_wait_pop(&[&asked.to_le_bytes()], &mut [], transport)?;
+        for number in (first..self.spare.end).step_by(PAGES_OF_HINT as usize) {
+            let pages = (self.spare.end - number).min(PAGES_OF_HINT);
+            let (start, bytes) = (number * PAGE_SIZE as u64, pages as usize * PAGE_SIZE);
+            // SAFETY: spare memory, which is nobody's but ours, mapped for good, and whose content does not matter.
+            let free = unsafe { core::slice::from_raw_parts_mut(start as *mut u8, bytes) };
+            queue.add_notify_wait_pop(&[], &mut [free], transport)?;
+        }
+        queue.add_notify_wait_pop(&[&HINTS_STOP.to_le_bytes()], &mut [], transport).map(drop)
+    }
+
     /// Writes to `bytes` bytes of the memory that is not given, so that the host has to have it; how many there were.
     fn touch(&mut self, bytes: u64) -> u64 {
         let page = PAGE_SIZE as u64;
@@ -148,7 +181,7 @@ pub async fn serve(machine: &'static Machine, balloon: Rc<Balloon>) {
     loop {
         machine.wait(|| balloon.changed.take().then_some(())).await;
         let mut inner = balloon.inner.borrow_mut();
-        if let Err(error) = inner.follow().and_then(|()| inner.say()) {
+        if let Err(error) = inner.follow().and_then(|()| inner.say()).and_then(|()| inner.hint()) {
             crate::println!("balloon: {error}");
         }
     }

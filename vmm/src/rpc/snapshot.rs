@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Action, Client, ClientError, Reply, VmState};
 use crate::config::InheritedFd;
+use crate::vm::Wanted;
 
 /// The longest that taking a snapshot may take: a terabyte on a slow disk.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
@@ -25,10 +26,13 @@ pub struct SnapshotReport {
     pub state_bytes: u64,
     /// How long the guest stood still for it, in microseconds; absent for one that was paused and still is.
     pub paused_us: Option<u64>,
+    /// Pages that the guest said to be free, if it was asked. They are left out, but for those that it wrote meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hinted_pages: Option<u64>,
 }
 
 impl Client {
-    /// [`Action::Snapshot`] into `file`. It takes as long as writing does.
+    /// [`Action::Snapshot`] into `file`, of all there is or of the differences. It takes as long as writing does.
     ///
     /// # Errors
     /// As [`Self::call`].
@@ -38,8 +42,17 @@ impl Client {
         differences: bool,
         track: bool,
     ) -> Result<SnapshotReport, ClientError> {
+        self.snapshot_as(file, Wanted { differences, track, hints: false })
+    }
+
+    /// The same as it is wanted.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn snapshot_as(&mut self, file: &File, wanted: Wanted) -> Result<SnapshotReport, ClientError> {
         self.set_timeout(SNAPSHOT_TIMEOUT)?;
-        let action = Action::Snapshot { file: InheritedFd(0), differences, track };
+        let Wanted { differences, track, hints } = wanted;
+        let action = Action::Snapshot { file: InheritedFd(0), differences, track, hints };
         let reply = self.call_with(&action, &[file.as_fd()])?;
         self.set_timeout(super::ANSWER_TIMEOUT_DEFAULT)?;
         match reply {

@@ -62,7 +62,7 @@ pub fn snapshot(state: &MachineState) -> Vec<u8> {
         rustix::fs::memfd_create("snapshot", rustix::fs::MemfdFlags::CLOEXEC).expect("the test needs a file"),
     );
     let mut writer = Writer::begin(&file, (1, 0), &guest).expect("the test needs room");
-    writer.all(|_| true).expect("the test needs room");
+    writer.all(|_| true, &[]).expect("the test needs room");
     writer.finish(None, description, state).expect("the test needs room");
     let mut bytes = Vec::new();
     std::io::Seek::rewind(&mut file).expect("invariant: a regular file");

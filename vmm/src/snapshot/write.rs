@@ -66,14 +66,18 @@ impl<'a> Writer<'a> {
     }
 
     /// Writes all pages that are not zeros; of memory that comes and goes only those of each MiB that `is_there`, by its number
-    /// in the region.
+    /// in the region, and none of `free`, a set for each region or for none.
     ///
     /// # Errors
     /// The file's.
-    pub(crate) fn all(&mut self, is_there: impl Fn(u64) -> bool) -> Result<(), Error> {
+    pub(crate) fn all(&mut self, is_there: impl Fn(u64) -> bool, free: &[DirtyPages]) -> Result<(), Error> {
         let ram_regions = self.guest.num_regions() - usize::from(self.size_mib.1 > 0);
         let wanted = |region: usize, chunk: u64| {
-            if region < ram_regions || is_there(chunk) { EVERY_PAGE } else { ChunkMap::default() }
+            if region < ram_regions || is_there(chunk) {
+                chunk_of(free, region, chunk).map(|free| !free)
+            } else {
+                ChunkMap::default()
+            }
         };
         self.each_chunk(wanted, Keep::NotZero)
     }
@@ -191,8 +195,6 @@ enum Keep {
     NotZero,
 }
 
-const EVERY_PAGE: ChunkMap = [u64::MAX; CHUNK_PAGES / 64];
-
 fn both(one: ChunkMap, other: ChunkMap) -> ChunkMap {
     std::array::from_fn(|index| one[index] & other[index])
 }
@@ -261,7 +263,7 @@ mod tests {
         (1..5).for_each(|page| put(page, page));
         let file = tempfile::tempfile().unwrap();
         let mut writer = Writer::begin(&file, (1, 0), &guest).unwrap();
-        writer.all(|_| true).unwrap();
+        writer.all(|_| true, &[]).unwrap();
         put(1, 11);
         put(2, 0);
         put(3, 33);
@@ -276,5 +278,23 @@ mod tests {
             u64::from_le_bytes(word)
         };
         assert_eq!([1, 2, 3, 4, 9].map(read), [11, 0, 3, 4, 99]);
+    }
+
+    #[test]
+    fn free_page_is_left_out_unless_it_was_written_to_meanwhile() {
+        let guest = crate::memory::allocate(1).unwrap();
+        let put =
+            |page: u64, value: u64| guest.write_obj(value, vm_memory::GuestAddress(page * 4096)).unwrap();
+        (1..5).for_each(|page| put(page, page));
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = Writer::begin(&file, (1, 0), &guest).unwrap();
+        writer.all(|_| true, &[vec![1 << 2 | 1 << 3, 0, 0, 0]]).unwrap();
+        assert_eq!(writer.table[0].0, [0b1_0010, 0, 0, 0]);
+        put(3, 33);
+        writer.again(&[vec![1 << 3, 0, 0, 0]]).unwrap();
+        assert_eq!(writer.table[0].0, [0b1_1010, 0, 0, 0]);
+        let mut words = [0; 3 * 4096];
+        file.read_exact_at(&mut words, header::memory_at(1, Form::Flat) + 4096).unwrap();
+        assert_eq!([words[0], words[4096], words[2 * 4096]], [1, 0, 33], "what is left out is zeros");
     }
 }

@@ -1,7 +1,8 @@
-//! How much memory the guest is asked to give or to have.
+//! How much memory the guest is asked to give or to have, and what it has free.
 
 use super::Supervisor;
-use crate::rpc::Reply;
+use crate::rpc::{FreeReport, Reply};
+use crate::run::chain;
 use crate::virtio;
 
 impl Supervisor {
@@ -16,6 +17,18 @@ impl Supervisor {
         match self.machine.peripherals().mem() {
             Some(mut mem) => self.asked(mem.request(requested_mib)),
             None => Reply::Error { message: "the guest has no memory that comes and goes".to_owned() },
+        }
+    }
+
+    pub(super) fn give_back_free(&mut self) -> Reply {
+        match self.machine.give_back_free() {
+            Ok(given) => Reply::Free(FreeReport {
+                state: self.machine.state(),
+                hinted_bytes: given.hinted_bytes,
+                returned_bytes: given.returned_bytes,
+                paused_us: u64::try_from(given.paused.as_micros()).unwrap_or(u64::MAX),
+            }),
+            Err(error) => Reply::Error { message: chain(&error) },
         }
     }
 

@@ -20,6 +20,7 @@ impl Supervisor {
                 pages: taken.written.pages,
                 state_bytes: taken.written.state_bytes,
                 paused_us: taken.paused.map(|paused| u64::try_from(paused.as_micros()).unwrap_or(u64::MAX)),
+                hinted_pages: taken.hinted_pages,
             }),
             Err(error) => Reply::Error { message: chain(&error) },
         }

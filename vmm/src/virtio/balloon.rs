@@ -1,12 +1,13 @@
 //! The memory balloon (VIRTIO 1.3 §5.5): a guest is asked to give memory back, tells of what it has free, and how much of
 //! what it has.
 //!
-//! What it gives, and what it reports as free, goes back to the host at once; what it wants again is there again when it
-//! touches it. Free page hints (§5.5.6.6) are not taken: a guest may use a page again before its hint is heard, so that what
-//! it wrote would be lost. Reports (§5.5.6.7) serve the same and have no such race, since the guest keeps its hands off
-//! a page until the report comes back.
+//! What it gives, and what it reports as free (§5.5.6.7), goes back to the host at once; what it wants again is there again
+//! when it touches it. What it hints at ([`hints`]) is only told to whoever asked for it: a guest keeps its hands off a page until
+//! a report comes back, but may use one again before its hint is heard.
 //!
 //! Must never know: who sets the target.
+
+mod hints;
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -21,12 +22,14 @@ use super::spec::{balloon as spec, device_type};
 use super::state::decode;
 use super::{Activation, DeviceState, Error, StateError, VirtioDevice};
 use crate::memory::discard::{PAGE_BYTES, discard};
+use crate::memory::pages::PageSet;
+use hints::Hints;
 
 /// Descriptors per queue; Linux reports with 32 at a time.
 pub const QUEUE_SIZE_MAX: u16 = 128;
 /// The most pages that one buffer gives: 128 MiB, more than any driver gives at once. Further ones stay where they are.
 pub const PAGES_MAX: u64 = 32 << 10;
-/// The most memory that one report is about: eight times what Linux reports at once.
+/// The most memory that one report or hint is about: eight times what Linux reports at once.
 pub const REPORT_BYTES_MAX: u64 = 1 << 30;
 /// The most statistics that one buffer has; there are some twenty.
 pub const STATISTICS_MAX: u64 = 64;
@@ -34,7 +37,7 @@ pub const STATISTICS_MAX: u64 = 64;
 const BATCH_BUFFERS_MAX: u16 = 8;
 /// Pages of a MiB.
 const PAGES_PER_MIB: u32 = 256;
-/// Queues; of the last two a driver uses one for its reports.
+/// Queues; a driver that takes no hints uses one of the last two for its reports.
 const QUEUES: usize = 5;
 
 /// What a guest says of its memory, in bytes and counts since its start (§5.5.6.4); what it does not say is absent.
@@ -83,6 +86,9 @@ pub struct Balloon {
     statistics: Option<(Instant, Statistics)>,
     /// The buffer of the statistics, which is given back when new ones are wanted.
     kept: Option<Chain>,
+    hints: Hints,
+    /// The guest has not been told yet that what it hinted at is its own again.
+    tell: bool,
     queue_events: Vec<EventFd>,
     active: Option<Activation>,
     chain: Chain,
@@ -102,6 +108,9 @@ struct OwnState {
 /// # Errors
 /// More is wanted than can be said, or the kernel gives no event descriptor.
 pub fn build_balloon(target_mib: u32, firm: bool) -> Result<Arc<Mutex<Balloon>>, Error> {
+    let mut number = [0; 4];
+    rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| Error::EventFd(errno.into()))?;
     Ok(Arc::new(Mutex::new(Balloon {
         target_pages: pages(target_mib)?,
         given_pages: 0,
@@ -109,6 +118,9 @@ pub fn build_balloon(target_mib: u32, firm: bool) -> Result<Arc<Mutex<Balloon>>,
         firm,
         statistics: None,
         kept: None,
+        // Any will do that the device of the process before did not use.
+        hints: Hints::new(u32::from_le_bytes(number)),
+        tell: false,
         queue_events: super::queue_event_fds(QUEUES)?,
         active: None,
         chain: Chain::new(),
@@ -139,9 +151,7 @@ impl Balloon {
         let target = pages(mib)?;
         if target != self.target_pages {
             self.target_pages = target;
-            if let Some(active) = &self.active {
-                active.interrupt.config_changed();
-            }
+            self.say_that_it_changed();
         }
         Ok(())
     }
@@ -171,6 +181,54 @@ impl Balloon {
         }
     }
 
+    /// Asks the guest which of its pages are free; false if it gives no hints. To be called on the event loop's thread.
+    pub fn ask_for_hints(&mut self) -> bool {
+        let able = self.active.as_ref().filter(|active| {
+            active.features & spec::F_FREE_PAGE_HINT != 0 && active.queues[spec::QUEUE_HINTS].is_used()
+        });
+        let Some(active) = able.filter(|_| !self.held) else { return false };
+        self.hints.ask(&active.memory);
+        active.interrupt.config_changed();
+        true
+    }
+
+    /// Takes the hints that wait; whether there will be no more of them. The event tells of further ones.
+    pub fn take_hints(&mut self) -> bool {
+        super::drain(self.hint_event());
+        self.work(spec::QUEUE_HINTS);
+        self.hints.has_ended() || self.active.is_none()
+    }
+
+    /// What [`Self::take_hints`] waits for.
+    #[must_use]
+    pub fn hint_event(&self) -> &EventFd {
+        &self.queue_events[spec::QUEUE_HINTS]
+    }
+
+    /// Has the guest hint at no more; what it has hinted at, which it keeps its hands off still, as far as it can.
+    pub fn stop_hints(&mut self) -> PageSet {
+        let pages = self.hints.stop();
+        self.say_that_it_changed();
+        pages
+    }
+
+    /// Tells the guest that it may use again what it hinted at.
+    pub fn end_hints(&mut self) {
+        self.hints.done();
+        self.say_that_it_changed();
+    }
+
+    fn say_that_it_changed(&self) {
+        if let Some(active) = &self.active {
+            active.interrupt.config_changed();
+        }
+    }
+
+    /// Counts what somebody else has given back to the host of what the guest hinted at.
+    pub fn count_returned(&mut self, bytes: u64) {
+        self.returned_bytes += bytes;
+    }
+
     fn fail(&mut self, error: QueueError) {
         if let Some(active) = self.active.take() {
             super::broken(&active, device_type::BALLOON, error);
@@ -187,8 +245,9 @@ impl Balloon {
         let worked = match queue {
             spec::QUEUE_STATISTICS if has(spec::F_STATS_VQ) => self.take_statistics(&mut active),
             spec::QUEUE_STATISTICS => Ok(()),
-            spec::QUEUE_HINTS | spec::QUEUE_REPORTS if !has(spec::F_PAGE_REPORTING) => Ok(()),
             queue if !active.queues[queue].is_used() => Ok(()),
+            spec::QUEUE_HINTS if has(spec::F_FREE_PAGE_HINT) => self.hear(&mut active),
+            spec::QUEUE_HINTS | spec::QUEUE_REPORTS if !has(spec::F_PAGE_REPORTING) => Ok(()),
             queue => self.take_pages(queue, &mut active),
         };
         self.active = Some(active);
@@ -215,6 +274,18 @@ impl Balloon {
             Ok(Handled::Used(0))
         })?;
         active.settle(index, progress, &self.queue_events)?;
+        Ok(())
+    }
+
+    /// Hints.
+    fn hear(&mut self, active: &mut Activation) -> Result<(), QueueError> {
+        let Self { chain, hints, .. } = self;
+        let progress =
+            active.queues[spec::QUEUE_HINTS].work_off(chain, QUEUE_SIZE_MAX, |memory, chain| {
+                hints.take(memory, chain);
+                Ok(Handled::Used(0))
+            })?;
+        active.settle(spec::QUEUE_HINTS, progress, &self.queue_events)?;
         Ok(())
     }
 
@@ -303,7 +374,7 @@ impl VirtioDevice for Balloon {
     }
 
     /// The queues of features that the driver has not accepted are not there for it. It may number those that are with the
-    /// others or without (Linux does the latter), so either of the last two may be that of reports.
+    /// others or without (Linux does the latter), so without hints either of the last two may be that of reports.
     fn needs_queue(&self, index: usize, _features: u64) -> bool {
         matches!(index, spec::QUEUE_INFLATE | spec::QUEUE_DEFLATE)
     }
@@ -313,7 +384,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn features(&self) -> u64 {
-        let always = spec::F_STATS_VQ | spec::F_PAGE_REPORTING;
+        let always = spec::F_STATS_VQ | spec::F_FREE_PAGE_HINT | spec::F_PAGE_REPORTING;
         if self.firm { always } else { always | spec::F_DEFLATE_ON_OOM }
     }
 
@@ -321,6 +392,7 @@ impl VirtioDevice for Balloon {
         let mut space = [0; spec::CONFIG_BYTES];
         space[..4].copy_from_slice(&self.target_pages.to_le_bytes());
         space[4..8].copy_from_slice(&self.given_pages.to_le_bytes());
+        space[8..12].copy_from_slice(&self.hints.command().to_le_bytes());
         super::read_config_bytes(&space, offset, data);
     }
 
@@ -346,6 +418,8 @@ impl VirtioDevice for Balloon {
         self.kept = None;
         self.statistics = None;
         self.given_pages = 0;
+        self.hints.forget();
+        self.tell = false;
     }
 
     /// A buffer that is kept is looked at again by whoever goes on.
@@ -362,6 +436,9 @@ impl VirtioDevice for Balloon {
     fn restore(&mut self, own: &[u8]) -> Result<(), StateError> {
         let saved: OwnState = decode(own)?;
         (self.target_pages, self.given_pages) = (saved.target_pages, saved.given_pages);
+        // Whoever was told of free pages was asked for a snapshot, and is elsewhere.
+        self.hints.done();
+        self.tell = true;
         Ok(())
     }
 
@@ -369,6 +446,9 @@ impl VirtioDevice for Balloon {
         self.held = held;
         if !held {
             self.queue_events.iter().for_each(super::kick);
+            if std::mem::take(&mut self.tell) {
+                self.say_that_it_changed();
+            }
         }
     }
 }

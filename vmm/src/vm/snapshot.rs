@@ -8,7 +8,8 @@ use vm_memory::{Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{
-    DiskSpec, Error, Machine, MachineSpec, NicSpec, add_bus, add_power, add_serial, add_watchdog, event, lock,
+    DiskSpec, Error, Machine, MachineSpec, NicSpec, add_bus, add_power, add_serial, add_watchdog, event,
+    hints, lock,
 };
 use crate::bus::Bus;
 use crate::clock;
@@ -38,6 +39,8 @@ pub struct Wanted {
     pub differences: bool,
     /// Note from now on what the guest writes, so that one with differences may follow.
     pub track: bool,
+    /// Leave out what a guest that runs says to be free.
+    pub hints: bool,
 }
 
 /// A snapshot that was taken.
@@ -47,6 +50,8 @@ pub struct Taken {
     pub written: snapshot::Written,
     /// How long the guest stood still for it; nothing if it stood still before and does so still.
     pub paused: Option<Duration>,
+    /// Pages that the guest said to be free, if it was asked; those that it wrote meanwhile are in it all the same.
+    pub hinted_pages: Option<u64>,
 }
 
 /// Whose guest a machine goes on with.
@@ -71,7 +76,8 @@ pub(super) struct Origin {
 impl Machine {
     /// Takes a snapshot into `file`. A guest that runs goes on while all of its memory is written, though its devices wait,
     /// and is paused only until what it wrote meanwhile is written again. The disks are written out, so that whoever copies
-    /// them while the guest stands still has what belongs to the snapshot.
+    /// them while the guest stands still has what belongs to the snapshot. What the guest says to be free is left out if that is
+    /// wanted, but for what it writes to after its writes are noted, which is before it is asked.
     ///
     /// # Errors
     /// What is in the file is no snapshot; the guest is as it was.
@@ -86,8 +92,32 @@ impl Machine {
         if wanted.differences && self.origin.base.is_none() {
             return Err(snapshot::Error::NotTracked.into());
         }
+        if wanted.hints && wanted.differences {
+            return Err(hints::Error::Differences.into());
+        }
+        if wanted.hints {
+            self.check_hints()?;
+        }
         // Whatever fails from here on, what was noted is noted no more.
         let base = self.origin.base.take();
+        let taken = self.write_snapshot(wanted, (runs, base), file);
+        if wanted.hints {
+            self.end_hints();
+        }
+        match &taken {
+            Ok(taken) if wanted.track || wanted.differences => self.origin.base = Some(taken.written.id),
+            _ if runs || base.is_some() || wanted.track => self.devices.wires().vm.stop_tracking()?,
+            _ => {}
+        }
+        taken
+    }
+
+    fn write_snapshot(
+        &mut self,
+        wanted: Wanted,
+        (runs, base): (bool, Option<SnapshotId>),
+        file: &File,
+    ) -> Result<Taken, Error> {
         let wires = self.devices.wires();
         let (vm, guest) = (wires.vm.clone(), wires.guest.clone());
         let mut writer = Writer::begin(file, self.origin.memory_mib, &guest)?;
@@ -95,10 +125,12 @@ impl Machine {
         if full && (runs || wanted.track) {
             vm.track_writes()?;
         }
+        let free = wanted.hints.then(|| self.gather_hints()).transpose()?;
         if full {
             self.devices.write_out().map_err(Error::WriteOut)?;
             let blocks = self.peripherals.mem().map(|mem| mem.blocks().clone());
-            writer.all(|mib| blocks.as_ref().is_some_and(|blocks| blocks.has_mib(mib)))?;
+            let is_there = |mib| blocks.as_ref().is_some_and(|blocks| blocks.has_mib(mib));
+            writer.all(is_there, free.as_ref().map_or(&[], |free| &free.0))?;
         }
         let began = Instant::now();
         if runs {
@@ -109,13 +141,7 @@ impl Machine {
             self.apply(Event::Resume).expect("invariant: it was paused here");
         }
         let paused = runs.then(|| began.elapsed());
-        let written = written?;
-        if wanted.track || wanted.differences {
-            self.origin.base = Some(written.id);
-        } else if runs || base.is_some() {
-            vm.stop_tracking()?;
-        }
-        Ok(Taken { written, paused })
+        Ok(Taken { written: written?, paused, hinted_pages: free.map(|free| free.count()) })
     }
 
     /// The rest of a snapshot of a machine that stands still: what is different from `base`, or what was written since all of

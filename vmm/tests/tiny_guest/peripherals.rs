@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use vmm::config::{BalloonConfig, ConsoleConfig, Peripherals, PmemConfig, VsockConfig};
 use vmm::connector;
 use vmm::rpc::{ClientError, ConsoleName};
+use vmm::vm::Wanted;
 
 use super::*;
 
@@ -279,6 +280,67 @@ fn guest_gives_memory_as_its_balloon_asks_and_takes_it_back() {
         instance.client().stop(true).unwrap();
         instance.end();
     }
+}
+
+#[test]
+fn guest_says_what_is_free_and_that_goes_to_the_host_or_is_left_out_of_its_snapshot() {
+    const MIB_PAGES: u64 = 256;
+    if !has_kvm() {
+        return;
+    }
+    let given = |config: &mut VmmConfig, directory: &Path| {
+        config.peripherals.console = Some(console_socket(directory));
+    };
+    let instance = Instance::start_with(4096, |config, directory| {
+        given(config, directory);
+        config.memory_mib = 48;
+        config.peripherals.balloon = Some(BalloonConfig { target_mib: 0, firm: false });
+    });
+    let (mut client, mut typist) = (instance.client(), Typist::connect(&instance));
+    assert_eq!(typist.say("touch 8"), "command: touch ok 8");
+    let report = client.give_back_free().unwrap();
+    assert!(report.hinted_bytes > 16 << 20 && report.returned_bytes == report.hinted_bytes, "{report:?}");
+    assert_eq!(client.status().unwrap().balloon.unwrap().returned_bytes, report.returned_bytes);
+    assert_eq!(typist.say("touch 8"), "command: touch ok 8", "it has its memory still");
+
+    let (whole, small) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    let all = client.snapshot(&whole, false, false).unwrap();
+    let hints = Wanted { differences: false, track: true, hints: true };
+    let less = client.snapshot_as(&small, hints).unwrap();
+    assert!(less.hinted_pages.unwrap() * 4096 == report.hinted_bytes, "{less:?}");
+    assert!(less.pages + 7 * MIB_PAGES < all.pages && all.hinted_pages.is_none(), "{less:?} {all:?}");
+    vmm::snapshot::verify(&small).unwrap();
+    let refused = |result: Result<(), vmm::rpc::ClientError>| result.unwrap_err().to_string();
+    let said = refused(client.give_back_free().map(drop));
+    assert!(said.contains("is noted for a snapshot with differences"), "{said}");
+    let said = refused(client.snapshot_as(&whole, Wanted { differences: true, ..hints }).map(drop));
+    assert!(said.contains("leaves out nothing that is free"), "{said}");
+    client.pause().unwrap();
+    let said = refused(client.snapshot_as(&whole, hints).map(drop));
+    assert!(said.contains("only a guest that runs"), "{said}");
+    client.stop(true).unwrap();
+    instance.end();
+
+    let files = vec![inherit(small.try_clone().unwrap())];
+    let boot = Boot::Snapshot { files, track: false, working_set: None };
+    let restored = Instance::boot_with(boot, 4096, |config, directory| {
+        given(config, directory);
+        config.memory_mib = 0;
+    });
+    let mut typist = Typist::connect(&restored);
+    assert_eq!(typist.say("touch 8"), "command: touch ok 8");
+    let again = restored.client().give_back_free().unwrap();
+    assert_eq!(again.hinted_bytes, report.hinted_bytes, "it answers another that asks");
+    assert_eq!(typist.say("touch 8"), "command: touch ok 8");
+    restored.client().stop(true).unwrap();
+    restored.end();
+
+    let instance = Instance::start(Vec::new(), 4096);
+    instance.line("ready");
+    let said = refused(instance.client().give_back_free().map(drop));
+    assert!(said.contains("has no memory balloon whose driver gives hints"), "{said}");
+    instance.client().stop(true).unwrap();
+    instance.end();
 }
 
 #[test]

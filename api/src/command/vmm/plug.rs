@@ -10,7 +10,8 @@ use anyhow::{Context, bail};
 use vmm::config::{DiskConfig, InheritedFd, NicConfig, Traffic, WatchdogAction};
 use vmm::interactive::{DiskFile, MTU, mac};
 use vmm::rpc::{
-    Client, DeviceName, DeviceState, DiskEngine, ProtectionStatus, Status, VmState, WatchdogStatus,
+    Client, DeviceName, DeviceState, DiskEngine, FreeReport, ProtectionStatus, Status, VmState,
+    WatchdogStatus,
 };
 use vmm::virtio::mem::MemStatus;
 
@@ -74,6 +75,10 @@ pub(in crate::command) enum Command {
         socket: PathBuf,
         /// How many MiB the guest is asked to give in all.
         target_mib: Option<u32>,
+        /// Ask the guest what it has free now (free page hints), and give that back to the host. It has a second to say it, in which its
+        /// devices wait, and stands still while the pages go. What it writes to meanwhile stays, and the size of its memory too.
+        #[arg(long, conflicts_with = "target_mib")]
+        hints: bool,
     },
     /// Show a guest's memory that comes and goes (`wisp vmm boot --hotplug-memory`), or ask it to have more or less.
     ///
@@ -116,7 +121,8 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Detach { socket, device, wait } => {
             detach(&socket, &device, Duration::from_secs(wait.into()))
         }
-        Command::Balloon { socket, target_mib } => balloon(&socket, target_mib),
+        Command::Balloon { socket, hints: true, .. } => give_back_free(&socket),
+        Command::Balloon { socket, target_mib, .. } => balloon(&socket, target_mib),
         Command::Memory { socket, requested_mib } => memory(&socket, requested_mib),
         Command::Status { socket } => {
             print!("{}", shown(&connect(&socket)?.status()?));
@@ -226,6 +232,16 @@ fn balloon(socket: &Path, target_mib: Option<u32>) -> anyhow::Result<ExitCode> {
             numbers.iter().filter_map(|(what, bytes)| Some(format!("{} MiB {what}", (*bytes)? >> 20)));
         println!("guest {}", numbers.collect::<Vec<_>>().join(", "));
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn give_back_free(socket: &Path) -> anyhow::Result<ExitCode> {
+    let FreeReport { hinted_bytes, returned_bytes, paused_us, .. } = connect(socket)?.give_back_free()?;
+    let [hinted, returned] = [hinted_bytes, returned_bytes].map(|bytes| bytes >> 20);
+    let stood = Duration::from_micros(paused_us).as_secs_f64() * 1e3;
+    println!(
+        "{hinted} MiB are free, {returned} MiB of them went to the host; the guest stood still for {stood:.1} ms"
+    );
     Ok(ExitCode::SUCCESS)
 }
 

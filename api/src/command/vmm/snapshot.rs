@@ -14,6 +14,7 @@ use vmm::config::CpuProfile;
 use vmm::kvm::HostKind;
 use vmm::rpc::{SnapshotReport, VmState};
 use vmm::snapshot::{Form, Header};
+use vmm::vm::Wanted;
 
 use super::plug::connect;
 use crate::guest::progress::Progress;
@@ -59,6 +60,7 @@ pub(in crate::command) enum Command {
     sudo wisp vmm snapshot guest.sock day.snap --track\n  \
     sudo wisp vmm snapshot guest.sock hour.snap --diff           # what it wrote since\n  \
     sudo wisp vmm boot --restore day.snap --restore hour.snap\n\n  \
+    sudo wisp vmm snapshot guest.sock guest.snap --hints         # without what a guest with a balloon has free\n  \
     sudo wisp vmm snapshot guest.sock guest.snap --pack          # smaller; unpacked as the guest asks for it\n  \
     sudo wisp vmm boot --restore guest.snap --working-set guest.set\n\n  \
     sudo wisp vmm snapshot guest.sock guest.snap --pause && cp --reflink=auto disk.raw fork.raw\n  \
@@ -74,6 +76,10 @@ pub(in crate::command) struct Snapshot {
     /// Note from now on what the guest writes, so that the next snapshot can have `--diff`.
     #[arg(long, conflicts_with = "diff")]
     track: bool,
+    /// Leave out what a guest that runs says to be free, by its memory balloon (`wisp vmm boot --balloon`). It has a second to say it. What
+    /// it writes to from then on is in the snapshot all the same.
+    #[arg(long, conflicts_with_all = ["diff", "pause"])]
+    hints: bool,
     /// Compress the memory (LZ4) once it is written. It is not mapped then by guests that go on, but unpacked as they ask for
     /// it.
     #[arg(long)]
@@ -122,8 +128,8 @@ fn snapshot(arguments: &Snapshot) -> anyhow::Result<()> {
         client.pause()?;
     }
     let kept = replace(&arguments.file, |file| {
-        let report = client.snapshot(file, arguments.diff, arguments.track)?;
-        Ok(report)
+        let (differences, track, hints) = (arguments.diff, arguments.track, arguments.hints);
+        Ok(client.snapshot_as(file, Wanted { differences, track, hints })?)
     });
     let kept = kept.and_then(|report| {
         if arguments.pack {
@@ -197,7 +203,7 @@ fn memory(header: &Header) -> String {
 
 /// A snapshot that was taken, as a line.
 fn line(report: &SnapshotReport) -> String {
-    let SnapshotReport { id, pages, state, paused_us, .. } = report;
+    let SnapshotReport { id, pages, state, paused_us, hinted_pages, .. } = report;
     let memory = kib(pages * PAGE_BYTES);
     let stood = match (paused_us, state) {
         (Some(us), _) => {
@@ -206,7 +212,9 @@ fn line(report: &SnapshotReport) -> String {
         (None, VmState::Paused) => "the guest stands still".to_owned(),
         (None, _) => "the guest stood still already".to_owned(),
     };
-    format!("{id}: {memory} of memory; {stood}")
+    let free =
+        hinted_pages.map(|pages| format!(", {} are free", kib(pages * PAGE_BYTES))).unwrap_or_default();
+    format!("{id}: {memory} of memory{free}; {stood}")
 }
 
 /// A number of bytes in words.
@@ -266,8 +274,12 @@ mod tests {
             pages: 256,
             state_bytes: 1,
             paused_us: Some(1234),
+            hinted_pages: None,
         };
         assert_eq!(line(&report), "ab: 1024 KiB of memory; the guest stood still for 1.2 ms");
+        let hinted = SnapshotReport { hinted_pages: Some(512), ..report.clone() };
+        let said = "ab: 1024 KiB of memory, 2048 KiB are free; the guest stood still for 1.2 ms";
+        assert_eq!(line(&hinted), said);
         let paused = SnapshotReport { paused_us: None, state: VmState::Paused, pages: 1 << 18, ..report };
         assert_eq!(line(&paused), "ab: 1024 MiB of memory; the guest stands still");
     }

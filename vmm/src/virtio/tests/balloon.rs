@@ -1,5 +1,7 @@
 //! The memory balloon.
 
+use vm_memory::GuestAddress;
+
 use super::super::VirtioDevice as _;
 use super::super::balloon::{Balloon, Statistics, build_balloon, saved_firmness};
 use super::super::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue};
@@ -172,4 +174,110 @@ fn balloon_goes_on_with_its_target_and_looks_again_at_the_statistics_that_it_kep
     let other = build_balloon(0, false).unwrap();
     other.lock().unwrap().restore(&state.own).unwrap();
     assert_eq!(other.lock().unwrap().status().target_mib, 5);
+}
+
+/// The number by which hints are asked for.
+fn command(driver: &mut Driver) -> u32 {
+    u32::from_le_bytes(driver.guest.read_config::<4>(8))
+}
+
+impl Driver {
+    /// A driver that gives hints.
+    fn hinting() -> Self {
+        Self::with_queues(spec::F_FREE_PAGE_HINT | spec::F_PAGE_REPORTING, &[0, 1, 3, 4])
+    }
+
+    /// Says a number in the queue of hints.
+    fn say(&mut self, number: u32) {
+        self.guest.put(BUFFERS_START, &number.to_le_bytes());
+        self.hint(MockDescriptor::readable(BUFFERS_START, 4));
+    }
+
+    fn hint(&mut self, buffer: MockDescriptor) {
+        self.queues[2].submit(&self.guest.memory, &[buffer]);
+        self.guest.kick(3);
+        assert!(self.queues[2].take_used(&self.guest.memory).is_some());
+    }
+
+    /// Hints at a page.
+    fn hint_at(&mut self, page: u64) {
+        self.hint(MockDescriptor::writable(PAGES + page * 4096, 4096));
+    }
+
+    fn balloon(&self) -> std::sync::MutexGuard<'_, Balloon> {
+        self.device.lock().unwrap()
+    }
+}
+
+#[test]
+fn hints_are_what_is_said_between_the_number_that_asks_for_them_and_the_end() {
+    let mut driver = Driver::hinting();
+    assert_eq!(command(&mut driver), spec::HINTS_STOP);
+    driver.hint_at(0);
+    driver.guest.take_interrupts();
+    assert!(driver.balloon().ask_for_hints());
+    assert_eq!(driver.guest.take_interrupts(), 1);
+    let number = command(&mut driver);
+    assert!(number >= spec::HINTS_FIRST);
+    driver.hint_at(1);
+    driver.say(number.wrapping_add(1));
+    driver.hint_at(2);
+    assert!(!driver.balloon().take_hints());
+    driver.say(number);
+    (3..6).for_each(|page| driver.hint_at(page));
+    assert!(!driver.balloon().take_hints());
+    driver.say(spec::HINTS_STOP);
+    assert!(driver.balloon().take_hints(), "it has said all");
+    driver.hint_at(6);
+    driver.guest.take_interrupts();
+    let pages = driver.balloon().stop_hints();
+    assert_eq!(driver.guest.take_interrupts(), 1);
+    assert_eq!(pages.runs(&driver.guest.memory), [(GuestAddress(PAGES + 3 * 4096), 3 * 4096)]);
+    assert_eq!(command(&mut driver), spec::HINTS_STOP);
+    driver.balloon().end_hints();
+    assert_eq!(command(&mut driver), spec::HINTS_DONE);
+    assert!(driver.gone().is_empty(), "nothing goes by a hint alone");
+
+    // Asked again before it has answered, the first answer counts for nothing.
+    assert!(driver.balloon().ask_for_hints());
+    let first = command(&mut driver);
+    assert!(first != number && driver.balloon().ask_for_hints());
+    driver.say(first);
+    driver.hint_at(7);
+    assert_eq!(driver.balloon().stop_hints().count(), 0);
+}
+
+#[test]
+fn who_takes_no_hints_is_not_asked_and_reports_by_either_queue() {
+    let mut driver = Driver::with_queues(spec::F_PAGE_REPORTING, &[0, 1, 3]);
+    assert!(!driver.balloon().ask_for_hints());
+    driver.hint_at(1);
+    assert_eq!(driver.gone(), [1], "that was a report");
+    let driver = Driver::with_queues(spec::F_FREE_PAGE_HINT, &[0, 1]);
+    assert!(!driver.balloon().ask_for_hints(), "it has no queue for them");
+    let mut driver = Driver::hinting();
+    driver.queues[3].submit(&driver.guest.memory, &[MockDescriptor::writable(PAGES + 4096, 4096)]);
+    driver.guest.kick(4);
+    assert_eq!(driver.gone(), [1], "reports have the last queue beside hints");
+    driver.balloon().hold(true);
+    assert!(!driver.balloon().ask_for_hints(), "it stands still");
+}
+
+#[test]
+fn hints_that_a_guest_was_giving_are_done_with_when_it_goes_on_elsewhere_or_resets_the_device() {
+    let mut driver = Driver::hinting();
+    assert!(driver.balloon().ask_for_hints());
+    let number = command(&mut driver);
+    driver.say(number);
+    driver.hint_at(1);
+    let state = driver.balloon().save();
+    let other = build_balloon(0, false).unwrap();
+    other.lock().unwrap().restore(&state.own).unwrap();
+    let mut space = [0; 4];
+    other.lock().unwrap().read_config(8, &mut space);
+    assert_eq!(u32::from_le_bytes(space), spec::HINTS_DONE);
+    driver.guest.negotiate(0);
+    assert!(driver.balloon().take_hints());
+    assert_eq!(driver.balloon().stop_hints().count(), 0);
+    assert_eq!(command(&mut driver), spec::HINTS_STOP);
 }
