@@ -19,6 +19,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             guest_goes_on_from_what_was_packed_and_merged,
         ),
         trial(
+            "snapshots::guest_whose_memory_is_pinned_for_its_disks_goes_on_without_that_elsewhere",
+            &[Need::Kvm],
+            guest_whose_memory_is_pinned_goes_on_elsewhere,
+        ),
+        trial(
             "snapshots::guest_is_handed_from_program_to_program_while_it_runs",
             &[Need::Kvm],
             guest_is_handed_from_program_to_program,
@@ -140,6 +145,47 @@ impl Drop for Ended {
             let _ = client.stop(true);
         }
     }
+}
+
+fn guest_whose_memory_is_pinned_goes_on_elsewhere() -> Result<()> {
+    let files = Files::new()?;
+    let path = |name: &str| files.path(name);
+    let (control, kernel) = (path("control"), path("tiny.elf"));
+    for name in ["disk", "later"] {
+        std::fs::write(path(name), vec![0; 1 << 20])?;
+    }
+    let disk = format!("{},direct,serial=first", path("disk"));
+    let pinned = ["--kernel", &kernel, "--mem", "32", "--disk", &disk, "--pin-memory"];
+    for other in [&["--balloon", "0"][..], &["--hotplug-memory", "128"], &["--upgradable", "--control", "x"]]
+    {
+        let said = refused(&[&["boot"], &pinned[..], other].concat())?;
+        ensure!(said.contains("cannot be used with"), "{said}");
+    }
+    let (guest, mut typist) = files.boot(&pinned)?;
+    let locked = || -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", guest.0.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmPin:")).context("nothing is told")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    };
+    ensure!(locked()? >= 32 << 10, "{} KiB are pinned", locked()?);
+    let said = typist.say("disk-write 0 5 pinned")?;
+    ensure!(said == "command: disk-write 0 5 ok", "{said}");
+    let status = vmm(&["status", &control])?;
+    ensure!(status.contains("disk first           by io_uring"), "{status}");
+    let later = format!("{},direct", path("later"));
+    vmm(&["attach-disk", &control, &later, "--serial", "later"])?;
+    vmm(&["snapshot", &control, &path("snap"), "--pause"])?;
+    let mut text = [0; 6];
+    std::fs::File::open(path("disk"))?.read_exact_at(&mut text, 5 * 512)?;
+    ensure!(&text == b"pinned", "{text:?}");
+    drop((guest, typist));
+
+    let second = format!("{},direct", path("later"));
+    let (_guest, mut typist) =
+        files.boot(&["--restore", &path("snap"), "--disk", &disk, "--disk", &second])?;
+    let said = typist.say("disk-read 0 5")?;
+    ensure!(said == "command: disk-read 0 5 ok pinned", "{said}");
+    Ok(())
 }
 
 fn guest_is_handed_from_program_to_program() -> Result<()> {

@@ -22,16 +22,16 @@ use crate::handover::{self, Estate, Keeping};
 use crate::inherited::{PassedFds, of_disk};
 use crate::kvm::Kvm;
 use crate::lifecycle::Event;
-use crate::memory::shared::Shared;
+use crate::memory::{self, shared::Shared};
 use crate::peripherals::PeripheralSpecs;
 use crate::run::{Error as RunError, open_disk};
 use crate::sandbox::{Namespaces, Sandbox};
 use crate::serial::Console;
 use crate::supervisor::{self, Supervisor};
 use crate::terminal::RawTerminal;
-use crate::virtio::block::ring::Rings;
+use crate::virtio::block::ring::{Pinned, Rings};
 use crate::virtio::console;
-use crate::vm::{BootSource, Machine, MachineSpec, MainConsole, NicSpec, SnapshotSource};
+use crate::vm::{self, BootSource, Machine, MachineSpec, MainConsole, NicSpec, SnapshotSource};
 
 /// What to boot.
 #[derive(Debug, Default)]
@@ -63,6 +63,8 @@ pub struct BootOptions {
     pub memory_mib: u32,
     /// What pages it is made of.
     pub huge_pages: HugePages,
+    /// Its memory is registered with its disks' rings, and so pinned.
+    pub pin_memory: bool,
     /// The guest may be handed over to another VMM process, which takes memory that both can have.
     pub upgradable: bool,
     /// Virtual CPUs.
@@ -139,6 +141,9 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// Memory is not registered.
+    #[error("pin the guest's memory for its disks (io_uring)")]
+    Pin(#[source] io::Error),
     /// The terminal.
     #[error("prepare the terminal")]
     Terminal(#[source] io::Error),
@@ -264,6 +269,15 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
     }
     let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap, keep));
     let nics = nics.collect::<Result<_, _>>().map_err(RunError::from)?;
+    let more_may_come = options.control.is_some();
+    let (rings, pinned) = if options.pin_memory {
+        let memory = memory::allocate_of(options.memory_mib, options.huge_pages);
+        let memory = memory.map_err(|error| RunError::from(vm::Error::from(error)))?;
+        let rings = Rings::pinning(disks.len(), more_may_come, &Pinned::all_of(&memory));
+        (rings.map_err(Error::Pin)?, Some(memory))
+    } else {
+        (Rings::for_disks(disks.len(), more_may_come), None)
+    };
     Ok(MachineSpec {
         memory_mib: options.memory_mib,
         huge_pages: options.huge_pages,
@@ -275,7 +289,8 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         system: Some(identity()),
         anyway: options.anyway,
         cmdline: options.cmdline,
-        rings: Rings::for_disks(disks.len(), options.control.is_some()),
+        rings,
+        pinned,
         disks,
         nics,
         console,

@@ -283,6 +283,7 @@ pub(crate) fn open(
     }
     Ok(MachineSpec {
         memory_mib: config.memory_mib,
+        pinned: None,
         huge_pages: config.huge_pages,
         vcpus: config.vcpus,
         cpu: config.cpu,

@@ -5,6 +5,7 @@
 mod beginning;
 mod handover;
 mod hints;
+mod parts;
 mod snapshot;
 mod source;
 
@@ -27,25 +28,24 @@ use crate::ending::{Ending, EndingSignal};
 use crate::handover::{self as handing, Estate, Kept};
 use crate::kvm::{self, Kvm};
 use crate::lifecycle::{self, Effect, Event, Refused};
-use crate::pci::host::PciHost;
-use crate::pci::plug::{self, PlugController};
 use crate::peripherals::{PeripheralSpecs, Peripherals};
-use crate::plugged::{self, Devices, Made, Wires};
-use crate::power::{self, KeyboardController, PowerManagement};
+use crate::plugged::{self, Devices};
+use crate::power::{self, PowerManagement};
 use crate::questions::Questions;
-use crate::rpc::{DeviceName, ExitReason, UpgradeStatus, VmState};
-use crate::serial::{self, Console, SerialPort};
+use crate::rpc::{ExitReason, UpgradeStatus, VmState};
+use crate::serial::{Console, SerialPort};
 use crate::snapshot::{Description, Pager};
 use crate::vcpu::{self, Buses, Vcpus};
 use crate::virtio::block::{queues_for, ring::Rings};
 use crate::virtio::{self, Shared};
-use crate::watchdog::{WATCHDOG_BYTES, WATCHDOG_PORT, Watchdog};
+use crate::watchdog::Watchdog;
 use crate::{acpi, boot, clock, memory, smbios};
 
 pub use hints::GivenBack;
 pub use snapshot::{Taken, Wanted};
 pub use source::{BootSource, SnapshotSource};
 
+use parts::{add_bus, add_power, add_serial, add_watchdog, build_devices};
 use snapshot::{Origin, Whose, give_generation};
 use source::Bootable;
 
@@ -109,6 +109,11 @@ pub enum Error {
         "memory of reserved huge pages does not go back to the host, so there can be no balloon, and none comes and goes"
     )]
     BalloonOfReserved,
+    /// What is pinned neither comes nor goes.
+    #[error(
+        "memory that is pinned for disks is not a snapshot's, goes to no other process, and there is no balloon and none comes and goes"
+    )]
+    Pinned,
     /// The number of vCPUs is not within bounds.
     #[error("a guest needs from 1 to {max} vCPUs, not {0}", max = crate::config::VCPUS_MAX)]
     Vcpus(u8),
@@ -153,6 +158,8 @@ pub struct MachineSpec {
     pub memory_mib: u32,
     /// What pages it is made of; that of one that goes on is its snapshot's file.
     pub huge_pages: HugePages,
+    /// Guest memory that is there already, and of which the rings know; of a guest that starts, and that nothing comes to or goes from.
+    pub pinned: Option<memory::GuestMemory>,
     /// Virtual CPUs, likewise.
     pub vcpus: u8,
     /// How much of the host's processor the guest is shown.
@@ -252,6 +259,9 @@ impl Machine {
     pub fn build(kvm: &Kvm, mut spec: MachineSpec, ending: &EndingSignal) -> Result<Self, Error> {
         let boot = match std::mem::replace(&mut spec.boot, BootSource::Disk) {
             BootSource::Snapshot(source) => {
+                if spec.pinned.is_some() {
+                    return Err(Error::Pinned);
+                }
                 let snapshot = source.open(spec.estate.as_ref().map(|estate| &estate.memory), ending)?;
                 return Self::go_on(kvm, spec, snapshot, Whose::Another, ending);
             }
@@ -268,7 +278,11 @@ impl Machine {
         if spec.peripherals.mem.is_some() && hotplug_mib == 0 {
             return Err(memory::Error::Hotplug(0).into());
         }
+        if spec.pinned.is_some() && (gives_back || spec.estate.is_some()) {
+            return Err(Error::Pinned);
+        }
         let ram = match &spec.estate {
+            None if spec.pinned.is_some() => spec.pinned.take().expect("invariant: it is there"),
             Some(_) if hotplug_mib > 0 => return Err(memory::Error::SharedHotplug.into()),
             Some(estate) => estate.memory.allocate(spec.memory_mib)?,
             None => memory::allocate_of(spec.memory_mib, spec.huge_pages)?,
@@ -503,81 +517,4 @@ impl Machine {
 fn now_us() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-}
-
-fn add_serial(
-    vm: &kvm::Vm,
-    ports: &mut Bus,
-    make: impl FnOnce(EventFd) -> Result<SerialPort, Error>,
-) -> Result<Arc<Mutex<SerialPort>>, Error> {
-    let interrupt = event()?;
-    vm.connect_irq(&interrupt, serial::SERIAL_GSI)?;
-    let port = Arc::new(Mutex::new(make(interrupt)?));
-    ports.insert(u64::from(serial::SERIAL_PORT), u64::from(serial::SERIAL_BYTES), port.clone())?;
-    Ok(port)
-}
-
-fn add_power(
-    ports: &mut Bus,
-    sci: &EventFd,
-    ending: &EndingSignal,
-) -> Result<Arc<Mutex<PowerManagement>>, Error> {
-    let sci = sci.try_clone().map_err(Error::Event)?;
-    let device = Arc::new(Mutex::new(PowerManagement::new(sci, ending.clone())));
-    let bytes = u64::from(power::PM1_EVENT_BYTES) + u64::from(power::PM1_CONTROL_BYTES);
-    ports.insert(u64::from(power::PM1_EVENT_PORT), bytes, device.clone())?;
-    let keyboard = Arc::new(Mutex::new(KeyboardController::new(ending.clone())));
-    ports.insert(u64::from(power::KEYBOARD_PORT), u64::from(power::KEYBOARD_BYTES), keyboard)?;
-    Ok(device)
-}
-
-fn add_watchdog(
-    ports: &mut Bus,
-    watchdog: Option<Watchdog>,
-) -> Result<Option<Arc<Mutex<Watchdog>>>, bus::Error> {
-    let Some(watchdog) = watchdog else { return Ok(None) };
-    let watchdog = Arc::new(Mutex::new(watchdog));
-    ports.insert(u64::from(WATCHDOG_PORT), u64::from(WATCHDOG_BYTES), watchdog.clone())?;
-    Ok(Some(watchdog))
-}
-
-/// The PCI bus with its hot-plug controller, and whatever else devices need; nothing is on it yet.
-fn add_bus(
-    (vm, guest): (&Arc<kvm::Vm>, &memory::GuestMemory),
-    ports: &mut Bus,
-    sci: &EventFd,
-    (rings, disk_queues): (Rings, u16),
-) -> Result<Wires, Error> {
-    let let_go = event()?;
-    let (host, clone) = (PciHost::default(), |event: &EventFd| event.try_clone().map_err(Error::Event));
-    let controller = PlugController::new(host.clone(), clone(sci)?, clone(&let_go)?);
-    let controller = Arc::new(Mutex::new(controller));
-    ports.insert(u64::from(plug::PLUG_PORT), u64::from(plug::PLUG_PORTS), controller.clone())?;
-    let questions = Questions::new().map_err(Error::Event)?;
-    let (vm, guest) = (vm.clone(), guest.clone());
-    Ok(Wires { vm, guest, host, controller, let_go, questions, rings, disk_queues })
-}
-
-/// The devices in the order of their places: disks, network devices, what else was asked for, entropy source.
-fn build_devices(
-    disks: Vec<DiskSpec>,
-    nics: Vec<NicSpec>,
-    peripherals: &Peripherals,
-    wires: &mut Wires,
-) -> Result<Vec<Made>, devices::Error> {
-    let mut devices = Vec::with_capacity(disks.len() + nics.len() + 1);
-    for spec in disks {
-        let name = DeviceName::Disk(spec.config.serial.clone());
-        let parts = (wires.disk_queues, &mut wires.rings);
-        let shared = virtio::build_block(&spec.config, Box::new(spec.disk), parts)?;
-        devices.push(Made { name: Some(name), shared, kept: spec.kept });
-    }
-    for spec in nics {
-        let name = DeviceName::Nic(spec.config.mac);
-        let shared = virtio::build_net(&spec.config, spec.tap, &wires.questions)?;
-        devices.push(Made { name: Some(name), shared, kept: spec.kept });
-    }
-    devices.extend(peripherals.devices().into_iter().map(Made::unnamed));
-    devices.push(Made::unnamed(virtio::build_rng()?));
-    Ok(devices)
 }

@@ -7,10 +7,8 @@ use std::time::{Duration, Instant};
 use vm_memory::{Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{
-    DiskSpec, Error, Machine, MachineSpec, NicSpec, add_bus, add_power, add_serial, add_watchdog, event,
-    hints, lock,
-};
+use super::parts::{add_bus, add_power, add_serial, add_watchdog};
+use super::{DiskSpec, Error, Machine, MachineSpec, NicSpec, event, hints, lock};
 use crate::bus::Bus;
 use crate::clock;
 use crate::config::WatchdogAction;

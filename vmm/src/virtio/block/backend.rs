@@ -75,6 +75,9 @@ impl Backend {
     /// Serves another disk; what is under way is finished with the one before.
     pub(super) fn replace(&mut self, disk: Box<dyn Disk>) {
         debug_assert_eq!(self.under_way(), 0, "what is under way belongs to the disk before");
+        if let Some(flight) = &mut self.flight {
+            flight.forget_files();
+        }
         self.disk = disk;
         self.tells_waits = true;
     }

@@ -96,9 +96,15 @@ impl Flight {
         flown.filter(|flown| flown.verdict == Verdict::Done).map(|flown| &flown.request)
     }
 
+    /// Another disk's files come, once nothing is under way.
+    pub(super) fn forget_files(&mut self) {
+        self.wait();
+        self.ring_mut().forget_files();
+    }
+
     /// Gives the ring away, once nothing is under way.
     pub(super) fn into_ring(mut self) -> Ring {
-        self.wait();
+        self.forget_files();
         self.ring.take().expect("invariant: a flight has its ring until its end")
     }
 
@@ -136,6 +142,8 @@ impl Flight {
         let number = self.free.pop().expect("invariant: there is room");
         let writes = matches!(request, Request::Write(_));
         for piece in planned {
+            let (Planned::Transfer { fd, .. } | Planned::Sync { fd } | Planned::Free { fd, .. }) = piece;
+            self.ring_mut().learn_file(*fd);
             let (piece, expected) = match piece.clone() {
                 Planned::Transfer { fd, offset, vectors: range, bytes } if writes => {
                     (Piece::Write(fd, &vectors.0[range], offset), bytes)
