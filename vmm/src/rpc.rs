@@ -228,7 +228,7 @@ pub struct DeviceStatus {
 pub enum DiskEngine {
     /// Many at a time, by the kernel's io_uring.
     IoUring,
-    /// One after the other: the kernel allows no io_uring, or the disk has to do something to the bytes.
+    /// One after the other: the kernel allows no io_uring, or the disk does not say where its bytes lie.
     Synchronous,
 }
 

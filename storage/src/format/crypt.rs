@@ -91,6 +91,34 @@ enum Cipher {
     Aes256(Box<Xts128<Aes256>>),
 }
 
+/// An encrypted disk as it is stored. What is read and written where [`Self::disk`] says lies encrypted there, by whole sectors.
+#[derive(Clone, Copy)]
+pub struct Stored<'d> {
+    /// What it lies on.
+    pub disk: &'d dyn Disk,
+    cipher: &'d Cipher,
+}
+
+impl Stored<'_> {
+    /// Whether a part of the disk is of whole sectors; no other is encrypted or decrypted by itself.
+    #[must_use]
+    pub fn is_whole(offset: u64, length: u64) -> bool {
+        offset.is_multiple_of(SECTOR_BYTES as u64) && length.is_multiple_of(SECTOR_BYTES as u64)
+    }
+
+    /// Encrypts what is to be stored from `offset` on.
+    pub fn encrypt(&self, sectors: &mut [u8], offset: u64) {
+        debug_assert!(Self::is_whole(offset, length_of(sectors)), "whole sectors");
+        self.cipher.encrypt(sectors, number_of(offset));
+    }
+
+    /// Decrypts what is stored from `offset` on.
+    pub fn decrypt(&self, sectors: &mut [u8], offset: u64) {
+        debug_assert!(Self::is_whole(offset, length_of(sectors)), "whole sectors");
+        self.cipher.decrypt(sectors, number_of(offset));
+    }
+}
+
 impl Cipher {
     fn new(DiskKey(bytes): &DiskKey) -> Self {
         let (data, tweak) = bytes.split_at(bytes.len() / 2);
@@ -225,6 +253,10 @@ impl<D: Disk> Disk for EncryptedDisk<D> {
 
     fn flush(&self) -> io::Result<()> {
         self.disk.flush()
+    }
+
+    fn stored(&self) -> Option<Stored<'_>> {
+        Some(Stored { disk: &self.disk, cipher: &self.cipher })
     }
 
     /// Of whole sectors alone: those become zeros or stay, and so do they here.

@@ -13,7 +13,7 @@ pub mod raw;
 use std::io;
 use std::sync::Arc;
 
-pub use self::crypt::{DiskKey, EncryptedDisk};
+pub use self::crypt::{DiskKey, EncryptedDisk, Stored};
 pub use self::layers::open_layers;
 pub use self::overlay::Overlay;
 pub use self::place::{Extent, OpenFile, Work};
@@ -50,6 +50,12 @@ pub trait Disk: Send + Sync {
     /// then nothing was added.
     fn locate(&self, _work: Work, _extents: &mut Vec<Extent>) -> io::Result<bool> {
         Ok(false)
+    }
+
+    /// What a disk lies on that lies encrypted, and how: for whoever encrypts and decrypts himself what he reads and writes where
+    /// that one says. Nothing for all others.
+    fn stored(&self) -> Option<Stored<'_>> {
+        None
     }
 
     /// Work that was located has been done, or has failed: what then follows from it. To be called for everything but reads,
@@ -103,6 +109,9 @@ macro_rules! is_what_it_leads_to {
             }
             fn locate(&self, work: Work, extents: &mut Vec<Extent>) -> io::Result<bool> {
                 (**self).locate(work, extents)
+            }
+            fn stored(&self) -> Option<Stored<'_>> {
+                (**self).stored()
             }
             fn finish(&self, work: Work, result: io::Result<()>) -> io::Result<()> {
                 (**self).finish(work, result)

@@ -4,7 +4,8 @@
 //! Who does so asks [`Disk::locate`](super::Disk::locate), has the kernel do the work at the places named, and says so to
 //! [`Disk::finish`](super::Disk::finish). A disk that has something to do with the bytes themselves (a cipher), or to do
 //! before a part of them can be written (a copy of a cluster), locates nothing: such work is done by the disk's other
-//! methods, while none that was located is under way.
+//! methods, while none that was located is under way. Below a cipher is a disk that locates
+//! ([`Disk::stored`](super::Disk::stored)).
 //!
 //! Must never know: how the work is done.
 

@@ -67,7 +67,8 @@ pub fn build_block(
     disk: Box<dyn Disk>,
     (queues, rings): (u16, &mut ring::Rings),
 ) -> Result<Shared, Error> {
-    let can = disk.locate(Work::Read { offset: 0, length: 0 }, &mut Vec::new()).unwrap_or(false);
+    let nothing = Work::Read { offset: 0, length: 0 };
+    let can = backend::located_by(&*disk).locate(nothing, &mut Vec::new()).unwrap_or(false);
     let ring = if can { rings.take() } else { None };
     let block = Block::with(disk, config.read_only, &config.serial, (queues, ring))?;
     Ok(Arc::new(Mutex::new(block.limited(&config.limits, Box::new(Instant::now))?)))

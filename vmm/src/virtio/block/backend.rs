@@ -3,7 +3,8 @@
 //! Where the disk says in which files the bytes lie, they go between there and the guest's buffers: by the ring where the
 //! medium has to be waited for, and at once where what is wanted is in the page cache, for which a call is cheaper than a
 //! ring's turn. What is written to the page cache is written at once as well: a ring would leave it to a thread of the kernel's,
-//! one write after the other and at twice the cost. All else passes through one bounded buffer, one request after the other, and nothing is under way then that
+//! one write after the other and at twice the cost. What lies encrypted goes by a copy of each request's own, which is encrypted
+//! before it is written and decrypted when it was read. All else passes through one bounded buffer, one request after the other, and nothing is under way then that
 //! writes: what a disk does with a part of a cluster or of a block needs the rest of it to stand still.
 
 #![expect(unsafe_code, reason = "the kernel is given addresses in guest memory")]
@@ -11,12 +12,12 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, RawFd};
 
-use storage::format::{Disk, Extent, OpenFile, Work};
+use storage::format::{Disk, Extent, OpenFile, Stored, Work};
 
 use super::super::limiter::Direction;
 use super::super::queue::Chain;
 use super::super::spec::block as spec;
-use super::flight::{Flight, Flown, PIECES_MAX, Planned, Vectors, Verdict};
+use super::flight::{Flight, Flown, PIECES_MAX, Planned, SEALED_BYTES_MAX, Vectors, Verdict};
 use super::guest_io::{self, VECTORS_MAX, gather, mark_written};
 use super::request::{Range, Request};
 use super::ring::Ring;
@@ -106,17 +107,20 @@ impl Backend {
         can_flush: bool,
     ) -> Begun {
         self.extents.clear();
+        let disk = located_by(&*self.disk);
         let located = match &request {
+            Request::Read(range) | Request::Write(range) if !self.can_seal(*range) => Ok(false),
             Request::Read(Range { offset, length }) => {
-                self.disk.locate(Work::Read { offset: *offset, length: *length }, &mut self.extents)
+                disk.locate(Work::Read { offset: *offset, length: *length }, &mut self.extents)
             }
             Request::Write(Range { offset, length }) if can_flush => {
-                self.disk.locate(Work::Write { offset: *offset, length: *length }, &mut self.extents)
+                disk.locate(Work::Write { offset: *offset, length: *length }, &mut self.extents)
             }
-            Request::Flush => self.disk.locate(Work::Flush, &mut self.extents),
+            Request::Flush => disk.locate(Work::Flush, &mut self.extents),
             Request::Discard(ranges) if can_flush => ranges.iter().try_fold(true, |all, range| {
                 let work = Work::Discard { offset: range.offset, length: range.length };
-                Ok(all && self.disk.locate(work, &mut self.extents)?)
+                let is_whole = self.disk.stored().is_none() || Stored::is_whole(range.offset, range.length);
+                Ok(all && is_whole && disk.locate(work, &mut self.extents)?)
             }),
             _ => Ok(false),
         };
@@ -129,6 +133,13 @@ impl Backend {
         }
     }
 
+    /// Whether a part of the disk is read or written by a ring if that is possible at all: it lies in the clear, or what it takes
+    /// to encrypt it is bounded.
+    fn can_seal(&self, Range { offset, length }: Range) -> bool {
+        let fits = length <= SEALED_BYTES_MAX && Stored::is_whole(offset, length);
+        self.disk.stored().is_none() || self.flight.is_some() && fits
+    }
+
     fn begin_located(
         &mut self,
         memory: &GuestMemory,
@@ -139,21 +150,20 @@ impl Backend {
         let (spare, mut vectors) = self.flight.as_mut().map(Flight::vectors).unwrap_or_default();
         self.planned.clear();
         let planned = match &request {
-            Request::Read(range) => {
-                self.plan_transfers(memory, chain, Direction::Read, range.length, &mut vectors)
-            }
+            Request::Read(range) => self.plan_transfers(memory, chain, Direction::Read, *range, &mut vectors),
             Request::Write(range) => {
-                self.plan_transfers(memory, chain, Direction::Write, range.length, &mut vectors)
+                self.plan_transfers(memory, chain, Direction::Write, *range, &mut vectors)
             }
             _ => self.plan_others(matches!(request, Request::Flush)),
         };
         let flight = self.flight.as_mut();
         match (planned, flight) {
-            (Ok(Tried::Done), flight) => {
-                if let Some(flight) = flight {
+            (Ok(Tried::Done), _) => {
+                let outcome = self.conclude(memory, (chain, &mut vectors), &request, Verdict::Done);
+                if let Some(flight) = &mut self.flight {
                     flight.recycle(spare, vectors);
                 }
-                Begun::Done(self.conclude(memory, chain, &request, Verdict::Done))
+                Begun::Done(outcome)
             }
             (Ok(Tried::Waits), Some(flight)) => {
                 let chain = std::mem::replace(chain, spare);
@@ -168,7 +178,7 @@ impl Backend {
             }
             (Err(error), _) => {
                 let verdict = Verdict::Failed(error.raw_os_error().unwrap_or(libc::EIO));
-                Begun::Done(self.conclude(memory, chain, &request, verdict))
+                Begun::Done(self.conclude(memory, (chain, &mut vectors), &request, verdict))
             }
         }
     }
@@ -179,26 +189,30 @@ impl Backend {
         memory: &GuestMemory,
         chain: &Chain,
         direction: Direction,
-        length: u64,
+        range: Range,
         vectors: &mut Vectors,
     ) -> io::Result<Tried> {
-        let (segments, mut at) = match direction {
+        let (segments, first) = match direction {
             Direction::Read => (chain.writable(), 0),
             Direction::Write => (chain.readable(), spec::REQUEST_HEADER_BYTES as u64),
         };
-        let end = at + length;
+        let is_sealed = self.seal(memory, (chain, first), (direction, range), vectors)?;
+        let (mut at, end) = (first, first + range.length);
         for index in 0..self.extents.len() {
             let Extent { file, offset, length } = self.extents[index];
             let start = vectors.0.len();
-            let fits = file.is_none()
-                || gather(memory, segments, (at, length), &mut vectors.0)
-                    && vectors.0.len() - start <= VECTORS_MAX
-                    && at + length <= end;
+            let gathered = match is_sealed {
+                true => gather_sealed(vectors, (at - first, length), file.is_none()),
+                false => file.is_none() || gather(memory, segments, (at, length), &mut vectors.0),
+            };
+            let fits = gathered && vectors.0.len() - start <= VECTORS_MAX && at + length <= end;
             let Some(file) = file.filter(|_| fits) else {
                 if !fits {
                     return Ok(Tried::Odd);
                 }
-                write_zeros(memory, chain, (at, length));
+                if !is_sealed {
+                    write_zeros(memory, chain, (at, length));
+                }
                 at += length;
                 continue;
             };
@@ -220,6 +234,26 @@ impl Backend {
             at += length;
         }
         Ok(if self.planned.is_empty() { Tried::Done } else { Tried::Waits })
+    }
+
+    /// Whether what is read or written lies encrypted: then there is room for it beside `vectors`, in which what is to be written is
+    /// encrypted by now. What the guest writes to its buffers from here on is not looked at.
+    fn seal(
+        &self,
+        memory: &GuestMemory,
+        (chain, first): (&Chain, u64),
+        (direction, range): (Direction, Range),
+        vectors: &mut Vectors,
+    ) -> io::Result<bool> {
+        let Some(stored) = self.disk.stored() else { return Ok(false) };
+        let bytes = vectors.1.make_room(range.length);
+        if direction == Direction::Write {
+            if chain.read_at(memory, first, bytes) != bytes.len() {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
+            stored.encrypt(bytes, range.offset);
+        }
+        Ok(true)
     }
 
     /// What is in the page cache, or goes there, needs no ring.
@@ -296,9 +330,9 @@ impl Backend {
         memory: &GuestMemory,
         give: impl FnOnce(u16, &Chain, Result<(), Failure>) -> R,
     ) -> Option<R> {
-        let (flown, vectors) = self.flight.as_mut()?.take()?;
+        let (flown, mut vectors) = self.flight.as_mut()?.take()?;
         let Flown { queue, chain, request, verdict, .. } = flown;
-        let outcome = self.conclude(memory, &chain, &request, verdict);
+        let outcome = self.conclude(memory, (&chain, &mut vectors), &request, verdict);
         let given = give(queue, &chain, outcome);
         self.flight.as_mut()?.recycle(chain, vectors);
         Some(given)
@@ -324,11 +358,16 @@ impl Backend {
     fn conclude(
         &mut self,
         memory: &GuestMemory,
-        chain: &Chain,
+        (chain, vectors): (&Chain, &mut Vectors),
         request: &Request,
         verdict: Verdict,
     ) -> Result<(), Failure> {
         if let Request::Read(range) = request {
+            if let Some(stored) = self.disk.stored().filter(|_| verdict == Verdict::Done) {
+                let bytes = vectors.1.get();
+                stored.decrypt(bytes, range.offset);
+                chain.write_at(memory, 0, bytes);
+            }
             // Also of one that failed: who knows how far it came.
             mark_written(memory, chain.writable(), range.length);
         }
@@ -341,11 +380,12 @@ impl Backend {
 
     /// Tells the disk what became of located work.
     fn settle(&self, request: &Request, result: io::Result<()>) -> Result<(), Failure> {
+        let disk = located_by(&*self.disk);
         let result = match request {
             Request::Write(Range { offset, length }) => {
-                self.disk.finish(Work::Write { offset: *offset, length: *length }, result)
+                disk.finish(Work::Write { offset: *offset, length: *length }, result)
             }
-            Request::Flush => self.disk.finish(Work::Flush, result),
+            Request::Flush => disk.finish(Work::Flush, result),
             _ => result,
         };
         result.map_err(|error| failed(name(request), &error))
@@ -433,6 +473,25 @@ impl Backend {
     pub(super) fn take_ring(&mut self) -> Option<Ring> {
         self.flight.take().map(Flight::into_ring)
     }
+}
+
+/// What says where the disk's bytes lie: itself, or what is below its cipher.
+pub(super) fn located_by(disk: &dyn Disk) -> &dyn Disk {
+    disk.stored().map_or(disk, |stored| stored.disk)
+}
+
+/// Adds to `vectors` where `length` bytes lie of what is sealed, or makes these zeros if nobody has them; whether they are there.
+fn gather_sealed(vectors: &mut Vectors, (at, length): (u64, u64), is_hole: bool) -> bool {
+    let Vectors(vectors, sealed) = vectors;
+    let range = usize::try_from(at).ok().zip(usize::try_from(length).ok());
+    let bytes = range.and_then(|(at, length)| sealed.get().get_mut(at..at.checked_add(length)?));
+    let Some(bytes) = bytes else { return false };
+    if is_hole {
+        bytes.fill(0);
+    } else {
+        vectors.push(libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() });
+    }
+    true
 }
 
 /// Offsets and lengths of the pieces in which `length` bytes pass through the buffer.

@@ -14,12 +14,49 @@ use crate::memory::GuestMemory;
 /// Pieces of one request: where the parts of an overlay's disk alternate more often, it is done one after the other.
 pub(super) const PIECES_MAX: usize = 16;
 
-/// Addresses in guest memory, for the kernel.
+/// The most of a request that lies encrypted where the kernel reads and writes; what is longer is done one step after the other.
+pub(super) const SEALED_BYTES_MAX: u64 = 2 << 20;
+/// The most of all such requests of one device.
+const ALL_SEALED_BYTES_MAX: u64 = 8 << 20;
+/// The most that requests of before leave for further ones.
+const SPARE_SEALED_BYTES_MAX: usize = 8 << 20;
+
+/// Addresses in guest memory, for the kernel, or in what is sealed.
 #[derive(Default)]
-pub(super) struct Vectors(pub(super) Vec<libc::iovec>);
+pub(super) struct Vectors(pub(super) Vec<libc::iovec>, pub(super) Sealed);
 
 // SAFETY: addresses are plain numbers to whoever does not read or write there, and nobody does but the kernel.
 unsafe impl Send for Vectors {}
+
+/// What a request reads or writes, as it is stored: encrypted.
+#[derive(Default)]
+pub(super) struct Sealed {
+    bytes: Vec<u8>,
+    start: usize,
+    length: usize,
+}
+
+impl Sealed {
+    /// What direct access asks of an address.
+    const ALIGNMENT: usize = 4096;
+
+    /// Room for `length` bytes, at most [`SEALED_BYTES_MAX`], with whatever is in it.
+    pub(super) fn make_room(&mut self, length: u64) -> &mut [u8] {
+        self.length = usize::try_from(length).expect("invariant: bounded");
+        let wanted = self.length + Self::ALIGNMENT;
+        if self.bytes.len() < wanted {
+            self.bytes = vec![0; wanted];
+        }
+        let beyond = self.bytes.as_ptr().addr() % Self::ALIGNMENT;
+        self.start = (Self::ALIGNMENT - beyond) % Self::ALIGNMENT;
+        self.get()
+    }
+
+    /// The bytes.
+    pub(super) fn get(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.start + self.length]
+    }
+}
 
 /// What became of a request's pieces.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,10 +105,13 @@ pub(super) struct Flight {
     free: Vec<u16>,
     /// Numbers of those whose pieces all came back.
     done: Vec<u16>,
+    /// Bytes of what is sealed, of all that are under way.
+    sealed_bytes: u64,
     /// Memory that the kernel may still write to.
     memory: Option<GuestMemory>,
-    /// What requests of before leave for further ones.
+    /// What requests of before leave for further ones, and how much of it is room for what is sealed.
     spare: Vec<(Chain, Vectors)>,
+    spare_bytes: usize,
 }
 
 impl Flight {
@@ -79,7 +119,9 @@ impl Flight {
         let flown = std::iter::repeat_with(|| None).take(UNDER_WAY_MAX).collect();
         // Below the maximum, which fits.
         let free = (0..UNDER_WAY_MAX as u16).rev().collect();
-        Self { ring: Some(ring), flown, free, done: Vec::new(), memory: None, spare: Vec::new() }
+        let (done, spare) = (Vec::new(), Vec::new());
+        let (sealed_bytes, spare_bytes) = (0, 0);
+        Self { ring: Some(ring), flown, free, done, sealed_bytes, memory: None, spare, spare_bytes }
     }
 
     fn ring(&self) -> &Ring {
@@ -110,7 +152,8 @@ impl Flight {
 
     /// Whether the next request may not find room.
     pub(super) fn is_full(&self) -> bool {
-        self.ring().room() < PIECES_MAX || self.free.is_empty()
+        let all_sealed = self.sealed_bytes + SEALED_BYTES_MAX > ALL_SEALED_BYTES_MAX;
+        self.ring().room() < PIECES_MAX || self.free.is_empty() || all_sealed
     }
 
     /// Requests that were begun and not taken back.
@@ -120,17 +163,24 @@ impl Flight {
 
     /// Vectors to fill for a request.
     pub(super) fn vectors(&mut self) -> (Chain, Vectors) {
-        self.spare.pop().unwrap_or_default()
+        let (chain, vectors) = self.spare.pop().unwrap_or_default();
+        self.spare_bytes -= vectors.1.bytes.len();
+        (chain, vectors)
     }
 
     /// Leaves for other requests what one had.
     pub(super) fn recycle(&mut self, chain: Chain, mut vectors: Vectors) {
         vectors.0.clear();
+        vectors.1.length = 0;
+        if self.spare_bytes + vectors.1.bytes.len() > SPARE_SEALED_BYTES_MAX {
+            vectors.1 = Sealed::default();
+        }
+        self.spare_bytes += vectors.1.bytes.len();
         self.spare.push((chain, vectors));
     }
 
     /// Begins a request, which has at least one piece and at most [`PIECES_MAX`], and for which there is room. `vectors` were
-    /// gathered in `memory`.
+    /// gathered in `memory`, or in what is sealed of the request.
     pub(super) fn begin(
         &mut self,
         memory: &GuestMemory,
@@ -154,10 +204,11 @@ impl Flight {
                 Planned::Sync { fd } => (Piece::Sync(fd), 0),
                 Planned::Free { fd, offset, bytes } => (Piece::Free(fd, offset, bytes), 0),
             };
-            // SAFETY: the vectors' own memory is on the heap and stays with the request below; what they point at is guest
-            // memory, which is kept above until nothing is under way any more.
+            // SAFETY: the vectors' own memory is on the heap and stays with the request below, as does what is sealed; all else that
+            // they point at is guest memory, which is kept above until nothing is under way any more.
             unsafe { self.ring_mut().push(piece, u64::from(expected) << 32 | u64::from(number)) };
         }
+        self.sealed_bytes += vectors.1.length as u64;
         let (pieces, verdict) = (planned.len(), Verdict::Done);
         self.flown[usize::from(number)] = Some(Flown { queue, chain, request, verdict, vectors, pieces });
     }
@@ -204,6 +255,7 @@ impl Flight {
             self.memory = None;
         }
         let vectors = std::mem::take(&mut flown.vectors);
+        self.sealed_bytes -= vectors.1.length as u64;
         Some((flown, vectors))
     }
 }

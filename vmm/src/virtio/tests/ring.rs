@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use storage::format::{Extent, OpenFile, Overlay, RawFile, Work};
+use storage::format::{DiskKey, EncryptedDisk, Extent, OpenFile, Overlay, RawFile, Work};
 
 use super::super::block::ring::Rings;
 use super::super::mock::{BUFFERS_START, MockDescriptor, MockQueue};
@@ -211,7 +211,8 @@ fn file(bytes: u64, direct: bool) -> (tempfile::NamedTempFile, File) {
     (named, opened)
 }
 
-fn exercise(disk: Box<dyn Disk>, check: &File, at: u64) {
+/// Reads, writes, flushes, frees and zeroes; what is stored is seen by `stored_at`.
+fn exercise(disk: Box<dyn Disk>, stored_at: &dyn Fn(&mut [u8], u64)) {
     let Some((mut driver, _)) = Driver::new(disk, 1) else { return };
     let pattern: Vec<u8> = (0..16_384_u32).map(|index| (index % 251) as u8 + 1).collect();
     driver.guest.put(DATA, &pattern);
@@ -229,7 +230,7 @@ fn exercise(disk: Box<dyn Disk>, check: &File, at: u64) {
     let read = [driver.guest.get(DATA + 0x2_0003, 1000), driver.guest.get(DATA + 0x3_0000, 15_384)].concat();
     assert!(read == expected);
     let mut stored = vec![0; 16_384];
-    check.read_exact_at(&mut stored, at + 64 * 512).unwrap();
+    stored_at(&mut stored, 64 * 512);
     assert!(stored == expected);
     let range = |sector: u64, sectors: u32, flags: u32| {
         [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
@@ -262,7 +263,7 @@ fn exercise(disk: Box<dyn Disk>, check: &File, at: u64) {
     assert_eq!(driver.one(block::T_FLUSH, 0, &[]), block::S_OK);
     for number in 0..16 {
         let mut block = [0; 4096];
-        check.read_exact_at(&mut block, at + 4096 * number).unwrap();
+        stored_at(&mut block, 4096 * number);
         assert_eq!(block[0], number as u8 + 1);
     }
 }
@@ -271,7 +272,9 @@ fn exercise(disk: Box<dyn Disk>, check: &File, at: u64) {
 fn files_are_read_written_flushed_freed_and_zeroed_directly_and_by_the_page_cache() {
     for direct in [false, true] {
         let (named, opened) = file(1 << 20, direct);
-        exercise(Box::new(RawFile::whole(opened, false).unwrap()), &named.reopen().unwrap(), 0);
+        let check = named.reopen().unwrap();
+        let stored = |bytes: &mut [u8], at| check.read_exact_at(bytes, at).unwrap();
+        exercise(Box::new(RawFile::whole(opened, false).unwrap()), &stored);
     }
 }
 
@@ -283,7 +286,8 @@ fn overlays_are_too_and_their_bases_stay_as_they_were() {
         let (named, opened) = file(0, direct);
         Overlay::create(named.as_file(), 1 << 20, 1 << 20).unwrap();
         let overlay = Overlay::open(opened, base).unwrap();
-        exercise(Box::new(overlay), &named.reopen().unwrap(), 8192);
+        let check = named.reopen().unwrap();
+        exercise(Box::new(overlay), &|bytes, at| check.read_exact_at(bytes, 8192 + at).unwrap());
         let mut unchanged = vec![0; 1 << 19];
         base_name.as_file().read_exact_at(&mut unchanged, 0).unwrap();
         assert!(unchanged.iter().all(|byte| *byte == 0x33));
@@ -294,6 +298,66 @@ fn overlays_are_too_and_their_bases_stay_as_they_were() {
         reopened.read_at(&mut block, 4096 * 100).unwrap();
         assert!(block == [0x33; 4096]);
     }
+}
+
+#[test]
+fn encrypted_disks_are_served_by_a_ring_and_nothing_is_stored_in_the_clear() {
+    let key = DiskKey::random(512).unwrap();
+    for (direct, layered) in [(false, false), (true, false), (true, true)] {
+        let (named, opened) = file(if layered { 0 } else { 1 << 20 }, direct);
+        let stored: Box<dyn Disk> = if layered {
+            Overlay::create(named.as_file(), 1 << 20, 1 << 20).unwrap();
+            Box::new(Overlay::open(opened, file(1 << 20, false).1).unwrap())
+        } else {
+            Box::new(RawFile::whole(opened, false).unwrap())
+        };
+        // The overlay's clusters lie in their order behind its map.
+        let at = if layered { 8192 } else { 0 };
+        let (check, cipher) = (named.reopen().unwrap(), EncryptedDisk::new(MemoryDisk::new(1 << 20), &key));
+        let seen = |bytes: &mut [u8], from: u64| {
+            check.read_exact_at(bytes, at + from).unwrap();
+            let is_clear = |bytes: &[u8]| bytes[0] != 0 && bytes.iter().all(|byte| *byte == bytes[0]);
+            assert!(!bytes.windows(8).any(is_clear), "in the clear");
+            cipher.stored().unwrap().decrypt(bytes, from);
+        };
+        exercise(Box::new(EncryptedDisk::new(stored, &key)), &seen);
+    }
+}
+
+#[test]
+fn depth_of_an_encrypted_disk_is_under_way_at_the_same_time_and_what_is_copied_is_bounded() {
+    let key = DiskKey::random(256).unwrap();
+    let (reader, mut writer) = io::pipe().unwrap();
+    let asked = Arc::default();
+    let disk = EncryptedDisk::new(Piped { reader: reader.into(), asked: Arc::clone(&asked) }, &key);
+    let Some((mut driver, _device)) = Driver::new(Box::new(disk), 1) else { return };
+    for number in 0..DEPTH {
+        driver.submit(0, block::T_IN, 0, &[MockDescriptor::writable(DATA + 512 * number, 512)]);
+    }
+    driver.guest.kick(0);
+    assert_eq!(driver.done(), 0);
+    let cipher = EncryptedDisk::new(MemoryDisk::new(512), &key);
+    for number in 0..DEPTH {
+        let mut sector = [number as u8 + 1; 512];
+        cipher.stored().unwrap().encrypt(&mut sector, 0);
+        io::Write::write_all(&mut writer, &sector).unwrap();
+    }
+    driver.wait_for(DEPTH as usize);
+    let mut seen: Vec<u8> =
+        (0..DEPTH).map(|number| driver.guest.get(DATA + 512 * number, 512)[511]).collect();
+    seen.sort_unstable();
+    assert!(seen.into_iter().eq(1..=DEPTH as u8), "each was decrypted");
+    assert!(!asked.load(Ordering::Relaxed), "nothing went through the buffer");
+    // Half a megabyte each: some wait until others are done, which they are when nobody writes any more.
+    driver.submitted = 0;
+    for _ in 0..DEPTH {
+        driver.submit(0, block::T_IN, 0, &[MockDescriptor::writable(DATA, 1 << 19)]);
+    }
+    driver.guest.kick(0);
+    assert_eq!(driver.done(), 0);
+    drop(writer);
+    driver.wait_for(DEPTH as usize);
+    assert!((0..DEPTH).all(|number| driver.status(number) == block::S_OK));
 }
 
 #[test]
