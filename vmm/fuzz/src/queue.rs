@@ -1,21 +1,23 @@
 //! A hostile driver: an input is a program of register accesses, descriptors, ring entries and notifications.
 
 use std::cell::Cell;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use storage::format::Disk;
-use vm_memory::GuestAddress;
+use storage::format::{Disk, DiskKey, EncryptedDisk, RawFile};
+use vm_memory::{GuestAddress, GuestMemoryBackend as _};
 use vmm::config::{DiskLimits, InheritedFd, NicConfig, RateLimit, Traffic, TransferLimits};
 use vmm::connector;
 use vmm::memory::GuestMemory;
 use vmm::memory::discard::Emptied;
 use vmm::memory::mapping::Mapping;
 use vmm::serial::Console;
-use vmm::virtio::balloon::build_balloon;
+use vmm::virtio::balloon::{Balloon, build_balloon};
+use vmm::virtio::block::ring::Rings;
 use vmm::virtio::block::{Block, Clock};
 use vmm::virtio::console::{self, build_console};
 use vmm::virtio::mem::{Region, build_mem};
@@ -85,15 +87,27 @@ fn clock() -> Clock {
 /// The guest's address as a socket device has it.
 const VSOCK_CID: u8 = 3;
 
-/// The device, and the far end of its link or its connector if it has one.
-pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
+/// What is behind a device.
+pub(crate) enum Far {
+    Nothing,
+    /// The other end of its link or its connector.
+    Socket(OwnedFd),
+    /// Itself, as its VMM sees it.
+    Balloon(Arc<Mutex<Balloon>>),
+    /// A file of [`DISK_BYTES`], and nothing may become of it.
+    File(File),
+}
+
+/// The device, and what is behind it.
+pub(crate) fn device(kind: u8) -> (Shared, Far) {
     match kind % 8 {
+        0 if kind & 0x20 != 0 => on_ring(kind),
         0 => {
             let block =
                 Block::new(Box::new(NullDisk), kind & 0x80 != 0, "fuzz").expect("invariant: a short serial");
             let limits = if kind & 0x40 != 0 { LIMITS } else { DiskLimits::default() };
             let block = block.limited(&limits, clock()).expect("the fuzzer needs timers");
-            (Arc::new(Mutex::new(block)), None)
+            (Arc::new(Mutex::new(block)), Far::Nothing)
         }
         1 => {
             let (link, far) = packet_pair().expect("the fuzzer needs sockets");
@@ -105,28 +119,28 @@ pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
                 traffic: if kind & 0x40 != 0 { TRAFFIC } else { Traffic::default() },
             };
             let net = Net::with_clock(&config, link, clock()).expect("invariant: a usual MTU");
-            (Arc::new(Mutex::new(net)), Some(far))
+            (Arc::new(Mutex::new(net)), Far::Socket(far))
         }
         2 => {
             let output = console::Output::Stream(Console::None);
-            (build_console(output).expect("the fuzzer needs eventfds"), None)
+            (build_console(output).expect("the fuzzer needs eventfds"), Far::Nothing)
         }
         3 => {
             let (near, far) = connector::pair().expect("the fuzzer needs sockets");
             let near = UnixStream::from(near);
             near.set_nonblocking(true).expect("invariant: an open socket");
             let vsock = build_vsock(VSOCK_CID.into(), None, Some(near)).expect("the fuzzer needs eventfds");
-            (vsock, Some(far))
+            (vsock, Far::Socket(far))
         }
         4 => {
             let balloon = build_balloon(kind.into(), kind & 0x40 != 0).expect("the fuzzer needs eventfds");
-            (balloon, None)
+            (balloon.clone(), Far::Balloon(balloon))
         }
         5 => {
             let file = tempfile::tempfile().expect("the fuzzer needs files");
             file.set_len(4096).expect("the fuzzer needs files");
             let mapping = Arc::new(Mapping::new(file, kind & 0x40 != 0).expect("the fuzzer needs memory"));
-            (build_pmem(mapping, GuestAddress(1 << 32)).expect("the fuzzer needs eventfds"), None)
+            (build_pmem(mapping, GuestAddress(1 << 32)).expect("the fuzzer needs eventfds"), Far::Nothing)
         }
         6 => {
             let (start, mib) = (GuestAddress(1 << 32), 128);
@@ -134,10 +148,26 @@ pub(crate) fn device(kind: u8) -> (Shared, Option<OwnedFd>) {
             let emptied = if kind & 0x80 != 0 { Emptied::Replaced } else { Emptied::Discarded };
             let requested_mib = u32::from(kind & 0x7e);
             let mem = build_mem(Region { start, mib }, &memory, emptied, requested_mib);
-            (mem.expect("the fuzzer needs eventfds"), None)
+            (mem.expect("the fuzzer needs eventfds"), Far::Nothing)
         }
-        _ => (build_rng().expect("the fuzzer needs eventfds"), None),
+        _ => (build_rng().expect("the fuzzer needs eventfds"), Far::Nothing),
     }
+}
+
+/// A disk with two queues whose file a ring reads and writes, where the kernel has one; some are encrypted.
+fn on_ring(kind: u8) -> (Shared, Far) {
+    let file = tempfile::tempfile().expect("the fuzzer needs files");
+    file.set_len(DISK_BYTES).expect("the fuzzer needs files");
+    let raw = RawFile::new(file.try_clone().expect("the fuzzer needs files"), DISK_BYTES);
+    let disk: Box<dyn Disk> = match kind & 0x10 {
+        0 => Box::new(raw),
+        _ => Box::new(EncryptedDisk::new(raw, &DiskKey::random(256).expect("invariant: a size of keys"))),
+    };
+    let ring = Rings::for_disks(1, false).take();
+    let block = Block::with(disk, kind & 0x80 != 0, "fuzz", (2, ring)).expect("invariant: a short serial");
+    let limits = if kind & 0x40 != 0 { LIMITS } else { DiskLimits::default() };
+    let block = block.limited(&limits, clock()).expect("the fuzzer needs timers");
+    (Arc::new(Mutex::new(block)), Far::File(file))
 }
 
 /// An address: mostly of a buffer, sometimes near an end of memory, sometimes anything.
@@ -172,9 +202,14 @@ pub(crate) fn run(input: &[u8]) {
         if reader.is_empty() {
             break;
         }
-        step(&mut reader, &mut guest, &mut queues, &sizes, far.as_ref());
+        step(&mut reader, &mut guest, &mut queues, &sizes, &far);
     }
     assert!(guest.run(), "the device does not come to rest");
+    drop(guest);
+    if let Far::File(file) = far {
+        let bytes = file.metadata().expect("the fuzzer needs files").len();
+        assert_eq!(bytes, DISK_BYTES, "access beyond the disk");
+    }
 }
 
 fn step(
@@ -182,7 +217,7 @@ fn step(
     guest: &mut MockGuest,
     queues: &mut Vec<MockQueue>,
     sizes: &[u16],
-    far: Option<&OwnedFd>,
+    far: &Far,
 ) {
     let operation = reader.u8() % 12;
     if queues.is_empty() && operation > 3 {
@@ -231,14 +266,16 @@ fn step(
             let length = usize::from(reader.u8());
             guest.put(start, reader.bytes(length));
         }
-        _ => {
-            if let Some(far) = far {
+        _ => match far {
+            Far::Nothing | Far::File(_) => {}
+            Far::Socket(far) => {
                 let frame = endpoint::frame(reader);
                 let packet = [&[0; 12][..], &frame].concat();
                 // A full socket is a full link.
                 let _ = send(far, &packet);
             }
-        }
+            Far::Balloon(balloon) => hints(reader, guest, &mut queues[which], balloon),
+        },
     }
     if operation > 4 && !queues.is_empty() {
         guest.kick(which as u16);
@@ -267,6 +304,31 @@ fn request(reader: &mut Reader<'_>, guest: &MockGuest, queue: &mut MockQueue) {
         MockDescriptor::writable(BUFFERS_START, 1),
     ];
     queue.submit(&guest.memory, if queue.index == 1 { &chain[..1] } else { &chain });
+}
+
+/// Asks for hints, has their number said, or looks at what was hinted at: whole pages of the guest's.
+fn hints(reader: &mut Reader<'_>, guest: &mut MockGuest, queue: &mut MockQueue, balloon: &Mutex<Balloon>) {
+    let lock = || balloon.lock().expect("invariant: nobody panicked");
+    match reader.u8() % 4 {
+        0 => {
+            lock().ask_for_hints();
+        }
+        1 => {
+            let number = guest.read_config::<4>(8);
+            guest.put(BUFFERS_START, &number);
+            queue.submit(&guest.memory, &[MockDescriptor::readable(BUFFERS_START, 4)]);
+        }
+        2 => {
+            lock().take_hints();
+            let pages = lock().stop_hints();
+            for (start, bytes) in pages.runs(&guest.memory) {
+                let is_whole = start.0.is_multiple_of(4096) && bytes.is_multiple_of(4096);
+                assert!(is_whole && bytes > 0, "no whole pages");
+                assert!(guest.memory.check_range(start, bytes as usize), "pages outside of guest memory");
+            }
+        }
+        _ => lock().end_hints(),
+    }
 }
 
 /// Sends one packet, if the socket takes it.
