@@ -7,15 +7,15 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
 use super::{lab, text};
-use crate::harness::{Need, Stock, stock, trial, wisp};
+use crate::harness::{Need, Stock, slim_kernel, stock, trial, wisp};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
     vec![
         trial(
-            "lab::linux::stock_kernel_boots_from_disk_reboots_and_is_reset_by_its_watchdog",
-            &[Need::Lab, Need::Debian],
-            stock_kernel_boots_from_disk_reboots_and_is_reset_by_its_watchdog,
+            "lab::linux::kernels_boot_from_disk_reboot_are_handed_over_reset_by_their_watchdog_and_forked",
+            &[Need::Lab, Need::Debian, Need::SlimKernel],
+            kernels_boot_from_disk_reboot_are_handed_over_and_forked,
         ),
         trial(
             "lab::linux::kernels_that_cannot_boot_say_why",
@@ -35,6 +35,7 @@ const INIT: &str = "#!/bin/busybox sh\n\
     /bin/busybox mount -t proc proc /proc 2>/dev/null\n\
     echo \"userland: $(/bin/busybox nproc) processors, root $(/bin/busybox grep ' / ' /proc/mounts)\"\n\
     echo \"features:$(for f in aes fsgsbase popcnt smep sse4_2; do /bin/busybox grep -qw $f /proc/cpuinfo && echo -n \" $f\"; done)\"\n\
+    case \"$(/bin/busybox cat /proc/cmdline)\" in *fork*) . /fork.sh; /bin/busybox poweroff -f ;; esac\n\
     /bin/busybox mount -o remount,rw / && echo written >/mark && /bin/busybox sync\n\
     case \"$(/bin/busybox cat /proc/cmdline)\" in *devices*) . /devices.sh ;; esac\n\
     case \"$(/bin/busybox cat /proc/cmdline)\" in\n\
@@ -60,12 +61,37 @@ const DEVICES: &str = "mount() { /bin/busybox mount \"$@\"; }\n\
         [ $((before - $(total))) -ge 65536 ] && echo balloon: 64 MiB and no less && break\n\
         /bin/busybox sleep 1\n\
     done\n\
+    echo hints may come >/dev/hvc0\n\
+    for second in $(/bin/busybox seq 60); do\n\
+        [ $((before - $(total))) -lt 65536 ] && echo balloon: nothing any more && break\n\
+        /bin/busybox sleep 1\n\
+    done\n\
+    for processor in 1 2; do /bin/busybox taskset $processor /bin/busybox true || break; done && echo both run\n\
     echo \"pmem: $(/bin/busybox head -n 1 /dev/pmem0)\"\n\
     echo said on hvc0 >/dev/hvc0\n\
     /bin/busybox insmod /modules/wdat_wdt.ko timeout=3\n\
     echo \"watchdog: $(/bin/busybox cat /sys/class/watchdog/watchdog0/identity)\"\n\
     echo >/dev/watchdog\n\
     /bin/busybox sleep 100\n";
+
+/// What a guest does that is to go on from a snapshot of itself: it waits until its kernel knows that it has.
+const FORK: &str = "/bin/busybox mount -t devtmpfs devtmpfs /dev 2>/dev/null\n\
+    echo fork me\n\
+    until /bin/busybox dmesg | /bin/busybox grep -q 'crng reseeded due to virtual machine fork'; do /bin/busybox sleep 0.1; done\n\
+    echo \"random: $(/bin/busybox head -c 64 /dev/urandom | /bin/busybox md5sum)\"\n";
+
+/// On the host: a guest of the slim kernel, of which two go on from one snapshot.
+const FORKS: &str = "wisp vmm boot --kernel vmlinux --disk /dev/vda --mem 128 --cmdline 'root=/dev/vda quiet fork' --control /tmp/slim \
+        </dev/null >/tmp/slim.log & vmm=$!; \
+    until grep -q 'fork me' /tmp/slim.log; do kill -0 $vmm || { cat /tmp/slim.log; exit 8; }; sleep 1; done; \
+    wisp vmm snapshot /tmp/slim /tmp/slim.snap || exit 7; kill $vmm; wait $vmm; \
+    for fork in 1 2; do wisp vmm boot --restore /tmp/slim.snap --disk /dev/vda </dev/null | grep random; done";
+
+/// Meanwhile, on the host: what the guest has free goes back, another process has it from then on, and its balloon has nothing
+/// any more.
+const HINTS: &str = "(until grep -q hints /tmp/hvc0 2>/dev/null; do sleep 1; done; \
+    wisp vmm balloon /tmp/control --hints >/tmp/hints 2>&1; \
+    wisp vmm upgrade /tmp/control --errors /tmp/errors >>/tmp/hints 2>&1; wisp vmm balloon /tmp/control 0)";
 
 /// Drivers of Debian's kernel for these devices, in the order in which they need each other.
 const MODULES: [&str; 12] = [
@@ -122,8 +148,10 @@ pub(super) fn root_disk(directory: &Path, init: &str) -> Result<PathBuf> {
     if directory.join("modules").exists() {
         std::fs::rename(directory.join("modules"), tree.join("modules"))?;
     }
-    if directory.join("devices.sh").exists() {
-        std::fs::rename(directory.join("devices.sh"), tree.join("devices.sh"))?;
+    for script in ["devices.sh", "fork.sh"] {
+        if directory.join(script).exists() {
+            std::fs::rename(directory.join(script), tree.join(script))?;
+        }
     }
     let disk = directory.join("root.img");
     let made = Command::new("/usr/sbin/mke2fs")
@@ -154,22 +182,27 @@ pub(super) fn path(path: &Path) -> &str {
 
 /// Two processors, which take turns on the one that the lab has (with two, its emulation of SVM has a guest stop now and
 /// then); the ramdisk as the package makes it, the root on virtio-blk; a reboot from inside. The second time it is shown no
-/// more of the processor than every host has, and has every device that can be asked for, by one of which it ends.
-fn stock_kernel_boots_from_disk_reboots_and_is_reset_by_its_watchdog() -> Result<()> {
+/// more of the processor than every host has, and has every device that can be asked for, by one of which it ends, in another
+/// process than the one that began with it. Then the slim kernel, which has a driver for generation ids: of one guest there are two.
+fn kernels_boot_from_disk_reboot_are_handed_over_and_forked() -> Result<()> {
     let directory = tempfile::tempdir()?;
+    let slim = slim_kernel(directory.path())?;
     let Stock { kernel, initrd, .. } = stock()?;
     put_drivers(directory.path(), &MODULES)?;
     std::fs::write(directory.path().join("devices.sh"), DEVICES)?;
+    std::fs::write(directory.path().join("fork.sh"), FORK)?;
     let disk = root_disk(directory.path(), INIT)?;
     let boot = "wisp vmm boot --kernel vmlinuz --initrd initrd.img --disk /dev/vda --mem 384 --cpus 2 \
                 --cmdline \"root=/dev/vda quiet $end\"";
     let script = format!(
         "end=end=reboot; {boot} || exit 9; echo again; end=devices; echo 'kept in memory' >/tmp/memory; \
-         {boot} --cpu baseline --console file=/tmp/hvc0 --balloon 64,firm --pmem /tmp/memory,ro --vsock /tmp/vsock \
-         --watchdog reset; code=$?; \
-         echo \"on the host: $(cat /tmp/hvc0)\"; head -c 4096 /dev/vda >/dev/null; exit $code"
+         {HINTS} & {boot} --cpu baseline --console file=/tmp/hvc0 --balloon 64,firm --pmem /tmp/memory,ro --vsock /tmp/vsock \
+         --watchdog reset --upgradable --control /tmp/control </dev/null; code=$?; \
+         while wisp vmm status /tmp/control >/dev/null 2>&1; do sleep 1; done; cat /tmp/errors >&2; {FORKS}; \
+         echo \"on the host: $(tail -n 1 /tmp/hvc0)\"; echo \"hints: $(cat /tmp/hints)\"; head -c 4096 /dev/vda >/dev/null; exit $code"
     );
-    let options = ["--file", path(&kernel), "--file", path(&initrd), "--disk", path(&disk)];
+    let files = [&kernel, &initrd, &slim].map(|file| path(file));
+    let options = ["--file", files[0], "--file", files[1], "--file", files[2], "--disk", path(&disk)];
     let ran = lab(&options, &["sh", "-c", &script])?;
     let (said, errors) = (text(&ran.stdout), text(&ran.stderr));
     ensure!(ran.status.success(), "{}\n{said}\n{errors}", ran.status);
@@ -184,15 +217,37 @@ fn stock_kernel_boots_from_disk_reboots_and_is_reset_by_its_watchdog() -> Result
         "driver virtio_pmem",
         "driver vmw_vsock_virtio_transport",
         "balloon: 64 MiB and no less",
+        "balloon: nothing any more",
+        "both run",
         "pmem: kept in memory",
         "watchdog: wdat_wdt",
         "on the host: said on hvc0",
     ] {
         ensure!(said[again..].lines().any(|found| found.trim_end() == line), "no line {line:?}: {said}");
     }
+    // Debian's kernel empties what it takes hold of, and zeros need no pages.
+    let hints = said.split("hints: ").nth(1).context("no hints")?;
+    let mib = |text: &str| text.trim().parse::<u32>().ok();
+    let free = hints.split_once(" MiB are free, ").and_then(|(free, rest)| {
+        Some((
+            mib(free)?,
+            mib(rest.split_once(" MiB of them went to the host; the guest stood still for ")?.0)?,
+        ))
+    });
+    let (free, returned) = free.with_context(|| hints.to_owned())?;
+    ensure!(free >= 4 && returned * 2 >= free, "{hints}");
+    ensure!(hints.contains("the guest is in another process; it stood still for "), "{hints}");
+    let numbers: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("random: ")).collect();
+    ensure!(numbers.len() == 2 && numbers[0] != numbers[1], "{numbers:?}: {said}\n{errors}");
     let ends: Vec<_> = errors.lines().filter(|line| line.starts_with("wisp: ")).collect();
-    let wanted =
-        ["wisp: the guest asked for a reset", "wisp: the guest's watchdog ran out, which resets the guest"];
+    let wanted = [
+        "wisp: the guest asked for a reset",
+        "wisp: the guest was handed over to another process",
+        "wisp: the guest's watchdog ran out, which resets the guest",
+        "wisp: the VMM was told to end by signal 15",
+        "wisp: the guest powered itself off",
+        "wisp: the guest powered itself off",
+    ];
     ensure!(ends == wanted, "{errors}");
     // What the guest wrote is on the disk.
     let mark = Command::new("/usr/sbin/debugfs").args(["-R", "cat /mark", path(&disk)]).output()?;
