@@ -225,6 +225,7 @@ fn snapshot_is_refused_where_something_is_missing_or_damaged() {
         let format = DiskFormat::Raw { file: inherit(tempfile::tempfile().unwrap()) };
         let disks = if disk { vec![DiskConfig::of(format)] } else { Vec::new() };
         let config = VmmConfig { memory_mib, boot, disks, ..empty() };
+        settle_heaps();
         run_instance("test", config, Sandbox::default()).message
     };
     let said = std::thread::scope(|scope| {

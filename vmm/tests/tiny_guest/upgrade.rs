@@ -11,6 +11,7 @@ use super::*;
 /// A successor that listens: its thread, and the line that a VMM is given.
 fn successor() -> (JoinHandle<ExitReport>, UnixStream) {
     let (ours, theirs) = UnixStream::pair().unwrap();
+    settle_heaps();
     let thread = std::thread::spawn(move || take_over(theirs, 1, Sandbox::default()));
     (thread, greeted(ours))
 }
