@@ -37,6 +37,8 @@ use crate::server::tls::Tls;
 /// `public` is the first free /24 from 172.24.4.0 on, where people who know OpenStack expect it.
 const PUBLIC_THIRD_OCTET: u8 = 4;
 
+/// How long the store may stay with a control process that was killed.
+const STORE_PATIENCE: Duration = Duration::from_secs(10);
 /// How long the agents are waited for before the cloud is ready.
 const HOSTS_PATIENCE: Duration = Duration::from_secs(10);
 /// How often it is looked whether they are there.
@@ -139,7 +141,8 @@ async fn serve(parts: Parts) -> anyhow::Result<()> {
     let mut hung_up = signal(SignalKind::hangup()).context("wait for signals")?;
     let (certificate, key) = (Path::new(certificates::CERTIFICATE), Path::new(certificates::KEY));
     let tls = parts.tls.then(|| Tls::open(certificate, key).map(Arc::new)).transpose()?;
-    let store = RedbStore::open(Path::new("control/store.redb")).context("open the store")?;
+    let store = RedbStore::open_once_free(Path::new("control/store.redb"), STORE_PATIENCE)
+        .context("open the store")?;
     let mut settings = Settings {
         providers: parts.providers,
         image_sources: parts.images.sources,

@@ -23,7 +23,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak, mpsc as std_mpsc};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, StorageBackend};
 use async_trait::async_trait;
@@ -43,6 +43,8 @@ const QUEUE_MAX: usize = 1024;
 const LIVE_BATCHES_MAX: usize = 256;
 /// redb's page cache. The typed cache answers reads, so this one serves only the writer.
 const PAGE_CACHE_BYTES: usize = 32 << 20;
+/// Between two tries to open a store that another process has.
+const TRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// What can be chosen about an embedded store.
 #[derive(Debug, Clone)]
@@ -59,13 +61,16 @@ impl Default for Options {
     }
 }
 
+/// Why a step failed.
+type Cause = Arc<dyn std::error::Error + Send + Sync>;
+
 /// A failed step of the engine; shared, because a whole group of transactions fails with it.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("store engine: {step}")]
 struct EngineFailure {
     step: &'static str,
     #[source]
-    source: Arc<dyn std::error::Error + Send + Sync>,
+    source: Cause,
 }
 
 impl EngineFailure {
@@ -145,6 +150,23 @@ impl RedbStore {
         Ok(store)
     }
 
+    /// The same once no other process has it, but no later than after `patience`: a process that was killed has its files
+    /// until the kernel has taken its memory apart.
+    ///
+    /// # Errors
+    /// As [`RedbStore::open`].
+    pub fn open_once_free(path: &Path, patience: Duration) -> Result<Self, StoreError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match Self::open(path) {
+                Err(error) if is_held(&error) && Instant::now() < deadline => {
+                    std::thread::sleep(TRY_INTERVAL);
+                }
+                opened => return opened,
+            }
+        }
+    }
+
     /// The same with a file that is open for reading and writing already; an empty one becomes a new store, which is
     /// not safe from a crash before this returns.
     ///
@@ -218,6 +240,13 @@ impl RedbStore {
         queue.send(queued).map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
+}
+
+/// Whether another process has the store.
+fn is_held(error: &StoreError) -> bool {
+    let StoreError::Engine { source, .. } = error else { return false };
+    let cause = source.downcast_ref::<Cause>().and_then(|cause| cause.downcast_ref());
+    matches!(cause, Some(::redb::Error::DatabaseAlreadyOpen))
 }
 
 impl Drop for RedbStore {

@@ -57,6 +57,20 @@ async fn file_is_its_owners_and_one_process_at_a_time() {
     RedbStore::open(&path).unwrap();
 }
 
+#[test]
+fn store_that_another_lets_go_of_is_waited_for_and_one_that_stays_taken_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store");
+    let store = RedbStore::open(&path).unwrap();
+    let refused = RedbStore::open_once_free(&path, Duration::from_millis(30));
+    assert!(matches!(refused, Err(StoreError::Engine { step: "open the database", .. })));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| RedbStore::open_once_free(&path, Duration::from_secs(60)));
+        drop(store);
+        waiting.join().unwrap().unwrap();
+    });
+}
+
 #[tokio::test]
 async fn half_made_store_of_a_crash_is_made_anew() {
     let directory = tempfile::tempdir().unwrap();
