@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::measure::{Line, Samples};
+use crate::measure::{Line, Samples, installed};
 
 /// Boots per side.
 const RUNS: usize = 50;
@@ -22,8 +22,8 @@ const MEMORY_MIB: u64 = 128;
 const MARK: &[u8] = b"WISP-GUEST";
 
 fn main() -> Result<()> {
-    let wisp = Path::new(env!("CARGO_BIN_EXE_wisp"));
     let files = tempfile::tempdir()?;
+    let wisp = &installed(Path::new(env!("CARGO_BIN_EXE_wisp")), files.path()).context("install wisp")?;
     let kernel = files.path().join("tiny.elf");
     ensure!(
         Command::new(wisp).args(["guest", "export", "tiny"]).arg(&kernel).status()?.success(),
@@ -31,7 +31,7 @@ fn main() -> Result<()> {
     );
     let config = files.path().join("firecracker.json");
     std::fs::write(&config, firecracker_config(&kernel))?;
-    let peers = peers(&config, &kernel);
+    let peers = peers(&config, &kernel, files.path())?;
     let (mut ours, mut nothing) = (Samples::default(), Samples::default());
     let mut theirs: Vec<_> = peers.iter().map(|_| Samples::default()).collect();
     for _ in 0..RUNS {
@@ -69,9 +69,13 @@ struct Peer<'a> {
 }
 
 /// Those that the environment names.
-fn peers<'a>(config: &'a Path, kernel: &'a Path) -> Vec<Peer<'a>> {
+fn peers<'a>(config: &'a Path, kernel: &'a Path, files: &Path) -> Result<Vec<Peer<'a>>> {
+    let named = |variable: &'static str| {
+        let program = std::env::var_os(variable);
+        program.map(|program| installed(Path::new(&program), files).context(variable)).transpose()
+    };
     let mut peers = Vec::new();
-    if let Some(program) = std::env::var_os("FIRECRACKER_BIN") {
+    if let Some(program) = named("FIRECRACKER_BIN")? {
         let command = move || {
             let mut command = Command::new(&program);
             // What it logs would go between the guest's words.
@@ -80,7 +84,7 @@ fn peers<'a>(config: &'a Path, kernel: &'a Path) -> Vec<Peer<'a>> {
         };
         peers.push(Peer { name: "firecracker, same kernel, same run", command: Box::new(command) });
     }
-    if let Some(program) = std::env::var_os("CLOUD_HYPERVISOR_BIN") {
+    if let Some(program) = named("CLOUD_HYPERVISOR_BIN")? {
         let command = move || {
             let mut command = Command::new(&program);
             command.args(["--cpus", "boot=1", "--memory", &format!("size={MEMORY_MIB}M"), "--kernel"]);
@@ -89,7 +93,7 @@ fn peers<'a>(config: &'a Path, kernel: &'a Path) -> Vec<Peer<'a>> {
         };
         peers.push(Peer { name: "cloud-hypervisor, same kernel, same run", command: Box::new(command) });
     }
-    peers
+    Ok(peers)
 }
 
 /// From asking for the end, as an agent does, until the process with all its files and taps is gone; beside it what it

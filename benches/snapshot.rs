@@ -22,7 +22,7 @@ use vm_memory::{Bytes as _, GuestAddress, GuestMemory};
 use vmm::rpc::Client;
 
 use crate::firecracker::Firecracker;
-use crate::measure::{Samples, line, milliseconds};
+use crate::measure::{Samples, installed, line, milliseconds};
 
 /// Guests per figure.
 const RUNS: usize = 30;
@@ -50,7 +50,8 @@ const TURN: Duration = Duration::from_millis(250);
 
 fn main() -> Result<()> {
     let files = tempfile::tempdir()?;
-    let bench = Bench { wisp: PathBuf::from(env!("CARGO_BIN_EXE_wisp")), files: files.path().to_owned() };
+    let wisp = installed(Path::new(env!("CARGO_BIN_EXE_wisp")), files.path()).context("install wisp")?;
+    let bench = Bench { wisp, files: files.path().to_owned() };
     let exported =
         Command::new(&bench.wisp).args(["guest", "export", "tiny"]).arg(bench.kernel()).status()?;
     ensure!(exported.success(), "export the guest");
@@ -64,7 +65,7 @@ fn main() -> Result<()> {
     let heard = [bench.heard(SMALL_MIB)?, bench.heard(LARGE_MIB)?];
     let what = |mib: u32| format!("process start to a restored guest that is heard, {mib} MiB, p50");
     line(&what(LARGE_MIB), "ms", heard[1], heard[0], "the same with 128 MiB");
-    if let Some(peer) = Firecracker::named(files.path()) {
+    if let Some(peer) = Firecracker::named(files.path())? {
         for (index, mib) in [SMALL_MIB, LARGE_MIB].into_iter().enumerate() {
             let theirs = peer.figures(&bench.kernel(), mib)?;
             line(&what(mib), "ms", heard[index], theirs.heard, "firecracker, same guest, same run");

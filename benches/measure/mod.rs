@@ -1,5 +1,7 @@
 //! How benchmarks say what they measured: a unit, a baseline and a ratio on every line.
 
+use std::path::{Path, PathBuf};
+
 /// Numbers of one kind.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Samples(Vec<f64>);
@@ -55,4 +57,15 @@ pub(crate) fn line(what: &str, unit: &str, value: f64, baseline: f64, of: &str) 
 #[allow(dead_code, reason = "some benchmarks count other things")]
 pub(crate) fn milliseconds(since: std::time::Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
+}
+
+/// A copy of a program, as installed ones are: what a linker wrote lies in the page cache by single pages, and starts later.
+///
+/// # Errors
+/// If it cannot be read, or the directory takes no more.
+#[allow(dead_code, reason = "some benchmarks start a program once")]
+pub(crate) fn installed(program: &Path, directory: &Path) -> std::io::Result<PathBuf> {
+    let place = directory.join(program.file_name().unwrap_or_default());
+    std::fs::copy(program, &place)?;
+    Ok(place)
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::measure::{Samples, milliseconds};
+use crate::measure::{Samples, installed, milliseconds};
 use crate::{BEGUN, Guest, HEARD, RUNS, TALKS, TOUCHES};
 
 /// How long a process may take until it answers.
@@ -32,9 +32,10 @@ pub(crate) struct Figures {
 
 impl Firecracker {
     /// It, if the environment names one.
-    pub(crate) fn named(files: &Path) -> Option<Self> {
-        let program = std::env::var_os("FIRECRACKER_BIN")?;
-        Some(Self { program: program.into(), files: files.to_owned() })
+    pub(crate) fn named(files: &Path) -> Result<Option<Self>> {
+        let Some(program) = std::env::var_os("FIRECRACKER_BIN") else { return Ok(None) };
+        let program = installed(Path::new(&program), files).context("FIRECRACKER_BIN")?;
+        Ok(Some(Self { program, files: files.to_owned() }))
     }
 
     /// Measures a guest of this size.
