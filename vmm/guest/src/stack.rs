@@ -132,11 +132,6 @@ impl Stack {
         }
     }
 
-    /// How its lines on the console begin: `net`, `net1` and so on.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// The device's slot, if it is on PCI.
     pub fn slot(&self) -> Option<u8> {
         self.slot
