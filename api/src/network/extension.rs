@@ -165,7 +165,7 @@ const GROUPS: [Extension; 7] = [
 ];
 
 /// Prefixes that subnets are cut from.
-const POOLS: [Extension; 5] = [
+const POOLS: [Extension; 6] = [
     ("address-scope", "Address scope", "Address scopes extension."),
     (
         "default-subnetpools",
@@ -173,6 +173,11 @@ const POOLS: [Extension; 5] = [
         "Provides ability to mark and use a subnetpool as the default.",
     ),
     ("subnet_allocation", "Subnet Allocation", "Enables allocation of subnets from a subnet pool"),
+    (
+        "subnet-service-types",
+        "Subnet service types",
+        "Provides ability to set the subnet service_types field",
+    ),
     ("subnet_onboard", "Subnet Onboard", "Provides support for onboarding subnets into subnet pools"),
     (
         "subnetpool-prefix-ops",

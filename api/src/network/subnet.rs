@@ -48,6 +48,8 @@ pub(super) struct CreateFields {
     ipv6_address_mode: Option<Ipv6Mode>,
     ipv6_ra_mode: Option<Ipv6Mode>,
     #[serde(default)]
+    service_types: Vec<String>,
+    #[serde(default)]
     tags: BTreeSet<String>,
 }
 
@@ -85,6 +87,7 @@ struct UpdateFields {
     allocation_pools: Option<Vec<PoolFields>>,
     dns_nameservers: Option<Vec<IpAddr>>,
     host_routes: Option<Vec<RouteFields>>,
+    service_types: Option<Vec<String>>,
 }
 
 fn gateway(field: Option<Option<IpAddr>>) -> Gateway {
@@ -142,6 +145,7 @@ impl TryFrom<CreateFields> for SubnetCreate {
             host_routes: routes(fields.host_routes),
             ipv6_ra_mode: fields.ipv6_ra_mode,
             ipv6_address_mode: fields.ipv6_address_mode,
+            service_types: fields.service_types,
             tags: fields.tags,
         })
     }
@@ -166,8 +170,7 @@ pub(super) struct ShownSubnet {
     ipv6_address_mode: Option<&'static str>,
     ipv6_ra_mode: Option<&'static str>,
     subnetpool_id: Option<String>,
-    /// Always empty.
-    service_types: [&'static str; 0],
+    service_types: Vec<String>,
 }
 
 impl Shown for ShownSubnet {
@@ -193,7 +196,7 @@ fn view(subnet: &Subnet) -> ShownSubnet {
         ipv6_address_mode: subnet.ipv6_address_mode.map(Ipv6Mode::name),
         ipv6_ra_mode: subnet.ipv6_ra_mode.map(Ipv6Mode::name),
         subnetpool_id: subnet.subnetpool_id.clone(),
-        service_types: [],
+        service_types: subnet.service_types.clone(),
     }
 }
 
@@ -246,6 +249,7 @@ pub(super) async fn update(
         allocation_pools: fields.allocation_pools.map(pools),
         dns_nameservers: fields.dns_nameservers,
         host_routes: fields.host_routes.map(routes),
+        service_types: fields.service_types,
     };
     let subnet = state.control.subnet_update(&caller, &id, update).await?;
     Ok(Json(One(view(&subnet.row))))

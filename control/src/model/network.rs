@@ -138,6 +138,9 @@ pub struct Subnet {
     /// The pool that its prefix is of.
     #[serde(default)]
     pub subnetpool_id: Option<String>,
+    /// The owners of ports that it is for; all if there are none.
+    #[serde(default)]
+    pub service_types: Vec<String>,
     /// The address that DHCP answers come from, taken from the pool when the subnet is made.
     pub dhcp_server: Option<Ipv4Addr>,
 }

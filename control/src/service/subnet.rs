@@ -1,6 +1,7 @@
 //! Subnets: prefixes of networks, with their gateway, pools and what DHCP says.
 
 mod choice;
+pub(crate) mod service_type;
 mod v6;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::network::pool::SubnetPool;
 use crate::model::network::{FixedIp, Ipv6Mode, Network, Port, Standard, Subnet};
+use crate::policy::require_admin;
 use crate::service::network::parts;
 use crate::service::quota::{self, Resource};
 use crate::store::{Cache, Stored, Txn};
@@ -77,6 +79,8 @@ pub struct SubnetCreate {
     pub ipv6_ra_mode: Option<Ipv6Mode>,
     /// How hosts come to their addresses, of IPv6.
     pub ipv6_address_mode: Option<Ipv6Mode>,
+    /// The owners of ports that it is for; all if there are none.
+    pub service_types: Vec<String>,
     /// Tags.
     pub tags: BTreeSet<String>,
 }
@@ -105,6 +109,7 @@ impl SubnetCreate {
             host_routes: Vec::new(),
             ipv6_ra_mode: None,
             ipv6_address_mode: None,
+            service_types: Vec::new(),
             tags: BTreeSet::new(),
         }
     }
@@ -127,6 +132,8 @@ pub struct SubnetUpdate {
     pub dns_nameservers: Option<Vec<IpAddr>>,
     /// Destination and next hop.
     pub host_routes: Option<Vec<(IpNet, IpAddr)>>,
+    /// The owners of ports that it is for.
+    pub service_types: Option<Vec<String>>,
 }
 
 impl Control {
@@ -157,6 +164,9 @@ impl Control {
                 let (mut networks, mut pools) = (BTreeMap::new(), BTreeMap::new());
                 for (request, id) in requests.iter().zip(&ids) {
                     let network = owned_network(cache, caller, &request.network_id, "create_subnet")?;
+                    if !request.service_types.is_empty() {
+                        require_admin(caller, "create_subnet:service_types")?;
+                    }
                     let new = NewSubnet { id, network: &network.row, siblings: &siblings };
                     let Added { txn: changed, subnet, pool } = add(cache, txn, caller, new, request)?;
                     txn = changed;
@@ -200,6 +210,9 @@ impl Control {
         id: &str,
         update: SubnetUpdate,
     ) -> Result<Arc<Stored<Subnet>>> {
+        if update.service_types.is_some() {
+            require_admin(caller, "update_subnet:service_types")?;
+        }
         self.db.caught_up().await?;
         self.db
             .transact(|cache| {
@@ -324,6 +337,7 @@ fn build_subnet(
     check_text("name", &request.name)?;
     check_text("description", &request.description)?;
     check_tags(&request.tags)?;
+    service_type::check(&request.service_types)?;
     let cidr = choice.cidr;
     if cidr.prefix_len() == 0 || cidr.addr().is_multicast() || cidr.addr().is_loopback() {
         return Err(Error::invalid(
@@ -375,6 +389,7 @@ fn build_subnet(
         ipv6_ra_mode: request.ipv6_ra_mode,
         ipv6_address_mode: request.ipv6_address_mode,
         subnetpool_id: choice.pool.as_ref().map(|pool| pool.row.standard.id.clone()),
+        service_types: service_type::distinct(&request.service_types),
         dhcp_server: None,
     };
     let dhcp = dhcp_port(&subnet, &BTreeSet::new());
@@ -452,6 +467,10 @@ fn apply_update(subnet: &mut Subnet, update: &SubnetUpdate) -> Result<()> {
     if let Some(routes) = &update.host_routes {
         check_routes(routes)?;
         subnet.host_routes.clone_from(routes);
+    }
+    if let Some(service_types) = &update.service_types {
+        service_type::check(service_types)?;
+        subnet.service_types = service_type::distinct(service_types);
     }
     if let Some(enable_dhcp) = update.enable_dhcp {
         let modes = (subnet.ipv6_ra_mode, subnet.ipv6_address_mode);

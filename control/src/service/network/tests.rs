@@ -2,6 +2,7 @@
 
 mod names;
 mod races;
+mod service_types;
 
 use std::sync::Arc;
 

@@ -229,6 +229,7 @@ mod tests {
             ipv6_ra_mode: ra,
             ipv6_address_mode: address,
             subnetpool_id: None,
+            service_types: Vec::new(),
             dhcp_server: None,
         };
         Arc::new(Stored { row, create_revision: 1, mod_revision: 1 })

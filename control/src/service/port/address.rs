@@ -10,12 +10,15 @@ use crate::error::{Error, Result};
 use crate::model::network::{FixedIp, Network, Port, Subnet};
 use crate::service::addressing::{eui64, is_usable, next_free};
 use crate::service::nic;
+use crate::service::subnet::service_type::serves;
 use crate::store::{Cache, Stored};
 
 /// The port that addresses are chosen for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Chooser<'a> {
     pub(crate) network_id: &'a str,
+    /// What owns it, which subnets may be for.
+    pub(crate) owner: &'a str,
     pub(crate) mac: [u8; 6],
     /// Ports made in the same transaction before it.
     pub(crate) siblings: &'a [Port],
@@ -25,8 +28,8 @@ pub(crate) struct Chooser<'a> {
 
 impl<'a> Chooser<'a> {
     /// A port of the network service's own, new and alone.
-    pub(crate) fn alone(network_id: &'a str, mac: [u8; 6]) -> Self {
-        Self { network_id, mac, siblings: &[], port: None }
+    pub(crate) fn alone(network_id: &'a str, owner: &'a str, mac: [u8; 6]) -> Self {
+        Self { network_id, owner, mac, siblings: &[], port: None }
     }
 }
 
@@ -42,13 +45,18 @@ pub(crate) fn choose_addresses(
     if host_is_gateway(cache, network_id) {
         taken.extend(subnets.iter().filter_map(|subnet| subnet.row.gateway_ip));
     }
+    let mut fitting = subnets.clone();
+    fitting.retain(|subnet| serves(&subnet.row, chooser.owner));
+    // Those for such ports alone before those for all.
+    fitting.sort_by_key(|subnet| subnet.row.service_types.is_empty());
     let mut chosen = match wished {
-        None => one_of_each_family(network_id, &subnets, &mut taken)?,
-        Some(wished) => wished_ones(chooser, &subnets, &mut taken, wished)?,
+        None if fitting.is_empty() && !subnets.is_empty() => return Err(no_fitting(chooser)),
+        None => one_of_each_family(network_id, &fitting, &mut taken)?,
+        Some(wished) => wished_ones(chooser, [&subnets, &fitting], &mut taken, wished)?,
     };
     // What hosts choose by themselves they have whether it is wished or not, unless none is wished at all.
     if wished.is_none_or(|wished| !wished.is_empty()) {
-        for subnet in subnets.iter().filter(|subnet| subnet.row.is_auto()) {
+        for subnet in fitting.iter().filter(|subnet| subnet.row.is_auto()) {
             let own = auto_address(&subnet.row, chooser.mac);
             if !chosen.contains(&own) {
                 if !taken.insert(own.ip_address) {
@@ -67,8 +75,9 @@ pub(crate) fn choose_again(cache: &Cache, port: &Port, wished: &[FixedIpWish]) -
     before
         .fixed_ips
         .retain(|ip| cache.get::<Subnet>(&ip.subnet_id).is_none_or(|subnet| !subnet.row.is_auto()));
+    let owner = &port.device_owner;
     let chooser =
-        Chooser { network_id: &before.network_id, mac: port.mac, siblings: &[], port: Some(&before) };
+        Chooser { network_id: &before.network_id, owner, mac: port.mac, siblings: &[], port: Some(&before) };
     choose_addresses(cache, chooser, Some(wished))
 }
 
@@ -112,9 +121,10 @@ fn one_of_each_family(
     Ok(chosen)
 }
 
+/// What is wished: of a subnet that is named whatever it is for, else of those that are for such ports.
 fn wished_ones(
     chooser: Chooser<'_>,
-    subnets: &[Arc<Stored<Subnet>>],
+    [subnets, fitting]: [&[Arc<Stored<Subnet>>]; 2],
     taken: &mut BTreeSet<IpAddr>,
     wished: &[FixedIpWish],
 ) -> Result<Vec<FixedIp>> {
@@ -127,11 +137,14 @@ fn wished_ones(
     }
     let mut chosen: Vec<FixedIp> = Vec::with_capacity(wished.len());
     for wish in wished {
-        let candidates: Vec<_> = subnets
-            .iter()
-            .filter(|subnet| wish.subnet_id.as_ref().is_none_or(|id| *id == subnet.row.standard.id))
-            .collect();
+        let candidates: Vec<_> = match &wish.subnet_id {
+            Some(id) => subnets.iter().filter(|subnet| *id == subnet.row.standard.id).collect(),
+            None => fitting.iter().collect(),
+        };
         if candidates.is_empty() {
+            if wish.subnet_id.is_none() && !subnets.is_empty() {
+                return Err(no_fitting(chooser));
+            }
             let subnet = wish.subnet_id.clone().unwrap_or_default();
             return Err(Error::invalid(
                 "InvalidInput",
@@ -209,6 +222,16 @@ fn allocated(ip: &FixedIp) -> Error {
     Error::conflict(
         "IpAddressAlreadyAllocated",
         format!("IP address {} already allocated in subnet {}.", ip.ip_address, ip.subnet_id),
+    )
+}
+
+fn no_fitting(chooser: Chooser<'_>) -> Error {
+    let Chooser { network_id, owner, .. } = chooser;
+    Error::conflict(
+        "IpAddressGenerationFailureNoMatchingSubnet",
+        format!(
+            "No valid service subnet for the given device owner, network {network_id}, service type {owner}."
+        ),
     )
 }
 

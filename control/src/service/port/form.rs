@@ -65,7 +65,8 @@ pub(crate) fn build_port(
         check_mac_free(cache, siblings, &request.network_id, mac)?;
     }
     let mac = request.mac.unwrap_or_else(random_mac);
-    let chooser = Chooser { network_id: &request.network_id, mac, siblings, port: None };
+    let owner = &request.device_owner;
+    let chooser = Chooser { network_id: &request.network_id, owner, mac, siblings, port: None };
     let fixed_ips = choose_addresses(cache, chooser, request.fixed_ips.as_deref())?;
     let mut extra_dhcp_opts = Vec::new();
     dhcp_option::change(&mut extra_dhcp_opts, &request.extra_dhcp_opts)?;

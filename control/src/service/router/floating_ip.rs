@@ -275,7 +275,7 @@ fn holder_of(
         _ => Some(std::slice::from_ref(&wish)),
     };
     let mac = random_mac();
-    let chosen = choose_addresses(cache, Chooser::alone(&request.network_id, mac), wished)?;
+    let chosen = choose_addresses(cache, Chooser::alone(&request.network_id, OWNER_FLOATING, mac), wished)?;
     let chosen = chosen.into_iter().find_map(|ip| match ip.ip_address {
         IpAddr::V4(address) => Some((ip, address)),
         IpAddr::V6(_) => None,

@@ -72,7 +72,7 @@ pub(crate) fn set(
         Some(_) => clear(cache, txn, router)?,
     };
     let mac = random_mac();
-    let chooser = Chooser::alone(&wish.network_id, mac);
+    let chooser = Chooser::alone(&wish.network_id, OWNER_GATEWAY, mac);
     let fixed_ips = choose_addresses(cache, chooser, wish.fixed_ips.as_deref())?;
     if fixed_ips.is_empty() {
         let id = &wish.network_id;
