@@ -90,7 +90,8 @@ const FORKS: &str = "wisp vmm boot --kernel vmlinux --disk /dev/vda --mem 128 --
 /// Meanwhile, on the host: what the guest has free goes back, another process has it from then on, and its balloon has nothing
 /// any more.
 const HINTS: &str = "(until grep -q hints /tmp/hvc0 2>/dev/null; do sleep 1; done; \
-    wisp vmm balloon /tmp/control --hints >/tmp/hints 2>&1; \
+    tries=0; until wisp vmm balloon /tmp/control --hints >/tmp/hints 2>&1; ! grep -q '^[0-3] MiB' /tmp/hints || [ $tries = 60 ]; do \
+    tries=$((tries + 1)); sleep 1; done; \
     wisp vmm upgrade /tmp/control --errors /tmp/errors >>/tmp/hints 2>&1; wisp vmm balloon /tmp/control 0)";
 
 /// Drivers of Debian's kernel for these devices, in the order in which they need each other.
