@@ -12,9 +12,10 @@ mod delivery;
 mod direct;
 mod frame;
 mod identity;
+mod receiving;
+mod sending;
 mod traffic;
 
-use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -25,16 +26,15 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::limiter::{Clock, Direction};
 use super::link::{Link, Tap};
-use super::queue::{Chain, Handled, QueueError, VirtQueue};
+use super::queue::Chain;
 use super::spec::{device_type, net as spec};
 use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
 use crate::config::{Addressing, NicConfig, Traffic};
-use crate::endpoint::{Endpoints, Verdict, packet};
+use crate::endpoint::Endpoints;
 use crate::questions::{Question, Questions};
 
-use delivery::{Delivery, deliver};
-use direct::{HEAD_BYTES, Pool, Received, Vectors};
+use direct::{Pool, Vectors};
 use identity::{Flap, Identity};
 use traffic::Shaper;
 
@@ -240,219 +240,6 @@ impl<L: Link> Net<L> {
         self.watch_link(ops, false);
         self.link_state = LinkState::Failed;
         tracing::debug!("a guest's network link failed");
-    }
-
-    /// Guest to host.
-    fn transmit(&mut self, active: &mut Activation) -> Result<(), QueueError> {
-        let Activation { queues, features, .. } = &mut *active;
-        let Some(queue) = queues.get_mut(spec::QUEUE_TX) else { return Ok(()) };
-        let Self { tx_chain, tx_packet, tx_vectors, link, endpoint, shaper, identity, .. } = self;
-        let now = Instant::now();
-        let progress = queue.work_off(tx_chain, BATCH_PACKETS_MAX, |memory, chain| {
-            let length = usize::try_from(chain.readable_bytes()).unwrap_or(usize::MAX);
-            if (PACKET_BYTES_MIN..=PACKET_BYTES_MAX).contains(&length) {
-                let mut head = [0; HEAD_BYTES];
-                if length >= direct::LARGE_BYTES_MIN
-                    && chain.read_at(memory, 0, &mut head) == HEAD_BYTES
-                    && packet::tcp_destination(&head[spec::HEADER_BYTES..]).is_some()
-                    && endpoint.as_ref().is_none_or(|endpoint| endpoint.lets_by(&head[spec::HEADER_BYTES..]))
-                {
-                    if !shaper.admit_of(Direction::Write, &head, length) {
-                        return Ok(Handled::Later);
-                    }
-                    if is_acceptable(&head, *features) {
-                        shaper.mark(&mut head[spec::HEADER_BYTES..]);
-                        identity.to_link(&mut head[spec::HEADER_BYTES..]);
-                        lose(tx_vectors.send(link, memory, chain, &head, length));
-                    }
-                    return Ok(Handled::Used(0));
-                }
-                if tx_packet.len() < length {
-                    tx_packet.resize(length, 0);
-                }
-                let packet = &mut tx_packet[..length];
-                chain.read_at(memory, 0, packet);
-                if !shaper.admit(Direction::Write, packet) {
-                    return Ok(Handled::Later);
-                }
-                forward((link, shaper, identity), endpoint.as_mut(), *features, packet, now);
-            }
-            Ok(Handled::Used(0))
-        })?;
-        active.settle(spec::QUEUE_TX, progress, &self.queue_events)?;
-        Ok(())
-    }
-
-    /// Host (and endpoint) to guest; true if the guest lacks buffers.
-    fn receive(&mut self, active: &mut Activation) -> Result<bool, QueueError> {
-        let Activation { queues, features, .. } = &mut *active;
-        let Some(queue) = queues.get_mut(spec::QUEUE_RX) else { return Ok(false) };
-        let mergeable = *features & spec::F_MRG_RXBUF != 0;
-        queue.suppress_notifications()?;
-        let mut starved = false;
-        let mut left = BATCH_PACKETS_MAX;
-        loop {
-            while left > 0 && mergeable && self.wants_large() && self.receive_large(queue)? {
-                left -= 1;
-            }
-            self.rx_pool.put_back(queue);
-            if left == 0 || starved || (self.rx_waiting == 0 && !self.next_packet()) {
-                break;
-            }
-            left -= 1;
-            self.rx_is_large = self.rx_waiting >= direct::LARGE_BYTES_MIN;
-            let packet = &mut self.rx_packet[..self.rx_waiting];
-            match deliver(queue, &mut self.rx_chains, packet, mergeable)? {
-                Delivery::Done | Delivery::Dropped => self.rx_waiting = 0,
-                Delivery::Starved => starved = true,
-            }
-        }
-        active.signal(spec::QUEUE_RX)?;
-        if left == 0 {
-            super::kick(&self.queue_events[spec::QUEUE_RX]);
-        }
-        Ok(starved)
-    }
-
-    /// Whether the next packet is one of the link's that may go without a copy.
-    fn wants_large(&self) -> bool {
-        self.rx_is_large
-            && self.rx_waiting == 0
-            && self.rx_held.1 == 0
-            && !self.link_failed
-            && self.shaper.is_unlimited()
-            && self.endpoint.as_ref().is_none_or(|endpoint| !endpoint.may_answer())
-    }
-
-    /// Receives one packet into the guest's buffers; false if that is over. One that has to be looked at as a whole is in
-    /// `rx_packet` then.
-    fn receive_large(&mut self, queue: &mut VirtQueue) -> Result<bool, QueueError> {
-        let length = match self.rx_pool.receive(&mut self.link, queue)? {
-            Received::Packet(length) => length,
-            Received::Nothing => return Ok(false),
-            Received::Unfit => {
-                self.rx_is_large = false;
-                return Ok(false);
-            }
-            Received::Failed => {
-                self.link_failed = true;
-                return Ok(false);
-            }
-        };
-        self.rx_is_large = length >= direct::LARGE_BYTES_MIN;
-        if length < PACKET_BYTES_MIN {
-            return Ok(true);
-        }
-        let head = &mut self.rx_pool.head[spec::HEADER_BYTES..length.min(HEAD_BYTES)];
-        // An endpoint has nothing against TCP.
-        if packet::tcp_destination(head).is_some() {
-            self.identity.to_guest(head);
-            self.rx_pool.deliver(queue, length)?;
-            return Ok(true);
-        }
-        self.rx_packet.resize(PACKET_BYTES_MAX, 0);
-        self.rx_pool.copy(queue.memory(), &mut self.rx_packet[..length]);
-        let frame = &mut self.rx_packet[spec::HEADER_BYTES..length];
-        self.identity.to_guest(frame);
-        if self.endpoint.as_mut().is_none_or(|endpoint| endpoint.from_link(frame)) {
-            self.rx_waiting = length;
-            return Ok(false);
-        }
-        Ok(true)
-    }
-
-    /// Puts the next packet for the guest into `rx_packet`; false if there is none.
-    fn next_packet(&mut self) -> bool {
-        if self.rx_packet.is_empty() {
-            // Not `resize`: fresh zero pages cost no memory before a large packet comes.
-            self.rx_packet = vec![0; PACKET_BYTES_MAX];
-        }
-        if let Some(frame) = self.endpoint.as_mut().and_then(|endpoint| endpoint.next_answer(Instant::now()))
-        {
-            let end = (spec::HEADER_BYTES + frame.len()).min(PACKET_BYTES_MAX);
-            self.rx_packet[..spec::HEADER_BYTES].fill(0);
-            self.rx_packet[spec::HEADER_BYTES..end].copy_from_slice(&frame[..end - spec::HEADER_BYTES]);
-            self.rx_waiting = end;
-            return true;
-        }
-        if self.shaper.is_waiting(Direction::Read) {
-            return false;
-        }
-        if self.rx_held.1 > 0 {
-            if !self.shaper.admit(Direction::Read, &self.rx_held.0[..self.rx_held.1]) {
-                return false;
-            }
-            self.rx_waiting = std::mem::take(&mut self.rx_held.1);
-            std::mem::swap(&mut self.rx_packet, &mut self.rx_held.0);
-            return true;
-        }
-        // Bounded, since packets that are not for the guest cost as much as others.
-        for _ in 0..BATCH_PACKETS_MAX {
-            if self.link_failed {
-                break;
-            }
-            match self.link.receive(&mut self.rx_packet) {
-                Ok(0) => self.link_failed = true,
-                Ok(length) if length < PACKET_BYTES_MIN => {}
-                Ok(length) => {
-                    let frame = &mut self.rx_packet[spec::HEADER_BYTES..length];
-                    self.identity.to_guest(frame);
-                    if self.endpoint.as_mut().is_some_and(|endpoint| !endpoint.from_link(frame)) {
-                        continue;
-                    }
-                    if !self.shaper.admit(Direction::Read, &self.rx_packet[..length]) {
-                        // What the endpoint answers meanwhile needs the other buffer.
-                        self.rx_held.1 = length;
-                        std::mem::swap(&mut self.rx_packet, &mut self.rx_held.0);
-                        break;
-                    }
-                    self.rx_waiting = length;
-                    return true;
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => self.link_failed = true,
-            }
-        }
-        false
-    }
-}
-
-/// Whether a packet asks for nothing that the driver did not say it would.
-fn is_acceptable(packet: &[u8], features: u64) -> bool {
-    let accepted = match packet[spec::HEADER_GSO_TYPE] {
-        spec::GSO_NONE => true,
-        spec::GSO_TCPV4 => features & spec::F_HOST_TSO4 != 0,
-        spec::GSO_TCPV6 => features & spec::F_HOST_TSO6 != 0,
-        _ => false,
-    };
-    accepted && (packet[0] & spec::HDR_F_NEEDS_CSUM == 0 || features & spec::F_CSUM != 0)
-}
-
-/// Gives one packet of the guest to the endpoint, or to the link.
-fn forward(
-    (link, shaper, identity): (&mut impl Link, &Shaper, &Identity),
-    endpoint: Option<&mut Endpoints>,
-    features: u64,
-    packet: &mut [u8],
-    now: Instant,
-) {
-    if !is_acceptable(packet, features) {
-        return;
-    }
-    let frame = &mut packet[spec::HEADER_BYTES..];
-    if endpoint.is_some_and(|endpoint| endpoint.from_guest(frame, now) == Verdict::Taken) {
-        return;
-    }
-    shaper.mark(&mut packet[spec::HEADER_BYTES..]);
-    identity.to_link(&mut packet[spec::HEADER_BYTES..]);
-    lose(link.send(packet));
-}
-
-/// As on any Ethernet: what cannot be sent now, or was malformed, is lost.
-fn lose(sent: std::io::Result<()>) {
-    if let Err(error) = sent {
-        tracing::trace!(%error, "a guest's packet was dropped");
     }
 }
 
