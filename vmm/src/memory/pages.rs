@@ -1,5 +1,7 @@
 //! Sets of pages of a guest's memory.
 
+use std::ops::Range;
+
 use vm_memory::{Address as _, Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _};
 
 use super::GuestMemory;
@@ -70,29 +72,37 @@ impl PageSet {
     pub fn runs(&self, memory: &GuestMemory) -> Vec<(GuestAddress, u64)> {
         let mut runs = Vec::new();
         for (region, words) in memory.iter().zip(&self.0) {
-            let is_set = |page: u64| {
-                let word = usize::try_from(page / 64).ok().and_then(|word| words.get(word));
-                word.is_some_and(|word| word >> (page % 64) & 1 != 0)
-            };
-            let pages = region.len() / PAGE_BYTES;
-            let mut next = 0;
-            while next < pages {
-                if words[(next / 64) as usize] == 0 {
-                    next = (next / 64 + 1) * 64;
-                    continue;
-                }
-                if !is_set(next) {
-                    next += 1;
-                    continue;
-                }
-                let end = (next..pages).find(|page| !is_set(*page)).unwrap_or(pages);
-                let start = region.start_addr().unchecked_add(next * PAGE_BYTES);
-                runs.push((start, (end - next) * PAGE_BYTES));
-                next = end;
-            }
+            runs.extend(neighbours(words).map(|pages| {
+                let (first, end) = (pages.start as u64, pages.end as u64);
+                (region.start_addr().unchecked_add(first * PAGE_BYTES), (end - first) * PAGE_BYTES)
+            }));
         }
         runs
     }
+}
+
+/// Which bits are set, the first word's lowest first, neighbours together.
+pub(crate) fn neighbours(words: impl AsRef<[u64]>) -> impl Iterator<Item = Range<usize>> {
+    let mut next = 0;
+    std::iter::from_fn(move || {
+        let words = words.as_ref();
+        let end = words.len() * 64;
+        // The first bit from there on that is set once `turned` is turned.
+        let first = |from: usize, turned: u64| {
+            let mut at = from;
+            while at < end {
+                let left = (words[at / 64] ^ turned) >> (at % 64);
+                if left != 0 {
+                    return at + left.trailing_zeros() as usize;
+                }
+                at = (at / 64 + 1) * 64;
+            }
+            end
+        };
+        let start = first(next, 0);
+        next = first(start, u64::MAX);
+        (start < end).then_some(start..next)
+    })
 }
 
 /// Sets the bits from `first` on, up to `end`.

@@ -10,6 +10,7 @@ use super::header::{self, Form, Header, SnapshotId};
 use super::{Error, MachineState, PAGE_BYTES, file};
 use crate::config::CpuProfile;
 use crate::kvm::{CpuNeeds, DirtyPages, HostKind};
+use crate::memory::pages::neighbours;
 use crate::memory::{GuestMemory, MIB};
 
 /// Bytes of what the table has an entry for.
@@ -222,13 +223,7 @@ fn chunk_of(dirty: &[DirtyPages], region: usize, chunk: u64) -> ChunkMap {
 
 /// Where the pages of a map lie in their chunk, neighbours together.
 pub(super) fn runs(map: ChunkMap) -> impl Iterator<Item = std::ops::Range<usize>> {
-    let is_set = move |page: usize| page < CHUNK_PAGES && map[page / 64] >> (page % 64) & 1 != 0;
-    let mut next = 0;
-    std::iter::from_fn(move || {
-        let start = (next..CHUNK_PAGES).find(|page| is_set(*page))?;
-        next = (start..=CHUNK_PAGES).find(|page| !is_set(*page)).unwrap_or(CHUNK_PAGES);
-        Some(start * PAGE_BYTES..next * PAGE_BYTES)
-    })
+    neighbours(map).map(|pages| pages.start * PAGE_BYTES..pages.end * PAGE_BYTES)
 }
 
 pub(super) fn write_pages(to: &File, at: u64, chunk: &[u8], map: ChunkMap) -> std::io::Result<()> {
@@ -255,19 +250,27 @@ mod tests {
         assert_eq!(pages([0b1011, 0, 1 << 63, 1 | 1 << 63]), [(0, 2), (3, 4), (191, 193), (255, 256)]);
     }
 
+    /// A guest of one MiB, of which pages 1 to 4 begin with their numbers.
+    fn guest() -> GuestMemory {
+        let guest = crate::memory::allocate(1).unwrap();
+        (1..5).for_each(|page| put(&guest, page, page));
+        guest
+    }
+
+    fn put(guest: &GuestMemory, page: u64, value: u64) {
+        guest.write_obj(value, vm_memory::GuestAddress(page * 4096)).unwrap();
+    }
+
     #[test]
     fn page_that_changed_is_written_again_and_one_that_became_zeros_is_zeros_in_the_file() {
-        let guest = crate::memory::allocate(1).unwrap();
-        let put =
-            |page: u64, value: u64| guest.write_obj(value, vm_memory::GuestAddress(page * 4096)).unwrap();
-        (1..5).for_each(|page| put(page, page));
+        let guest = guest();
         let file = tempfile::tempfile().unwrap();
         let mut writer = Writer::begin(&file, (1, 0), &guest).unwrap();
         writer.all(|_| true, &[]).unwrap();
-        put(1, 11);
-        put(2, 0);
-        put(3, 33);
-        put(9, 99);
+        put(&guest, 1, 11);
+        put(&guest, 2, 0);
+        put(&guest, 3, 33);
+        put(&guest, 9, 99);
         // Page 3 was not noted, so nobody looks at it.
         let dirty = vec![vec![1 << 1 | 1 << 2 | 1 << 9, 0, 0, 0]];
         writer.again(&dirty).unwrap();
@@ -282,15 +285,12 @@ mod tests {
 
     #[test]
     fn free_page_is_left_out_unless_it_was_written_to_meanwhile() {
-        let guest = crate::memory::allocate(1).unwrap();
-        let put =
-            |page: u64, value: u64| guest.write_obj(value, vm_memory::GuestAddress(page * 4096)).unwrap();
-        (1..5).for_each(|page| put(page, page));
+        let guest = guest();
         let file = tempfile::tempfile().unwrap();
         let mut writer = Writer::begin(&file, (1, 0), &guest).unwrap();
         writer.all(|_| true, &[vec![1 << 2 | 1 << 3, 0, 0, 0]]).unwrap();
         assert_eq!(writer.table[0].0, [0b1_0010, 0, 0, 0]);
-        put(3, 33);
+        put(&guest, 3, 33);
         writer.again(&[vec![1 << 3, 0, 0, 0]]).unwrap();
         assert_eq!(writer.table[0].0, [0b1_1010, 0, 0, 0]);
         let mut words = [0; 3 * 4096];
