@@ -15,7 +15,7 @@ use core::ops::Range;
 
 use virtio_drivers::PAGE_SIZE;
 use virtio_drivers::queue::VirtQueue;
-use virtio_drivers::transport::{DeviceStatus, Transport as _};
+use virtio_drivers::transport::Transport as _;
 
 use crate::machine::Machine;
 use crate::memory::Identity;
@@ -69,20 +69,16 @@ impl Balloon {
     /// Sets the device up, to give of `spare`.
     pub fn new(mut transport: Transport, spare: Range<u64>) -> Result<Self, virtio_drivers::Error> {
         let acknowledge = transport.acknowledge();
-        transport.set_status(DeviceStatus::empty());
-        transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
+        let hints = transport.begin() & F_FREE_PAGE_HINT;
         transport.hear_changes();
-        let hints = transport.read_device_features() & F_FREE_PAGE_HINT;
-        transport.write_driver_features(F_VERSION_1 | F_STATS_VQ | hints);
-        let ready = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER | DeviceStatus::FEATURES_OK;
-        transport.set_status(ready);
+        transport.accept(F_VERSION_1 | F_STATS_VQ | hints);
         let queues = [
             Queue::new(&mut transport, INFLATE, false, false)?,
             Queue::new(&mut transport, DEFLATE, false, false)?,
         ];
         let statistics = Queue::new(&mut transport, STATISTICS, false, false)?;
         let hints = (hints != 0).then(|| Queue::new(&mut transport, HINTS, false, false)).transpose()?;
-        transport.set_status(ready | DeviceStatus::DRIVER_OK);
+        transport.finish();
         let page = PAGE_SIZE as u64;
         let spare = spare.start.next_multiple_of(page) / page..spare.end / page;
         let said = Box::new([0; STATISTICS_BYTES]);

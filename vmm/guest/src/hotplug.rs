@@ -7,7 +7,7 @@ use alloc::rc::Rc;
 use core::cell::{Cell, RefCell};
 
 use virtio_drivers::queue::VirtQueue;
-use virtio_drivers::transport::{DeviceStatus, Transport as _};
+use virtio_drivers::transport::Transport as _;
 
 use crate::machine::Machine;
 use crate::memory::Identity;
@@ -51,14 +51,11 @@ impl Hotplug {
     /// Sets the device up.
     pub fn new(mut transport: Transport) -> Result<Self, virtio_drivers::Error> {
         let acknowledge = transport.acknowledge();
-        transport.set_status(DeviceStatus::empty());
-        transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
+        transport.begin();
         transport.hear_changes();
-        transport.write_driver_features(F_VERSION_1);
-        let ready = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER | DeviceStatus::FEATURES_OK;
-        transport.set_status(ready);
+        transport.accept(F_VERSION_1);
         let queue = Queue::new(&mut transport, 0, false, false)?;
-        transport.set_status(ready | DeviceStatus::DRIVER_OK);
+        transport.finish();
         let number = |at| number(&transport, at);
         let (start, bytes, block_bytes) =
             (number(CONFIG_ADDRESS)?, number(CONFIG_REGION)?, number(CONFIG_BLOCK)?.max(1));

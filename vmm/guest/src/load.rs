@@ -8,7 +8,7 @@
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 
-use virtio_drivers::transport::{DeviceStatus, Transport as _};
+use virtio_drivers::transport::Transport as _;
 
 use crate::clock::Clock;
 use crate::ring::{F_EVENT_IDX, F_VERSION_1, NEXT, Ring, WRITE};
@@ -50,14 +50,8 @@ pub struct Load {
 impl Load {
     /// Takes the device over; none that is smaller than a block.
     pub fn new(mut transport: Transport) -> Option<Self> {
-        transport.set_status(DeviceStatus::empty());
-        // Step by step: there are devices that take no two at once.
-        transport.set_status(DeviceStatus::ACKNOWLEDGE);
-        transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
-        let features = transport.read_device_features() & (F_EVENT_IDX | F_VERSION_1 | F_FLUSH);
-        transport.write_driver_features(features);
-        let ready = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER | DeviceStatus::FEATURES_OK;
-        transport.set_status(ready);
+        let features = transport.begin() & (F_EVENT_IDX | F_VERSION_1 | F_FLUSH);
+        transport.accept(features);
         // In two halves, as far as a register window goes.
         let [low, high]: [u32; 2] =
             [transport.read_config_space(0).ok()?, transport.read_config_space(4).ok()?];
@@ -72,7 +66,7 @@ impl Load {
         }
         ring.show(&mut transport, 0);
         ring.want_interrupt(false);
-        transport.set_status(ready | DeviceStatus::DRIVER_OK);
+        transport.finish();
         let blocks = sectors / SECTORS;
         let load = Load { transport, ring, slots, blocks, random: 0x5851_f42d_4c95_7f2d };
         (blocks > 0).then_some(load)

@@ -8,7 +8,9 @@ use core::cell::{Cell, RefCell};
 use core::mem::ManuallyDrop;
 
 use virtio_drivers::transport::mmio::MmioTransport;
-use virtio_drivers::transport::{self, DeviceStatus, DeviceType, InterruptStatus, SomeTransport};
+use virtio_drivers::transport::{
+    self, DeviceStatus, DeviceType, InterruptStatus, SomeTransport, Transport as _,
+};
 use virtio_drivers::{PhysAddr, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -23,6 +25,10 @@ struct Registers {
     transport: ManuallyDrop<SomeTransport<'static>>,
     function: Option<Function>,
 }
+
+/// The device's features are chosen.
+const ACCEPTED: DeviceStatus =
+    DeviceStatus::ACKNOWLEDGE.union(DeviceStatus::DRIVER).union(DeviceStatus::FEATURES_OK);
 
 /// How often a device that is reset is asked whether it is: each time is an exit.
 const RESET_POLLS_MAX: u32 = 100;
@@ -103,6 +109,26 @@ impl Transport {
     /// The same device's transport once more, for a driver that comes after this one's.
     pub fn again(&self) -> Self {
         Transport { registers: self.registers.clone(), held: Rc::default() }
+    }
+
+    /// Begins with the device anew, step by step, since there are devices that take no two at once (VIRTIO 1.3 §3.1.1): the
+    /// features that it offers.
+    pub fn begin(&mut self) -> u64 {
+        self.set_status(DeviceStatus::empty());
+        self.set_status(DeviceStatus::ACKNOWLEDGE);
+        self.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
+        self.read_device_features()
+    }
+
+    /// Says which features are used; queues are shown next.
+    pub fn accept(&mut self, features: u64) {
+        self.write_driver_features(features);
+        self.set_status(ACCEPTED);
+    }
+
+    /// Says that all is there.
+    pub fn finish(&mut self) {
+        self.set_status(ACCEPTED | DeviceStatus::DRIVER_OK);
     }
 
     /// The function's slot, if it is one.

@@ -85,16 +85,11 @@ pub struct Received {
 impl Wire {
     /// Takes the device over; none that lacks an offload.
     pub fn new(mut transport: Transport) -> Option<Self> {
-        transport.set_status(DeviceStatus::empty());
-        transport.set_status(DeviceStatus::ACKNOWLEDGE);
-        transport.set_status(DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER);
-        let features = transport.read_device_features() & (NEEDED | F_EVENT_IDX);
+        let features = transport.begin() & (NEEDED | F_EVENT_IDX);
         if features & NEEDED != NEEDED {
             return None;
         }
-        transport.write_driver_features(features);
-        let ready = DeviceStatus::ACKNOWLEDGE | DeviceStatus::DRIVER | DeviceStatus::FEATURES_OK;
-        transport.set_status(ready);
+        transport.accept(features);
         let mut mac = [0; 6];
         for (at, byte) in mac.iter_mut().enumerate() {
             *byte = transport.read_config_space(at).ok()?;
@@ -117,7 +112,7 @@ impl Wire {
         wire.transmit.show(&mut wire.transport, TRANSMIT);
         wire.receive.want_interrupt(false);
         wire.transmit.want_interrupt(false);
-        wire.transport.set_status(ready | DeviceStatus::DRIVER_OK);
+        wire.transport.finish();
         wire.tell();
         Some(wire)
     }
