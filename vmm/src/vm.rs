@@ -281,11 +281,11 @@ impl Machine {
         if spec.pinned.is_some() && (gives_back || spec.estate.is_some()) {
             return Err(Error::Pinned);
         }
-        let ram = match &spec.estate {
-            None if spec.pinned.is_some() => spec.pinned.take().expect("invariant: it is there"),
-            Some(_) if hotplug_mib > 0 => return Err(memory::Error::SharedHotplug.into()),
-            Some(estate) => estate.memory.allocate(spec.memory_mib)?,
-            None => memory::allocate_of(spec.memory_mib, spec.huge_pages)?,
+        let ram = match (spec.pinned.take(), &spec.estate) {
+            (Some(pinned), _) => pinned,
+            (None, Some(_)) if hotplug_mib > 0 => return Err(memory::Error::SharedHotplug.into()),
+            (None, Some(estate)) => estate.memory.allocate(spec.memory_mib)?,
+            (None, None) => memory::allocate_of(spec.memory_mib, spec.huge_pages)?,
         };
         let guest = memory::with_hotplug(&ram, (spec.memory_mib, hotplug_mib), spec.huge_pages)?;
         let kernel = Bootable::find(boot, spec.disks.first().map(|disk| &disk.disk))?;
