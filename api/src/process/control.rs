@@ -131,18 +131,19 @@ pub fn main(handover: i32) -> anyhow::Result<()> {
     privileges::die_with_parent(handover.parent)?;
     privileges::raise_open_files();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    // Before anything else is done, since it may take a while: SIGTERM ends the wait.
+    let store = RedbStore::open_once_free(Path::new("control/store.redb"), STORE_PATIENCE)
+        .context("open the store")?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
-    runtime.block_on(serve(parts))
+    runtime.block_on(serve(parts, store))
 }
 
-async fn serve(parts: Parts) -> anyhow::Result<()> {
+async fn serve(parts: Parts, store: RedbStore) -> anyhow::Result<()> {
     let mut terminated = signal(SignalKind::terminate()).context("wait for signals")?;
     let mut hung_up = signal(SignalKind::hangup()).context("wait for signals")?;
     let (certificate, key) = (Path::new(certificates::CERTIFICATE), Path::new(certificates::KEY));
     let tls = parts.tls.then(|| Tls::open(certificate, key).map(Arc::new)).transpose()?;
-    let store = RedbStore::open_once_free(Path::new("control/store.redb"), STORE_PATIENCE)
-        .context("open the store")?;
     let mut settings = Settings {
         providers: parts.providers,
         image_sources: parts.images.sources,
