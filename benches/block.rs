@@ -9,14 +9,15 @@ mod measure;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
 
+use crate::measure::vmm::{export_guest, firecracker, listen, write_firecracker_config};
 use crate::measure::{Samples, line};
 
 /// Runs per side.
@@ -41,9 +42,7 @@ struct Side<'a> {
 fn main() -> Result<()> {
     let wisp = Path::new(env!("CARGO_BIN_EXE_wisp"));
     let files = tempfile::tempdir()?;
-    let (kernel, disk) = (files.path().join("tiny.elf"), files.path().join("disk"));
-    let exported = Command::new(wisp).args(["guest", "export", "tiny"]).arg(&kernel).status()?;
-    ensure!(exported.success(), "export the guest");
+    let (kernel, disk) = (export_guest(wisp, files.path())?, files.path().join("disk"));
     fill(&disk)?;
     let ours = |words: &'static str| {
         let (kernel, disk) = (&kernel, &disk);
@@ -66,15 +65,12 @@ fn main() -> Result<()> {
     if let Some(program) = std::env::var_os("FIRECRACKER_BIN") {
         for (name, engine) in [("firecracker, Sync", "Sync"), ("firecracker, Async", "Async")] {
             let config = files.path().join(engine);
-            std::fs::write(&config, firecracker_config(&kernel, &disk, engine))?;
+            let drive = json!({"drive_id": "d", "path_on_host": disk, "is_root_device": false, "is_read_only": false,
+                               "cache_type": "Writeback", "io_engine": engine});
+            let cmdline = format!("console=ttyS0 {}", load_word());
+            write_firecracker_config(&config, (&kernel, &cmdline), 128, json!({"drives": [drive]}))?;
             let program = program.clone();
-            let command = move || {
-                let mut command = Command::new(&program);
-                // What it logs would go between the guest's words.
-                command.args(["--level", "Error", "--no-api", "--config-file"]).arg(&config);
-                command
-            };
-            theirs.push(side(name, Box::new(command)));
+            theirs.push(side(name, Box::new(move || firecracker(Path::new(&program), &config))));
         }
     }
     let mut plain = Results::new();
@@ -125,56 +121,28 @@ fn fill(path: &Path) -> Result<()> {
     Ok(file.sync_all()?)
 }
 
-fn firecracker_config(kernel: &Path, disk: &Path, engine: &str) -> String {
-    format!(
-        r#"{{"boot-source": {{"kernel_image_path": "{}", "boot_args": "console=ttyS0 {}"}},
-            "drives": [{{"drive_id": "d", "path_on_host": "{}", "is_root_device": false, "is_read_only": false,
-                         "cache_type": "Writeback", "io_engine": "{engine}"}}],
-            "machine-config": {{"vcpu_count": 1, "mem_size_mib": 128}}}}"#,
-        kernel.display(),
-        load_word(),
-        disk.display()
-    )
-}
-
 /// One guest's load, heard on its console.
 fn run(command: &dyn Fn() -> Command, results: &mut Results) -> Result<()> {
-    let mut child = command()
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("start the VMM")?;
-    let heard = listen(&mut child, results);
-    child.kill().context("end the VMM")?;
-    child.wait().context("wait for the VMM")?;
-    heard
-}
-
-fn listen(child: &mut Child, results: &mut Results) -> Result<()> {
-    let stdout = child.stdout.take().context("read the console")?;
     let mut began = None;
-    let mut last = String::new();
-    for line in BufReader::new(stdout).split(b'\n') {
-        let line = String::from_utf8_lossy(&line?).trim().to_owned();
+    listen(&mut command(), |process, line| {
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
-            ["load:", "begin", ..] => began = Some((Instant::now(), processor_ns(child.id()))),
+            ["load:", "begin", ..] => began = Some((Instant::now(), processor_ns(process))),
             ["load:", "end", kind, depth, count, "requests", failed, ..] => {
                 ensure!(failed == "0", "requests failed: {line}");
                 let (started, before) = began.take().context("it ends before it begins")?;
-                let (seconds, spent) = (started.elapsed().as_secs_f64(), processor_ns(child.id()) - before);
+                let (seconds, spent) = (started.elapsed().as_secs_f64(), processor_ns(process) - before);
                 let count: f64 = count.parse()?;
                 let part = PARTS.into_iter().find(|part| part.0 == kind && part.1.to_string() == depth);
                 let (rate, cpu) = results.entry(part.context("a part that was not asked for")?).or_default();
                 rate.push(count / seconds);
                 cpu.push(spent as f64 / 1e3 / count);
             }
-            ["load:", "done"] => return Ok(()),
-            _ => last = line,
+            ["load:", "done"] => return Ok(true),
+            _ => {}
         }
-    }
-    bail!("the VMM ended before its guest was done: {last}")
+        Ok(false)
+    })
 }
 
 /// What all threads of a process but those that are the guest's processors have had of a processor, in nanoseconds.

@@ -7,11 +7,13 @@ mod measure;
 
 use std::io::Read;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
 
+use crate::measure::vmm::{export_guest, firecracker, start, write_firecracker_config};
 use crate::measure::{Line, Samples, installed};
 
 /// Boots per side.
@@ -24,13 +26,9 @@ const MARK: &[u8] = b"WISP-GUEST";
 fn main() -> Result<()> {
     let files = tempfile::tempdir()?;
     let wisp = &installed(Path::new(env!("CARGO_BIN_EXE_wisp")), files.path()).context("install wisp")?;
-    let kernel = files.path().join("tiny.elf");
-    ensure!(
-        Command::new(wisp).args(["guest", "export", "tiny"]).arg(&kernel).status()?.success(),
-        "export the guest"
-    );
+    let kernel = export_guest(wisp, files.path())?;
     let config = files.path().join("firecracker.json");
-    std::fs::write(&config, firecracker_config(&kernel))?;
+    write_firecracker_config(&config, (&kernel, "console=ttyS0"), MEMORY_MIB, json!({}))?;
     let peers = peers(&config, &kernel, files.path())?;
     let (mut ours, mut nothing) = (Samples::default(), Samples::default());
     let mut theirs: Vec<_> = peers.iter().map(|_| Samples::default()).collect();
@@ -76,12 +74,7 @@ fn peers<'a>(config: &'a Path, kernel: &'a Path, files: &Path) -> Result<Vec<Pee
     };
     let mut peers = Vec::new();
     if let Some(program) = named("FIRECRACKER_BIN")? {
-        let command = move || {
-            let mut command = Command::new(&program);
-            // What it logs would go between the guest's words.
-            command.args(["--level", "Error", "--no-api", "--config-file"]).arg(config);
-            command
-        };
+        let command = move || firecracker(&program, config);
         peers.push(Peer { name: "firecracker, same kernel, same run", command: Box::new(command) });
     }
     if let Some(program) = named("CLOUD_HYPERVISOR_BIN")? {
@@ -165,16 +158,6 @@ fn until_mark(command: &mut Command) -> Result<f64> {
     outcome
 }
 
-fn start(command: &mut Command) -> Result<Child> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .with_context(|| format!("start {program}"))
-}
-
 fn wait_for_mark(child: &mut Child) -> Result<()> {
     let stdout = child.stdout.as_mut().context("read the console")?;
     let mut seen = Vec::new();
@@ -229,12 +212,4 @@ fn private_kib(pid: u32) -> Result<u64> {
         }
     }
     Ok(sum)
-}
-
-fn firecracker_config(kernel: &Path) -> String {
-    format!(
-        r#"{{"boot-source": {{"kernel_image_path": "{}", "boot_args": "console=ttyS0"}}, "drives": [],
-            "machine-config": {{"vcpu_count": 1, "mem_size_mib": {MEMORY_MIB}}}}}"#,
-        kernel.display()
-    )
 }

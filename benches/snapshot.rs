@@ -17,11 +17,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use vm_memory::{Bytes as _, GuestAddress, GuestMemory};
 use vmm::rpc::Client;
 
 use crate::firecracker::Firecracker;
+use crate::measure::vmm::export_guest;
 use crate::measure::{Samples, installed, line, milliseconds};
 
 /// Guests per figure.
@@ -52,9 +53,7 @@ fn main() -> Result<()> {
     let files = tempfile::tempdir()?;
     let wisp = installed(Path::new(env!("CARGO_BIN_EXE_wisp")), files.path()).context("install wisp")?;
     let bench = Bench { wisp, files: files.path().to_owned() };
-    let exported =
-        Command::new(&bench.wisp).args(["guest", "export", "tiny"]).arg(bench.kernel()).status()?;
-    ensure!(exported.success(), "export the guest");
+    export_guest(&bench.wisp, &bench.files)?;
     let fulls = bench.take()?;
     let small = bench.go_on(SMALL_MIB)?;
     let large = bench.go_on(LARGE_MIB)?;

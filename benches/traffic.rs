@@ -17,20 +17,21 @@ mod cloud;
 #[path = "traffic/peer.rs"]
 mod peer;
 
-use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow};
 use ipnet::IpNet;
 use net::netlink::{Client, Request};
+use serde_json::json;
 
 use crate::harness::isolate;
 use crate::measure::line;
+use crate::measure::vmm::{export_guest, firecracker, listen, write_firecracker_config};
 use crate::peer::Outcome;
 
 /// Runs per side.
@@ -140,29 +141,29 @@ fn give_address(name: &str, mtu: u32, address: Ipv4Addr) -> Result<()> {
 fn with_host(bare: &Outcome) -> Result<()> {
     let wisp = Path::new(env!("CARGO_BIN_EXE_wisp"));
     let files = tempfile::tempdir()?;
-    let kernel = files.path().join("tiny.elf");
-    let exported = Command::new(wisp).args(["guest", "export", "tiny"]).arg(&kernel).status()?;
-    ensure!(exported.success(), "export the guest");
+    let kernel = export_guest(wisp, files.path())?;
     let tap = net::tap::create("load0")?;
     net::tap::persist(&tap, "load0")?;
     drop(tap);
     give_address("load0", 1500, HOST)?;
     peer::serve()?;
     let (mut ours, mut theirs) = (Outcome::default(), Outcome::default());
-    let firecracker = std::env::var_os("FIRECRACKER_BIN");
+    let other = std::env::var_os("FIRECRACKER_BIN");
     let config = files.path().join("firecracker.json");
-    std::fs::write(&config, firecracker_config(&kernel))?;
+    let nic = json!({"iface_id": "n", "guest_mac": "02:00:00:00:99:02", "host_dev_name": "load0"});
+    let cmdline = format!("console=ttyS0 {}", load_word());
+    write_firecracker_config(&config, (&kernel, &cmdline), 128, json!({"network-interfaces": [nic]}))?;
     for _ in 0..RUNS {
         let mut command = Command::new(wisp);
         command.args(["vmm", "boot", "--mem", "128", "--tap", "load0", "--cmdline", &load_word()]);
-        run(command.arg("--kernel").arg(&kernel), &mut ours).context("wisp")?;
-        if let Some(program) = &firecracker {
-            let mut command = Command::new(program);
-            command.args(["--no-api", "--config-file"]).arg(&config);
-            run(&mut command, &mut theirs).context("firecracker")?;
+        let command = command.arg("--kernel").arg(&kernel);
+        listen(command, |_, line| peer::hear(line, &mut ours)).context("wisp")?;
+        if let Some(program) = &other {
+            let mut command = firecracker(Path::new(program), &config);
+            listen(&mut command, |_, line| peer::hear(line, &mut theirs)).context("firecracker")?;
         }
     }
-    let (baseline, of) = match firecracker {
+    let (baseline, of) = match other {
         Some(_) => (&theirs, "firecracker, same guest, same run"),
         None => (bare, "two namespaces on a bare bridge"),
     };
@@ -176,40 +177,4 @@ fn awake_us() -> String {
 
 fn load_word() -> String {
     format!("traffic={GUEST},{HOST},{},{}", PART.as_millis(), awake_us())
-}
-
-fn firecracker_config(kernel: &Path) -> String {
-    format!(
-        r#"{{"boot-source": {{"kernel_image_path": "{}", "boot_args": "console=ttyS0 {}"}}, "drives": [],
-            "network-interfaces": [{{"iface_id": "n", "guest_mac": "02:00:00:00:99:02", "host_dev_name": "load0"}}],
-            "machine-config": {{"vcpu_count": 1, "mem_size_mib": 128}}}}"#,
-        kernel.display(),
-        load_word(),
-    )
-}
-
-/// One guest's load, heard on its console.
-fn run(command: &mut Command, outcome: &mut Outcome) -> Result<()> {
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .context("start the VMM")?;
-    let heard = listen(&mut child, outcome);
-    child.kill().context("end the VMM")?;
-    child.wait().context("wait for the VMM")?;
-    heard
-}
-
-fn listen(child: &mut Child, outcome: &mut Outcome) -> Result<()> {
-    let stdout = child.stdout.take().context("read the console")?;
-    let mut last = String::new();
-    for line in BufReader::new(stdout).split(b'\n') {
-        last = String::from_utf8_lossy(&line?).trim().to_owned();
-        if peer::hear(&last, outcome)? {
-            return Ok(());
-        }
-    }
-    bail!("the VMM ended before its guest was done: {last}")
 }

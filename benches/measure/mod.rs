@@ -2,6 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+#[allow(dead_code, reason = "most benchmarks measure no VMM, and none needs all of it")]
+pub(crate) mod vmm;
+
 /// Numbers of one kind.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Samples(Vec<f64>);

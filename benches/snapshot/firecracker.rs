@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::json;
 
+use crate::measure::vmm::write_firecracker_config;
 use crate::measure::{Samples, installed, milliseconds};
 use crate::{BEGUN, Guest, HEARD, RUNS, TALKS, TOUCHES};
 
@@ -80,12 +82,7 @@ impl Firecracker {
 
     fn boot(&self, kernel: &Path, mib: u32, cmdline: &str) -> Result<(Guest, UnixStream)> {
         let config = self.files.join("fc.json");
-        let text = format!(
-            r#"{{"boot-source": {{"kernel_image_path": "{}", "boot_args": "{cmdline}"}}, "drives": [],
-                "machine-config": {{"vcpu_count": 1, "mem_size_mib": {mib}}}}}"#,
-            kernel.display()
-        );
-        std::fs::write(&config, text).context("write Firecracker's configuration")?;
+        write_firecracker_config(&config, (kernel, cmdline), mib.into(), json!({}))?;
         self.start(&["--config-file", config.to_str().context("a temporary path is text")?])
     }
 
