@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
+use storage::format::raw::CACHED_WRITE_BYTES_MAX;
 
 use crate::measure::vmm::{export_guest, firecracker, listen, write_firecracker_config};
 use crate::measure::{Samples, line};
@@ -44,7 +45,7 @@ fn main() -> Result<()> {
     let files = tempfile::tempdir()?;
     let (kernel, disk) = (export_guest(wisp, files.path())?, files.path().join("disk"));
     fill(&disk)?;
-    let ours = |words: &'static str| {
+    let ours = |words: &'static str, option: Option<&'static str>| {
         let (kernel, disk) = (&kernel, &disk);
         move || {
             let mut command = Command::new(wisp);
@@ -54,13 +55,14 @@ fn main() -> Result<()> {
                 .args(["vmm", "boot", "--mem", "128", "--cmdline", &load_word()])
                 .arg("--kernel")
                 .arg(kernel);
-            command.arg("--disk").arg(file);
+            command.arg("--disk").arg(file).args(option);
             command
         }
     };
     let side = |name, command| Side { name, command, results: Results::new() };
-    let mut cached = side("page cache", Box::new(ours("")) as Box<dyn Fn() -> Command>);
-    let mut direct = side("direct", Box::new(ours(",direct")));
+    let mut cached = side("page cache", Box::new(ours("", None)) as Box<dyn Fn() -> Command>);
+    let mut direct = side("direct", Box::new(ours(",direct", None)));
+    let mut pinned = side("direct, memory pinned", Box::new(ours(",direct", Some("--pin-memory"))));
     let mut theirs = Vec::new();
     if let Some(program) = std::env::var_os("FIRECRACKER_BIN") {
         for (name, engine) in [("firecracker, Sync", "Sync"), ("firecracker, Async", "Async")] {
@@ -75,7 +77,7 @@ fn main() -> Result<()> {
     }
     let mut plain = Results::new();
     for _ in 0..RUNS {
-        for side in [&mut cached, &mut direct].into_iter().chain(&mut theirs) {
+        for side in [&mut cached, &mut direct, &mut pinned].into_iter().chain(&mut theirs) {
             run(&side.command, &mut side.results).with_context(|| side.name)?;
         }
         plain_calls(&disk, &mut plain)?;
@@ -83,6 +85,7 @@ fn main() -> Result<()> {
     for part in PARTS {
         report(part, &cached, &theirs, &plain);
         report(part, &direct, &theirs, &plain);
+        report(part, &pinned, &theirs, &plain);
     }
     for part in PARTS.into_iter().filter(|(_, depth)| *depth == 1) {
         let us = |results: &Results| 1e6 / results[&part].0.quantile(0.5);
@@ -111,10 +114,11 @@ fn report(part: (&'static str, u32), ours: &Side<'_>, theirs: &[Side<'_>], plain
     line(&format!("{what}: processor for each"), "us", own_cpu, cpu, of);
 }
 
-/// A file of which every block was written, in the page cache and on the disk.
+/// A file of which every block was written, in the page cache and on the disk, as volumes are written here. One that was written in
+/// larger pieces takes a multiple of the time for each write at a random place, whoever writes.
 fn fill(path: &Path) -> Result<()> {
     let file = File::create_new(path)?;
-    let piece = vec![0x5a; 1 << 20];
+    let piece = vec![0x5a; usize::try_from(CACHED_WRITE_BYTES_MAX)?];
     for at in (0..DISK_BYTES).step_by(piece.len()) {
         file.write_all_at(&piece, at)?;
     }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::format::overlay::{Overlay, OverlayError};
-use crate::format::raw::file_size_bytes;
+use crate::format::raw::{file_size_bytes, write_cached};
 use crate::format::{Disk, RawFile};
 
 const RAW_NAME: &str = "root.raw";
@@ -169,7 +169,7 @@ fn copy_data(from: &File, to: &File) -> io::Result<()> {
         while at < end {
             let length = usize::try_from(end - at).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
             from.read_exact_at(&mut piece[..length], at)?;
-            to.write_all_at(&piece[..length], at)?;
+            write_cached(to, &piece[..length], at)?;
             at += length as u64;
         }
     }

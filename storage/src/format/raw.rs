@@ -21,6 +21,11 @@ use super::{Disk, Extent, OpenFile, Work, check_within, length_of};
 const BLOCK_BYTES: u64 = 4096;
 /// How much is read or written directly at once.
 const PIECE_BYTES: u64 = 256 << 10;
+/// How much is written to the page cache by one call, and never across a multiple of it. File systems with large folios (ext4
+/// from Linux 6.16 on) cache a file in pieces of what was first written at once, and go through all blocks of one whenever
+/// anything is written into it: measured on ext4, 4 KiB at a random place take 25 µs where a file was written by 1 MiB, 4 µs where
+/// it was by 64 KiB, and 2 µs by 4 KiB; and the file's first writing goes at 3.3, 2.3 and 1.0 GiB/s.
+pub const CACHED_WRITE_BYTES_MAX: u64 = 64 << 10;
 
 /// A raw disk over an open file.
 #[derive(Debug)]
@@ -140,7 +145,7 @@ impl Disk for RawFile {
     fn write_at(&self, buffer: &[u8], offset: u64) -> io::Result<()> {
         check_within(self.size_bytes, offset, length_of(buffer))?;
         self.check_writable()?;
-        if self.direct { self.write_direct(buffer, offset) } else { self.file.write_all_at(buffer, offset) }
+        if self.direct { self.write_direct(buffer, offset) } else { write_cached(&self.file, buffer, offset) }
     }
 
     fn flush(&self) -> io::Result<()> {
@@ -207,6 +212,20 @@ impl Disk for RawFile {
         extents.push(Extent { file: Some(file), offset, length });
         Ok(true)
     }
+}
+
+/// Writes to a file's page cache, in pieces that let it be rewritten at random places; see [`CACHED_WRITE_BYTES_MAX`].
+pub(crate) fn write_cached(file: &File, buffer: &[u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < buffer.len() {
+        let at = offset + done as u64;
+        // At most the maximum, which fits.
+        let room = (CACHED_WRITE_BYTES_MAX - at % CACHED_WRITE_BYTES_MAX) as usize;
+        let until = buffer.len().min(done + room);
+        file.write_all_at(&buffer[done..until], at)?;
+        done = until;
+    }
+    Ok(())
 }
 
 /// Memory that begins at a block's boundary.
@@ -277,6 +296,25 @@ mod tests {
             assert_eq!(disk.next_data(offset).unwrap(), found);
         }
         assert_eq!(disk.next_data(u64::MAX).unwrap(), 1 << 30);
+    }
+
+    #[test]
+    fn what_is_written_in_pieces_is_all_there() {
+        let most = CACHED_WRITE_BYTES_MAX as usize;
+        let content: Vec<u8> = (0..3 * most).map(|at| (at % 251) as u8).collect();
+        for (offset, length) in
+            [(0, 3 * most), (1, most), (most - 1, 2), (most, most), (5, 2 * most + 7), (9, 0)]
+        {
+            let disk = raw(4 << 20, b"");
+            disk.write_at(&content[..length], offset as u64).unwrap();
+            assert_eq!(
+                file_size_bytes(&disk.file).unwrap(),
+                if length > 0 { (offset + length) as u64 } else { 0 }
+            );
+            let mut found = vec![1; length];
+            disk.read_at(&mut found, offset as u64).unwrap();
+            assert!(found == content[..length], "{length} bytes at {offset}");
+        }
     }
 
     #[test]

@@ -220,7 +220,7 @@ impl Backend {
             let tried = match () {
                 // One that waits has all behind it wait: they are begun together.
                 () if !self.planned.is_empty() => Tried::Waits,
-                () => self.try_at_once(direction, file, &vectors.0[own.clone()], (offset, length))?,
+                () => self.try_at_once(direction, file, &mut vectors.0[own.clone()], (offset, length))?,
             };
             match tried {
                 Tried::Done => vectors.0.truncate(start),
@@ -261,7 +261,7 @@ impl Backend {
         &mut self,
         direction: Direction,
         file: OpenFile,
-        vectors: &[libc::iovec],
+        vectors: &mut [libc::iovec],
         (offset, length): (u64, u64),
     ) -> io::Result<Tried> {
         let has_ring = self.flight.is_some();
@@ -273,7 +273,12 @@ impl Backend {
         }
         let at_once = direction == Direction::Read && has_ring && self.tells_waits;
         // SAFETY: the vectors were gathered in guest memory, which nobody has a reference into.
-        let moved = unsafe { guest_io::transfer(direction, file.fd, vectors, offset, at_once) };
+        let moved = unsafe {
+            match direction {
+                Direction::Write if !file.direct => guest_io::write_cached(file.fd, vectors, offset),
+                _ => guest_io::transfer(direction, file.fd, vectors, offset, at_once),
+            }
+        };
         match moved {
             Ok(moved) if moved as u64 == length => Ok(Tried::Done),
             Ok(_) if at_once => Ok(Tried::Waits),

@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
+use storage::format::raw::CACHED_WRITE_BYTES_MAX;
 use vm_memory::bitmap::Bitmap as _;
 use vm_memory::{GuestMemory as _, Permissions};
 
@@ -94,5 +95,97 @@ pub(super) unsafe fn transfer(
                 }
             }
         }
+    }
+}
+
+/// Writes `vectors` to a file's page cache in pieces that let it be rewritten at random places
+/// ([`CACHED_WRITE_BYTES_MAX`]); how many bytes, fewer than all where the file takes no more. The vectors are used up.
+///
+/// # Safety
+/// As of [`transfer`].
+///
+/// # Errors
+/// The kernel's; what was written before it failed is written.
+pub(super) unsafe fn write_cached(fd: RawFd, vectors: &mut [libc::iovec], offset: u64) -> io::Result<usize> {
+    let (mut rest, mut done) = (vectors, 0);
+    while !rest.is_empty() {
+        let at = offset.saturating_add(done as u64);
+        // At most the maximum, which fits.
+        let mut room = (CACHED_WRITE_BYTES_MAX - at % CACHED_WRITE_BYTES_MAX) as usize;
+        let piece = room;
+        let mut whole = 0;
+        while let Some(vector) = rest.get(whole).filter(|vector| vector.iov_len <= room) {
+            room -= vector.iov_len;
+            whole += 1;
+        }
+        // Of the next one goes what has room, and its rest with the next piece.
+        let left = rest.get_mut(whole).filter(|_| room > 0).map(|cut| {
+            let left = (cut.iov_base.wrapping_byte_add(room), cut.iov_len - room);
+            cut.iov_len = std::mem::take(&mut room);
+            left
+        });
+        let count = whole + usize::from(left.is_some());
+        // SAFETY: as the caller says; a part of what the vectors point at is within it.
+        let moved = unsafe { transfer(Direction::Write, fd, &rest[..count], at, false) }?;
+        done += moved;
+        if moved < piece - room {
+            break;
+        }
+        if let (Some((base, length)), Some(cut)) = (left, rest.get_mut(whole)) {
+            (cut.iov_base, cut.iov_len) = (base, length);
+        }
+        rest = &mut rest[whole..];
+    }
+    Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd as _;
+    use std::os::unix::fs::FileExt as _;
+
+    use super::*;
+
+    #[test]
+    fn what_is_written_in_pieces_is_all_there_however_it_lies_in_memory() {
+        let most = CACHED_WRITE_BYTES_MAX as usize;
+        let content: Vec<u8> = (0..4 * most).map(|at| (at % 251) as u8).collect();
+        for lengths in [
+            vec![4096],
+            vec![4 * most],
+            vec![most; 4],
+            vec![4096; 4 * most / 4096],
+            vec![0, 1, most, 0, most - 1, 3, 2 * most - 7],
+            vec![],
+        ] {
+            for offset in [0, 1, 512, most - 1, most, 5 * most - 4096] {
+                let file = tempfile::tempfile().unwrap();
+                let mut at = 0;
+                let mut vectors: Vec<_> = lengths
+                    .iter()
+                    .map(|length| {
+                        let start = content[at..].as_ptr();
+                        at += length;
+                        libc::iovec { iov_base: start.cast_mut().cast(), iov_len: *length }
+                    })
+                    .collect();
+                // SAFETY: nothing writes to the content.
+                let written = unsafe { write_cached(file.as_raw_fd(), &mut vectors, offset as u64) };
+                assert_eq!(written.unwrap(), at);
+                let mut found = vec![1; at];
+                file.read_exact_at(&mut found, offset as u64).unwrap();
+                assert!(found == content[..at], "{lengths:?} at {offset}");
+            }
+        }
+    }
+
+    #[test]
+    fn file_that_takes_no_writes_is_an_error() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let file = std::fs::File::open(file.path()).unwrap();
+        let mut vectors = [libc::iovec { iov_base: c"abc".as_ptr().cast_mut().cast(), iov_len: 3 }];
+        // SAFETY: nothing writes there.
+        let written = unsafe { write_cached(file.as_raw_fd(), &mut vectors, 0) };
+        assert_eq!(written.unwrap_err().raw_os_error(), Some(libc::EBADF));
     }
 }
