@@ -1,7 +1,7 @@
 //! What a machine begins with: the VM and its vCPUs, and beside these what the guest finds in its memory.
 
 use std::panic::resume_unwind;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 
 use super::source::Bootable;
 use super::{Error, MachineSpec, give_generation};
@@ -21,11 +21,17 @@ pub(super) fn begin(
     places: &Places,
 ) -> Result<(Arc<Vm>, Vec<Vcpu>), Error> {
     let (cpu, count) = (spec.cpu, spec.vcpus);
+    let begun = Barrier::new(2);
     let (made, entry) = std::thread::scope(|scope| {
         let making = std::thread::Builder::new()
             .name("vm".to_owned())
-            .spawn_scoped(scope, || make(kvm, guest, cpu, count))
+            .spawn_scoped(scope, || {
+                begun.wait();
+                make(kvm, guest, cpu, count)
+            })
             .map_err(Error::Thread)?;
+        // The kernel may have put it behind this thread, where it would not begin before this one waits for something.
+        begun.wait();
         let entry = fill(kernel, (ram, guest), spec, places, kvm.kind());
         Ok::<_, Error>((making.join().unwrap_or_else(|panic| resume_unwind(panic)), entry))
     })?;
