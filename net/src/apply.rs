@@ -145,6 +145,21 @@ impl Host {
     /// # Errors
     /// As [`Error`] says; [`tap::Error::is_busy`] while somebody else has the tap open.
     pub fn add_port(&mut self, wanted: &HostNetwork, name: &str) -> Result<OwnedFd, Error> {
+        let mut queues = self.add_port_of(wanted, name, 1)?;
+        Ok(queues.pop().expect("invariant: every tap has a queue"))
+    }
+
+    /// The same with so many queues of the tap, one at the least. A tap from before that was made to have one and that nobody has open
+    /// is made anew for several; one that was made to have several serves for one.
+    ///
+    /// # Errors
+    /// As of [`Self::add_port`].
+    pub fn add_port_of(
+        &mut self,
+        wanted: &HostNetwork,
+        name: &str,
+        queues: u16,
+    ) -> Result<Vec<OwnedFd>, Error> {
         let port = wanted.taps.get(name).ok_or_else(|| Error::NotWanted(name.to_owned()))?;
         let bridge = wanted.bridges.get(&port.bridge).ok_or_else(|| Error::NotWanted(port.bridge.clone()))?;
         self.check_name(LinkKind::Tap, name)?;
@@ -152,10 +167,21 @@ impl Host {
         self.set_port_filter(name, Some(wanted))?;
         self.bridges.insert(name.to_owned(), port.bridge.clone());
         let master = self.ensure_bridge(&port.bridge, bridge, wanted)?;
-        let present = self.owned(name)?;
-        let file = match present {
-            Some(_) => tap::open(name).map_err(Error::Tap)?,
-            None => self.create_tap(name)?,
+        let mut present = self.owned(name)?;
+        let opened = match present {
+            Some(_) => match tap::open_queues(name, queues) {
+                Err(tap::Error::SingleQueue { .. }) => {
+                    self.delete_link(name)?;
+                    present = None;
+                    None
+                }
+                opened => Some(opened.map_err(Error::Tap)?),
+            },
+            None => None,
+        };
+        let files = match opened {
+            Some(files) => files,
+            None => self.create_tap(name, queues)?,
         };
         let is_configured =
             present.is_some_and(|tap| tap.is_up && tap.mtu == port.mtu && tap.master == Some(master));
@@ -163,7 +189,7 @@ impl Host {
             self.execute([Request::configure(name, port.mtu, Some(master))])?;
         }
         tap::settle(name).map_err(Error::Tap)?;
-        Ok(file)
+        Ok(files)
     }
 
     /// Removes one port's tap and rules, if they are there. Touches no other port.
@@ -246,7 +272,7 @@ impl Host {
             Operation::Tunnel(tunnel, operation) => self.carry_out_in_tunnel(tunnel, operation),
             Operation::Uplink(name, operation) => self.carry_out_at_uplink(name, operation),
             Operation::Router(name, operation) => self.carry_out_in_router(name, operation),
-            Operation::CreateTap { name } => self.create_tap(name).map(drop),
+            Operation::CreateTap { name } => self.create_tap(name, 1).map(drop),
             Operation::CreateSubport { name, on } => self.create_subport(name, on),
             Operation::ConfigurePort { name, bridge, mtu } => {
                 self.existing(name)?;
@@ -296,13 +322,13 @@ impl Host {
     }
 
     /// Makes a tap, marks it as ours, then lets it stay: if we die in between, it vanishes.
-    fn create_tap(&mut self, name: &str) -> Result<OwnedFd, Error> {
+    fn create_tap(&mut self, name: &str, queues: u16) -> Result<Vec<OwnedFd>, Error> {
         self.check_name(LinkKind::Tap, name)?;
-        let file = tap::create(name).map_err(Error::Tap)?;
+        let files = tap::create_queues(name, queues).map_err(Error::Tap)?;
         self.execute([self.alias(name)])?;
         set_ipv6(name, false)?;
-        tap::persist(&file, name).map_err(Error::Tap)?;
-        Ok(file)
+        files.first().map_or(Ok(()), |first| tap::persist(first, name)).map_err(Error::Tap)?;
+        Ok(files)
     }
 
     fn delete_link(&mut self, name: &str) -> Result<(), Error> {

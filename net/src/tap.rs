@@ -2,6 +2,10 @@
 //!
 //! A tap's descriptor carries whole Ethernet frames, each behind a virtio-net header of [`VNET_HEADER_SIZE`] bytes
 //! (VIRTIO 1.3 §5.1.6, with `num_buffers`). Knows no bridge and no rule.
+//!
+//! A tap has as many queues as it is opened times, if it was made to have several (`IFF_MULTI_QUEUE`), and one if not; which it is
+//! stays so as long as the tap is there. The kernel spreads flows over the queues that are open: each must be read. Only taps that
+//! several queues are wanted of are made so, since the kernel has room for 256 in each of these.
 
 #![expect(unsafe_code, reason = "the tun ioctls have no safe wrapper")]
 
@@ -38,7 +42,15 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// An attribute of the tap could not be set.
+    /// It was made to have one queue.
+    #[error(
+        "tap {name} was made to have one queue and cannot have more: make it anew (`ip tuntap add {name} mode tap multi_queue`), or take one"
+    )]
+    SingleQueue {
+        /// The tap.
+        name: String,
+    },
+    /// An attribute of the tap could not be set or told.
     #[error("set {what} of tap {name}")]
     Set {
         /// The tap.
@@ -52,6 +64,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the link is no tap, or none of the kind that was asked for.
+    fn is_invalid(&self) -> bool {
+        matches!(self, Self::Attach { source, .. } if source.raw_os_error() == Some(libc::EINVAL))
+    }
+
     /// Whether somebody else has the tap open (or, on creation, it exists).
     #[must_use]
     pub fn is_busy(&self) -> bool {
@@ -69,15 +86,84 @@ pub fn create(name: &str) -> Result<OwnedFd, Error> {
     attach(name, libc::IFF_TUN_EXCL)
 }
 
+/// The same with so many queues, one at the least, each by a descriptor of its own.
+///
+/// # Errors
+/// As of [`create`].
+pub fn create_queues(name: &str, queues: u16) -> Result<Vec<OwnedFd>, Error> {
+    if queues <= 1 {
+        return Ok(vec![create(name)?]);
+    }
+    let first = attach(name, libc::IFF_TUN_EXCL | libc::IFF_MULTI_QUEUE)?;
+    more_queues(name, first, queues)
+}
+
 /// Opens an existing tap, or makes it as [`create`] does; a bridge it is a port of takes its frames at once (see
-/// [`settle`]).
+/// [`settle`]). One that was made to have several queues has one.
 ///
 /// # Errors
 /// As [`Error`] says; "busy" while somebody else has the tap open, "invalid" if the link is no tap.
 pub fn open(name: &str) -> Result<OwnedFd, Error> {
-    let tap = attach(name, 0)?;
+    let tap = match attach(name, 0) {
+        // What a tap is asked to be that it is not is as invalid as what is no tap.
+        Err(error) if error.is_invalid() => {
+            let tap = attach(name, libc::IFF_MULTI_QUEUE).map_err(|_| error)?;
+            check_alone(name, 1)?;
+            tap
+        }
+        attached => attached?,
+    };
     settle(name)?;
     Ok(tap)
+}
+
+/// The same with so many queues, one at the least, each by a descriptor of its own.
+///
+/// # Errors
+/// As of [`open`]; [`Error::SingleQueue`] if it is a tap that cannot have as many, and nobody has it open.
+pub fn open_queues(name: &str, queues: u16) -> Result<Vec<OwnedFd>, Error> {
+    if queues <= 1 {
+        return Ok(vec![open(name)?]);
+    }
+    let first = match attach(name, libc::IFF_MULTI_QUEUE) {
+        Err(error) if error.is_invalid() => {
+            return Err(match attach(name, 0) {
+                Ok(_) => Error::SingleQueue { name: name.to_owned() },
+                Err(busy) if busy.is_busy() => busy,
+                Err(_) => error,
+            });
+        }
+        attached => attached?,
+    };
+    let taps = more_queues(name, first, queues)?;
+    check_alone(name, queues)?;
+    settle(name)?;
+    Ok(taps)
+}
+
+/// Whether nobody has a tap's queues beside so many of ours: the kernel lets anybody open more of a tap that may have several, who
+/// then gets a part of its frames.
+///
+/// # Errors
+/// "Busy". A kernel that does not tell how many queues a tap has (before 5.17) lets it pass.
+fn check_alone(name: &str, queues: u16) -> Result<(), Error> {
+    const ETHTOOL_GCHANNELS: u32 = 0x3c;
+    // `struct ethtool_channels`: command, four maxima, then how many receive, send, do other things, and both receive and send.
+    let mut channels = [0_u32; 9];
+    channels[0] = ETHTOOL_GCHANNELS;
+    match ask_ethtool(name, "queues", channels) {
+        Ok([.., combined]) if combined > u32::from(queues) => {
+            Err(Error::Attach { name: name.to_owned(), source: io::Error::from_raw_os_error(libc::EBUSY) })
+        }
+        Err(Error::Set { source, .. }) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        told => told.map(drop),
+    }
+}
+
+/// The first queue of a tap, and as many more as it takes.
+fn more_queues(name: &str, first: OwnedFd, queues: u16) -> Result<Vec<OwnedFd>, Error> {
+    let more = (1..queues).map(|_| attach(name, libc::IFF_MULTI_QUEUE));
+    std::iter::once(Ok(first)).chain(more).collect()
 }
 
 /// Lets the tap outlive its descriptor.
@@ -105,17 +191,25 @@ pub fn set_owner(tap: &OwnedFd, name: &str, uid: u32) -> Result<(), Error> {
 /// The kernel's answer.
 pub fn settle(name: &str) -> Result<(), Error> {
     const ETHTOOL_GLINK: u32 = 0x0a;
-    let failed = |source| Error::Set { name: name.to_owned(), what: "carrier", source };
+    // `struct ethtool_value`: command, answer.
+    ask_ethtool(name, "carrier", [ETHTOOL_GLINK, 0]).map(drop)
+}
+
+/// Asks the kernel with a structure of numbers that begins with the command; the structure as it is answered. `what` names it.
+fn ask_ethtool<const N: usize>(
+    name: &str,
+    what: &'static str,
+    mut structure: [u32; N],
+) -> Result<[u32; N], Error> {
+    let failed = |source| Error::Set { name: name.to_owned(), what, source };
     let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None)
         .map_err(|errno| failed(errno.into()))?;
     let mut request = interface_request(name)?;
-    // `struct ethtool_value`: command, answer.
-    let mut value = [ETHTOOL_GLINK, 0_u32];
-    request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
-    // SAFETY: the descriptor is open; SIOCETHTOOL reads one `ifreq` and reads and writes the `ethtool_value` it points
-    // to, and both outlive the call.
+    request.ifr_ifru.ifru_data = structure.as_mut_ptr().cast();
+    // SAFETY: the descriptor is open; SIOCETHTOOL reads one `ifreq` and reads and writes the structure it points to, which is as
+    // long as its command says, and both outlive the call.
     let status = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
-    if status < 0 { Err(failed(io::Error::last_os_error())) } else { Ok(()) }
+    if status < 0 { Err(failed(io::Error::last_os_error())) } else { Ok(structure) }
 }
 
 fn interface_request(name: &str) -> Result<libc::ifreq, Error> {
