@@ -10,7 +10,7 @@ use std::fmt::Write;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use control::agent::figures::{Count, HostTraffic, LinkCounts};
+use control::agent::figures::{Count, HostTraffic, LinkCounts, QueueCounts};
 
 use crate::context::{AppState, Authenticated};
 use crate::error::Fault;
@@ -84,6 +84,14 @@ fn text(hosts: &BTreeMap<String, Option<HostTraffic>>) -> String {
             };
             add_link(&mut families, &PORT, &[("host", host), ("port", port)], &guest);
         }
+        for (port, pairs) in counted.iter().flat_map(|counted| &counted.queues) {
+            for (number, pair) in pairs.iter().enumerate() {
+                let number = number.to_string();
+                let labels = [("host", host.as_str()), ("port", port), ("queue", &number)];
+                add_queue(&mut families, &QUEUE_RECEIVED, &labels, pair.receive);
+                add_queue(&mut families, &QUEUE_SENT, &labels, pair.transmit);
+            }
+        }
         for (router, counted) in counted.iter().flat_map(|counted| &counted.routers) {
             for (port, counts) in &counted.ports {
                 let labels = [("host", host.as_str()), ("port", port), ("router", router)];
@@ -127,6 +135,33 @@ fn add_count(families: &mut Families, pair: &Pair, labels: &[(&'static str, &str
     let [(packets, packets_help), (bytes, bytes_help)] = *pair;
     families.add(packets, packets_help, labels, count.packets);
     families.add(bytes, bytes_help, labels, count.bytes);
+}
+
+/// Names and words for a queue's counters: packets, bytes, packets that were lost.
+type Queue = [(&'static str, &'static str); 3];
+
+const QUEUE_RECEIVED: Queue = [
+    (
+        "wisp_port_queue_receive_packets_total",
+        "Packets that a queue of a port's guest was given, what its VMM answers included.",
+    ),
+    ("wisp_port_queue_receive_bytes_total", "Bytes of packets that a queue of a port's guest was given."),
+    ("wisp_port_queue_receive_drops_total", "Packets that a queue of a port's guest could not be given."),
+];
+const QUEUE_SENT: Queue = [
+    (
+        "wisp_port_queue_transmit_packets_total",
+        "Packets that a port's guest has sent by a queue, what its VMM takes included.",
+    ),
+    ("wisp_port_queue_transmit_bytes_total", "Bytes of packets that a port's guest has sent by a queue."),
+    ("wisp_port_queue_transmit_drops_total", "Packets of a port's guest in a queue that were not taken."),
+];
+
+fn add_queue(families: &mut Families, queue: &Queue, labels: &[(&'static str, &str)], counts: QueueCounts) {
+    let values = [counts.packets, counts.bytes, counts.drops];
+    for ((name, help), value) in queue.iter().zip(values) {
+        families.add(name, help, labels, value);
+    }
 }
 
 /// Names and words for a link's counters.
@@ -181,7 +216,7 @@ fn add_link(families: &mut Families, link: &Link, labels: &[(&'static str, &str)
 
 #[cfg(test)]
 mod tests {
-    use control::agent::figures::RouterTraffic;
+    use control::agent::figures::{PairStatus, RouterTraffic};
 
     use super::*;
 
@@ -190,6 +225,8 @@ mod tests {
         let count = |number| Count { packets: number, bytes: 100 * number };
         let counts =
             LinkCounts { received: count(1), sent: count(2), send_drops: 3, ..LinkCounts::default() };
+        let queue = |packets| QueueCounts { packets, bytes: 100 * packets, drops: packets + 1 };
+        let pair = PairStatus { receive: queue(7), transmit: queue(8) };
         let router = RouterTraffic {
             ports: [("rp".to_owned(), counts)].into(),
             floating: [([203, 0, 113, 10].into(), (count(4), count(5)))].into(),
@@ -197,6 +234,7 @@ mod tests {
         };
         let counted = HostTraffic {
             ports: [("p".to_owned(), counts)].into(),
+            queues: [("p".to_owned(), vec![PairStatus::default(), pair])].into(),
             routers: [("r".to_owned(), router)].into(),
         };
         let text = text(&[("h\"".to_owned(), Some(counted)), ("silent".to_owned(), None)].into());
@@ -205,6 +243,11 @@ mod tests {
             "wisp_port_receive_bytes_total{host=\"h\\\"\",port=\"p\"} 200",
             "wisp_port_transmit_packets_total{host=\"h\\\"\",port=\"p\"} 1",
             "wisp_port_receive_drops_total{host=\"h\\\"\",port=\"p\"} 3",
+            "# TYPE wisp_port_queue_receive_packets_total counter",
+            "wisp_port_queue_receive_packets_total{host=\"h\\\"\",port=\"p\",queue=\"1\"} 7",
+            "wisp_port_queue_receive_packets_total{host=\"h\\\"\",port=\"p\",queue=\"0\"} 0",
+            "wisp_port_queue_transmit_bytes_total{host=\"h\\\"\",port=\"p\",queue=\"1\"} 800",
+            "wisp_port_queue_transmit_drops_total{host=\"h\\\"\",port=\"p\",queue=\"1\"} 9",
             "wisp_router_port_receive_bytes_total{host=\"h\\\"\",port=\"rp\",router=\"r\"} 100",
             "wisp_floating_ip_transmit_bytes_total{address=\"203.0.113.10\",host=\"h\\\"\",router=\"r\"} 500",
             "wisp_metering_label_packets_total{host=\"h\\\"\",label=\"l\",router=\"r\"} 6",

@@ -236,6 +236,7 @@ impl Host {
             volumes: Vec::new(),
             kernel: None,
             nics: vec![self.nic("public", 10), self.nic("private", 11)],
+            queue_pairs: 1,
             hostname: "first".into(),
             metadata: BTreeMap::new(),
             config_drive: true,

@@ -267,8 +267,12 @@ pub enum DiskFormat {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NicConfig {
-    /// A tap opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
+    /// A tap opened with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`: its first queue.
     pub tap: InheritedFd,
+    /// The tap's further queues, opened with `IFF_MULTI_QUEUE` as the first. The device has a pair of queues for each, up to
+    /// [`crate::virtio::net::PAIRS_MAX`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_queues: Vec<InheritedFd>,
     /// The guest's MAC address.
     pub mac: [u8; 6],
     /// The guest's MTU in bytes.
@@ -278,6 +282,13 @@ pub struct NicConfig {
     /// What is held of its traffic.
     #[serde(default)]
     pub traffic: Traffic,
+}
+
+impl NicConfig {
+    /// All of the tap's queues, in order.
+    pub fn queues(&self) -> impl Iterator<Item = InheritedFd> {
+        std::iter::once(self.tap).chain(self.more_queues.iter().copied())
+    }
 }
 
 /// How much of a guest's traffic goes through a network device, and how it is marked. It may change while the guest

@@ -137,7 +137,7 @@ fn talk(step: &'static str) -> impl FnOnce(io::Error) -> Error {
 /// What a disk or a network device was made of, with the descriptors in the order in which its configuration names them.
 pub(crate) enum Kept {
     Disk(Box<DiskConfig>, Vec<OwnedFd>),
-    Nic(Box<NicConfig>, OwnedFd),
+    Nic(Box<NicConfig>, Vec<OwnedFd>),
 }
 
 /// What a machine that can be handed over keeps of what it was made of, beside its devices'.
@@ -203,6 +203,16 @@ impl<'a> Given<'a> {
         let mut config = config.clone();
         for (number, file) in inherited::of_disk_mut(&mut config).into_iter().zip(files) {
             *number = self.add(file.as_fd());
+        }
+        config
+    }
+
+    /// Likewise.
+    pub(crate) fn nic(&mut self, config: &NicConfig, queues: &'a [OwnedFd]) -> NicConfig {
+        let mut config = config.clone();
+        let NicConfig { tap, more_queues, .. } = &mut config;
+        for (number, queue) in std::iter::once(tap).chain(more_queues).zip(queues) {
+            *number = self.add(queue.as_fd());
         }
         config
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
-use crate::config::{Boot, DiskConfig, DiskFormat, InheritedFd, VmmConfig};
+use crate::config::{Boot, DiskConfig, DiskFormat, InheritedFd, NicConfig, VmmConfig};
 
 /// Why a configuration's descriptors cannot be taken.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,7 +85,7 @@ pub(crate) fn all(config: &VmmConfig) -> Vec<InheritedFd> {
         Boot::Snapshot { files, working_set, .. } => fds.extend(files.iter().chain(working_set)),
     }
     fds.extend(config.disks.iter().flat_map(of_disk));
-    fds.extend(config.nics.iter().map(|nic| nic.tap));
+    fds.extend(config.nics.iter().flat_map(NicConfig::queues));
     fds.extend(config.peripherals.descriptors());
     fds
 }

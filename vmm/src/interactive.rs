@@ -4,7 +4,7 @@ mod disk;
 
 use std::fs::{File, Permissions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -57,8 +57,9 @@ pub struct BootOptions {
     pub cmdline: String,
     /// Disks in order.
     pub disks: Vec<DiskFile>,
-    /// Open taps, attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`.
-    pub taps: Vec<OwnedFd>,
+    /// The queues of open taps, attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and with `IFF_MULTI_QUEUE` where there are
+    /// several.
+    pub taps: Vec<Vec<OwnedFd>>,
     /// Guest memory in MiB.
     pub memory_mib: u32,
     /// What pages it is made of.
@@ -267,7 +268,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
     if let (Some(estate), Some(kept)) = (&mut estate, keeping.kept().map_err(RunError::from)?) {
         estate.peripherals = (config, kept);
     }
-    let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap, keep));
+    let nics = (0_u8..).zip(options.taps).map(|(index, queues)| nic(index, queues, keep));
     let nics = nics.collect::<Result<_, _>>().map_err(RunError::from)?;
     let more_may_come = options.control.is_some();
     let (rings, pinned) = if options.pin_memory {
@@ -354,9 +355,18 @@ pub fn mac(index: u8) -> [u8; 6] {
     [0x02, 0x57, 0x49, 0x53, 0x50, index]
 }
 
-/// A network device with nothing answered in the network's place.
-fn nic(index: u8, tap: OwnedFd, keep: bool) -> Result<NicSpec, handover::Error> {
-    let mac = mac(index);
-    let (number, traffic) = (InheritedFd(tap.as_raw_fd()), Traffic::default());
-    NicSpec::new(tap, NicConfig { tap: number, mac, mtu: MTU, endpoint: None, traffic }, keep)
+/// A network device on the queues of one tap, with nothing answered in the network's place.
+fn nic(index: u8, queues: Vec<OwnedFd>, keep: bool) -> Result<NicSpec, handover::Error> {
+    let config = nic_config(mac(index), queues.len());
+    let named: Vec<_> = config.queues().collect();
+    let mut queues = PassedFds::new(queues, &named).expect("invariant: a tap that is open has a queue");
+    NicSpec::new(config, &mut queues, keep)
+}
+
+/// What a VMM is told of a network device on so many queues of a tap, one at the least, which come in their order.
+#[must_use]
+pub fn nic_config(mac: [u8; 6], queues: usize) -> NicConfig {
+    let more_queues = (1_i32..).take(queues.saturating_sub(1)).map(InheritedFd).collect();
+    let traffic = Traffic::default();
+    NicConfig { tap: InheritedFd(0), more_queues, mac, mtu: MTU, endpoint: None, traffic }
 }

@@ -210,7 +210,7 @@ impl Devices {
     pub fn add_nic(&mut self, spec: NicSpec, held: bool) -> Result<(), Error> {
         let name = DeviceName::Nic(spec.config.mac);
         self.check_free(&name)?;
-        let shared = virtio::build_net(&spec.config, spec.tap, &self.wires.questions)?;
+        let shared = virtio::build_net(&spec.config, spec.taps, None, &self.wires.questions)?;
         self.add(Made { name: Some(name), shared, kept: spec.kept }, held)
     }
 
@@ -392,8 +392,11 @@ impl Devices {
         let status = |device: &Device| {
             let name = device.name.clone()?;
             let bytes = matches!(name, DeviceName::Disk(_)).then(|| bytes_of(device));
-            let engine = lock(&device.shared).engine();
-            Some(DeviceStatus { device: name, state: state(device.seat.slot), bytes, engine })
+            let (engine, nic) = {
+                let device = lock(&device.shared);
+                (device.engine(), device.pairs())
+            };
+            Some(DeviceStatus { device: name, state: state(device.seat.slot), bytes, engine, nic })
         };
         self.list.iter().filter_map(status).collect()
     }

@@ -7,6 +7,7 @@
 
 mod handover;
 mod memory;
+mod nic;
 pub(crate) mod passing;
 mod protection;
 mod snapshot;
@@ -28,6 +29,7 @@ use crate::virtio::mem::MemStatus;
 
 pub use handover::{PATIENCE_MS_MAX, UpgradeStatus};
 pub use memory::FreeReport;
+pub use nic::{NicStatus, PairStatus, QueueCounts};
 pub use snapshot::SnapshotReport;
 
 pub use self::protection::{Protection, ProtectionStatus};
@@ -220,6 +222,9 @@ pub struct DeviceStatus {
     /// How a disk's files are read and written.
     #[serde(default)]
     pub engine: Option<DiskEngine>,
+    /// A network device's queues.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nic: Option<NicStatus>,
 }
 
 /// How a disk's requests reach its files.
@@ -492,12 +497,12 @@ impl Client {
         self.done_with(&Action::ResizeDisk { disk: Box::new(disk) }, files)
     }
 
-    /// [`Action::AddNic`], whose tap has the number zero.
+    /// [`Action::AddNic`], whose tap's queues are numbered in their order, from zero.
     ///
     /// # Errors
     /// As [`Self::call`].
-    pub fn add_nic(&mut self, nic: NicConfig, tap: BorrowedFd<'_>) -> Result<(), ClientError> {
-        self.done_with(&Action::AddNic { nic: Box::new(nic) }, &[tap])
+    pub fn add_nic(&mut self, nic: NicConfig, tap: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        self.done_with(&Action::AddNic { nic: Box::new(nic) }, tap)
     }
 
     fn done_with(&mut self, action: &Action, descriptors: &[BorrowedFd<'_>]) -> Result<(), ClientError> {

@@ -267,7 +267,7 @@ pub(crate) fn open(
     for (index, config) in config.disks.into_iter().enumerate() {
         disks.push(open_disk(index, config, fds, keep)?);
     }
-    let nics = config.nics.into_iter().map(|config| NicSpec::new(fds.take(config.tap), config, keep));
+    let nics = config.nics.into_iter().map(|config| NicSpec::new(config, fds, keep));
     let nics = nics.collect::<Result<_, _>>()?;
     let mut estate = memory.map(Estate::of);
     let mut log = Keeping::new(fds, keep);

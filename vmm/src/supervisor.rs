@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 
 use crate::config::{DiskConfig, NicConfig};
 use crate::ending::EndingSignal;
-use crate::inherited::{Descriptors as _, PassedFds, of_disk};
+use crate::inherited::{PassedFds, of_disk};
 use crate::lifecycle::Event;
 use crate::plugged;
 use crate::rpc::{
@@ -343,8 +343,9 @@ impl Supervisor {
     }
 
     fn add_nic(&mut self, nic: NicConfig, passed: Vec<OwnedFd>) -> Reply {
-        let Some(mut passed) = PassedFds::new(passed, &[nic.tap]) else { return not_those() };
-        let spec = NicSpec::new(passed.take(nic.tap), nic, self.machine.is_upgradable());
+        let queues: Vec<_> = nic.queues().collect();
+        let Some(mut passed) = PassedFds::new(passed, &queues) else { return not_those() };
+        let spec = NicSpec::new(nic, &mut passed, self.machine.is_upgradable());
         self.added(spec.map_err(|error| chain(&error)), |machine, spec| machine.add_nic(spec))
     }
 

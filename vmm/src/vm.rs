@@ -25,7 +25,8 @@ use crate::config::{
 };
 use crate::devices::{self, Places};
 use crate::ending::{Ending, EndingSignal};
-use crate::handover::{self as handing, Estate, Kept};
+use crate::handover::{self as handing, Estate, Keeping, Kept};
+use crate::inherited::Descriptors;
 use crate::kvm::{self, Kvm};
 use crate::lifecycle::{self, Effect, Event, Refused};
 use crate::peripherals::{PeripheralSpecs, Peripherals};
@@ -133,21 +134,26 @@ pub struct DiskSpec {
 pub struct NicSpec {
     /// How the guest sees it; the descriptor in it is taken already.
     pub config: NicConfig,
-    /// The open tap.
-    pub tap: OwnedFd,
+    /// The open tap's queues.
+    pub taps: Vec<OwnedFd>,
     /// What it is made of, if the guest may be handed over.
     pub(crate) kept: Option<Kept>,
 }
 
 impl NicSpec {
-    /// A device on `tap`, of which a copy is kept for a handover if that may come.
+    /// A device on the queues of a tap that `config` names, of which copies are kept for a handover if that may come.
     ///
     /// # Errors
-    /// There is no descriptor left for it.
-    pub(crate) fn new(tap: OwnedFd, config: NicConfig, keep: bool) -> Result<Self, handing::Error> {
-        let copy = keep.then(|| tap.try_clone()).transpose().map_err(handing::Error::Keep)?;
-        let kept = copy.map(|copy| Kept::Nic(Box::new(config.clone()), copy));
-        Ok(Self { config, tap, kept })
+    /// There is no descriptor left for them.
+    pub(crate) fn new(
+        config: NicConfig,
+        fds: &mut dyn Descriptors,
+        keep: bool,
+    ) -> Result<Self, handing::Error> {
+        let mut keeping = Keeping::new(fds, keep);
+        let taps = config.queues().map(|fd| keeping.take(fd)).collect();
+        let kept = keeping.kept()?.map(|copies| Kept::Nic(Box::new(config.clone()), copies));
+        Ok(Self { config, taps, kept })
     }
 }
 

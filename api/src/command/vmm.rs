@@ -9,6 +9,7 @@ mod upgrade;
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use vmm::interactive::{BootOptions, DiskFile, boot_interactive};
 use vmm::sandbox::{self, Namespaces, Sandbox};
+use vmm::virtio::net::PAIRS_MAX;
 
 use crate::process::handover::Inherited;
 
@@ -105,8 +107,10 @@ pub(super) struct Boot {
     /// if it is not there, that keeps what is written, over a raw disk that is only read and that many guests share.
     #[arg(long = "disk", value_name = "FILE[,ro][,direct][,serial=S][,base=BASE]")]
     disks: Vec<OsString>,
-    /// A tap that exists. May be repeated.
-    #[arg(long = "tap", value_name = "NAME")]
+    /// A tap that exists. May be repeated. `,queues=N`: so many pairs of queues, up to 8, for a guest whose processors shall not wait for
+    /// one another to send; one unless said. A tap for several is made so: `ip tuntap add NAME mode tap multi_queue`. The guest's
+    /// driver says how many it uses, as Linux does by itself.
+    #[arg(long = "tap", value_name = "NAME[,queues=N]")]
     taps: Vec<String>,
     /// A control socket to make, for `wisp vmm attach-disk` and the like.
     #[arg(long, value_name = "SOCKET")]
@@ -213,8 +217,8 @@ pub(super) fn start(Start::Boot(arguments): Start) -> anyhow::Result<ExitCode> {
 fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
     sandbox::close_all_but(&[]).context("close what was inherited")?;
     let mut taps = Vec::new();
-    for name in &arguments.taps {
-        taps.push(net::tap::open(name).with_context(|| format!("open the tap {name}"))?);
+    for text in &arguments.taps {
+        taps.push(open_tap(text)?);
     }
     let restored = !arguments.restore.is_empty();
     let ending = boot_interactive(BootOptions {
@@ -255,6 +259,23 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
 fn pmem(text: &OsStr) -> (PathBuf, bool) {
     let DiskFile { path, read_only, .. } = disk(text);
     (path, read_only)
+}
+
+/// The queues of a tap that is named, and maybe said to have several.
+fn open_tap(text: &str) -> anyhow::Result<Vec<OwnedFd>> {
+    let (name, queues) = tap(text)?;
+    net::tap::open_queues(name, queues).with_context(|| format!("open the tap {name}"))
+}
+
+/// A tap's name and how many queues it shall have.
+fn tap(text: &str) -> anyhow::Result<(&str, u16)> {
+    let Some((name, words)) = text.split_once(',') else { return Ok((text, 1)) };
+    let queues = words.strip_prefix("queues=").and_then(|number| number.parse().ok());
+    let queues = queues.filter(|queues| (1..=PAIRS_MAX).contains(queues));
+    let queues = queues.with_context(|| {
+        format!("`{words}` is nothing that is said of a tap: queues=N is, with N from 1 to {PAIRS_MAX}")
+    })?;
+    Ok((name, queues))
 }
 
 /// A disk's file and how it is used. Words are read from the end, so a name may have commas.
@@ -357,6 +378,16 @@ mod tests {
         assert_eq!((parsed.config_fd, parsed.uid, parsed.gid, parsed.cell), (3, Some(5), Some(6), true));
         for wrong in ["", "a", "a --config-fd", "a --config-fd x", "a --config-fd 3 --what 4"] {
             assert!(parse(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn tap_has_one_queue_unless_more_are_asked_for() {
+        assert_eq!(tap("t0").unwrap(), ("t0", 1));
+        assert_eq!(tap("t0,queues=8").unwrap(), ("t0", 8));
+        for wrong in ["t0,", "t0,queues=0", "t0,queues=9", "t0,queues=x", "t0,ro", "t0,queues=2,ro"] {
+            let error = tap(wrong).unwrap_err().to_string();
+            assert!(error.contains("queues=N") && error.contains("1 to 8"), "{error}");
         }
     }
 

@@ -1,11 +1,12 @@
 //! What an agent tells when it is asked: how an instance fares, and what has passed the host's ports and routers. None of
-//! it is kept: it is read from the kernel at the moment of the question.
+//! it is kept: it is read from the kernel, and from VMMs, at the moment of the question.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 pub use net::spec::{Count, LinkCounts};
 use serde::{Deserialize, Serialize};
+pub use vmm::rpc::{PairStatus, QueueCounts};
 
 /// How an instance fares.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,6 +26,9 @@ pub struct Diagnostics {
 pub struct HostTraffic {
     /// Instances' ports by their ids, as the host sees them.
     pub ports: BTreeMap<String, LinkCounts>,
+    /// Of those whose devices have several pairs of queues, each pair's, as the guest sees them.
+    #[serde(default)]
+    pub queues: BTreeMap<String, Vec<PairStatus>>,
     /// Routers by their ids.
     pub routers: BTreeMap<String, RouterTraffic>,
 }

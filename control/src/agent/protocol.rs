@@ -300,6 +300,9 @@ pub struct InstanceWanted {
     pub kernel: Option<KernelWanted>,
     /// Network devices in order.
     pub nics: Vec<NicWanted>,
+    /// Pairs of queues of each, from the next start on, or for one that comes: 1 to [`vmm::virtio::net::PAIRS_MAX`].
+    #[serde(default = "one_pair")]
+    pub queue_pairs: u16,
     /// The guest's host name.
     pub hostname: String,
     /// The metadata service's documents: path to body.
@@ -307,6 +310,11 @@ pub struct InstanceWanted {
     /// Whether the same documents are on a configuration drive as well.
     #[serde(default)]
     pub config_drive: bool,
+}
+
+/// What an instance has of which nothing is said, as in what was written down before there were several.
+fn one_pair() -> u16 {
+    1
 }
 
 /// The root disk as it shall be made.

@@ -178,6 +178,7 @@ pub(crate) mod test {
             volumes: Vec::new(),
             kernel: None,
             nics: Vec::new(),
+            queue_pairs: 1,
             hostname: id.into(),
             metadata: BTreeMap::new(),
             config_drive: false,

@@ -15,6 +15,7 @@ use crate::service::host::DEFAULT_ZONE;
 use crate::service::names;
 use crate::service::nic::nics_wanted;
 use crate::service::router::wanted::routers_wanted;
+use crate::service::server::queues;
 use crate::service::tunnel;
 use crate::service::volume::encryption::cipher;
 use crate::store::Cache;
@@ -203,6 +204,7 @@ fn instance_wanted(server: &Server, zone: &str, nics: Vec<NicWanted>) -> Instanc
         hostname: server.hostname.clone(),
         metadata: documents(server, zone, &nics),
         config_drive: server.config_drive,
+        queue_pairs: queues::pairs_of(server),
         nics,
     }
 }

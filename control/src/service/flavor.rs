@@ -9,6 +9,7 @@ use crate::model::compute::Flavor;
 use crate::model::random_uuid;
 use crate::policy::require_admin;
 use crate::service::disk_limits;
+use crate::service::server::queues;
 use crate::store::{Cache, Stored, Txn};
 
 /// The longest name, id, extra-spec key or value in characters (Compute API: create flavor).
@@ -356,5 +357,6 @@ fn check_extra_spec(key: &str, value: &str) -> Result<()> {
             "The value of extra spec '{key}' has more than {TEXT_CHARS_MAX} characters."
         )));
     }
+    queues::check_extra_spec(key, value).map_err(invalid)?;
     disk_limits::check_extra_spec(key, value).map_err(invalid)
 }

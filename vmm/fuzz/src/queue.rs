@@ -90,8 +90,10 @@ const VSOCK_CID: u8 = 3;
 /// What is behind a device.
 pub(crate) enum Far {
     Nothing,
-    /// The other end of its link or its connector.
+    /// The other end of its connector.
     Socket(OwnedFd),
+    /// The other ends of its link.
+    Link(Vec<OwnedFd>),
     /// Itself, as its VMM sees it.
     Balloon(Arc<Mutex<Balloon>>),
     /// A file of [`DISK_BYTES`], and nothing may become of it.
@@ -110,16 +112,20 @@ pub(crate) fn device(kind: u8) -> (Shared, Far) {
             (Arc::new(Mutex::new(block)), Far::Nothing)
         }
         1 => {
-            let (link, far) = packet_pair().expect("the fuzzer needs sockets");
+            let pairs = if kind & 0x80 != 0 { 3 } else { 1 };
+            let links = (0..1 + usize::from(kind >> 3 & 1)).map(|_| packet_pair());
+            let links: Result<Vec<_>, _> = links.collect();
+            let (links, far) = links.expect("the fuzzer needs sockets").into_iter().unzip();
             let config = NicConfig {
                 tap: InheritedFd(-1),
+                more_queues: Vec::new(),
                 mac: endpoint::GUEST_MAC,
                 mtu: 1500,
                 endpoint: Some(endpoint::config()),
                 traffic: if kind & 0x40 != 0 { TRAFFIC } else { Traffic::default() },
             };
-            let net = Net::with_clock(&config, link, clock()).expect("invariant: a usual MTU");
-            (Arc::new(Mutex::new(net)), Far::Socket(far))
+            let net = Net::with(&config, (links, pairs), clock()).expect("invariant: a usual MTU");
+            (Arc::new(Mutex::new(net)), Far::Link(far))
         }
         2 => {
             let output = console::Output::Stream(Console::None);
@@ -195,7 +201,7 @@ pub(crate) fn run(input: &[u8]) {
     let mut reader = Reader::new(input);
     let (device, far) = device(reader.u8());
     let queue_count = device.lock().expect("invariant: nobody panicked").queue_sizes().len();
-    let mut guest = MockGuest::new(device).expect("the fuzzer needs eventfds");
+    let mut guest = MockGuest::new(device.clone()).expect("the fuzzer needs eventfds");
     let sizes = vec![QUEUE_SIZE; queue_count];
     let mut queues: Vec<MockQueue> = Vec::new();
     for _ in 0..OPERATIONS_MAX {
@@ -206,6 +212,9 @@ pub(crate) fn run(input: &[u8]) {
     }
     assert!(guest.run(), "the device does not come to rest");
     drop(guest);
+    if let Some(nic) = device.lock().expect("invariant: nobody panicked").pairs() {
+        assert!((1..=nic.pairs.len()).contains(&usize::from(nic.used)), "uses pairs that it has not");
+    }
     if let Far::File(file) = far {
         let bytes = file.metadata().expect("the fuzzer needs files").len();
         assert_eq!(bytes, DISK_BYTES, "access beyond the disk");
@@ -254,7 +263,13 @@ fn step(
             let chain: Vec<MockDescriptor> = (0..count).map(|_| descriptor(reader)).collect();
             queues[which].submit(&guest.memory, &chain);
         }
-        6 => request(reader, guest, &mut queues[which]),
+        6 => match far {
+            Far::Link(_) if which > 1 && which + 1 == sizes.len() => {
+                command(reader, guest, &mut queues[which])
+            }
+            Far::Link(_) => request(reader, guest, &mut queues[which], which % 2 == 1),
+            _ => request(reader, guest, &mut queues[which], which == 1),
+        },
         7 => queues[which].make_available(&guest.memory, u16::from(reader.u8())),
         8 => queues[which].set_available_index(&guest.memory, reader.u16()),
         9 => {
@@ -268,12 +283,8 @@ fn step(
         }
         _ => match far {
             Far::Nothing | Far::File(_) => {}
-            Far::Socket(far) => {
-                let frame = endpoint::frame(reader);
-                let packet = [&[0; 12][..], &frame].concat();
-                // A full socket is a full link.
-                let _ = send(far, &packet);
-            }
+            Far::Socket(far) => send_frame(reader, far),
+            Far::Link(ends) => send_frame(reader, &ends[which % ends.len()]),
             Far::Balloon(balloon) => hints(reader, guest, &mut queues[which], balloon),
         },
     }
@@ -283,12 +294,12 @@ fn step(
 }
 
 /// A request that is well formed at first sight: a header or a frame, data, room for a status.
-fn request(reader: &mut Reader<'_>, guest: &MockGuest, queue: &mut MockQueue) {
+fn request(reader: &mut Reader<'_>, guest: &MockGuest, queue: &mut MockQueue, is_frame: bool) {
     let head = BUFFERS_START + 0x8000;
     let mut bytes = vec![0; 16];
     bytes[0] = reader.u8() % 14;
     bytes[8] = reader.u8();
-    if queue.index == 1 {
+    if is_frame {
         bytes = [&[0; 12][..], &endpoint::frame(reader)].concat();
     }
     guest.put(head, &bytes);
@@ -303,7 +314,22 @@ fn request(reader: &mut Reader<'_>, guest: &MockGuest, queue: &mut MockQueue) {
         data,
         MockDescriptor::writable(BUFFERS_START, 1),
     ];
-    queue.submit(&guest.memory, if queue.index == 1 { &chain[..1] } else { &chain });
+    queue.submit(&guest.memory, if is_frame { &chain[..1] } else { &chain });
+}
+
+/// A command of a network device's control queue: mostly how many pairs shall be used.
+fn command(reader: &mut Reader<'_>, guest: &MockGuest, queue: &mut MockQueue) {
+    let command = match reader.u8() {
+        0..0x20 => [reader.u8() % 6, reader.u8() % 3, reader.u8(), reader.u8()],
+        other => [4, 0, other % 5, 0],
+    };
+    guest.put(BUFFERS_START + 0x8000, &command);
+    let length = u32::from(reader.u8() % 16).clamp(3, 4);
+    let chain = [
+        MockDescriptor::readable(BUFFERS_START + 0x8000, length),
+        MockDescriptor::writable(BUFFERS_START, 1),
+    ];
+    queue.submit(&guest.memory, &chain);
 }
 
 /// Asks for hints, has their number said, or looks at what was hinted at: whole pages of the guest's.
@@ -329,6 +355,13 @@ fn hints(reader: &mut Reader<'_>, guest: &mut MockGuest, queue: &mut MockQueue, 
         }
         _ => lock().end_hints(),
     }
+}
+
+fn send_frame(reader: &mut Reader<'_>, far: &OwnedFd) {
+    let frame = endpoint::frame(reader);
+    let packet = [&[0; 12][..], &frame].concat();
+    // A full socket is a full link.
+    let _ = send(far, &packet);
 }
 
 /// Sends one packet, if the socket takes it.

@@ -71,7 +71,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::config::{Addressing, Traffic};
 use crate::memory::GuestMemory;
-use crate::rpc::DiskEngine;
+use crate::rpc::{DiskEngine, NicStatus};
 
 pub use block::build_block;
 pub use net::build_net;
@@ -264,6 +264,11 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// A limit out of range: what held still does.
     fn reshape(&mut self, _mac: [u8; 6], _traffic: &Traffic) -> Result<bool, Error> {
         Ok(false)
+    }
+
+    /// Its pairs of queues with what went through them, if it is a network device.
+    fn pairs(&self) -> Option<NicStatus> {
+        None
     }
 
     /// Has its back end show all that the device was given and said to have done.

@@ -1,4 +1,9 @@
-//! The network device (VIRTIO 1.3 §5.1): one receive and one transmit queue between a guest and a [`Link`].
+//! The network device (VIRTIO 1.3 §5.1): pairs of a receive and a transmit queue between a guest and a [`Link`], and with more than
+//! one pair a control queue, by which the driver says how many it uses; until then that is one.
+//!
+//! All queues are worked off by the one event loop: a guest's processors need not wait for one another to send. What belongs to the
+//! device and not to a queue is there once: limits and marks, the endpoint, the guest's identity. An answer of the endpoint goes to the
+//! pair that asked, one that nobody asked for to the first.
 //!
 //! Every frame of the guest passes the [`Endpoints`] first, which may answer it into the receive queue; what the
 //! endpoint does not take goes to the link. Packets are copied once, or of large ones whatever is looked at, so that the guest
@@ -8,8 +13,10 @@
 //! dropped, in the host's own queue. The same happens while a limit of what goes to the guest is used up; what comes from
 //! the guest waits in its queue then, so no memory of ours holds it but one packet. Must never know: addresses, tenants, who is at the other end.
 
+mod control;
 mod delivery;
 mod direct;
+mod ends;
 mod frame;
 mod identity;
 mod receiving;
@@ -24,22 +31,28 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
-use super::limiter::{Clock, Direction};
+use super::limiter::{BucketState, Clock, Direction};
 use super::link::{Link, Tap};
-use super::queue::Chain;
+use super::queue::{Chain, QueueError};
 use super::spec::{device_type, net as spec};
 use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
 use crate::config::{Addressing, NicConfig, Traffic};
 use crate::endpoint::Endpoints;
 use crate::questions::{Question, Questions};
+use crate::rpc::{NicStatus, PairStatus, QueueCounts};
 
-use direct::{Pool, Vectors};
+use ends::{Ends, Place};
 use identity::{Flap, Identity};
+use receiving::{Reached, Receiver};
+use sending::Sender;
 use traffic::Shaper;
 
 /// Descriptors per queue: enough for a full window of segments between two runs of the event loop.
 pub const QUEUE_SIZE_MAX: u16 = 256;
+/// Pairs of queues: as with disks' queues, what a guest's processors share them for is worth less the more there are, and each takes
+/// descriptors of the host.
+pub const PAIRS_MAX: u16 = 8;
 /// The largest packet with its header: the most an IP length field can say, and an Ethernet header with one tag.
 pub const PACKET_BYTES_MAX: usize = spec::HEADER_BYTES + 18 + u16::MAX as usize;
 /// The shortest packet worth forwarding: a header and an Ethernet header.
@@ -49,85 +62,126 @@ pub const BATCH_PACKETS_MAX: u16 = 64;
 /// The smallest MTU that IPv4 allows (RFC 791); also VIRTIO's.
 pub const MTU_MIN: u16 = 68;
 
-/// Makes the network device that `config` describes on an attached `tap`; what its guest asks about names goes to
-/// `questions`.
-pub fn build_net(config: &NicConfig, tap: OwnedFd, questions: &Questions) -> Result<Shared, Error> {
-    let net = Net::new(config, Tap::new(tap)?)?;
+/// Makes the network device that `config` describes on the attached queues of a tap, with so many pairs, or as many as there are of
+/// these; what its guest asks about names goes to `questions`.
+pub fn build_net(
+    config: &NicConfig,
+    taps: Vec<OwnedFd>,
+    pairs: Option<u16>,
+    questions: &Questions,
+) -> Result<Shared, Error> {
+    let links = taps.into_iter().map(Tap::new).collect::<Result<Vec<_>, _>>()?;
+    let pairs = pairs.unwrap_or(u16::try_from(links.len()).unwrap_or(u16::MAX));
+    let net = Net::with(config, (links, pairs), Box::new(Instant::now))?;
     Ok(Arc::new(Mutex::new(Net { questions: Some(questions.clone()), ..net })))
+}
+
+/// The number of pairs of a device that has so many queues; of one that has a number of queues that there is not, something near it.
+#[must_use]
+pub fn pairs_of_queues(queues: usize) -> u16 {
+    u16::try_from(queues / spec::QUEUES_OF_PAIR).unwrap_or(u16::MAX).clamp(1, PAIRS_MAX)
+}
+
+/// The number of pairs of each network device of a guest with so many vCPUs that shall have several.
+#[must_use]
+pub fn pairs_for(vcpus: u8) -> u16 {
+    u16::from(vcpus).clamp(1, PAIRS_MAX)
 }
 
 /// One network device.
 pub struct Net<L> {
-    link: L,
-    link_state: LinkState,
-    /// The last attempt to receive failed.
-    link_failed: bool,
-    endpoint: Option<Endpoints>,
+    ends: Ends<L>,
+    pairs: Vec<Pair>,
+    /// How many of the pairs the driver uses: one at least.
+    used: usize,
+    /// The pair that was looked at first, when all were the last time.
+    first: usize,
+    sender: Sender,
+    command: Chain,
+    passing: Passing,
     timer: TimerFd,
     timer_armed: bool,
     config: [u8; CONFIG_BYTES],
+    queue_sizes: Vec<u16>,
     queue_events: Vec<EventFd>,
     active: Option<Activation>,
     /// The link's offloads are set by the event loop, the first time it runs after activation.
     offloads_due: bool,
-    tx_chain: Chain,
-    tx_packet: Vec<u8>,
-    rx_chains: Vec<Chain>,
-    rx_packet: Vec<u8>,
-    /// Bytes of `rx_packet` that wait for buffers of the guest; 0 if none do.
-    rx_waiting: usize,
-    /// The last packet that was received was large: the next one may be as well.
-    rx_is_large: bool,
-    rx_pool: Pool,
-    tx_vectors: Vectors,
-    shaper: Shaper,
     /// Where the guest's questions about names go; nobody hears them if absent.
     questions: Option<Questions>,
-    /// A packet of the link that limits keep waiting, and its bytes; 0 if none does.
-    rx_held: (Vec<u8>, usize),
     /// Nothing goes either way: the guest is paused, or does not know yet that it is another.
     held: bool,
-    /// The MAC address that the network has for the guest, and the one that the guest has for itself.
-    identity: Identity,
     /// Whether a guest that goes on shall see its link go down and up, so that it asks for its address.
     flap: Flap,
 }
 
-/// Whether the event loop listens to the link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LinkState {
-    Ignored,
-    Watched,
-    /// The link failed; it is listened to again when the guest next shows interest, never in a loop.
-    Failed,
+/// A pair of queues.
+struct Pair {
+    receiver: Receiver,
+    sent: QueueCounts,
 }
+
+/// What every packet passes, whichever queue it is in.
+struct Passing {
+    endpoint: Option<Endpoints>,
+    shaper: Shaper,
+    /// The MAC address that the network has for the guest, and the one that the guest has for itself.
+    identity: Identity,
+}
+
+/// Counts a packet of so many bytes with its header.
+fn count(counts: &mut QueueCounts, packet_bytes: usize) {
+    counts.packets += 1;
+    counts.bytes += packet_bytes.saturating_sub(spec::HEADER_BYTES) as u64;
+}
+
+/// What a queue is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Receive(usize),
+    Transmit(usize),
+    Control,
+}
+
+/// What a snapshot holds of a device with one pair: the guest's MAC address, and what its limits have counted.
+type OwnState = ([u8; 6], Vec<BucketState>);
+/// Of one with several: the same, then how many of them the driver uses.
+type OwnStateOfPairs = ([u8; 6], Vec<BucketState>, u16);
 
 /// Bytes of the configuration space: mac @0, status u16 @6, max_virtqueue_pairs u16 @8, mtu u16 @10 (§5.1.4).
 const CONFIG_BYTES: usize = 12;
 
-fn config_space(mac: [u8; 6], mtu: u16) -> [u8; CONFIG_BYTES] {
+fn config_space(mac: [u8; 6], pairs: u16, mtu: u16) -> [u8; CONFIG_BYTES] {
     let mut space = [0; CONFIG_BYTES];
     space[..6].copy_from_slice(&mac);
     space[6..8].copy_from_slice(&spec::S_LINK_UP.to_le_bytes());
-    space[8..10].copy_from_slice(&1_u16.to_le_bytes());
+    space[8..10].copy_from_slice(&pairs.to_le_bytes());
     space[10..].copy_from_slice(&mtu.to_le_bytes());
     space
 }
 
 impl<L: Link> Net<L> {
-    /// A device on `link`; the configuration's tap number is not looked at.
+    /// A device with one pair on `link`; the configuration's tap number is not looked at.
     ///
     /// # Errors
     /// An MTU or a limit out of range, or the kernel gives no event descriptor.
     pub fn new(config: &NicConfig, link: L) -> Result<Self, Error> {
-        Self::with_clock(config, link, Box::new(Instant::now))
+        Self::with(config, (vec![link], 1), Box::new(Instant::now))
     }
 
-    /// The same, whose limits hold by `clock`.
+    /// The same with so many pairs, on a link with any number of ends, whose limits hold by `clock`.
     ///
     /// # Errors
-    /// As [`Self::new`].
-    pub fn with_clock(config: &NicConfig, link: L, clock: Clock) -> Result<Self, Error> {
+    /// As [`Self::new`], or there is no end, or there are more pairs or ends than [`PAIRS_MAX`].
+    pub fn with(config: &NicConfig, (links, pairs): (Vec<L>, u16), clock: Clock) -> Result<Self, Error> {
+        let is_number = |count: usize| (1..=usize::from(PAIRS_MAX)).contains(&count);
+        if let Some(value) = [links.len(), pairs.into()].into_iter().find(|count| !is_number(*count)) {
+            return Err(Error::Config {
+                what: "number of pairs of queues",
+                value: value.to_string(),
+                allowed: "1 to 8",
+            });
+        }
         if config.mtu < MTU_MIN {
             return Err(Error::Config {
                 what: "MTU",
@@ -137,68 +191,146 @@ impl<L: Link> Net<L> {
         }
         let endpoint =
             config.endpoint.clone().map(|endpoint| Endpoints::new(endpoint, config.mac, config.mtu));
+        let count = spec::QUEUES_OF_PAIR * usize::from(pairs) + usize::from(pairs > 1);
+        let pair = || Pair { receiver: Receiver::new(), sent: QueueCounts::default() };
         Ok(Self {
-            link,
-            link_state: LinkState::Ignored,
-            link_failed: false,
-            endpoint,
+            ends: Ends::new(links),
+            pairs: std::iter::repeat_with(pair).take(pairs.into()).collect(),
+            used: 1,
+            first: 0,
+            sender: Sender::default(),
+            command: Chain::new(),
+            passing: Passing {
+                endpoint,
+                shaper: Shaper::new(&config.traffic, clock)?,
+                identity: Identity::of(config.mac),
+            },
             timer: TimerFd::new().map_err(|errno| Error::EventFd(errno.into()))?,
             timer_armed: false,
-            config: config_space(config.mac, config.mtu),
-            queue_events: super::queue_event_fds(2)?,
+            config: config_space(config.mac, pairs, config.mtu),
+            queue_sizes: vec![QUEUE_SIZE_MAX; count],
+            queue_events: super::queue_event_fds(count)?,
             active: None,
             offloads_due: false,
-            tx_chain: Chain::new(),
-            tx_packet: Vec::new(),
-            rx_chains: Vec::new(),
-            rx_packet: Vec::new(),
-            rx_waiting: 0,
-            rx_is_large: false,
-            rx_pool: Pool::new(),
-            tx_vectors: Vectors::default(),
-            shaper: Shaper::new(&config.traffic, clock)?,
             questions: None,
-            rx_held: (Vec::new(), 0),
             held: false,
-            identity: Identity::of(config.mac),
             flap: Flap::None,
         })
     }
 
-    /// Works off both directions and settles what to listen to.
-    fn work(&mut self, ops: &mut EventOps<'_>, transmit: bool) {
-        let Some(mut active) = self.active.take_if(|_| !self.held) else {
-            self.watch_link(ops, false);
-            return;
-        };
+    /// What queue `index` is for to a driver with these features; nothing if to that one there is no such queue.
+    fn role(&self, index: usize, features: u64) -> Option<Role> {
+        let pairs = if features & spec::F_MQ == 0 { 1 } else { self.pairs.len() };
+        let (pair, place) = (index / spec::QUEUES_OF_PAIR, index % spec::QUEUES_OF_PAIR);
+        match (pair < pairs, place) {
+            (true, spec::QUEUE_RX) => Some(Role::Receive(pair)),
+            (true, _) => Some(Role::Transmit(pair)),
+            (false, 0) if pair == pairs && features & spec::F_CTRL_VQ != 0 => Some(Role::Control),
+            (false, _) => None,
+        }
+    }
+
+    /// Looks at one queue, or where none is given at all of them.
+    fn work(&mut self, ops: &mut EventOps<'_>, role: Option<Role>, transmit: bool) {
+        let Some(mut active) = self.active.take_if(|_| !self.held) else { return self.ends.ignore(ops) };
         if std::mem::take(&mut self.offloads_due)
-            && let Err(error) = self.link.set_offloads(active.features)
+            && let Err(error) = self.ends.of(Place { pair: 0, used: 1 }).set_offloads(active.features)
         {
             tracing::warn!(%error, "the tap takes no offloads; the guest's connections may stall");
         }
-        let transmit = transmit && !self.shaper.is_waiting(Direction::Write);
-        let sent = if transmit { self.transmit(&mut active) } else { Ok(()) };
-        match sent.and_then(|()| self.receive(&mut active)) {
-            Ok(starved) => {
-                self.active = Some(active);
-                if self.link_failed {
-                    self.fail_link(ops)
-                } else {
-                    self.watch_link(ops, !starved && !self.shaper.is_waiting(Direction::Read))
-                }
-                self.pass_questions();
-                let answers = self.endpoint.as_mut().and_then(|endpoint| endpoint.poll_delay(Instant::now()));
-                let delay = answers.into_iter().chain(self.shaper.delay()).chain(self.flap.delay()).min();
-                if delay.is_some() || self.timer_armed {
-                    super::arm(&mut self.timer, delay);
-                    self.timer_armed = delay.is_some();
-                }
+        let done = match role {
+            Some(Role::Receive(pair)) => self.pass(&mut active, ops, pair, false),
+            Some(Role::Transmit(pair)) => self.pass(&mut active, ops, pair, true),
+            Some(Role::Control) => self.obey(&mut active),
+            None => {
+                // Another is the first each time: where a limit stops them, none waits for ever.
+                let count = self.pairs.len();
+                let first = (self.first + 1) % count;
+                self.first = first;
+                let mut order = (0..count).map(|step| (first + step) % count);
+                order.try_for_each(|pair| self.pass(&mut active, ops, pair, transmit))
             }
-            Err(error) => {
-                super::broken(&active, device_type::NET, error);
-                self.watch_link(ops, false);
-            }
+        };
+        if let Err(error) = done {
+            super::broken(&active, device_type::NET, error);
+            return self.ends.ignore(ops);
         }
+        self.active = Some(active);
+        self.pass_questions();
+        let answers = self.passing.endpoint.as_mut().and_then(|endpoint| endpoint.poll_delay(Instant::now()));
+        let delay = answers.into_iter().chain(self.passing.shaper.delay()).chain(self.flap.delay()).min();
+        if delay.is_some() || self.timer_armed {
+            super::arm(&mut self.timer, delay);
+            self.timer_armed = delay.is_some();
+        }
+    }
+
+    /// Works off both directions of a pair and settles what to listen to. What a pair has to send is sent though the driver uses it no
+    /// more, and is answered to one that it uses.
+    fn pass(
+        &mut self,
+        active: &mut Activation,
+        ops: &mut EventOps<'_>,
+        pair: usize,
+        transmit: bool,
+    ) -> Result<(), QueueError> {
+        let Activation { queues, features, .. } = &mut *active;
+        let (index, place) = (spec::QUEUES_OF_PAIR * pair, Place { pair, used: self.used });
+        let Self { ends, pairs, sender, passing, queue_events, .. } = self;
+        let (queue, state) = (&mut queues[index + spec::QUEUE_TX], &mut pairs[pair]);
+        if transmit && queue.is_used() && !passing.shaper.is_waiting(Direction::Write) {
+            let told = (*features, &mut state.sent);
+            let progress = sender.transmit(&mut ends.of(place), passing, queue, told)?;
+            active.settle(index + spec::QUEUE_TX, progress, queue_events)?;
+        }
+        let (pair, features) = (pair % self.used, active.features);
+        let (index, place) = (spec::QUEUES_OF_PAIR * pair + spec::QUEUE_RX, Place { pair, used: self.used });
+        let (queue, receiver) = (&mut active.queues[index], &mut pairs[pair].receiver);
+        if !queue.is_used() {
+            ends.watch(ops, place, false);
+            return Ok(());
+        }
+        let reached = receiver.receive(&mut ends.of(place), passing, queue, features)?;
+        let failed = receiver.link_failed;
+        active.signal(index)?;
+        if reached == Reached::More {
+            super::kick(&queue_events[index]);
+        }
+        let waits = failed || reached == Reached::Starved || passing.shaper.is_waiting(Direction::Read);
+        ends.watch(ops, place, !waits);
+        if failed {
+            tracing::debug!("a guest's network link failed");
+        }
+        Ok(())
+    }
+
+    fn used_pairs(&self) -> u16 {
+        u16::try_from(self.used).expect("invariant: at most PAIRS_MAX")
+    }
+
+    /// Does what the driver commands: uses as many pairs as it says, if it has set them up.
+    fn obey(&mut self, active: &mut Activation) -> Result<(), QueueError> {
+        let has_pairs = active.features & spec::F_MQ != 0;
+        let index = if has_pairs { spec::QUEUES_OF_PAIR * self.pairs.len() } else { spec::QUEUES_OF_PAIR };
+        let set_up = active.queues.chunks_exact(spec::QUEUES_OF_PAIR);
+        let set_up = set_up.take_while(|pair| pair.iter().all(super::queue::VirtQueue::is_used)).count();
+        let usable = if has_pairs { set_up } else { 0 };
+        let (progress, wanted) = control::obey(&mut active.queues[index], &mut self.command, usable)?;
+        if let Some(used) = wanted {
+            self.use_pairs(used);
+        }
+        active.settle(index, progress, &self.queue_events).map(drop)
+    }
+
+    /// Uses so many pairs from now on, which are looked at next, since each reads other ends. What the others had from the link and
+    /// not delivered is lost.
+    fn use_pairs(&mut self, used: usize) {
+        self.used = used;
+        for Pair { receiver, .. } in &mut self.pairs[used..] {
+            receiver.lose_waiting();
+        }
+        let events = self.queue_events.iter().step_by(spec::QUEUES_OF_PAIR);
+        events.take(used).for_each(super::kick);
     }
 
     /// Tells the guest that its link went down or came up (§5.1.4.1, `status`).
@@ -211,35 +343,12 @@ impl<L: Link> Net<L> {
     }
 
     fn pass_questions(&mut self) {
-        let Some(endpoint) = &mut self.endpoint else { return };
+        let Some(endpoint) = &mut self.passing.endpoint else { return };
         while let Some(question) = endpoint.next_question() {
             if let Some(questions) = &self.questions {
-                questions.push(Question { mac: self.identity.mac, ..question }, Instant::now());
+                questions.push(Question { mac: self.passing.identity.mac, ..question }, Instant::now());
             }
         }
-    }
-
-    fn watch_link(&mut self, ops: &mut EventOps<'_>, wanted: bool) {
-        let changed = match (self.link_state, wanted) {
-            (LinkState::Ignored, true) => {
-                self.link_state = LinkState::Watched;
-                ops.add(Events::new(&self.link, EventSet::IN))
-            }
-            (LinkState::Watched, false) => {
-                self.link_state = LinkState::Ignored;
-                ops.remove(Events::empty(&self.link))
-            }
-            _ => return,
-        };
-        if let Err(error) = changed {
-            tracing::error!(%error, "a network device cannot change what it listens to");
-        }
-    }
-
-    fn fail_link(&mut self, ops: &mut EventOps<'_>) {
-        self.watch_link(ops, false);
-        self.link_state = LinkState::Failed;
-        tracing::debug!("a guest's network link failed");
     }
 }
 
@@ -249,7 +358,12 @@ impl<L: Link> VirtioDevice for Net<L> {
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE_MAX; 2]
+        &self.queue_sizes
+    }
+
+    /// A driver sets up the pairs that it means to use.
+    fn needs_queue(&self, index: usize, features: u64) -> bool {
+        matches!(self.role(index, features), Some(Role::Receive(0) | Role::Transmit(0) | Role::Control))
     }
 
     fn queue_events(&self) -> &[EventFd] {
@@ -259,7 +373,8 @@ impl<L: Link> VirtioDevice for Net<L> {
     fn features(&self) -> u64 {
         let checksums = spec::F_CSUM | spec::F_GUEST_CSUM;
         let segments = spec::F_GUEST_TSO4 | spec::F_GUEST_TSO6 | spec::F_HOST_TSO4 | spec::F_HOST_TSO6;
-        checksums | segments | spec::F_MAC | spec::F_MTU | spec::F_STATUS | spec::F_MRG_RXBUF
+        let pairs = if self.pairs.len() > 1 { spec::F_MQ | spec::F_CTRL_VQ } else { 0 };
+        checksums | segments | spec::F_MAC | spec::F_MTU | spec::F_STATUS | spec::F_MRG_RXBUF | pairs
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -273,11 +388,9 @@ impl<L: Link> VirtioDevice for Net<L> {
 
     fn reset(&mut self) {
         self.active = None;
-        self.rx_pool.forget();
-        self.rx_is_large = false;
-        self.rx_waiting = 0;
-        self.rx_held.1 = 0;
-        self.shaper.wake();
+        self.used = 1;
+        self.pairs.iter_mut().for_each(|pair| pair.receiver.reset());
+        self.passing.shaper.wake();
     }
 
     fn hold(&mut self, held: bool) {
@@ -294,16 +407,32 @@ impl<L: Link> VirtioDevice for Net<L> {
     /// Packets that waited are dropped, as any network drops them. So is what the endpoint knows of the guest: leases are
     /// answered from the configuration, connections to the metadata are made anew, and questions are asked again.
     fn save(&self) -> DeviceState {
-        DeviceState::of(self.active.as_ref()).with(&(self.identity.guest_mac, self.shaper.save()))
+        let state = DeviceState::of(self.active.as_ref());
+        let (mac, buckets) = (self.passing.identity.guest_mac, self.passing.shaper.save());
+        if self.pairs.len() == 1 {
+            let own: OwnState = (mac, buckets);
+            return state.with(&own);
+        }
+        let own: OwnStateOfPairs = (mac, buckets, self.used_pairs());
+        state.with(&own)
     }
 
     /// The guest has its MAC address in its memory and keeps it; the network sees the one that is given now.
     fn restore(&mut self, own: &[u8]) -> Result<(), StateError> {
-        let (guest_mac, buckets): ([u8; 6], Vec<_>) = decode(own)?;
-        self.shaper.restore(&buckets);
-        self.identity.guest_mac = guest_mac;
+        let (guest_mac, buckets, used) = if self.pairs.len() == 1 {
+            let (mac, buckets): OwnState = decode(own)?;
+            (mac, buckets, 1)
+        } else {
+            decode::<OwnStateOfPairs>(own)?
+        };
+        self.used = usize::from(used);
+        if !(1..=self.pairs.len()).contains(&self.used) {
+            return Err(StateError::Invalid("it uses none of its pairs of queues, or more than it has"));
+        }
+        self.passing.shaper.restore(&buckets);
+        self.passing.identity.guest_mac = guest_mac;
         self.config[..6].copy_from_slice(&guest_mac);
-        if let Some(endpoint) = &mut self.endpoint {
+        if let Some(endpoint) = &mut self.passing.endpoint {
             endpoint.know_guest(guest_mac, Instant::now());
         }
         self.flap = Flap::Due;
@@ -320,7 +449,8 @@ impl<L: Link> VirtioDevice for Net<L> {
     }
 
     fn readdress(&mut self, mac: [u8; 6], addressing: &Addressing) -> bool {
-        let Some(endpoint) = self.endpoint.as_mut().filter(|_| self.identity.mac == mac) else {
+        let Some(endpoint) = self.passing.endpoint.as_mut().filter(|_| self.passing.identity.mac == mac)
+        else {
             return false;
         };
         endpoint.readdress(addressing.clone(), Instant::now());
@@ -330,7 +460,8 @@ impl<L: Link> VirtioDevice for Net<L> {
     }
 
     fn answer(&mut self, (mac, vlan): ([u8; 6], Option<u16>), number: u32, message: &[u8]) -> bool {
-        let Some(endpoint) = self.endpoint.as_mut().filter(|_| self.identity.mac == mac) else {
+        let Some(endpoint) = self.passing.endpoint.as_mut().filter(|_| self.passing.identity.mac == mac)
+        else {
             return false;
         };
         endpoint.answered(vlan, number, message, Instant::now());
@@ -339,13 +470,18 @@ impl<L: Link> VirtioDevice for Net<L> {
     }
 
     fn reshape(&mut self, mac: [u8; 6], traffic: &Traffic) -> Result<bool, Error> {
-        if self.identity.mac != mac {
+        if self.passing.identity.mac != mac {
             return Ok(false);
         }
-        self.shaper.change(traffic)?;
+        self.passing.shaper.change(traffic)?;
         // What waited may go now.
         self.queue_events.iter().for_each(super::kick);
         Ok(true)
+    }
+
+    fn pairs(&self) -> Option<NicStatus> {
+        let status = |pair: &Pair| PairStatus { receive: pair.receiver.counts, transmit: pair.sent };
+        Some(NicStatus { used: self.used_pairs(), pairs: self.pairs.iter().map(status).collect() })
     }
 }
 
@@ -359,28 +495,32 @@ impl<L: Link> MutEventSubscriber for Net<L> {
 
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         let source = events.fd();
-        let mut is_transmit = source == self.queue_events[spec::QUEUE_TX].as_raw_fd();
-        if is_transmit || source == self.queue_events[spec::QUEUE_RX].as_raw_fd() {
-            super::drain(&self.queue_events[if is_transmit { spec::QUEUE_TX } else { spec::QUEUE_RX }]);
-            if self.link_state == LinkState::Failed {
-                self.link_state = LinkState::Ignored;
-                self.link_failed = false;
+        if let Some(index) = self.queue_events.iter().position(|event| event.as_raw_fd() == source) {
+            super::drain(&self.queue_events[index]);
+            let features = self.active.as_ref().map_or(0, |active| active.features);
+            let Some(role) = self.role(index, features) else { return };
+            if let Role::Receive(pair) | Role::Transmit(pair) = role {
+                // A link that failed is listened to again when the guest shows interest, never in a loop.
+                let reader = pair % self.used;
+                self.pairs[reader].receiver.link_failed = false;
             }
+            self.work(ops, Some(role), false);
         } else if source == self.timer.as_raw_fd() {
             super::arm(&mut self.timer, None);
-            if let Some(endpoint) = &mut self.endpoint {
+            if let Some(endpoint) = &mut self.passing.endpoint {
                 endpoint.poll(Instant::now());
             }
             if self.flap.end() {
                 self.set_link(true);
             }
-            is_transmit = self.shaper.is_waiting(Direction::Write);
-            self.shaper.wake();
-        } else {
-            let set = events.event_set();
-            self.link_failed |=
+            let transmit = self.passing.shaper.is_waiting(Direction::Write);
+            self.passing.shaper.wake();
+            self.work(ops, None, transmit);
+        } else if let Some(end) = self.ends.find(source) {
+            let (set, pair) = (events.event_set(), end % self.used);
+            self.pairs[pair].receiver.link_failed |=
                 set.intersects(EventSet::ERROR | EventSet::HANG_UP) && !set.contains(EventSet::IN);
+            self.work(ops, Some(Role::Receive(pair)), false);
         }
-        self.work(ops, is_transmit);
     }
 }

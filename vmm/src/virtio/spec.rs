@@ -287,10 +287,12 @@ pub mod block {
 pub mod net {
     use super::virtio_net as header;
 
-    /// Index of `receiveq1`.
+    /// Index of `receiveq1`; that of the next pair is [`QUEUES_OF_PAIR`] further, and so on (§5.1.2).
     pub const QUEUE_RX: usize = 0;
-    /// Index of `transmitq1`.
+    /// Index of `transmitq1`, likewise.
     pub const QUEUE_TX: usize = 1;
+    /// Queues of a pair; `controlq` is behind the last pair, or behind the first without [`F_MQ`].
+    pub const QUEUES_OF_PAIR: usize = 2;
 
     /// The device takes packets with partial checksums.
     pub const F_CSUM: u64 = 1 << header::VIRTIO_NET_F_CSUM;
@@ -312,6 +314,19 @@ pub mod net {
     pub const F_MRG_RXBUF: u64 = 1 << header::VIRTIO_NET_F_MRG_RXBUF;
     /// `status` is valid.
     pub const F_STATUS: u64 = 1 << header::VIRTIO_NET_F_STATUS;
+
+    /// There is a control queue.
+    pub const F_CTRL_VQ: u64 = 1 << header::VIRTIO_NET_F_CTRL_VQ;
+    /// `max_virtqueue_pairs` is valid, and the driver may use as many.
+    pub const F_MQ: u64 = 1 << header::VIRTIO_NET_F_MQ;
+
+    /// A command's `class` and `command`: use so many pairs, a u16 (§5.1.6.5.6).
+    pub const CTRL_MQ_VQ_PAIRS_SET: [u8; 2] =
+        [header::VIRTIO_NET_CTRL_MQ as u8, header::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET as u8];
+    /// `ack`: done.
+    pub const CTRL_OK: u8 = header::VIRTIO_NET_OK as u8;
+    /// `ack`: refused.
+    pub const CTRL_ERR: u8 = header::VIRTIO_NET_ERR as u8;
 
     /// `status`: the link is up.
     pub const S_LINK_UP: u16 = header::VIRTIO_NET_S_LINK_UP as u16;

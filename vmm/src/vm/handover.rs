@@ -98,11 +98,7 @@ impl Machine {
         for kept in self.devices.kept() {
             match kept {
                 Kept::Disk(config, files) => disks.push(given.disk(config, files)),
-                Kept::Nic(config, tap) => {
-                    let mut config = config.clone();
-                    config.tap = given.add(tap.as_fd());
-                    nics.push(*config);
-                }
+                Kept::Nic(config, queues) => nics.push(given.nic(config, queues)),
             }
         }
         let config = VmmConfig {

@@ -88,7 +88,7 @@ pub(super) fn build_devices(
     }
     for spec in nics {
         let name = DeviceName::Nic(spec.config.mac);
-        let shared = virtio::build_net(&spec.config, spec.tap, &wires.questions)?;
+        let shared = virtio::build_net(&spec.config, spec.taps, None, &wires.questions)?;
         devices.push(Made { name: Some(name), shared, kept: spec.kept });
     }
     devices.extend(peripherals.devices().into_iter().map(Made::unnamed));

@@ -26,6 +26,7 @@ use crate::serial::SerialPort;
 use crate::snapshot::{self, Description, MachineState, SavedDevice, Snapshot, SnapshotId, Writer};
 use crate::vcpu::{Buses, Vcpus};
 use crate::virtio::block::queues_for;
+use crate::virtio::net::pairs_of_queues;
 use crate::virtio::spec::device_type;
 use crate::virtio::{self, Shared, StateError, Transport as _};
 use crate::watchdog::{Watchdog, WatchdogState};
@@ -367,7 +368,9 @@ fn make_devices(
             device_type::NET => {
                 let spec = nics.next().expect("invariant: they were counted");
                 let name = DeviceName::Nic(spec.config.mac);
-                let net = virtio::build_net(&spec.config, spec.tap, &wires.questions);
+                // As many pairs as it had, whatever number of queues the tap has now.
+                let pairs = pairs_of_queues(device.transport.negotiation().queues.len());
+                let net = virtio::build_net(&spec.config, spec.taps, Some(pairs), &wires.questions);
                 Made { name: Some(name), shared: net.map_err(device_error)?, kept: spec.kept }
             }
             device_type::RNG => Made::unnamed(virtio::build_rng().map_err(device_error)?),

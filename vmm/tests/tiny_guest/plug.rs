@@ -144,7 +144,7 @@ fn network_device_comes_to_a_guest_without_one_carries_frames_and_goes_again() {
     for round in 1..=2 {
         let (config, tap) = passed_nic("t0", GUEST);
         let device = DeviceName::Nic(config.mac);
-        instance.client().add_nic(config, tap.as_fd()).unwrap();
+        instance.client().add_nic(config, &[tap.as_fd()]).unwrap();
         drop(tap);
         give_address("t0", HOST);
         instance.lines("net: address 10.99.0.10/24", round);
@@ -167,7 +167,7 @@ fn second_network_device_comes_and_goes_beside_the_first() {
     instance.line("ready");
     let (config, tap) = passed_nic("t1", OTHER);
     let device = DeviceName::Nic(config.mac);
-    instance.client().add_nic(config, tap.as_fd()).unwrap();
+    instance.client().add_nic(config, &[tap.as_fd()]).unwrap();
     instance.line("net1: address 10.99.0.11/24");
     instance.take(&device);
     instance.line("net 1: gone");

@@ -7,11 +7,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use vmm::config::{DiskConfig, InheritedFd, NicConfig, Traffic, WatchdogAction};
-use vmm::interactive::{DiskFile, MTU, mac};
+use vmm::config::{DiskConfig, WatchdogAction};
+use vmm::interactive::{DiskFile, mac, nic_config};
 use vmm::rpc::{
-    Client, DeviceName, DeviceState, DiskEngine, FreeReport, ProtectionStatus, Status, VmState,
-    WatchdogStatus,
+    Client, DeviceName, DeviceState, DiskEngine, FreeReport, NicStatus, ProtectionStatus, QueueCounts,
+    Status, VmState, WatchdogStatus,
 };
 use vmm::virtio::mem::MemStatus;
 
@@ -49,7 +49,8 @@ pub(in crate::command) enum Command {
     AttachNic {
         /// The control socket.
         socket: PathBuf,
-        /// A tap that exists.
+        /// A tap that exists, and how many pairs of queues there are, as of `wisp vmm boot --tap`.
+        #[arg(value_name = "TAP[,queues=N]")]
         tap: String,
         /// The MAC address; the first of Wisp's own that is free unless said.
         #[arg(long, value_name = "M")]
@@ -168,10 +169,9 @@ fn attach_nic(socket: &Path, tap: &str, wished: Option<&str>) -> anyhow::Result<
             (0..=u8::MAX).map(mac).find(is_free).context("no MAC address is free")?
         }
     };
-    let opened = net::tap::open(tap).with_context(|| format!("open the tap {tap}"))?;
-    let config =
-        NicConfig { tap: InheritedFd(0), mac, mtu: MTU, endpoint: None, traffic: Traffic::default() };
-    client.add_nic(config, opened.as_fd())?;
+    let queues = super::open_tap(tap)?;
+    let borrowed: Vec<_> = queues.iter().map(AsFd::as_fd).collect();
+    client.add_nic(nic_config(mac, queues.len()), &borrowed)?;
     println!("{}", name(&DeviceName::Nic(mac)));
     Ok(ExitCode::SUCCESS)
 }
@@ -254,7 +254,8 @@ fn memory(socket: &Path, requested_mib: Option<u32>) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-/// A line for the state, one for each disk, one for the watchdog, then one for each protection.
+/// A line for the state, one for each disk, one for each network device and each pair of its queues, one for the watchdog, then
+/// one for each protection.
 fn shown(status: &Status) -> String {
     let state = match status.state {
         VmState::Created => "not started",
@@ -273,6 +274,9 @@ fn shown(status: &Status) -> String {
             let serial = format!("disk {}", name(&device.device));
             text.push_str(&format!("{serial:<20} {engine}\n"));
         }
+        if let Some(nic) = &device.nic {
+            text.push_str(&passed(&name(&device.device), nic));
+        }
     }
     if let Some(watchdog) = &status.watchdog {
         text.push_str(&format!("{:<20} {}\n", "watchdog", watched(watchdog)));
@@ -283,6 +287,20 @@ fn shown(status: &Status) -> String {
             Some(why) => format!("{protection:<20} no: {why}\n"),
         };
         text.push_str(&line);
+    }
+    text
+}
+
+/// How many pairs of queues a network device has, and what went through each.
+fn passed(mac: &str, NicStatus { used, pairs }: &NicStatus) -> String {
+    let mut text = format!("nic {mac} pairs of queues: {}, used by the guest: {used}\n", pairs.len());
+    let counts = |QueueCounts { packets, bytes, drops }: QueueCounts| {
+        format!("{packets} packets of {bytes} bytes, {drops} lost")
+    };
+    for (index, pair) in pairs.iter().enumerate() {
+        let pair_name = format!("  pair {index}");
+        let (received, sent) = (counts(pair.receive), counts(pair.transmit));
+        text.push_str(&format!("{pair_name:<20} received {received}; sent {sent}\n"));
     }
     text
 }
@@ -350,6 +368,7 @@ mod tests {
                 state: DeviceState::Present,
                 bytes: Some(512),
                 engine: Some(DiskEngine::IoUring),
+                nic: None,
             }]),
             balloon: None,
             memory: None,

@@ -2,18 +2,58 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use vmm::rpc::{Client, DeviceName};
 
 use super::directory::Directory;
 use super::figures::first_number;
 use super::{HostDriver, adopt_process, sentence};
-use crate::agent::protocol::Diagnostics;
+use crate::agent::figures::PairStatus;
+use crate::agent::protocol::{Diagnostics, InstanceWanted};
 use crate::driver::DriverError;
 
+/// How long a VMM may take to tell its counts: one that is busy with a snapshot is left out.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 /// `USER_HZ`, in which Linux tells processor times everywhere (proc(5)).
 const TICK_NS: u64 = 10_000_000;
 
 impl HostDriver {
+    /// What has passed the queues of the devices that have several pairs, by their ports' ids, as their VMMs tell; one that does not
+    /// answer is left out.
+    pub(super) fn queue_counts(&self) -> BTreeMap<String, Vec<PairStatus>> {
+        let slots: Vec<_> = self.slots().values().cloned().collect();
+        let wanted = slots.iter().filter_map(|slot| {
+            // One that is being applied right now is left out.
+            let slot = slot.try_lock().ok()?;
+            slot.process.as_ref()?;
+            slot.record.as_ref().map(|record| record.wanted.clone()).filter(|wanted| wanted.queue_pairs > 1)
+        });
+        let wanted: Vec<_> = wanted.collect();
+        wanted.iter().flat_map(|wanted| self.queues_of(wanted)).collect()
+    }
+
+    fn queues_of(&self, wanted: &InstanceWanted) -> Vec<(String, Vec<PairStatus>)> {
+        let Ok(directory) = Directory::of(&self.run, &wanted.id) else { return Vec::new() };
+        let status = Client::connect(&directory.control_socket()).and_then(|mut client| {
+            client.set_timeout(ANSWER_TIMEOUT)?;
+            client.status()
+        });
+        let devices = match status {
+            Ok(status) => status.devices.unwrap_or_default(),
+            Err(error) => {
+                tracing::debug!(instance.id = wanted.id, error = sentence(&error), "no counts of queues");
+                return Vec::new();
+            }
+        };
+        let counts = devices.into_iter().filter_map(|device| {
+            let DeviceName::Nic(mac) = device.device else { return None };
+            let port = wanted.nics.iter().find(|nic| nic.mac == mac)?;
+            Some((port.port_id.clone(), device.nic?.pairs))
+        });
+        counts.collect()
+    }
+
     /// Reads what is written down of the instance, so that nobody is waited for who works on it.
     pub(super) fn diagnose(&self, instance: &str) -> Result<Diagnostics, DriverError> {
         let unknown = || DriverError::NoInstance(instance.to_owned());

@@ -408,7 +408,8 @@ impl Driver for HostDriver {
     }
 
     fn traffic(&self) -> Result<HostTraffic, String> {
-        self.network.traffic().map_err(|error| sentence(&error))
+        let traffic = self.network.traffic().map_err(|error| sentence(&error))?;
+        Ok(HostTraffic { queues: self.queue_counts(), ..traffic })
     }
 
     fn console(&self, instance: &str, bytes_max: u32) -> Result<String, DriverError> {

@@ -145,12 +145,12 @@ impl Network {
         Ok(())
     }
 
-    /// Makes the devices' taps, all or none, and opens them in order.
+    /// Makes the devices' taps, all or none, and opens them in order, each with so many queues.
     pub(super) fn attach(
         &self,
         surroundings: &Surroundings,
-        nics: &[NicWanted],
-    ) -> Result<Vec<OwnedFd>, Error> {
+        (nics, queues): (&[NicWanted], u16),
+    ) -> Result<Vec<Vec<OwnedFd>>, Error> {
         let mut state = self.state();
         let tag = state.open(self, &surroundings.cloud_tag)?;
         let mut taps = Vec::with_capacity(nics.len());
@@ -160,7 +160,7 @@ impl Network {
             let opened = wanted.and_then(|()| {
                 let State { host, wanted, .. } = &mut *state;
                 let host = host.as_mut().expect("invariant: opened above");
-                let tap = host.add_port(wanted, &tag.tap(short_id(nic.port_id.as_bytes())))?;
+                let tap = host.add_port_of(wanted, &tag.tap(short_id(nic.port_id.as_bytes())), queues)?;
                 state.carry(tag, nic)?;
                 Ok(tap)
             });

@@ -260,7 +260,7 @@ impl HostDriver {
         surroundings: &Surroundings,
         client: &mut Client,
     ) -> Result<Result<(), String>, ClientError> {
-        let attached = self.network.attach(surroundings, std::slice::from_ref(new));
+        let attached = self.network.attach(surroundings, (std::slice::from_ref(new), wanted.queue_pairs));
         let tap = match attached.map(|mut taps| taps.pop()) {
             Ok(Some(tap)) => tap,
             Ok(None) => return Ok(Err("the network has no tap for it".to_owned())),
@@ -269,8 +269,9 @@ impl HostDriver {
         if let Err(why) = self.check(Step::PlugNetwork) {
             return Ok(Err(why));
         }
-        let config = start::nic_config(new, wanted, InheritedFd(0));
-        unless_refused(client.add_nic(config, tap.as_fd()))
+        let config = start::nic_config(new, wanted, (0..).map(InheritedFd).take(tap.len()).collect());
+        let borrowed: Vec<_> = tap.iter().map(OwnedFd::as_fd).collect();
+        unless_refused(client.add_nic(config, &borrowed))
     }
 }
 

@@ -142,8 +142,8 @@ impl HostDriver {
         let boot = self.boot(wanted, &mut files)?;
         self.check(Step::Kernel)?;
 
-        let taps =
-            self.network.attach(surroundings, &wanted.nics).map_err(failed("attach to the network"))?;
+        let taps = self.network.attach(surroundings, (&wanted.nics, wanted.queue_pairs));
+        let taps = taps.map_err(failed("attach to the network"))?;
         undo.push(|| {
             logged(id, "detach from the network", self.network.detach(surroundings, &wanted.nics));
         });
@@ -257,10 +257,13 @@ fn drive(wanted: &InstanceWanted, directory: &Directory, files: &mut Files) -> R
 fn configuration(
     wanted: &InstanceWanted,
     directory: &Directory,
-    (boot, disks, taps): (Boot, Vec<DiskConfig>, Vec<OwnedFd>),
+    (boot, disks, taps): (Boot, Vec<DiskConfig>, Vec<Vec<OwnedFd>>),
     files: &mut Files,
 ) -> Result<VmmConfig, String> {
-    let nics = wanted.nics.iter().zip(taps).map(|(nic, tap)| nic_config(nic, wanted, files.push(tap)));
+    let nics = wanted.nics.iter().zip(taps).map(|(nic, queues)| {
+        let queues = queues.into_iter().map(|queue| files.push(queue)).collect();
+        nic_config(nic, wanted, queues)
+    });
     let nics = nics.collect();
     let console = directory.open_console().map_err(failed("make the console log"))?;
     let exit = directory.open_exit().map_err(failed("make the file for the report of the end"))?;
@@ -345,10 +348,19 @@ pub(super) fn died(directory: &Directory, signal: Option<i32>) -> String {
     }
 }
 
-/// One network device of a VMM's, on this tap.
-pub(super) fn nic_config(nic: &NicWanted, wanted: &InstanceWanted, tap: InheritedFd) -> NicConfig {
+/// One network device of a VMM's, on the queues of this tap.
+///
+/// # Panics
+/// If there is none.
+pub(super) fn nic_config(
+    nic: &NicWanted,
+    wanted: &InstanceWanted,
+    mut queues: Vec<InheritedFd>,
+) -> NicConfig {
     let endpoint = EndpointConfig { addressing: addressing(nic, wanted), metadata: wanted.metadata.clone() };
-    NicConfig { tap, mac: nic.mac, mtu: nic.mtu, endpoint: Some(endpoint), traffic: nic.traffic }
+    let tap = queues.remove(0);
+    let (mac, mtu, traffic) = (nic.mac, nic.mtu, nic.traffic);
+    NicConfig { tap, more_queues: queues, mac, mtu, endpoint: Some(endpoint), traffic }
 }
 
 /// What the VMM answers to the guest on one device, and in the VLANs of the ports that the device carries.

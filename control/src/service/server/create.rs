@@ -13,6 +13,7 @@ use super::form::{check_form, hostname_of};
 use super::image_of_volumes::with_volumes_of_image;
 use super::lifecycle::record;
 use super::power::action_record;
+use super::queues;
 use super::volume::{NewDevice, boot_source, is_one_thing, new_ids};
 use crate::Control;
 use crate::agent::protocol::Power;
@@ -279,6 +280,8 @@ impl Template {
             return Err(invalid(format!("A server has at most {VCPUS_MAX} virtual CPUs.")));
         }
         let (image, image_properties) = boot_source(cache, caller, new, &flavor)?;
+        queues::check_agreement(&flavor.extra_specs, &image_properties)
+            .map_err(|message| Error::invalid("FlavorImageConflict", message))?;
         let (kernel, files) = files_of(cache, caller, image.as_ref(), &image_properties)?;
         let image_id = image.map(|image| image.id).unwrap_or_default();
         let key = match &new.key_name {

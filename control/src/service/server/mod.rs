@@ -10,6 +10,7 @@ pub mod interface;
 pub mod lifecycle;
 pub(crate) mod plug;
 pub mod power;
+pub(crate) mod queues;
 pub mod read;
 pub mod remove;
 pub mod status;

@@ -5,66 +5,140 @@
 use std::io::ErrorKind;
 use std::time::Instant;
 
-use super::super::Activation;
 use super::super::limiter::Direction;
 use super::super::link::Link;
-use super::super::queue::{QueueError, VirtQueue};
+use super::super::queue::{Chain, QueueError, VirtQueue};
 use super::super::spec::net as spec;
 use super::delivery::{Delivery, deliver};
-use super::direct::{self, HEAD_BYTES, Received};
-use super::{BATCH_PACKETS_MAX, Net, PACKET_BYTES_MAX, PACKET_BYTES_MIN};
+use super::direct::{self, HEAD_BYTES, Pool, Received};
+use super::{BATCH_PACKETS_MAX, PACKET_BYTES_MAX, PACKET_BYTES_MIN, Passing, count};
 use crate::endpoint::packet;
+use crate::rpc::QueueCounts;
 
-impl<L: Link> Net<L> {
-    /// Host (and endpoint) to guest; true if the guest lacks buffers.
-    pub(super) fn receive(&mut self, active: &mut Activation) -> Result<bool, QueueError> {
-        let Activation { queues, features, .. } = &mut *active;
-        let Some(queue) = queues.get_mut(spec::QUEUE_RX) else { return Ok(false) };
-        let mergeable = *features & spec::F_MRG_RXBUF != 0;
+/// What a pair receives with.
+pub(super) struct Receiver {
+    chains: Vec<Chain>,
+    packet: Vec<u8>,
+    /// Bytes of `packet` that wait for buffers of the guest; 0 if none do.
+    waiting: usize,
+    /// The last packet that was received was large: the next one may be as well.
+    is_large: bool,
+    pool: Pool,
+    /// A packet of the link that limits keep waiting, and its bytes; 0 if none does.
+    held: (Vec<u8>, usize),
+    /// The last attempt to receive failed.
+    pub(super) link_failed: bool,
+    pub(super) counts: QueueCounts,
+}
+
+/// How far a pair came with receiving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reached {
+    /// Nothing is left.
+    Empty,
+    /// The bound was reached: come back without being notified.
+    More,
+    /// The guest lacks buffers.
+    Starved,
+}
+
+impl Receiver {
+    pub(super) fn new() -> Self {
+        Self {
+            chains: Vec::new(),
+            packet: Vec::new(),
+            waiting: 0,
+            is_large: false,
+            pool: Pool::new(),
+            held: (Vec::new(), 0),
+            link_failed: false,
+            counts: QueueCounts::default(),
+        }
+    }
+
+    /// Forgets what it had for a queue that is none any more.
+    pub(super) fn reset(&mut self) {
+        self.pool.forget();
+        self.is_large = false;
+        self.waiting = 0;
+        self.held.1 = 0;
+    }
+
+    /// Loses what waits: the driver does not use the queue any more.
+    pub(super) fn lose_waiting(&mut self) {
+        let waited = [&mut self.waiting, &mut self.held.1].map(std::mem::take);
+        self.counts.drops += waited.iter().filter(|bytes| **bytes > 0).count() as u64;
+    }
+
+    /// Host (and endpoint) to guest.
+    pub(super) fn receive(
+        &mut self,
+        link: &mut impl Link,
+        passing: &mut Passing,
+        queue: &mut VirtQueue,
+        features: u64,
+    ) -> Result<Reached, QueueError> {
+        let mergeable = features & spec::F_MRG_RXBUF != 0;
         queue.suppress_notifications()?;
         let mut starved = false;
         let mut left = BATCH_PACKETS_MAX;
         loop {
-            while left > 0 && mergeable && self.wants_large() && self.receive_large(queue)? {
+            while left > 0
+                && mergeable
+                && self.wants_large(passing)
+                && self.receive_large(link, passing, queue)?
+            {
                 left -= 1;
             }
-            self.rx_pool.put_back(queue);
-            if left == 0 || starved || (self.rx_waiting == 0 && !self.next_packet()) {
+            self.pool.put_back(queue);
+            if left == 0 || starved || (self.waiting == 0 && !self.next_packet(link, passing)) {
                 break;
             }
             left -= 1;
-            self.rx_is_large = self.rx_waiting >= direct::LARGE_BYTES_MIN;
-            let packet = &mut self.rx_packet[..self.rx_waiting];
-            match deliver(queue, &mut self.rx_chains, packet, mergeable)? {
-                Delivery::Done | Delivery::Dropped => self.rx_waiting = 0,
+            self.is_large = self.waiting >= direct::LARGE_BYTES_MIN;
+            let packet = &mut self.packet[..self.waiting];
+            match deliver(queue, &mut self.chains, packet, mergeable)? {
+                Delivery::Done => {
+                    count(&mut self.counts, self.waiting);
+                    self.waiting = 0;
+                }
+                Delivery::Dropped => {
+                    self.counts.drops += 1;
+                    self.waiting = 0;
+                }
                 Delivery::Starved => starved = true,
             }
         }
-        active.signal(spec::QUEUE_RX)?;
-        if left == 0 {
-            super::super::kick(&self.queue_events[spec::QUEUE_RX]);
-        }
-        Ok(starved)
+        Ok(match (starved, left) {
+            (true, _) => Reached::Starved,
+            (false, 0) => Reached::More,
+            (false, _) => Reached::Empty,
+        })
     }
 
     /// Whether the next packet is one of the link's that may go without a copy.
-    fn wants_large(&self) -> bool {
-        self.rx_is_large
-            && self.rx_waiting == 0
-            && self.rx_held.1 == 0
+    fn wants_large(&self, passing: &Passing) -> bool {
+        self.is_large
+            && self.waiting == 0
+            && self.held.1 == 0
             && !self.link_failed
-            && self.shaper.is_unlimited()
-            && self.endpoint.as_ref().is_none_or(|endpoint| !endpoint.may_answer())
+            && passing.shaper.is_unlimited()
+            && passing.endpoint.as_ref().is_none_or(|endpoint| !endpoint.may_answer())
     }
 
     /// Receives one packet into the guest's buffers; false if that is over. One that has to be looked at as a whole is in
-    /// `rx_packet` then.
-    fn receive_large(&mut self, queue: &mut VirtQueue) -> Result<bool, QueueError> {
-        let length = match self.rx_pool.receive(&mut self.link, queue)? {
+    /// `packet` then.
+    fn receive_large(
+        &mut self,
+        link: &mut impl Link,
+        passing: &mut Passing,
+        queue: &mut VirtQueue,
+    ) -> Result<bool, QueueError> {
+        let length = match self.pool.receive(link, queue)? {
             Received::Packet(length) => length,
             Received::Nothing => return Ok(false),
             Received::Unfit => {
-                self.rx_is_large = false;
+                self.is_large = false;
                 return Ok(false);
             }
             Received::Failed => {
@@ -72,51 +146,53 @@ impl<L: Link> Net<L> {
                 return Ok(false);
             }
         };
-        self.rx_is_large = length >= direct::LARGE_BYTES_MIN;
+        self.is_large = length >= direct::LARGE_BYTES_MIN;
         if length < PACKET_BYTES_MIN {
             return Ok(true);
         }
-        let head = &mut self.rx_pool.head[spec::HEADER_BYTES..length.min(HEAD_BYTES)];
+        let head = &mut self.pool.head[spec::HEADER_BYTES..length.min(HEAD_BYTES)];
         // An endpoint has nothing against TCP.
         if packet::tcp_destination(head).is_some() {
-            self.identity.to_guest(head);
-            self.rx_pool.deliver(queue, length)?;
+            passing.identity.to_guest(head);
+            self.pool.deliver(queue, length)?;
+            count(&mut self.counts, length);
             return Ok(true);
         }
-        self.rx_packet.resize(PACKET_BYTES_MAX, 0);
-        self.rx_pool.copy(queue.memory(), &mut self.rx_packet[..length]);
-        let frame = &mut self.rx_packet[spec::HEADER_BYTES..length];
-        self.identity.to_guest(frame);
-        if self.endpoint.as_mut().is_none_or(|endpoint| endpoint.from_link(frame)) {
-            self.rx_waiting = length;
+        self.packet.resize(PACKET_BYTES_MAX, 0);
+        self.pool.copy(queue.memory(), &mut self.packet[..length]);
+        let frame = &mut self.packet[spec::HEADER_BYTES..length];
+        passing.identity.to_guest(frame);
+        if passing.endpoint.as_mut().is_none_or(|endpoint| endpoint.from_link(frame)) {
+            self.waiting = length;
             return Ok(false);
         }
         Ok(true)
     }
 
-    /// Puts the next packet for the guest into `rx_packet`; false if there is none.
-    fn next_packet(&mut self) -> bool {
-        if self.rx_packet.is_empty() {
+    /// Puts the next packet for the guest into `packet`; false if there is none.
+    fn next_packet(&mut self, link: &mut impl Link, passing: &mut Passing) -> bool {
+        if self.packet.is_empty() {
             // Not `resize`: fresh zero pages cost no memory before a large packet comes.
-            self.rx_packet = vec![0; PACKET_BYTES_MAX];
+            self.packet = vec![0; PACKET_BYTES_MAX];
         }
-        if let Some(frame) = self.endpoint.as_mut().and_then(|endpoint| endpoint.next_answer(Instant::now()))
+        if let Some(frame) =
+            passing.endpoint.as_mut().and_then(|endpoint| endpoint.next_answer(Instant::now()))
         {
             let end = (spec::HEADER_BYTES + frame.len()).min(PACKET_BYTES_MAX);
-            self.rx_packet[..spec::HEADER_BYTES].fill(0);
-            self.rx_packet[spec::HEADER_BYTES..end].copy_from_slice(&frame[..end - spec::HEADER_BYTES]);
-            self.rx_waiting = end;
+            self.packet[..spec::HEADER_BYTES].fill(0);
+            self.packet[spec::HEADER_BYTES..end].copy_from_slice(&frame[..end - spec::HEADER_BYTES]);
+            self.waiting = end;
             return true;
         }
-        if self.shaper.is_waiting(Direction::Read) {
+        if passing.shaper.is_waiting(Direction::Read) {
             return false;
         }
-        if self.rx_held.1 > 0 {
-            if !self.shaper.admit(Direction::Read, &self.rx_held.0[..self.rx_held.1]) {
+        if self.held.1 > 0 {
+            if !passing.shaper.admit(Direction::Read, &self.held.0[..self.held.1]) {
                 return false;
             }
-            self.rx_waiting = std::mem::take(&mut self.rx_held.1);
-            std::mem::swap(&mut self.rx_packet, &mut self.rx_held.0);
+            self.waiting = std::mem::take(&mut self.held.1);
+            std::mem::swap(&mut self.packet, &mut self.held.0);
             return true;
         }
         // Bounded, since packets that are not for the guest cost as much as others.
@@ -124,22 +200,22 @@ impl<L: Link> Net<L> {
             if self.link_failed {
                 break;
             }
-            match self.link.receive(&mut self.rx_packet) {
+            match link.receive(&mut self.packet) {
                 Ok(0) => self.link_failed = true,
                 Ok(length) if length < PACKET_BYTES_MIN => {}
                 Ok(length) => {
-                    let frame = &mut self.rx_packet[spec::HEADER_BYTES..length];
-                    self.identity.to_guest(frame);
-                    if self.endpoint.as_mut().is_some_and(|endpoint| !endpoint.from_link(frame)) {
+                    let frame = &mut self.packet[spec::HEADER_BYTES..length];
+                    passing.identity.to_guest(frame);
+                    if passing.endpoint.as_mut().is_some_and(|endpoint| !endpoint.from_link(frame)) {
                         continue;
                     }
-                    if !self.shaper.admit(Direction::Read, &self.rx_packet[..length]) {
+                    if !passing.shaper.admit(Direction::Read, &self.packet[..length]) {
                         // What the endpoint answers meanwhile needs the other buffer.
-                        self.rx_held.1 = length;
-                        std::mem::swap(&mut self.rx_packet, &mut self.rx_held.0);
+                        self.held.1 = length;
+                        std::mem::swap(&mut self.packet, &mut self.held.0);
                         break;
                     }
-                    self.rx_waiting = length;
+                    self.waiting = length;
                     return true;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,

@@ -4,39 +4,54 @@
 
 use std::time::Instant;
 
-use super::super::Activation;
 use super::super::limiter::Direction;
 use super::super::link::Link;
-use super::super::queue::{Chain, Handled, QueueError};
+use super::super::queue::{Chain, Handled, Progress, QueueError, VirtQueue};
 use super::super::spec::net as spec;
-use super::direct::{self, HEAD_BYTES};
+use super::direct::{self, HEAD_BYTES, Vectors};
 use super::identity::Identity;
 use super::traffic::Shaper;
-use super::{BATCH_PACKETS_MAX, Net, PACKET_BYTES_MAX, PACKET_BYTES_MIN};
+use super::{BATCH_PACKETS_MAX, PACKET_BYTES_MAX, PACKET_BYTES_MIN, Passing, count};
 use crate::endpoint::{Endpoints, Verdict, packet};
 use crate::memory::GuestMemory;
+use crate::rpc::QueueCounts;
 
-impl<L: Link> Net<L> {
+/// What a device sends with, whichever of its pairs does.
+#[derive(Default)]
+pub(super) struct Sender {
+    chain: Chain,
+    packet: Vec<u8>,
+    vectors: Vectors,
+}
+
+impl Sender {
     /// Guest to host.
-    pub(super) fn transmit(&mut self, active: &mut Activation) -> Result<(), QueueError> {
-        let Activation { queues, features, .. } = &mut *active;
-        let Some(queue) = queues.get_mut(spec::QUEUE_TX) else { return Ok(()) };
-        let Self { tx_chain, tx_packet, tx_vectors, link, endpoint, shaper, identity, .. } = self;
+    pub(super) fn transmit(
+        &mut self,
+        link: &mut impl Link,
+        passing: &mut Passing,
+        queue: &mut VirtQueue,
+        (features, counts): (u64, &mut QueueCounts),
+    ) -> Result<Progress, QueueError> {
+        let Self { chain, packet: tx_packet, vectors: tx_vectors } = self;
+        let Passing { endpoint, shaper, identity } = passing;
         let now = Instant::now();
-        let progress = queue.work_off(tx_chain, BATCH_PACKETS_MAX, |memory, chain| {
+        queue.work_off(chain, BATCH_PACKETS_MAX, |memory, chain| {
             let length = usize::try_from(chain.readable_bytes()).unwrap_or(usize::MAX);
-            if (PACKET_BYTES_MIN..=PACKET_BYTES_MAX).contains(&length) {
-                if let Some(mut head) = head_of_large(memory, chain, length, endpoint.as_ref()) {
-                    if !shaper.admit_of(Direction::Write, &head, length) {
-                        return Ok(Handled::Later);
-                    }
-                    if is_acceptable(&head, *features) {
-                        shaper.mark(&mut head[spec::HEADER_BYTES..]);
-                        identity.to_link(&mut head[spec::HEADER_BYTES..]);
-                        lose(tx_vectors.send(link, memory, chain, &head, length));
-                    }
-                    return Ok(Handled::Used(0));
+            if !(PACKET_BYTES_MIN..=PACKET_BYTES_MAX).contains(&length) {
+                counts.drops += 1;
+                return Ok(Handled::Used(0));
+            }
+            let passed = if let Some(mut head) = head_of_large(memory, chain, length, endpoint.as_ref()) {
+                if !shaper.admit_of(Direction::Write, &head, length) {
+                    return Ok(Handled::Later);
                 }
+                is_acceptable(&head, features) && {
+                    shaper.mark(&mut head[spec::HEADER_BYTES..]);
+                    identity.to_link(&mut head[spec::HEADER_BYTES..]);
+                    has_gone(tx_vectors.send(link, memory, chain, &head, length))
+                }
+            } else {
                 if tx_packet.len() < length {
                     tx_packet.resize(length, 0);
                 }
@@ -45,12 +60,15 @@ impl<L: Link> Net<L> {
                 if !shaper.admit(Direction::Write, packet) {
                     return Ok(Handled::Later);
                 }
-                forward((link, shaper, identity), endpoint.as_mut(), *features, packet, now);
+                forward((link, shaper, identity), endpoint.as_mut(), features, packet, now)
+            };
+            if passed {
+                count(counts, length);
+            } else {
+                counts.drops += 1;
             }
             Ok(Handled::Used(0))
-        })?;
-        active.settle(spec::QUEUE_TX, progress, &self.queue_events)?;
-        Ok(())
+        })
     }
 }
 
@@ -87,29 +105,27 @@ fn is_acceptable(packet: &[u8], features: u64) -> bool {
     accepted && (packet[0] & spec::HDR_F_NEEDS_CSUM == 0 || features & spec::F_CSUM != 0)
 }
 
-/// Gives one packet of the guest to the endpoint, or to the link.
+/// Gives one packet of the guest to the endpoint, or to the link; whether it went.
 fn forward(
     (link, shaper, identity): (&mut impl Link, &Shaper, &Identity),
     endpoint: Option<&mut Endpoints>,
     features: u64,
     packet: &mut [u8],
     now: Instant,
-) {
+) -> bool {
     if !is_acceptable(packet, features) {
-        return;
+        return false;
     }
     let frame = &mut packet[spec::HEADER_BYTES..];
     if endpoint.is_some_and(|endpoint| endpoint.from_guest(frame, now) == Verdict::Taken) {
-        return;
+        return true;
     }
     shaper.mark(&mut packet[spec::HEADER_BYTES..]);
     identity.to_link(&mut packet[spec::HEADER_BYTES..]);
-    lose(link.send(packet));
+    has_gone(link.send(packet))
 }
 
 /// As on any Ethernet: what cannot be sent now, or was malformed, is lost.
-fn lose(sent: std::io::Result<()>) {
-    if let Err(error) = sent {
-        tracing::trace!(%error, "a guest's packet was dropped");
-    }
+fn has_gone(sent: std::io::Result<()>) -> bool {
+    sent.inspect_err(|error| tracing::trace!(%error, "a guest's packet was dropped")).is_ok()
 }

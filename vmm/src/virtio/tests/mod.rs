@@ -6,6 +6,7 @@ mod console;
 mod limits;
 mod mem;
 mod net;
+mod pairs;
 mod pci;
 mod pmem;
 mod random;

@@ -23,6 +23,7 @@ struct Driver {
 fn config(mtu: u16) -> NicConfig {
     NicConfig {
         tap: InheritedFd(-1),
+        more_queues: Vec::new(),
         mac: [2, 0, 0, 0, 0, 1],
         mtu,
         endpoint: None,

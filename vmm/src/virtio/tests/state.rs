@@ -144,8 +144,14 @@ fn guest_keeps_its_mac_address_and_its_network_sees_the_new_one() {
     const NEW: [u8; 6] = [2, 0, 0, 0, 0, 2];
     const PEER: [u8; 6] = [2, 0, 0, 0, 0, 9];
     let device = |mac: [u8; 6]| {
-        let config =
-            NicConfig { tap: InheritedFd(-1), mac, mtu: 1500, endpoint: None, traffic: Traffic::default() };
+        let config = NicConfig {
+            tap: InheritedFd(-1),
+            more_queues: Vec::new(),
+            mac,
+            mtu: 1500,
+            endpoint: None,
+            traffic: Traffic::default(),
+        };
         let (link, far) = packet_pair().unwrap();
         (Arc::new(Mutex::new(Net::new(&config, link).unwrap())), far)
     };

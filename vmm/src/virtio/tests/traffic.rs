@@ -61,7 +61,14 @@ fn config(traffic: Traffic) -> NicConfig {
     };
     let addressing = Addressing { ipv4: Some(ipv4), ..Addressing::default() };
     let endpoint = EndpointConfig { addressing, metadata: BTreeMap::new() };
-    NicConfig { tap: InheritedFd(-1), mac: MAC, mtu: 1500, endpoint: Some(endpoint), traffic }
+    NicConfig {
+        tap: InheritedFd(-1),
+        more_queues: Vec::new(),
+        mac: MAC,
+        mtu: 1500,
+        endpoint: Some(endpoint),
+        traffic,
+    }
 }
 
 impl Driver {
@@ -70,7 +77,7 @@ impl Driver {
         let moved_ns = Arc::new(AtomicU64::new(0));
         let (start, moved) = (Instant::now(), moved_ns.clone());
         let clock = Box::new(move || start + Duration::from_nanos(moved.load(Ordering::Relaxed)));
-        let device = Arc::new(Mutex::new(Net::with_clock(&config(traffic), link, clock).unwrap()));
+        let device = Arc::new(Mutex::new(Net::with(&config(traffic), (vec![link], 1), clock).unwrap()));
         let mut guest = MockGuest::new(device.clone()).unwrap();
         let queues = guest.bring_up(net::F_HOST_TSO4 | net::F_CSUM, &[64, 64]);
         Self { guest, device, rx: queues[0], tx: queues[1], far, moved_ns, offered: 0 }
