@@ -20,6 +20,7 @@ mod lab;
 mod limits;
 mod names;
 mod openstack;
+mod pairs;
 mod peripherals;
 mod processes;
 mod providers;
@@ -52,6 +53,7 @@ fn main() {
         commands::trials(),
         disk::trials(),
         processes::trials(),
+        pairs::trials(),
         peripherals::trials(),
         snapshots::trials(),
         faults::trials(),

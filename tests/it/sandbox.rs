@@ -153,11 +153,22 @@ fn alone(directory: &Path) -> Result<Made> {
         std::fs::File::create(path(name))?.set_len(bytes)?;
     }
     for tap in ["sand0", "sand1"] {
-        ok(Command::new("ip").args(["tuntap", "add", "mode", "tap", "vnet_hdr", tap]))?;
+        ok(Command::new("ip").args(["tuntap", "add", "mode", "tap", "vnet_hdr", "multi_queue", tap]))?;
         ok(Command::new("ip").args(["link", "set", tap, "up"]))?;
     }
     let mut command = Command::new(wisp());
-    command.args(["vmm", "boot", "--mem", "64", "--cpus", "2", "--transport", "pci", "--tap", "sand0"]);
+    command.args([
+        "vmm",
+        "boot",
+        "--mem",
+        "64",
+        "--cpus",
+        "2",
+        "--transport",
+        "pci",
+        "--tap",
+        "sand0,queues=2",
+    ]);
     command.arg("--kernel").arg(&kernel).arg("--disk").arg(path("first")).arg("--control").arg(&socket);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("boot a guest")?;
     let pid = Pid::from_raw(child.id().cast_signed());
@@ -198,7 +209,7 @@ fn used(child: &mut Child, socket: &Path, directory: &Path) -> Result<()> {
     vmm(&["attach-disk"], second)?;
     std::fs::File::options().write(true).open(second)?.set_len(3 << 20)?;
     vmm(&["resize-disk"], second)?;
-    vmm(&["attach-nic"], "sand1")?;
+    vmm(&["attach-nic"], "sand1,queues=2")?;
     std::thread::sleep(Duration::from_millis(300));
     vmm(&["detach", "--wait", "10"], "second")?;
     ok(Command::new(wisp()).args(["vmm", "status"]).arg(socket))?;

@@ -222,8 +222,17 @@ fn up(name: &str) {
 }
 
 fn tap(name: &str) -> OwnedFd {
+    open_tap(name, 0)
+}
+
+/// A tap with two queues.
+fn tap_of_two(name: &str) -> [OwnedFd; 2] {
+    [(); 2].map(|()| open_tap(name, libc::IFF_MULTI_QUEUE))
+}
+
+fn open_tap(name: &str, more_flags: libc::c_int) -> OwnedFd {
     let file = File::options().read(true).write(true).open("/dev/net/tun").unwrap();
-    let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as u16;
+    let flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | more_flags) as u16;
     ioctl(&file, libc::TUNSETIFF, &request(name, &flags.to_ne_bytes()));
     up(name);
     file.into()
@@ -272,6 +281,7 @@ fn nic_of(uuid: &str, tap: OwnedFd, address: Ipv4Addr, user_data: &str) -> NicCo
     ]);
     NicConfig {
         tap: inherit(tap),
+        more_queues: Vec::new(),
         mac: [0x02, 0x57, 0x49, 0x53, 0x50, address.octets()[3]],
         mtu: 1450,
         endpoint: Some(EndpointConfig {

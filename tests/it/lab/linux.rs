@@ -50,6 +50,10 @@ const DEVICES: &str = "mount() { /bin/busybox mount \"$@\"; }\n\
     mount -t devtmpfs devtmpfs /dev 2>/dev/null\n\
     total() { /bin/busybox sed -n 's/MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo; }\n\
     before=$(total)\n\
+    link=$(/bin/busybox ls /sys/class/net | /bin/busybox grep -v lo)\n\
+    echo \"queues: $(echo $(/bin/busybox ls /sys/class/net/$link/queues))\"\n\
+    /bin/busybox ip link set $link up && /bin/busybox ip address add 10.9.9.2/24 dev $link\n\
+    /bin/busybox ping -c 1 -W 1 10.9.9.1 >/dev/null\n\
     for module in virtio_console virtio_balloon libnvdimm nd_btt nd_pmem nd_virtio virtio_pmem vsock \
         vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport watchdog; do\n\
         /bin/busybox insmod /modules/$module.ko 2>/dev/null\n\
@@ -88,11 +92,14 @@ const FORKS: &str = "wisp vmm boot --kernel vmlinux --disk /dev/vda --mem 128 --
     for fork in 1 2; do wisp vmm boot --restore /tmp/slim.snap --disk /dev/vda </dev/null | grep random; done";
 
 /// Meanwhile, on the host: what the guest has free goes back, another process has it from then on, and its balloon has nothing
-/// any more.
-const HINTS: &str = "(until grep -q hints /tmp/hvc0 2>/dev/null; do sleep 1; done; \
+/// any more. Before and after, it uses all of its device's queues.
+const HINTS: &str = "(until ip link set t0 up 2>/dev/null; do sleep 1; done; \
+    until grep -q hints /tmp/hvc0 2>/dev/null; do sleep 1; done; \
+    wisp vmm status /tmp/control >/tmp/queues; \
     tries=0; until wisp vmm balloon /tmp/control --hints >/tmp/hints 2>&1; ! grep -q '^[0-3] MiB' /tmp/hints || [ $tries = 60 ]; do \
     tries=$((tries + 1)); sleep 1; done; \
-    wisp vmm upgrade /tmp/control --errors /tmp/errors >>/tmp/hints 2>&1; wisp vmm balloon /tmp/control 0)";
+    wisp vmm upgrade /tmp/control --errors /tmp/errors >>/tmp/hints 2>&1; \
+    wisp vmm status /tmp/control >>/tmp/queues; wisp vmm balloon /tmp/control 0)";
 
 /// Drivers of Debian's kernel for these devices, in the order in which they need each other.
 const MODULES: [&str; 12] = [
@@ -198,12 +205,14 @@ fn kernels_boot_from_disk_reboot_are_handed_over_and_forked() -> Result<()> {
     let script = format!(
         "end=end=reboot; {boot} || exit 9; echo again; end=devices; echo 'kept in memory' >/tmp/memory; \
          {HINTS} & {boot} --cpu baseline --console file=/tmp/hvc0 --balloon 64,firm --pmem /tmp/memory,ro --vsock /tmp/vsock \
-         --watchdog reset --upgradable --control /tmp/control </dev/null; code=$?; \
+         --tap t0,queues=2 --watchdog reset --upgradable --control /tmp/control </dev/null; code=$?; \
          while wisp vmm status /tmp/control >/dev/null 2>&1; do sleep 1; done; cat /tmp/errors >&2; {FORKS}; \
-         echo \"on the host: $(tail -n 1 /tmp/hvc0)\"; echo \"hints: $(cat /tmp/hints)\"; head -c 4096 /dev/vda >/dev/null; exit $code"
+         echo \"on the host: $(tail -n 1 /tmp/hvc0)\"; echo \"hints: $(cat /tmp/hints)\"; \
+         sed 's/^/host: /' /tmp/queues; head -c 4096 /dev/vda >/dev/null; exit $code"
     );
     let files = [&kernel, &initrd, &slim].map(|file| path(file));
     let options = ["--file", files[0], "--file", files[1], "--file", files[2], "--disk", path(&disk)];
+    let options = [&options[..], &["--module", "tun"]].concat();
     let ran = lab(&options, &["sh", "-c", &script])?;
     let (said, errors) = (text(&ran.stdout), text(&ran.stderr));
     ensure!(ran.status.success(), "{}\n{said}\n{errors}", ran.status);
@@ -213,6 +222,7 @@ fn kernels_boot_from_disk_reboot_are_handed_over_and_forked() -> Result<()> {
     ensure!(said[..again].contains("features: aes fsgsbase popcnt smep sse4_2"), "{said}");
     ensure!(said[again..].lines().any(|line| line.trim_end() == "features: popcnt sse4_2"), "{said}");
     for line in [
+        "queues: rx-0 rx-1 tx-0 tx-1",
         "driver virtio_console",
         "driver virtio_balloon",
         "driver virtio_pmem",
@@ -238,6 +248,11 @@ fn kernels_boot_from_disk_reboot_are_handed_over_and_forked() -> Result<()> {
     let (free, returned) = free.with_context(|| hints.to_owned())?;
     ensure!(free >= 4 && returned * 2 >= free, "{hints}");
     ensure!(hints.contains("the guest is in another process; it stood still for "), "{hints}");
+    let used = "host: nic 02:57:49:53:50:00 pairs of queues: 2, used by the guest: 2";
+    ensure!(said.lines().filter(|line| *line == used).count() == 2, "{said}");
+    let sent =
+        said.lines().filter(|line| line.starts_with("host:   pair ") && !line.contains("sent 0 packets"));
+    ensure!(sent.count() > 0, "{said}");
     let numbers: Vec<_> = said.lines().filter_map(|line| line.strip_prefix("random: ")).collect();
     ensure!(numbers.len() == 2 && numbers[0] != numbers[1], "{numbers:?}: {said}\n{errors}");
     let ends: Vec<_> = errors.lines().filter(|line| line.starts_with("wisp: ")).collect();

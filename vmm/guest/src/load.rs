@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use virtio_drivers::transport::Transport as _;
 
 use crate::clock::Clock;
-use crate::ring::{F_EVENT_IDX, F_VERSION_1, NEXT, Ring, WRITE};
+use crate::ring::{F_EVENT_IDX, F_VERSION_1, NEXT, Ring, WRITE, wait};
 use crate::transport::Transport;
 use crate::{console, println};
 
@@ -144,7 +144,7 @@ impl Load {
     /// Waits for one request, awake for a while, then asleep; its number.
     fn take(&mut self, clock: &Clock) -> u16 {
         while self.ring.used() == 0 {
-            self.ring.wait(&mut self.transport, clock, AWAKE_NS, u64::MAX);
+            wait(&mut [&mut self.ring], |ring| ring, &mut self.transport, clock, (AWAKE_NS, u64::MAX));
         }
         let (head, _) = self.ring.peek(0);
         self.ring.take(1);

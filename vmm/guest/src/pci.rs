@@ -20,8 +20,8 @@ use crate::register::Register;
 const SLOTS: u8 = 32;
 /// The most capabilities looked at in one function.
 const CAPABILITIES_MAX: usize = 48;
-/// Queues of one device of which the notification's address is kept.
-const QUEUES_MAX: usize = 4;
+/// Queues of one device of which the notification's address is kept: those of a network device with eight pairs.
+const QUEUES_MAX: usize = 17;
 /// Registers of configuration space: numbers, command, first BAR, pointer to the capabilities.
 const NUMBERS: u64 = 0x00;
 const COMMAND: u64 = 0x04;

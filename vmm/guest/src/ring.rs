@@ -162,31 +162,38 @@ impl<const SIZE: usize> Ring<SIZE> {
         }
         fence(Ordering::SeqCst);
     }
+}
 
-    /// Waits for a used chain, awake for `awake_ns`, then asleep, until one is there or `deadline_ns` has come. An interrupt
-    /// of any kind may end it early.
-    pub fn wait(&mut self, transport: &mut Transport, clock: &Clock, awake_ns: u64, deadline_ns: u64) {
-        let awake_until = clock.now_ns() + awake_ns;
-        while self.used() == 0 {
-            let now = clock.now_ns();
-            if now >= deadline_ns {
-                return;
-            }
-            if now < awake_until {
-                core::hint::spin_loop();
-                continue;
-            }
-            let seen = interrupts_taken();
-            self.want_interrupt(true);
-            let is_empty = self.used() == 0;
-            if is_empty {
-                clock.sleep_until(Some(deadline_ns.min(now + LOOK_NS)), seen);
-                transport.ack_interrupt();
-            }
-            self.want_interrupt(false);
-            if is_empty {
-                return;
-            }
+/// Waits for a used chain in any of these rings of a device, awake for the first time and then asleep, until one is there or the second
+/// has come, both in nanoseconds. An interrupt of any kind may end it early.
+pub fn wait<T, const SIZE: usize>(
+    all: &mut [T],
+    ring: impl Fn(&mut T) -> &mut Ring<SIZE>,
+    transport: &mut Transport,
+    clock: &Clock,
+    (awake_ns, deadline_ns): (u64, u64),
+) {
+    let are_empty = |all: &mut [T]| all.iter_mut().all(|each| ring(each).used() == 0);
+    let awake_until = clock.now_ns() + awake_ns;
+    while are_empty(all) {
+        let now = clock.now_ns();
+        if now >= deadline_ns {
+            return;
+        }
+        if now < awake_until {
+            core::hint::spin_loop();
+            continue;
+        }
+        let seen = interrupts_taken();
+        all.iter_mut().for_each(|each| ring(each).want_interrupt(true));
+        let is_empty = are_empty(all);
+        if is_empty {
+            clock.sleep_until(Some(deadline_ns.min(now + LOOK_NS)), seen);
+            transport.ack_interrupt();
+        }
+        all.iter_mut().for_each(|each| ring(each).want_interrupt(false));
+        if is_empty {
+            return;
         }
     }
 }

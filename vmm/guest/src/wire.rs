@@ -1,5 +1,7 @@
 //! A virtio network device for a load, driven as Linux drives it: checksums and cutting into segments are the device's (VIRTIO 1.3
-//! §5.1.6.2), what it brings may span several buffers (§5.1.6.4), and either side hears of the other only when it waits.
+//! §5.1.6.2), what it brings may span several buffers (§5.1.6.4), and either side hears of the other only when it waits. Of a
+//! device that has several pairs of queues, two are used: a flow's frames go out by one of them, and come back by the same
+//! (§5.1.6.5.6).
 //!
 //! Must never know: what the frames are.
 
@@ -12,7 +14,7 @@ use virtio_drivers::transport::{DeviceStatus, Transport as _};
 
 use crate::clock::Clock;
 use crate::parse::segment::HEADERS_MAX;
-use crate::ring::{F_EVENT_IDX, F_VERSION_1, NEXT, Ring, WRITE};
+use crate::ring::{F_EVENT_IDX, F_VERSION_1, NEXT, Ring, WRITE, wait};
 use crate::transport::Transport;
 
 /// VIRTIO 1.3 §5.1.3: what is needed, and what is nice.
@@ -22,6 +24,10 @@ const F_MAC: u64 = 1 << 5;
 const F_GUEST_TSO4: u64 = 1 << 7;
 const F_HOST_TSO4: u64 = 1 << 11;
 const F_MRG_RXBUF: u64 = 1 << 15;
+const F_CTRL_VQ: u64 = 1 << 17;
+const F_MQ: u64 = 1 << 22;
+/// How many pairs there are.
+const F_PAIRS: u64 = F_CTRL_VQ | F_MQ;
 const NEEDED: u64 = F_CSUM | F_GUEST_CSUM | F_MAC | F_GUEST_TSO4 | F_HOST_TSO4 | F_MRG_RXBUF | F_VERSION_1;
 
 /// The header before each frame (§5.1.6): flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers.
@@ -29,8 +35,20 @@ const HEADER_BYTES: usize = 12;
 const NEEDS_CHECKSUM: u8 = 1;
 const GSO_TCPV4: u8 = 1;
 
+/// The first pair's queues; the next pair's are as many further as a pair has.
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
+const QUEUES_OF_PAIR: u16 = 2;
+/// Where the configuration space has the number of pairs (§5.1.4), and how many are used.
+const PAIRS_AT: usize = 8;
+const PAIRS_MAX: u16 = 2;
+/// The command to use so many, what says that it was done, how often it is looked whether it is, and the size of its queue.
+const SET_PAIRS: [u8; 2] = [4, 0];
+const DONE: u8 = 0;
+const COMMAND_POLLS_MAX: u32 = 100_000_000;
+const CONTROL_SIZE: usize = 2;
+/// Where a frame over IPv4 without options has its two ports.
+const PORTS_AT: usize = 34;
 /// Descriptors of each queue: as many as every device here has.
 const SIZE: usize = 256;
 /// Frames on their way out at a time: a descriptor for the headers, and one for what they carry.
@@ -60,13 +78,39 @@ pub struct Offload {
 /// The device.
 pub struct Wire {
     transport: Transport,
-    receive: Ring<SIZE>,
-    transmit: Ring<SIZE>,
-    buffers: Vec<Page>,
+    pairs: Vec<Pair>,
+    /// The pair that the frame came by that was received last.
+    from: usize,
     heads: Vec<Head>,
     load: Vec<u8>,
     idle: Vec<u16>,
     mac: [u8; 6],
+}
+
+struct Pair {
+    receive: Ring<SIZE>,
+    transmit: Ring<SIZE>,
+    buffers: Vec<Page>,
+}
+
+impl Pair {
+    /// Gives the device buffers to receive into, and shows it the queues.
+    fn new(transport: &mut Transport, features: u64, pair: u16) -> Self {
+        let mut new = Pair {
+            receive: Ring::new(features),
+            transmit: Ring::new(features),
+            buffers: vec![Page([0; BUFFER_BYTES]); SIZE],
+        };
+        for (at, buffer) in (0..).zip(&new.buffers) {
+            new.receive.describe(at, &raw const buffer.0 as u64, BUFFER_BYTES as u32, WRITE, 0);
+            new.receive.give(at);
+        }
+        new.receive.show(transport, QUEUES_OF_PAIR * pair + RECEIVE);
+        new.transmit.show(transport, QUEUES_OF_PAIR * pair + TRANSMIT);
+        new.receive.want_interrupt(false);
+        new.transmit.want_interrupt(false);
+        new
+    }
 }
 
 /// A frame that came in.
@@ -85,36 +129,63 @@ pub struct Received {
 impl Wire {
     /// Takes the device over; none that lacks an offload.
     pub fn new(mut transport: Transport) -> Option<Self> {
-        let features = transport.begin() & (NEEDED | F_EVENT_IDX);
+        let mut features = transport.begin() & (NEEDED | F_EVENT_IDX | F_PAIRS);
         if features & NEEDED != NEEDED {
             return None;
         }
+        if features & F_PAIRS != F_PAIRS {
+            features &= !F_PAIRS;
+        }
         transport.accept(features);
+        let there: u16 = match features & F_PAIRS {
+            0 => 1,
+            _ => transport.read_config_space(PAIRS_AT).ok()?,
+        };
         let mut mac = [0; 6];
         for (at, byte) in mac.iter_mut().enumerate() {
             *byte = transport.read_config_space(at).ok()?;
         }
+        let pairs = (0..there.clamp(1, PAIRS_MAX)).map(|pair| Pair::new(&mut transport, features, pair));
+        let pairs = pairs.collect();
+        let commands = QUEUES_OF_PAIR * there;
+        let mut control = (features & F_PAIRS != 0).then(|| Ring::<CONTROL_SIZE>::new(features));
+        control.iter().for_each(|ring| ring.show(&mut transport, commands));
         let mut wire = Wire {
             transport,
-            receive: Ring::new(features),
-            transmit: Ring::new(features),
-            buffers: vec![Page([0; BUFFER_BYTES]); SIZE],
+            pairs,
+            from: 0,
             heads: vec![Head([0; HEADER_BYTES + HEADERS_MAX]); usize::from(SLOTS)],
             load: vec![b'w'; LOAD_BYTES],
             idle: (0..SLOTS).collect(),
             mac,
         };
-        for (at, buffer) in (0..).zip(&wire.buffers) {
-            wire.receive.describe(at, &raw const buffer.0 as u64, BUFFER_BYTES as u32, WRITE, 0);
-            wire.receive.give(at);
-        }
-        wire.receive.show(&mut wire.transport, RECEIVE);
-        wire.transmit.show(&mut wire.transport, TRANSMIT);
-        wire.receive.want_interrupt(false);
-        wire.transmit.want_interrupt(false);
         wire.transport.finish();
         wire.tell();
+        if let Some(control) = &mut control
+            && !wire.use_pairs(control, commands)
+        {
+            wire.pairs.truncate(1);
+        }
         Some(wire)
+    }
+
+    /// Tells the device how many pairs are used; whether it agrees.
+    fn use_pairs(&mut self, control: &mut Ring<CONTROL_SIZE>, queue: u16) -> bool {
+        let mut command =
+            Command { words: SET_PAIRS, pairs: (self.pairs.len() as u16).to_le_bytes(), answer: !DONE };
+        control.want_interrupt(false);
+        control.describe(0, &raw const command.words as u64, 4, NEXT, 1);
+        control.describe(1, &raw mut command.answer as u64, 1, WRITE, 0);
+        control.give(0);
+        self.transport.notify(queue);
+        for _ in 0..COMMAND_POLLS_MAX {
+            if control.used() > 0 {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+        // SAFETY: a byte of ours, which the device has written.
+        control.used() > 0 && unsafe { (&raw const command.answer).read_volatile() } == DONE
     }
 
     /// The device's MAC address.
@@ -124,11 +195,18 @@ impl Wire {
 
     /// The next frame that came in, once all of it is there; [`Self::release`] gives its buffers back.
     pub fn receive(&mut self) -> Option<Received> {
-        let used = self.receive.used();
+        let count = self.pairs.len();
+        (0..count).find_map(|step| self.receive_by((self.from + step) % count))
+    }
+
+    fn receive_by(&mut self, pair: usize) -> Option<Received> {
+        let queue = &self.pairs.get(pair)?.receive;
+        let used = queue.used();
         if used == 0 {
             return None;
         }
-        let (first, written) = self.receive.peek(0);
+        self.from = pair;
+        let (first, written) = queue.peek(0);
         let first = first as u16 % SIZE as u16;
         let header: [u8; HEADER_BYTES] = self.bytes(first, 0)?;
         let buffers = u16::from_le_bytes([header[10], header[11]]).clamp(1, SIZE as u16);
@@ -136,13 +214,14 @@ impl Wire {
             return None;
         }
         let head = (written as usize).min(BUFFER_BYTES).saturating_sub(HEADER_BYTES);
-        let more: usize = (1..buffers).map(|ahead| self.receive.peek(ahead).1 as usize).sum();
+        let queue = &self.pairs.get(pair)?.receive;
+        let more: usize = (1..buffers).map(|ahead| queue.peek(ahead).1 as usize).sum();
         Some(Received { first, buffers, length: head + more, head })
     }
 
     /// So many bytes of a buffer from there on, as they are now.
     fn bytes<const N: usize>(&self, buffer: u16, at: usize) -> Option<[u8; N]> {
-        let place = self.buffers.get(usize::from(buffer))?.0.get(at..at + N)?;
+        let place = self.pairs.get(self.from)?.buffers.get(usize::from(buffer))?.0.get(at..at + N)?;
         // SAFETY: N bytes of a buffer of ours, which have no alignment; the device may write them meanwhile.
         Some(unsafe { place.as_ptr().cast::<[u8; N]>().read_volatile() })
     }
@@ -154,20 +233,23 @@ impl Wire {
 
     /// Gives the buffers of the frame that [`Self::receive`] gave last back to the device.
     pub fn release(&mut self, received: Received) {
+        let Some(Pair { receive, .. }) = self.pairs.get_mut(self.from) else { return };
         for ahead in 0..received.buffers {
-            let (buffer, _) = self.receive.peek(ahead);
-            self.receive.give(buffer as u16 % SIZE as u16);
+            let (buffer, _) = receive.peek(ahead);
+            receive.give(buffer as u16 % SIZE as u16);
         }
-        self.receive.take(received.buffers);
+        receive.take(received.buffers);
     }
 
     /// Whether a frame can be sent now.
     pub fn can_send(&mut self) -> bool {
         if self.idle.is_empty() {
-            for _ in 0..self.transmit.used() {
-                let (head, _) = self.transmit.peek(0);
-                self.transmit.take(1);
-                self.idle.push(head as u16 / 2 % SLOTS);
+            for Pair { transmit, .. } in &mut self.pairs {
+                for _ in 0..transmit.used() {
+                    let (head, _) = transmit.peek(0);
+                    transmit.take(1);
+                    self.idle.push(head as u16 / 2 % SLOTS);
+                }
             }
         }
         !self.idle.is_empty()
@@ -187,8 +269,9 @@ impl Wire {
         let Some(slot) = self.idle.pop() else { return false };
         let head = &mut self.heads[usize::from(slot)].0;
         let (header, frame) = head.split_at_mut(HEADER_BYTES);
-        let Ok(frame) = frame.try_into() else { return false };
-        let length = write(frame).min(HEADERS_MAX);
+        let Ok(frame): Result<&mut [u8; HEADERS_MAX], _> = frame.try_into() else { return false };
+        let length = write(&mut *frame).min(HEADERS_MAX);
+        let pair = flow(frame) % self.pairs.len();
         header.fill(0);
         if let Some((start, at)) = offload.checksum {
             header[0] = NEEDS_CHECKSUM;
@@ -203,26 +286,45 @@ impl Wire {
         let address = head.as_ptr() as u64;
         let more = bytes.min(LOAD_BYTES) as u32;
         let flags = if more == 0 { 0 } else { NEXT };
-        self.transmit.describe(2 * slot, address, (HEADER_BYTES + length) as u32, flags, 2 * slot + 1);
-        self.transmit.describe(2 * slot + 1, self.load.as_ptr() as u64, more, 0, 0);
-        self.transmit.give(2 * slot);
+        let queue = &mut self.pairs[pair].transmit;
+        queue.describe(2 * slot, address, (HEADER_BYTES + length) as u32, flags, 2 * slot + 1);
+        queue.describe(2 * slot + 1, self.load.as_ptr() as u64, more, 0, 0);
+        queue.give(2 * slot);
         true
     }
 
     /// Notifies the device of what it wants to hear of.
     pub fn tell(&mut self) {
-        if self.transmit.must_tell() {
-            self.transport.notify(TRANSMIT);
-        }
-        if self.receive.must_tell() {
-            self.transport.notify(RECEIVE);
+        for (pair, Pair { receive, transmit, .. }) in (0..).zip(&mut self.pairs) {
+            if transmit.must_tell() {
+                self.transport.notify(QUEUES_OF_PAIR * pair + TRANSMIT);
+            }
+            if receive.must_tell() {
+                self.transport.notify(QUEUES_OF_PAIR * pair + RECEIVE);
+            }
         }
     }
 
     /// Waits for a frame, awake for `awake_ns` and then asleep, at the latest until then.
     pub fn wait(&mut self, clock: &Clock, awake_ns: u64, deadline_ns: u64) {
-        self.receive.wait(&mut self.transport, clock, awake_ns, deadline_ns);
+        let times = (awake_ns, deadline_ns);
+        wait(&mut self.pairs, |pair| &mut pair.receive, &mut self.transport, clock, times);
     }
+}
+
+/// A command, and what the device answers.
+#[repr(C)]
+struct Command {
+    words: [u8; 2],
+    pairs: [u8; 2],
+    answer: u8,
+}
+
+/// A number that all frames of a flow share, whichever way they go: services here are known by their smaller port, and those that are
+/// measured lie a step apart.
+fn flow(frame: &[u8; HEADERS_MAX]) -> usize {
+    let [a, b, c, d] = core::array::from_fn(|at| frame[PORTS_AT + at]);
+    usize::from(u16::from_be_bytes([a, b]).min(u16::from_be_bytes([c, d]))) / 2
 }
 
 impl Drop for Wire {

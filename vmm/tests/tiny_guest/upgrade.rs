@@ -51,14 +51,14 @@ impl Instance {
     }
 }
 
-/// A guest that may be handed over, on a tap at which the host has an address.
+/// A guest that may be handed over, on a tap of two queues at which the host has an address.
 fn upgradable(transport: Transport) -> Instance {
-    let tap = tap("t0");
+    let [tap, more] = tap_of_two("t0");
     give_address("t0", HOST);
     let instance = Instance::start_with(1 << 20, |config, _| {
         config.transport = transport;
         config.upgradable = true;
-        config.nics = vec![nic(tap, GUEST, "")];
+        config.nics = vec![NicConfig { more_queues: vec![inherit(more)], ..nic(tap, GUEST, "") }];
     });
     instance.line("metadata: key");
     instance

@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn there_is_a_pair_for_each_processor_up_to_eight_if_flavor_or_image_says_so() {
-        let mut server = server("s");
+        let mut server = server();
         server.flavor.vcpus = 2;
         assert_eq!(pairs_of(&server), 1);
         server.flavor.extra_specs = one(EXTRA_SPEC, "True");
