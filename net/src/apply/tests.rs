@@ -9,6 +9,7 @@ mod killed;
 mod limit;
 mod mark;
 mod measure;
+mod queues;
 mod router;
 mod underlay;
 
