@@ -11,7 +11,7 @@
 //!
 //! When the guest has no receive buffers left, the link is not listened to any more: packets wait, and are
 //! dropped, in the host's own queue. The same happens while a limit of what goes to the guest is used up; what comes from
-//! the guest waits in its queue then, so no memory of ours holds it but one packet. Must never know: addresses, tenants, who is at the other end.
+//! the guest waits in its queue then, so no memory of ours holds it but a packet of each pair. Must never know: addresses, tenants, who is at the other end.
 
 mod control;
 mod delivery;
@@ -33,7 +33,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::limiter::{BucketState, Clock, Direction};
 use super::link::{Link, Tap};
-use super::queue::{Chain, QueueError};
+use super::queue::{Chain, QueueError, VirtQueue};
 use super::spec::{device_type, net as spec};
 use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
@@ -218,9 +218,14 @@ impl<L: Link> Net<L> {
         })
     }
 
+    /// How many pairs there are to a driver with these features.
+    fn pairs_of(&self, features: u64) -> usize {
+        if features & spec::F_MQ == 0 { 1 } else { self.pairs.len() }
+    }
+
     /// What queue `index` is for to a driver with these features; nothing if to that one there is no such queue.
     fn role(&self, index: usize, features: u64) -> Option<Role> {
-        let pairs = if features & spec::F_MQ == 0 { 1 } else { self.pairs.len() };
+        let pairs = self.pairs_of(features);
         let (pair, place) = (index / spec::QUEUES_OF_PAIR, index % spec::QUEUES_OF_PAIR);
         match (pair < pairs, place) {
             (true, spec::QUEUE_RX) => Some(Role::Receive(pair)),
@@ -244,7 +249,7 @@ impl<L: Link> Net<L> {
             Some(Role::Control) => self.obey(&mut active),
             None => {
                 // Another is the first each time: where a limit stops them, none waits for ever.
-                let count = self.pairs.len();
+                let count = self.pairs_of(active.features);
                 let first = (self.first + 1) % count;
                 self.first = first;
                 let mut order = (0..count).map(|step| (first + step) % count);
@@ -311,9 +316,9 @@ impl<L: Link> Net<L> {
     /// Does what the driver commands: uses as many pairs as it says, if it has set them up.
     fn obey(&mut self, active: &mut Activation) -> Result<(), QueueError> {
         let has_pairs = active.features & spec::F_MQ != 0;
-        let index = if has_pairs { spec::QUEUES_OF_PAIR * self.pairs.len() } else { spec::QUEUES_OF_PAIR };
+        let index = spec::QUEUES_OF_PAIR * self.pairs_of(active.features);
         let set_up = active.queues.chunks_exact(spec::QUEUES_OF_PAIR);
-        let set_up = set_up.take_while(|pair| pair.iter().all(super::queue::VirtQueue::is_used)).count();
+        let set_up = set_up.take_while(|pair| pair.iter().all(VirtQueue::is_used)).count();
         let usable = if has_pairs { set_up } else { 0 };
         let (progress, wanted) = control::obey(&mut active.queues[index], &mut self.command, usable)?;
         if let Some(used) = wanted {
@@ -383,6 +388,8 @@ impl<L: Link> VirtioDevice for Net<L> {
 
     fn activate(&mut self, activation: Activation) {
         self.offloads_due = true;
+        // More only of a state that no device has saved.
+        self.used = self.used.min(self.pairs_of(activation.features));
         self.active = Some(activation);
     }
 

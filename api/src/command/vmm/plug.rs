@@ -345,7 +345,7 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
 
 #[cfg(test)]
 mod tests {
-    use vmm::rpc::{DeviceStatus, Protection};
+    use vmm::rpc::{DeviceStatus, PairStatus, Protection};
 
     use super::*;
 
@@ -359,17 +359,28 @@ mod tests {
             one(Protection::Landlock, None),
             one(Protection::PidNamespace, Some("it is in its terminal's session")),
         ]);
+        let disk = DeviceStatus {
+            device: DeviceName::Disk("root".to_owned()),
+            state: DeviceState::Present,
+            bytes: Some(512),
+            engine: Some(DiskEngine::IoUring),
+            nic: None,
+        };
+        let counts = |packets| QueueCounts { packets, bytes: 60 * packets, drops: 0 };
+        let pairs =
+            [3, 0].map(|packets| PairStatus { receive: counts(packets), transmit: counts(2 * packets) });
+        let nic = DeviceStatus {
+            device: DeviceName::Nic([2, 0, 0, 0, 0, 1]),
+            bytes: None,
+            engine: None,
+            nic: Some(NicStatus { used: 1, pairs: pairs.into() }),
+            ..disk.clone()
+        };
         let status = Status {
             state: VmState::Running,
             first_run_us: None,
             console_bytes: 0,
-            devices: Some(vec![DeviceStatus {
-                device: DeviceName::Disk("root".to_owned()),
-                state: DeviceState::Present,
-                bytes: Some(512),
-                engine: Some(DiskEngine::IoUring),
-                nic: None,
-            }]),
+            devices: Some(vec![disk, nic]),
             balloon: None,
             memory: None,
             watchdog: Some(WatchdogStatus {
@@ -384,7 +395,7 @@ mod tests {
         };
         assert_eq!(
             shown(&status),
-            "running\ndisk root            by io_uring\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
+            "running\ndisk root            by io_uring\nnic 02:00:00:00:00:01 pairs of queues: 2, used by the guest: 1\n  pair 0             received 3 packets of 180 bytes, 0 lost; sent 6 packets of 360 bytes, 0 lost\n  pair 1             received 0 packets of 0 bytes, 0 lost; sent 0 packets of 0 bytes, 0 lost\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
         );
     }
 
