@@ -107,6 +107,7 @@ pub fn open(name: &str) -> Result<OwnedFd, Error> {
     let tap = match attach(name, 0) {
         // What a tap is asked to be that it is not is as invalid as what is no tap.
         Err(error) if error.is_invalid() => {
+            check_alone(name, 0)?;
             let tap = attach(name, libc::IFF_MULTI_QUEUE).map_err(|_| error)?;
             check_alone(name, 1)?;
             tap
@@ -125,6 +126,7 @@ pub fn open_queues(name: &str, queues: u16) -> Result<Vec<OwnedFd>, Error> {
     if queues <= 1 {
         return Ok(vec![open(name)?]);
     }
+    check_alone(name, 0)?;
     let first = match attach(name, libc::IFF_MULTI_QUEUE) {
         Err(error) if error.is_invalid() => {
             return Err(match attach(name, 0) {
@@ -142,7 +144,7 @@ pub fn open_queues(name: &str, queues: u16) -> Result<Vec<OwnedFd>, Error> {
 }
 
 /// Whether nobody has a tap's queues beside so many of ours: the kernel lets anybody open more of a tap that may have several, who
-/// then gets a part of its frames.
+/// then gets a part of its frames. A tap that is not there is nobody's.
 ///
 /// # Errors
 /// "Busy". A kernel that does not tell how many queues a tap has (before 5.17) lets it pass.
@@ -151,11 +153,15 @@ fn check_alone(name: &str, queues: u16) -> Result<(), Error> {
     // `struct ethtool_channels`: command, four maxima, then how many receive, send, do other things, and both receive and send.
     let mut channels = [0_u32; 9];
     channels[0] = ETHTOOL_GCHANNELS;
-    match ask_ethtool(name, "queues", channels) {
+    match ask_ethtool(name, "number of queues", channels) {
         Ok([.., combined]) if combined > u32::from(queues) => {
             Err(Error::Attach { name: name.to_owned(), source: io::Error::from_raw_os_error(libc::EBUSY) })
         }
-        Err(Error::Set { source, .. }) if source.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        Err(Error::Set { source, .. })
+            if matches!(source.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV)) =>
+        {
+            Ok(())
+        }
         told => told.map(drop),
     }
 }

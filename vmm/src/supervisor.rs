@@ -231,7 +231,10 @@ impl Supervisor {
                     client.handles = self.handles_for(&action);
                     self.act(action, std::mem::take(&mut client.descriptors))
                 }
-                Err(error) => Reply::Error { message: format!("not an action: {error}") },
+                Err(error) => {
+                    client.descriptors.clear();
+                    Reply::Error { message: format!("not an action: {error}") }
+                }
             };
             client.output = encode(&reply);
         }

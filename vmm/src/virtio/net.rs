@@ -145,7 +145,8 @@ enum Role {
 
 /// What a snapshot holds of a device with one pair: the guest's MAC address, and what its limits have counted.
 type OwnState = ([u8; 6], Vec<BucketState>);
-/// Of one with several: the same, then how many of them the driver uses.
+/// Of one with several: the same, then how many of them the driver uses. As bytes (postcard): six of the address; how many buckets, and
+/// each (unit, direction, level), as numbers of seven bits a byte; the pairs in use likewise, 1 to 8 in one byte.
 type OwnStateOfPairs = ([u8; 6], Vec<BucketState>, u16);
 
 /// Bytes of the configuration space: mac @0, status u16 @6, max_virtqueue_pairs u16 @8, mtu u16 @10 (§5.1.4).

@@ -260,7 +260,26 @@ impl HostDriver {
         surroundings: &Surroundings,
         client: &mut Client,
     ) -> Result<Result<(), String>, ClientError> {
-        let attached = self.network.attach(surroundings, (std::slice::from_ref(new), wanted.queue_pairs));
+        let told = self.pass_nic(new, wanted, (surroundings, wanted.queue_pairs), client)?;
+        if told.is_ok() || wanted.queue_pairs == 1 {
+            return Ok(told);
+        }
+        // A VMM of before, which goes on after an upgrade, knows of one queue and no more. It keeps what came with a request that it
+        // does not understand as long as the connection is there.
+        let Ok(directory) = Directory::of(&self.run, &wanted.id) else { return Ok(told) };
+        let mut other = Client::connect(&directory.control_socket())?;
+        self.pass_nic(new, wanted, (surroundings, 1), &mut other)
+    }
+
+    /// Makes a device's tap, opens so many queues of it and passes them to a VMM.
+    fn pass_nic(
+        &self,
+        new: &NicWanted,
+        wanted: &InstanceWanted,
+        (surroundings, queues): (&Surroundings, u16),
+        client: &mut Client,
+    ) -> Result<Result<(), String>, ClientError> {
+        let attached = self.network.attach(surroundings, (std::slice::from_ref(new), queues));
         let tap = match attached.map(|mut taps| taps.pop()) {
             Ok(Some(tap)) => tap,
             Ok(None) => return Ok(Err("the network has no tap for it".to_owned())),

@@ -8,7 +8,7 @@ use rustix::net::{RecvFlags, SendFlags};
 
 use super::super::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, PacketSocket, packet_pair};
 use super::super::net::{Net, PAIRS_MAX, pairs_for, pairs_of_queues};
-use super::super::spec::{net, ring};
+use super::super::spec::{net, pci, ring};
 use super::super::state::TransportState;
 use super::super::{Error, VirtioDevice as _};
 use super::*;
@@ -239,6 +239,20 @@ fn several_pairs_work_over_pci_each_with_a_doorbell_and_an_interrupt() {
     driver.far.iter().for_each(|far| send(far, 60));
     assert_eq!(driver.received(), [1, 1, 1]);
     assert_eq!(driver.guest.take_interrupts(), 3);
+}
+
+#[test]
+fn most_pairs_that_there_are_fit_a_function_with_a_vector_for_each_queue() {
+    let (most, _far) = device(&plain(), PAIRS_MAX, usize::from(PAIRS_MAX)).unwrap();
+    let mut guest = MockGuest::over_pci(most).unwrap();
+    let queues = 2 * PAIRS_MAX + 1;
+    assert_eq!(guest.read_short(pci::NUM_QUEUES), queues);
+    guest.write_short(pci::QUEUE_SELECT, queues - 1);
+    for (vector, taken) in [(queues, queues), (queues + 1, pci::NO_VECTOR)] {
+        guest.write_short(pci::QUEUE_MSIX_VECTOR, vector);
+        assert_eq!(guest.read_short(pci::QUEUE_MSIX_VECTOR), taken);
+    }
+    assert_ne!(guest.read_short(pci::QUEUE_SIZE), 0);
 }
 
 #[test]
