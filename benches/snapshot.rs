@@ -253,7 +253,8 @@ impl Bench {
         let mut samples = Samples::default();
         for _ in 0..RUNS {
             let started = Instant::now();
-            self.restore(&path)?.wait_for(HEARD)?;
+            let mut guest = self.restore(&path)?;
+            guest.wait_for(HEARD)?;
             samples.push(milliseconds(started));
         }
         Ok(samples.quantile(0.5))
