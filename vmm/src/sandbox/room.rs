@@ -4,10 +4,12 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::Barrier;
+use std::thread::Builder;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+
+use crate::beside;
 
 /// Where it is mounted first: a directory that every host has.
 const PLACE: &str = "/proc";
@@ -20,16 +22,8 @@ const OPTIONS: &str = "size=4k,nr_inodes=1,mode=555";
 /// A handle of the namespace is returned, as far as there is one: taking the namespace apart has the kernel wait for all
 /// processors, which is not the end of the process's matter while somebody holds it.
 pub(super) fn make(work: impl FnOnce() + Send) -> io::Result<Option<OwnedFd>> {
-    let begun = Barrier::new(2);
     std::thread::scope(|scope| {
-        let beside = std::thread::Builder::new().spawn_scoped(scope, || {
-            begun.wait();
-            work();
-        });
-        if beside.is_ok() {
-            // The kernel may have put it behind this thread, where it would not begin before this one waits for something.
-            begun.wait();
-        }
+        let _beside = beside::begin(scope, Builder::new(), work);
         leave()
     })
 }

@@ -1,10 +1,12 @@
 //! What a machine begins with: the VM and its vCPUs, and beside these what the guest finds in its memory.
 
 use std::panic::resume_unwind;
-use std::sync::{Arc, Barrier};
+use std::sync::Arc;
+use std::thread::Builder;
 
 use super::source::Bootable;
 use super::{Error, MachineSpec, give_generation};
+use crate::beside;
 use crate::config::CpuProfile;
 use crate::devices::Places;
 use crate::kvm::{Entry, HostKind, Kvm, Vcpu, Vm};
@@ -21,17 +23,9 @@ pub(super) fn begin(
     places: &Places,
 ) -> Result<(Arc<Vm>, Vec<Vcpu>), Error> {
     let (cpu, count) = (spec.cpu, spec.vcpus);
-    let begun = Barrier::new(2);
     let (made, entry) = std::thread::scope(|scope| {
-        let making = std::thread::Builder::new()
-            .name("vm".to_owned())
-            .spawn_scoped(scope, || {
-                begun.wait();
-                make(kvm, guest, cpu, count)
-            })
-            .map_err(Error::Thread)?;
-        // The kernel may have put it behind this thread, where it would not begin before this one waits for something.
-        begun.wait();
+        let thread = Builder::new().name("vm".to_owned());
+        let making = beside::begin(scope, thread, || make(kvm, guest, cpu, count)).map_err(Error::Thread)?;
         let entry = fill(kernel, (ram, guest), spec, places, kvm.kind());
         Ok::<_, Error>((making.join().unwrap_or_else(|panic| resume_unwind(panic)), entry))
     })?;
