@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::RawFd;
 
-use storage::format::raw::CACHED_WRITE_BYTES_MAX;
+use storage::format::raw::cached_write_room;
 use vm_memory::bitmap::Bitmap as _;
 use vm_memory::{GuestMemory as _, Permissions};
 
@@ -99,7 +99,7 @@ pub(super) unsafe fn transfer(
 }
 
 /// Writes `vectors` to a file's page cache in pieces that let it be rewritten at random places
-/// ([`CACHED_WRITE_BYTES_MAX`]); how many bytes, fewer than all where the file takes no more. The vectors are used up.
+/// ([`cached_write_room`]); how many bytes, fewer than all where the file takes no more. The vectors are used up.
 ///
 /// # Safety
 /// As of [`transfer`].
@@ -110,8 +110,7 @@ pub(super) unsafe fn write_cached(fd: RawFd, vectors: &mut [libc::iovec], offset
     let (mut rest, mut done) = (vectors, 0);
     while !rest.is_empty() {
         let at = offset.saturating_add(done as u64);
-        // At most the maximum, which fits.
-        let mut room = (CACHED_WRITE_BYTES_MAX - at % CACHED_WRITE_BYTES_MAX) as usize;
+        let mut room = cached_write_room(at);
         let piece = room;
         let mut whole = 0;
         while let Some(vector) = rest.get(whole).filter(|vector| vector.iov_len <= room) {
@@ -143,6 +142,8 @@ pub(super) unsafe fn write_cached(fd: RawFd, vectors: &mut [libc::iovec], offset
 mod tests {
     use std::os::fd::AsRawFd as _;
     use std::os::unix::fs::FileExt as _;
+
+    use storage::format::raw::CACHED_WRITE_BYTES_MAX;
 
     use super::*;
 
