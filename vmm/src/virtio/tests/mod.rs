@@ -17,13 +17,31 @@ mod traffic;
 mod transport;
 mod vsock;
 
+use std::collections::BTreeMap;
 use std::io;
+use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use storage::format::Disk;
 
 use super::mock::MockGuest;
 use super::{Shared, block::Block};
+use crate::config::{Addressing, EndpointConfig, Ipv4Config};
+
+/// What a network device answers for: 10.0.0.5, and whoever asks 10.0.0.2 for it.
+fn endpoint() -> EndpointConfig {
+    let ipv4 = Ipv4Config {
+        address: Ipv4Addr::new(10, 0, 0, 5),
+        prefix_len: 24,
+        gateway: None,
+        dhcp_server: Ipv4Addr::new(10, 0, 0, 2),
+        dns: Vec::new(),
+        routes: Vec::new(),
+        options: Vec::new(),
+    };
+    let addressing = Addressing { ipv4: Some(ipv4), ..Addressing::default() };
+    EndpointConfig { addressing, metadata: BTreeMap::new() }
+}
 
 /// A disk in memory that remembers what was asked of it.
 #[derive(Clone, Default)]

@@ -1,7 +1,5 @@
 //! A network device with several pairs of queues.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 
 use rustix::net::{RecvFlags, SendFlags};
@@ -12,9 +10,7 @@ use super::super::spec::{net, pci, ring};
 use super::super::state::TransportState;
 use super::super::{Error, VirtioDevice as _};
 use super::*;
-use crate::config::{
-    Addressing, EndpointConfig, InheritedFd, Ipv4Config, NicConfig, RateLimit, Traffic, TransferLimits,
-};
+use crate::config::{EndpointConfig, InheritedFd, NicConfig, RateLimit, Traffic, TransferLimits};
 use crate::rpc::{PairStatus, QueueCounts};
 
 const HEADER: usize = net::HEADER_BYTES;
@@ -380,18 +376,7 @@ fn limit_is_one_for_all_pairs() {
 
 #[test]
 fn endpoint_answers_the_pair_that_asked() {
-    let ipv4 = Ipv4Config {
-        address: Ipv4Addr::new(10, 0, 0, 5),
-        prefix_len: 24,
-        gateway: None,
-        dhcp_server: Ipv4Addr::new(10, 0, 0, 2),
-        dns: Vec::new(),
-        routes: Vec::new(),
-        options: Vec::new(),
-    };
-    let addressing = Addressing { ipv4: Some(ipv4), ..Addressing::default() };
-    let endpoint = EndpointConfig { addressing, metadata: BTreeMap::new() };
-    let mut driver = Driver::of(&config(Some(endpoint), Traffic::default()), PAIRS, FEATURES);
+    let mut driver = Driver::of(&config(Some(endpoint()), Traffic::default()), PAIRS, FEATURES);
     let mut request = [&[0; HEADER][..], &[0xff; 6], &MAC, &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
     request.extend(MAC.into_iter().chain([10, 0, 0, 5]).chain([0; 6]).chain([10, 0, 0, 2]));
     driver.offer_everywhere(2);

@@ -1,8 +1,6 @@
 //! A network device with limits, by a clock that stands still unless it is moved. What a timer of the kernel does is wake
 //! the device; how much goes is the clock's matter alone.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,9 +12,7 @@ use super::super::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, Pa
 use super::super::net::Net;
 use super::super::spec::net;
 use super::*;
-use crate::config::{
-    Addressing, EndpointConfig, InheritedFd, Ipv4Config, NicConfig, RateLimit, Traffic, TransferLimits,
-};
+use crate::config::{InheritedFd, NicConfig, RateLimit, Traffic, TransferLimits};
 
 const HEADER: usize = net::HEADER_BYTES;
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
@@ -50,23 +46,12 @@ fn from_guest(egress: TransferLimits) -> Traffic {
 }
 
 fn config(traffic: Traffic) -> NicConfig {
-    let ipv4 = Ipv4Config {
-        address: Ipv4Addr::new(10, 0, 0, 5),
-        prefix_len: 24,
-        gateway: None,
-        dhcp_server: Ipv4Addr::new(10, 0, 0, 2),
-        dns: Vec::new(),
-        routes: Vec::new(),
-        options: Vec::new(),
-    };
-    let addressing = Addressing { ipv4: Some(ipv4), ..Addressing::default() };
-    let endpoint = EndpointConfig { addressing, metadata: BTreeMap::new() };
     NicConfig {
         tap: InheritedFd(-1),
         more_queues: Vec::new(),
         mac: MAC,
         mtu: 1500,
-        endpoint: Some(endpoint),
+        endpoint: Some(endpoint()),
         traffic,
     }
 }
