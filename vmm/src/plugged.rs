@@ -139,8 +139,6 @@ pub struct Devices {
     changes: VecDeque<Change>,
     /// The network is closed until the guest has taken up its new generation id.
     closed: bool,
-    /// The guest stands still.
-    held: bool,
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -158,7 +156,7 @@ impl Devices {
     /// The devices of the start, each with its name, whether it is driven, and its slot.
     pub(crate) fn new(wires: Wires, devices: Vec<Made>, seats: Vec<Seat>) -> Self {
         let (list, changes) = (Vec::new(), VecDeque::new());
-        let mut all = Self { list, wires, next_key: 0, last_slot: 0, changes, closed: false, held: true };
+        let mut all = Self { list, wires, next_key: 0, last_slot: 0, changes, closed: false };
         for (made, seat) in devices.into_iter().zip(seats) {
             all.last_slot = seat.slot.unwrap_or(all.last_slot);
             all.push(made, seat);
@@ -226,6 +224,7 @@ impl Devices {
         let mut slots = (1..SLOTS).map(|step| (self.last_slot + step - 1) % (SLOTS - 1) + 1);
         let slot = slots.find(|slot| self.wires.host.is_driven(*slot).is_none()).ok_or(Error::NoSlot)?;
         let (function, driven) = function(&self.wires.vm, &self.wires.guest, slot, &made.shared)?;
+        lock(&made.shared).close(self.closed);
         lock(&made.shared).hold(held);
         lock(&self.wires.controller).fill(slot, function)?;
         self.last_slot = slot;
@@ -287,20 +286,24 @@ impl Devices {
     }
 
     /// Lets all devices go on, or holds them.
-    pub(crate) fn hold(&mut self, held: bool) {
-        self.held = held;
-        let is_nic = |device: &&Device| matches!(device.name, Some(DeviceName::Nic(_)));
-        for device in self.list.iter().filter(|device| held || !(self.closed && is_nic(device))) {
-            lock(&device.shared).hold(held);
-        }
+    pub(crate) fn hold(&self, held: bool) {
+        self.iter().for_each(|mut device| device.hold(held));
+    }
+
+    fn close(&mut self, closed: bool) {
+        self.closed = closed;
+        self.iter().for_each(|mut device| device.close(closed));
     }
 
     /// Tells the guest that it has another generation id, and keeps the network closed until it has taken that up, if it
     /// listens.
     pub(crate) fn announce_generation(&mut self) {
-        let mut controller = lock(&self.wires.controller);
-        controller.announce_generation();
-        self.closed = controller.awaits_generation();
+        let awaited = {
+            let mut controller = lock(&self.wires.controller);
+            controller.announce_generation();
+            controller.awaits_generation()
+        };
+        self.close(awaited);
     }
 
     /// What the disks and the network devices are made of, in the order of [`Self::save`].
@@ -362,8 +365,7 @@ impl Devices {
         // Not readable means that nothing new has happened.
         let _ = self.wires.let_go.read();
         if self.closed && !lock(&self.wires.controller).awaits_generation() {
-            self.closed = false;
-            self.hold(self.held);
+            self.close(false);
         }
         let host = &self.wires.host;
         let is_there = |device: &Device| device.seat.slot.is_none_or(|slot| host.is_driven(slot).is_some());

@@ -232,6 +232,11 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// while it is held, and takes up what waits in its queues when it is let go.
     fn hold(&mut self, _held: bool) {}
 
+    /// The network is closed to a guest that goes on and does not know yet that it is another, or it is open: while it is closed, no
+    /// packet of a network device goes either way, and what its driver commands is done as ever, since a driver may wait for that
+    /// before it does anything else. A device that is held does neither.
+    fn close(&mut self, _closed: bool) {}
+
     /// Answers otherwise to the guest if it is the network device with that MAC address and answers anything; whether it
     /// is.
     fn readdress(&mut self, _mac: [u8; 6], _addressing: &Addressing) -> bool {

@@ -109,8 +109,10 @@ pub struct Net<L> {
     offloads_due: bool,
     /// Where the guest's questions about names go; nobody hears them if absent.
     questions: Option<Questions>,
-    /// Nothing goes either way: the guest is paused, or does not know yet that it is another.
+    /// Nothing is done: the guest stands still.
     held: bool,
+    /// No packet goes either way: the guest does not know yet that it is another.
+    closed: bool,
     /// Whether a guest that goes on shall see its link go down and up, so that it asks for its address.
     flap: Flap,
 }
@@ -215,6 +217,7 @@ impl<L: Link> Net<L> {
             offloads_due: false,
             questions: None,
             held: false,
+            closed: false,
             flap: Flap::None,
         })
     }
@@ -238,7 +241,8 @@ impl<L: Link> Net<L> {
 
     /// Looks at one queue, or where none is given at all of them.
     fn work(&mut self, ops: &mut EventOps<'_>, role: Option<Role>, transmit: bool) {
-        let Some(mut active) = self.active.take_if(|_| !self.held) else { return self.ends.ignore(ops) };
+        let rests = self.held || (self.closed && role != Some(Role::Control));
+        let Some(mut active) = self.active.take_if(|_| !rests) else { return self.ends.ignore(ops) };
         if std::mem::take(&mut self.offloads_due)
             && let Err(error) = self.ends.of(Place { pair: 0, used: 1 }).set_offloads(active.features)
         {
@@ -339,6 +343,18 @@ impl<L: Link> Net<L> {
         events.take(used).for_each(super::kick);
     }
 
+    /// Takes up what waited, unless the guest stands still; what it may not have yet waits on.
+    fn go_on(&mut self) {
+        if self.held {
+            return;
+        }
+        // Before a driver has started the device, there is nobody who could ask again.
+        if !self.closed && self.active.is_some() && self.flap.begin() {
+            self.set_link(false);
+        }
+        self.queue_events.iter().for_each(super::kick);
+    }
+
     /// Tells the guest that its link went down or came up (§5.1.4.1, `status`).
     fn set_link(&mut self, up: bool) {
         let status = if up { spec::S_LINK_UP } else { 0 };
@@ -403,13 +419,12 @@ impl<L: Link> VirtioDevice for Net<L> {
 
     fn hold(&mut self, held: bool) {
         self.held = held;
-        if !held {
-            // Before a driver has started the device, there is nobody who could ask again.
-            if self.active.is_some() && self.flap.begin() {
-                self.set_link(false);
-            }
-            self.queue_events.iter().for_each(super::kick);
-        }
+        self.go_on();
+    }
+
+    fn close(&mut self, closed: bool) {
+        self.closed = closed;
+        self.go_on();
     }
 
     /// Packets that waited are dropped, as any network drops them. So is what the endpoint knows of the guest: leases are
@@ -453,7 +468,7 @@ impl<L: Link> VirtioDevice for Net<L> {
     }
 
     fn is_introducing(&self) -> bool {
-        self.active.is_some() && !matches!(self.flap, Flap::None)
+        self.active.is_some() && (self.closed || !matches!(self.flap, Flap::None))
     }
 
     fn readdress(&mut self, mac: [u8; 6], addressing: &Addressing) -> bool {

@@ -395,6 +395,86 @@ fn own(state: &mut TransportState) -> &mut Vec<u8> {
     &mut state.negotiation.device.own
 }
 
+/// A guest that commanded three pairs and was saved before it had its answer, and that has told of a packet to send and of buffers.
+fn saved_while_it_waited() -> (Driver, TransportState) {
+    let mut driver = Driver::new();
+    assert_eq!(driver.use_pairs(2), Some(net::CTRL_OK));
+    driver.device.lock().unwrap().hold(true);
+    assert_eq!(driver.use_pairs(3), None, "the guest stands still");
+    assert!(!driver.transmit(1, &packet(61)));
+    driver.offer_everywhere(6);
+    let state = driver.guest.save();
+    (driver, state)
+}
+
+impl Driver {
+    /// The answer to a command that waited, and how many pairs are in use.
+    fn late_answer(&mut self) -> (Option<u8>, u16) {
+        assert!(self.guest.run(), "the device came to rest");
+        let used = self.queues[CONTROL].take_used(&self.guest.memory);
+        let answer = used.map(|(_, written)| (written, self.guest.get(COMMAND + 0x100, 1)[0]));
+        (answer.map(|(_, ack)| ack), self.pairs().0)
+    }
+
+    fn passes_nothing(&mut self) -> bool {
+        self.far.iter().for_each(|far| send(far, 60));
+        let sent = self.transmit(0, &packet(62)) || self.far.iter().any(|far| receive(far).is_some());
+        !sent && self.received() == [0; PAIRS] && self.queues[3].take_used(&self.guest.memory).is_none()
+    }
+}
+
+#[test]
+fn command_that_waited_is_answered_before_any_packet_goes_either_way() {
+    let (first, state) = saved_while_it_waited();
+    let (device, far) = device(&plain(), 3, 3).unwrap();
+    let hold = |held| device.lock().unwrap().hold(held);
+    let close = |closed| device.lock().unwrap().close(closed);
+    hold(true);
+    close(true);
+    let guest = first.guest.go_on(device.clone(), &state).unwrap();
+    let mut other =
+        Driver { guest, device: device.clone(), queues: first.queues, far, buffers: first.buffers };
+    assert_eq!(other.late_answer(), (None, 2), "nothing is done for a guest that stands still");
+
+    hold(false);
+    assert_eq!(other.late_answer(), (Some(net::CTRL_OK), 3));
+    assert!(other.passes_nothing());
+    assert_eq!(other.use_pairs(1), Some(net::CTRL_OK), "and so on");
+    assert!(other.passes_nothing() && device.lock().unwrap().is_introducing());
+    assert_eq!(other.guest.read_config(6), [1, 0], "its link goes down when there is one to it");
+
+    hold(true);
+    assert_eq!(other.use_pairs(2), None);
+    close(false);
+    assert_eq!(other.late_answer(), (None, 1), "open, but not to a guest that stands still");
+    close(true);
+    hold(false);
+    assert_eq!(other.late_answer(), (Some(net::CTRL_OK), 2));
+    assert!(other.passes_nothing());
+
+    close(false);
+    assert_eq!(other.received(), [6, 3, 0], "what waited at three ends, three times");
+    assert_eq!(other.guest.read_config(6), [0, 0]);
+    assert_eq!(receive(&other.far[1]), Some(61), "what it had to send before it was saved");
+    assert_eq!(std::iter::from_fn(|| receive(&other.far[0])).collect::<Vec<_>>(), [62; 3]);
+    assert_eq!(other.use_pairs(3), Some(net::CTRL_OK));
+    assert_eq!(other.pairs().0, 3);
+}
+
+#[test]
+fn network_stays_closed_to_a_driver_that_begins_anew() {
+    let mut driver = Driver::new();
+    driver.device.lock().unwrap().close(true);
+    driver.guest.set_status(0);
+    driver.queues = driver.guest.bring_up(FEATURES, &SIZES);
+    assert_eq!(driver.use_pairs(3), Some(net::CTRL_OK));
+    driver.offer_everywhere(1);
+    assert!(driver.passes_nothing());
+    driver.device.lock().unwrap().close(false);
+    assert_eq!(driver.received(), [1, 1, 1]);
+    assert_eq!(receive(&driver.far[0]), Some(62));
+}
+
 #[test]
 fn guest_that_goes_on_has_its_pairs_whatever_the_link_has() {
     let mut driver = Driver::new();
