@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -57,6 +57,35 @@ impl Typist {
     pub(crate) fn say(&mut self, command: &str) -> Result<String> {
         writeln!(self.0.get_mut(), "{command}")?;
         self.line()
+    }
+}
+
+/// Where a test keeps its files: a kernel, what it has of guests, and their sockets.
+pub(crate) struct Files(tempfile::TempDir);
+
+impl Files {
+    pub(crate) fn new() -> Result<Self> {
+        let files = Self(tempfile::tempdir()?);
+        export(&files.path("tiny.elf"))?;
+        Ok(files)
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+
+    /// Boots a guest with these words, and sits down at its console.
+    pub(crate) fn boot(&self, arguments: &[&str]) -> Result<(Guest, Typist)> {
+        let mut boot = Command::new(wisp());
+        boot.args(["vmm", "boot"]).args(arguments);
+        boot.args([
+            "--control",
+            &self.path("control"),
+            "--console",
+            &format!("socket={}", self.path("hvc0")),
+        ]);
+        let guest = boot.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("boot a guest")?;
+        Ok((Guest(guest), Typist::connect(Path::new(&self.path("hvc0")))?))
     }
 }
 

@@ -2,12 +2,11 @@
 
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use crate::booted::{Guest, Typist, export, refused, vmm};
+use crate::booted::{Files, Typist, refused, vmm};
 use crate::harness::{Need, trial, wisp, within};
 
 /// The tests.
@@ -29,35 +28,6 @@ pub(crate) fn trials() -> Vec<Trial> {
             guest_is_handed_from_program_to_program,
         ),
     ]
-}
-
-/// Where a test keeps its files.
-struct Files(tempfile::TempDir);
-
-impl Files {
-    fn new() -> Result<Self> {
-        let files = Self(tempfile::tempdir()?);
-        export(&files.path("tiny.elf"))?;
-        Ok(files)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.path().join(name).display().to_string()
-    }
-
-    /// Boots a guest with these words, and sits down at its console.
-    fn boot(&self, arguments: &[&str]) -> Result<(Guest, Typist)> {
-        let mut boot = Command::new(wisp());
-        boot.args(["vmm", "boot"]).args(arguments);
-        boot.args([
-            "--control",
-            &self.path("control"),
-            "--console",
-            &format!("socket={}", self.path("hvc0")),
-        ]);
-        let guest = boot.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("boot a guest")?;
-        Ok((Guest(guest), Typist::connect(Path::new(&self.path("hvc0")))?))
-    }
 }
 
 /// The id at the beginning of what a command says.
