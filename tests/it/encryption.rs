@@ -11,11 +11,19 @@ use base64::engine::general_purpose::STANDARD;
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::harness::{Cloud, KVM_CLOUD, NewServer, Rest, isolate, trial, within};
+use crate::booted::{Files, refused, vmm};
+use crate::harness::{Cloud, KVM_CLOUD, Need, NewServer, Rest, isolate, trial, within};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![trial("encryption::guests_read_in_the_clear_what_the_host_keeps_encrypted", KVM_CLOUD, guests_read)]
+    vec![
+        trial("encryption::guests_read_in_the_clear_what_the_host_keeps_encrypted", KVM_CLOUD, guests_read),
+        trial(
+            "encryption::disk_is_in_the_clear_to_a_guest_without_a_cloud_by_its_key_alone",
+            &[Need::Kvm],
+            clear_by_its_key_alone,
+        ),
+    ]
 }
 
 /// What the guest writes.
@@ -165,4 +173,44 @@ fn reads_elsewhere(cloud: &Cloud, rest: &Rest, data: &str) -> Result<()> {
     rest.made(&format!("/compute/v2.1/servers/{server}/os-volume_attachments"), &attach)?;
     act(cloud, rest, &server, "os-start", "ACTIVE")?;
     cloud.wait_console(rest, &server, &format!("command: disk-read 1 8 ok {SECRET}")).map(drop)
+}
+
+fn clear_by_its_key_alone() -> Result<()> {
+    let files = Files::new()?;
+    let (disk, kernel) = (files.path("disk"), files.path("tiny.elf"));
+    fs::write(&disk, vec![0; 1 << 20])?;
+    for (name, bytes) in [("key", 64), ("other", 32), ("short", 31), ("line", 65)] {
+        fs::write(files.path(name), (0..bytes).collect::<Vec<u8>>())?;
+    }
+    let with = |key: &str| format!("{disk},key-file={}", files.path(key));
+    for (key, sentence) in
+        [("none", "read a disk's key from"), ("short", "has no disk's key"), ("line", "has no disk's key")]
+    {
+        let said = refused(&["boot", "--kernel", &kernel, "--disk", &with(key)])?;
+        ensure!(said.contains(sentence) && said.contains(&files.path(key)) && said.contains("64"), "{said}");
+    }
+
+    let (guest, mut typist) = files.boot(&["--kernel", &kernel, "--mem", "32", "--disk", &with("key")])?;
+    ensure!(typist.say(&format!("disk-write 0 5 {SECRET}"))? == "command: disk-write 0 5 ok", "not written");
+    let clear = format!("command: disk-read 0 5 ok {SECRET}");
+    ensure!(typist.say("disk-read 0 5")? == clear, "it reads something else");
+    drop((guest, typist));
+    let stored = fs::read(&disk)?;
+    ensure!(!holds(&stored, SECRET.as_bytes()), "the host has it in the clear");
+    ensure!(stored[5 * 512..6 * 512].iter().filter(|byte| **byte == 0).count() < 100, "that is no noise");
+    for (disk, is_clear) in [(disk.clone(), false), (with("other"), false), (with("key"), true)] {
+        let (_guest, mut typist) = files.boot(&["--kernel", &kernel, "--mem", "32", "--disk", &disk])?;
+        let said = typist.say("disk-read 0 5")?;
+        ensure!(
+            said.starts_with("command: disk-read 0 5 ok") && (said == clear) == is_clear,
+            "{disk}: {said}"
+        );
+    }
+    let (_guest, mut typist) = files.boot(&["--kernel", &kernel, "--mem", "32"])?;
+    vmm(&["attach-disk", &files.path("control"), &with("key")])?;
+    within(30, || {
+        let said = typist.say("disk-read 0 5")?;
+        ensure!(said == clear, "of a disk that came later: {said}");
+        Ok(())
+    })
 }

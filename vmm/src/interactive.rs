@@ -133,6 +133,26 @@ pub enum Error {
         #[source]
         source: OverlayError,
     },
+    /// A file with a disk's key cannot be read.
+    #[error(
+        "read a disk's key from {path}, which shall have 32 or 64 bytes (a new disk's: head -c 64 /dev/urandom)"
+    )]
+    ReadKey {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What it has is none.
+    #[error(
+        "{path} has no disk's key: that is 32 or 64 bytes as they are (a new disk's: head -c 64 /dev/urandom), and no line \
+         end follows them"
+    )]
+    KeySize {
+        /// Which.
+        path: PathBuf,
+    },
     /// A socket.
     #[error("listen at {path}")]
     Listen {

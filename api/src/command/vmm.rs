@@ -105,7 +105,10 @@ pub(super) struct Boot {
     /// which takes less of a processor for each request of a busy guest and no memory, and lets nothing be read again from
     /// memory. `,serial=S`: the serial number that the guest reads, up to 20 bytes. `,base=BASE`: the file is an overlay, made
     /// if it is not there, that keeps what is written, over a raw disk that is only read and that many guests share.
-    #[arg(long = "disk", value_name = "FILE[,ro][,direct][,serial=S][,base=BASE]")]
+    /// `,key-file=KEY`: its bytes lie encrypted, a base's too, as dm-crypt's plain format has them (aes-xts-plain64), with the key
+    /// that is KEY's 32 or 64 bytes as they are; `head -c 64 /dev/urandom >KEY` makes one. Without it such a disk is noise to the
+    /// guest, and nothing tells a wrong key.
+    #[arg(long = "disk", value_name = "FILE[,ro][,direct][,serial=S][,base=BASE][,key-file=KEY]")]
     disks: Vec<OsString>,
     /// A tap that exists. May be repeated. `,queues=N`: so many pairs of queues, up to 8, for a guest whose processors shall not wait for
     /// one another to send; one unless said. A tap for several is made so: `ip tuntap add NAME mode tap multi_queue`. The guest's
@@ -287,11 +290,18 @@ fn disk(text: &OsStr) -> DiskFile {
         match word {
             b"ro" => file.read_only = true,
             b"direct" => file.direct = true,
-            _ => match (word.strip_prefix(b"serial="), word.strip_prefix(b"base=")) {
-                (Some(serial), _) => file.serial = Some(String::from_utf8_lossy(serial).into_owned()),
-                (_, Some(base)) => file.base = Some(OsStr::from_bytes(base).into()),
-                _ => break,
-            },
+            _ => {
+                let value = |name: &str| word.strip_prefix(name.as_bytes()).map(OsStr::from_bytes);
+                if let Some(serial) = value("serial=") {
+                    file.serial = Some(serial.to_string_lossy().into_owned());
+                } else if let Some(base) = value("base=") {
+                    file.base = Some(base.into());
+                } else if let Some(key) = value("key-file=") {
+                    file.key_file = Some(key.into());
+                } else {
+                    break;
+                }
+            }
         }
         rest = &rest[..comma];
     }
@@ -403,8 +413,9 @@ mod tests {
             direct: true,
             base: Some("c.img".into()),
             serial: Some("x1".to_owned()),
+            key_file: Some("d.key".into()),
         };
-        assert_eq!(disk(OsStr::new("a,b,serial=x1,base=c.img,direct")), all);
+        assert_eq!(disk(OsStr::new("a,b,serial=x1,key-file=d.key,base=c.img,direct")), all);
         assert_eq!(pmem(OsStr::new("p,ro")), ("p".into(), true));
     }
 }

@@ -1,12 +1,14 @@
 //! Disks of a guest without a cloud: from files to what a VMM is told of them.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use storage::format::{Disk as _, Overlay, RawFile};
+use storage::format::crypt::KEY_BITS;
+use storage::format::{Disk as _, DiskKey, Overlay, RawFile};
+use zeroize::Zeroizing;
 
 use super::Error;
 use crate::config::{DiskConfig, DiskFormat, InheritedFd};
@@ -25,6 +27,8 @@ pub struct DiskFile {
     pub base: Option<PathBuf>,
     /// The serial number that the guest reads; one that its place gives unless said.
     pub serial: Option<String>,
+    /// Where the key is with which the bytes lie encrypted, those of a base too; in the clear unless said.
+    pub key_file: Option<PathBuf>,
 }
 
 impl DiskFile {
@@ -32,8 +36,9 @@ impl DiskFile {
     /// unless it has one of its own.
     ///
     /// # Errors
-    /// A file cannot be opened, or no overlay be made.
+    /// A file cannot be opened, no overlay be made, or there is no key where one is said to be.
     pub fn open(&self, serial: String) -> Result<(DiskConfig, Vec<OwnedFd>), Error> {
+        let key = self.key_file.as_deref().map(read_key).transpose()?;
         let (format, files) = match &self.base {
             None => {
                 let file = open(&self.path, !self.read_only, self.direct)?;
@@ -48,7 +53,7 @@ impl DiskFile {
             }
         };
         let serial = self.serial.clone().unwrap_or(serial);
-        Ok((DiskConfig { read_only: self.read_only, serial, ..DiskConfig::of(format) }, files))
+        Ok((DiskConfig { read_only: self.read_only, serial, key, ..DiskConfig::of(format) }, files))
     }
 
     /// Makes the overlay, if there is none.
@@ -67,6 +72,16 @@ impl DiskFile {
             Error::Overlay { path: self.path.clone(), source }
         })
     }
+}
+
+/// Reads a key; whoever else may read the file is its owner's to say.
+fn read_key(path: &Path) -> Result<DiskKey, Error> {
+    // One byte more than the longest key tells what is longer. There is room for twice as many, so that none is moved and left behind.
+    let bytes_max = KEY_BITS.into_iter().max().unwrap_or(0) / 8 + 1;
+    let mut bytes = Zeroizing::new(Vec::with_capacity(2 * bytes_max as usize));
+    let read = File::open(path).and_then(|file| file.take(bytes_max.into()).read_to_end(&mut bytes));
+    read.map_err(|source| Error::ReadKey { path: path.to_owned(), source })?;
+    DiskKey::new(bytes).ok_or_else(|| Error::KeySize { path: path.to_owned() })
 }
 
 /// Opens a file; directly, if that is wanted and its file system can do it.
@@ -114,5 +129,30 @@ mod tests {
         let disk = DiskFile { path: directory.path().join("none"), base: Some(odd), ..DiskFile::default() };
         assert!(matches!(disk.open(String::new()), Err(Error::Overlay { .. })));
         assert!(!disk.path.exists());
+    }
+
+    #[test]
+    fn key_is_the_bytes_of_its_file_and_of_no_other_length() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        std::fs::write(&path, [0; 512]).unwrap();
+        let key_file = Some(directory.path().join("key"));
+        let disk = DiskFile { path, key_file: key_file.clone(), ..DiskFile::default() };
+        let missing = disk.open(String::new()).unwrap_err();
+        assert!(matches!(missing, Error::ReadKey { .. }) && missing.to_string().contains("head -c 64"));
+        for length in [0, 31, 32, 33, 63, 64, 65, 4096] {
+            let bytes: Vec<u8> = (0..length).map(|at| at as u8).collect();
+            std::fs::write(key_file.as_deref().unwrap(), &bytes).unwrap();
+            match disk.open(String::new()) {
+                Ok((config, _)) => {
+                    assert_eq!(config.key.unwrap().as_bytes(), bytes);
+                    assert!([32, 64].contains(&length));
+                }
+                Err(error) => {
+                    assert!(matches!(error, Error::KeySize { .. }), "{error}");
+                    assert!(![32, 64].contains(&length), "{length}");
+                }
+            }
+        }
     }
 }

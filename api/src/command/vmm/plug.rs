@@ -28,7 +28,7 @@ pub(in crate::command) enum Command {
         /// The control socket (`wisp vmm boot --control`).
         socket: PathBuf,
         /// The file, and how it is used, as of `wisp vmm boot --disk`.
-        #[arg(value_name = "FILE[,ro][,direct][,base=BASE]")]
+        #[arg(value_name = "FILE[,ro][,direct][,base=BASE][,key-file=KEY]")]
         file: OsString,
         /// The serial number that the guest finds it by, and `detach` too; the file's name unless said.
         #[arg(long, value_name = "S")]
@@ -39,7 +39,7 @@ pub(in crate::command) enum Command {
         /// The control socket.
         socket: PathBuf,
         /// The file, and how it is used, as when the guest got it.
-        #[arg(value_name = "FILE[,ro][,direct][,base=BASE]")]
+        #[arg(value_name = "FILE[,ro][,direct][,base=BASE][,key-file=KEY]")]
         file: OsString,
         /// The disk's serial number; the file's name unless said.
         #[arg(long, value_name = "S")]
