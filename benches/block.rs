@@ -1,5 +1,6 @@
 //! A guest's disk: 4 KiB at random places, read and written, one request at a time and 32 at a time, by the tiny guest's own
-//! load; and what a VMM's threads, without those that are the guest's processors, take of a processor for each.
+//! load; and what a VMM's threads, without those that are the guest's processors, take of a processor for each. A disk is by the
+//! page cache, past it, or encrypted and by the page cache, as the cloud's encrypted volumes are.
 //!
 //! With `FIRECRACKER_BIN=/path/to/firecracker` the same guest has the same file there, in the same run, by turns, with both of
 //! its engines, and the better one is the baseline; without, a process that reads and writes the file by plain calls is. What
@@ -45,17 +46,19 @@ fn main() -> Result<()> {
     let files = tempfile::tempdir()?;
     let (kernel, disk) = (export_guest(wisp, files.path())?, files.path().join("disk"));
     fill(&disk)?;
-    let ours = |words: &'static str, option: Option<&'static str>| {
-        let (kernel, disk) = (&kernel, &disk);
+    let key = files.path().join("key");
+    std::fs::write(&key, (0..64).collect::<Vec<u8>>())?;
+    let key = format!(",key-file={}", key.display());
+    let ours = |words: &str, option: Option<&'static str>| {
+        let (kernel, mut file) = (&kernel, disk.clone().into_os_string());
+        file.push(words);
         move || {
             let mut command = Command::new(wisp);
-            let mut file = disk.clone().into_os_string();
-            file.push(words);
             command
                 .args(["vmm", "boot", "--mem", "128", "--cmdline", &load_word()])
                 .arg("--kernel")
                 .arg(kernel);
-            command.arg("--disk").arg(file).args(option);
+            command.arg("--disk").arg(&file).args(option);
             command
         }
     };
@@ -63,6 +66,7 @@ fn main() -> Result<()> {
     let mut cached = side("page cache", Box::new(ours("", None)) as Box<dyn Fn() -> Command>);
     let mut direct = side("direct", Box::new(ours(",direct", None)));
     let mut pinned = side("direct, memory pinned", Box::new(ours(",direct", Some("--pin-memory"))));
+    let mut encrypted = side("page cache, AES-256-XTS", Box::new(ours(&key, None)));
     let mut theirs = Vec::new();
     if let Some(program) = std::env::var_os("FIRECRACKER_BIN") {
         for (name, engine) in [("firecracker, Sync", "Sync"), ("firecracker, Async", "Async")] {
@@ -77,7 +81,7 @@ fn main() -> Result<()> {
     }
     let mut plain = Results::new();
     for _ in 0..RUNS {
-        for side in [&mut cached, &mut direct, &mut pinned].into_iter().chain(&mut theirs) {
+        for side in [&mut cached, &mut direct, &mut pinned, &mut encrypted].into_iter().chain(&mut theirs) {
             run(&side.command, &mut side.results).with_context(|| side.name)?;
         }
         plain_calls(&disk, &mut plain)?;
@@ -86,6 +90,7 @@ fn main() -> Result<()> {
         report(part, &cached, &theirs, &plain);
         report(part, &direct, &theirs, &plain);
         report(part, &pinned, &theirs, &plain);
+        report(part, &encrypted, &theirs, &plain);
     }
     for part in PARTS.into_iter().filter(|(_, depth)| *depth == 1) {
         let us = |results: &Results| 1e6 / results[&part].0.quantile(0.5);
