@@ -23,10 +23,11 @@ pub mod userfault;
 use std::fs::File;
 use std::sync::Arc;
 
-use vm_memory::bitmap::{AtomicBitmap, NewBitmap as _};
+use vm_memory::bitmap::{AtomicBitmap, BS, NewBitmap as _};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    VolatileSlice,
 };
 
 use crate::config::HugePages;
@@ -35,6 +36,15 @@ use crate::config::HugePages;
 /// without a name ([`shared`]). Each region has a bit
 /// for each page that this process has written to, which KVM does not see (`crate::snapshot`).
 pub type GuestMemory = vm_memory::GuestMemoryMmap<AtomicBitmap>;
+
+/// A piece of guest memory that lies in one region.
+pub(crate) type Slice<'a> = VolatileSlice<'a, BS<'a, AtomicBitmap>>;
+
+/// So many bytes of guest memory, if all of them lie in one region.
+pub(crate) fn whole_slice(memory: &GuestMemory, address: GuestAddress, bytes: usize) -> Option<Slice<'_>> {
+    let (region, at) = memory.to_region_addr(address)?;
+    region.get_slice(at, bytes).ok()
+}
 
 /// Bytes in one MiB.
 pub const MIB: u64 = 1 << 20;

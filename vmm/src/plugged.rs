@@ -27,7 +27,7 @@ use crate::snapshot::SavedDevice;
 use crate::virtio::block::ring::Rings;
 use crate::virtio::spec::block::SECTOR_BYTES;
 use crate::virtio::{Shared, Transport as _, VirtioDevice};
-use crate::vm::{DiskSpec, NicSpec, Subscriber};
+use crate::vm::{DiskSpec, NicSpec};
 use crate::{pci, virtio};
 
 /// Why a device cannot come or go.
@@ -77,7 +77,7 @@ pub struct DeviceKey(u64);
 /// What the event loop has to do about a device.
 pub enum Change {
     /// Serve it.
-    Added(DeviceKey, Subscriber),
+    Added(DeviceKey, Shared),
     /// Serve it no more.
     Removed(DeviceKey),
 }
@@ -141,7 +141,7 @@ pub struct Devices {
     closed: bool,
 }
 
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -172,7 +172,7 @@ impl Devices {
     fn push(&mut self, Made { name, shared, kept }: Made, seat: Seat) {
         let key = DeviceKey(self.next_key);
         self.next_key += 1;
-        self.changes.push_back(Change::Added(key, Box::new(shared.clone())));
+        self.changes.push_back(Change::Added(key, shared.clone()));
         self.list.push(Device { key, name, seat, shared, kept });
     }
 

@@ -10,13 +10,14 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use event_manager::{EventManager, MutEventSubscriber};
+use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOps as _};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::link::Link;
 use super::mmio::MmioTransport;
+use super::negotiation::lock;
 use super::pci::{NOTIFY, NOTIFY_MULTIPLIER, PciTransport};
 use super::spec::{feature, mmio, pci, ring, status};
 use super::{Error, Shared};
@@ -50,6 +51,8 @@ pub struct MockGuest {
     pub memory: GuestMemory,
     registers: Registers,
     events: EventManager<Box<dyn MutEventSubscriber>>,
+    device: Shared,
+    subscriber: SubscriberId,
 }
 
 enum Registers {
@@ -166,8 +169,8 @@ impl MockGuest {
         let registers = registers(memory.clone(), device.clone())?;
         let mut events: EventManager<Box<dyn MutEventSubscriber>> =
             EventManager::new().map_err(|error| Error::EventFd(io::Error::other(error)))?;
-        event_manager::SubscriberOps::add_subscriber(&mut events, Box::new(device));
-        Ok(Self { memory, registers, events })
+        let subscriber = events.add_subscriber(Box::new(device.clone()));
+        Ok(Self { memory, registers, events, device, subscriber })
     }
 
     /// Reads a register of 32 bits.
@@ -406,6 +409,17 @@ impl MockGuest {
     /// Lets the device's event loop run until nothing is pending; false if it does not come to rest.
     pub fn run(&mut self) -> bool {
         (0..TURNS_MAX).any(|_| self.events.run_with_timeout(0).is_ok_and(|events| events == 0))
+    }
+
+    /// Has the event loop stay awake, or sleep from now on.
+    pub fn stay_awake(&mut self, awake: bool) {
+        lock(&self.device).stay_awake(awake);
+    }
+
+    /// Has an event loop that is awake look at the device.
+    pub fn look(&mut self) {
+        let mut ops = self.events.event_ops(self.subscriber).expect("invariant: it is the loop's");
+        lock(&self.device).look(&mut ops);
     }
 
     /// Lets the device's event loop wait for one event, `timeout_ms` at most.

@@ -62,7 +62,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use storage::format::Disk;
@@ -236,6 +236,19 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// packet of a network device goes either way, and what its driver commands is done as ever, since a driver may wait for that
     /// before it does anything else. A device that is held does neither.
     fn close(&mut self, _closed: bool) {}
+
+    /// When it began with what it did since the last call, if that was worth staying awake for: its driver is about to make more
+    /// requests.
+    fn take_busy(&mut self) -> Option<Instant> {
+        None
+    }
+
+    /// The event loop stays awake from now on, or no longer: meanwhile it calls [`Self::look`] all the time, so that the driver
+    /// need not notify.
+    fn stay_awake(&mut self, _awake: bool) {}
+
+    /// Works off what the driver made available without notifying, and what its back end has.
+    fn look(&mut self, _ops: &mut EventOps<'_>) {}
 
     /// Answers otherwise to the guest if it is the network device with that MAC address and answers anything; whether it
     /// is.

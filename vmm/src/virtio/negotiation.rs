@@ -434,7 +434,7 @@ impl Negotiation {
 }
 
 /// The device; a panic of another thread inside it is that thread's failure, not a reason to fail here as well.
-fn lock(device: &Shared) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
+pub(super) fn lock(device: &Shared) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

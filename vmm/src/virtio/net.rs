@@ -22,6 +22,7 @@ mod identity;
 mod receiving;
 mod sending;
 mod traffic;
+mod working;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
@@ -33,7 +34,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use super::limiter::{BucketState, Clock, Direction};
 use super::link::{Link, Tap};
-use super::queue::{Chain, QueueError, VirtQueue};
+use super::queue::Chain;
 use super::spec::{device_type, net as spec};
 use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
@@ -42,9 +43,9 @@ use crate::endpoint::Endpoints;
 use crate::questions::{Question, Questions};
 use crate::rpc::{NicStatus, PairStatus, QueueCounts};
 
-use ends::{Ends, Place};
+use ends::Ends;
 use identity::{Flap, Identity};
-use receiving::{Reached, Receiver};
+use receiving::Receiver;
 use sending::Sender;
 use traffic::Shaper;
 
@@ -57,8 +58,11 @@ pub const PAIRS_MAX: u16 = 8;
 pub const PACKET_BYTES_MAX: usize = spec::HEADER_BYTES + 18 + u16::MAX as usize;
 /// The shortest packet worth forwarding: a header and an Ethernet header.
 const PACKET_BYTES_MIN: usize = spec::HEADER_BYTES + 14;
-/// Packets passed in one direction before the event loop serves its other devices.
-pub const BATCH_PACKETS_MAX: u16 = 64;
+/// Packets passed in one direction before the other one has its turn.
+const BATCH_PACKETS_MAX: u16 = 64;
+/// Bytes after which it has its turn as well: one large packet. Who waits for what comes with the next turn, acknowledgements above
+/// all, would fall asleep over more.
+const BATCH_BYTES_MAX: usize = 32 << 10;
 /// The smallest MTU that IPv4 allows (RFC 791); also VIRTIO's.
 pub const MTU_MIN: u16 = 68;
 
@@ -115,6 +119,10 @@ pub struct Net<L> {
     closed: bool,
     /// Whether a guest that goes on shall see its link go down and up, so that it asks for its address.
     flap: Flap,
+    /// The event loop looks at the queues all the time.
+    is_awake: bool,
+    /// When it began to pass what it passed since it was asked last.
+    busy: Option<Instant>,
 }
 
 /// A pair of queues.
@@ -219,6 +227,8 @@ impl<L: Link> Net<L> {
             held: false,
             closed: false,
             flap: Flap::None,
+            is_awake: false,
+            busy: None,
         })
     }
 
@@ -239,108 +249,8 @@ impl<L: Link> Net<L> {
         }
     }
 
-    /// Looks at one queue, or where none is given at all of them.
-    fn work(&mut self, ops: &mut EventOps<'_>, role: Option<Role>, transmit: bool) {
-        let rests = self.held || (self.closed && role != Some(Role::Control));
-        let Some(mut active) = self.active.take_if(|_| !rests) else { return self.ends.ignore(ops) };
-        if std::mem::take(&mut self.offloads_due)
-            && let Err(error) = self.ends.of(Place { pair: 0, used: 1 }).set_offloads(active.features)
-        {
-            tracing::warn!(%error, "the tap takes no offloads; the guest's connections may stall");
-        }
-        let done = match role {
-            Some(Role::Receive(pair)) => self.pass(&mut active, ops, pair, false),
-            Some(Role::Transmit(pair)) => self.pass(&mut active, ops, pair, true),
-            Some(Role::Control) => self.obey(&mut active),
-            None => {
-                // Another is the first each time: where a limit stops them, none waits for ever.
-                let count = self.pairs_of(active.features);
-                let first = (self.first + 1) % count;
-                self.first = first;
-                let mut order = (0..count).map(|step| (first + step) % count);
-                order.try_for_each(|pair| self.pass(&mut active, ops, pair, transmit))
-            }
-        };
-        if let Err(error) = done {
-            super::broken(&active, device_type::NET, error);
-            return self.ends.ignore(ops);
-        }
-        self.active = Some(active);
-        self.pass_questions();
-        let answers = self.passing.endpoint.as_mut().and_then(|endpoint| endpoint.poll_delay(Instant::now()));
-        let delay = answers.into_iter().chain(self.passing.shaper.delay()).chain(self.flap.delay()).min();
-        if delay.is_some() || self.timer_armed {
-            super::arm(&mut self.timer, delay);
-            self.timer_armed = delay.is_some();
-        }
-    }
-
-    /// Works off both directions of a pair and settles what to listen to. What a pair has to send is sent though the driver uses it no
-    /// more, and is answered to one that it uses.
-    fn pass(
-        &mut self,
-        active: &mut Activation,
-        ops: &mut EventOps<'_>,
-        pair: usize,
-        transmit: bool,
-    ) -> Result<(), QueueError> {
-        let Activation { queues, features, .. } = &mut *active;
-        let (index, place) = (spec::QUEUES_OF_PAIR * pair, Place { pair, used: self.used });
-        let Self { ends, pairs, sender, passing, queue_events, .. } = self;
-        let (queue, state) = (&mut queues[index + spec::QUEUE_TX], &mut pairs[pair]);
-        if transmit && queue.is_used() && !passing.shaper.is_waiting(Direction::Write) {
-            let told = (*features, &mut state.sent);
-            let progress = sender.transmit(&mut ends.of(place), passing, queue, told)?;
-            active.settle(index + spec::QUEUE_TX, progress, queue_events)?;
-        }
-        let (pair, features) = (pair % self.used, active.features);
-        let (index, place) = (spec::QUEUES_OF_PAIR * pair + spec::QUEUE_RX, Place { pair, used: self.used });
-        let (queue, receiver) = (&mut active.queues[index], &mut pairs[pair].receiver);
-        if !queue.is_used() {
-            ends.watch(ops, place, false);
-            return Ok(());
-        }
-        let reached = receiver.receive(&mut ends.of(place), passing, queue, features)?;
-        let failed = receiver.link_failed;
-        active.signal(index)?;
-        if reached == Reached::More {
-            super::kick(&queue_events[index]);
-        }
-        let waits = failed || reached == Reached::Starved || passing.shaper.is_waiting(Direction::Read);
-        ends.watch(ops, place, !waits);
-        if failed {
-            tracing::debug!("a guest's network link failed");
-        }
-        Ok(())
-    }
-
     fn used_pairs(&self) -> u16 {
         u16::try_from(self.used).expect("invariant: at most PAIRS_MAX")
-    }
-
-    /// Does what the driver commands: uses as many pairs as it says, if it has set them up.
-    fn obey(&mut self, active: &mut Activation) -> Result<(), QueueError> {
-        let has_pairs = active.features & spec::F_MQ != 0;
-        let index = spec::QUEUES_OF_PAIR * self.pairs_of(active.features);
-        let set_up = active.queues.chunks_exact(spec::QUEUES_OF_PAIR);
-        let set_up = set_up.take_while(|pair| pair.iter().all(VirtQueue::is_used)).count();
-        let usable = if has_pairs { set_up } else { 0 };
-        let (progress, wanted) = control::obey(&mut active.queues[index], &mut self.command, usable)?;
-        if let Some(used) = wanted {
-            self.use_pairs(used);
-        }
-        active.settle(index, progress, &self.queue_events).map(drop)
-    }
-
-    /// Uses so many pairs from now on, which are looked at next, since each reads other ends. What the others had from the link and
-    /// not delivered is lost.
-    fn use_pairs(&mut self, used: usize) {
-        self.used = used;
-        for Pair { receiver, .. } in &mut self.pairs[used..] {
-            receiver.lose_waiting();
-        }
-        let events = self.queue_events.iter().step_by(spec::QUEUES_OF_PAIR);
-        events.take(used).for_each(super::kick);
     }
 
     /// Takes up what waited, unless the guest stands still; what it may not have yet waits on.
@@ -419,12 +329,51 @@ impl<L: Link> VirtioDevice for Net<L> {
 
     fn hold(&mut self, held: bool) {
         self.held = held;
+        if held && let Some(active) = &mut self.active {
+            // Where the device stands in a queue is where its driver would see it.
+            let queues = active.queues.iter_mut().step_by(spec::QUEUES_OF_PAIR);
+            self.pairs.iter_mut().zip(queues).for_each(|(pair, queue)| pair.receiver.let_go(queue));
+        }
         self.go_on();
     }
 
     fn close(&mut self, closed: bool) {
         self.closed = closed;
         self.go_on();
+    }
+
+    fn take_busy(&mut self) -> Option<Instant> {
+        self.busy.take()
+    }
+
+    fn stay_awake(&mut self, awake: bool) {
+        self.is_awake = awake;
+        let Some(mut active) = self.active.take() else { return };
+        for (_, index) in self.transmit_queues(active.features) {
+            let queue = &mut active.queues[index];
+            queue.watch(awake);
+            // While the guest stands still, its memory does. Once it goes on, all queues are looked at.
+            if self.held || !queue.is_used() {
+                continue;
+            }
+            let is_due = if awake {
+                queue.suppress_notifications().map(|()| false)
+            } else {
+                queue.allow_notifications()
+            };
+            // What is wrong with a queue is found, and said, where it is worked off.
+            if is_due.unwrap_or(true) {
+                super::kick(&self.queue_events[index]);
+            }
+        }
+        self.active = Some(active);
+    }
+
+    fn look(&mut self, ops: &mut EventOps<'_>) {
+        let features =
+            self.active.as_ref().filter(|_| !self.held && !self.closed).map(|active| active.features);
+        let pairs = features.map_or(0, |features| self.pairs_of(features));
+        (0..pairs).for_each(|pair| self.work(ops, Some(Role::Transmit(pair)), true));
     }
 
     /// Packets that waited are dropped, as any network drops them. So is what the endpoint knows of the guest: leases are

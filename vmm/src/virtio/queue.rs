@@ -11,7 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory as _, Permissions};
 
 use super::spec::ring;
 use super::state::QueuePosition;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, whole_slice};
 
 /// The most descriptors in one chain: what an indirect table of the largest queue here could need, and few
 /// enough that a hostile chain costs microseconds.
@@ -54,6 +54,8 @@ pub enum QueueError {
 pub enum Handled {
     /// Return the chain with so many bytes written.
     Used(u32),
+    /// The same, and stop as if the bound was reached.
+    Last(u32),
     /// Put the chain back and stop: there is nothing to answer it with yet.
     Later,
     /// The handler has taken the chain, and returns it with [`VirtQueue::push_used`] some time.
@@ -63,7 +65,7 @@ pub enum Handled {
 /// How [`VirtQueue::work_off`] ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// Nothing is left; the driver notifies when there is.
+    /// Nothing is left; the driver notifies when there is, or somebody looks ([`VirtQueue::watch`]).
     Empty,
     /// The bound was reached: come back without being notified.
     More,
@@ -182,7 +184,10 @@ impl Chain {
             }
             let segment = Segment { address: descriptor.addr(), length: descriptor.len() };
             let access = if descriptor.is_write_only() { Permissions::Write } else { Permissions::Read };
-            if !memory.check_range(segment.address, segment.length as usize, access) {
+            let length = segment.length as usize;
+            // As nearly all do.
+            let is_whole = whole_slice(memory, segment.address, length).is_some();
+            if !is_whole && !memory.check_range(segment.address, length, access) {
                 return Err(QueueError::Address);
             }
             match (descriptor.is_write_only(), self.writable.is_empty()) {
@@ -236,6 +241,8 @@ pub struct VirtQueue {
     /// Where the used ring stood when the driver was last asked whether it wants to hear.
     signalled: u16,
     chain_bytes_max: u64,
+    /// Somebody looks whether chains are available: the driver need not notify.
+    is_watched: bool,
 }
 
 impl VirtQueue {
@@ -259,13 +266,17 @@ impl VirtQueue {
         if layout.available == 0 || !queue.is_valid(&memory) {
             return Err(QueueError::Layout);
         }
-        Ok(Self { queue, memory, signalled: 0, chain_bytes_max: CHAIN_BYTES_MAX })
+        Ok(Self::of(queue, memory))
     }
 
     /// A queue that the driver has not set up: nothing is ever in it.
     pub fn unused(memory: GuestMemory, size_max: u16) -> Result<Self, QueueError> {
         let queue = Queue::new(size_max).map_err(|_| QueueError::Layout)?;
-        Ok(Self { queue, memory, signalled: 0, chain_bytes_max: CHAIN_BYTES_MAX })
+        Ok(Self::of(queue, memory))
+    }
+
+    fn of(queue: Queue, memory: GuestMemory) -> Self {
+        Self { queue, memory, signalled: 0, chain_bytes_max: CHAIN_BYTES_MAX, is_watched: false }
     }
 
     /// Whether the driver has set it up.
@@ -382,6 +393,12 @@ impl VirtQueue {
         self.queue.enable_notification(&self.memory).map_err(|_| QueueError::Layout)
     }
 
+    /// Says whether from now on somebody looks with [`Self::has_available`] until this is called again, so that
+    /// [`Self::work_off`] leaves the driver's notifications suppressed. Whoever stops looking allows them.
+    pub fn watch(&mut self, watched: bool) {
+        self.is_watched = watched;
+    }
+
     /// Hands at most `chains_max` chains to `handle`, with the driver's notifications suppressed meanwhile.
     ///
     /// The bound keeps one busy queue from starving the event loop's other devices.
@@ -397,6 +414,10 @@ impl VirtQueue {
             while left > 0 && self.pop(chain)? {
                 match handle(&self.memory, chain)? {
                     Handled::Used(written) => self.push_used(chain, written)?,
+                    Handled::Last(written) => {
+                        self.push_used(chain, written)?;
+                        return Ok(Progress::More);
+                    }
                     Handled::Kept => {}
                     Handled::Later => {
                         self.undo_pop(1);
@@ -408,7 +429,7 @@ impl VirtQueue {
             if left == 0 {
                 return Ok(Progress::More);
             }
-            if !self.allow_notifications()? {
+            if self.is_watched || !self.allow_notifications()? {
                 return Ok(Progress::Empty);
             }
         }

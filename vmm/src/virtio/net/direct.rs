@@ -58,7 +58,8 @@ pub(super) enum Received {
     Unfit,
 }
 
-/// Buffers of the guest that are taken from its queue and not used yet; none outlive one run of the event loop.
+/// Buffers of the guest that are taken from its queue and not used yet. They are kept for the next packet as long as packets are
+/// large, until the device is held.
 pub(super) struct Pool {
     chains: Vec<Chain>,
     taken: usize,

@@ -11,7 +11,7 @@ use super::super::queue::{Chain, QueueError, VirtQueue};
 use super::super::spec::net as spec;
 use super::delivery::{Delivery, deliver};
 use super::direct::{self, HEAD_BYTES, Pool, Received};
-use super::{BATCH_PACKETS_MAX, PACKET_BYTES_MAX, PACKET_BYTES_MIN, Passing, count};
+use super::{BATCH_BYTES_MAX, BATCH_PACKETS_MAX, PACKET_BYTES_MAX, PACKET_BYTES_MIN, Passing, count};
 use crate::endpoint::packet;
 use crate::rpc::QueueCounts;
 
@@ -40,6 +40,16 @@ pub(super) enum Reached {
     More,
     /// The guest lacks buffers.
     Starved,
+}
+
+/// What came of receiving a packet into the guest's buffers.
+enum Large {
+    /// One was received.
+    Passed,
+    /// None waits.
+    Nothing,
+    /// It cannot go on like this; one that has to be looked at as a whole is in `Receiver::packet`.
+    Over,
 }
 
 impl Receiver {
@@ -81,14 +91,17 @@ impl Receiver {
         let mergeable = features & spec::F_MRG_RXBUF != 0;
         queue.suppress_notifications()?;
         let mut starved = false;
-        let mut left = BATCH_PACKETS_MAX;
+        let (mut left, bytes) = (BATCH_PACKETS_MAX, self.counts.bytes + BATCH_BYTES_MAX as u64);
         loop {
-            while left > 0
-                && mergeable
-                && self.wants_large(passing)
-                && self.receive_large(link, passing, queue)?
-            {
-                left -= 1;
+            while left > 0 && mergeable && self.wants_large(passing) {
+                match self.receive_large(link, passing, queue)? {
+                    Large::Passed => left -= 1,
+                    Large::Nothing => return Ok(Reached::Empty),
+                    Large::Over => break,
+                }
+                if self.counts.bytes >= bytes {
+                    return Ok(Reached::More);
+                }
             }
             self.pool.put_back(queue);
             if left == 0 || starved || (self.waiting == 0 && !self.next_packet(link, passing)) {
@@ -126,29 +139,28 @@ impl Receiver {
             && passing.endpoint.as_ref().is_none_or(|endpoint| !endpoint.may_answer())
     }
 
-    /// Receives one packet into the guest's buffers; false if that is over. One that has to be looked at as a whole is in
-    /// `packet` then.
+    /// Receives one packet into the guest's buffers.
     fn receive_large(
         &mut self,
         link: &mut impl Link,
         passing: &mut Passing,
         queue: &mut VirtQueue,
-    ) -> Result<bool, QueueError> {
+    ) -> Result<Large, QueueError> {
         let length = match self.pool.receive(link, queue)? {
             Received::Packet(length) => length,
-            Received::Nothing => return Ok(false),
+            Received::Nothing => return Ok(Large::Nothing),
             Received::Unfit => {
                 self.is_large = false;
-                return Ok(false);
+                return Ok(Large::Over);
             }
             Received::Failed => {
                 self.link_failed = true;
-                return Ok(false);
+                return Ok(Large::Over);
             }
         };
         self.is_large = length >= direct::LARGE_BYTES_MIN;
         if length < PACKET_BYTES_MIN {
-            return Ok(true);
+            return Ok(Large::Passed);
         }
         let head = &mut self.pool.head[spec::HEADER_BYTES..length.min(HEAD_BYTES)];
         // An endpoint has nothing against TCP.
@@ -156,7 +168,7 @@ impl Receiver {
             passing.identity.to_guest(head);
             self.pool.deliver(queue, length)?;
             count(&mut self.counts, length);
-            return Ok(true);
+            return Ok(Large::Passed);
         }
         self.packet.resize(PACKET_BYTES_MAX, 0);
         self.pool.copy(queue.memory(), &mut self.packet[..length]);
@@ -164,9 +176,14 @@ impl Receiver {
         passing.identity.to_guest(frame);
         if passing.endpoint.as_mut().is_none_or(|endpoint| endpoint.from_link(frame)) {
             self.waiting = length;
-            return Ok(false);
+            return Ok(Large::Over);
         }
-        Ok(true)
+        Ok(Large::Passed)
+    }
+
+    /// Gives back the buffers that it keeps for the next packet: somebody else may go on with the queue.
+    pub(super) fn let_go(&mut self, queue: &mut VirtQueue) {
+        self.pool.put_back(queue);
     }
 
     /// Puts the next packet for the guest into `packet`; false if there is none.

@@ -11,7 +11,7 @@ use super::super::spec::net as spec;
 use super::direct::{self, HEAD_BYTES, Vectors};
 use super::identity::Identity;
 use super::traffic::Shaper;
-use super::{BATCH_PACKETS_MAX, PACKET_BYTES_MAX, PACKET_BYTES_MIN, Passing, count};
+use super::{BATCH_BYTES_MAX, BATCH_PACKETS_MAX, PACKET_BYTES_MAX, PACKET_BYTES_MIN, Passing, count};
 use crate::endpoint::{Endpoints, Verdict, packet};
 use crate::memory::GuestMemory;
 use crate::rpc::QueueCounts;
@@ -36,6 +36,7 @@ impl Sender {
         let Self { chain, packet: tx_packet, vectors: tx_vectors } = self;
         let Passing { endpoint, shaper, identity } = passing;
         let now = Instant::now();
+        let mut bytes = 0;
         queue.work_off(chain, BATCH_PACKETS_MAX, |memory, chain| {
             let length = usize::try_from(chain.readable_bytes()).unwrap_or(usize::MAX);
             if !(PACKET_BYTES_MIN..=PACKET_BYTES_MAX).contains(&length) {
@@ -67,7 +68,8 @@ impl Sender {
             } else {
                 counts.drops += 1;
             }
-            Ok(Handled::Used(0))
+            bytes += length;
+            Ok(if bytes < BATCH_BYTES_MAX { Handled::Used(0) } else { Handled::Last(0) })
         })
     }
 }

@@ -2,18 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::super::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, packet_pair};
+use super::super::negotiation::lock;
 use super::super::net::Net;
-use super::super::spec::{net, ring};
+use super::super::spec::{feature, net, ring};
+use super::super::state::QueuePosition;
 use super::*;
 use crate::config::{InheritedFd, NicConfig, Traffic};
 
 const HEADER: usize = net::HEADER_BYTES;
 
 struct Driver {
+    device: Shared,
     guest: MockGuest,
     rx: MockQueue,
     tx: MockQueue,
@@ -34,16 +38,21 @@ fn config(mtu: u16) -> NicConfig {
 impl Driver {
     fn new(features: u64) -> Self {
         let (link, far) = packet_pair().unwrap();
-        let device = Arc::new(Mutex::new(Net::new(&config(1500), link).unwrap()));
-        let mut guest = MockGuest::new(device).unwrap();
+        let device: Shared = Arc::new(Mutex::new(Net::new(&config(1500), link).unwrap()));
+        let mut guest = MockGuest::new(device.clone()).unwrap();
         let queues = guest.bring_up(features, &[16, 16]);
         assert!(!guest.needs_reset());
-        Self { guest, rx: queues[0], tx: queues[1], far }
+        Self { device, guest, rx: queues[0], tx: queues[1], far }
+    }
+
+    /// Makes a packet available, and does not notify.
+    fn lay_out(&mut self, packet: &[u8]) {
+        self.guest.put(BUFFERS_START, packet);
+        self.tx.submit(&self.guest.memory, &[MockDescriptor::readable(BUFFERS_START, packet.len() as u32)]);
     }
 
     fn transmit(&mut self, packet: &[u8]) {
-        self.guest.put(BUFFERS_START, packet);
-        self.tx.submit(&self.guest.memory, &[MockDescriptor::readable(BUFFERS_START, packet.len() as u32)]);
+        self.lay_out(packet);
         self.guest.kick(1);
         assert!(self.tx.take_used(&self.guest.memory).is_some());
     }
@@ -268,4 +277,93 @@ fn large_packets_are_whole_whichever_way_they_take() {
     while driver.rx.take_used(&driver.guest.memory).is_none() {
         driver.send_from_far(&packet(60));
     }
+}
+
+/// What the device asks the driver to notify it of: the next packet, or none.
+fn wants_to_hear(driver: &Driver, features: u64, sent: u16) -> bool {
+    if features & feature::RING_EVENT_IDX != 0 {
+        return driver.tx.available_event(&driver.guest.memory) == sent;
+    }
+    driver.tx.used_flags(&driver.guest.memory) == 0
+}
+
+#[test]
+fn event_loop_that_is_awake_finds_what_nobody_notifies_of_and_loses_nothing_when_it_falls_asleep() {
+    for features in [0, feature::RING_EVENT_IDX] {
+        let mut driver = Driver::new(features);
+        assert!(wants_to_hear(&driver, features, 0));
+        driver.guest.stay_awake(true);
+        for (sent, length) in (1..).zip([60, 61, 62]) {
+            driver.lay_out(&packet(length));
+            assert!(driver.guest.run() && driver.receive_at_far().is_none(), "there is no event");
+            driver.guest.look();
+            assert_eq!(driver.receive_at_far(), Some(packet(length)));
+            assert!(driver.tx.take_used(&driver.guest.memory).is_some());
+            assert!(!wants_to_hear(&driver, features, sent), "the driver need not notify");
+        }
+        rustix::net::send(&driver.far, &packet(70), SendFlags::empty()).unwrap();
+        driver.offer(BUFFERS_START + 0x4000, 1600);
+        driver.guest.look();
+        assert!(driver.rx.take_used(&driver.guest.memory).is_some(), "it finds what the link brings as well");
+        driver.lay_out(&packet(63));
+        driver.guest.stay_awake(false);
+        assert!(driver.guest.run());
+        assert_eq!(driver.receive_at_far(), Some(packet(63)));
+        assert!(driver.tx.take_used(&driver.guest.memory).is_some());
+        assert!(wants_to_hear(&driver, features, 4), "from here on it is notified");
+        driver.transmit(&packet(64));
+        assert_eq!(driver.receive_at_far(), Some(packet(64)));
+    }
+}
+
+#[test]
+fn device_says_once_that_it_was_busy() {
+    let mut driver = Driver::new(0);
+    lock(&driver.device).take_busy();
+    driver.guest.run();
+    driver.guest.kick(0);
+    assert!(lock(&driver.device).take_busy().is_none(), "there was nothing");
+    let before = Instant::now();
+    driver.transmit(&packet(60));
+    assert!(lock(&driver.device).take_busy().is_some_and(|began| began >= before));
+    assert!(lock(&driver.device).take_busy().is_none());
+    driver.offer(BUFFERS_START, 1600);
+    driver.send_from_far(&packet(60));
+    assert!(lock(&driver.device).take_busy().is_some());
+}
+
+#[test]
+fn guest_that_stands_still_has_its_memory_and_its_packets_left_alone_by_who_is_awake() {
+    let mut driver = Driver::new(0);
+    lock(&driver.device).hold(true);
+    driver.guest.stay_awake(true);
+    assert!(wants_to_hear(&driver, 0, 0), "its memory does not change");
+    driver.lay_out(&packet(60));
+    driver.guest.look();
+    assert_eq!(driver.receive_at_far(), None);
+    driver.guest.stay_awake(false);
+    lock(&driver.device).hold(false);
+    assert!(driver.guest.run());
+    assert_eq!(driver.receive_at_far(), Some(packet(60)));
+}
+
+#[test]
+fn buffers_that_are_kept_for_the_next_large_packet_are_given_back_when_the_guest_stands_still() {
+    let mut driver = Driver::new(net::F_MRG_RXBUF);
+    for index in 0..16 {
+        let buffer = MockDescriptor::writable(BUFFERS_START + index * 0x2000, 0x2000);
+        driver.rx.submit(&driver.guest.memory, &[buffer]);
+    }
+    driver.guest.kick(0);
+    driver.send_from_far(&packet_of(TCP, 9000));
+    driver.send_from_far(&packet_of(TCP, 9000));
+    let used = std::iter::from_fn(|| driver.rx.take_used(&driver.guest.memory)).count() as u16;
+    let position = |driver: &Driver| lock(&driver.device).save().queues[0];
+    assert!(position(&driver).next_available > used, "more is taken than was used");
+    lock(&driver.device).hold(true);
+    assert_eq!(position(&driver), QueuePosition { next_available: used, next_used: used });
+    lock(&driver.device).hold(false);
+    driver.send_from_far(&packet_of(TCP, 9000));
+    let more = std::iter::from_fn(|| driver.rx.take_used(&driver.guest.memory)).count() as u16;
+    assert_eq!(more, used / 2, "it goes on where it was");
 }
