@@ -22,7 +22,7 @@ use storage::format::{Disk, Work};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::limiter::BucketState;
-use super::queue::{Chain, Handled, Progress, QueueError};
+use super::queue::{Chain, Handled, Progress, QueueError, VirtQueue};
 use super::spec::{block as spec, device_type};
 use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
@@ -105,6 +105,8 @@ pub struct Block {
     held: bool,
     /// The disk is larger than that of the snapshot which the guest goes on from, and the guest does not know yet.
     grown: bool,
+    /// When it began with what it did since it was asked last.
+    busy: Option<Instant>,
 }
 
 /// What a snapshot holds of a disk.
@@ -178,6 +180,7 @@ impl Block {
             throttle: None,
             held: false,
             grown: false,
+            busy: None,
         })
     }
 
@@ -209,6 +212,15 @@ impl Block {
 
     /// Begins what is in the queues, and gives back what is done.
     fn work(&mut self, active: &mut Activation) -> Result<(), QueueError> {
+        let (began, before) = (Instant::now(), active.used());
+        self.work_off(active)?;
+        if active.used() != before {
+            self.busy.get_or_insert(began);
+        }
+        Ok(())
+    }
+
+    fn work_off(&mut self, active: &mut Activation) -> Result<(), QueueError> {
         self.backend.collect();
         self.deliver(active)?;
         let can_flush = active.features & spec::F_FLUSH != 0;
@@ -394,6 +406,27 @@ impl VirtioDevice for Block {
             self.finish();
         } else {
             self.queue_events.iter().for_each(super::kick);
+        }
+    }
+
+    fn take_busy(&mut self) -> Option<Instant> {
+        self.busy.take()
+    }
+
+    fn stay_awake(&mut self, awake: bool) {
+        let (held, events) = (self.held, &self.queue_events);
+        let Some(active) = &mut self.active else { return };
+        for (index, event) in events.iter().enumerate() {
+            if held { active.watch_no_more(index) } else { active.watch(index, awake, event) }
+        }
+    }
+
+    fn look(&mut self, _ops: &mut EventOps<'_>) {
+        let waits = |queue: &VirtQueue| queue.is_used() && queue.has_available().unwrap_or(true);
+        let is_due = self.backend.under_way() > 0
+            || self.active.as_ref().is_some_and(|active| active.queues.iter().any(waits));
+        if is_due && !self.held && !self.is_stalled() {
+            self.with_queues(Self::work);
         }
     }
 

@@ -158,6 +158,33 @@ impl Activation {
         Ok(())
     }
 
+    /// Has the driver not notify of queue `index` while the event loop is awake and looks, or notify again: of what it made
+    /// available in between the device is told by `event`.
+    fn watch(&mut self, index: usize, awake: bool, event: &EventFd) {
+        let queue = &mut self.queues[index];
+        if !queue.is_used() {
+            return;
+        }
+        queue.watch(awake);
+        let is_due =
+            if awake { queue.suppress_notifications().map(|()| false) } else { queue.allow_notifications() };
+        // What is wrong with a queue is found, and said, where it is worked off.
+        if is_due.unwrap_or(true) {
+            kick(event);
+        }
+    }
+
+    /// The guest stands still, and so does its memory: nobody looks at queue `index`, and nothing is said to its driver. Once
+    /// the guest goes on, all queues are worked off.
+    fn watch_no_more(&mut self, index: usize) {
+        self.queues[index].watch(false);
+    }
+
+    /// Grows with whatever is used in any queue.
+    fn used(&self) -> u64 {
+        self.queues.iter().map(|queue| u64::from(queue.position().next_used)).sum()
+    }
+
     /// What follows when queue `index` was worked off: the driver hears of it, and what was more than a batch is worked off
     /// when the event loop has served its other devices.
     fn settle(

@@ -347,26 +347,7 @@ impl<L: Link> VirtioDevice for Net<L> {
     }
 
     fn stay_awake(&mut self, awake: bool) {
-        self.is_awake = awake;
-        let Some(mut active) = self.active.take() else { return };
-        for (_, index) in self.transmit_queues(active.features) {
-            let queue = &mut active.queues[index];
-            queue.watch(awake);
-            // While the guest stands still, its memory does. Once it goes on, all queues are looked at.
-            if self.held || !queue.is_used() {
-                continue;
-            }
-            let is_due = if awake {
-                queue.suppress_notifications().map(|()| false)
-            } else {
-                queue.allow_notifications()
-            };
-            // What is wrong with a queue is found, and said, where it is worked off.
-            if is_due.unwrap_or(true) {
-                super::kick(&self.queue_events[index]);
-            }
-        }
-        self.active = Some(active);
+        self.watch_queues(awake);
     }
 
     fn look(&mut self, ops: &mut EventOps<'_>) {

@@ -243,6 +243,8 @@ pub struct VirtQueue {
     chain_bytes_max: u64,
     /// Somebody looks whether chains are available: the driver need not notify.
     is_watched: bool,
+    /// The driver was asked not to notify.
+    is_suppressed: bool,
 }
 
 impl VirtQueue {
@@ -276,7 +278,14 @@ impl VirtQueue {
     }
 
     fn of(queue: Queue, memory: GuestMemory) -> Self {
-        Self { queue, memory, signalled: 0, chain_bytes_max: CHAIN_BYTES_MAX, is_watched: false }
+        Self {
+            queue,
+            memory,
+            signalled: 0,
+            chain_bytes_max: CHAIN_BYTES_MAX,
+            is_watched: false,
+            is_suppressed: false,
+        }
     }
 
     /// Whether the driver has set it up.
@@ -385,11 +394,16 @@ impl VirtQueue {
 
     /// Asks the driver not to notify while the queue is being worked off.
     pub fn suppress_notifications(&mut self) -> Result<(), QueueError> {
+        // Not written twice: the driver's processor has it in its cache, beside what it looks at.
+        if std::mem::replace(&mut self.is_suppressed, true) {
+            return Ok(());
+        }
         self.queue.disable_notification(&self.memory).map_err(|_| QueueError::Layout)
     }
 
     /// Asks the driver to notify again; true if chains became available meanwhile.
     pub fn allow_notifications(&mut self) -> Result<bool, QueueError> {
+        self.is_suppressed = false;
         self.queue.enable_notification(&self.memory).map_err(|_| QueueError::Layout)
     }
 

@@ -29,7 +29,7 @@ impl<L: Link> Net<L> {
             tracing::warn!(%error, "the tap takes no offloads; the guest's connections may stall");
         }
         let began = Instant::now();
-        let before = self.passed(&active);
+        let before = active.used();
         let done = match role {
             Some(Role::Receive(pair)) => self.pass(&mut active, ops, pair, false),
             Some(Role::Transmit(pair)) => self.pass(&mut active, ops, pair, true),
@@ -47,7 +47,7 @@ impl<L: Link> Net<L> {
             broken(&active, device_type::NET, error);
             return self.ends.ignore(ops);
         }
-        if self.passed(&active) != before {
+        if active.used() != before {
             self.busy.get_or_insert(began);
         }
         self.active = Some(active);
@@ -60,14 +60,23 @@ impl<L: Link> Net<L> {
         }
     }
 
-    /// Grows with whatever is passed in any queue.
-    fn passed(&self, active: &Activation) -> u64 {
-        active.queues.iter().map(|queue| u64::from(queue.position().next_used)).sum()
-    }
-
     /// The queues that the driver sends by.
     pub(super) fn transmit_queues(&self, features: u64) -> impl Iterator<Item = (usize, usize)> + use<L> {
         (0..self.pairs_of(features)).map(|pair| (pair, spec::QUEUES_OF_PAIR * pair + spec::QUEUE_TX))
+    }
+
+    /// Has the driver not notify of what it sends as long as the event loop is awake and looks.
+    pub(super) fn watch_queues(&mut self, awake: bool) {
+        self.is_awake = awake;
+        let Some(mut active) = self.active.take() else { return };
+        for (_, index) in self.transmit_queues(active.features) {
+            if self.held {
+                active.watch_no_more(index);
+            } else {
+                active.watch(index, awake, &self.queue_events[index]);
+            }
+        }
+        self.active = Some(active);
     }
 
     /// Works off both directions of a pair and settles what to listen to. What a pair has to send is sent though the driver uses it no

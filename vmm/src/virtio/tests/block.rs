@@ -277,3 +277,41 @@ fn full_queue_is_worked_off_in_batches_with_one_notification() {
     assert_eq!((0..64).filter(|_| queue.take_used(&guest.memory).is_some()).count(), 64);
     assert_eq!(queue.used_flags(&guest.memory), 0, "notifications are wanted again");
 }
+
+#[test]
+fn event_loop_that_is_awake_finds_requests_that_nobody_notifies_of() {
+    for features in [FEATURES, FEATURES | feature::RING_EVENT_IDX] {
+        let disk = MemoryDisk::new(1 << 16);
+        let device = block_device(&disk, false);
+        let mut guest = MockGuest::new(device.clone()).unwrap();
+        let mut queue = guest.bring_up(features, &[16])[0];
+        guest.put(HEADER, &[block::T_FLUSH as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let flush = [MockDescriptor::readable(HEADER, 16), MockDescriptor::writable(STATUS, 1)];
+        let flushes = || disk.state(|state| state.flushes);
+        device.lock().unwrap().take_busy();
+        guest.stay_awake(true);
+        queue.submit(&guest.memory, &flush);
+        assert!(guest.run() && flushes() == 0, "there is no event");
+        assert!(device.lock().unwrap().take_busy().is_none());
+        guest.look();
+        assert_eq!(flushes(), 1);
+        assert!(queue.take_used(&guest.memory).is_some());
+        assert!(device.lock().unwrap().take_busy().is_some(), "there may be more");
+        // A guest that stands still is left alone, awake or not.
+        device.lock().unwrap().hold(true);
+        queue.submit(&guest.memory, &flush);
+        guest.look();
+        guest.stay_awake(false);
+        assert!(guest.run() && flushes() == 1);
+        device.lock().unwrap().hold(false);
+        assert!(guest.run() && flushes() == 2, "it goes on with what it asked for");
+        // What comes just before the loop sleeps is not lost.
+        guest.stay_awake(true);
+        queue.submit(&guest.memory, &flush);
+        guest.stay_awake(false);
+        assert!(guest.run() && flushes() == 3);
+        queue.submit(&guest.memory, &flush);
+        guest.kick(0);
+        assert_eq!(flushes(), 4);
+    }
+}
