@@ -79,8 +79,8 @@ impl EventLoop {
     fn stay_awake(&mut self, ending: &EndingSignal) -> Result<(), Error> {
         let Some(mut until) = self.awake_until() else { return Ok(()) };
         self.each_device(|device| lock(device).stay_awake(true));
-        for looks in 1_u32.. {
-            if looks % LOOKS_OF_TURN == 0 {
+        for look in (1..=LOOKS_OF_TURN).cycle() {
+            if look == LOOKS_OF_TURN {
                 self.turn(NOT_AT_ALL)?;
             }
             if ending.said().is_some() || Instant::now() > until {
