@@ -212,5 +212,23 @@ fn clear_by_its_key_alone() -> Result<()> {
         let said = typist.say("disk-read 0 5")?;
         ensure!(said == clear, "of a disk that came later: {said}");
         Ok(())
-    })
+    })?;
+    let (control, plain) = (files.path("control"), files.path("plain"));
+    fs::write(&plain, vec![0; 1 << 20])?;
+    vmm(&["attach-disk", &control, &plain])?;
+    for file in [&disk, &plain] {
+        fs::OpenOptions::new().write(true).open(file)?.set_len(2 << 20)?;
+    }
+    for (file, sentence) in [
+        (disk.clone(), "is encrypted: give its key"),
+        (format!("{plain},key-file={}", files.path("key")), "is not encrypted: give it without"),
+    ] {
+        let said = refused(&["resize-disk", &control, &file])?;
+        ensure!(said.contains(sentence), "{said}");
+    }
+    vmm(&["resize-disk", &control, &with("key")])?;
+    vmm(&["resize-disk", &control, &plain])?;
+    let said = typist.say("disk-read 0 5")?;
+    ensure!(said == clear, "of a disk that became larger: {said}");
+    Ok(())
 }

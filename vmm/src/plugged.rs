@@ -56,6 +56,14 @@ pub enum Error {
         /// What it had.
         before: u64,
     },
+    /// It lies encrypted, and was given without its key.
+    #[error(
+        "the guest's disk is encrypted: give its key, as when the guest got it (`key-file=` behind its name)"
+    )]
+    KeyMissing,
+    /// It lies in the clear, and was given with a key.
+    #[error("the guest's disk is not encrypted: give it without a key, as when the guest got it")]
+    KeyGiven,
     /// It is where nothing can be unplugged.
     #[error("the device is on virtio-mmio, from which nothing can be taken while the guest runs")]
     Fixed,
@@ -244,11 +252,16 @@ impl Devices {
     /// Serves a disk that has become larger from what it is now, right after [`Self::write_out_disk`], and tells the guest.
     ///
     /// # Errors
-    /// There is none with that serial number, or it is smaller; nothing has changed.
+    /// There is none with that serial number, it is smaller, or one of them is encrypted and the other not; nothing has changed.
     pub fn replace_disk(&mut self, serial: &str, spec: DiskSpec) -> Result<(), Error> {
         let name = DeviceName::Disk(serial.to_owned());
         let device = self.list.iter_mut().find(|device| device.name.as_ref() == Some(&name));
         let device = device.ok_or(Error::Missing)?;
+        match (lock(&device.shared).is_encrypted(), spec.disk.stored().is_some()) {
+            (true, false) => return Err(Error::KeyMissing),
+            (false, true) => return Err(Error::KeyGiven),
+            _ => {}
+        }
         let (now, before) = (spec.disk.size_bytes() / SECTOR_BYTES * SECTOR_BYTES, bytes_of(device));
         match now.cmp(&before) {
             Ordering::Less => return Err(Error::Smaller { now, before }),

@@ -448,6 +448,10 @@ impl VirtioDevice for Block {
         Some(if self.backend.ring().is_some() { DiskEngine::IoUring } else { DiskEngine::Synchronous })
     }
 
+    fn is_encrypted(&self) -> bool {
+        self.backend.is_encrypted()
+    }
+
     fn take_ring(&mut self) -> Option<Ring> {
         self.finish();
         self.backend.abandon();

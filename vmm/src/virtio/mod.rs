@@ -292,6 +292,11 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
         None
     }
 
+    /// Whether the disk lies encrypted, if this is one.
+    fn is_encrypted(&self) -> bool {
+        false
+    }
+
     /// Gives its ring away, if it has one, and does without from now on: nobody drives it any more.
     fn take_ring(&mut self) -> Option<block::ring::Ring> {
         None

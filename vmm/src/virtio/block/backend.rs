@@ -73,6 +73,10 @@ impl Backend {
         self.disk.size_bytes()
     }
 
+    pub(super) fn is_encrypted(&self) -> bool {
+        self.disk.stored().is_some()
+    }
+
     /// Serves another disk; what is under way is finished with the one before.
     pub(super) fn replace(&mut self, disk: Box<dyn Disk>) {
         debug_assert_eq!(self.under_way(), 0, "what is under way belongs to the disk before");
