@@ -21,7 +21,7 @@ use crate::interrupts::Pins;
 use crate::load::Load;
 use crate::nic::{NICS_MAX, Nic};
 use crate::parse::cmdline::{MmioDevice, load_ms, mmio_devices};
-use crate::pci::{self, Function};
+use crate::pci;
 use crate::physical::MEMORY_END;
 use crate::pmem::{self, Pmem};
 use crate::transport::Transport;
@@ -62,9 +62,8 @@ pub enum Device {
 pub fn find(cmdline: &str, ecam: Option<u64>, pins: &Pins, spare: &Range<u64>) -> Vec<Device> {
     let mut devices = Vec::new();
     let mut named = false;
-    // Of those on the bus none is taken for it: whoever measures has a kernel that is an ELF image.
-    let mut loads = load_ms(cmdline) > 0;
-    let mut traffics = crate::parse::cmdline::traffic(cmdline).is_some();
+    let mut measured =
+        Measured { disk: load_ms(cmdline) > 0, network: crate::parse::cmdline::traffic(cmdline).is_some() };
     for device in mmio_devices(cmdline).take(DEVICES_MAX) {
         named = true;
         // The driver's crate does not know these.
@@ -82,46 +81,68 @@ pub fn find(cmdline: &str, ecam: Option<u64>, pins: &Pins, spare: &Range<u64>) -
             continue;
         }
         let transport = Transport::mmio(transport);
-        if loads && transport.device_type() == DeviceType::Block {
-            devices.extend(Load::new(transport).map(Device::Load));
-            loads = false;
-            continue;
-        }
-        if traffics && transport.device_type() == DeviceType::Network {
-            match Wire::new(transport) {
-                Some(wire) => devices.push(Device::Wire(wire)),
-                None => println!("device {:#x}: {}", device.base, traffic::Error::Device),
+        let transport = match measured.take(transport) {
+            Ok(device) => {
+                devices.extend(device);
+                continue;
             }
-            traffics = false;
-            continue;
-        }
+            Err(transport) => transport,
+        };
         match set_up(transport, spare) {
             Ok(found) => devices.push(found),
             Err(error) => println!("device {:#x}: {error}", device.base),
         }
     }
     for function in ecam.filter(|_| !named).into_iter().flat_map(pci::functions) {
-        devices.extend(on_pci(function, spare, |kind| is_wanted(&devices, kind)));
+        let Some(transport) = Transport::pci(function) else { continue };
+        match measured.take(transport) {
+            Ok(device) => devices.extend(device),
+            Err(transport) => devices.extend(on_pci(transport, spare, |kind| is_wanted(&devices, kind))),
+        }
     }
     devices
 }
 
+/// What the command line has measured, of each the first device of its kind.
+struct Measured {
+    disk: bool,
+    network: bool,
+}
+
+impl Measured {
+    /// Takes the device for its load, if that is asked for, or gives it back. One that is not fit for it is nobody's.
+    fn take(&mut self, transport: Transport) -> Result<Option<Device>, Transport> {
+        match transport.device_type() {
+            DeviceType::Block if core::mem::take(&mut self.disk) => {
+                Ok(Load::new(transport).map(Device::Load))
+            }
+            DeviceType::Network if core::mem::take(&mut self.network) => {
+                let wire = Wire::new(transport);
+                if wire.is_none() {
+                    println!("traffic: failed: {}", traffic::Error::Device);
+                }
+                Ok(wire.map(Device::Wire))
+            }
+            _ => Err(transport),
+        }
+    }
+}
+
 /// Sets up what came to a slot of the PCI bus, if `is_wanted` says so of its type; one that fails is named on the console.
 pub fn in_slot(ecam: u64, slot: u8, is_wanted: impl FnOnce(DeviceType) -> bool) -> Option<Device> {
-    on_pci(pci::function_in(ecam, slot)?, &(0..0), is_wanted)
+    on_pci(Transport::pci(pci::function_in(ecam, slot)?)?, &(0..0), is_wanted)
 }
 
 fn on_pci(
-    function: Function,
+    transport: Transport,
     spare: &Range<u64>,
     is_wanted: impl FnOnce(DeviceType) -> bool,
 ) -> Option<Device> {
-    let slot = function.slot();
-    let transport = Transport::pci(function)?;
+    let slot = transport.slot();
     if !is_wanted(transport.device_type()) {
         return None;
     }
-    set_up(transport, spare).map_err(|error| println!("pci slot {slot}: {error}")).ok()
+    set_up(transport, spare).map_err(|error| println!("pci slot {}: {error}", slot.unwrap_or_default())).ok()
 }
 
 fn is_wanted(devices: &[Device], kind: DeviceType) -> bool {
