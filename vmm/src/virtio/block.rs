@@ -414,10 +414,8 @@ impl VirtioDevice for Block {
     }
 
     fn stay_awake(&mut self, awake: bool) {
-        let (held, events) = (self.held, &self.queue_events);
-        let Some(active) = &mut self.active else { return };
-        for (index, event) in events.iter().enumerate() {
-            if held { active.watch_no_more(index) } else { active.watch(index, awake, event) }
+        if let Some(active) = &mut self.active {
+            active.watch(0..self.queue_events.len(), (awake, self.held), &self.queue_events);
         }
     }
 

@@ -158,26 +158,31 @@ impl Activation {
         Ok(())
     }
 
-    /// Has the driver not notify of queue `index` while the event loop is awake and looks, or notify again: of what it made
-    /// available in between the device is told by `event`.
-    fn watch(&mut self, index: usize, awake: bool, event: &EventFd) {
-        let queue = &mut self.queues[index];
-        if !queue.is_used() {
-            return;
+    /// Has the driver not notify of these queues while the event loop is awake and looks, or notify again: of what it made available
+    /// in between the device is told by their `events`. While the guest stands still (`held`), so does its memory: nobody looks,
+    /// and nothing is said; once it goes on, all queues are worked off.
+    fn watch(
+        &mut self,
+        queues: impl Iterator<Item = usize>,
+        (awake, held): (bool, bool),
+        events: &[EventFd],
+    ) {
+        for index in queues {
+            let queue = &mut self.queues[index];
+            queue.watch(awake && !held);
+            if held || !queue.is_used() {
+                continue;
+            }
+            let is_due = if awake {
+                queue.suppress_notifications().map(|()| false)
+            } else {
+                queue.allow_notifications()
+            };
+            // What is wrong with a queue is found, and said, where it is worked off.
+            if is_due.unwrap_or(true) {
+                kick(&events[index]);
+            }
         }
-        queue.watch(awake);
-        let is_due =
-            if awake { queue.suppress_notifications().map(|()| false) } else { queue.allow_notifications() };
-        // What is wrong with a queue is found, and said, where it is worked off.
-        if is_due.unwrap_or(true) {
-            kick(event);
-        }
-    }
-
-    /// The guest stands still, and so does its memory: nobody looks at queue `index`, and nothing is said to its driver. Once
-    /// the guest goes on, all queues are worked off.
-    fn watch_no_more(&mut self, index: usize) {
-        self.queues[index].watch(false);
     }
 
     /// Grows with whatever is used in any queue.

@@ -237,6 +237,11 @@ impl<L: Link> Net<L> {
         if features & spec::F_MQ == 0 { 1 } else { self.pairs.len() }
     }
 
+    /// How many there are to the driver, if it has started the device.
+    fn active_pairs(&self) -> usize {
+        self.active.as_ref().map_or(0, |active| self.pairs_of(active.features))
+    }
+
     /// What queue `index` is for to a driver with these features; nothing if to that one there is no such queue.
     fn role(&self, index: usize, features: u64) -> Option<Role> {
         let pairs = self.pairs_of(features);
@@ -346,15 +351,20 @@ impl<L: Link> VirtioDevice for Net<L> {
         self.busy.take()
     }
 
+    /// The queues that the driver sends by: what comes to the others is for the link to bring.
     fn stay_awake(&mut self, awake: bool) {
-        self.watch_queues(awake);
+        self.is_awake = awake;
+        let pairs = self.active_pairs();
+        if let Some(active) = &mut self.active {
+            let queues = (0..pairs).map(|pair| spec::QUEUES_OF_PAIR * pair + spec::QUEUE_TX);
+            active.watch(queues, (awake, self.held), &self.queue_events);
+        }
     }
 
     fn look(&mut self, ops: &mut EventOps<'_>) {
-        let features =
-            self.active.as_ref().filter(|_| !self.held && !self.closed).map(|active| active.features);
-        let pairs = features.map_or(0, |features| self.pairs_of(features));
-        (0..pairs).for_each(|pair| self.work(ops, Some(Role::Transmit(pair)), true));
+        if !self.held && !self.closed {
+            (0..self.active_pairs()).for_each(|pair| self.work(ops, Some(Role::Transmit(pair)), true));
+        }
     }
 
     /// Packets that waited are dropped, as any network drops them. So is what the endpoint knows of the guest: leases are

@@ -60,25 +60,6 @@ impl<L: Link> Net<L> {
         }
     }
 
-    /// The queues that the driver sends by.
-    pub(super) fn transmit_queues(&self, features: u64) -> impl Iterator<Item = (usize, usize)> + use<L> {
-        (0..self.pairs_of(features)).map(|pair| (pair, spec::QUEUES_OF_PAIR * pair + spec::QUEUE_TX))
-    }
-
-    /// Has the driver not notify of what it sends as long as the event loop is awake and looks.
-    pub(super) fn watch_queues(&mut self, awake: bool) {
-        self.is_awake = awake;
-        let Some(mut active) = self.active.take() else { return };
-        for (_, index) in self.transmit_queues(active.features) {
-            if self.held {
-                active.watch_no_more(index);
-            } else {
-                active.watch(index, awake, &self.queue_events[index]);
-            }
-        }
-        self.active = Some(active);
-    }
-
     /// Works off both directions of a pair and settles what to listen to. What a pair has to send is sent though the driver uses it no
     /// more, and is answered to one that it uses.
     fn pass(
