@@ -93,8 +93,7 @@ const FORKS: &str = "wisp vmm boot --kernel vmlinux --disk /dev/vda --mem 128 --
 
 /// On the host: a guest of the slim kernel whose memory is the host's reserved huge pages, of which so few are left at last; and
 /// one for which there are too few.
-const HUGE: &str = "echo 40 >/proc/sys/vm/nr_hugepages; \
-    wisp vmm boot --kernel vmlinux --disk /dev/vda --mem 64 --huge-pages hugetlb --cmdline 'root=/dev/vda quiet' </dev/null & vmm=$!; \
+const HUGE: &str = "wisp vmm boot --kernel vmlinux --disk /dev/vda --mem 64 --huge-pages hugetlb --cmdline 'root=/dev/vda quiet' </dev/null & vmm=$!; \
     while kill -0 $vmm 2>/dev/null; do grep HugePages_Free /proc/meminfo; sleep 0.1; done | sort -n -k 2 | head -n 1; \
     wait $vmm || exit 6; \
     wisp vmm boot --kernel vmlinux --mem 128 --huge-pages hugetlb 2>&1 </dev/null | sed 's/^/refused: /'";
@@ -202,7 +201,8 @@ pub(super) fn path(path: &Path) -> &str {
 /// Two processors, which take turns on the one that the lab has (with two, its emulation of SVM has a guest stop now and
 /// then); the ramdisk as the package makes it, the root on virtio-blk; a reboot from inside. The second time it is shown no
 /// more of the processor than every host has, and has every device that can be asked for, by one of which it ends, in another
-/// process than the one that began with it. Then the slim kernel, which has a driver for generation ids: of one guest there are two; and in the host's reserved huge pages.
+/// process than the one that began with it. Then the slim kernel, which has a driver for generation ids: of one guest there are two; and
+/// it runs in the host's reserved huge pages.
 fn kernels_boot_from_disk_reboot_are_handed_over_and_forked() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let slim = slim_kernel(directory.path())?;
@@ -217,7 +217,8 @@ fn kernels_boot_from_disk_reboot_are_handed_over_and_forked() -> Result<()> {
         "end=end=reboot; {boot} || exit 9; echo again; end=devices; echo 'kept in memory' >/tmp/memory; \
          {HINTS} & {boot} --cpu baseline --console file=/tmp/hvc0 --balloon 64,firm --pmem /tmp/memory,ro --vsock /tmp/vsock \
          --tap t0,queues=2 --watchdog reset --upgradable --control /tmp/control </dev/null; code=$?; \
-         while wisp vmm status /tmp/control >/dev/null 2>&1; do sleep 1; done; cat /tmp/errors >&2; {FORKS}; {HUGE}; \
+         while wisp vmm status /tmp/control >/dev/null 2>&1; do sleep 1; done; cat /tmp/errors >&2; {FORKS}; \
+         echo {HUGE_PAGES} >/proc/sys/vm/nr_hugepages; {HUGE}; \
          echo \"on the host: $(tail -n 1 /tmp/hvc0)\"; echo \"hints: $(cat /tmp/hints)\"; \
          sed 's/^/host: /' /tmp/queues; head -c 4096 /dev/vda >/dev/null; exit $code"
     );
