@@ -26,8 +26,8 @@ use std::sync::Arc;
 use vm_memory::bitmap::{AtomicBitmap, BS, NewBitmap as _};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
-    Address, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
-    VolatileSlice,
+    Address, Bytes as _, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
+    MmapRegion, VolatileSlice,
 };
 
 use crate::config::HugePages;
@@ -44,6 +44,23 @@ pub(crate) type Slice<'a> = VolatileSlice<'a, BS<'a, AtomicBitmap>>;
 pub(crate) fn whole_slice(memory: &GuestMemory, address: GuestAddress, bytes: usize) -> Option<Slice<'_>> {
     let (region, at) = memory.to_region_addr(address)?;
     region.get_slice(at, bytes).ok()
+}
+
+/// Fills `data` with what lies at `address`; false if not all of it is guest memory.
+pub(crate) fn read(memory: &GuestMemory, address: GuestAddress, data: &mut [u8]) -> bool {
+    match whole_slice(memory, address, data.len()) {
+        Some(slice) => slice.copy_to(data) == data.len(),
+        None => memory.read_slice(data, address).is_ok(),
+    }
+}
+
+/// Copies `data` to `address`; false if not all of it is guest memory.
+pub(crate) fn write(memory: &GuestMemory, address: GuestAddress, data: &[u8]) -> bool {
+    let Some(slice) = whole_slice(memory, address, data.len()) else {
+        return memory.write_slice(data, address).is_ok();
+    };
+    slice.copy_from(data);
+    true
 }
 
 /// Bytes in one MiB.

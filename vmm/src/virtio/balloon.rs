@@ -176,8 +176,9 @@ impl Balloon {
     fn ask(&mut self) {
         let (Some(active), Some(kept)) = (&mut self.active, self.kept.take()) else { return };
         let given = active.queues[spec::QUEUE_STATISTICS].push_used(&kept, 0);
-        if let Err(error) = given.and_then(|()| active.signal(spec::QUEUE_STATISTICS)) {
-            self.fail(error);
+        match given {
+            Ok(()) => active.signal(spec::QUEUE_STATISTICS),
+            Err(error) => self.fail(error),
         }
     }
 
@@ -293,9 +294,9 @@ impl Balloon {
         let queue = &mut active.queues[spec::QUEUE_STATISTICS];
         // One buffer is kept; a driver that gives more of them has the one before back.
         for _ in 0..BATCH_BUFFERS_MAX {
-            queue.suppress_notifications()?;
+            queue.suppress_notifications();
             if !queue.pop(&mut self.chain)? {
-                if queue.allow_notifications()? {
+                if queue.allow_notifications() {
                     continue;
                 }
                 break;
@@ -305,7 +306,8 @@ impl Balloon {
                 queue.push_used(&before, 0)?;
             }
         }
-        active.signal(spec::QUEUE_STATISTICS)
+        active.signal(spec::QUEUE_STATISTICS);
+        Ok(())
     }
 }
 

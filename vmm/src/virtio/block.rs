@@ -253,7 +253,8 @@ impl Block {
             let waiting = (0..).zip(&self.queue_events).filter(|(index, _)| full & (1 << index) != 0);
             waiting.for_each(|(_, event)| super::kick(event));
         }
-        (0..active.queues.len()).try_for_each(|index| active.signal(index))
+        active.signal_all();
+        Ok(())
     }
 
     /// A request waits for a limit, and all behind it.
@@ -279,7 +280,8 @@ impl Block {
         self.with_queues(|this, active| {
             this.backend.collect();
             this.deliver(active)?;
-            (0..active.queues.len()).try_for_each(|index| active.signal(index))
+            active.signal_all();
+            Ok(())
         });
     }
 
@@ -288,7 +290,8 @@ impl Block {
         self.with_queues(|this, active| {
             this.backend.wait();
             this.deliver(active)?;
-            (0..active.queues.len()).try_for_each(|index| active.signal(index))
+            active.signal_all();
+            Ok(())
         });
     }
 
@@ -420,7 +423,7 @@ impl VirtioDevice for Block {
     }
 
     fn look(&mut self, _ops: &mut EventOps<'_>) {
-        let waits = |queue: &VirtQueue| queue.is_used() && queue.has_available().unwrap_or(true);
+        let waits = |queue: &VirtQueue| queue.has_available();
         let is_due = self.backend.under_way() > 0
             || self.active.as_ref().is_some_and(|active| active.queues.iter().any(waits));
         if is_due && !self.held && !self.is_stalled() {

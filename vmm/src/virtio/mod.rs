@@ -150,12 +150,16 @@ pub struct Activation {
 
 impl Activation {
     /// Tells the driver of what was used of queue `index`, if it wants to hear of it.
-    fn signal(&mut self, index: usize) -> Result<(), queue::QueueError> {
-        if self.queues[index].take_signal()? {
+    fn signal(&mut self, index: usize) {
+        if self.queues[index].take_signal() {
             // A device has a handful of queues.
             self.interrupt.queue_used(index as u16);
         }
-        Ok(())
+    }
+
+    /// The same of all queues.
+    fn signal_all(&mut self) {
+        (0..self.queues.len()).for_each(|index| self.signal(index));
     }
 
     /// Has the driver not notify of these queues while the event loop is awake and looks, or notify again: of what it made available
@@ -173,13 +177,9 @@ impl Activation {
             if held || !queue.is_used() {
                 continue;
             }
-            let is_due = if awake {
-                queue.suppress_notifications().map(|()| false)
-            } else {
-                queue.allow_notifications()
-            };
-            // What is wrong with a queue is found, and said, where it is worked off.
-            if is_due.unwrap_or(true) {
+            if awake {
+                queue.suppress_notifications();
+            } else if queue.allow_notifications() {
                 kick(&events[index]);
             }
         }
@@ -198,7 +198,7 @@ impl Activation {
         progress: queue::Progress,
         events: &[EventFd],
     ) -> Result<queue::Progress, queue::QueueError> {
-        self.signal(index)?;
+        self.signal(index);
         if progress == queue::Progress::More {
             kick(&events[index]);
         }

@@ -316,7 +316,7 @@ impl Negotiation {
         let device = lock(&self.device);
         let checked = |(index, queue): (usize, &QueueSetup)| {
             if !queue.ready && !device.needs_queue(index, self.accepted) {
-                return VirtQueue::unused(self.memory.clone(), queue.size_max).ok();
+                return Some(VirtQueue::unused(self.memory.clone(), queue.size_max));
             }
             let checked = VirtQueue::new(self.memory.clone(), queue.layout, queue.size_max, event_idx);
             checked.ok().filter(|_| queue.ready)

@@ -201,7 +201,8 @@ impl Vsock {
             // Four bytes.
             Ok(Handled::Used(written as u32))
         })?;
-        active.signal(spec::QUEUE_EVENT)
+        active.signal(spec::QUEUE_EVENT);
+        Ok(())
     }
 
     fn settle(&mut self, ops: &mut EventOps<'_>) {

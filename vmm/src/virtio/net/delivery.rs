@@ -35,7 +35,7 @@ pub(super) fn deliver(
         let chain = &mut chains[usize::from(count)];
         if !queue.pop(chain)? {
             // Asked for while the index stands behind all that is available: the next buffer notifies.
-            if queue.allow_notifications()? {
+            if queue.allow_notifications() {
                 continue;
             }
             queue.undo_pop(count);

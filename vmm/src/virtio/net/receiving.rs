@@ -89,7 +89,7 @@ impl Receiver {
         features: u64,
     ) -> Result<Reached, QueueError> {
         let mergeable = features & spec::F_MRG_RXBUF != 0;
-        queue.suppress_notifications()?;
+        queue.suppress_notifications();
         let mut starved = false;
         let (mut left, bytes) = (BATCH_PACKETS_MAX, self.counts.bytes + BATCH_BYTES_MAX as u64);
         loop {

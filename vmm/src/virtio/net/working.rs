@@ -107,7 +107,7 @@ impl<L: Link> Net<L> {
         }
         let told = (active.features, &mut pairs[pair].sent);
         let progress = sender.transmit(&mut ends.of(Place { pair, used: *used }), passing, queue, told)?;
-        active.signal(index)?;
+        active.signal(index);
         Ok(progress)
     }
 
@@ -121,7 +121,7 @@ impl<L: Link> Net<L> {
         }
         let mut ends = ends.of(Place { pair, used: *used });
         let reached = pairs[pair].receiver.receive(&mut ends, passing, queue, active.features)?;
-        active.signal(index)?;
+        active.signal(index);
         Ok(Some(reached))
     }
 
