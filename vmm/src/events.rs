@@ -77,31 +77,43 @@ impl EventLoop {
 
     /// Looks for more as long as more comes, if it is likely to.
     fn stay_awake(&mut self, ending: &EndingSignal) -> Result<(), Error> {
-        let Some(mut until) = self.awake_until() else { return Ok(()) };
+        let began = self.devices.values().filter_map(|(_, device)| lock(device).take_busy()).min();
+        let mut now = Instant::now();
+        let Some(mut until) = began.and_then(|began| self.awake.after(began, now)) else { return Ok(()) };
         self.each_device(|device| lock(device).stay_awake(true));
         for look in (1..=LOOKS_OF_TURN).cycle() {
             if look == LOOKS_OF_TURN {
                 self.turn(NOT_AT_ALL)?;
+                now = Instant::now();
             }
-            if ending.said().is_some() || Instant::now() > until {
+            if ending.said().is_some() {
                 break;
             }
-            for (id, device) in self.devices.values() {
-                // A device that the loop has is a subscriber of it.
-                if let Ok(mut ops) = self.manager.event_ops(*id) {
-                    lock(device).look(&mut ops);
-                }
+            if now > until {
+                self.awake.gives_up(now);
+                break;
             }
-            until = self.awake_until().unwrap_or(until);
+            let began = self.look();
+            now = Instant::now();
+            if let Some(began) = began {
+                self.awake.found();
+                until = self.awake.after(began, now).unwrap_or(until);
+            }
         }
         self.each_device(|device| lock(device).stay_awake(false));
         Ok(())
     }
 
-    /// Until when it is worth staying awake for what devices have just done, if they did anything.
-    fn awake_until(&mut self) -> Option<Instant> {
-        let began = self.devices.values().filter_map(|(_, device)| lock(device).take_busy()).min()?;
-        self.awake.after(began, Instant::now())
+    /// Has the devices look for what came; when they began with it, if something did.
+    fn look(&mut self) -> Option<Instant> {
+        let looked = self.devices.values().filter_map(|(id, device)| {
+            // A device that the loop has is a subscriber of it.
+            let mut ops = self.manager.event_ops(*id).ok()?;
+            let mut device = lock(device);
+            device.look(&mut ops);
+            device.take_busy()
+        });
+        looked.min()
     }
 
     fn each_device(&self, visit: impl Fn(&Shared)) {
