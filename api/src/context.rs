@@ -11,6 +11,7 @@ use axum::extract::{FromRef, FromRequest, FromRequestParts, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, Uri, header};
 use control::Control;
+use control::boolean;
 use control::caller::Caller;
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
@@ -292,21 +293,12 @@ impl Filters {
         !self.has(key) || self.all(key).any(|wanted| wanted == value)
     }
 
-    /// A yes or no, in any of the spellings that Python's clients send.
+    /// A yes or no, as Nova, Neutron and Cinder read it: by oslo's rule, strictly, so an empty text is neither.
     pub fn flag(&self, key: &str) -> Result<Option<bool>, Fault> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        match value.to_ascii_lowercase().as_str() {
-            "1" | "true" | "t" | "yes" | "y" | "on" | "" => Ok(Some(true)),
-            "0" | "false" | "f" | "no" | "n" | "off" => Ok(Some(false)),
-            _ => Err(Fault::malformed(format!(
-                "Invalid value for query parameter {key}: {value} is not a boolean"
-            ))),
-        }
-    }
-
-    /// Whether a row whose `key` is this yes or no is wanted.
-    pub fn allow_flag(&self, key: &str, value: bool) -> Result<bool, Fault> {
-        Ok(self.flag(key)?.is_none_or(|wanted| wanted == value))
+        boolean::from_text(value).map(Some).ok_or_else(|| {
+            Fault::malformed(format!("Invalid value for query parameter {key}: {value} is not a boolean"))
+        })
     }
 }
 
@@ -383,6 +375,11 @@ mod tests {
         assert_eq!(filters.flag("b").unwrap(), Some(false));
         assert!(filters.allow("name", "x y") && !filters.allow("name", "z") && filters.allow("absent", "z"));
         assert!(filters.flag("name").is_err());
+        let filters = Filters::of(&"/x?a=&b=maybe&c=%20T&d".parse().unwrap()).unwrap();
+        assert_eq!((filters.flag("c").unwrap(), filters.flag("absent").unwrap()), (Some(true), None));
+        for neither in ["a", "b", "d"] {
+            assert!(filters.flag(neither).is_err(), "{neither}");
+        }
     }
 
     #[test]

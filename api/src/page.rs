@@ -106,7 +106,8 @@ impl Page {
             limit,
             marker: filters.get("marker").filter(|marker| !marker.is_empty()).map(str::to_owned),
             sort,
-            reverse: filters.flag("page_reverse")?.unwrap_or(false),
+            // Neutron knows one word for yes here, and no wrong ones.
+            reverse: filters.get("page_reverse").is_some_and(|text| text.eq_ignore_ascii_case("true")),
         })
     }
 

@@ -4,6 +4,7 @@
 //! under [`service`].
 
 pub mod agent;
+pub mod boolean;
 pub mod bootstrap;
 pub mod caller;
 pub mod driver;

@@ -189,6 +189,8 @@ fn clear_by_its_key_alone() -> Result<()> {
         let said = refused(&["boot", "--kernel", &kernel, "--disk", &with(key)])?;
         ensure!(said.contains(sentence) && said.contains(&files.path(key)) && said.contains("64"), "{said}");
     }
+    let said = refused(&["boot", "--kernel", &kernel, "--pmem", &with("key")])?;
+    ensure!(said.contains("`key-file=") && said.contains("takes FILE[,ro]"), "memory has no key: {said}");
 
     let (guest, mut typist) = files.boot(&["--kernel", &kernel, "--mem", "32", "--disk", &with("key")])?;
     ensure!(typist.say(&format!("disk-write 0 5 {SECRET}"))? == "command: disk-write 0 5 ok", "not written");

@@ -5,35 +5,31 @@
 //! A connection on which [`Action::Resolve`] was said gets the guest's questions about names as well, each as a
 //! [`Reply::Question`], whenever they come; [`Action::Answer`] alone has no reply.
 
+mod client;
+mod device;
 mod handover;
 mod memory;
 mod nic;
 pub(crate) mod passing;
 mod protection;
 mod snapshot;
+mod status;
 mod watchdog;
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::time::Duration;
-
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
 use crate::config::{Addressing, DiskConfig, InheritedFd, NicConfig, Traffic};
 use crate::questions::{Message, Question};
-use crate::virtio::balloon::BalloonStatus;
-use crate::virtio::mem::MemStatus;
 
+pub use client::{Client, ClientError};
+pub use device::{DeviceName, DeviceState, DeviceStatus, DiskEngine};
 pub use handover::{PATIENCE_MS_MAX, UpgradeStatus};
 pub use memory::FreeReport;
 pub use nic::{NicStatus, PairStatus, QueueCounts};
+pub use protection::{Protection, ProtectionStatus};
 pub use snapshot::SnapshotReport;
-
-pub use self::protection::{Protection, ProtectionStatus};
-pub use self::watchdog::WatchdogStatus;
+pub use status::{ExitReason, ExitReport, Status, VmState};
+pub use watchdog::WatchdogStatus;
 
 /// The longest request or reply line in bytes; a peer that sends more is cut off.
 pub const LINE_BYTES_MAX: usize = 2 << 20;
@@ -185,58 +181,6 @@ impl ConsoleName {
     }
 }
 
-/// What a device is known by.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DeviceName {
-    /// A disk, by its serial number.
-    Disk(String),
-    /// A network device, by its MAC address.
-    Nic([u8; 6]),
-}
-
-/// How far a device is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DeviceState {
-    /// The guest has it, and it can be taken away.
-    Present,
-    /// The guest has it until it ends: it is on virtio-mmio.
-    Fixed,
-    /// The guest was asked to let it go, and has it still.
-    Leaving,
-    /// It is not there.
-    Gone,
-}
-
-/// One device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeviceStatus {
-    /// Which.
-    pub device: DeviceName,
-    /// How far it is.
-    pub state: DeviceState,
-    /// A disk's size in bytes.
-    #[serde(default)]
-    pub bytes: Option<u64>,
-    /// How a disk's files are read and written.
-    #[serde(default)]
-    pub engine: Option<DiskEngine>,
-    /// A network device's queues.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nic: Option<NicStatus>,
-}
-
-/// How a disk's requests reach its files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DiskEngine {
-    /// Many at a time, by the kernel's io_uring.
-    IoUring,
-    /// One after the other: the kernel allows no io_uring, or the disk does not say where its bytes lie.
-    Synchronous,
-}
-
 /// What a VMM answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "reply", deny_unknown_fields)]
@@ -271,370 +215,10 @@ pub enum Reply {
     },
 }
 
-/// The states of a guest's life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum VmState {
-    /// Built, not yet run.
-    Created,
-    /// The virtual CPUs run.
-    Running,
-    /// The virtual CPUs stand still.
-    Paused,
-    /// The power button is pressed; the guest is expected to end.
-    Stopping,
-    /// The guest is over; the process is about to end.
-    Stopped,
-}
-
-/// What a VMM says of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Status {
-    /// The guest's state.
-    pub state: VmState,
-    /// When the first guest instruction ran, in microseconds since the Unix epoch.
-    pub first_run_us: Option<u64>,
-    /// Console bytes written since the start.
-    pub console_bytes: u64,
-    /// The disks and network devices; absent where they cannot come and go, as in VMMs of before.
-    #[serde(default)]
-    pub devices: Option<Vec<DeviceStatus>>,
-    /// The memory balloon, if there is one. Asking has the guest asked for new statistics, which are there a moment later.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub balloon: Option<BalloonStatus>,
-    /// Memory that comes and goes, if there is any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory: Option<MemStatus>,
-    /// The watchdog, if there is one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub watchdog: Option<WatchdogStatus>,
-    /// How the guest came to this process, if it was another's before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub upgraded: Option<UpgradeStatus>,
-    /// What confines the process, and what does not; absent in VMMs of before.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub protections: Option<Vec<ProtectionStatus>>,
-}
-
-/// Why a VMM process ended; written to the configuration's `exit_report`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ExitReport {
-    /// The reason.
-    pub reason: ExitReason,
-    /// One clear sentence for a person.
-    pub message: String,
-    /// When the first guest instruction ran, in microseconds since the Unix epoch.
-    pub first_run_us: Option<u64>,
-}
-
-/// Why a VMM process ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ExitReason {
-    /// The guest powered itself off.
-    PoweredOff,
-    /// The guest asked for a reset.
-    Reset,
-    /// The control socket asked for a forced stop, or the process was told to end.
-    Killed,
-    /// The guest could not be built or booted: a bad kernel, a bad disk, no memory.
-    BootFailed,
-    /// The guest crashed: a triple fault, or an instruction that this host's KVM cannot run.
-    Crashed,
-}
-
-/// The longest that a VMM may take to answer: holding vCPUs waits for device work of theirs, which may wait for a
-/// disk.
-const ANSWER_TIMEOUT_DEFAULT: Duration = Duration::from_secs(10);
-
-/// Why a VMM did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    /// Nobody listens at the socket: the process is over.
-    #[error("connect to the VMM's control socket")]
-    Connect(#[source] io::Error),
-    /// The connection broke, or the answer took too long.
-    #[error("talk to the VMM")]
-    Talk(#[source] io::Error),
-    /// The answer is longer than [`LINE_BYTES_MAX`].
-    #[error("the VMM's answer is longer than {LINE_BYTES_MAX} bytes")]
-    TooLong,
-    /// The answer is not one.
-    #[error("understand the VMM's answer")]
-    Parse(#[source] serde_json::Error),
-    /// The VMM refused.
-    #[error("the VMM refused: {0}")]
-    Refused(String),
-    /// An answer to something else.
-    #[error("the VMM answered something else than was asked")]
-    Mismatch,
-}
-
-/// A blocking client of one VMM's control socket.
-#[derive(Debug)]
-pub struct Client {
-    stream: BufReader<UnixStream>,
-}
-
-impl Client {
-    /// Connects to the socket at `path`; each answer may take ten seconds.
-    ///
-    /// # Errors
-    /// Nobody listens there.
-    pub fn connect(path: &Path) -> Result<Self, ClientError> {
-        Self::new(UnixStream::connect(path).map_err(ClientError::Connect)?)
-    }
-
-    /// Talks over an open connection.
-    ///
-    /// # Errors
-    /// The socket's.
-    pub fn new(stream: UnixStream) -> Result<Self, ClientError> {
-        let client = Self { stream: BufReader::new(stream) };
-        client.set_timeout(ANSWER_TIMEOUT_DEFAULT)?;
-        Ok(client)
-    }
-
-    /// Bounds how long sending, and then each piece of an answer, may take; not zero.
-    ///
-    /// # Errors
-    /// A timeout of zero.
-    pub fn set_timeout(&self, timeout: Duration) -> Result<(), ClientError> {
-        let stream = self.stream.get_ref();
-        stream.set_read_timeout(Some(timeout)).map_err(ClientError::Talk)?;
-        stream.set_write_timeout(Some(timeout)).map_err(ClientError::Talk)
-    }
-
-    /// Sends one action and returns its reply. After an error other than `Refused` the connection is of no use.
-    ///
-    /// # Errors
-    /// The connection's, or the VMM's refusal.
-    pub fn call(&mut self, action: &Action) -> Result<Reply, ClientError> {
-        self.call_with(action, &[])
-    }
-
-    fn call_with(&mut self, action: &Action, descriptors: &[BorrowedFd<'_>]) -> Result<Reply, ClientError> {
-        // It may hold the key of a disk.
-        let mut line = Zeroizing::new(serde_json::to_vec(action).expect("invariant: actions are plain data"));
-        line.push(b'\n');
-        let stream = self.stream.get_mut();
-        let sent = passing::send(stream, &line, descriptors).map_err(ClientError::Talk)?;
-        stream.write_all(&line[sent..]).map_err(ClientError::Talk)?;
-        let mut answer = Vec::new();
-        let bytes_max = LINE_BYTES_MAX as u64 + 1;
-        (&mut self.stream).take(bytes_max).read_until(b'\n', &mut answer).map_err(ClientError::Talk)?;
-        match answer.pop() {
-            Some(b'\n') => {}
-            Some(_) if answer.len() >= LINE_BYTES_MAX => return Err(ClientError::TooLong),
-            _ => return Err(ClientError::Talk(io::ErrorKind::UnexpectedEof.into())),
-        }
-        match serde_json::from_slice(&answer).map_err(ClientError::Parse)? {
-            Reply::Error { message } => Err(ClientError::Refused(message)),
-            reply => Ok(reply),
-        }
-    }
-
-    fn done(&mut self, action: &Action) -> Result<VmState, ClientError> {
-        match self.call(action)? {
-            Reply::Done { state } => Ok(state),
-            _ => Err(ClientError::Mismatch),
-        }
-    }
-
-    /// [`Action::Start`]; the state it led to.
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn start(&mut self) -> Result<VmState, ClientError> {
-        self.done(&Action::Start)
-    }
-
-    /// [`Action::Pause`]; the state it led to.
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn pause(&mut self) -> Result<VmState, ClientError> {
-        self.done(&Action::Pause)
-    }
-
-    /// [`Action::Resume`]; the state it led to.
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn resume(&mut self) -> Result<VmState, ClientError> {
-        self.done(&Action::Resume)
-    }
-
-    /// [`Action::Flush`]; the state, which stays paused. It takes as long as the disks do.
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn flush(&mut self) -> Result<VmState, ClientError> {
-        self.done(&Action::Flush)
-    }
-
-    /// [`Action::Readdress`]; the state, which stays as it is.
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn readdress(&mut self, mac: [u8; 6], addressing: Addressing) -> Result<VmState, ClientError> {
-        self.done(&Action::Readdress { mac, addressing: Box::new(addressing) })
-    }
-
-    /// [`Action::AddDisk`], with the files that `disk` numbers from zero.
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn add_disk(&mut self, disk: DiskConfig, files: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
-        self.done_with(&Action::AddDisk { disk: Box::new(disk) }, files)
-    }
-
-    /// [`Action::ResizeDisk`], likewise.
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn resize_disk(&mut self, disk: DiskConfig, files: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
-        self.done_with(&Action::ResizeDisk { disk: Box::new(disk) }, files)
-    }
-
-    /// [`Action::AddNic`], whose tap's queues are numbered in their order, from zero.
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn add_nic(&mut self, nic: NicConfig, tap: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
-        self.done_with(&Action::AddNic { nic: Box::new(nic) }, tap)
-    }
-
-    fn done_with(&mut self, action: &Action, descriptors: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
-        match self.call_with(action, descriptors)? {
-            Reply::Done { .. } => Ok(()),
-            _ => Err(ClientError::Mismatch),
-        }
-    }
-
-    /// [`Action::Remove`]; how far the device is.
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn remove(&mut self, device: DeviceName) -> Result<DeviceState, ClientError> {
-        match self.call(&Action::Remove { device })? {
-            Reply::Device { state } => Ok(state),
-            _ => Err(ClientError::Mismatch),
-        }
-    }
-
-    /// [`Action::Reshape`]; the state, which stays as it is.
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn reshape(&mut self, mac: [u8; 6], traffic: Traffic) -> Result<VmState, ClientError> {
-        self.done(&Action::Reshape { mac, traffic })
-    }
-
-    /// [`Action::Stop`]; the state it led to. The process ends on its own afterwards.
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn stop(&mut self, force: bool) -> Result<VmState, ClientError> {
-        self.done(&Action::Stop { force })
-    }
-
-    /// [`Action::Stop`] by force; handles of what takes long to take apart, to be closed where nobody waits. A VMM of before
-    /// hands fewer over, or none.
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn end(&mut self) -> Result<Vec<OwnedFd>, ClientError> {
-        let line =
-            serde_json::to_vec(&Action::Stop { force: true }).expect("invariant: actions are plain data");
-        let stream = self.stream.get_mut();
-        stream.write_all(&[&line[..], b"\n"].concat()).map_err(ClientError::Talk)?;
-        // Nothing is in the buffer between calls: a reply is read to its end, and is the last that came.
-        let (mut reply, mut handles, mut buffer) = (Vec::new(), Vec::new(), [0; 256]);
-        while reply.last() != Some(&b'\n') {
-            match passing::receive(stream, &mut buffer, &mut handles).map_err(ClientError::Talk)? {
-                0 => return Err(ClientError::Talk(io::ErrorKind::UnexpectedEof.into())),
-                count => reply.extend_from_slice(&buffer[..count]),
-            }
-            if reply.len() > LINE_BYTES_MAX {
-                return Err(ClientError::TooLong);
-            }
-        }
-        match serde_json::from_slice(&reply).map_err(ClientError::Parse)? {
-            Reply::Error { message } => Err(ClientError::Refused(message)),
-            Reply::Done { .. } => Ok(handles),
-            _ => Err(ClientError::Mismatch),
-        }
-    }
-
-    /// [`Action::Status`].
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn status(&mut self) -> Result<Status, ClientError> {
-        match self.call(&Action::Status)? {
-            Reply::Status(status) => Ok(*status),
-            _ => Err(ClientError::Mismatch),
-        }
-    }
-
-    /// [`Action::Console`]: the newest `bytes_max` bytes of the serial console's output at most.
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn console(&mut self, bytes_max: u32) -> Result<String, ClientError> {
-        self.console_of(ConsoleName::Serial, bytes_max)
-    }
-
-    /// The same of any console.
-    ///
-    /// # Errors
-    /// As [`Self::call`].
-    pub fn console_of(&mut self, console: ConsoleName, bytes_max: u32) -> Result<String, ClientError> {
-        match self.call(&Action::Console { bytes_max, console })? {
-            Reply::Console { text } => Ok(text),
-            _ => Err(ClientError::Mismatch),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::VlanAddressing;
-
-    /// What the client makes of a VMM that answers `answer` to everything.
-    fn status_of(answer: &'static [u8]) -> Result<Status, ClientError> {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let server = std::thread::spawn(move || {
-            let mut theirs = BufReader::new(theirs);
-            theirs.read_until(b'\n', &mut Vec::new()).unwrap();
-            // The client may hang up in the middle.
-            let _ = theirs.get_mut().write_all(answer);
-        });
-        let mut client = Client::new(ours).unwrap();
-        client.set_timeout(Duration::from_millis(200)).unwrap();
-        let status = client.status();
-        drop(client);
-        server.join().unwrap();
-        status
-    }
-
-    #[test]
-    fn broken_answers_are_errors() {
-        assert!(matches!(status_of(b"{}\n"), Err(ClientError::Parse(_))));
-        assert!(matches!(
-            status_of(b"{\"reply\":\"done\",\"state\":\"running\"}\n"),
-            Err(ClientError::Mismatch)
-        ));
-        assert!(matches!(
-            status_of(b"{\"reply\":\"error\",\"message\":\"no\"}\n"),
-            Err(ClientError::Refused(_))
-        ));
-        assert!(matches!(status_of(b"{\"reply\""), Err(ClientError::Talk(_))));
-        static LONG: [u8; LINE_BYTES_MAX + 2] = [b'x'; LINE_BYTES_MAX + 2];
-        assert!(matches!(status_of(&LONG), Err(ClientError::TooLong)));
-    }
 
     #[test]
     fn what_is_answered_in_vlans_is_read_from_its_line() {

@@ -3,34 +3,35 @@
 //!
 //! Must never know: how devices work.
 
+mod client;
+mod devices;
 mod handover;
+mod input;
 mod memory;
 mod snapshot;
 mod watchdog;
 
 use std::collections::BTreeMap;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixListener;
 use std::time::Instant;
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use zeroize::Zeroizing;
 
-use crate::config::{DiskConfig, NicConfig};
 use crate::ending::EndingSignal;
-use crate::inherited::{PassedFds, of_disk};
 use crate::lifecycle::Event;
-use crate::plugged;
-use crate::rpc::{
-    Action, ConsoleName, ExitReason, LINE_BYTES_MAX, REQUEST_BYTES_MAX, Reply, Status, VmState, passing,
-};
-use crate::run::{chain, open_disk};
+use crate::rpc::{Action, ConsoleName, ExitReason, LINE_BYTES_MAX, Reply, Status, VmState};
+use crate::run::chain;
 use crate::sandbox::Held;
-use crate::terminal;
-use crate::vm::{Machine, NicSpec, Wanted};
+use crate::vm::{Machine, Wanted};
+
+use self::client::Client;
+use self::input::Input;
+
+pub use self::input::ReadFd;
 
 /// The most connections at a time: one agent, with room for people who look. Further ones wait in the backlog.
 const CLIENTS_MAX: usize = 8;
@@ -58,34 +59,6 @@ pub fn block_signals() -> Result<(), Error> {
     let all = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGWINCH]);
     all.thread_block().map_err(Error::Signals)
 }
-
-struct Client {
-    stream: UnixStream,
-    input: Vec<u8>,
-    /// How much of `input` has no end of a line.
-    looked_at: usize,
-    /// What came with it.
-    descriptors: Vec<OwnedFd>,
-    output: Vec<u8>,
-    /// How much of `output` is sent.
-    sent: usize,
-    /// What goes with it.
-    handles: Vec<OwnedFd>,
-}
-
-/// Where console input comes from.
-struct Input {
-    source: Box<dyn ReadFd>,
-    /// The escape character was typed last.
-    escaped: bool,
-}
-
-/// Something readable with a descriptor.
-pub trait ReadFd: Read + AsRawFd {}
-impl<T: Read + AsRawFd> ReadFd for T {}
-
-/// The escape character of an interactive console, Ctrl-A; followed by `x` it ends the guest, twice it is itself.
-const ESCAPE: u8 = 0x01;
 
 /// The event subscriber described above.
 pub struct Supervisor {
@@ -123,18 +96,6 @@ impl Supervisor {
         }
         let (clients, held) = (BTreeMap::new(), Held::default());
         Ok(Self { machine, ending, signals, listener, clients, input: None, resolver: None, held })
-    }
-
-    /// Lets the guest read `source` as its console's input.
-    pub fn set_input(&mut self, source: Box<dyn ReadFd>) {
-        self.input = Some(Input { source, escaped: false });
-        self.take_size();
-    }
-
-    /// Tells the guest how large the terminal is, if it is one.
-    fn take_size(&self) {
-        let size = self.input.as_ref().and_then(|input| terminal::size(input.source.as_raw_fd()));
-        size.into_iter().for_each(|size| self.machine.resize_console(size));
     }
 
     /// Has the status tell of what confines the process.
@@ -326,43 +287,6 @@ impl Supervisor {
             .collect()
     }
 
-    fn add_disk(&mut self, disk: DiskConfig, passed: Vec<OwnedFd>) -> Reply {
-        let Some(mut passed) = PassedFds::new(passed, &of_disk(&disk)) else { return not_those() };
-        let index = self.machine.devices().status().len();
-        let opened = open_disk(index, disk, &mut passed, self.machine.is_upgradable());
-        let opened = opened.map_err(|error| chain(&error));
-        self.added(opened, |machine, spec| machine.add_disk(spec))
-    }
-
-    fn resize_disk(&mut self, disk: DiskConfig, passed: Vec<OwnedFd>) -> Reply {
-        let Some(mut passed) = PassedFds::new(passed, &of_disk(&disk)) else { return not_those() };
-        let serial = disk.serial.clone();
-        // What one process holds of a layer in memory the next one must find in its file.
-        let written = self.machine.devices().write_out_disk(&serial).map_err(|error| chain(&error));
-        let keep = self.machine.is_upgradable();
-        let opened =
-            written.and_then(|()| open_disk(0, disk, &mut passed, keep).map_err(|error| chain(&error)));
-        self.added(opened, |machine, spec| machine.devices_mut().replace_disk(&serial, spec))
-    }
-
-    fn add_nic(&mut self, nic: NicConfig, passed: Vec<OwnedFd>) -> Reply {
-        let queues: Vec<_> = nic.queues().collect();
-        let Some(mut passed) = PassedFds::new(passed, &queues) else { return not_those() };
-        let spec = NicSpec::new(nic, &mut passed, self.machine.is_upgradable());
-        self.added(spec.map_err(|error| chain(&error)), |machine, spec| machine.add_nic(spec))
-    }
-
-    fn added<S>(
-        &mut self,
-        spec: Result<S, String>,
-        add: impl FnOnce(&mut Machine, S) -> Result<(), plugged::Error>,
-    ) -> Reply {
-        match spec.and_then(|spec| add(&mut self.machine, spec).map_err(|error| chain(&error))) {
-            Ok(()) => Reply::Done { state: self.machine.state() },
-            Err(message) => Reply::Error { message },
-        }
-    }
-
     /// The disks of a guest that stands still, made what it wrote.
     fn flush(&self) -> Reply {
         let state = self.machine.state();
@@ -414,31 +338,6 @@ impl Supervisor {
                 .say(ExitReason::Killed, format!("the VMM was told to end by signal {}", info.ssi_signo));
         }
     }
-
-    fn take_input(&mut self, ops: &mut EventOps<'_>) {
-        let Some(input) = &mut self.input else { return };
-        let mut buffer = [0; READ_BYTES];
-        match input.source.read(&mut buffer) {
-            Ok(0) => {}
-            Ok(count) => {
-                let (typed, end) = input.unescape(&buffer[..count]);
-                self.machine.input(&typed);
-                if end {
-                    self.ending.say(ExitReason::Killed, "the guest was ended at its console");
-                }
-                return;
-            }
-            Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {
-                return;
-            }
-            Err(error) => tracing::debug!(%error, "console input ended"),
-        }
-        let fd = input.source.as_raw_fd();
-        if let Err(error) = ops.remove(Events::empty_raw(fd)) {
-            tracing::error!(?error, "console input is still watched");
-        }
-        self.input = None;
-    }
 }
 
 fn not_those() -> Reply {
@@ -450,81 +349,6 @@ fn encode(reply: &Reply) -> Vec<u8> {
     let mut line = serde_json::to_vec(reply).expect("invariant: replies are plain data");
     line.push(b'\n');
     line
-}
-
-impl Client {
-    fn new(stream: UnixStream) -> Self {
-        let (input, descriptors, output) = (Vec::new(), Vec::new(), Vec::new());
-        Self { stream, input, looked_at: 0, descriptors, output, sent: 0, handles: Vec::new() }
-    }
-
-    /// Sends what is left; false if the client does not take it now.
-    fn flush(&mut self) -> io::Result<bool> {
-        while self.sent < self.output.len() {
-            let left = &self.output[self.sent..];
-            let handles: Vec<_> = self.handles.iter().map(AsFd::as_fd).collect();
-            let sent = match &handles[..] {
-                [] => self.stream.write(left),
-                handles => passing::send(&self.stream, left, handles),
-            };
-            match sent {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => {
-                    self.sent += count;
-                    self.handles.clear();
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        // Give a large reply's memory back.
-        self.output = Vec::new();
-        self.sent = 0;
-        Ok(true)
-    }
-
-    /// The next whole line, if there is one. It may hold the key of a disk.
-    fn next_line(&mut self) -> io::Result<Option<Zeroizing<Vec<u8>>>> {
-        loop {
-            let found = self.input[self.looked_at..].iter().position(|&byte| byte == b'\n');
-            if let Some(end) = found.map(|at| self.looked_at + at) {
-                let rest = self.input.split_off(end + 1);
-                let mut line = Zeroizing::new(std::mem::replace(&mut self.input, rest));
-                line.pop();
-                self.looked_at = 0;
-                return Ok(Some(line));
-            }
-            self.looked_at = self.input.len();
-            if self.input.len() > REQUEST_BYTES_MAX {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "its line is too long"));
-            }
-            let mut buffer = [0; READ_BYTES];
-            match passing::receive(&self.stream, &mut buffer, &mut self.descriptors) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => self.input.extend_from_slice(&buffer[..count]),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-}
-
-impl Input {
-    /// Takes the escape sequences out; true if the guest shall end.
-    fn unescape(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
-        let mut typed = Vec::with_capacity(bytes.len());
-        for &byte in bytes {
-            match (std::mem::take(&mut self.escaped), byte) {
-                (false, ESCAPE) => self.escaped = true,
-                (true, b'x') => return (typed, true),
-                (true, other) if other != ESCAPE => typed.extend([ESCAPE, other]),
-                (_, other) => typed.push(other),
-            }
-        }
-        (typed, false)
-    }
 }
 
 impl MutEventSubscriber for Supervisor {
@@ -578,19 +402,5 @@ impl MutEventSubscriber for Supervisor {
         } else {
             self.serve(fd, ops);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn escape_x_ends_and_escape_escape_is_the_character_itself() {
-        let mut input = Input { source: Box::new(io::stdin()), escaped: false };
-        assert_eq!(input.unescape(b"ab\x01"), (b"ab".to_vec(), false));
-        assert_eq!(input.unescape(b"\x01c"), (b"\x01c".to_vec(), false));
-        assert_eq!(input.unescape(b"\x01q"), (b"\x01q".to_vec(), false));
-        assert_eq!(input.unescape(b"d\x01xe"), (b"d".to_vec(), true));
     }
 }

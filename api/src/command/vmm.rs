@@ -6,15 +6,16 @@ mod peripherals;
 mod plug;
 mod snapshot;
 mod upgrade;
+mod words;
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use vmm::interactive::{BootOptions, DiskFile, boot_interactive};
 use vmm::sandbox::{self, Namespaces, Sandbox};
 use vmm::virtio::net::PAIRS_MAX;
@@ -108,8 +109,8 @@ pub(super) struct Boot {
     /// `,key-file=KEY`: its bytes lie encrypted, a base's too, as dm-crypt's plain format has them (aes-xts-plain64), with the key
     /// that is KEY's 32 or 64 bytes as they are; `head -c 64 /dev/urandom >KEY` makes one. Without it such a disk is noise to the
     /// guest, and nothing tells a wrong key.
-    #[arg(long = "disk", value_name = "FILE[,ro][,direct][,serial=S][,base=BASE][,key-file=KEY]")]
-    disks: Vec<OsString>,
+    #[arg(long = "disk", value_name = words::DISK, value_parser = OsStringValueParser::new().try_map(|text| words::disk(&text)))]
+    disks: Vec<DiskFile>,
     /// A tap that exists. May be repeated. `,queues=N`: so many pairs of queues, up to 8, for a guest whose processors shall not wait for
     /// one another to send; one unless said. A tap for several is made so: `ip tuntap add NAME mode tap multi_queue`. The guest's
     /// driver says how many it uses, as Linux does by itself.
@@ -232,7 +233,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         transport: arguments.transport.into(),
         anyway: arguments.anyway,
         cmdline: arguments.cmdline,
-        disks: arguments.disks.iter().map(|text| disk(text)).collect(),
+        disks: arguments.disks,
         taps,
         memory_mib: if restored { 0 } else { arguments.mem },
         huge_pages: arguments.huge_pages.into(),
@@ -249,19 +250,13 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
             .peripherals
             .hotplug_memory
             .map(|region_mib| vmm::config::MemConfig { region_mib, requested_mib: 0 }),
-        pmem: arguments.peripherals.pmem.iter().map(|text| pmem(text)).collect(),
+        pmem: arguments.peripherals.pmem,
         watchdog: arguments.peripherals.watchdog.map(Into::into),
         vsock: arguments.peripherals.vsock.map(peripherals::Vsock::start).transpose()?,
     })?;
     eprintln!("wisp: {}", ending.message);
     let report = vmm::rpc::ExitReport { reason: ending.reason, message: ending.message, first_run_us: None };
     Ok(ExitCode::from(vmm::run::exit_code(&report)))
-}
-
-/// A file that is memory, and whether it is read-only.
-fn pmem(text: &OsStr) -> (PathBuf, bool) {
-    let DiskFile { path, read_only, .. } = disk(text);
-    (path, read_only)
 }
 
 /// The queues of a tap that is named, and maybe said to have several.
@@ -279,34 +274,6 @@ fn tap(text: &str) -> anyhow::Result<(&str, u16)> {
         format!("`{words}` is nothing that is said of a tap: queues=N is, with N from 1 to {PAIRS_MAX}")
     })?;
     Ok((name, queues))
-}
-
-/// A disk's file and how it is used. Words are read from the end, so a name may have commas.
-fn disk(text: &OsStr) -> DiskFile {
-    let mut file = DiskFile::default();
-    let mut rest = text.as_bytes();
-    while let Some(comma) = rest.iter().rposition(|byte| *byte == b',') {
-        let word = &rest[comma + 1..];
-        match word {
-            b"ro" => file.read_only = true,
-            b"direct" => file.direct = true,
-            _ => {
-                let value = |name: &str| word.strip_prefix(name.as_bytes()).map(OsStr::from_bytes);
-                if let Some(serial) = value("serial=") {
-                    file.serial = Some(serial.to_string_lossy().into_owned());
-                } else if let Some(base) = value("base=") {
-                    file.base = Some(base.into());
-                } else if let Some(key) = value("key-file=") {
-                    file.key_file = Some(key.into());
-                } else {
-                    break;
-                }
-            }
-        }
-        rest = &rest[..comma];
-    }
-    file.path = OsStr::from_bytes(rest).into();
-    file
 }
 
 /// The process of one instance: `wisp vmm run INSTANCE_ID --config-fd N [--uid U --gid G] [--cell]`.
@@ -399,23 +366,5 @@ mod tests {
             let error = tap(wrong).unwrap_err().to_string();
             assert!(error.contains("queues=N") && error.contains("1 to 8"), "{error}");
         }
-    }
-
-    #[test]
-    fn disk_is_used_as_the_words_behind_its_name_say() {
-        let file = |path: &str| DiskFile { path: path.into(), ..DiskFile::default() };
-        assert_eq!(disk(OsStr::new("a.img")), file("a.img"));
-        assert_eq!(disk(OsStr::new("a.img,ro")), DiskFile { read_only: true, ..file("a.img") });
-        assert_eq!(disk(OsStr::new("a,b,other")), file("a,b,other"));
-        let all = DiskFile {
-            path: "a,b".into(),
-            read_only: false,
-            direct: true,
-            base: Some("c.img".into()),
-            serial: Some("x1".to_owned()),
-            key_file: Some("d.key".into()),
-        };
-        assert_eq!(disk(OsStr::new("a,b,serial=x1,key-file=d.key,base=c.img,direct")), all);
-        assert_eq!(pmem(OsStr::new("p,ro")), ("p".into(), true));
     }
 }

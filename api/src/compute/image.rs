@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use control::boolean;
 use control::caller::Caller;
 use control::error::Error;
 use control::model::image::{Image, ImageStatus};
@@ -307,7 +308,7 @@ fn status(status: ImageStatus) -> (&'static str, u8) {
 fn full(state: &AppState, image: &Image) -> ShownImage {
     let (status, progress) = status(image.status);
     let property = |name: &str| image.properties.get(name);
-    let auto = |auto: &String| if auto.eq_ignore_ascii_case("true") { "AUTO" } else { "MANUAL" };
+    let auto = |auto: &String| if boolean::from_text(auto) == Some(true) { "AUTO" } else { "MANUAL" };
     ShownImage {
         id: image.id.clone(),
         name: image.name.clone(),

@@ -23,6 +23,7 @@ mod tag;
 mod volume_attachment;
 mod zone;
 
+use control::boolean;
 use control::caller::Caller;
 use control::error::Error;
 use control::policy;
@@ -257,16 +258,17 @@ fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::
     }
 }
 
-/// Nova takes booleans as booleans and as text.
+/// Nova takes booleans as booleans and as text. Its schema (`parameter_types.boolean`) lists the texts: oslo's words without the
+/// single letters.
 fn flag<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<bool>, D::Error> {
     match Value::deserialize(deserializer)? {
         Value::Null => Ok(None),
         Value::Bool(flag) => Ok(Some(flag)),
-        Value::String(text) => match text.to_ascii_lowercase().as_str() {
-            "true" | "1" | "on" | "yes" => Ok(Some(true)),
-            "false" | "0" | "off" | "no" => Ok(Some(false)),
-            _ => Err(serde::de::Error::custom(format!("'{text}' is not a boolean"))),
-        },
+        Value::String(text) => {
+            let listed = text.len() > 1 || text.bytes().all(|byte| byte.is_ascii_digit());
+            let flag = boolean::from_text(&text).filter(|_| listed && text.trim() == text);
+            flag.map(Some).ok_or_else(|| serde::de::Error::custom(format!("'{text}' is not a boolean")))
+        }
         _ => Err(serde::de::Error::custom("a boolean is expected")),
     }
 }

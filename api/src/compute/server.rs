@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use control::boolean;
 use control::caller::Caller;
 use control::model::compute::Server;
 use control::policy::require_list;
@@ -168,7 +169,9 @@ async fn found(
     filters: &Filters,
 ) -> Result<Slice<ServerView>, Fault> {
     let page = Page::of(filters, &[("created_at", Direction::Descending), ("id", Direction::Descending)])?;
-    if filters.flag("deleted")? == Some(true) && caller.is_admin() {
+    // What is neither yes nor no asks for those that are there, in Nova too.
+    let deleted = filters.get("deleted").and_then(boolean::from_text).unwrap_or(false);
+    if deleted && caller.is_admin() {
         // Deleted servers leave no row.
         return page.cut(Vec::new(), |view: &ServerView| &view.server.row.id, |_, _| None);
     }
@@ -188,9 +191,10 @@ async fn found(
     page.cut(views.collect(), |view| &view.server.row.id, |view, key| sort_value(&view.server.row, key))
 }
 
-/// `all_tenants` alone means yes, and so does any number but 0.
+/// `all_tenants` alone means yes, as in Nova, and so does any number but 0.
 fn all_tenants(filters: &Filters) -> Result<bool, Fault> {
     match filters.get("all_tenants").or_else(|| filters.get("all_projects")) {
+        Some("") => Ok(true),
         Some(text) if text.parse::<i64>().is_ok_and(|number| number != 0) => Ok(true),
         _ => Ok(filters.flag("all_tenants")?.or(filters.flag("all_projects")?).unwrap_or(false)),
     }

@@ -363,3 +363,16 @@ async fn server_lives_through_its_actions_over_rest_and_is_gone_after_its_deleti
     }
     panic!("the server is still there");
 }
+
+#[test]
+fn booleans_of_bodies_are_those_that_novas_schema_lists() {
+    let read = |value: Value| super::flag(value);
+    for (yes, no) in [("true", "false"), ("True", "FALSE"), ("1", "0"), ("On", "off"), ("YES", "no")] {
+        assert_eq!((read(yes.into()).unwrap(), read(no.into()).unwrap()), (Some(true), Some(false)));
+    }
+    assert_eq!((read(Value::Null).unwrap(), read(true.into()).unwrap()), (None, Some(true)));
+    for neither in ["t", "y", "F", "n", "", " true", "2", "maybe"] {
+        assert!(read(neither.into()).is_err(), "{neither}");
+    }
+    assert!(read(1.into()).is_err());
+}

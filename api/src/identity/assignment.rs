@@ -7,7 +7,7 @@ use control::service::identity::assignment::{AssignmentQuery, ListedAssignment};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::resource::Many;
+use super::resource::{Many, asks};
 use super::role::{self, Roles};
 use crate::context::{Answer, AppState, Authenticated, Filters, RequestUrl, Segments};
 use crate::error::Fault;
@@ -125,8 +125,8 @@ fn query(filters: &Filters) -> Result<AssignmentQuery, Fault> {
         role_id: text("role.id"),
         target,
         inherited,
-        effective: filters.flag("effective")?.unwrap_or(false),
-        subtree: filters.flag("include_subtree")?.unwrap_or(false),
+        effective: asks(filters, "effective"),
+        subtree: asks(filters, "include_subtree"),
     })
 }
 
@@ -198,7 +198,7 @@ async fn list(
     url: RequestUrl,
 ) -> Answer<RoleAssignments> {
     let page = Page::of(&filters, &[("id", Direction::Ascending)])?;
-    let names = filters.flag("include_names")?.unwrap_or(false);
+    let names = asks(&filters, "include_names");
     let rows = state.control.assignment_list(&caller, &query(&filters)?).await?;
     let slice = page.cut(
         rows,

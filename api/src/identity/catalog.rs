@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::fields::{Fields, Result};
-use super::resource::{Object, One, Resource, fits, new_row, one};
+use super::resource::{Object, One, Resource, fits, fits_flag, new_row, one};
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, Segments};
 use crate::error::Fault;
 use crate::openapi::answer::{Created, Status};
@@ -113,7 +113,7 @@ impl Resource for Endpoints {
             && filters.allow("interface", &row.interface)
             && filters.allow("region_id", region)
             && filters.allow("region", region)
-            && filters.allow_flag("enabled", row.enabled)?)
+            && fits_flag(filters, "enabled", row.enabled))
     }
 
     fn blank(_: &AppState, _: &Caller, _: &mut Fields) -> Result<Endpoint> {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::fields::Fields;
 use super::project::tags_fit;
-use super::resource::{Resource, fits};
+use super::resource::{Resource, fits, fits_flag};
 use crate::context::{AppState, Filters};
 use crate::error::Fault;
 
@@ -50,7 +50,7 @@ impl Resource for Domains {
 
     fn wanted(filters: &Filters, row: &Domain) -> Result<bool, Fault> {
         Ok(fits(filters, "name", &row.name)
-            && filters.allow_flag("enabled", row.enabled)?
+            && fits_flag(filters, "enabled", row.enabled)
             && tags_fit(filters, &row.tags))
     }
 

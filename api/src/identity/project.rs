@@ -18,7 +18,7 @@ use serde_json::Value;
 use super::domain::Domains;
 use super::fields::{Fields, Result};
 use super::resource::{
-    Links, Many, Object, One, Resource, Shown, body, fits, new_row, one, own_url, page, whole,
+    Links, Many, Object, One, Resource, Shown, body, fits, fits_flag, new_row, one, own_url, page, whole,
 };
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
@@ -87,7 +87,7 @@ impl Resource for Projects {
         Ok(fits(filters, "name", &row.name)
             && filters.allow("domain_id", &row.domain_id)
             && filters.allow("parent_id", row.parent())
-            && filters.allow_flag("enabled", row.enabled)?
+            && fits_flag(filters, "enabled", row.enabled)
             && tags_fit(filters, &row.tags))
     }
 
@@ -160,7 +160,7 @@ pub(super) async fn list(
     filters: Filters,
     url: RequestUrl,
 ) -> Answer<Many<Projects>> {
-    if filters.flag("is_domain")? == Some(true) {
+    if filters.has("is_domain") && fits_flag(&filters, "is_domain", true) {
         let mut rows = Vec::new();
         for stored in state.control.entity_list::<Domain>(&caller).await? {
             if Domains::wanted(&filters, &stored.row)? {

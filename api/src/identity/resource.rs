@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use axum::Json;
 use axum::extract::State;
+use control::boolean;
 use control::caller::Caller;
 use control::model::identity::Extra;
 use control::service::identity::Entity;
@@ -290,6 +291,18 @@ pub(super) async fn delete<R: Resource>(
     Ok(DONE)
 }
 
+/// Whether a row whose `key` is this yes or no is wanted. Keystone (`attr_as_boolean`) takes for yes what is none of oslo's words: a
+/// key that stands alone says yes.
+pub(super) fn fits_flag(filters: &Filters, key: &str, value: bool) -> bool {
+    filters.get(key).is_none_or(|wanted| boolean::from_text(wanted).unwrap_or(true) == value)
+}
+
+/// Whether something is asked for by a query's word that is no field of a row. Unlike oslo's rule, all but `0` asks for it, `false`
+/// too (Keystone, `query_filter_is_true`).
+pub(super) fn asks(filters: &Filters, key: &str) -> bool {
+    filters.get(key).is_some_and(|text| text != "0")
+}
+
 /// Whether a text fits Keystone's filters of a key: itself, and `key__contains` and the like.
 pub(super) fn fits(filters: &Filters, key: &str, value: &str) -> bool {
     filters.pairs().iter().all(|(name, wanted)| {
@@ -306,4 +319,26 @@ pub(super) fn fits(filters: &Filters, key: &str, value: &str) -> bool {
             _ => true,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_of_queries_are_what_keystone_takes_them_for() {
+        let filters = Filters::of(&"/x?a=0&b=false&c&d=No&e=maybe".parse().unwrap()).unwrap();
+        for (key, asked, is_yes) in [
+            ("a", false, false),
+            ("b", true, false),
+            ("c", true, true),
+            ("d", true, false),
+            ("e", true, true),
+        ] {
+            assert_eq!(asks(&filters, key), asked, "{key}");
+            assert_eq!((fits_flag(&filters, key, true), fits_flag(&filters, key, false)), (is_yes, !is_yes));
+        }
+        assert!(!asks(&filters, "absent"));
+        assert!(fits_flag(&filters, "absent", true) && fits_flag(&filters, "absent", false));
+    }
 }

@@ -22,7 +22,7 @@ use super::application_credential::{ShownRule, shown_rules};
 use super::catalog::CatalogEntry;
 use super::domain::Domains;
 use super::project::Projects;
-use super::resource::{Many, page};
+use super::resource::{Many, asks, page};
 use super::{catalog, oauth, secret, time};
 use crate::audit::Seat;
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, OriginalTarget, RequestUrl};
@@ -263,8 +263,7 @@ pub(super) async fn show(
     headers: HeaderMap,
 ) -> Result<Shown, Fault> {
     let token = subject_of(&headers)?;
-    let expired =
-        if filters.flag("allow_expired")? == Some(true) { Expired::Shown } else { Expired::Refused };
+    let expired = if asks(&filters, "allow_expired") { Expired::Shown } else { Expired::Refused };
     let facts = state.control.token_show(&caller, token, expired).await?;
     let body = token_body(&state, &facts, !filters.has("nocatalog"));
     Ok(([("x-subject-token", subject(token)?)], Json(body)))

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::fields::Fields;
 use super::project::Projects;
-use super::resource::{Many, Object, One, Resource, fits, new_row, one, page};
+use super::resource::{Many, Object, One, Resource, fits, fits_flag, new_row, one, page};
 use super::time;
 use crate::context::{Answer, AppState, Authenticated, Body, Filters, RequestUrl, Segments};
 use crate::error::Fault;
@@ -58,7 +58,7 @@ impl Resource for Users {
     fn wanted(filters: &Filters, row: &User) -> Result<bool, Fault> {
         Ok(fits(filters, "name", &row.name)
             && filters.allow("domain_id", &row.domain_id)
-            && filters.allow_flag("enabled", row.enabled)?)
+            && fits_flag(filters, "enabled", row.enabled))
     }
 
     fn blank(state: &AppState, caller: &Caller, fields: &mut Fields) -> Result<User> {

@@ -103,7 +103,7 @@ pub(super) async fn list(
     url: RequestUrl,
 ) -> Answer<Images> {
     let page = page_of(&filters, &SORT_KEYS)?;
-    let hidden = filters.flag("os_hidden")?.unwrap_or(false);
+    let hidden = flag(&filters, "os_hidden")?;
     check_words(&filters)?;
     let columns = Column::all_of(&filters)?;
     let mut rows = state.control.image_list(&caller).await?;
@@ -116,6 +116,18 @@ pub(super) async fn list(
     let slice = page.cut(rows, |stored| &stored.row.id, |stored, key| sort_value(&stored.row, key))?;
     let images = slice.rows.iter().map(|stored| show_image(&stored.row)).collect();
     Ok(Json(Images { images, page: page_links("/v2/schemas/images", &url, slice.next) }))
+}
+
+/// A query's yes or no; no if there is none. Glance takes two words and not all of oslo's, in any case of `os_hidden` at least.
+fn flag(filters: &Filters, key: &str) -> Result<bool, Fault> {
+    match filters.get(key) {
+        None => Ok(false),
+        Some(text) if text.eq_ignore_ascii_case("true") => Ok(true),
+        Some(text) if text.eq_ignore_ascii_case("false") => Ok(false),
+        Some(text) => Err(Fault::malformed(format!(
+            "Invalid value '{text}' for '{key}' filter. Valid values are 'true' or 'false'."
+        ))),
+    }
 }
 
 /// Refuses words that are none of Glance's.
@@ -196,7 +208,7 @@ impl<'a> Column<'a> {
             "checksum" => Self::Checksum(wanted),
             "os_hash_value" => Self::Hash(wanted),
             "tag" => Self::Tag(wanted.trim()),
-            "protected" => Self::Protected(filters.flag(key)?.unwrap_or(false)),
+            "protected" => Self::Protected(flag(filters, key)?),
             "min_disk" => Self::MinDisk(number(key, wanted)?),
             "min_ram" => Self::MinRam(number(key, wanted)?),
             "size_min" => Self::SizeMin(number(key, wanted)?),

@@ -245,6 +245,9 @@ async fn list_refuses_what_it_does_not_understand() {
         "name=in:%22a",
         "changes-since=2020-01-01T00:00:00",
         "os_hidden=maybe",
+        "os_hidden=1",
+        "protected=",
+        "protected=yes",
     ] {
         assert_eq!(get(bad).await.0, 400, "{bad}");
     }

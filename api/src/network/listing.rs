@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use axum::Json;
+use control::boolean;
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -75,7 +76,8 @@ pub(super) fn listing<T: Shown>(
     }
     let since = filters.get(CHANGED_SINCE).map(read_time).transpose()?;
     let changed = |row: &Value| since.is_none_or(|since| changed_at(row).is_none_or(|at| at >= since));
-    let rows = rows.into_iter().map(|row| whole(&row));
+    let mut rows = rows.into_iter().map(|row| whole(&row)).peekable();
+    rows.peek().map_or(Ok(()), |row| check_flags(row, filters))?;
     let rows: Vec<Value> = rows.filter(|row| changed(row) && wanted(row, filters, T::ID)).collect();
     let page = Page::of(filters, &[("id", Direction::Ascending)])?;
     let page = Page { limit: page.limit.filter(|limit| *limit > 0), ..page };
@@ -128,6 +130,19 @@ fn sort_value(value: &Value) -> SortValue {
     }
 }
 
+/// Refuses a filter that is neither yes nor no where rows have a yes or no, as Neutron does (neutron-lib, `convert_to_boolean`).
+fn check_flags(row: &Value, filters: &Filters) -> Result<(), Fault> {
+    let is_neither = |(key, text): &&(String, String)| {
+        row.get(key).is_some_and(Value::is_boolean) && !text.is_empty() && boolean::from_text(text).is_none()
+    };
+    match filters.pairs().iter().find(is_neither) {
+        Some((_, text)) => {
+            Err(invalid(format!("Invalid input for operation: '{text}' cannot be converted to boolean.")))
+        }
+        None => Ok(()),
+    }
+}
+
 fn wanted(row: &Value, filters: &Filters, id: &str) -> bool {
     let mut keys: Vec<&str> = filters.pairs().iter().map(|(key, _)| key.as_str()).collect();
     keys.sort_unstable();
@@ -152,6 +167,10 @@ fn tag_filter(row: &Value, filters: &Filters, key: &str, all: bool) -> bool {
 /// Whether a shown value is what any of a query's texts says. Texts about members of objects (`fixed_ips`) must hold for
 /// each member they name.
 fn matches_any(value: &Value, texts: &[&str]) -> bool {
+    if value.is_boolean() && texts.iter().all(|text| text.is_empty()) {
+        // Neutron leaves out what is empty.
+        return true;
+    }
     let is_objects = value.as_array().is_some_and(|items| items.first().is_some_and(Value::is_object));
     if !is_objects {
         return texts.iter().any(|text| matches_text(value, text));
@@ -167,10 +186,7 @@ fn matches_any(value: &Value, texts: &[&str]) -> bool {
 /// (`fixed_ips`) by `member=value`.
 fn matches_text(value: &Value, text: &str) -> bool {
     match value {
-        Value::Bool(flag) => matches!(
-            (flag, text.to_ascii_lowercase().as_str()),
-            (true, "true" | "1" | "yes") | (false, "false" | "0" | "no")
-        ),
+        Value::Bool(flag) => boolean::from_text(text) == Some(*flag),
         Value::Number(number) => number.to_string() == text,
         Value::String(own) => own == text,
         Value::Null => text.is_empty(),
@@ -205,6 +221,10 @@ mod tests {
             ("name=b&name=a", true),
             ("name=b", false),
             ("admin_state_up=True&mtu=1450", true),
+            ("admin_state_up=y", true),
+            ("admin_state_up=Off", false),
+            ("admin_state_up=", true),
+            ("admin_state_up=0&admin_state_up=1", true),
             ("fixed_ips=ip_address%3D10.0.0.5", true),
             ("fixed_ips=ip_address%3D10.0.0.6", false),
             ("fixed_ips=ip_address%3D10.0.0.6&fixed_ips=ip_address%3D10.0.0.5", true),
@@ -219,6 +239,17 @@ mod tests {
             ("fields=id&limit=3", true),
         ] {
             assert_eq!(wanted(&row, &filters(query), "id"), expected, "{query}");
+        }
+    }
+
+    #[test]
+    fn filter_that_is_neither_yes_nor_no_is_refused_where_rows_have_either() {
+        let row = json!({"name": "a", "shared": false});
+        for query in ["shared=no&name=maybe", "shared=", "other=maybe", ""] {
+            assert!(check_flags(&row, &filters(query)).is_ok(), "{query}");
+        }
+        for query in ["shared=maybe", "shared=True&shared=2"] {
+            assert!(check_flags(&row, &filters(query)).is_err(), "{query}");
         }
     }
 }

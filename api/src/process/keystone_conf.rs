@@ -81,6 +81,7 @@ fn security(rules: &mut SecurityCompliance, key: &str, value: &str) -> anyhow::R
         "password_regex" => rules.password_regex = Some(Regex::new(value)?),
         "password_regex_description" => value.clone_into(&mut rules.password_regex_description),
         "change_password_upon_first_use" => {
+            // The words of oslo.config's `types.Boolean`, which has no single letters.
             rules.change_password_upon_first_use = match value.to_ascii_lowercase().as_str() {
                 "true" | "1" | "yes" | "on" => true,
                 "false" | "0" | "no" | "off" => false,

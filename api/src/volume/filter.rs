@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use control::boolean;
 use jiff::Timestamp;
 
 use crate::context::Filters;
@@ -120,7 +121,7 @@ impl Tests {
                 }
                 word if OTHER_WORDS.contains(&word) => {}
                 word if known.contains(&word) => {
-                    tests.columns.push((key.clone(), Test::Equal(normal(word, value))));
+                    tests.columns.push((key.clone(), Test::Equal(normal(word, value, version)?)));
                 }
                 _ => match like.filter(|word| known.contains(word)) {
                     Some(word) => tests.columns.push((word.to_owned(), Test::Like(value.clone()))),
@@ -176,16 +177,19 @@ impl Comparison {
     }
 }
 
-/// Booleans in any of Python's spellings.
-fn normal(key: &str, value: &str) -> String {
+/// A column's text as it has to be. Yes and no are oslo's from microversion 3.2 on (`VOLUME_LIST_BOOTABLE`); before, all is yes but nothing
+/// and three ways to write `false`.
+fn normal(key: &str, value: &str, version: Microversion) -> Result<String, Fault> {
     if !matches!(key, "bootable" | "multiattach") {
-        return value.to_owned();
+        return Ok(value.to_owned());
     }
-    match value.to_ascii_lowercase().as_str() {
-        "1" | "true" | "yes" | "on" | "t" | "y" => "true".to_owned(),
-        "0" | "false" | "no" | "off" | "f" | "n" => "false".to_owned(),
-        other => other.to_owned(),
-    }
+    let flag = if version.at_least(3, 2) {
+        boolean::from_text(value)
+            .ok_or_else(|| Fault::malformed(format!("Invalid input received: '{key} = {value}'")))?
+    } else {
+        !matches!(value, "" | "False" | "false" | "FALSE")
+    };
+    Ok(flag.to_string())
 }
 
 fn times(key: &str, text: &str) -> Result<Vec<(Comparison, Timestamp)>, Fault> {
@@ -245,7 +249,15 @@ mod tests {
         let properties = BTreeMap::from([("a".to_owned(), "b".to_owned())]);
         let passes = |query: &str| tests(query, 71).unwrap().hold(column, &[&properties]);
         assert!(passes("name=vol-1") && !passes("name=vol") && passes("name~=vol"));
-        assert!(passes("bootable=True") && !passes("bootable=0"));
+        assert!(passes("bootable=True") && passes("bootable=Y") && !passes("bootable=0"));
+        for neither in ["", "maybe", "2"] {
+            let query = format!("bootable={neither}");
+            assert!(tests(&query, 2).is_err(), "{neither}");
+            let passed = tests(&query, 1).unwrap().hold(column, &[&properties]);
+            assert_eq!(passed, !neither.is_empty(), "{neither}");
+        }
+        assert!(tests("bootable=0", 1).unwrap().hold(column, &[&properties]));
+        assert!(!tests("bootable=FALSE", 1).unwrap().hold(column, &[&properties]));
         assert!(passes("metadata=%7B%27a%27:%20%27b%27%7D") && !passes("metadata=%7B%27a%27:%20%27c%27%7D"));
         assert!(passes("created_at=gte:2026-01-02T03:04:05,lt:2026-01-03T00:00:00Z"));
         assert!(!passes("created_at=lt:2026-01-02T03:04:05"));

@@ -32,6 +32,7 @@ mod volume_view;
 use std::collections::BTreeMap;
 
 use axum::Json;
+use control::boolean;
 use control::caller::Caller;
 use control::policy::{self, Target};
 use jiff::Timestamp;
@@ -326,22 +327,21 @@ fn size(value: &Value) -> Result<Option<u64>, Fault> {
     }
 }
 
-/// A yes or no in any spelling that Cinder takes; none if it is null.
+/// A yes or no of a body, by oslo's rule; none if it is null. (The schemas of Cinder that list its words list them in some
+/// cases only.)
 fn lenient_flag(key: &str, value: &Value) -> Result<Option<bool>, Fault> {
     let text = match value {
         Value::Null => return Ok(None),
         Value::Bool(flag) => return Ok(Some(*flag)),
-        Value::String(text) => text.to_ascii_lowercase(),
+        Value::String(text) => text.clone(),
         Value::Number(number) => number.to_string(),
         _ => String::new(),
     };
-    match text.as_str() {
-        "1" | "true" | "t" | "yes" | "y" | "on" => Ok(Some(true)),
-        "0" | "false" | "f" | "no" | "n" | "off" => Ok(Some(false)),
-        _ => Err(Fault::malformed(format!(
+    boolean::from_text(&text).map(Some).ok_or_else(|| {
+        Fault::malformed(format!(
             "Invalid input for field/attribute {key}. Value: {value}. It is no boolean."
-        ))),
-    }
+        ))
+    })
 }
 
 /// A text, or null.

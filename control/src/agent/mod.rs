@@ -5,4 +5,6 @@ pub mod figures;
 pub mod frame;
 pub mod host;
 pub mod link;
+pub mod network;
 pub mod protocol;
+pub mod router;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ANSWER_TIMEOUT_DEFAULT, Action, Client, ClientError, Reply};
+use super::client::ANSWER_TIMEOUT_DEFAULT;
+use super::{Action, Client, ClientError, Reply};
 use crate::config::InheritedFd;
 
 /// The longest that a VMM waits for a successor, in milliseconds. Its guest stands still meanwhile, and nobody else is

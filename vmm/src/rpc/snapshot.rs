@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::client::ANSWER_TIMEOUT_DEFAULT;
 use super::{Action, Client, ClientError, Reply, VmState};
 use crate::config::InheritedFd;
 use crate::vm::Wanted;
@@ -54,7 +55,7 @@ impl Client {
         let Wanted { differences, track, hints } = wanted;
         let action = Action::Snapshot { file: InheritedFd(0), differences, track, hints };
         let reply = self.call_with(&action, &[file.as_fd()])?;
-        self.set_timeout(super::ANSWER_TIMEOUT_DEFAULT)?;
+        self.set_timeout(ANSWER_TIMEOUT_DEFAULT)?;
         match reply {
             Reply::Snapshot(report) => Ok(report),
             _ => Err(ClientError::Mismatch),

@@ -1,9 +1,8 @@
 //! The options of `wisp vmm boot` for devices beside disks and network devices.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io::stdin;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -13,6 +12,8 @@ use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use vmm::config::{BalloonConfig, WatchdogAction};
 use vmm::connector;
 use vmm::interactive::{ConsoleOption, VsockOption};
+
+use super::words;
 
 /// The address that a guest has unless said: the first that one can have.
 const CID: u32 = 3;
@@ -30,7 +31,7 @@ pub(super) struct Options {
     /// made at PATH and sends `CONNECT PORT` and a line feed is connected to that port of the guest and told `OK` and a
     /// port; where the guest connects to a port of the host (CID 2), that is the Unix socket PATH_PORT. The guest's own
     /// address is 3 unless said.
-    #[arg(long, value_name = "PATH[,cid=N]", value_parser = OsStringValueParser::new().try_map(|text| vsock(text.as_os_str())))]
+    #[arg(long, value_name = words::VSOCK, value_parser = OsStringValueParser::new().try_map(|text| vsock(text.as_os_str())))]
     pub(super) vsock: Option<Vsock>,
     /// A memory balloon (virtio-balloon), which asks the guest to give MIB MiB back; `wisp vmm balloon` asks for more or
     /// less. Whatever it asks for, memory that the guest reports as free goes back to the host. With `,firm`, not even a
@@ -45,8 +46,8 @@ pub(super) struct Options {
     /// A file that is memory of the guest's (virtio-pmem, /dev/pmem0 for Linux), without a copy of it anywhere else: with
     /// `,ro` a root that many guests share, `--cmdline 'root=/dev/pmem0 ro'` (and `rootflags=dax` where its file system can).
     /// It must not become shorter. May be repeated.
-    #[arg(long = "pmem", value_name = "FILE[,ro]")]
-    pub(super) pmem: Vec<OsString>,
+    #[arg(long = "pmem", value_name = words::PMEM, value_parser = OsStringValueParser::new().try_map(|text| words::pmem(&text)))]
+    pub(super) pmem: Vec<(PathBuf, bool)>,
     /// A hardware watchdog, which ACPI names (/dev/watchdog by Linux's wdat_wdt), and what happens when a guest that armed it
     /// leaves it alone for too long: the guest ends, as by a reset or powered off; it is paused; or it is counted, as in all
     /// cases, for `wisp vmm status`. It stands still while the guest is paused.
@@ -111,21 +112,16 @@ pub(super) fn connect_for(path: &Path) -> anyhow::Result<ExitCode> {
 }
 
 fn vsock(text: &OsStr) -> Result<Vsock, String> {
-    let bytes = text.as_bytes();
-    let comma = bytes.windows(5).rposition(|words| words == b",cid=");
-    let (path, cid) = comma.map_or((bytes, None), |at| (&bytes[..at], Some(&bytes[at + 5..])));
-    let cid = match cid {
+    let (path, said) = words::split(text, words::VSOCK)?;
+    let cid = match said.get("cid") {
         None => CID,
-        Some(number) => str::from_utf8(number)
-            .ok()
+        Some(number) => number
+            .to_str()
             .and_then(|number| number.parse().ok())
             .filter(|cid| (CID..u32::MAX).contains(cid))
             .ok_or("a guest's CID is a number from 3 to 4294967294")?,
     };
-    if path.is_empty() {
-        return Err("there is no path".to_owned());
-    }
-    Ok(Vsock { path: OsStr::from_bytes(path).into(), cid })
+    Ok(Vsock { path: path.into(), cid })
 }
 
 fn console(text: &str) -> Result<ConsoleOption, String> {
@@ -143,10 +139,10 @@ mod tests {
 
     #[test]
     fn vsock_is_a_path_and_perhaps_an_address() {
-        let parse = |text: &str| vsock(&OsString::from(text));
+        let parse = |text: &str| vsock(OsStr::new(text));
         assert_eq!(parse("/run/v.sock"), Ok(Vsock { path: "/run/v.sock".into(), cid: 3 }));
         assert_eq!(parse("a,b,cid=52"), Ok(Vsock { path: "a,b".into(), cid: 52 }));
-        for wrong in ["", ",cid=3", "v,cid=", "v,cid=2", "v,cid=4294967295", "v,cid=x"] {
+        for wrong in ["", ",cid=3", "v,cid=", "v,cid=2", "v,cid=4294967295", "v,cid=x", "v,ro", "v,port=1"] {
             assert!(parse(wrong).is_err(), "{wrong}");
         }
     }

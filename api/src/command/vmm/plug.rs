@@ -1,12 +1,12 @@
 //! Disks, network devices and the memory of a guest that runs, by its control socket.
 
-use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use vmm::config::{DiskConfig, WatchdogAction};
 use vmm::interactive::{DiskFile, mac, nic_config};
 use vmm::rpc::{
@@ -14,6 +14,8 @@ use vmm::rpc::{
     Status, VmState, WatchdogStatus,
 };
 use vmm::virtio::mem::MemStatus;
+
+use super::words;
 
 /// Bytes of a disk's serial number.
 const SERIAL_BYTES_MAX: usize = 20;
@@ -28,8 +30,8 @@ pub(in crate::command) enum Command {
         /// The control socket (`wisp vmm boot --control`).
         socket: PathBuf,
         /// The file, and how it is used, as of `wisp vmm boot --disk`.
-        #[arg(value_name = "FILE[,ro][,direct][,base=BASE][,key-file=KEY]")]
-        file: OsString,
+        #[arg(value_name = words::DISK, value_parser = OsStringValueParser::new().try_map(|text| words::disk(&text)))]
+        file: DiskFile,
         /// The serial number that the guest finds it by, and `detach` too; the file's name unless said.
         #[arg(long, value_name = "S")]
         serial: Option<String>,
@@ -39,8 +41,8 @@ pub(in crate::command) enum Command {
         /// The control socket.
         socket: PathBuf,
         /// The file, and how it is used, as when the guest got it.
-        #[arg(value_name = "FILE[,ro][,direct][,base=BASE][,key-file=KEY]")]
-        file: OsString,
+        #[arg(value_name = words::DISK, value_parser = OsStringValueParser::new().try_map(|text| words::disk(&text)))]
+        file: DiskFile,
         /// The disk's serial number; the file's name unless said.
         #[arg(long, value_name = "S")]
         serial: Option<String>,
@@ -105,7 +107,7 @@ pub(in crate::command) enum Command {
 pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::AttachDisk { socket, file, serial } => {
-            let (config, files) = disk(&file, serial)?;
+            let (config, files) = disk(file, serial)?;
             let serial = config.serial.clone();
             let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
             connect(&socket)?.add_disk(config, &files)?;
@@ -113,7 +115,7 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::ResizeDisk { socket, file, serial } => {
-            let (config, files) = disk(&file, serial)?;
+            let (config, files) = disk(file, serial)?;
             let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
             connect(&socket)?.resize_disk(config, &files)?;
             Ok(ExitCode::SUCCESS)
@@ -148,8 +150,10 @@ fn devices(client: &mut Client) -> anyhow::Result<Vec<(DeviceName, DeviceState)>
 }
 
 /// A disk's files, and what a VMM is told of it.
-fn disk(text: &OsString, serial: Option<String>) -> anyhow::Result<(DiskConfig, Vec<OwnedFd>)> {
-    let file = super::disk(text);
+fn disk(file: DiskFile, serial: Option<String>) -> anyhow::Result<(DiskConfig, Vec<OwnedFd>)> {
+    if let (Some(behind), Some(beside)) = (&file.serial, &serial) {
+        bail!("the serial number is said twice: `,serial={behind}` and `--serial {beside}`");
+    }
     let own = || file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut serial = serial.or_else(|| file.serial.clone()).unwrap_or_else(own);
     while serial.len() > SERIAL_BYTES_MAX {

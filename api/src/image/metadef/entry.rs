@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
+use control::boolean;
 use control::model::metadef::{MetadefEntry, MetadefKind};
 use control::service::metadef::EntryWish;
 use control::service::metadef_access::require_read;
@@ -461,7 +462,7 @@ pub(super) async fn set_tags(
     }
     fields.end()?;
     let append = headers.get("x-openstack-append").and_then(|value| value.to_str().ok());
-    if !append.is_some_and(|append| append.eq_ignore_ascii_case("true")) {
+    if append.and_then(boolean::from_text) != Some(true) {
         state.control.metadef_clear(&caller, &namespace, MetadefKind::Tag).await?;
     }
     let names = tags.iter().map(|tag| TagName { name: tag.name.clone() }).collect();

@@ -66,7 +66,7 @@ enum Values {
 }
 
 pub(super) async fn list(_: Authenticated, filters: Filters, url: RequestUrl) -> Answer<Listed<RuleType>> {
-    let all = filters.get(ALL_RULES).is_some_and(|text| text.eq_ignore_ascii_case("true"));
+    let all = filters.get(ALL_RULES) != Some("") && filters.flag(ALL_RULES)? == Some(true);
     let named = RULE_TYPES.into_iter().filter(|(_, held)| all || *held);
     listing(named.map(|(kind, _)| RuleType { kind, drivers: None }), &filters, &url)
 }

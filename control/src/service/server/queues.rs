@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use vmm::virtio::net::pairs_for;
 
+use crate::boolean;
 use crate::model::compute::Server;
 
 /// In a flavor's extra specs.
@@ -14,22 +15,13 @@ const EXTRA_SPEC: &str = "hw:vif_multiqueue_enabled";
 /// In an image's properties.
 const PROPERTY: &str = "hw_vif_multiqueue_enabled";
 
-/// As OpenStack reads a boolean (`oslo_utils.strutils.bool_from_string`); nothing of what is none.
-fn boolean(text: &str) -> Option<bool> {
-    match text.trim().to_ascii_lowercase().as_str() {
-        "1" | "t" | "true" | "on" | "y" | "yes" => Some(true),
-        "0" | "f" | "false" | "off" | "n" | "no" => Some(false),
-        _ => None,
-    }
-}
-
 /// The number of pairs of each of a server's network devices. What cannot be read says nothing.
 pub(crate) fn pairs_of(server: &Server) -> u16 {
     let wishes = [
         server.flavor.extra_specs.get(EXTRA_SPEC).map(String::as_str),
         server.image_properties.get(PROPERTY).map(String::as_str),
     ];
-    if !wishes.into_iter().flatten().any(|wish| boolean(wish) == Some(true)) {
+    if !wishes.into_iter().flatten().any(|wish| boolean::from_text(wish) == Some(true)) {
         return 1;
     }
     pairs_for(u8::try_from(server.flavor.vcpus).unwrap_or(u8::MAX))
@@ -40,7 +32,7 @@ pub(crate) fn pairs_of(server: &Server) -> u16 {
 /// # Errors
 /// It is no boolean, in one sentence.
 pub(crate) fn check_extra_spec(key: &str, value: &str) -> Result<(), String> {
-    if key != EXTRA_SPEC || boolean(value).is_some() {
+    if key != EXTRA_SPEC || boolean::from_text(value).is_some() {
         return Ok(());
     }
     Err(format!("Invalid input for field/attribute {key}: '{value}' is not a boolean."))
@@ -57,7 +49,7 @@ pub(crate) fn check_agreement(
     let (Some(flavor), Some(image)) = (extra_specs.get(EXTRA_SPEC), properties.get(PROPERTY)) else {
         return Ok(());
     };
-    match (boolean(flavor), boolean(image)) {
+    match (boolean::from_text(flavor), boolean::from_text(image)) {
         (Some(flavors), Some(images)) if flavors != images => Err(format!(
             "The flavor has the extra spec {EXTRA_SPEC} set to '{flavor}', conflicting with the image, which has the property \
              {PROPERTY} set to '{image}'."

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::Control;
+use crate::boolean;
 use crate::model::compute::Host;
 use crate::model::volume::{Volume, VolumeService};
 use crate::store::Cache;
@@ -92,8 +93,14 @@ impl Pool {
                 Some(("capabilities", key)) => key,
                 Some(_) => return true,
             };
-            let wanted = wanted.strip_prefix("<is>").or(wanted.strip_prefix("s==")).unwrap_or(wanted).trim();
-            self.capability(key).is_some_and(|has| has.eq_ignore_ascii_case(wanted))
+            let Some(has) = self.capability(key) else { return false };
+            if let Some(wanted) = wanted.strip_prefix("<is>") {
+                // Cinder compares what oslo makes of both, which is no of what is neither.
+                let [has, wanted] =
+                    [has.as_str(), wanted].map(|text| boolean::from_text(text).unwrap_or(false));
+                return has == wanted;
+            }
+            has.eq_ignore_ascii_case(wanted.strip_prefix("s==").unwrap_or(wanted).trim())
         })
     }
 }
@@ -190,6 +197,10 @@ mod tests {
             ("volume_backend_name", "file", true),
             ("volume_backend_name", "lvm", false),
             ("capabilities:multiattach", "<is> True", true),
+            ("multiattach", "<is> yes", true),
+            ("multiattach", "<is> f", false),
+            ("multiattach", "<is> maybe", false),
+            ("volume_backend_name", "<is> false", true),
             ("unknown", "1", false),
             ("other:scope", "1", true),
         ] {

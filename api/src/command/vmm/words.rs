@@ -1,0 +1,136 @@
+//! Words behind commas in what options of `wisp vmm` are given: a path, and what is said of it.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::PathBuf;
+
+use vmm::interactive::DiskFile;
+
+/// A disk's file with what is said of it.
+pub(super) const DISK: &str = "FILE[,ro][,direct][,serial=S][,base=BASE][,key-file=KEY]";
+/// A file that is memory, likewise.
+pub(super) const PMEM: &str = "FILE[,ro]";
+/// The path of a vsock's sockets, likewise.
+pub(super) const VSOCK: &str = "PATH[,cid=N]";
+
+/// The words without a value, each of some option: one of them is in no path, so that none is passed over where another
+/// option is meant.
+const BARE: [&str; 3] = ["ro", "direct", "firm"];
+
+/// What was said of a path: the words, with their values, or nothing for those that have none.
+pub(super) type Said<'a> = BTreeMap<&'static str, &'a OsStr>;
+
+/// Takes a path and the words behind it apart; `form` says which there are, as `FILE[,ro][,serial=S]`. Words are read from the end up
+/// to what reads as none, so a path may have commas.
+///
+/// # Errors
+/// What reads as a word (`name=value`, or one that another option has) and is none here, a word without the value that it
+/// has, one that is said twice, or no path: the sentence names what is taken.
+pub(super) fn split<'a>(text: &'a OsStr, form: &'static str) -> Result<(&'a OsStr, Said<'a>), String> {
+    let taken = form.split("[,").skip(1).map(|word| word.trim_end_matches(']'));
+    let taken: BTreeMap<&str, bool> =
+        taken.map(|word| word.split_once('=').map_or((word, false), |(name, _)| (name, true))).collect();
+    let (mut rest, mut said) = (text.as_bytes(), Said::new());
+    while let Some(comma) = rest.iter().rposition(|byte| *byte == b',') {
+        let part = &rest[comma + 1..];
+        let equals = part.iter().position(|byte| *byte == b'=');
+        let (name, value) = equals.map_or((part, None), |at| (&part[..at], Some(&part[at + 1..])));
+        let known = taken.iter().find(|(word, _)| word.as_bytes() == name);
+        let shown = || String::from_utf8_lossy(part);
+        match known {
+            Some((word, has_value)) if *has_value == value.is_some() => {
+                if said.insert(word, OsStr::from_bytes(value.unwrap_or_default())).is_some() {
+                    return Err(format!("`{word}` is said twice"));
+                }
+            }
+            None if !reads_as_word(name, value.is_some()) => break,
+            _ => return Err(format!("`{}` is no word of this option, which takes {form}", shown())),
+        }
+        rest = &rest[..comma];
+    }
+    if rest.is_empty() {
+        return Err(format!("nothing is named in front of the words: what is taken is {form}"));
+    }
+    Ok((OsStr::from_bytes(rest), said))
+}
+
+/// Whether a part that is no word here was meant to be one.
+fn reads_as_word(name: &[u8], has_value: bool) -> bool {
+    let is_name = !name.is_empty() && name.iter().all(|byte| byte.is_ascii_lowercase() || *byte == b'-');
+    if has_value { is_name } else { BARE.iter().any(|word| word.as_bytes() == name) }
+}
+
+/// A disk's file and how it is used, of [`DISK`].
+///
+/// # Errors
+/// As [`split`].
+pub(super) fn disk(text: &OsStr) -> Result<DiskFile, String> {
+    let (path, said) = split(text, DISK)?;
+    Ok(DiskFile {
+        path: path.into(),
+        read_only: said.contains_key("ro"),
+        direct: said.contains_key("direct"),
+        base: said.get("base").map(PathBuf::from),
+        serial: said.get("serial").map(|serial| serial.to_string_lossy().into_owned()),
+        key_file: said.get("key-file").map(PathBuf::from),
+    })
+}
+
+/// A file that is memory, and whether it is read-only, of [`PMEM`].
+///
+/// # Errors
+/// As [`split`].
+pub(super) fn pmem(text: &OsStr) -> Result<(PathBuf, bool), String> {
+    let (path, said) = split(text, PMEM)?;
+    Ok((path.into(), said.contains_key("ro")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn disk_is_used_as_the_words_behind_its_name_say() {
+        let disk = |text: &str| disk(OsStr::new(text)).unwrap();
+        let file = |path: &str| DiskFile { path: path.into(), ..DiskFile::default() };
+        assert_eq!(disk("a.img"), file("a.img"));
+        assert_eq!(disk("a.img,ro"), DiskFile { read_only: true, ..file("a.img") });
+        assert_eq!(disk("a,b,other"), file("a,b,other"));
+        assert_eq!(disk("d,ro/a=b.img"), file("d,ro/a=b.img"));
+        let all = DiskFile {
+            path: "a,b".into(),
+            read_only: false,
+            direct: true,
+            base: Some("c.img".into()),
+            serial: Some("x1".to_owned()),
+            key_file: Some("d.key".into()),
+        };
+        assert_eq!(disk("a,b,serial=x1,key-file=d.key,base=c.img,direct"), all);
+        assert_eq!(pmem(OsStr::new("p,ro")), Ok(("p".into(), true)));
+        assert_eq!(pmem(OsStr::new("p,q")), Ok(("p,q".into(), false)));
+    }
+
+    #[test]
+    fn word_that_an_option_does_not_take_is_an_error_that_says_what_it_takes() {
+        for wrong in ["direct", "serial=x", "base=b", "key-file=k", "firm", "cid=4", "queues=2", "ro=1"] {
+            for text in [format!("p.img,{wrong}"), format!("p.img,ro,{wrong}"), format!("p.img,{wrong},ro")] {
+                let error = pmem(OsStr::new(&text)).unwrap_err();
+                assert!(
+                    error.contains(&format!("`{wrong}`")) && error.ends_with("takes FILE[,ro]"),
+                    "{error}"
+                );
+            }
+        }
+        for wrong in ["a,firm", "a,cid=3", "a,kye-file=k", "a,kye-file=k,base=b", "a,serial", "a,direct=1"] {
+            let error = disk(OsStr::new(wrong)).unwrap_err();
+            assert!(error.contains("no word of this option") && error.contains(DISK), "{wrong}: {error}");
+        }
+        for wrong in ["a,ro,ro", "a,serial=x,direct,serial=y"] {
+            assert!(disk(OsStr::new(wrong)).unwrap_err().contains("said twice"), "{wrong}");
+        }
+        for wrong in ["", ",ro"] {
+            assert!(disk(OsStr::new(wrong)).unwrap_err().contains("nothing is named"), "{wrong}");
+        }
+    }
+}
