@@ -1,6 +1,7 @@
 //! `wisp vmm boot`: one guest with its console on the terminal, from paths and names, without a cloud.
 
 mod disk;
+mod prompt;
 
 use std::fs::{File, Permissions};
 use std::io;
@@ -111,6 +112,7 @@ pub enum ConsoleOption {
 }
 
 pub use disk::DiskFile;
+use prompt::Prompt;
 
 /// Why a guest could not be booted from a command line.
 #[derive(Debug, thiserror::Error)]
@@ -272,7 +274,7 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         _ => MainConsole::Serial,
     };
     let console = match main_console {
-        MainConsole::Serial => Console::Stream(Box::new(io::stdout())),
+        MainConsole::Serial => Console::Stream(Box::new(Prompt::new(io::stdout()))),
         MainConsole::Virtio => Console::None,
     };
     let output = options.console.as_ref().filter(|console| **console == ConsoleOption::Terminal);

@@ -69,6 +69,7 @@ const TIMER: Option<Use> =
     kept("a limit, a connection or a link has to wait, which the tests' guests may never have to");
 const ALLOCATOR: Option<Use> = kept("the allocator gives memory back, or grows, when it likes");
 const LIBRARY: Option<Use> = kept("the C library makes it at times of its own");
+const PROMPT: Option<Use> = kept("a guest that talks to a pipe gives its turn to whoever reads");
 const INTERRUPTED: Option<Use> = kept("the kernel makes it after a stop by a debugger");
 const ABORT: Option<Use> = kept("how a process ends that has found itself broken");
 const LOOP: Option<Use> = kept("the event loop and libraries wait in any of these");
@@ -130,7 +131,7 @@ pub const CALLS: &[Call] = &[
     call!(SYS_futex, MADE, MADE),
     call!(SYS_set_robust_list, MADE, NO),
     call!(SYS_rseq, MADE, NO),
-    call!(SYS_sched_yield, LIBRARY, LIBRARY),
+    call!(SYS_sched_yield, LIBRARY, PROMPT),
     call!(SYS_sched_getaffinity, MADE, NO),
     call!(SYS_gettid, MADE, ABORT),
     call!(SYS_getpid, MADE, ABORT),
