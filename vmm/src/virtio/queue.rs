@@ -208,18 +208,21 @@ impl VirtQueue {
 
     /// Returns `chain` to the driver with `written` bytes in its writable part.
     pub fn push_used(&mut self, chain: &Chain, written: u32) -> Result<(), QueueError> {
-        self.push_used_together(&[(chain, written)])
+        self.push_used_together([(chain, written)])
     }
 
     /// Returns chains that belong together: the driver sees none of them before it sees all. Linux drops a
     /// packet that spans several buffers where it does not find each.
-    pub fn push_used_together(&mut self, chains: &[(&Chain, u32)]) -> Result<(), QueueError> {
+    pub fn push_used_together<'a>(
+        &mut self,
+        chains: impl IntoIterator<Item = (&'a Chain, u32)>,
+    ) -> Result<(), QueueError> {
         let Some(rings) = &self.rings else { return Err(QueueError::Chain) };
         for (chain, written) in chains {
             if chain.head() >= self.size {
                 return Err(QueueError::Chain);
             }
-            rings.write_used(self.next_used, chain.head(), *written);
+            rings.write_used(self.next_used, chain.head(), written);
             self.next_used = self.next_used.wrapping_add(1);
         }
         rings.set_used_index(self.next_used);

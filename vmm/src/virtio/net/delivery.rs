@@ -13,6 +13,18 @@ pub(super) enum Delivery {
     Starved,
 }
 
+/// Those of `chains` that a packet of so many bytes takes, with how many each has; one that has room for none may be among them.
+pub(super) fn parts(chains: &[Chain], length: usize) -> impl Iterator<Item = (&Chain, u32)> {
+    let mut left = length as u64;
+    chains.iter().map_while(move |chain| {
+        let part = left.min(chain.writable_bytes());
+        let is_taken = left > 0;
+        left -= part;
+        // A packet is shorter than PACKET_BYTES_MAX.
+        is_taken.then_some((chain, part as u32))
+    })
+}
+
 /// Copies `packet` into the driver's buffers: into one, or into as many as it takes where they may be merged
 /// (§5.1.6.4).
 pub(super) fn deliver(
@@ -45,14 +57,12 @@ pub(super) fn deliver(
         count += 1;
     }
     packet[spec::HEADER_NUM_BUFFERS..spec::HEADER_BYTES].copy_from_slice(&count.to_le_bytes());
+    let chains = &chains[..usize::from(count)];
     let mut rest = &packet[..];
-    let mut used = Vec::with_capacity(usize::from(count));
-    for chain in &chains[..usize::from(count)] {
+    for chain in chains {
         let written = chain.write_at(queue.memory(), 0, rest);
         rest = &rest[written..];
-        // A packet is shorter than PACKET_BYTES_MAX.
-        used.push((chain, written as u32));
     }
-    queue.push_used_together(&used)?;
+    queue.push_used_together(parts(chains, packet.len()))?;
     Ok(Delivery::Done)
 }

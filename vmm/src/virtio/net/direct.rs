@@ -12,6 +12,7 @@ use super::super::link::Link;
 use super::super::queue::{Chain, QueueError, VirtQueue};
 use super::super::spec::net as spec;
 use super::PACKET_BYTES_MAX;
+use super::delivery::parts;
 use crate::memory::GuestMemory;
 
 /// From so many bytes on a packet is worth the calls that save its copy.
@@ -149,13 +150,7 @@ impl Pool {
 
     /// The chains that a packet of so many bytes is in, with how many each has.
     fn parts(&self, length: usize) -> impl Iterator<Item = (&Chain, u32)> {
-        let mut left = length as u64;
-        self.chains[..self.taken].iter().map_while(move |chain| {
-            let part = left.min(chain.writable_bytes());
-            left -= part;
-            // A packet is shorter than PACKET_BYTES_MAX.
-            (part > 0).then_some((chain, part as u32))
-        })
+        parts(&self.chains[..self.taken], length)
     }
 
     fn mark(&self, memory: &GuestMemory, length: usize) {
@@ -168,8 +163,7 @@ impl Pool {
         self.head[spec::HEADER_NUM_BUFFERS..spec::HEADER_BYTES]
             .copy_from_slice(&(count as u16).to_le_bytes());
         self.chains[0].write_at(queue.memory(), 0, &self.head[..length.min(HEAD_BYTES)]);
-        let used: Vec<_> = self.parts(length).collect();
-        queue.push_used_together(&used)?;
+        queue.push_used_together(self.parts(length))?;
         self.room -= self.chains[..count].iter().map(Chain::writable_bytes).sum::<u64>();
         let vectors: usize = self.counts.drain(..count).sum();
         self.vectors.0.drain(..vectors);

@@ -138,6 +138,17 @@ fn large_packet_is_merged_over_several_buffers() {
 }
 
 #[test]
+fn buffers_without_room_come_back_with_the_packet_that_they_lie_within() {
+    let mut driver = Driver::new(net::F_MRG_RXBUF);
+    for (index, length) in (0..).zip([0, 1000, 0, 1000]) {
+        driver.offer(BUFFERS_START + index * 0x1000, length);
+    }
+    driver.send_from_far(&packet(1500));
+    let used: Vec<_> = std::iter::from_fn(|| driver.rx.take_used(&driver.guest.memory)).collect();
+    assert_eq!(used, [(0, 0), (1, 1000), (2, 0), (3, 512)]);
+}
+
+#[test]
 fn packets_wait_for_buffers_without_spinning() {
     for features in [net::F_MRG_RXBUF, net::F_MRG_RXBUF | crate::virtio::spec::feature::RING_EVENT_IDX] {
         let mut driver = Driver::new(features);
