@@ -5,13 +5,17 @@
 //! With `FIRECRACKER_BIN=/path/to/firecracker` the same guest has the same file there, in the same run, by turns, with both of
 //! its engines, and the better one is the baseline; without, a process that reads and writes the file by plain calls is. What
 //! such calls take in that run is the floor of what passes the page cache one at a time: it is in both sides' figures.
+//!
+//! The same by several guests at a time, each with a disk of its own, which on a small host have fewer processors than they
+//! have use for.
 
 mod measure;
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -32,6 +36,9 @@ const BLOCK_BYTES: usize = 4096;
 /// The parts of the guest's load, in its order.
 const PARTS: [(&str, u32); 4] = [("read", 1), ("read", 32), ("write", 1), ("write", 32)];
 
+/// Guests at a time.
+const CROWD: usize = 4;
+
 /// What one side did in each part: requests a second, and microseconds of a processor for each, where that is known.
 type Results = BTreeMap<(&'static str, u32), (Samples, Samples)>;
 
@@ -48,8 +55,8 @@ fn main() -> Result<()> {
     let key = files.path().join("key");
     std::fs::write(&key, (0..64).collect::<Vec<u8>>())?;
     let key = format!(",key-file={}", key.display());
-    let ours = |words: &str, option: Option<&'static str>| {
-        let (kernel, mut file) = (&kernel, disk.clone().into_os_string());
+    let ours_of = |disk: &Path, words: &str, option: Option<&'static str>| {
+        let (kernel, mut file) = (&kernel, disk.as_os_str().to_owned());
         file.push(words);
         move || {
             let mut command = Command::new(wisp);
@@ -61,21 +68,26 @@ fn main() -> Result<()> {
             command
         }
     };
+    let ours = |words: &str, option| ours_of(&disk, words, option);
     let side = |name, command| Side { name, command, results: Results::new() };
     let mut cached = side("page cache", Box::new(ours("", None)) as Box<dyn Fn() -> Command>);
     let mut direct = side("direct", Box::new(ours(",direct", None)));
     let mut pinned = side("direct, memory pinned", Box::new(ours(",direct", Some("--pin-memory"))));
     let mut encrypted = side("page cache, AES-256-XTS", Box::new(ours(&key, None)));
     let mut theirs = Vec::new();
-    if let Some(program) = std::env::var_os("FIRECRACKER_BIN") {
+    let firecracker_of = |program: &OsStr, disk: &Path, engine: &str| -> Result<_> {
+        let config = disk.with_extension(engine);
+        let drive = json!({"drive_id": "d", "path_on_host": disk, "is_root_device": false, "is_read_only": false,
+                           "cache_type": "Writeback", "io_engine": engine});
+        let cmdline = format!("console=ttyS0 {}", load_word());
+        write_firecracker_config(&config, (&kernel, &cmdline), 128, json!({"drives": [drive]}))?;
+        let program = program.to_owned();
+        Ok(move || firecracker(Path::new(&program), &config))
+    };
+    let peer = std::env::var_os("FIRECRACKER_BIN");
+    if let Some(program) = &peer {
         for (name, engine) in [("firecracker, Sync", "Sync"), ("firecracker, Async", "Async")] {
-            let config = files.path().join(engine);
-            let drive = json!({"drive_id": "d", "path_on_host": disk, "is_root_device": false, "is_read_only": false,
-                               "cache_type": "Writeback", "io_engine": engine});
-            let cmdline = format!("console=ttyS0 {}", load_word());
-            write_firecracker_config(&config, (&kernel, &cmdline), 128, json!({"drives": [drive]}))?;
-            let program = program.clone();
-            theirs.push(side(name, Box::new(move || firecracker(Path::new(&program), &config))));
+            theirs.push(side(name, Box::new(firecracker_of(program, &disk, engine)?)));
         }
     }
     let mut plain = Results::new();
@@ -97,6 +109,51 @@ fn main() -> Result<()> {
         let us = |results: &Results| 1e6 / results[&part].0.quantile(0.5);
         let what = format!("4k random {} by a plain call on the host", part.0);
         line(&what, "us", us(&plain), us(&cached.results), "a guest's, one at a time, page cache");
+    }
+    let disks: Vec<_> = (0..CROWD).map(|guest| files.path().join(format!("crowd{guest}"))).collect();
+    let crowd = disks.iter().map(|disk| Box::new(ours_of(disk, "", None)) as Boot<'_>).collect::<Vec<_>>();
+    let mut crowds = vec![("", crowd, BTreeMap::new())];
+    if let Some(program) = &peer {
+        let boot = |disk: &PathBuf| Ok(Box::new(firecracker_of(program, disk, "Sync")?) as Boot<'_>);
+        let crowd = disks.iter().map(boot).collect::<Result<Vec<_>>>()?;
+        crowds.push(("as many firecrackers, Sync", crowd, BTreeMap::new()));
+    }
+    for _ in 0..RUNS {
+        for (_, crowd, totals) in &mut crowds {
+            disks.iter().try_for_each(|disk| fill(disk))?;
+            together(crowd, totals)?;
+        }
+    }
+    for part in PARTS {
+        let total = |totals: &Totals| totals[&part].quantile(0.5) / 1e3;
+        let (alone, of) = (cached.results[&part].0.quantile(0.5) / 1e3, "one guest alone");
+        let (baseline, of) = crowds.get(1).map_or((alone, of), |(name, _, totals)| (total(totals), *name));
+        let what = format!("4k random {}, depth {}, page cache, {CROWD} guests", part.0, part.1);
+        line(&what, "kIOPS", total(&crowds[0].2), baseline, of);
+    }
+    Ok(())
+}
+
+/// How a guest is booted.
+type Boot<'a> = Box<dyn Fn() -> Command + Send + Sync + 'a>;
+
+/// What guests did together in each part: requests a second.
+type Totals = BTreeMap<(&'static str, u32), Samples>;
+
+/// The load of several guests at a time.
+fn together(crowd: &[Boot<'_>], totals: &mut Totals) -> Result<()> {
+    let each = std::thread::scope(|scope| {
+        let alone = |boot: &Boot<'_>| {
+            let mut results = Results::new();
+            run(boot, &mut results).map(|()| results)
+        };
+        let running: Vec<_> = crowd.iter().map(|boot| scope.spawn(move || alone(boot))).collect();
+        let ended = running.into_iter().map(|guest| guest.join().expect("invariant: nothing there panics"));
+        ended.collect::<Result<Vec<_>>>()
+    })?;
+    for part in PARTS {
+        let total = each.iter().map(|results| results[&part].0.quantile(0.5)).sum();
+        totals.entry(part).or_default().push(total);
     }
     Ok(())
 }
