@@ -371,4 +371,4 @@ impl Descriptors for Keeping<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
