@@ -11,10 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use api::demo::ping::Pinger;
 use libtest_mimic::Trial;
+use serde_json::json;
 
 use crate::booted::{Ended, Files, Guest, PATIENCE, Typist, vmm};
-use crate::harness::{Need, ip, isolate, trial, wisp, within};
+use crate::harness::{Cloud, KVM_CLOUD, Need, NewServer, ip, isolate, trial, wisp, within};
 
 /// What all of them need.
 const NEEDS: &[Need] = &[Need::Root, Need::Tun, Need::Kvm];
@@ -33,6 +35,11 @@ pub(crate) fn trials() -> Vec<Trial> {
         ),
         trial("upgrades::guest_goes_on_in_another_program_from_its_snapshot", NEEDS, guest_goes_on_elsewhere),
         trial("upgrades::vmm_of_another_program_gets_a_network_device", NEEDS, vmm_gets_a_network_device),
+        trial(
+            "upgrades::cloud_goes_on_with_guests_of_another_program_and_gives_them_devices",
+            KVM_CLOUD,
+            cloud_goes_on,
+        ),
     ]
 }
 
@@ -293,6 +300,44 @@ fn vmm_gets_a_network_device() -> Result<()> {
         vmm(&["detach", &control, "02:57:49:53:50:01"])?;
         drop(guest);
         ip("link delete t1")?;
+    }
+    Ok(())
+}
+
+/// The server's processors wish for a pair of queues each, of which a VMM of before has one alone.
+fn cloud_goes_on() -> Result<()> {
+    isolate()?;
+    for program in programs()? {
+        let mut cloud = Cloud::start_kvm_of(&program)?;
+        let rest = cloud.rest()?;
+        cloud.open_default_group(&rest)?;
+        let (inner, public) = (cloud.network(&rest, "inner", "10.7.0.0/24")?, cloud.public_network(&rest)?);
+        let size = json!({"flavor": {"name": "two", "ram": 64, "vcpus": 2, "disk": 1}});
+        let made = rest.made("/compute/v2.1/flavors", &size)?;
+        let flavor = made["flavor"]["id"].as_str().context("no flavor")?;
+        rest.made(
+            &format!("/compute/v2.1/flavors/{flavor}/os-extra_specs"),
+            &json!({"extra_specs": {"hw:vif_multiqueue_enabled": "true"}}),
+        )?;
+        let new = NewServer { name: "s", image: "", flavor: "two", network: &inner, user_data: "" };
+        let server = cloud.server(&rest, &new)?;
+        cloud.wait_status(&rest, &server, "ACTIVE")?;
+        cloud.wait_console(&rest, &server, "ready")?;
+        cloud.kill_all_but_guests()?;
+
+        cloud.up_anew()?;
+        let rest = cloud.rest()?;
+        cloud.wait_status(&rest, &server, "ACTIVE")?;
+        let attachment = json!({"interfaceAttachment": {"net_id": public}});
+        let (code, body) = rest.post(&format!("/compute/v2.1/servers/{server}/os-interface"), &attachment)?;
+        ensure!(code == 200, "{code} {body}");
+        let address = &body["interfaceAttachment"]["fixed_ips"][0]["ip_address"];
+        let address = address.as_str().context("no address")?.parse()?;
+        let answered = Pinger::open(address)?.until_answer(PATIENCE)?;
+        answered.with_context(|| format!("{address} does not answer"))?;
+        ensure!(rest.delete(&format!("/compute/v2.1/servers/{server}"))? == 204, "it is not deleted");
+        cloud.wait_gone(&rest, &server)?;
+        cloud.down()?;
     }
     Ok(())
 }
