@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,18 @@ impl Drop for Guest {
         // It may be over.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// Ends the guest of a control socket, whichever process has it.
+pub(crate) struct Ended(pub(crate) PathBuf);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Ok(mut client) = vmm::rpc::Client::connect(&self.0) {
+            // It may be ending.
+            let _ = client.stop(true);
+        }
     }
 }
 

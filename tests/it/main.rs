@@ -33,6 +33,7 @@ mod snapshots;
 mod survive;
 mod tenants;
 mod tidy;
+mod upgrades;
 mod volumes;
 
 use std::num::NonZero;
@@ -56,6 +57,7 @@ fn main() {
         pairs::trials(),
         peripherals::trials(),
         snapshots::trials(),
+        upgrades::trials(),
         faults::trials(),
         firmware::trials(),
         tenants::trials(),

@@ -7,7 +7,7 @@ use libtest_mimic::Trial;
 use serde_json::json;
 
 use crate::booted::{Guest, export, refused, vmm};
-use crate::harness::{Cloud, KVM_CLOUD, Need, NewServer, isolate, trial, wisp, within};
+use crate::harness::{Cloud, KVM_CLOUD, Need, NewServer, ip, isolate, trial, wisp, within};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -23,12 +23,6 @@ pub(crate) fn trials() -> Vec<Trial> {
             server_has_a_pair_for_each_processor,
         ),
     ]
-}
-
-fn ip(words: &str) -> Result<()> {
-    let ran = Command::new("ip").args(words.split_whitespace()).output()?;
-    ensure!(ran.status.success(), "ip {words}: {}", String::from_utf8_lossy(&ran.stderr));
-    Ok(())
 }
 
 /// The number before a word, in a part of a line that begins so.

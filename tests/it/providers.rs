@@ -9,7 +9,7 @@ use api::demo::ping::Pinger;
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::harness::{Cloud, KVM_CLOUD, NewServer, Remains, Rest, isolate, trial};
+use crate::harness::{Cloud, KVM_CLOUD, NewServer, Remains, Rest, ip, isolate, trial};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -17,12 +17,6 @@ pub(crate) fn trials() -> Vec<Trial> {
 }
 
 const NETWORK: &str = "/network/v2.0";
-
-fn ip(arguments: &str) -> Result<()> {
-    let status = Command::new("ip").args(arguments.split(' ')).status().context("run `ip`")?;
-    ensure!(status.success(), "ip {arguments}: {status}");
-    Ok(())
-}
 
 fn answers(address: Ipv4Addr) -> Result<()> {
     let answered = Pinger::open(address)?.until_answer(Duration::from_secs(20))?;

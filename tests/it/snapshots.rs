@@ -1,12 +1,12 @@
 //! Snapshots and handovers of one guest by its command line, as a person asks for them.
 
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use crate::booted::{Files, Typist, refused, vmm};
+use crate::booted::{Ended, Files, Typist, refused, vmm};
 use crate::harness::{Need, trial, wisp, within};
 
 /// The tests.
@@ -105,18 +105,6 @@ fn guest_goes_on_from_what_was_packed_and_merged() -> Result<()> {
     Ok(())
 }
 
-/// Ends the guest of a control socket, whichever process has it.
-struct Ended(PathBuf);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        if let Ok(mut client) = vmm::rpc::Client::connect(&self.0) {
-            // It may be ending.
-            let _ = client.stop(true);
-        }
-    }
-}
-
 fn guest_whose_memory_is_pinned_goes_on_elsewhere() -> Result<()> {
     let files = Files::new()?;
     let path = |name: &str| files.path(name);
@@ -175,7 +163,7 @@ fn guest_is_handed_from_program_to_program() -> Result<()> {
         &disk,
         "--upgradable",
     ])?;
-    let _ended = Ended(PathBuf::from(&control));
+    let _ended = Ended(control.clone().into());
     let said = typist.say("disk-write 0 5 from the first")?;
     ensure!(said == "command: disk-write 0 5 ok", "{said}");
     // A program that is none leaves everything as it was.

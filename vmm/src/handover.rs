@@ -121,8 +121,8 @@ pub enum Error {
     /// What came is no guest.
     #[error("what came is no guest: {0}")]
     Invalid(&'static str),
-    /// Its document cannot be read.
-    #[error("what came with the guest cannot be read")]
+    /// Its document says something else.
+    #[error("the guest has what this program does not know, as one of a newer program may")]
     Document(#[source] serde_json::Error),
     /// Its state.
     #[error(transparent)]
@@ -371,4 +371,4 @@ impl Descriptors for Keeping<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -33,6 +33,8 @@ pub use watchdog::WatchdogStatus;
 
 /// The longest request or reply line in bytes; a peer that sends more is cut off.
 pub const LINE_BYTES_MAX: usize = 2 << 20;
+/// How a VMM's refusal begins of what it does not understand; what is wrong with it follows.
+pub const NOT_AN_ACTION: &str = "not an action";
 /// The longest request line in bytes: a network device that comes brings the metadata that it answers with, as a whole
 /// configuration does.
 pub const REQUEST_BYTES_MAX: usize = 4 << 20;

@@ -23,7 +23,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 
 use crate::ending::EndingSignal;
 use crate::lifecycle::Event;
-use crate::rpc::{Action, ConsoleName, ExitReason, LINE_BYTES_MAX, Reply, Status, VmState};
+use crate::rpc::{Action, ConsoleName, ExitReason, LINE_BYTES_MAX, NOT_AN_ACTION, Reply, Status, VmState};
 use crate::run::chain;
 use crate::sandbox::Held;
 use crate::vm::{Machine, Wanted};
@@ -194,7 +194,7 @@ impl Supervisor {
                 }
                 Err(error) => {
                     client.descriptors.clear();
-                    Reply::Error { message: format!("not an action: {error}") }
+                    Reply::Error { message: format!("{NOT_AN_ACTION}: {error}") }
                 }
             };
             client.output = encode(&reply);

@@ -44,6 +44,8 @@ pub(crate) struct Cloud {
     mounted: bool,
     driver: &'static str,
     options: Vec<String>,
+    /// What `wisp up` is started of.
+    program: PathBuf,
     up: Option<Child>,
     /// The `openstack` command, once it was needed.
     shell: Mutex<Option<Shell>>,
@@ -67,6 +69,20 @@ impl Cloud {
     /// A cloud on this machine's KVM, with further options of `wisp up`.
     pub(crate) fn start_kvm_with(options: &[&str]) -> Result<Self> {
         Self::start_of("kvm", options)
+    }
+
+    /// A cloud on this machine's KVM, of another program.
+    pub(crate) fn start_kvm_of(program: &Path) -> Result<Self> {
+        let mut cloud = Self::new("kvm", &[])?;
+        cloud.program = program.to_owned();
+        cloud.up()?;
+        Ok(cloud)
+    }
+
+    /// [`Self::up`] of the program under test, whichever it was before.
+    pub(crate) fn up_anew(&mut self) -> Result<()> {
+        self.program = wisp().to_owned();
+        self.up()
     }
 
     /// A cloud of fake hosts.
@@ -129,6 +145,7 @@ impl Cloud {
             mounted: false,
             driver,
             options,
+            program: wisp().to_owned(),
             up: None,
             shell: Mutex::default(),
         })
@@ -167,7 +184,7 @@ impl Cloud {
     }
 
     fn here(&self) -> Command {
-        let mut command = Command::new(wisp());
+        let mut command = Command::new(&self.program);
         command.args(["up", "--listen", "127.0.0.1:0", "--driver", self.driver, "--state"]).arg(self.state());
         command.args(&self.options).env("WISP_ADMIN_PASSWORD", PASSWORD);
         // Of servers of S3 that take any.

@@ -21,7 +21,7 @@ use libtest_mimic::{Completion, Failed, Trial};
 pub(crate) use self::cloud::{Cloud, LAB_INSIDE, LAB_RELAY_PORT, NewServer, shown};
 pub(crate) use self::debian::{Stock, stock};
 pub(crate) use self::lab::cache as lab_cache;
-pub(crate) use self::netns::{isolate, links};
+pub(crate) use self::netns::{ip, isolate, links};
 pub(crate) use self::remains::{Remains, processes};
 pub(crate) use self::rest::Rest;
 pub(crate) use self::s3::S3Server;

@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::{Action, ConsoleName, DeviceName, DeviceState, LINE_BYTES_MAX, Reply, Status, VmState, passing};
+use super::{
+    Action, ConsoleName, DeviceName, DeviceState, LINE_BYTES_MAX, NOT_AN_ACTION, Reply, Status, VmState,
+    passing,
+};
 use crate::config::{Addressing, DiskConfig, NicConfig, Traffic};
 
 /// The longest that a VMM may take to answer: holding vCPUs waits for device work of theirs, which may wait for a
@@ -37,6 +40,17 @@ pub enum ClientError {
     /// An answer to something else.
     #[error("the VMM answered something else than was asked")]
     Mismatch,
+}
+
+/// A refusal, for whoever reads it. A VMM keeps the program that it was started with, so it may be older than this one and not
+/// know what is asked of it, or a part of that.
+fn explained(refusal: String) -> String {
+    match refusal.strip_prefix(NOT_AN_ACTION) {
+        Some(what) => format!(
+            "it does not know what it is asked for, as a VMM of an older program: do without, or hand its guest over to this program first (`wisp vmm upgrade`){what}"
+        ),
+        None => refusal,
+    }
 }
 
 /// A blocking client of one VMM's control socket.
@@ -103,7 +117,7 @@ impl Client {
             _ => return Err(ClientError::Talk(io::ErrorKind::UnexpectedEof.into())),
         }
         match serde_json::from_slice(&answer).map_err(ClientError::Parse)? {
-            Reply::Error { message } => Err(ClientError::Refused(message)),
+            Reply::Error { message } => Err(ClientError::Refused(explained(message))),
             reply => Ok(reply),
         }
     }
@@ -236,7 +250,7 @@ impl Client {
             }
         }
         match serde_json::from_slice(&reply).map_err(ClientError::Parse)? {
-            Reply::Error { message } => Err(ClientError::Refused(message)),
+            Reply::Error { message } => Err(ClientError::Refused(explained(message))),
             Reply::Done { .. } => Ok(handles),
             _ => Err(ClientError::Mismatch),
         }
@@ -305,6 +319,12 @@ mod tests {
             status_of(b"{\"reply\":\"error\",\"message\":\"no\"}\n"),
             Err(ClientError::Refused(_))
         ));
+        let unknown = status_of(b"{\"reply\":\"error\",\"message\":\"not an action: unknown field `x`\"}\n");
+        let said = unknown.unwrap_err().to_string();
+        assert!(
+            said.contains("as a VMM of an older program") && said.ends_with("): unknown field `x`"),
+            "{said}"
+        );
         assert!(matches!(status_of(b"{\"reply\""), Err(ClientError::Talk(_))));
         static LONG: [u8; LINE_BYTES_MAX + 2] = [b'x'; LINE_BYTES_MAX + 2];
         assert!(matches!(status_of(&LONG), Err(ClientError::TooLong)));

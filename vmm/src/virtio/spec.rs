@@ -25,6 +25,22 @@ pub mod device_type {
     pub const VSOCK: u32 = virtio_ids::VIRTIO_ID_VSOCK;
     /// An entropy source (§5.4).
     pub const RNG: u32 = virtio_ids::VIRTIO_ID_RNG;
+
+    /// What people call a device of this type.
+    #[must_use]
+    pub fn name(device_type: u32) -> &'static str {
+        match device_type {
+            NET => "network device",
+            BLOCK => "disk",
+            CONSOLE => "virtio console",
+            PMEM => "persistent memory",
+            BALLOON => "memory balloon",
+            MEM => "memory that comes and goes",
+            VSOCK => "socket device",
+            RNG => "entropy source",
+            _ => "virtio device of a type that is not known here",
+        }
+    }
 }
 
 /// Bits of the device status field (§2.1).

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::Activation;
+use super::spec::device_type::name;
 
 /// Why a device cannot go on from a state.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +22,7 @@ pub enum StateError {
     #[error("the state of a virtio device cannot be read")]
     Encoding(#[from] postcard::Error),
     /// A device of another type.
-    #[error("the snapshot has a virtio device of type {saved} where one of type {given} is given")]
+    #[error("the guest has a {} where a {} is given", name(*.saved), name(*.given))]
     Type {
         /// The type in the snapshot.
         saved: u32,
@@ -30,7 +31,8 @@ pub enum StateError {
     },
     /// The driver uses what is not there any more.
     #[error(
-        "the guest uses features of its virtio device of type {device} that the one given now has not: {lacking:#x}"
+        "the guest uses features ({lacking:#x}) of its {} that the one given here does not have: that was a newer program's, or made otherwise",
+        name(*.device)
     )]
     Features {
         /// The device's type.

@@ -265,10 +265,12 @@ impl HostDriver {
             return Ok(told);
         }
         // A VMM of before, which goes on after an upgrade, knows of one queue and no more. It keeps what came with a request that it
-        // does not understand as long as the connection is there.
+        // does not understand as long as the connection is there, and a tap of which somebody has queues is not opened. By its
+        // answer on another connection it has heard that the first one is over, since it hears what comes in its order.
         let Ok(directory) = Directory::of(&self.run, &wanted.id) else { return Ok(told) };
-        let mut other = Client::connect(&directory.control_socket())?;
-        self.pass_nic(new, wanted, (surroundings, 1), &mut other)
+        *client = Client::connect(&directory.control_socket())?;
+        client.status()?;
+        self.pass_nic(new, wanted, (surroundings, 1), client)
     }
 
     /// Makes a device's tap, opens so many queues of it and passes them to a VMM.

@@ -1,17 +1,29 @@
 //! Devices that are saved, and go on in another guest with the memory of the first.
 
+use super::super::balloon::build_balloon;
+use super::super::console::{Output, build_console};
 use super::super::limiter::Clock;
 use super::super::mock::{BUFFERS_START, MockDescriptor, packet_pair};
 use super::super::net::Net;
-use super::super::spec::{block, net};
+use super::super::pmem::build_pmem;
+use super::super::spec::{block, device_type, net};
+use super::super::vsock::build_vsock;
 use super::super::{StateError, VirtioDevice as _, build_rng};
 use super::*;
 use crate::config::{DiskLimits, InheritedFd, NicConfig, RateLimit, Traffic, TransferLimits};
+use crate::memory::mapping::Mapping;
+use crate::serial::Console;
 
 const FEATURES: u64 = block::F_FLUSH | block::F_DISCARD;
 const HEADER: u64 = BUFFERS_START;
 const DATA: u64 = BUFFERS_START + 0x1000;
 const STATUS: u64 = BUFFERS_START + 0x800;
+
+/// A network device with one pair of queues.
+fn nic(mac: [u8; 6]) -> NicConfig {
+    let (tap, traffic) = (InheritedFd(-1), Traffic::default());
+    NicConfig { tap, more_queues: Vec::new(), mac, mtu: 1500, endpoint: None, traffic }
+}
 
 fn put_write(guest: &MockGuest, byte: u8) -> [MockDescriptor; 3] {
     guest.put(HEADER, &[block::T_OUT as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -144,16 +156,8 @@ fn guest_keeps_its_mac_address_and_its_network_sees_the_new_one() {
     const NEW: [u8; 6] = [2, 0, 0, 0, 0, 2];
     const PEER: [u8; 6] = [2, 0, 0, 0, 0, 9];
     let device = |mac: [u8; 6]| {
-        let config = NicConfig {
-            tap: InheritedFd(-1),
-            more_queues: Vec::new(),
-            mac,
-            mtu: 1500,
-            endpoint: None,
-            traffic: Traffic::default(),
-        };
         let (link, far) = packet_pair().unwrap();
-        (Arc::new(Mutex::new(Net::new(&config, link).unwrap())), far)
+        (Arc::new(Mutex::new(Net::new(&nic(mac), link).unwrap())), far)
     };
     let packet =
         |to: [u8; 6], from: [u8; 6]| [&[0; net::HEADER_BYTES][..], &to, &from, &[8, 0], &[7; 50]].concat();
@@ -190,4 +194,36 @@ fn guest_keeps_its_mac_address_and_its_network_sees_the_new_one() {
         }
     }
     panic!("the link stays down");
+}
+
+/// What only a device understands of its state has no version of its own: see `crate::handover::tests`, whose sample this is.
+#[test]
+fn what_devices_of_another_program_saved_is_read_and_would_be_saved_again() {
+    let mut disks = [8 << 20, 1 << 20].into_iter().map(MemoryDisk::new);
+    let saved = crate::handover::tests::sample().devices;
+    assert_eq!(saved.len(), 8);
+    for saved in saved {
+        let negotiation = saved.transport.negotiation();
+        let device: Shared = match negotiation.device_type {
+            device_type::BLOCK => block_device(&disks.next().unwrap(), false),
+            device_type::NET => {
+                Arc::new(Mutex::new(Net::new(&nic([2; 6]), packet_pair().unwrap().0).unwrap()))
+            }
+            device_type::CONSOLE => build_console(Output::Stream(Console::None)).unwrap(),
+            device_type::PMEM => {
+                let file = tempfile::tempfile().unwrap();
+                file.set_len(4096).unwrap();
+                let mapping = Mapping::new(file, true).unwrap();
+                build_pmem(Arc::new(mapping), vm_memory::GuestAddress(1 << 32)).unwrap()
+            }
+            device_type::BALLOON => build_balloon(0, false).unwrap(),
+            device_type::VSOCK => build_vsock(3, None, None).unwrap(),
+            device_type::RNG => build_rng().unwrap(),
+            other => panic!("no device of type {other} is in the sample"),
+        };
+        let mut device = device.lock().unwrap();
+        let own = &negotiation.device.own;
+        device.restore(own).unwrap();
+        assert_eq!(&device.save().own, own, "{}", device_type::name(negotiation.device_type));
+    }
 }
