@@ -65,6 +65,13 @@ pub(super) struct Plugging {
 }
 
 impl Plugging {
+    /// Of an instance whose guest has just begun, with the devices that it has: which of them cannot go is known before anybody
+    /// may ask for it.
+    pub(super) fn begun(wanted: &InstanceWanted, devices: Option<Vec<DeviceStatus>>) -> Self {
+        let there = devices.into_iter().flatten().map(|device| (device.device, device.state)).collect();
+        Self { fixed: fixed(wanted, &Beside::default(), &there), ..Self::default() }
+    }
+
     /// Whether a device that is leaving has no tap any more.
     pub(super) fn is_cut(&self, nic: &NicWanted) -> bool {
         self.cut.contains(&nic.port_id)

@@ -186,7 +186,7 @@ impl HostDriver {
     ) -> InstanceObserved {
         slot.begun = Some(Instant::now());
         match self.start(wanted, surroundings, directory) {
-            Ok((process, record)) => {
+            Ok((process, record, plugging)) => {
                 let id = process.id;
                 if let Err(error) = self.exits.watch(&wanted.id, process.pidfd.clone()) {
                     tracing::error!(instance.id = wanted.id, %error, "the end of the instance will not be noticed");
@@ -195,6 +195,7 @@ impl HostDriver {
                     record: Some(record),
                     process: Some(process),
                     begun: slot.begun,
+                    plugging,
                     ..Slot::default()
                 };
                 report(Self::observed(wanted, slot, InstanceState::Running));

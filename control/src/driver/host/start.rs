@@ -14,12 +14,12 @@ use vmm::config::{
     SystemIdentity, Transport, VlanAddressing, VmmConfig,
 };
 use vmm::endpoint::METADATA_ADDRESS;
-use vmm::rpc::{Client, ProtectionStatus};
+use vmm::rpc::{Client, ProtectionStatus, Status};
 use vmm::sandbox::cell::Cell;
 use zeroize::Zeroizing;
 
 use super::directory::{Directory, Record};
-use super::plug::Beside;
+use super::plug::{Beside, Plugging};
 use super::{HostDriver, Process, config_drive, disk, sentence, spawn};
 use crate::agent::protocol::{InstanceWanted, NicWanted, SubPortWanted, VolumeWanted};
 use crate::driver::Surroundings;
@@ -99,7 +99,7 @@ impl HostDriver {
         wanted: &InstanceWanted,
         surroundings: &Surroundings,
         directory: &Directory,
-    ) -> Result<(Process, Record), String> {
+    ) -> Result<(Process, Record, Plugging), String> {
         let id = wanted.id.as_str();
         let mut undo = Undo(Vec::new());
 
@@ -154,12 +154,13 @@ impl HostDriver {
         self.check(Step::Files)?;
 
         let process = self.launch(wanted, directory, &config, (files, log), &mut undo)?;
-        record.first_run_us = run(&process, directory)?;
+        let status = run(&process, directory)?;
+        record.first_run_us = status.first_run_us;
         self.check(Step::Start)?;
         record.started = true;
         directory.write_record(&record).map_err(failed("write the instance down"))?;
         undo.keep_all();
-        Ok((process, record))
+        Ok((process, record, Plugging::begun(wanted, status.devices)))
     }
 
     /// Starts the process, writes it down, tells it what to be.
@@ -301,15 +302,15 @@ fn system(wanted: &InstanceWanted) -> Option<SystemIdentity> {
     })
 }
 
-/// Has the VMM run its guest; the time of the first instruction if it is known already.
-fn run(process: &Process, directory: &Directory) -> Result<Option<u64>, String> {
+/// Has the VMM run its guest; what it says of it then.
+fn run(process: &Process, directory: &Directory) -> Result<Status, String> {
     let started = Client::connect(&directory.control_socket()).and_then(|mut client| {
         client.set_timeout(START_TIMEOUT)?;
         client.start()?;
-        Ok(client.status()?.first_run_us)
+        client.status()
     });
     match started {
-        Ok(first_run_us) => Ok(first_run_us),
+        Ok(status) => Ok(status),
         Err(vmm::rpc::ClientError::Refused(message)) => Err(format!("the VMM refused to start: {message}")),
         Err(error) if has_ended_within(&process.pidfd, Duration::from_secs(1)).unwrap_or(false) => {
             tracing::debug!(error = sentence(&error), "the VMM process ended before its guest ran");
