@@ -15,7 +15,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use vmm::interactive::{BootOptions, DiskFile, boot_interactive};
 use vmm::sandbox::{self, Namespaces, Sandbox};
 use vmm::virtio::net::PAIRS_MAX;
@@ -109,7 +108,7 @@ pub(super) struct Boot {
     /// `,key-file=KEY`: its bytes lie encrypted, a base's too, as dm-crypt's plain format has them (aes-xts-plain64), with the key
     /// that is KEY's 32 or 64 bytes as they are; `head -c 64 /dev/urandom >KEY` makes one. Without it such a disk is noise to the
     /// guest, and nothing tells a wrong key.
-    #[arg(long = "disk", value_name = words::DISK, value_parser = OsStringValueParser::new().try_map(|text| words::disk(&text)))]
+    #[arg(long = "disk", value_name = words::DISK, value_parser = words::read_by(words::disk))]
     disks: Vec<DiskFile>,
     /// A tap that exists. May be repeated. `,queues=N`: so many pairs of queues, up to 8, for a guest whose processors shall not wait for
     /// one another to send; one unless said. A tap for several is made so: `ip tuntap add NAME mode tap multi_queue`. The guest's

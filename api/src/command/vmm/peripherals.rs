@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Context;
-use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use vmm::config::{BalloonConfig, WatchdogAction};
 use vmm::connector;
 use vmm::interactive::{ConsoleOption, VsockOption};
@@ -31,7 +30,7 @@ pub(super) struct Options {
     /// made at PATH and sends `CONNECT PORT` and a line feed is connected to that port of the guest and told `OK` and a
     /// port; where the guest connects to a port of the host (CID 2), that is the Unix socket PATH_PORT. The guest's own
     /// address is 3 unless said.
-    #[arg(long, value_name = words::VSOCK, value_parser = OsStringValueParser::new().try_map(|text| vsock(text.as_os_str())))]
+    #[arg(long, value_name = words::VSOCK, value_parser = words::read_by(vsock))]
     pub(super) vsock: Option<Vsock>,
     /// A memory balloon (virtio-balloon), which asks the guest to give MIB MiB back; `wisp vmm balloon` asks for more or
     /// less. Whatever it asks for, memory that the guest reports as free goes back to the host. With `,firm`, not even a
@@ -46,7 +45,7 @@ pub(super) struct Options {
     /// A file that is memory of the guest's (virtio-pmem, /dev/pmem0 for Linux), without a copy of it anywhere else: with
     /// `,ro` a root that many guests share, `--cmdline 'root=/dev/pmem0 ro'` (and `rootflags=dax` where its file system can).
     /// It must not become shorter. May be repeated.
-    #[arg(long = "pmem", value_name = words::PMEM, value_parser = OsStringValueParser::new().try_map(|text| words::pmem(&text)))]
+    #[arg(long = "pmem", value_name = words::PMEM, value_parser = words::read_by(words::pmem))]
     pub(super) pmem: Vec<(PathBuf, bool)>,
     /// A hardware watchdog, which ACPI names (/dev/watchdog by Linux's wdat_wdt), and what happens when a guest that armed it
     /// leaves it alone for too long: the guest ends, as by a reset or powered off; it is paused; or it is counted, as in all

@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use vmm::config::{DiskConfig, WatchdogAction};
 use vmm::interactive::{DiskFile, mac, nic_config};
 use vmm::rpc::{
@@ -30,7 +29,7 @@ pub(in crate::command) enum Command {
         /// The control socket (`wisp vmm boot --control`).
         socket: PathBuf,
         /// The file, and how it is used, as of `wisp vmm boot --disk`.
-        #[arg(value_name = words::DISK, value_parser = OsStringValueParser::new().try_map(|text| words::disk(&text)))]
+        #[arg(value_name = words::DISK, value_parser = words::read_by(words::disk))]
         file: DiskFile,
         /// The serial number that the guest finds it by, and `detach` too; the file's name unless said.
         #[arg(long, value_name = "S")]
@@ -41,7 +40,7 @@ pub(in crate::command) enum Command {
         /// The control socket.
         socket: PathBuf,
         /// The file, and how it is used, as when the guest got it.
-        #[arg(value_name = words::DISK, value_parser = OsStringValueParser::new().try_map(|text| words::disk(&text)))]
+        #[arg(value_name = words::DISK, value_parser = words::read_by(words::disk))]
         file: DiskFile,
         /// The disk's serial number; the file's name unless said.
         #[arg(long, value_name = "S")]

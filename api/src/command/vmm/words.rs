@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use vmm::interactive::DiskFile;
 
 /// A disk's file with what is said of it.
@@ -59,6 +60,13 @@ pub(super) fn split<'a>(text: &'a OsStr, form: &'static str) -> Result<(&'a OsSt
 fn reads_as_word(name: &[u8], has_value: bool) -> bool {
     let is_name = !name.is_empty() && name.iter().all(|byte| byte.is_ascii_lowercase() || *byte == b'-');
     if has_value { is_name } else { BARE.iter().any(|word| word.as_bytes() == name) }
+}
+
+/// Has an option's text read so.
+pub(super) fn read_by<T: Clone + Send + Sync + 'static>(
+    read: fn(&OsStr) -> Result<T, String>,
+) -> impl TypedValueParser<Value = T> {
+    OsStringValueParser::new().try_map(move |text| read(&text))
 }
 
 /// A disk's file and how it is used, of [`DISK`].
