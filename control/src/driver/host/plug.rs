@@ -68,7 +68,7 @@ impl Plugging {
     /// Of an instance whose guest has just begun, with the devices that it has: which of them cannot go is known before anybody
     /// may ask for it.
     pub(super) fn begun(wanted: &InstanceWanted, devices: Option<Vec<DeviceStatus>>) -> Self {
-        let there = devices.into_iter().flatten().map(|device| (device.device, device.state)).collect();
+        let there = states(devices.into_iter().flatten());
         Self { fixed: fixed(wanted, &Beside::default(), &there), ..Self::default() }
     }
 
@@ -94,6 +94,11 @@ fn disk(volume: &VolumeWanted) -> DeviceName {
 
 fn nic(nic: &NicWanted) -> DeviceName {
     DeviceName::Nic(nic.mac)
+}
+
+/// How the devices of a guest are.
+fn states(devices: impl IntoIterator<Item = DeviceStatus>) -> BTreeMap<DeviceName, DeviceState> {
+    devices.into_iter().map(|device| (device.device, device.state)).collect()
 }
 
 /// What is in `before` and has no place in `wanted`.
@@ -174,8 +179,7 @@ impl HostDriver {
             return Ok(());
         };
         self.resize(wanted, client, &there)?;
-        let mut there: BTreeMap<DeviceName, DeviceState> =
-            there.into_iter().map(|device| (device.device, device.state)).collect();
+        let mut there = states(there);
         slot.plugging.fixed = fixed(wanted, leaving, &there);
         let left = take_back(leaving, &mut slot.plugging, client, &mut there)?;
         let mut missing = BTreeMap::new();
