@@ -2,7 +2,7 @@
 //! its own: the program under test and, where the environment names such (`WISP_OLDER_BIN`), older ones, whose VMMs go on after
 //! an upgrade.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv6Addr, SocketAddrV6, TcpStream};
@@ -86,7 +86,7 @@ impl<'a> Served<'a> {
     fn begin(
         program: &Path,
         (files, tap): (&'a Files, &'a str),
-        from: &[&str],
+        from: &[impl AsRef<OsStr>],
     ) -> Result<Result<Self, String>> {
         let booted = within(30, || match boot(program, (files, tap), from)? {
             // The process that had the tap before is on its way out.
@@ -164,7 +164,11 @@ impl<'a> Served<'a> {
 }
 
 /// The process of a guest that answers, or what it says of why there is none.
-fn boot(program: &Path, (files, tap): (&Files, &str), from: &[&str]) -> Result<Result<Guest, String>> {
+fn boot(
+    program: &Path,
+    (files, tap): (&Files, &str),
+    from: &[impl AsRef<OsStr>],
+) -> Result<Result<Guest, String>> {
     let (control, hvc) = (files.path("control"), files.path("hvc0"));
     for socket in [&control, &hvc, &files.path("vsock")] {
         // None the first time.
@@ -218,7 +222,6 @@ fn guest_is_handed_to_another_program() -> Result<()> {
     tap("t0")?;
     for (from, to) in pairs()? {
         let (files, words) = prepared()?;
-        let words = words.each_ref().map(String::as_str);
         let begun = Served::begin(&from, (&files, "t0"), &words)?;
         let mut guest = begun.map_err(anyhow::Error::msg)?;
         guest.serves_on()?;
@@ -249,7 +252,6 @@ fn guest_goes_on_elsewhere() -> Result<()> {
     tap("t0")?;
     for (from, to) in pairs()? {
         let (files, words) = prepared()?;
-        let words = words.each_ref().map(String::as_str);
         let (control, flat, packed) = (files.path("control"), files.path("flat"), files.path("packed"));
         let mut guest = Served::begin(&from, (&files, "t0"), &words)?.map_err(anyhow::Error::msg)?;
         guest.serves_on()?;
@@ -277,8 +279,7 @@ fn vmm_gets_a_network_device() -> Result<()> {
     tap("t0")?;
     for program in programs()? {
         let (files, words) = prepared()?;
-        let words = words.each_ref().map(String::as_str);
-        let words = [&words[..], &["--transport", "pci"]].concat();
+        let words = [&words[..], &["--transport", "pci"].map(str::to_owned)].concat();
         ip("tuntap add mode tap vnet_hdr multi_queue t1")?;
         ip("link set t1 up")?;
         let mut guest = Served::begin(&program, (&files, "t0"), &words)?.map_err(anyhow::Error::msg)?;
