@@ -61,6 +61,8 @@ const fn kept(reason: &'static str) -> Option<Use> {
 
 const FORMATS: Option<Use> = kept("disks, frames and logs are read and written in whatever form suits them");
 const RING: Option<Use> = kept("disks are read, written and flushed by rings that can do nothing else");
+const CACHED: Option<Use> =
+    kept("a disk's pages are copied where they are in the host's cache, and waits for them are counted");
 const FLUSH: Option<Use> = kept("a guest flushes, discards or writes zeroes");
 const RESET: Option<Use> = kept("a guest resets a device, which lets go of what it had");
 const WATCHDOG: Option<Use> =
@@ -151,6 +153,7 @@ pub const CALLS: &[Call] = &[
     call!(SYS_nanosleep, LIBRARY, LIBRARY),
     call!(SYS_gettimeofday, LIBRARY, LIBRARY),
     call!(SYS_getrandom, MADE, LIBRARY),
+    call!(SYS_getrusage, CACHED, NO),
 ];
 
 /// Calls that fail as if the kernel did not know them, each with who asks and what it does then.

@@ -8,6 +8,7 @@
 mod backend;
 mod flight;
 pub(super) mod guest_io;
+mod mapped;
 mod request;
 pub mod ring;
 mod throttle;

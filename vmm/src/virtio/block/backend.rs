@@ -19,6 +19,7 @@ use super::super::queue::Chain;
 use super::super::spec::block as spec;
 use super::flight::{Flight, Flown, PIECES_MAX, Planned, SEALED_BYTES_MAX, Vectors, Verdict};
 use super::guest_io::{self, VECTORS_MAX, gather, mark_written};
+use super::mapped::Mapped;
 use super::request::{Range, Request};
 use super::ring::Ring;
 use super::{BUFFER_BYTES_MAX, Failure};
@@ -46,6 +47,8 @@ enum Tried {
 pub(super) struct Backend {
     /// Before the disk, whose files are open until nothing is under way.
     flight: Option<Flight>,
+    /// As above: a file that is mapped is not closed, and keeps its locks.
+    mapped: Mapped,
     disk: Box<dyn Disk>,
     serial: [u8; spec::ID_BYTES],
     buffer: Vec<u8>,
@@ -60,6 +63,7 @@ impl Backend {
     pub(super) fn new(disk: Box<dyn Disk>, serial: [u8; spec::ID_BYTES], ring: Option<Ring>) -> Self {
         Self {
             flight: ring.map(Flight::new),
+            mapped: Mapped::new(),
             disk,
             serial,
             buffer: Vec::new(),
@@ -83,6 +87,7 @@ impl Backend {
         if let Some(flight) = &mut self.flight {
             flight.forget_files();
         }
+        self.mapped.forget();
         self.disk = disk;
         self.tells_waits = true;
     }
@@ -120,7 +125,10 @@ impl Backend {
             Request::Write(Range { offset, length }) if can_flush => {
                 disk.locate(Work::Write { offset: *offset, length: *length }, &mut self.extents)
             }
-            Request::Flush => disk.locate(Work::Flush, &mut self.extents),
+            Request::Flush => {
+                self.mapped.flush();
+                disk.locate(Work::Flush, &mut self.extents)
+            }
             Request::Discard(ranges) if can_flush => ranges.iter().try_fold(true, |all, range| {
                 let work = Work::Discard { offset: range.offset, length: range.length };
                 let is_whole = self.disk.stored().is_none() || Stored::is_whole(range.offset, range.length);
@@ -275,6 +283,10 @@ impl Backend {
         if file.direct && has_ring {
             return Ok(Tried::Waits);
         }
+        // SAFETY: the vectors were gathered in guest memory, which nobody has a reference into, for as many bytes.
+        if !file.direct && unsafe { self.mapped.copy(direction, file.fd, vectors, (offset, length)) } {
+            return Ok(Tried::Done);
+        }
         let at_once = direction == Direction::Read && has_ring && self.tells_waits;
         // SAFETY: the vectors were gathered in guest memory, which nobody has a reference into.
         let moved = unsafe {
@@ -284,7 +296,13 @@ impl Backend {
             }
         };
         match moved {
-            Ok(moved) if moved as u64 == length => Ok(Tried::Done),
+            Ok(moved) if moved as u64 == length => {
+                if !file.direct {
+                    // SAFETY: a disk's file is open as long as the disk, and forgotten with it.
+                    unsafe { self.mapped.note(direction, file.fd, (offset, length)) };
+                }
+                Ok(Tried::Done)
+            }
             Ok(_) if at_once => Ok(Tried::Waits),
             Ok(_) => Ok(Tried::Odd),
             Err(error) => match error.raw_os_error() {

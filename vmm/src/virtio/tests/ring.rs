@@ -364,16 +364,62 @@ fn depth_of_an_encrypted_disk_is_under_way_at_the_same_time_and_what_is_copied_i
 fn what_the_kernel_wrote_to_guest_memory_is_noted_for_snapshots() {
     use vm_memory::bitmap::Bitmap as _;
     use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
-    let (_named, opened) = file(1 << 20, true);
-    let Some((mut driver, _)) = Driver::new(Box::new(RawFile::whole(opened, false).unwrap()), 1) else {
-        return;
+    for direct in [true, false] {
+        let (_named, opened) = file(1 << 20, direct);
+        let disk = Box::new(RawFile::whole(opened, false).unwrap());
+        let Some((mut driver, _)) = Driver::new(disk, 1) else { return };
+        let memory = driver.guest.memory.clone();
+        let region = memory.iter().next().unwrap().bitmap();
+        // The second time it is known to be in the page cache, and is copied without a call.
+        for page in [DATA as usize + 0x8000, DATA as usize + 0x1_0000] {
+            assert!(!region.dirty_at(page));
+            let data = [MockDescriptor::writable(page as u64, 8192)];
+            assert_eq!(driver.one(block::T_IN, 0, &data), block::S_OK);
+            assert!(region.dirty_at(page) && region.dirty_at(page + 4096) && !region.dirty_at(page + 8192));
+        }
+    }
+}
+
+/// A disk that serves a file, and no other once another takes its place.
+#[test]
+fn file_in_the_page_cache_is_served_until_it_is_replaced_or_cut_short() {
+    let (first, opened) = file(1 << 20, false);
+    let (second, other) = file(1 << 20, false);
+    let raw = |file| Box::new(RawFile::whole(file, false).unwrap());
+    let Some((mut driver, device)) = Driver::new(raw(opened), 1) else { return };
+    let data = [MockDescriptor::writable(DATA, 4096)];
+    let send = [MockDescriptor::readable(DATA, 4096)];
+    for byte in 1..=5 {
+        driver.guest.put(DATA, &[byte; 4096]);
+        assert_eq!(driver.one(block::T_OUT, 16, &send), block::S_OK);
+        driver.guest.put(DATA, &[0xee; 4096]);
+        assert_eq!(driver.one(block::T_IN, 16, &data), block::S_OK);
+        assert_eq!(driver.guest.get(DATA, 4096), [byte; 4096]);
+        assert_eq!(std::fs::read(first.path()).unwrap()[8192..12288], [byte; 4096]);
+    }
+    assert_eq!(driver.one(block::T_FLUSH, 0, &[]), block::S_OK);
+    let is_mapped = |file: &tempfile::NamedTempFile| {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.contains(file.path().to_str().unwrap())
     };
-    let page = DATA as usize + 0x8000;
-    let memory = driver.guest.memory.clone();
-    assert!(!memory.iter().next().unwrap().bitmap().dirty_at(page));
-    assert_eq!(driver.one(block::T_IN, 0, &[MockDescriptor::writable(page as u64, 8192)]), block::S_OK);
-    let region = memory.iter().next().unwrap().bitmap();
-    assert!(region.dirty_at(page) && region.dirty_at(page + 4096) && !region.dirty_at(page + 8192));
+    assert!(is_mapped(&first));
+    device.lock().unwrap().replace_disk(raw(other));
+    assert!(!is_mapped(&first));
+    for _ in 0..3 {
+        assert_eq!(driver.one(block::T_IN, 16, &data), block::S_OK);
+        assert!(driver.guest.get(DATA, 4096) != [5; 4096], "it is the other's");
+    }
+    // What is gone reads as a call finds it, and the guest goes on.
+    second.as_file().set_len(0).unwrap();
+    let status = driver.one(block::T_IN, 16, &data);
+    for _ in 0..3 {
+        assert_eq!(driver.one(block::T_IN, 16, &data), status);
+    }
+    second.as_file().set_len(1 << 20).unwrap();
+    assert_eq!(driver.one(block::T_IN, 16, &data), block::S_OK);
+    assert_eq!(driver.guest.get(DATA, 4096), [0; 4096]);
+    drop((driver, device));
+    assert!(!is_mapped(&second));
 }
 
 #[test]
