@@ -45,6 +45,13 @@ fn guest_goes_on_from_what_was_packed_and_merged() -> Result<()> {
     ensure!(said.contains("KiB of memory; the guest stood still for"), "{said}");
     typist.say("touch 1")?;
     let newest = id(&vmm(&["snapshot", &control, &path("diff"), "--diff"])?)?;
+    // A guest is not left standing still for a snapshot that is none.
+    for (nowhere, why) in [(path("none/snap"), "No such file"), (files.path("."), "no regular file")] {
+        let refused = refused(&["snapshot", &control, &nowhere, "--pause"])?;
+        ensure!(refused.contains(why), "{refused}");
+        let status = vmm(&["status", &control])?;
+        ensure!(status.starts_with("running"), "{status}");
+    }
     let packed = id(&vmm(&["snapshot", &control, &path("packed"), "--pack"])?)?;
     drop((guest, typist));
 
