@@ -10,7 +10,7 @@ use vmm::config::{DiskConfig, WatchdogAction};
 use vmm::interactive::{DiskFile, mac, nic_config};
 use vmm::rpc::{
     Client, DeviceName, DeviceState, DiskEngine, FreeReport, NicStatus, ProtectionStatus, QueueCounts,
-    Status, VmState, WatchdogStatus,
+    QueueTraffic, Status, VirtioStatus, VmState, WatchdogStatus,
 };
 use vmm::virtio::mem::MemStatus;
 
@@ -257,8 +257,8 @@ fn memory(socket: &Path, requested_mib: Option<u32>) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-/// A line for the state, one for each disk, one for each network device and each pair of its queues, one for the watchdog, then
-/// one for each protection.
+/// A line for the state, one for each disk, one for each network device and each pair of its queues, one for each queue of all
+/// other devices and of disks that was used, one for the watchdog, then one for each protection.
 fn shown(status: &Status) -> String {
     let state = match status.state {
         VmState::Created => "not started",
@@ -281,6 +281,7 @@ fn shown(status: &Status) -> String {
             text.push_str(&passed(&name(&device.device), nic));
         }
     }
+    status.virtio.iter().for_each(|device| text.push_str(&requests(device)));
     if let Some(watchdog) = &status.watchdog {
         text.push_str(&format!("{:<20} {}\n", "watchdog", watched(watchdog)));
     }
@@ -292,6 +293,26 @@ fn shown(status: &Status) -> String {
         text.push_str(&line);
     }
     text
+}
+
+/// What went through the queues of a device that had any; of a network device, its packets tell that.
+fn requests(VirtioStatus { kind, device, driven, queues }: &VirtioStatus) -> String {
+    let label = match device {
+        Some(DeviceName::Nic(_)) => return String::new(),
+        Some(disk) => format!("{kind} {}", name(disk)),
+        None => kind.clone(),
+    };
+    if !driven {
+        return format!("{label:<20} the guest has no driver for it, or has not started it\n");
+    }
+    let used = queues.iter().enumerate().filter(|(_, queue)| queue.requests > 0);
+    let queue = |(index, queue): (usize, &QueueTraffic)| {
+        let QueueTraffic { requests, from_guest_bytes, to_guest_bytes } = queue;
+        format!(
+            "{label:<20} queue {index}: {requests} requests, {from_guest_bytes} bytes from the guest, {to_guest_bytes} to it\n"
+        )
+    };
+    used.map(queue).collect()
 }
 
 /// How many pairs of queues a network device has, and what went through each.
@@ -379,11 +400,24 @@ mod tests {
             nic: Some(NicStatus { used: 1, pairs: pairs.into() }),
             ..disk.clone()
         };
+        let virtio = |kind: &str, device, driven| VirtioStatus {
+            kind: kind.to_owned(),
+            device,
+            driven,
+            queues: [0, 5]
+                .map(|requests| QueueTraffic { requests, from_guest_bytes: 80, to_guest_bytes: 517 })
+                .into(),
+        };
         let status = Status {
             state: VmState::Running,
             first_run_us: None,
             console_bytes: 0,
             devices: Some(vec![disk, nic]),
+            virtio: vec![
+                virtio("disk", Some(DeviceName::Disk("root".to_owned())), true),
+                virtio("network device", Some(DeviceName::Nic([2, 0, 0, 0, 0, 1])), true),
+                virtio("socket device", None, false),
+            ],
             balloon: None,
             memory: None,
             watchdog: Some(WatchdogStatus {
@@ -398,7 +432,7 @@ mod tests {
         };
         assert_eq!(
             shown(&status),
-            "running\ndisk root            by io_uring\nnic 02:00:00:00:00:01 pairs of queues: 2, used by the guest: 1\n  pair 0             received 3 packets of 180 bytes, 0 lost; sent 6 packets of 360 bytes, 0 lost\n  pair 1             received 0 packets of 0 bytes, 0 lost; sent 0 packets of 0 bytes, 0 lost\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
+            "running\ndisk root            by io_uring\nnic 02:00:00:00:00:01 pairs of queues: 2, used by the guest: 1\n  pair 0             received 3 packets of 180 bytes, 0 lost; sent 6 packets of 360 bytes, 0 lost\n  pair 1             received 0 packets of 0 bytes, 0 lost; sent 0 packets of 0 bytes, 0 lost\ndisk root            queue 1: 5 requests, 80 bytes from the guest, 517 to it\nsocket device        the guest has no driver for it, or has not started it\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
         );
     }
 
