@@ -6,7 +6,7 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use crate::harness::{Need, isolate, trial, wisp};
+use crate::harness::{Need, ip, isolate, trial, wisp};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -30,6 +30,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             "commands::guest_goes_on_from_a_snapshot_and_from_differences_to_it",
             &[Need::Kvm],
             guest_goes_on_from_a_snapshot,
+        ),
+        trial(
+            "commands::devices_of_a_guest_are_as_its_options_say_until_it_is_stopped",
+            DEMO,
+            devices_are_as_options_say,
         ),
         trial("commands::exported_guest_is_an_elf", &[], exported_guest_is_an_elf),
         trial("commands::up_refuses_an_open_address_without_tls", &[], up_refuses_an_open_address),
@@ -122,6 +127,59 @@ fn guest_goes_on_from_a_snapshot() -> Result<()> {
     }
     let output = run("20", &["vmm", "boot", "--restore", &more])?;
     ensure!(text(&output.stderr).contains("what comes before it is nothing"), "{}", text(&output.stderr));
+    Ok(())
+}
+
+fn devices_are_as_options_say() -> Result<()> {
+    isolate()?;
+    ["t0", "t1"].iter().try_for_each(|tap| ip(&format!("tuntap add mode tap vnet_hdr {tap}")))?;
+    let files = tempfile::tempdir()?;
+    let path = |name: &str| files.path().join(name).to_string_lossy().into_owned();
+    let (kernel, socket, disk) = (path("tiny.elf"), path("socket"), path("disk"));
+    ensure!(run("20", &["guest", "export", "tiny", &kernel])?.status.success(), "export the tiny guest");
+    std::fs::File::create_new(&disk)?.set_len(1 << 20)?;
+    let boot =
+        ["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket, "--transport", "pci"];
+    let disk_option = format!("{disk},serial=first,read-iops=1000:10,total-bytes=100000000");
+    let tap = "t0,mac=02:00:00:00:00:07,mtu=1400,to-guest-packets=100,from-guest-bytes=1000000:2000";
+    for (twice, why) in [
+        (["--disk", &disk, "--disk", &format!("{disk},serial=disk0")], "serial number"),
+        (["--tap", tap, "--tap", "t1,mac=02:00:00:00:00:07"], "MAC address"),
+    ] {
+        let output = run("20", &[&boot[..], &twice].concat())?;
+        let said = text(&output.stderr);
+        ensure!(!output.status.success() && said.contains(&format!("have the same {why}")), "{said}");
+    }
+    let mut guest = Command::new(wisp());
+    guest.args(boot).args(["--disk", &disk_option, "--tap", tap]);
+    let mut guest = guest.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut console = BufReader::new(guest.stdout.take().context("the console")?).lines();
+    let mut heard = Vec::new();
+    while !heard.last().is_some_and(|line: &String| line.starts_with("net: ")) {
+        heard.push(console.next().context("the guest ended")??);
+    }
+    let heard = heard.join("\n");
+    ensure!(heard.contains("serial first") && heard.contains("net: mac 02:00:00:00:00:07"), "{heard}");
+
+    let asked = |arguments: &[&str]| run("30", &[&["vmm"], arguments].concat());
+    let said = asked(&["limit-nic", &socket, "02:00:00:00:00:07,from-guest-packets=50:5"])?;
+    ensure!(said.status.success(), "{}", text(&said.stderr));
+    let said = asked(&["limit-nic", &socket, "02:00:00:00:00:08"])?;
+    ensure!(text(&said.stderr).contains("no network device has that MAC address"), "{}", text(&said.stderr));
+    let said = asked(&["attach-nic", &socket, "t1,mtu=1300,mac=02:00:00:00:00:09"])?;
+    ensure!(text(&said.stdout) == "02:00:00:00:00:09\n", "{}", text(&said.stderr));
+    let said = asked(&["attach-disk", &socket, &disk, "--serial", &"x".repeat(21)])?;
+    ensure!(text(&said.stderr).contains("up to 20 bytes"), "{}", text(&said.stderr));
+    let status = text(&asked(&["status", &socket])?.stdout);
+    for shown in
+        ["running", "disk first           queue 0: ", "nic 02:00:00:00:00:09 pairs", "entropy source"]
+    {
+        ensure!(status.contains(shown), "{shown:?} is not in {status}");
+    }
+    ensure!(asked(&["stop", &socket])?.status.success(), "stop the guest");
+    let output = guest.wait_with_output()?;
+    let said = text(&output.stderr);
+    ensure!(output.status.success() && said.contains("the guest powered itself off"), "{said}");
     Ok(())
 }
 

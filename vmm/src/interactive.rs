@@ -3,6 +3,7 @@
 mod disk;
 mod prompt;
 
+use std::collections::BTreeSet;
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,7 +33,7 @@ use crate::supervisor::{self, Supervisor};
 use crate::terminal::RawTerminal;
 use crate::virtio::block::ring::{Pinned, Rings};
 use crate::virtio::console;
-use crate::vm::{self, BootSource, Machine, MachineSpec, MainConsole, NicSpec, SnapshotSource};
+use crate::vm::{self, BootSource, DiskSpec, Machine, MachineSpec, MainConsole, NicSpec, SnapshotSource};
 
 /// What to boot.
 #[derive(Debug, Default)]
@@ -58,9 +59,8 @@ pub struct BootOptions {
     pub cmdline: String,
     /// Disks in order.
     pub disks: Vec<DiskFile>,
-    /// The queues of open taps, attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and with `IFF_MULTI_QUEUE` where there are
-    /// several.
-    pub taps: Vec<Vec<OwnedFd>>,
+    /// Network devices in order.
+    pub taps: Vec<TapOption>,
     /// Guest memory in MiB.
     pub memory_mib: u32,
     /// What pages it is made of.
@@ -87,6 +87,20 @@ pub struct BootOptions {
     pub pmem: Vec<(PathBuf, bool)>,
     /// A watchdog, and what happens when it runs out.
     pub watchdog: Option<WatchdogAction>,
+}
+
+/// A guest's network device.
+#[derive(Debug)]
+pub struct TapOption {
+    /// The queues of an open tap, attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and with `IFF_MULTI_QUEUE` where there are
+    /// several.
+    pub queues: Vec<OwnedFd>,
+    /// Its MAC address; one that its place gives unless said.
+    pub mac: Option<[u8; 6]>,
+    /// The MTU that the guest is told of; [`MTU`] unless said.
+    pub mtu: Option<u16>,
+    /// How much goes through it.
+    pub traffic: Traffic,
 }
 
 /// A guest's socket device.
@@ -155,6 +169,9 @@ pub enum Error {
         /// Which.
         path: PathBuf,
     },
+    /// Devices are found by their names.
+    #[error("two {0} have the same {1}: no one could tell which of them is meant")]
+    Twice(&'static str, &'static str),
     /// A socket.
     #[error("listen at {path}")]
     Listen {
@@ -290,8 +307,9 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
     if let (Some(estate), Some(kept)) = (&mut estate, keeping.kept().map_err(RunError::from)?) {
         estate.peripherals = (config, kept);
     }
-    let nics = (0_u8..).zip(options.taps).map(|(index, queues)| nic(index, queues, keep));
-    let nics = nics.collect::<Result<_, _>>().map_err(RunError::from)?;
+    let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap, keep));
+    let nics: Vec<NicSpec> = nics.collect::<Result<_, _>>().map_err(RunError::from)?;
+    check_names(&disks, &nics)?;
     let more_may_come = options.control.is_some();
     let (rings, pinned) = if options.pin_memory {
         let memory = memory::allocate_of(options.memory_mib, options.huge_pages);
@@ -321,6 +339,19 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         main_console,
         estate,
     })
+}
+
+/// Whether no two devices have one name; disks need none.
+fn check_names(disks: &[DiskSpec], nics: &[NicSpec]) -> Result<(), Error> {
+    let (mut serials, mut macs) = (BTreeSet::new(), BTreeSet::new());
+    let mut serial = disks.iter().map(|disk| &disk.config.serial).filter(|serial| !serial.is_empty());
+    if !serial.all(|serial| serials.insert(serial)) {
+        return Err(Error::Twice("disks", "serial number"));
+    }
+    if !nics.iter().all(|nic| macs.insert(nic.config.mac)) {
+        return Err(Error::Twice("network devices", "MAC address"));
+    }
+    Ok(())
 }
 
 /// Opens what devices lead to: their configuration, which numbers the descriptors from zero. A console on the terminal is
@@ -378,8 +409,10 @@ pub fn mac(index: u8) -> [u8; 6] {
 }
 
 /// A network device on the queues of one tap, with nothing answered in the network's place.
-fn nic(index: u8, queues: Vec<OwnedFd>, keep: bool) -> Result<NicSpec, handover::Error> {
-    let config = nic_config(mac(index), queues.len());
+fn nic(index: u8, tap: TapOption, keep: bool) -> Result<NicSpec, handover::Error> {
+    let TapOption { queues, mac: own, mtu, traffic } = tap;
+    let config = nic_config(own.unwrap_or_else(|| mac(index)), queues.len());
+    let config = NicConfig { mtu: mtu.unwrap_or(config.mtu), traffic, ..config };
     let named: Vec<_> = config.queues().collect();
     let mut queues = PassedFds::new(queues, &named).expect("invariant: a tap that is open has a queue");
     NicSpec::new(config, &mut queues, keep)

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use vmm::config::{DiskConfig, WatchdogAction};
+use vmm::config::{DiskConfig, NicConfig, Traffic, WatchdogAction};
 use vmm::interactive::{DiskFile, mac, nic_config};
 use vmm::rpc::{
     Client, DeviceName, DeviceState, DiskEngine, FreeReport, NicStatus, ProtectionStatus, QueueCounts,
@@ -14,9 +14,10 @@ use vmm::rpc::{
 };
 use vmm::virtio::mem::MemStatus;
 
+use super::tap::{self, Tap};
 use super::words;
 
-/// Bytes of a disk's serial number.
+/// Bytes of a disk's serial number, to which a file's name is cut; what is said to be one and is longer the VMM refuses.
 const SERIAL_BYTES_MAX: usize = 20;
 /// How often it is looked whether a guest has let a device go.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
@@ -50,12 +51,31 @@ pub(in crate::command) enum Command {
     AttachNic {
         /// The control socket.
         socket: PathBuf,
-        /// A tap that exists, and how many pairs of queues there are, as of `wisp vmm boot --tap`.
-        #[arg(value_name = "TAP[,queues=N]")]
-        tap: String,
+        /// A tap that exists, and what is said of it, as of `wisp vmm boot --tap`.
+        #[arg(value_name = tap::TAP, value_parser = words::read_by(tap::tap))]
+        tap: Tap,
         /// The MAC address; the first of Wisp's own that is free unless said.
         #[arg(long, value_name = "M")]
         mac: Option<String>,
+    },
+    /// Have so much go through a network device of a guest from now on, in place of what it was limited to before.
+    ///
+    /// R is RATE[:BURST]: bytes or packets a second, and at once after a rest, a tenth of a second's unless said. What is
+    /// not said is not limited. A code point that packets were marked with is theirs again.
+    LimitNic {
+        /// The control socket.
+        socket: PathBuf,
+        /// The device's MAC address as its network has it, and its limits, as of `wisp vmm boot --tap`.
+        #[arg(value_name = tap::LIMITED, value_parser = words::read_by(tap::limited))]
+        limits: ([u8; 6], Traffic),
+    },
+    /// End a guest: its power button is pressed, and what it does about that is its own affair.
+    Stop {
+        /// The control socket.
+        socket: PathBuf,
+        /// Do not ask the guest: its VMM process ends, as by Ctrl-A x.
+        #[arg(long)]
+        force: bool,
     },
     /// Take a device from a guest that runs, and wait until the guest has let it go.
     ///
@@ -120,6 +140,14 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::AttachNic { socket, tap, mac } => attach_nic(&socket, &tap, mac.as_deref()),
+        Command::LimitNic { socket, limits: (mac, traffic) } => {
+            connect(&socket)?.reshape(mac, traffic)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Stop { socket, force } => {
+            connect(&socket)?.stop(force)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Detach { socket, device, wait } => {
             detach(&socket, &device, Duration::from_secs(wait.into()))
         }
@@ -154,27 +182,36 @@ fn disk(file: DiskFile, serial: Option<String>) -> anyhow::Result<(DiskConfig, V
         bail!("the serial number is said twice: `,serial={behind}` and `--serial {beside}`");
     }
     let own = || file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut serial = serial.or_else(|| file.serial.clone()).unwrap_or_else(own);
-    while serial.len() > SERIAL_BYTES_MAX {
-        serial.pop();
-    }
+    let serial = serial.or_else(|| file.serial.clone()).unwrap_or_else(|| {
+        let mut own = own();
+        while own.len() > SERIAL_BYTES_MAX {
+            own.pop();
+        }
+        own
+    });
     let file = DiskFile { serial: None, ..file };
     Ok(file.open(serial)?)
 }
 
-fn attach_nic(socket: &Path, tap: &str, wished: Option<&str>) -> anyhow::Result<ExitCode> {
+fn attach_nic(socket: &Path, tap: &Tap, wished: Option<&str>) -> anyhow::Result<ExitCode> {
+    let wished = match (wished.map(tap::mac_of_device).transpose().map_err(anyhow::Error::msg)?, tap.mac) {
+        (Some(_), Some(_)) => bail!("the MAC address is said twice: by `,mac=` and by `--mac`"),
+        (beside, behind) => beside.or(behind),
+    };
     let mut client = connect(socket)?;
     let mac = match wished {
-        Some(text) => parse_mac(text).with_context(|| format!("`{text}` is no MAC address"))?,
+        Some(mac) => mac,
         None => {
             let there = devices(&mut client)?;
             let is_free = |mac: &[u8; 6]| there.iter().all(|(name, _)| *name != DeviceName::Nic(*mac));
             (0..=u8::MAX).map(mac).find(is_free).context("no MAC address is free")?
         }
     };
-    let queues = super::open_tap(tap)?;
+    let queues = tap.open()?;
     let borrowed: Vec<_> = queues.iter().map(AsFd::as_fd).collect();
-    client.add_nic(nic_config(mac, queues.len()), &borrowed)?;
+    let config = nic_config(mac, queues.len());
+    let (mtu, traffic) = (tap.mtu.unwrap_or(config.mtu), tap.traffic);
+    client.add_nic(NicConfig { mtu, traffic, ..config }, &borrowed)?;
     println!("{}", name(&DeviceName::Nic(mac)));
     Ok(ExitCode::SUCCESS)
 }
@@ -183,7 +220,7 @@ fn detach(socket: &Path, device: &str, patience: Duration) -> anyhow::Result<Exi
     let mut client = connect(socket)?;
     let there = devices(&mut client)?;
     let disk = DeviceName::Disk(device.to_owned());
-    let device = match parse_mac(device) {
+    let device = match tap::parse_mac(device) {
         Some(mac) if there.iter().all(|(name, _)| *name != disk) => DeviceName::Nic(mac),
         _ => disk,
     };
@@ -309,7 +346,7 @@ fn requests(VirtioStatus { kind, device, driven, queues }: &VirtioStatus) -> Str
     let queue = |(index, queue): (usize, &QueueTraffic)| {
         let QueueTraffic { requests, from_guest_bytes, to_guest_bytes } = queue;
         format!(
-            "{label:<20} queue {index}: {requests} requests, {from_guest_bytes} bytes from the guest, {to_guest_bytes} to it\n"
+            "{label:<20} queue {index}: {requests} done, {from_guest_bytes} bytes from the guest, {to_guest_bytes} to it\n"
         )
     };
     used.map(queue).collect()
@@ -359,12 +396,6 @@ fn state(state: DeviceState) -> &'static str {
         DeviceState::Leaving => "leaving",
         DeviceState::Gone => "gone",
     }
-}
-
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let bytes: Option<Vec<u8>> =
-        text.split(':').map(|part| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2)).collect();
-    bytes?.try_into().ok()
 }
 
 #[cfg(test)]
@@ -432,17 +463,7 @@ mod tests {
         };
         assert_eq!(
             shown(&status),
-            "running\ndisk root            by io_uring\nnic 02:00:00:00:00:01 pairs of queues: 2, used by the guest: 1\n  pair 0             received 3 packets of 180 bytes, 0 lost; sent 6 packets of 360 bytes, 0 lost\n  pair 1             received 0 packets of 0 bytes, 0 lost; sent 0 packets of 0 bytes, 0 lost\ndisk root            queue 1: 5 requests, 80 bytes from the guest, 517 to it\nsocket device        the guest has no driver for it, or has not started it\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
+            "running\ndisk root            by io_uring\nnic 02:00:00:00:00:01 pairs of queues: 2, used by the guest: 1\n  pair 0             received 3 packets of 180 bytes, 0 lost; sent 6 packets of 360 bytes, 0 lost\n  pair 1             received 0 packets of 0 bytes, 0 lost; sent 0 packets of 0 bytes, 0 lost\ndisk root            queue 1: 5 done, 80 bytes from the guest, 517 to it\nsocket device        the guest has no driver for it, or has not started it\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
         );
-    }
-
-    #[test]
-    fn mac_addresses_are_six_pairs_of_digits() {
-        let mac = [0x02, 0x57, 0x49, 0x53, 0x50, 0xff];
-        assert_eq!(parse_mac("02:57:49:53:50:ff"), Some(mac));
-        assert_eq!(name(&DeviceName::Nic(mac)), "02:57:49:53:50:ff");
-        for wrong in ["", "02:57:49:53:50", "2:57:49:53:50:ff", "02:57:49:53:50:fg", "02:57:49:53:50:ff:0"] {
-            assert_eq!(parse_mac(wrong), None, "{wrong}");
-        }
     }
 }
