@@ -15,8 +15,8 @@ use storage::format::overlay::OverlayError;
 
 use crate::boot::image::Image;
 use crate::config::{
-    BalloonConfig, ConsoleConfig, CpuProfile, HugePages, InheritedFd, MemConfig, NicConfig, Peripherals,
-    PmemConfig, SystemIdentity, Traffic, Transport, VsockConfig, WatchdogAction,
+    BalloonConfig, CONSOLE_LOG_BYTES_MAX, ConsoleConfig, CpuProfile, HugePages, InheritedFd, MemConfig,
+    NicConfig, Peripherals, PmemConfig, SystemIdentity, Traffic, Transport, VsockConfig, WatchdogAction,
 };
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
@@ -172,6 +172,16 @@ pub enum Error {
     /// Devices are found by their names.
     #[error("two {0} have the same {1}: no one could tell which of them is meant")]
     Twice(&'static str, &'static str),
+    /// Of a log the oldest goes, and this is none that was written here.
+    #[error(
+        "{path} has {length} bytes, and a console's log no more than {CONSOLE_LOG_BYTES_MAX}: it is something else, and stays as it is"
+    )]
+    NoLog {
+        /// Which.
+        path: PathBuf,
+        /// Its length.
+        length: u64,
+    },
     /// A socket.
     #[error("listen at {path}")]
     Listen {
@@ -370,8 +380,11 @@ fn open_peripherals(
         None | Some(ConsoleOption::Terminal) => None,
         Some(ConsoleOption::File(path)) => {
             let opened = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-            let file = opened.map_err(|source| Error::Open { path, source })?;
-            Some(ConsoleConfig::Log(number(file.into())))
+            let measured = opened.and_then(|file| Ok((file.metadata()?.len(), file)));
+            match measured.map_err(|source| Error::Open { path: path.clone(), source })? {
+                (length, _) if length > CONSOLE_LOG_BYTES_MAX => return Err(Error::NoLog { path, length }),
+                (_, file) => Some(ConsoleConfig::Log(number(file.into()))),
+            }
         }
         Some(ConsoleOption::Socket(path)) => Some(ConsoleConfig::Socket(number(listen(&path)?.into()))),
     };
