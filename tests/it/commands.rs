@@ -36,6 +36,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             DEMO,
             devices_are_as_options_say,
         ),
+        trial(
+            "commands::nobody_has_to_hear_what_a_command_says",
+            &[Need::Kvm],
+            nobody_has_to_hear_what_is_said,
+        ),
         trial("commands::exported_guest_is_an_elf", &[], exported_guest_is_an_elf),
         trial("commands::up_refuses_an_open_address_without_tls", &[], up_refuses_an_open_address),
         trial("commands::doctor_names_every_ability", &[], doctor_names_every_ability),
@@ -180,6 +185,39 @@ fn devices_are_as_options_say() -> Result<()> {
     let output = guest.wait_with_output()?;
     let said = text(&output.stderr);
     ensure!(output.status.success() && said.contains("the guest powered itself off"), "{said}");
+    Ok(())
+}
+
+fn nobody_has_to_hear_what_is_said() -> Result<()> {
+    let files = tempfile::tempdir()?;
+    let path = |name: &str| files.path().join(name).to_string_lossy().into_owned();
+    let (kernel, socket) = (path("tiny.elf"), path("socket"));
+    ensure!(run("20", &["guest", "export", "tiny", &kernel])?.status.success(), "export the tiny guest");
+    let mut guest = Command::new(wisp());
+    guest
+        .args(["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket])
+        .stdin(Stdio::null());
+    let mut guest = guest.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut console = BufReader::new(guest.stdout.take().context("the console")?);
+    console.read_line(&mut String::new())?;
+    drop((console, guest.stderr.take()));
+    for command in ["status", "devices"] {
+        let mut asked = Command::new(wisp());
+        asked.args(["vmm", command, &socket]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut asked = asked.spawn()?;
+        drop(asked.stdout.take());
+        let output = asked.wait_with_output()?;
+        ensure!(output.status.success() && output.stderr.is_empty(), "{command}: {}", text(&output.stderr));
+        let full = std::fs::File::options().write(true).open("/dev/full")?;
+        let output = Command::new(wisp()).args(["vmm", command, &socket]).stdout(full).output()?;
+        let said = text(&output.stderr);
+        let wanted =
+            command == "devices" || said.starts_with("wisp: write to standard output: No space left");
+        ensure!(wanted && !said.contains("panicked"), "{command}: {said}");
+    }
+    ensure!(run("20", &["vmm", "stop", &socket])?.status.success(), "stop the guest");
+    let status = guest.wait()?;
+    ensure!(status.success(), "it ended by {status}");
     Ok(())
 }
 

@@ -19,6 +19,7 @@ use vmm::interactive::{BootOptions, DiskFile, boot_interactive};
 use vmm::sandbox::{self, Namespaces, Sandbox};
 
 use crate::process::handover::Inherited;
+use crate::process::terminal;
 
 /// One microVM by itself, without a cloud.
 #[derive(Debug, clap::Subcommand)]
@@ -254,7 +255,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         watchdog: arguments.peripherals.watchdog.map(Into::into),
         vsock: arguments.peripherals.vsock.map(peripherals::Vsock::start).transpose()?,
     })?;
-    eprintln!("wisp: {}", ending.message);
+    terminal::tell(&ending.message);
     let report = vmm::rpc::ExitReport { reason: ending.reason, message: ending.message, first_run_us: None };
     Ok(ExitCode::from(vmm::run::exit_code(&report)))
 }
@@ -267,11 +268,12 @@ pub(super) fn run(arguments: &[OsString]) -> ExitCode {
     let _ = rustix::thread::set_name(c"wisp-vmm");
     let subscriber =
         tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::WARN);
-    let logging = subscriber.with_ansi(false).try_init();
+    // The log may be on a disk that is full: to say so there would be a panic, and a guest's end.
+    let logging = subscriber.with_ansi(false).log_internal_errors(false).try_init();
     match logging.map_err(|error| anyhow::anyhow!(error)).and_then(|()| run_instance(arguments)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("wisp: {error:#}");
+            terminal::tell(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }

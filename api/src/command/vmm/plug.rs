@@ -16,6 +16,7 @@ use vmm::virtio::mem::MemStatus;
 
 use super::tap::{self, Tap};
 use super::words;
+use crate::process::terminal::{say, tell};
 
 /// Bytes of a disk's serial number, to which a file's name is cut; what is said to be one and is longer the VMM refuses.
 const SERIAL_BYTES_MAX: usize = 20;
@@ -130,7 +131,7 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
             let serial = config.serial.clone();
             let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
             connect(&socket)?.add_disk(config, &files)?;
-            println!("{serial}");
+            say(serial)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::ResizeDisk { socket, file, serial } => {
@@ -155,12 +156,12 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Balloon { socket, target_mib, .. } => balloon(&socket, target_mib),
         Command::Memory { socket, requested_mib } => memory(&socket, requested_mib),
         Command::Status { socket } => {
-            print!("{}", shown(&connect(&socket)?.status()?));
+            say(shown(&connect(&socket)?.status()?).trim_end())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Devices { socket } => {
             for device in devices(&mut connect(&socket)?)? {
-                println!("{} {}", name(&device.0), state(device.1));
+                say(format_args!("{} {}", name(&device.0), state(device.1)))?;
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -212,7 +213,7 @@ fn attach_nic(socket: &Path, tap: &Tap, wished: Option<&str>) -> anyhow::Result<
     let config = nic_config(mac, queues.len());
     let (mtu, traffic) = (tap.mtu.unwrap_or(config.mtu), tap.traffic);
     client.add_nic(NicConfig { mtu, traffic, ..config }, &borrowed)?;
-    println!("{}", name(&DeviceName::Nic(mac)));
+    say(name(&DeviceName::Nic(mac)))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -237,7 +238,7 @@ fn detach(socket: &Path, device: &str, patience: Duration) -> anyhow::Result<Exi
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
-    eprintln!("wisp: the guest has not let {} go yet", name(&device));
+    tell(format_args!("the guest has not let {} go yet", name(&device)));
     Ok(ExitCode::FAILURE)
 }
 
@@ -259,8 +260,8 @@ fn balloon(socket: &Path, target_mib: Option<u32>) -> anyhow::Result<ExitCode> {
         }
         std::thread::sleep(LOOK_INTERVAL);
     };
-    println!("target {} MiB, given {} MiB", status.target_mib, status.given_mib);
-    println!("returned to the host so far {} MiB", status.returned_bytes >> 20);
+    say(format_args!("target {} MiB, given {} MiB", status.target_mib, status.given_mib))?;
+    say(format_args!("returned to the host so far {} MiB", status.returned_bytes >> 20))?;
     if let Some(statistics) = status.statistics {
         let numbers = [
             ("in all", statistics.total_bytes),
@@ -270,7 +271,7 @@ fn balloon(socket: &Path, target_mib: Option<u32>) -> anyhow::Result<ExitCode> {
         ];
         let numbers =
             numbers.iter().filter_map(|(what, bytes)| Some(format!("{} MiB {what}", (*bytes)? >> 20)));
-        println!("guest {}", numbers.collect::<Vec<_>>().join(", "));
+        say(format_args!("guest {}", numbers.collect::<Vec<_>>().join(", ")))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -279,9 +280,9 @@ fn give_back_free(socket: &Path) -> anyhow::Result<ExitCode> {
     let FreeReport { hinted_bytes, returned_bytes, paused_us, .. } = connect(socket)?.give_back_free()?;
     let [hinted, returned] = [hinted_bytes, returned_bytes].map(|bytes| bytes >> 20);
     let stood = Duration::from_micros(paused_us).as_secs_f64() * 1e3;
-    println!(
+    say(format_args!(
         "{hinted} MiB are free, {returned} MiB of them went to the host; the guest stood still for {stood:.1} ms"
-    );
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -290,7 +291,7 @@ fn memory(socket: &Path, requested_mib: Option<u32>) -> anyhow::Result<ExitCode>
     requested_mib.map(|mib| client.set_memory(mib)).transpose()?;
     let status = client.status()?.memory.context("the guest has no memory that comes and goes")?;
     let MemStatus { region_mib, requested_mib, plugged_mib } = status;
-    println!("requested {requested_mib} MiB, plugged {plugged_mib} MiB, room for {region_mib} MiB");
+    say(format_args!("requested {requested_mib} MiB, plugged {plugged_mib} MiB, room for {region_mib} MiB"))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -18,6 +18,7 @@ use vmm::vm::Wanted;
 
 use super::plug::connect;
 use crate::guest::progress::Progress;
+use crate::process::terminal::say;
 
 /// Bytes of a page of guest memory.
 const PAGE_BYTES: u64 = 4096;
@@ -146,8 +147,7 @@ fn snapshot(arguments: &Snapshot) -> anyhow::Result<()> {
     if arguments.resume {
         client.resume()?;
     }
-    println!("{}", line(&kept?));
-    Ok(())
+    say(line(&kept?))
 }
 
 /// Has a file written in the place of `path`, and puts it there when it is whole.
@@ -225,8 +225,7 @@ fn rewrite(from: &[PathBuf], form: Form, into: &Path) -> anyhow::Result<Header> 
 fn merge(arguments: &Merge) -> anyhow::Result<()> {
     let form = if arguments.pack { Form::Packed } else { Form::Flat };
     let header = rewrite(&arguments.snapshots, form, &arguments.into)?;
-    println!("{}: {}", header.id, memory(&header));
-    Ok(())
+    say(format_args!("{}: {}", header.id, memory(&header)))
 }
 
 /// How much memory a snapshot's guest has, and how it lies in the file.
@@ -273,8 +272,7 @@ fn info(path: &Path, verify: bool) -> anyhow::Result<()> {
     if verify {
         table.add_row(["checked", "header, state and memory match their checksums"]);
     }
-    println!("{table}");
-    Ok(())
+    say(table)
 }
 
 fn rows(header: &Header) -> Vec<(&'static str, String)> {
