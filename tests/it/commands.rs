@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
@@ -218,6 +219,32 @@ fn nobody_has_to_hear_what_is_said() -> Result<()> {
     ensure!(run("20", &["vmm", "stop", &socket])?.status.success(), "stop the guest");
     let status = guest.wait()?;
     ensure!(status.success(), "it ended by {status}");
+
+    // Nor does a guest that talks all the time stand still for a reader who has stopped.
+    let mut guest = Command::new(wisp());
+    guest.args([
+        "vmm",
+        "boot",
+        "--kernel",
+        &kernel,
+        "--mem",
+        "64",
+        "--control",
+        &socket,
+        "--cmdline",
+        "say=20",
+    ]);
+    let mut guest = guest.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let console = guest.stdout.take().context("the console")?;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while rustix::io::ioctl_fionread(&console)? < 60 << 10 {
+        ensure!(Instant::now() < deadline, "the guest says too little");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let said = run("20", &["vmm", "status", &socket])?;
+    ensure!(text(&said.stdout).starts_with("running"), "{}", text(&said.stderr));
+    ensure!(run("20", &["vmm", "stop", &socket, "--force"])?.status.success(), "stop the guest");
+    guest.wait()?;
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! `wisp vmm boot`: one guest with its console on the terminal, from paths and names, without a cloud.
 
 mod disk;
+mod output;
 mod prompt;
 
 use std::collections::BTreeSet;
@@ -300,12 +301,13 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         Some(ConsoleOption::Terminal) => MainConsole::Virtio,
         _ => MainConsole::Serial,
     };
-    let console = match main_console {
-        MainConsole::Serial => Console::Stream(Box::new(Prompt::new(io::stdout()))),
-        MainConsole::Virtio => Console::None,
+    let stream = output::standard().map_err(Error::Terminal)?;
+    let (console, output) = match main_console {
+        MainConsole::Serial => (Console::Stream(Box::new(Prompt::new(stream))), None),
+        MainConsole::Virtio => {
+            (Console::None, Some(console::Output::Stream(Console::Stream(Box::new(stream)))))
+        }
     };
-    let output = options.console.as_ref().filter(|console| **console == ConsoleOption::Terminal);
-    let output = output.map(|_| console::Output::Stream(Console::Stream(Box::new(io::stdout()))));
     let (mut config, files) = open_peripherals(options.console, options.vsock, options.pmem)?;
     (config.balloon, config.mem, config.watchdog) = (options.balloon, options.mem, options.watchdog);
     let mut passed =
