@@ -222,18 +222,8 @@ fn nobody_has_to_hear_what_is_said() -> Result<()> {
 
     // Nor does a guest that talks all the time stand still for a reader who has stopped.
     let mut guest = Command::new(wisp());
-    guest.args([
-        "vmm",
-        "boot",
-        "--kernel",
-        &kernel,
-        "--mem",
-        "64",
-        "--control",
-        &socket,
-        "--cmdline",
-        "say=20",
-    ]);
+    guest.args(["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket]);
+    guest.args(["--cmdline", "say=20", "--upgradable"]);
     let mut guest = guest.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
     let console = guest.stdout.take().context("the console")?;
     let deadline = Instant::now() + Duration::from_secs(60);
@@ -241,10 +231,18 @@ fn nobody_has_to_hear_what_is_said() -> Result<()> {
         ensure!(Instant::now() < deadline, "the guest says too little");
         std::thread::sleep(Duration::from_millis(10));
     }
-    let said = run("20", &["vmm", "status", &socket])?;
-    ensure!(text(&said.stdout).starts_with("running"), "{}", text(&said.stderr));
-    ensure!(run("20", &["vmm", "stop", &socket, "--force"])?.status.success(), "stop the guest");
+    let still_running = || -> Result<()> {
+        let said = run("20", &["vmm", "status", &socket])?;
+        ensure!(text(&said.stdout).starts_with("running"), "{}", text(&said.stderr));
+        Ok(())
+    };
+    still_running()?;
+    // Nor does it in the next process that has it.
+    let said = run("20", &["vmm", "upgrade", &socket])?;
+    ensure!(said.status.success(), "{}", text(&said.stderr));
     guest.wait()?;
+    still_running()?;
+    ensure!(run("20", &["vmm", "stop", &socket, "--force"])?.status.success(), "stop the guest");
     Ok(())
 }
 

@@ -127,6 +127,7 @@ pub enum ConsoleOption {
 }
 
 pub use disk::DiskFile;
+pub(crate) use output::Patient;
 use prompt::Prompt;
 
 /// Why a guest could not be booted from a command line.
@@ -224,7 +225,8 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     let terminal = RawTerminal::new(&input).map_err(Error::Terminal)?;
     if let Some(estate) = &mut spec.estate {
         let kept = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(Error::Terminal);
-        estate.streams = Some([kept(input.as_fd())?, kept(io::stdout().as_fd())?]);
+        let output = output::standard().map_err(Error::Terminal)?.into_descriptor();
+        estate.streams = Some([kept(input.as_fd())?, output]);
         estate.terminal = terminal.is_some();
     }
     let sandbox = Sandbox { namespaces: Namespaces::Own, ..Sandbox::default() };

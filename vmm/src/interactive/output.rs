@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A stream that does not block, or one that does.
 #[derive(Debug)]
-pub(super) struct Patient<W> {
+pub(crate) struct Patient<W> {
     stream: W,
     sleep: fn(Duration),
     /// It was waited for in vain, and nothing was taken since.
@@ -37,7 +37,19 @@ pub(super) fn standard() -> io::Result<Patient<File>> {
     let open = || File::options().write(true).custom_flags(flags).open("/proc/self/fd/1");
     // What cannot be opened, as a socket, blocks.
     let anew = may_wait.then(open).and_then(Result::ok);
-    Ok(Patient::new(anew.unwrap_or(stream), std::thread::sleep))
+    Ok(Patient::of(anew.unwrap_or(stream)))
+}
+
+impl Patient<File> {
+    /// On a stream that [`standard`] opened, in this process or in the one before.
+    pub(crate) fn of(stream: File) -> Self {
+        Self::new(stream, std::thread::sleep)
+    }
+
+    /// The stream.
+    pub(super) fn into_descriptor(self) -> OwnedFd {
+        self.stream.into()
+    }
 }
 
 impl<W> Patient<W> {
