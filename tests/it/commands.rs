@@ -97,6 +97,8 @@ fn guest_goes_on_from_a_snapshot() -> Result<()> {
     // Without a time limit around it: that would be what is killed, and the guest would stay.
     let mut guest = Command::new(wisp());
     guest.args(["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket]);
+    // As many as a guest is promised, of which this one uses one.
+    guest.args(["--cpus", "32"]);
     let mut guest = guest.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let mut console = BufReader::new(guest.stdout.take().context("the console")?).lines();
     ensure!(console.any(|line| line.is_ok_and(|line| line.starts_with("ready"))), "the guest is not ready");
@@ -120,6 +122,8 @@ fn guest_goes_on_from_a_snapshot() -> Result<()> {
     ensure!(said.contains("the guest stood still for"), "{said}");
     let said = asked(&["snapshot-info", &more, "--verify"])?;
     ensure!(said.contains("the differences to") && said.contains("64 MiB"), "{said}");
+    let vcpus = said.lines().find(|line| line.contains("vCPUs")).context("its processors")?;
+    ensure!(vcpus.contains("32"), "{vcpus}");
     asked(&["pause", &socket])?;
     guest.kill()?;
     guest.wait()?;
