@@ -2,11 +2,12 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use crate::harness::{Need, isolate, trial, wisp};
+use crate::harness::{Need, ip, isolate, trial, wisp};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -30,6 +31,16 @@ pub(crate) fn trials() -> Vec<Trial> {
             "commands::guest_goes_on_from_a_snapshot_and_from_differences_to_it",
             &[Need::Kvm],
             guest_goes_on_from_a_snapshot,
+        ),
+        trial(
+            "commands::devices_of_a_guest_are_as_its_options_say_until_it_is_stopped",
+            DEMO,
+            devices_are_as_options_say,
+        ),
+        trial(
+            "commands::nobody_has_to_hear_what_a_command_says",
+            &[Need::Kvm],
+            nobody_has_to_hear_what_is_said,
         ),
         trial("commands::exported_guest_is_an_elf", &[], exported_guest_is_an_elf),
         trial("commands::up_refuses_an_open_address_without_tls", &[], up_refuses_an_open_address),
@@ -86,6 +97,8 @@ fn guest_goes_on_from_a_snapshot() -> Result<()> {
     // Without a time limit around it: that would be what is killed, and the guest would stay.
     let mut guest = Command::new(wisp());
     guest.args(["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket]);
+    // As many as a guest is promised, of which this one uses one.
+    guest.args(["--cpus", "32"]);
     let mut guest = guest.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
     let mut console = BufReader::new(guest.stdout.take().context("the console")?).lines();
     ensure!(console.any(|line| line.is_ok_and(|line| line.starts_with("ready"))), "the guest is not ready");
@@ -109,6 +122,8 @@ fn guest_goes_on_from_a_snapshot() -> Result<()> {
     ensure!(said.contains("the guest stood still for"), "{said}");
     let said = asked(&["snapshot-info", &more, "--verify"])?;
     ensure!(said.contains("the differences to") && said.contains("64 MiB"), "{said}");
+    let vcpus = said.lines().find(|line| line.contains("vCPUs")).context("its processors")?;
+    ensure!(vcpus.contains("32"), "{vcpus}");
     asked(&["pause", &socket])?;
     guest.kill()?;
     guest.wait()?;
@@ -122,6 +137,116 @@ fn guest_goes_on_from_a_snapshot() -> Result<()> {
     }
     let output = run("20", &["vmm", "boot", "--restore", &more])?;
     ensure!(text(&output.stderr).contains("what comes before it is nothing"), "{}", text(&output.stderr));
+    Ok(())
+}
+
+fn devices_are_as_options_say() -> Result<()> {
+    isolate()?;
+    ["t0", "t1"].iter().try_for_each(|tap| ip(&format!("tuntap add mode tap vnet_hdr {tap}")))?;
+    let files = tempfile::tempdir()?;
+    let path = |name: &str| files.path().join(name).to_string_lossy().into_owned();
+    let (kernel, socket, disk) = (path("tiny.elf"), path("socket"), path("disk"));
+    ensure!(run("20", &["guest", "export", "tiny", &kernel])?.status.success(), "export the tiny guest");
+    std::fs::File::create_new(&disk)?.set_len(1 << 20)?;
+    let boot =
+        ["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket, "--transport", "pci"];
+    let disk_option = format!("{disk},serial=first,read-iops=1000:10,total-bytes=100000000");
+    let tap = "t0,mac=02:00:00:00:00:07,mtu=1400,to-guest-packets=100,from-guest-bytes=1000000:2000";
+    for (twice, why) in [
+        (["--disk", &disk, "--disk", &format!("{disk},serial=disk0")], "serial number"),
+        (["--tap", tap, "--tap", "t1,mac=02:00:00:00:00:07"], "MAC address"),
+    ] {
+        let output = run("20", &[&boot[..], &twice].concat())?;
+        let said = text(&output.stderr);
+        ensure!(!output.status.success() && said.contains(&format!("have the same {why}")), "{said}");
+    }
+    let mut guest = Command::new(wisp());
+    guest.args(boot).args(["--disk", &disk_option, "--tap", tap]);
+    let mut guest = guest.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut console = BufReader::new(guest.stdout.take().context("the console")?).lines();
+    let mut heard = Vec::new();
+    while !heard.last().is_some_and(|line: &String| line.starts_with("net: ")) {
+        heard.push(console.next().context("the guest ended")??);
+    }
+    let heard = heard.join("\n");
+    ensure!(heard.contains("serial first") && heard.contains("net: mac 02:00:00:00:00:07"), "{heard}");
+
+    let asked = |arguments: &[&str]| run("30", &[&["vmm"], arguments].concat());
+    let said = asked(&["limit-nic", &socket, "02:00:00:00:00:07,from-guest-packets=50:5"])?;
+    ensure!(said.status.success(), "{}", text(&said.stderr));
+    let said = asked(&["limit-nic", &socket, "02:00:00:00:00:08"])?;
+    ensure!(text(&said.stderr).contains("no network device has that MAC address"), "{}", text(&said.stderr));
+    let said = asked(&["attach-nic", &socket, "t1,mtu=1300,mac=02:00:00:00:00:09"])?;
+    ensure!(text(&said.stdout) == "02:00:00:00:00:09\n", "{}", text(&said.stderr));
+    let said = asked(&["attach-disk", &socket, &disk, "--serial", &"x".repeat(21)])?;
+    ensure!(text(&said.stderr).contains("up to 20 bytes"), "{}", text(&said.stderr));
+    let status = text(&asked(&["status", &socket])?.stdout);
+    for shown in
+        ["running", "disk first           queue 0: ", "nic 02:00:00:00:00:09 pairs", "entropy source"]
+    {
+        ensure!(status.contains(shown), "{shown:?} is not in {status}");
+    }
+    ensure!(asked(&["stop", &socket])?.status.success(), "stop the guest");
+    let output = guest.wait_with_output()?;
+    let said = text(&output.stderr);
+    ensure!(output.status.success() && said.contains("the guest powered itself off"), "{said}");
+    Ok(())
+}
+
+fn nobody_has_to_hear_what_is_said() -> Result<()> {
+    let files = tempfile::tempdir()?;
+    let path = |name: &str| files.path().join(name).to_string_lossy().into_owned();
+    let (kernel, socket) = (path("tiny.elf"), path("socket"));
+    ensure!(run("20", &["guest", "export", "tiny", &kernel])?.status.success(), "export the tiny guest");
+    let mut guest = Command::new(wisp());
+    guest
+        .args(["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket])
+        .stdin(Stdio::null());
+    let mut guest = guest.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut console = BufReader::new(guest.stdout.take().context("the console")?);
+    console.read_line(&mut String::new())?;
+    drop((console, guest.stderr.take()));
+    for command in ["status", "devices"] {
+        let mut asked = Command::new(wisp());
+        asked.args(["vmm", command, &socket]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut asked = asked.spawn()?;
+        drop(asked.stdout.take());
+        let output = asked.wait_with_output()?;
+        ensure!(output.status.success() && output.stderr.is_empty(), "{command}: {}", text(&output.stderr));
+        let full = std::fs::File::options().write(true).open("/dev/full")?;
+        let output = Command::new(wisp()).args(["vmm", command, &socket]).stdout(full).output()?;
+        let said = text(&output.stderr);
+        let wanted =
+            command == "devices" || said.starts_with("wisp: write to standard output: No space left");
+        ensure!(wanted && !said.contains("panicked"), "{command}: {said}");
+    }
+    ensure!(run("20", &["vmm", "stop", &socket])?.status.success(), "stop the guest");
+    let status = guest.wait()?;
+    ensure!(status.success(), "it ended by {status}");
+
+    // Nor does a guest that talks all the time stand still for a reader who has stopped.
+    let mut guest = Command::new(wisp());
+    guest.args(["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket]);
+    guest.args(["--cmdline", "say=20", "--upgradable"]);
+    let mut guest = guest.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+    let console = guest.stdout.take().context("the console")?;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while rustix::io::ioctl_fionread(&console)? < 60 << 10 {
+        ensure!(Instant::now() < deadline, "the guest says too little");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let still_running = || -> Result<()> {
+        let said = run("20", &["vmm", "status", &socket])?;
+        ensure!(text(&said.stdout).starts_with("running"), "{}", text(&said.stderr));
+        Ok(())
+    };
+    still_running()?;
+    // Nor does it in the next process that has it.
+    let said = run("20", &["vmm", "upgrade", &socket])?;
+    ensure!(said.status.success(), "{}", text(&said.stderr));
+    guest.wait()?;
+    still_running()?;
+    ensure!(run("20", &["vmm", "stop", &socket, "--force"])?.status.success(), "stop the guest");
     Ok(())
 }
 

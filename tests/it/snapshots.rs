@@ -45,6 +45,13 @@ fn guest_goes_on_from_what_was_packed_and_merged() -> Result<()> {
     ensure!(said.contains("KiB of memory; the guest stood still for"), "{said}");
     typist.say("touch 1")?;
     let newest = id(&vmm(&["snapshot", &control, &path("diff"), "--diff"])?)?;
+    // A guest is not left standing still for a snapshot that is none.
+    for (nowhere, why) in [(path("none/snap"), "No such file"), (files.path("."), "no regular file")] {
+        let refused = refused(&["snapshot", &control, &nowhere, "--pause"])?;
+        ensure!(refused.contains(why), "{refused}");
+        let status = vmm(&["status", &control])?;
+        ensure!(status.starts_with("running"), "{status}");
+    }
     let packed = id(&vmm(&["snapshot", &control, &path("packed"), "--pack"])?)?;
     drop((guest, typist));
 
@@ -70,6 +77,19 @@ fn guest_goes_on_from_what_was_packed_and_merged() -> Result<()> {
     );
     let length = std::fs::metadata(path("small"))?.len();
     ensure!(length < std::fs::metadata(path("merged"))?.len() / 2, "{length} bytes are not packed");
+
+    // What is given beside a snapshot is named, and what somebody has is not written over.
+    let (small, big) = (path("small"), path("big"));
+    std::fs::File::create_new(&big)?.set_len(4 << 20)?;
+    for (given, why) in [
+        (["--balloon".to_owned(), "4".to_owned()], "a memory balloon is given"),
+        (["--working-set".to_owned(), kernel.clone()], "has something else in it"),
+        (["--console".to_owned(), format!("file={big}")], "it is something else"),
+    ] {
+        let refused = refused(&["boot", "--restore", &small, &given[0], &given[1]])?;
+        ensure!(refused.contains(why), "{refused}");
+    }
+    ensure!(std::fs::read(&kernel)?.starts_with(b"\x7fELF"), "the kernel was written over");
 
     // The first time what it asks for is noted, the second time it is known.
     let (small, set) = (path("small"), path("set"));

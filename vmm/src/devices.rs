@@ -19,6 +19,7 @@ use crate::pci::{PciFunction, Wiring, msix::Message};
 use crate::vcpu::Buses;
 use crate::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
 use crate::virtio::pci::{BAR_BYTES, PciTransport};
+use crate::virtio::queue::Passed;
 use crate::virtio::{self, Shared, Transport as _};
 use crate::{bus, pci};
 
@@ -131,9 +132,9 @@ impl Places {
             }
             Self::Pci => {
                 let put = |(slot, device)| {
-                    let (function, driven) = function(vm, guest, slot, device)?;
+                    let (function, seat) = function(vm, guest, slot, device)?;
                     host.insert(slot, function)?;
-                    Ok(Seat { driven, slot: Some(slot), window: None })
+                    Ok(seat)
                 };
                 (1..).zip(devices).map(put).collect()
             }
@@ -164,6 +165,8 @@ impl Places {
 pub struct Seat {
     /// Whether a driver has started it.
     pub driven: Driven,
+    /// What went through each of its queues.
+    pub passed: Vec<Arc<Passed>>,
     /// Its slot, if it is on PCI.
     pub slot: Option<u8>,
     /// Its registers, if it is not.
@@ -186,14 +189,13 @@ fn add_mmio(
     for (index, doorbell) in (0_u32..).zip(transport.queue_events()) {
         vm.connect_doorbell(doorbell, place.address.unchecked_add(NOTIFY_OFFSET), index)?;
     }
-    let driven = transport.driven();
+    let (driven, passed) = (transport.driven(), transport.passed().to_vec());
     let transport = Arc::new(Mutex::new(transport));
     buses.registers.insert(place.address.raw_value(), memory::MMIO_WINDOW_BYTES, transport.clone())?;
-    Ok(Seat { driven, slot: None, window: Some(transport) })
+    Ok(Seat { driven, passed, slot: None, window: Some(transport) })
 }
 
-/// One device's function for `slot`, its registers where firmware would have put them, and whether a driver has started
-/// it.
+/// One device's function for `slot`, its registers where firmware would have put them, and where it is then.
 ///
 /// # Errors
 /// The device cannot be a PCI function, or there is no descriptor left.
@@ -202,11 +204,11 @@ pub fn function(
     guest: &GuestMemory,
     slot: u8,
     device: &Shared,
-) -> Result<(Box<dyn PciFunction>, Driven), Error> {
+) -> Result<(Box<dyn PciFunction>, Seat), Error> {
     let start = memory::PCI_WINDOW_START.unchecked_add(u64::from(slot) * u64::from(BAR_BYTES));
     let function = PciTransport::new(guest.clone(), device.clone(), vm.clone(), start)?;
-    let driven = function.driven();
-    Ok((Box::new(function), driven))
+    let (driven, passed) = (function.driven(), function.passed().to_vec());
+    Ok((Box::new(function), Seat { driven, passed, slot: Some(slot), window: None }))
 }
 
 fn connect_bus(buses: &mut Buses, host: &PciHost) -> Result<(), Error> {

@@ -1,8 +1,10 @@
 //! `wisp vmm boot`: one guest with its console on the terminal, from paths and names, without a cloud.
 
 mod disk;
+mod output;
 mod prompt;
 
+use std::collections::BTreeSet;
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,8 +16,8 @@ use storage::format::overlay::OverlayError;
 
 use crate::boot::image::Image;
 use crate::config::{
-    BalloonConfig, ConsoleConfig, CpuProfile, HugePages, InheritedFd, MemConfig, NicConfig, Peripherals,
-    PmemConfig, SystemIdentity, Traffic, Transport, VsockConfig, WatchdogAction,
+    BalloonConfig, CONSOLE_LOG_BYTES_MAX, ConsoleConfig, CpuProfile, HugePages, InheritedFd, MemConfig,
+    NicConfig, Peripherals, PmemConfig, SystemIdentity, Traffic, Transport, VsockConfig, WatchdogAction,
 };
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
@@ -32,7 +34,7 @@ use crate::supervisor::{self, Supervisor};
 use crate::terminal::RawTerminal;
 use crate::virtio::block::ring::{Pinned, Rings};
 use crate::virtio::console;
-use crate::vm::{self, BootSource, Machine, MachineSpec, MainConsole, NicSpec, SnapshotSource};
+use crate::vm::{self, BootSource, DiskSpec, Machine, MachineSpec, MainConsole, NicSpec, SnapshotSource};
 
 /// What to boot.
 #[derive(Debug, Default)]
@@ -58,9 +60,8 @@ pub struct BootOptions {
     pub cmdline: String,
     /// Disks in order.
     pub disks: Vec<DiskFile>,
-    /// The queues of open taps, attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and with `IFF_MULTI_QUEUE` where there are
-    /// several.
-    pub taps: Vec<Vec<OwnedFd>>,
+    /// Network devices in order.
+    pub taps: Vec<TapOption>,
     /// Guest memory in MiB.
     pub memory_mib: u32,
     /// What pages it is made of.
@@ -89,6 +90,20 @@ pub struct BootOptions {
     pub watchdog: Option<WatchdogAction>,
 }
 
+/// A guest's network device.
+#[derive(Debug)]
+pub struct TapOption {
+    /// The queues of an open tap, attached with `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, and with `IFF_MULTI_QUEUE` where there are
+    /// several.
+    pub queues: Vec<OwnedFd>,
+    /// Its MAC address; one that its place gives unless said.
+    pub mac: Option<[u8; 6]>,
+    /// The MTU that the guest is told of; [`MTU`] unless said.
+    pub mtu: Option<u16>,
+    /// How much goes through it.
+    pub traffic: Traffic,
+}
+
 /// A guest's socket device.
 #[derive(Debug)]
 pub struct VsockOption {
@@ -112,6 +127,7 @@ pub enum ConsoleOption {
 }
 
 pub use disk::DiskFile;
+pub(crate) use output::Patient;
 use prompt::Prompt;
 
 /// Why a guest could not be booted from a command line.
@@ -155,6 +171,19 @@ pub enum Error {
         /// Which.
         path: PathBuf,
     },
+    /// Devices are found by their names.
+    #[error("two {0} have the same {1}: no one could tell which of them is meant")]
+    Twice(&'static str, &'static str),
+    /// Of a log the oldest goes, and this is none that was written here.
+    #[error(
+        "{path} has {length} bytes, and a console's log no more than {CONSOLE_LOG_BYTES_MAX}: it is something else, and stays as it is"
+    )]
+    NoLog {
+        /// Which.
+        path: PathBuf,
+        /// Its length.
+        length: u64,
+    },
     /// A socket.
     #[error("listen at {path}")]
     Listen {
@@ -196,7 +225,8 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     let terminal = RawTerminal::new(&input).map_err(Error::Terminal)?;
     if let Some(estate) = &mut spec.estate {
         let kept = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(Error::Terminal);
-        estate.streams = Some([kept(input.as_fd())?, kept(io::stdout().as_fd())?]);
+        let output = output::standard().map_err(Error::Terminal)?.into_descriptor();
+        estate.streams = Some([kept(input.as_fd())?, output]);
         estate.terminal = terminal.is_some();
     }
     let sandbox = Sandbox { namespaces: Namespaces::Own, ..Sandbox::default() };
@@ -273,12 +303,13 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
         Some(ConsoleOption::Terminal) => MainConsole::Virtio,
         _ => MainConsole::Serial,
     };
-    let console = match main_console {
-        MainConsole::Serial => Console::Stream(Box::new(Prompt::new(io::stdout()))),
-        MainConsole::Virtio => Console::None,
+    let stream = output::standard().map_err(Error::Terminal)?;
+    let (console, output) = match main_console {
+        MainConsole::Serial => (Console::Stream(Box::new(Prompt::new(stream))), None),
+        MainConsole::Virtio => {
+            (Console::None, Some(console::Output::Stream(Console::Stream(Box::new(stream)))))
+        }
     };
-    let output = options.console.as_ref().filter(|console| **console == ConsoleOption::Terminal);
-    let output = output.map(|_| console::Output::Stream(Console::Stream(Box::new(io::stdout()))));
     let (mut config, files) = open_peripherals(options.console, options.vsock, options.pmem)?;
     (config.balloon, config.mem, config.watchdog) = (options.balloon, options.mem, options.watchdog);
     let mut passed =
@@ -290,8 +321,9 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
     if let (Some(estate), Some(kept)) = (&mut estate, keeping.kept().map_err(RunError::from)?) {
         estate.peripherals = (config, kept);
     }
-    let nics = (0_u8..).zip(options.taps).map(|(index, queues)| nic(index, queues, keep));
-    let nics = nics.collect::<Result<_, _>>().map_err(RunError::from)?;
+    let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap, keep));
+    let nics: Vec<NicSpec> = nics.collect::<Result<_, _>>().map_err(RunError::from)?;
+    check_names(&disks, &nics)?;
     let more_may_come = options.control.is_some();
     let (rings, pinned) = if options.pin_memory {
         let memory = memory::allocate_of(options.memory_mib, options.huge_pages);
@@ -323,6 +355,19 @@ fn open(options: BootOptions) -> Result<MachineSpec, Error> {
     })
 }
 
+/// Whether no two devices have one name; disks need none.
+fn check_names(disks: &[DiskSpec], nics: &[NicSpec]) -> Result<(), Error> {
+    let (mut serials, mut macs) = (BTreeSet::new(), BTreeSet::new());
+    let mut serial = disks.iter().map(|disk| &disk.config.serial).filter(|serial| !serial.is_empty());
+    if !serial.all(|serial| serials.insert(serial)) {
+        return Err(Error::Twice("disks", "serial number"));
+    }
+    if !nics.iter().all(|nic| macs.insert(nic.config.mac)) {
+        return Err(Error::Twice("network devices", "MAC address"));
+    }
+    Ok(())
+}
+
 /// Opens what devices lead to: their configuration, which numbers the descriptors from zero. A console on the terminal is
 /// none of these.
 fn open_peripherals(
@@ -339,8 +384,11 @@ fn open_peripherals(
         None | Some(ConsoleOption::Terminal) => None,
         Some(ConsoleOption::File(path)) => {
             let opened = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-            let file = opened.map_err(|source| Error::Open { path, source })?;
-            Some(ConsoleConfig::Log(number(file.into())))
+            let measured = opened.and_then(|file| Ok((file.metadata()?.len(), file)));
+            match measured.map_err(|source| Error::Open { path: path.clone(), source })? {
+                (length, _) if length > CONSOLE_LOG_BYTES_MAX => return Err(Error::NoLog { path, length }),
+                (_, file) => Some(ConsoleConfig::Log(number(file.into()))),
+            }
         }
         Some(ConsoleOption::Socket(path)) => Some(ConsoleConfig::Socket(number(listen(&path)?.into()))),
     };
@@ -378,8 +426,10 @@ pub fn mac(index: u8) -> [u8; 6] {
 }
 
 /// A network device on the queues of one tap, with nothing answered in the network's place.
-fn nic(index: u8, queues: Vec<OwnedFd>, keep: bool) -> Result<NicSpec, handover::Error> {
-    let config = nic_config(mac(index), queues.len());
+fn nic(index: u8, tap: TapOption, keep: bool) -> Result<NicSpec, handover::Error> {
+    let TapOption { queues, mac: own, mtu, traffic } = tap;
+    let config = nic_config(own.unwrap_or_else(|| mac(index)), queues.len());
+    let config = NicConfig { mtu: mtu.unwrap_or(config.mtu), traffic, ..config };
     let named: Vec<_> = config.queues().collect();
     let mut queues = PassedFds::new(queues, &named).expect("invariant: a tap that is open has a queue");
     NicSpec::new(config, &mut queues, keep)

@@ -22,10 +22,11 @@ use crate::memory::GuestMemory;
 use crate::pci::host::{HostState, PciHost, SLOTS};
 use crate::pci::plug::{PlugController, PlugState};
 use crate::questions::Questions;
-use crate::rpc::{DeviceName, DeviceState, DeviceStatus};
+use crate::rpc::{DeviceName, DeviceState, DeviceStatus, VirtioStatus};
 use crate::snapshot::SavedDevice;
 use crate::virtio::block::ring::Rings;
 use crate::virtio::spec::block::SECTOR_BYTES;
+use crate::virtio::spec::device_type;
 use crate::virtio::{Shared, Transport as _, VirtioDevice};
 use crate::vm::{DiskSpec, NicSpec};
 use crate::{pci, virtio};
@@ -231,12 +232,12 @@ impl Devices {
     fn add(&mut self, made: Made, held: bool) -> Result<(), Error> {
         let mut slots = (1..SLOTS).map(|step| (self.last_slot + step - 1) % (SLOTS - 1) + 1);
         let slot = slots.find(|slot| self.wires.host.is_driven(*slot).is_none()).ok_or(Error::NoSlot)?;
-        let (function, driven) = function(&self.wires.vm, &self.wires.guest, slot, &made.shared)?;
+        let (function, seat) = function(&self.wires.vm, &self.wires.guest, slot, &made.shared)?;
         lock(&made.shared).close(self.closed);
         lock(&made.shared).hold(held);
         lock(&self.wires.controller).fill(slot, function)?;
         self.last_slot = slot;
-        self.push(made, Seat { driven, slot: Some(slot), window: None });
+        self.push(made, seat);
         Ok(())
     }
 
@@ -414,6 +415,18 @@ impl Devices {
             Some(DeviceStatus { device: name, state: state(device.seat.slot), bytes, engine, nic })
         };
         self.list.iter().filter_map(status).collect()
+    }
+
+    /// All of them, with what went through their queues.
+    #[must_use]
+    pub fn traffic(&self) -> Vec<VirtioStatus> {
+        let status = |device: &Device| VirtioStatus {
+            kind: device_type::name(lock(&device.shared).device_type()).to_owned(),
+            device: device.name.clone(),
+            driven: device.seat.driven.load(std::sync::atomic::Ordering::Acquire),
+            queues: device.seat.passed.iter().map(|passed| passed.traffic()).collect(),
+        };
+        self.list.iter().map(status).collect()
     }
 
     /// Where the guest's questions about names wait.

@@ -22,7 +22,7 @@ use crate::config::{Addressing, DiskConfig, InheritedFd, NicConfig, Traffic};
 use crate::questions::{Message, Question};
 
 pub use client::{Client, ClientError};
-pub use device::{DeviceName, DeviceState, DeviceStatus, DiskEngine};
+pub use device::{DeviceName, DeviceState, DeviceStatus, DiskEngine, QueueTraffic, VirtioStatus};
 pub use handover::{PATIENCE_MS_MAX, UpgradeStatus};
 pub use memory::FreeReport;
 pub use nic::{NicStatus, PairStatus, QueueCounts};
@@ -257,6 +257,7 @@ mod tests {
             first_run_us: Some(1),
             console_bytes: 2,
             devices: None,
+            virtio: Vec::new(),
             balloon: None,
             memory: None,
             watchdog: None,

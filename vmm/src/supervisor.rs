@@ -214,6 +214,7 @@ impl Supervisor {
                     first_run_us: self.machine.first_run_us(),
                     console_bytes: self.machine.serial().console_bytes(),
                     devices: Some(self.machine.devices().status()),
+                    virtio: self.machine.devices().traffic(),
                     balloon: self.machine.peripherals().balloon().map(|mut balloon| balloon.status()),
                     memory: self.machine.peripherals().mem().map(|mem| mem.status()),
                     watchdog: self.machine.watchdog().map(|watchdog| watchdog.status()),

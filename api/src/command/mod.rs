@@ -107,7 +107,7 @@ pub fn main() -> ExitCode {
     match outcome.unwrap_or_else(|| dispatch(Cli::parse())) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("wisp: {error:#}");
+            terminal::tell(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }

@@ -5,28 +5,28 @@ mod disk;
 mod peripherals;
 mod plug;
 mod snapshot;
+mod tap;
 mod upgrade;
 mod words;
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use vmm::interactive::{BootOptions, DiskFile, boot_interactive};
 use vmm::sandbox::{self, Namespaces, Sandbox};
-use vmm::virtio::net::PAIRS_MAX;
 
 use crate::process::handover::Inherited;
+use crate::process::terminal;
 
 /// One microVM by itself, without a cloud.
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     Boot(Box<Boot>),
     #[command(flatten)]
-    Plug(plug::Command),
+    Plug(Box<plug::Command>),
     #[command(flatten)]
     Snapshot(snapshot::Command),
     #[command(flatten)]
@@ -107,14 +107,19 @@ pub(super) struct Boot {
     /// if it is not there, that keeps what is written, over a raw disk that is only read and that many guests share.
     /// `,key-file=KEY`: its bytes lie encrypted, a base's too, as dm-crypt's plain format has them (aes-xts-plain64), with the key
     /// that is KEY's 32 or 64 bytes as they are; `head -c 64 /dev/urandom >KEY` makes one. Without it such a disk is noise to the
-    /// guest, and nothing tells a wrong key.
+    /// guest, and nothing tells a wrong key. `,read-bytes=RATE[:BURST]`, `,write-bytes=…`, `,total-bytes=…`, `,read-iops=…`,
+    /// `,write-iops=…`, `,total-iops=…`: how many bytes or requests a second, and how many at once after a rest, a tenth of a second's
+    /// unless said. All hold together.
     #[arg(long = "disk", value_name = words::DISK, value_parser = words::read_by(words::disk))]
     disks: Vec<DiskFile>,
-    /// A tap that exists. May be repeated. `,queues=N`: so many pairs of queues, up to 8, for a guest whose processors shall not wait for
+    /// A tap that exists. May be repeated. `,mac=M`: the guest's MAC address, of which two on one network must not be the same;
+    /// 02:57:49:53:50:00 for the first unless said. `,mtu=N`: the largest packet that the guest is told to send, 1500 bytes
+    /// unless said. `,to-guest-bytes=RATE[:BURST]`, `,to-guest-packets=…`, `,from-guest-bytes=…`, `,from-guest-packets=…`: how much
+    /// goes a second, and at once after a rest (a tenth of a second's unless said); `wisp vmm limit-nic` changes that. `,queues=N`: so many pairs of queues, up to 8, for a guest whose processors shall not wait for
     /// one another to send; one unless said. A tap for several is made so: `ip tuntap add NAME mode tap multi_queue`. The guest's
     /// driver says how many it uses, as Linux does by itself.
-    #[arg(long = "tap", value_name = "NAME[,queues=N]")]
-    taps: Vec<String>,
+    #[arg(long = "tap", value_name = tap::TAP, value_parser = words::read_by(tap::tap))]
+    taps: Vec<tap::Tap>,
     /// A control socket to make, for `wisp vmm attach-disk` and the like.
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
@@ -203,7 +208,7 @@ impl From<Transport> for vmm::config::Transport {
 pub(super) fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Boot(arguments) => boot(*arguments),
-        Command::Plug(command) => plug::run(command),
+        Command::Plug(command) => plug::run(*command),
         Command::Snapshot(command) => snapshot::run(command),
         Command::Disk(command) => disk::run(command),
         Command::Upgrade(arguments) => upgrade::run(&arguments),
@@ -219,10 +224,7 @@ pub(super) fn start(Start::Boot(arguments): Start) -> anyhow::Result<ExitCode> {
 
 fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
     sandbox::close_all_but(&[]).context("close what was inherited")?;
-    let mut taps = Vec::new();
-    for text in &arguments.taps {
-        taps.push(open_tap(text)?);
-    }
+    let taps = arguments.taps.iter().map(tap::Tap::option).collect::<anyhow::Result<_>>()?;
     let restored = !arguments.restore.is_empty();
     let ending = boot_interactive(BootOptions {
         kernel: arguments.kernel,
@@ -253,26 +255,9 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         watchdog: arguments.peripherals.watchdog.map(Into::into),
         vsock: arguments.peripherals.vsock.map(peripherals::Vsock::start).transpose()?,
     })?;
-    eprintln!("wisp: {}", ending.message);
+    terminal::tell(&ending.message);
     let report = vmm::rpc::ExitReport { reason: ending.reason, message: ending.message, first_run_us: None };
     Ok(ExitCode::from(vmm::run::exit_code(&report)))
-}
-
-/// The queues of a tap that is named, and maybe said to have several.
-fn open_tap(text: &str) -> anyhow::Result<Vec<OwnedFd>> {
-    let (name, queues) = tap(text)?;
-    net::tap::open_queues(name, queues).with_context(|| format!("open the tap {name}"))
-}
-
-/// A tap's name and how many queues it shall have.
-fn tap(text: &str) -> anyhow::Result<(&str, u16)> {
-    let Some((name, words)) = text.split_once(',') else { return Ok((text, 1)) };
-    let queues = words.strip_prefix("queues=").and_then(|number| number.parse().ok());
-    let queues = queues.filter(|queues| (1..=PAIRS_MAX).contains(queues));
-    let queues = queues.with_context(|| {
-        format!("`{words}` is nothing that is said of a tap: queues=N is, with N from 1 to {PAIRS_MAX}")
-    })?;
-    Ok((name, queues))
 }
 
 /// The process of one instance: `wisp vmm run INSTANCE_ID --config-fd N [--uid U --gid G] [--cell]`.
@@ -283,11 +268,12 @@ pub(super) fn run(arguments: &[OsString]) -> ExitCode {
     let _ = rustix::thread::set_name(c"wisp-vmm");
     let subscriber =
         tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::WARN);
-    let logging = subscriber.with_ansi(false).try_init();
+    // The log may be on a disk that is full: to say so there would be a panic, and a guest's end.
+    let logging = subscriber.with_ansi(false).log_internal_errors(false).try_init();
     match logging.map_err(|error| anyhow::anyhow!(error)).and_then(|()| run_instance(arguments)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("wisp: {error:#}");
+            terminal::tell(format_args!("{error:#}"));
             ExitCode::FAILURE
         }
     }
@@ -354,16 +340,6 @@ mod tests {
         assert_eq!((parsed.config_fd, parsed.uid, parsed.gid, parsed.cell), (3, Some(5), Some(6), true));
         for wrong in ["", "a", "a --config-fd", "a --config-fd x", "a --config-fd 3 --what 4"] {
             assert!(parse(wrong).is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
-    fn tap_has_one_queue_unless_more_are_asked_for() {
-        assert_eq!(tap("t0").unwrap(), ("t0", 1));
-        assert_eq!(tap("t0,queues=8").unwrap(), ("t0", 8));
-        for wrong in ["t0,", "t0,queues=0", "t0,queues=9", "t0,queues=x", "t0,ro", "t0,queues=2,ro"] {
-            let error = tap(wrong).unwrap_err().to_string();
-            assert!(error.contains("queues=N") && error.contains("1 to 8"), "{error}");
         }
     }
 }

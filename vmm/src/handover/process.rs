@@ -8,6 +8,7 @@ use super::{Arrived, Document, Error, Line, MAGIC, answer, receive, wait_until_g
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
 use crate::inherited::Descriptors as _;
+use crate::interactive::Patient;
 use crate::kvm::Kvm;
 use crate::rpc::{ExitReason, ExitReport};
 use crate::run::{self, Prepared, chain};
@@ -107,7 +108,7 @@ fn build(kvm: &Kvm, rings: Rings, arrived: Arrived, ending: &EndingSignal) -> Re
     if let Some([typed, output]) = streams {
         estate.streams = Some([keep(&typed)?.into(), keep(&output)?.into()]);
         input = Some(typed);
-        let output = Console::Stream(Box::new(output));
+        let output = Console::Stream(Box::new(Patient::of(output)));
         match life.main_console {
             MainConsole::Serial => spec.console = output,
             MainConsole::Virtio => spec.peripherals.console = Some(console::Output::Stream(output)),

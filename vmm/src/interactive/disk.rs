@@ -11,7 +11,7 @@ use storage::format::{Disk as _, DiskKey, Overlay, RawFile};
 use zeroize::Zeroizing;
 
 use super::Error;
-use crate::config::{DiskConfig, DiskFormat, InheritedFd};
+use crate::config::{DiskConfig, DiskFormat, DiskLimits, InheritedFd};
 
 /// A disk's file and how it is used.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub struct DiskFile {
     pub serial: Option<String>,
     /// Where the key is with which the bytes lie encrypted, those of a base too; in the clear unless said.
     pub key_file: Option<PathBuf>,
+    /// How fast the guest may use it.
+    pub limits: DiskLimits,
 }
 
 impl DiskFile {
@@ -53,7 +55,8 @@ impl DiskFile {
             }
         };
         let serial = self.serial.clone().unwrap_or(serial);
-        Ok((DiskConfig { read_only: self.read_only, serial, key, ..DiskConfig::of(format) }, files))
+        let (read_only, limits) = (self.read_only, self.limits);
+        Ok((DiskConfig { read_only, serial, key, limits, ..DiskConfig::of(format) }, files))
     }
 
     /// Makes the overlay, if there is none.
@@ -103,15 +106,19 @@ fn open(path: &Path, write: bool, direct: bool) -> Result<File, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{RateLimit, TransferLimits};
 
     #[test]
     fn overlay_is_made_over_its_base_once_and_kept() {
         let directory = tempfile::tempdir().unwrap();
         let base = directory.path().join("base");
         std::fs::write(&base, vec![3; 8192]).unwrap();
-        let disk =
-            DiskFile { path: directory.path().join("top"), base: Some(base.clone()), ..DiskFile::default() };
+        let operations = Some(RateLimit { per_second: 7, burst: None });
+        let limits = DiskLimits { read: TransferLimits { operations, bytes: None }, ..DiskLimits::default() };
+        let (path, base_path) = (directory.path().join("top"), Some(base.clone()));
+        let disk = DiskFile { path, base: base_path, limits, ..DiskFile::default() };
         let (config, files) = disk.open("own".to_owned()).unwrap();
+        assert_eq!(config.limits, limits);
         assert_eq!((config.serial.as_str(), files.len(), config.read_only), ("own", 2, false));
         let overlay = |files: Vec<OwnedFd>| {
             let [top, base] = <[OwnedFd; 2]>::try_from(files).unwrap();

@@ -46,6 +46,31 @@ pub struct DeviceStatus {
     pub nic: Option<NicStatus>,
 }
 
+/// A virtio device, whether it comes and goes or is there to the end, with what went through its queues.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtioStatus {
+    /// What people call such a device.
+    pub kind: String,
+    /// Which it is, of disks and network devices.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<DeviceName>,
+    /// A driver has started it at some time.
+    pub driven: bool,
+    /// Each queue, in the order in which the device numbers them.
+    pub queues: Vec<QueueTraffic>,
+}
+
+/// What went through a queue since this process has had the guest, or the guest the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct QueueTraffic {
+    /// Requests that were done, or buffers that were used.
+    pub requests: u64,
+    /// Bytes of theirs that the device was given to read, the device's own headers among them.
+    pub from_guest_bytes: u64,
+    /// Bytes that it wrote, likewise.
+    pub to_guest_bytes: u64,
+}
+
 /// How a disk's requests reach its files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{DeviceStatus, ProtectionStatus, UpgradeStatus, WatchdogStatus};
+use super::{DeviceStatus, ProtectionStatus, UpgradeStatus, VirtioStatus, WatchdogStatus};
 use crate::virtio::balloon::BalloonStatus;
 use crate::virtio::mem::MemStatus;
 
@@ -34,6 +34,9 @@ pub struct Status {
     /// The disks and network devices; absent where they cannot come and go, as in VMMs of before.
     #[serde(default)]
     pub devices: Option<Vec<DeviceStatus>>,
+    /// All virtio devices, with what went through each of their queues; none in VMMs of before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub virtio: Vec<VirtioStatus>,
     /// The memory balloon, if there is one. Asking has the guest asked for new statistics, which are there a moment later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonStatus>,

@@ -79,6 +79,7 @@ use crate::power::PowerState;
 use crate::rpc::DeviceName;
 use crate::serial::SerialState;
 use crate::virtio::TransportState;
+use crate::virtio::spec::device_type::name;
 use crate::watchdog::WatchdogState;
 
 pub use header::{Form, Header, SnapshotId, VERSION};
@@ -127,7 +128,7 @@ pub enum Error {
     #[error("the snapshot's state cannot be read")]
     State(#[source] postcard::Error),
     /// A device is given that the guest does not know of.
-    #[error("a virtio device of type {0} is given, which the guest of the snapshot does not have")]
+    #[error("a {} is given, which the guest of the snapshot does not have", name(*.0))]
     Stranger(u32),
     /// A watchdog is given to a guest that does not know of one.
     #[error("a watchdog is given, which the guest of the snapshot does not have")]
@@ -148,6 +149,11 @@ pub enum Error {
     /// Only what is unpacked piece by piece is asked for piece by piece.
     #[error("a working set is of a packed snapshot, and this one is not packed")]
     NoWorkingSet,
+    /// What somebody has there is not ours to write over.
+    #[error(
+        "the file for the working set has something else in it, which stays: name another, or one that is not there"
+    )]
+    OtherThanWorkingSet,
     /// Differences to nothing.
     #[error("nothing has been noted of what the guest wrote: take a full snapshot that begins with it first")]
     NotTracked,

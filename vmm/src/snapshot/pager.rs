@@ -14,7 +14,8 @@
 //!        checksum     u32      CRC-32 of all before
 //! ```
 //!
-//! A working set that is damaged, or of another snapshot, is none, and is written anew.
+//! A working set that is damaged, or of another snapshot, is none, and is written anew; a file that has something else in it is
+//! refused.
 
 use std::fs::File;
 use std::io::{Seek as _, SeekFrom};
@@ -78,6 +79,9 @@ impl Pager {
     ) -> Result<Self, Error> {
         let Lazily { userfault, working_set, ending } = lazily;
         let blocks = Contents::read(from, header)?.into_blocks().unwrap_or_default();
+        if let Some(set) = &working_set {
+            check_working_set(set)?;
+        }
         let ranges = userfault.watch(guest).map_err(file("watch the memory of"))?;
         let known = working_set.as_ref().and_then(|set| read_working_set(set, header.id, blocks.len()));
         let noted = working_set.filter(|_| known.is_none()).map(|to| Noted {
@@ -290,6 +294,14 @@ fn write_working_set(noted: &Noted) -> std::io::Result<()> {
     noted.to.write_all_at(&bytes, 0)
 }
 
+/// Whether a file may be written over: it is empty, or begins as a working set does.
+fn check_working_set(mut of: &File) -> Result<(), Error> {
+    let mut magic = MAGIC;
+    let length = of.seek(SeekFrom::End(0)).map_err(file("read the working set of"))?;
+    let begins = length == 0 || (of.read_exact_at(&mut magic, 0).is_ok() && magic == MAGIC);
+    if begins { Ok(()) } else { Err(Error::OtherThanWorkingSet) }
+}
+
 /// The blocks that a working set names, if it is one of that snapshot's.
 fn read_working_set(mut from: &File, of: SnapshotId, blocks: usize) -> Option<Vec<u32>> {
     let length = usize::try_from(from.seek(SeekFrom::End(0)).ok()?).ok()?;
@@ -404,6 +416,31 @@ mod tests {
             assert_eq!(read_working_set(&set, id, 16), None, "{at}");
             set.write_all_at(&before[at..=at], at as u64).unwrap();
         }
+    }
+
+    #[test]
+    fn what_is_no_working_set_is_not_written_over() {
+        let check = |bytes: &[u8]| {
+            let file = tempfile::tempfile().unwrap();
+            file.write_all_at(bytes, 0).unwrap();
+            check_working_set(&file)
+        };
+        for own in [&b""[..], b"WISPWSET", b"WISPWSET and what is damaged"] {
+            assert!(check(own).is_ok());
+        }
+        for other in [&b"W"[..], b"WISPWSE", b"WISPSNAP of somebody's", &[0; 4096]] {
+            assert!(matches!(check(other), Err(Error::OtherThanWorkingSet)));
+        }
+        let set = tempfile::tempfile().unwrap();
+        set.write_all_at(b"a disk", 0).unwrap();
+        let Ok(userfault) = Userfault::open() else { return };
+        let ending = EndingSignal::new().unwrap();
+        let lazily = Lazily { userfault, working_set: Some(set.try_clone().unwrap()), ending };
+        let opened = Snapshot::open(vec![packed()], Some(lazily));
+        assert!(matches!(opened.err(), Some(Error::OtherThanWorkingSet)));
+        let mut bytes = [0; 6];
+        set.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"a disk");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::queue::{Chain, Handled, QueueError};
+use super::queue::{Chain, Handled, Progress, QueueError};
 use super::spec::{balloon as spec, device_type};
 use super::state::decode;
 use super::{Activation, DeviceState, Error, StateError, VirtioDevice};
@@ -292,6 +292,7 @@ impl Balloon {
 
     fn take_statistics(&mut self, active: &mut Activation) -> Result<(), QueueError> {
         let queue = &mut active.queues[spec::QUEUE_STATISTICS];
+        let mut progress = Progress::More;
         // One buffer is kept; a driver that gives more of them has the one before back.
         for _ in 0..BATCH_BUFFERS_MAX {
             queue.suppress_notifications();
@@ -299,6 +300,7 @@ impl Balloon {
                 if queue.allow_notifications() {
                     continue;
                 }
+                progress = Progress::Empty;
                 break;
             }
             self.statistics = Some((Instant::now(), statistics(queue.memory(), &self.chain)));
@@ -306,7 +308,7 @@ impl Balloon {
                 queue.push_used(&before, 0)?;
             }
         }
-        active.signal(spec::QUEUE_STATISTICS);
+        active.settle(spec::QUEUE_STATISTICS, progress, &self.queue_events)?;
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::negotiation::{Half, Negotiation, RingPart};
+use super::queue::Passed;
 use super::spec::mmio as reg;
 use super::state::{MmioState, StateError, TransportState};
 use super::{Error, Interrupt, Shared, Transport};
@@ -128,6 +129,10 @@ impl Transport for MmioTransport {
 
     fn driven(&self) -> Arc<AtomicBool> {
         self.negotiation.driven()
+    }
+
+    fn passed(&self) -> &[Arc<Passed>] {
+        self.negotiation.passed()
     }
 
     fn save(&self) -> TransportState {

@@ -341,6 +341,8 @@ pub trait Transport: crate::bus::BusDevice {
     fn queue_events(&self) -> &[EventFd];
     /// Becomes true once a driver has started the device, and stays so.
     fn driven(&self) -> Arc<AtomicBool>;
+    /// What went through each queue.
+    fn passed(&self) -> &[Arc<queue::Passed>];
     /// Registers and device, while the guest stands still.
     fn save(&self) -> TransportState;
     /// Takes over what [`Self::save`] gave; called once, before a guest has touched a register. If the driver had started

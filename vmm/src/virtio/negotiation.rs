@@ -10,7 +10,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::queue::{QueueLayout, VirtQueue};
+use super::queue::{Passed, QueueLayout, VirtQueue};
 use super::spec::{feature, status};
 use super::state::{NegotiationState, QueuePosition, QueueState, StateError};
 use super::{Activation, Error, Interrupt, Shared, VirtioDevice};
@@ -67,6 +67,7 @@ pub struct Negotiation {
     status: u32,
     queues: Vec<QueueSetup>,
     driven: Arc<AtomicBool>,
+    passed: Vec<Arc<Passed>>,
 }
 
 impl Negotiation {
@@ -88,6 +89,7 @@ impl Negotiation {
             offered,
             accepted: 0,
             status: 0,
+            passed: queues.iter().map(|_| Arc::default()).collect(),
             queues,
             driven: Arc::default(),
         })
@@ -106,6 +108,11 @@ impl Negotiation {
     /// Becomes true once a driver has started the device, and stays so.
     pub fn driven(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.driven)
+    }
+
+    /// What went through each queue.
+    pub fn passed(&self) -> &[Arc<Passed>] {
+        &self.passed
     }
 
     /// The status field as the driver reads it.
@@ -321,7 +328,10 @@ impl Negotiation {
             let checked = VirtQueue::new(self.memory.clone(), queue.layout, queue.size_max, event_idx);
             checked.ok().filter(|_| queue.ready)
         };
-        self.queues.iter().enumerate().map(checked).collect()
+        let counted = |(queue, passed): (Option<VirtQueue>, &Arc<Passed>)| {
+            queue.map(|queue| queue.counted_by(passed.clone()))
+        };
+        self.queues.iter().enumerate().map(checked).zip(&self.passed).map(counted).collect()
     }
 
     fn hand_over(&self, queues: Vec<VirtQueue>) {

@@ -21,6 +21,7 @@ use vm_memory::{Address, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::negotiation::{Half, Negotiation, RingPart};
+use super::queue::Passed;
 use super::spec::{device_type, pci as spec};
 use super::state::{PciState, StateError, TransportState};
 use super::{Error, Interrupt, Shared, Transport};
@@ -380,6 +381,10 @@ impl Transport for PciTransport {
 
     fn driven(&self) -> Arc<AtomicBool> {
         self.negotiation.driven()
+    }
+
+    fn passed(&self) -> &[Arc<Passed>] {
+        self.negotiation.passed()
     }
 
     fn save(&self) -> TransportState {

@@ -5,13 +5,17 @@
 //! device asks for a reset: there is no way to answer a chain that cannot be followed.
 
 mod chain;
+mod passed;
 mod rings;
 #[cfg(test)]
 mod tests;
 
 pub(super) use chain::for_each_piece;
 pub use chain::{Chain, Segment};
+pub use passed::Passed;
 use rings::Rings;
+
+use std::sync::Arc;
 
 use super::state::QueuePosition;
 use crate::memory::GuestMemory;
@@ -109,6 +113,7 @@ pub struct VirtQueue {
     is_watched: bool,
     /// The driver was asked not to notify.
     is_suppressed: bool,
+    passed: Arc<Passed>,
 }
 
 impl VirtQueue {
@@ -136,12 +141,19 @@ impl VirtQueue {
             chain_bytes_max: CHAIN_BYTES_MAX,
             is_watched: false,
             is_suppressed: false,
+            passed: Arc::default(),
         }
     }
 
     /// Whether the driver has set it up.
     pub fn is_used(&self) -> bool {
         self.rings.is_some()
+    }
+
+    /// The same queue, whose traffic is counted there.
+    #[must_use]
+    pub fn counted_by(self, passed: Arc<Passed>) -> Self {
+        Self { passed, ..self }
     }
 
     /// Lets chains describe so many bytes: for a device that reads and writes none of them.
@@ -223,6 +235,7 @@ impl VirtQueue {
                 return Err(QueueError::Chain);
             }
             rings.write_used(self.next_used, chain.head(), written);
+            self.passed.count(chain, written);
             self.next_used = self.next_used.wrapping_add(1);
         }
         rings.set_used_index(self.next_used);

@@ -12,7 +12,7 @@ use super::{DiskSpec, Error, Machine, MachineSpec, NicSpec, event, hints, lock};
 use crate::bus::Bus;
 use crate::clock;
 use crate::config::WatchdogAction;
-use crate::devices::{Driven, Places, Seat, function};
+use crate::devices::{Places, Seat, function};
 use crate::ending::EndingSignal;
 use crate::handover::monotonic;
 use crate::kvm::{self, HostKind, Kvm, Vm};
@@ -419,11 +419,7 @@ fn seat(
                 lock(window).restore(&device.transport)?;
                 seat
             }
-            Some(slot) => Seat {
-                driven: in_slot(&wires.vm, wires, slot, shared, device)?,
-                slot: Some(slot),
-                window: None,
-            },
+            Some(slot) => in_slot(&wires.vm, wires, slot, shared, device)?,
         });
     }
     Ok(seats)
@@ -435,11 +431,11 @@ fn in_slot(
     slot: u8,
     shared: &Shared,
     device: &SavedDevice,
-) -> Result<Driven, Error> {
-    let (mut function, driven) = function(vm, &wires.guest, slot, shared)?;
+) -> Result<Seat, Error> {
+    let (mut function, seat) = function(vm, &wires.guest, slot, shared)?;
     function.restore(&device.transport)?;
     wires.host.insert(slot, function).map_err(|error| Error::Devices(error.into()))?;
-    Ok(driven)
+    Ok(seat)
 }
 
 fn restore_bus(wires: &Wires, state: &MachineState) -> Result<(), Error> {

@@ -65,6 +65,15 @@ fn commands_are_typed_at_the_console(transport: Transport) {
     let mut typist = Typist::connect(&instance);
     assert_eq!(typist.say("disk-write 0 5 by hand"), "command: disk-write 0 5 ok");
     assert_eq!(typist.say("disk-read 0 5"), "command: disk-read 0 5 ok by hand");
+    let virtio = instance.client().status().unwrap().virtio;
+    let of = |kind: &str| virtio.iter().find(|device| device.kind == kind).unwrap();
+    let (disk, console) = (of("disk"), of("virtio console"));
+    assert!(disk.device.is_some() && disk.driven && console.device.is_none() && console.driven);
+    let requests: u64 = disk.queues.iter().map(|queue| queue.requests).sum();
+    let read: u64 = disk.queues.iter().map(|queue| queue.to_guest_bytes).sum();
+    assert!(requests >= 2 && read > 512, "{virtio:?}");
+    assert!(console.queues.iter().any(|queue| queue.from_guest_bytes > 10), "{virtio:?}");
+    assert!(console.queues.iter().any(|queue| queue.to_guest_bytes > 10), "{virtio:?}");
     assert_eq!(typist.say("ping 10.0.0.1"), "command: ping 10.0.0.1 failed: no network");
     // Longer than what the guest takes at once, and than what it keeps of a line.
     let long = format!("print {}", "x".repeat(6000));

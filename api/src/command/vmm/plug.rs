@@ -6,17 +6,19 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use vmm::config::{DiskConfig, WatchdogAction};
+use vmm::config::{DiskConfig, NicConfig, Traffic, WatchdogAction};
 use vmm::interactive::{DiskFile, mac, nic_config};
 use vmm::rpc::{
     Client, DeviceName, DeviceState, DiskEngine, FreeReport, NicStatus, ProtectionStatus, QueueCounts,
-    Status, VmState, WatchdogStatus,
+    QueueTraffic, Status, VirtioStatus, VmState, WatchdogStatus,
 };
 use vmm::virtio::mem::MemStatus;
 
+use super::tap::{self, Tap};
 use super::words;
+use crate::process::terminal::{say, tell};
 
-/// Bytes of a disk's serial number.
+/// Bytes of a disk's serial number, to which a file's name is cut; what is said to be one and is longer the VMM refuses.
 const SERIAL_BYTES_MAX: usize = 20;
 /// How often it is looked whether a guest has let a device go.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
@@ -50,12 +52,31 @@ pub(in crate::command) enum Command {
     AttachNic {
         /// The control socket.
         socket: PathBuf,
-        /// A tap that exists, and how many pairs of queues there are, as of `wisp vmm boot --tap`.
-        #[arg(value_name = "TAP[,queues=N]")]
-        tap: String,
+        /// A tap that exists, and what is said of it, as of `wisp vmm boot --tap`.
+        #[arg(value_name = tap::TAP, value_parser = words::read_by(tap::tap))]
+        tap: Tap,
         /// The MAC address; the first of Wisp's own that is free unless said.
         #[arg(long, value_name = "M")]
         mac: Option<String>,
+    },
+    /// Have so much go through a network device of a guest from now on, in place of what it was limited to before.
+    ///
+    /// R is RATE[:BURST]: bytes or packets a second, and at once after a rest, a tenth of a second's unless said. What is
+    /// not said is not limited. A code point that packets were marked with is theirs again.
+    LimitNic {
+        /// The control socket.
+        socket: PathBuf,
+        /// The device's MAC address as its network has it, and its limits, as of `wisp vmm boot --tap`.
+        #[arg(value_name = tap::LIMITED, value_parser = words::read_by(tap::limited))]
+        limits: ([u8; 6], Traffic),
+    },
+    /// End a guest: its power button is pressed, and what it does about that is its own affair.
+    Stop {
+        /// The control socket.
+        socket: PathBuf,
+        /// Do not ask the guest: its VMM process ends, as by Ctrl-A x.
+        #[arg(long)]
+        force: bool,
     },
     /// Take a device from a guest that runs, and wait until the guest has let it go.
     ///
@@ -110,7 +131,7 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
             let serial = config.serial.clone();
             let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
             connect(&socket)?.add_disk(config, &files)?;
-            println!("{serial}");
+            say(serial)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::ResizeDisk { socket, file, serial } => {
@@ -120,6 +141,14 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::AttachNic { socket, tap, mac } => attach_nic(&socket, &tap, mac.as_deref()),
+        Command::LimitNic { socket, limits: (mac, traffic) } => {
+            connect(&socket)?.reshape(mac, traffic)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Stop { socket, force } => {
+            connect(&socket)?.stop(force)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Detach { socket, device, wait } => {
             detach(&socket, &device, Duration::from_secs(wait.into()))
         }
@@ -127,12 +156,12 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Balloon { socket, target_mib, .. } => balloon(&socket, target_mib),
         Command::Memory { socket, requested_mib } => memory(&socket, requested_mib),
         Command::Status { socket } => {
-            print!("{}", shown(&connect(&socket)?.status()?));
+            say(shown(&connect(&socket)?.status()?).trim_end())?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Devices { socket } => {
             for device in devices(&mut connect(&socket)?)? {
-                println!("{} {}", name(&device.0), state(device.1));
+                say(format_args!("{} {}", name(&device.0), state(device.1)))?;
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -154,28 +183,37 @@ fn disk(file: DiskFile, serial: Option<String>) -> anyhow::Result<(DiskConfig, V
         bail!("the serial number is said twice: `,serial={behind}` and `--serial {beside}`");
     }
     let own = || file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut serial = serial.or_else(|| file.serial.clone()).unwrap_or_else(own);
-    while serial.len() > SERIAL_BYTES_MAX {
-        serial.pop();
-    }
+    let serial = serial.or_else(|| file.serial.clone()).unwrap_or_else(|| {
+        let mut own = own();
+        while own.len() > SERIAL_BYTES_MAX {
+            own.pop();
+        }
+        own
+    });
     let file = DiskFile { serial: None, ..file };
     Ok(file.open(serial)?)
 }
 
-fn attach_nic(socket: &Path, tap: &str, wished: Option<&str>) -> anyhow::Result<ExitCode> {
+fn attach_nic(socket: &Path, tap: &Tap, wished: Option<&str>) -> anyhow::Result<ExitCode> {
+    let wished = match (wished.map(tap::mac_of_device).transpose().map_err(anyhow::Error::msg)?, tap.mac) {
+        (Some(_), Some(_)) => bail!("the MAC address is said twice: by `,mac=` and by `--mac`"),
+        (beside, behind) => beside.or(behind),
+    };
     let mut client = connect(socket)?;
     let mac = match wished {
-        Some(text) => parse_mac(text).with_context(|| format!("`{text}` is no MAC address"))?,
+        Some(mac) => mac,
         None => {
             let there = devices(&mut client)?;
             let is_free = |mac: &[u8; 6]| there.iter().all(|(name, _)| *name != DeviceName::Nic(*mac));
             (0..=u8::MAX).map(mac).find(is_free).context("no MAC address is free")?
         }
     };
-    let queues = super::open_tap(tap)?;
+    let queues = tap.open()?;
     let borrowed: Vec<_> = queues.iter().map(AsFd::as_fd).collect();
-    client.add_nic(nic_config(mac, queues.len()), &borrowed)?;
-    println!("{}", name(&DeviceName::Nic(mac)));
+    let config = nic_config(mac, queues.len());
+    let (mtu, traffic) = (tap.mtu.unwrap_or(config.mtu), tap.traffic);
+    client.add_nic(NicConfig { mtu, traffic, ..config }, &borrowed)?;
+    say(name(&DeviceName::Nic(mac)))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -183,7 +221,7 @@ fn detach(socket: &Path, device: &str, patience: Duration) -> anyhow::Result<Exi
     let mut client = connect(socket)?;
     let there = devices(&mut client)?;
     let disk = DeviceName::Disk(device.to_owned());
-    let device = match parse_mac(device) {
+    let device = match tap::parse_mac(device) {
         Some(mac) if there.iter().all(|(name, _)| *name != disk) => DeviceName::Nic(mac),
         _ => disk,
     };
@@ -200,7 +238,7 @@ fn detach(socket: &Path, device: &str, patience: Duration) -> anyhow::Result<Exi
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
-    eprintln!("wisp: the guest has not let {} go yet", name(&device));
+    tell(format_args!("the guest has not let {} go yet", name(&device)));
     Ok(ExitCode::FAILURE)
 }
 
@@ -222,8 +260,8 @@ fn balloon(socket: &Path, target_mib: Option<u32>) -> anyhow::Result<ExitCode> {
         }
         std::thread::sleep(LOOK_INTERVAL);
     };
-    println!("target {} MiB, given {} MiB", status.target_mib, status.given_mib);
-    println!("returned to the host so far {} MiB", status.returned_bytes >> 20);
+    say(format_args!("target {} MiB, given {} MiB", status.target_mib, status.given_mib))?;
+    say(format_args!("returned to the host so far {} MiB", status.returned_bytes >> 20))?;
     if let Some(statistics) = status.statistics {
         let numbers = [
             ("in all", statistics.total_bytes),
@@ -233,7 +271,7 @@ fn balloon(socket: &Path, target_mib: Option<u32>) -> anyhow::Result<ExitCode> {
         ];
         let numbers =
             numbers.iter().filter_map(|(what, bytes)| Some(format!("{} MiB {what}", (*bytes)? >> 20)));
-        println!("guest {}", numbers.collect::<Vec<_>>().join(", "));
+        say(format_args!("guest {}", numbers.collect::<Vec<_>>().join(", ")))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -242,9 +280,9 @@ fn give_back_free(socket: &Path) -> anyhow::Result<ExitCode> {
     let FreeReport { hinted_bytes, returned_bytes, paused_us, .. } = connect(socket)?.give_back_free()?;
     let [hinted, returned] = [hinted_bytes, returned_bytes].map(|bytes| bytes >> 20);
     let stood = Duration::from_micros(paused_us).as_secs_f64() * 1e3;
-    println!(
+    say(format_args!(
         "{hinted} MiB are free, {returned} MiB of them went to the host; the guest stood still for {stood:.1} ms"
-    );
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -253,12 +291,12 @@ fn memory(socket: &Path, requested_mib: Option<u32>) -> anyhow::Result<ExitCode>
     requested_mib.map(|mib| client.set_memory(mib)).transpose()?;
     let status = client.status()?.memory.context("the guest has no memory that comes and goes")?;
     let MemStatus { region_mib, requested_mib, plugged_mib } = status;
-    println!("requested {requested_mib} MiB, plugged {plugged_mib} MiB, room for {region_mib} MiB");
+    say(format_args!("requested {requested_mib} MiB, plugged {plugged_mib} MiB, room for {region_mib} MiB"))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// A line for the state, one for each disk, one for each network device and each pair of its queues, one for the watchdog, then
-/// one for each protection.
+/// A line for the state, one for each disk, one for each network device and each pair of its queues, one for each queue of all
+/// other devices and of disks that was used, one for the watchdog, then one for each protection.
 fn shown(status: &Status) -> String {
     let state = match status.state {
         VmState::Created => "not started",
@@ -281,6 +319,7 @@ fn shown(status: &Status) -> String {
             text.push_str(&passed(&name(&device.device), nic));
         }
     }
+    status.virtio.iter().for_each(|device| text.push_str(&requests(device)));
     if let Some(watchdog) = &status.watchdog {
         text.push_str(&format!("{:<20} {}\n", "watchdog", watched(watchdog)));
     }
@@ -292,6 +331,26 @@ fn shown(status: &Status) -> String {
         text.push_str(&line);
     }
     text
+}
+
+/// What went through the queues of a device that had any; of a network device, its packets tell that.
+fn requests(VirtioStatus { kind, device, driven, queues }: &VirtioStatus) -> String {
+    let label = match device {
+        Some(DeviceName::Nic(_)) => return String::new(),
+        Some(disk) => format!("{kind} {}", name(disk)),
+        None => kind.clone(),
+    };
+    if !driven {
+        return format!("{label:<20} the guest has no driver for it, or has not started it\n");
+    }
+    let used = queues.iter().enumerate().filter(|(_, queue)| queue.requests > 0);
+    let queue = |(index, queue): (usize, &QueueTraffic)| {
+        let QueueTraffic { requests, from_guest_bytes, to_guest_bytes } = queue;
+        format!(
+            "{label:<20} queue {index}: {requests} done, {from_guest_bytes} bytes from the guest, {to_guest_bytes} to it\n"
+        )
+    };
+    used.map(queue).collect()
 }
 
 /// How many pairs of queues a network device has, and what went through each.
@@ -340,12 +399,6 @@ fn state(state: DeviceState) -> &'static str {
     }
 }
 
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
-    let bytes: Option<Vec<u8>> =
-        text.split(':').map(|part| u8::from_str_radix(part, 16).ok().filter(|_| part.len() == 2)).collect();
-    bytes?.try_into().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use vmm::rpc::{DeviceStatus, PairStatus, Protection};
@@ -379,11 +432,24 @@ mod tests {
             nic: Some(NicStatus { used: 1, pairs: pairs.into() }),
             ..disk.clone()
         };
+        let virtio = |kind: &str, device, driven| VirtioStatus {
+            kind: kind.to_owned(),
+            device,
+            driven,
+            queues: [0, 5]
+                .map(|requests| QueueTraffic { requests, from_guest_bytes: 80, to_guest_bytes: 517 })
+                .into(),
+        };
         let status = Status {
             state: VmState::Running,
             first_run_us: None,
             console_bytes: 0,
             devices: Some(vec![disk, nic]),
+            virtio: vec![
+                virtio("disk", Some(DeviceName::Disk("root".to_owned())), true),
+                virtio("network device", Some(DeviceName::Nic([2, 0, 0, 0, 0, 1])), true),
+                virtio("socket device", None, false),
+            ],
             balloon: None,
             memory: None,
             watchdog: Some(WatchdogStatus {
@@ -398,17 +464,7 @@ mod tests {
         };
         assert_eq!(
             shown(&status),
-            "running\ndisk root            by io_uring\nnic 02:00:00:00:00:01 pairs of queues: 2, used by the guest: 1\n  pair 0             received 3 packets of 180 bytes, 0 lost; sent 6 packets of 360 bytes, 0 lost\n  pair 1             received 0 packets of 0 bytes, 0 lost; sent 0 packets of 0 bytes, 0 lost\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
+            "running\ndisk root            by io_uring\nnic 02:00:00:00:00:01 pairs of queues: 2, used by the guest: 1\n  pair 0             received 3 packets of 180 bytes, 0 lost; sent 6 packets of 360 bytes, 0 lost\n  pair 1             received 0 packets of 0 bytes, 0 lost; sent 0 packets of 0 bytes, 0 lost\ndisk root            queue 1: 5 done, 80 bytes from the guest, 517 to it\nsocket device        the guest has no driver for it, or has not started it\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
         );
-    }
-
-    #[test]
-    fn mac_addresses_are_six_pairs_of_digits() {
-        let mac = [0x02, 0x57, 0x49, 0x53, 0x50, 0xff];
-        assert_eq!(parse_mac("02:57:49:53:50:ff"), Some(mac));
-        assert_eq!(name(&DeviceName::Nic(mac)), "02:57:49:53:50:ff");
-        for wrong in ["", "02:57:49:53:50", "2:57:49:53:50:ff", "02:57:49:53:50:fg", "02:57:49:53:50:ff:0"] {
-            assert_eq!(parse_mac(wrong), None, "{wrong}");
-        }
     }
 }

@@ -1,13 +1,13 @@
 //! Snapshots of a guest, by its control socket, and what is in them.
 
 use std::ffi::OsString;
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::{File, Metadata, TryLockError};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use comfy_table::Table;
 use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
 use vmm::config::CpuProfile;
@@ -18,6 +18,7 @@ use vmm::vm::Wanted;
 
 use super::plug::connect;
 use crate::guest::progress::Progress;
+use crate::process::terminal::say;
 
 /// Bytes of a page of guest memory.
 const PAGE_BYTES: u64 = 4096;
@@ -124,12 +125,18 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 fn snapshot(arguments: &Snapshot) -> anyhow::Result<()> {
     let mut client = connect(&arguments.socket)?;
-    if arguments.pause {
-        client.pause()?;
-    }
+    let ran = client.status()?.state == VmState::Running;
     let kept = replace(&arguments.file, |file| {
+        if arguments.pause {
+            client.pause()?;
+        }
         let (differences, track, hints) = (arguments.diff, arguments.track, arguments.hints);
-        Ok(client.snapshot_as(file, Wanted { differences, track, hints })?)
+        let taken = client.snapshot_as(file, Wanted { differences, track, hints });
+        if taken.is_err() && arguments.pause && ran {
+            // Without a snapshot nobody waits for it to stand still. Why there is none is what has to be told.
+            let _ = client.resume();
+        }
+        Ok(taken?)
     });
     let kept = kept.and_then(|report| {
         if arguments.pack {
@@ -140,21 +147,20 @@ fn snapshot(arguments: &Snapshot) -> anyhow::Result<()> {
     if arguments.resume {
         client.resume()?;
     }
-    println!("{}", line(&kept?));
-    Ok(())
+    say(line(&kept?))
 }
 
 /// Has a file written in the place of `path`, and puts it there when it is whole.
 fn replace<T>(path: &Path, write: impl FnOnce(&File) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
+        bail!("{} is no regular file: a snapshot would be there in its place", path.display());
+    }
     // Beside it: guests may have the file that is there mapped.
     let mut beside = OsString::from(path);
     beside.push(".partial");
     let beside = Path::new(&beside);
+    let file = alone(beside)?;
     let written = (|| {
-        // What is in a guest's memory is its owner's alone.
-        let made =
-            File::options().read(true).write(true).create(true).truncate(true).mode(0o600).open(beside);
-        let file = made.with_context(|| format!("make {}", beside.display()))?;
         let value = write(&file)?;
         file.sync_all().with_context(|| format!("write {} out", beside.display()))?;
         std::fs::rename(beside, path)
@@ -166,6 +172,36 @@ fn replace<T>(path: &Path, write: impl FnOnce(&File) -> anyhow::Result<T>) -> an
         let _ = std::fs::remove_file(beside);
     }
     written
+}
+
+/// How often a file that is another by the time that it is had is opened again.
+const OPENED_MAX: u32 = 8;
+
+/// Makes an empty file that nobody else writes at the same time, or takes one that an interrupted command has left.
+fn alone(path: &Path) -> anyhow::Result<File> {
+    for _ in 0..OPENED_MAX {
+        // What is in a guest's memory is its owner's alone.
+        let made = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(path);
+        let file = made.with_context(|| format!("make {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                bail!("another command is writing {}: wait for its end", path.display());
+            }
+            Err(TryLockError::Error(error)) => {
+                return Err(error).with_context(|| format!("lock {}", path.display()));
+            }
+        }
+        // Whoever had it before may have put it in its place meanwhile.
+        let id = |file: Metadata| (file.dev(), file.ino());
+        let is_there =
+            std::fs::metadata(path).is_ok_and(|there| file.metadata().is_ok_and(|it| id(it) == id(there)));
+        if is_there {
+            file.set_len(0).with_context(|| format!("empty {}", path.display()))?;
+            return Ok(file);
+        }
+    }
+    bail!("{} is made and put elsewhere all the time by other commands", path.display())
 }
 
 /// Makes one snapshot of others, with a bar.
@@ -189,8 +225,7 @@ fn rewrite(from: &[PathBuf], form: Form, into: &Path) -> anyhow::Result<Header> 
 fn merge(arguments: &Merge) -> anyhow::Result<()> {
     let form = if arguments.pack { Form::Packed } else { Form::Flat };
     let header = rewrite(&arguments.snapshots, form, &arguments.into)?;
-    println!("{}: {}", header.id, memory(&header));
-    Ok(())
+    say(format_args!("{}: {}", header.id, memory(&header)))
 }
 
 /// How much memory a snapshot's guest has, and how it lies in the file.
@@ -237,8 +272,7 @@ fn info(path: &Path, verify: bool) -> anyhow::Result<()> {
     if verify {
         table.add_row(["checked", "header, state and memory match their checksums"]);
     }
-    println!("{table}");
-    Ok(())
+    say(table)
 }
 
 fn rows(header: &Header) -> Vec<(&'static str, String)> {
@@ -264,7 +298,38 @@ fn rows(header: &Header) -> Vec<(&'static str, String)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::FileExt as _;
+
     use super::*;
+
+    #[test]
+    fn what_is_no_regular_file_stays_and_nobody_writes_beside_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let write = |text: &'static [u8]| move |file: &File| Ok(file.write_all_at(text, 0)?);
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        for there in [path("socket"), directory.path().to_owned(), "/dev/null".into()] {
+            let refused = replace(&there, write(b"a")).unwrap_err().to_string();
+            assert!(refused.contains("no regular file"), "{refused}");
+        }
+        replace(&path("snap"), |file| {
+            let refused = replace(&path("snap"), write(b"b")).unwrap_err().to_string();
+            assert!(refused.contains("another command"), "{refused}");
+            write(b"a")(file)
+        })
+        .unwrap();
+        assert_eq!(std::fs::read(path("snap")).unwrap(), b"a");
+        // What somebody was interrupted over is in nobody's way, and is not in what is written.
+        std::fs::write(path("snap.partial"), "longer").unwrap();
+        replace(&path("snap"), write(b"b")).unwrap();
+        assert_eq!(std::fs::read(path("snap")).unwrap(), b"b");
+        replace(&path("snap"), |_| -> anyhow::Result<()> { bail!("no") }).unwrap_err();
+        assert_eq!(std::fs::read(path("snap")).unwrap(), b"b");
+        let mut left: Vec<_> =
+            directory.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["snap", "socket"]);
+    }
 
     #[test]
     fn line_says_how_much_there_is_and_how_long_the_guest_stood_still() {

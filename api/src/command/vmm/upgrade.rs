@@ -16,6 +16,7 @@ use vmm::rpc::{DeviceName, UpgradeStatus};
 use vmm::sandbox::{self, Namespaces, Sandbox};
 
 use super::plug::connect;
+use crate::process::terminal::{say, tell};
 
 /// How long a successor may take to start, and then to take the guest over.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -54,7 +55,7 @@ pub(super) fn run(arguments: &Upgrade) -> anyhow::Result<ExitCode> {
         return Err(explained(error, &mut successor));
     }
     let upgraded = connect(&arguments.socket)?.status()?.upgraded;
-    println!("{}", line(&upgraded.context("the guest does not say that it is in another process")?));
+    say(line(&upgraded.context("the guest does not say that it is in another process")?))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -115,7 +116,7 @@ pub(super) fn succeed(disks: usize) -> anyhow::Result<ExitCode> {
     }
     let sandbox = Sandbox { namespaces: Namespaces::Own, ..Sandbox::default() };
     let report = vmm::handover::take_over(line.into(), disks, sandbox);
-    eprintln!("wisp: {}", report.message);
+    tell(&report.message);
     Ok(ExitCode::from(vmm::run::exit_code(&report)))
 }
 

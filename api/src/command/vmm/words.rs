@@ -6,10 +6,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use vmm::config::{DiskLimits, LIMIT_MAX, RateLimit, TransferLimits};
 use vmm::interactive::DiskFile;
 
 /// A disk's file with what is said of it.
-pub(super) const DISK: &str = "FILE[,ro][,direct][,serial=S][,base=BASE][,key-file=KEY]";
+pub(super) const DISK: &str = "FILE[,ro][,direct][,serial=S][,base=BASE][,key-file=KEY][,read-bytes=R][,write-bytes=R][,total-bytes=R][,read-iops=R][,write-iops=R][,total-iops=R]";
 /// A file that is memory, likewise.
 pub(super) const PMEM: &str = "FILE[,ro]";
 /// The path of a vsock's sockets, likewise.
@@ -82,7 +83,32 @@ pub(super) fn disk(text: &OsStr) -> Result<DiskFile, String> {
         base: said.get("base").map(PathBuf::from),
         serial: said.get("serial").map(|serial| serial.to_string_lossy().into_owned()),
         key_file: said.get("key-file").map(PathBuf::from),
+        limits: DiskLimits {
+            read: limits(&said, "read-bytes", "read-iops")?,
+            write: limits(&said, "write-bytes", "write-iops")?,
+            total: limits(&said, "total-bytes", "total-iops")?,
+        },
     })
+}
+
+fn limits(said: &Said<'_>, bytes: &str, operations: &str) -> Result<TransferLimits, String> {
+    Ok(TransferLimits { bytes: rate(said, bytes)?, operations: rate(said, operations)? })
+}
+
+/// How much of something may go a second and, behind a colon, at once after a rest: the value of a word, if it was said.
+///
+/// # Errors
+/// The value is none.
+pub(super) fn rate(said: &Said<'_>, word: &str) -> Result<Option<RateLimit>, String> {
+    let Some(text) = said.get(word) else { return Ok(None) };
+    let wrong = || format!("{word}=R takes RATE[:BURST], a second and at once, each from 1 to {LIMIT_MAX}");
+    let number = |text: &str| text.parse().ok().filter(|number| (1..=LIMIT_MAX).contains(number));
+    let text = text.to_str().ok_or_else(wrong)?;
+    let (per_second, burst) =
+        text.split_once(':').map_or((text, None), |(per_second, burst)| (per_second, Some(burst)));
+    let per_second = number(per_second).ok_or_else(wrong)?;
+    let burst = burst.map(|burst| number(burst).ok_or_else(wrong)).transpose()?;
+    Ok(Some(RateLimit { per_second, burst }))
 }
 
 /// A file that is memory, and whether it is read-only, of [`PMEM`].
@@ -113,8 +139,17 @@ mod tests {
             base: Some("c.img".into()),
             serial: Some("x1".to_owned()),
             key_file: Some("d.key".into()),
+            limits: DiskLimits::default(),
         };
         assert_eq!(disk("a,b,serial=x1,key-file=d.key,base=c.img,direct"), all);
+        let limit = |per_second, burst| Some(RateLimit { per_second, burst });
+        let limits = DiskLimits {
+            read: TransferLimits { bytes: limit(1 << 20, Some(4096)), operations: None },
+            write: TransferLimits { bytes: None, operations: limit(100, None) },
+            total: TransferLimits { bytes: limit(1, None), operations: limit(2, Some(3)) },
+        };
+        let text = "a.img,read-bytes=1048576:4096,write-iops=100,total-bytes=1,total-iops=2:3";
+        assert_eq!(disk(text), DiskFile { limits, ..file("a.img") });
         assert_eq!(pmem(OsStr::new("p,ro")), Ok(("p".into(), true)));
         assert_eq!(pmem(OsStr::new("p,q")), Ok(("p,q".into(), false)));
     }
@@ -133,6 +168,11 @@ mod tests {
         for wrong in ["a,firm", "a,cid=3", "a,kye-file=k", "a,kye-file=k,base=b", "a,serial", "a,direct=1"] {
             let error = disk(OsStr::new(wrong)).unwrap_err();
             assert!(error.contains("no word of this option") && error.contains(DISK), "{wrong}: {error}");
+        }
+        for wrong in
+            ["a,read-iops=0", "a,read-iops=", "a,total-bytes=1:0", "a,total-bytes=1:2:3", "a,write-iops=1k"]
+        {
+            assert!(disk(OsStr::new(wrong)).unwrap_err().contains("RATE[:BURST]"), "{wrong}");
         }
         for wrong in ["a,ro,ro", "a,serial=x,direct,serial=y"] {
             assert!(disk(OsStr::new(wrong)).unwrap_err().contains("said twice"), "{wrong}");

@@ -3,6 +3,7 @@
 use super::super::state::{StateError, TransportState};
 use super::super::{Error, Shared, Transport as _};
 use super::{MEMORY, MockGuest, Registers};
+use crate::rpc::QueueTraffic;
 
 impl MockGuest {
     /// Registers and device, as for a snapshot.
@@ -11,6 +12,15 @@ impl MockGuest {
             Registers::Mmio { transport, .. } => transport.save(),
             Registers::Pci { transport, .. } => transport.save(),
         }
+    }
+
+    /// What went through each queue.
+    pub fn traffic(&self) -> Vec<QueueTraffic> {
+        let passed = match &self.registers {
+            Registers::Mmio { transport, .. } => transport.passed(),
+            Registers::Pci { transport, .. } => transport.passed(),
+        };
+        passed.iter().map(|passed| passed.traffic()).collect()
     }
 
     /// A guest with the memory of this one that goes on from `state`, with `device` in the device's place.

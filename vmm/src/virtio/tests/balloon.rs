@@ -140,6 +140,18 @@ fn statistics_are_kept_and_new_ones_are_asked_for_when_somebody_looks() {
 }
 
 #[test]
+fn all_but_one_of_many_buffers_of_statistics_come_back() {
+    let mut driver = Driver::new(spec::F_STATS_VQ);
+    let buffer = MockDescriptor::readable(BUFFERS_START, 10);
+    for _ in 0..20 {
+        driver.queues[2].submit(&driver.guest.memory, &[buffer]);
+    }
+    driver.guest.kick(2);
+    let back = std::iter::from_fn(|| driver.queues[2].take_used(&driver.guest.memory)).count();
+    assert_eq!(back, 19);
+}
+
+#[test]
 fn guest_that_stands_still_gives_nothing_until_it_goes_on() {
     let mut driver = Driver::new(0);
     driver.device.lock().unwrap().hold(true);

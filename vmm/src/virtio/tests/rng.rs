@@ -3,6 +3,7 @@
 use super::super::mock::{BUFFERS_START, MockDescriptor};
 use super::super::rng::{PERIOD_BYTES_MAX, REQUEST_BYTES_MAX, build_rng};
 use super::*;
+use crate::rpc::QueueTraffic;
 
 #[test]
 fn request_is_filled_with_different_bytes() {
@@ -15,6 +16,30 @@ fn request_is_filled_with_different_bytes() {
     assert_eq!(queue.take_used(&guest.memory), Some((0, 128)));
     let bytes = guest.get(BUFFERS_START, 128);
     assert_ne!(bytes[..64], bytes[64..]);
+}
+
+#[test]
+fn requests_are_counted_for_each_queue_over_both_transports_and_resets() {
+    let new = [MockGuest::new, MockGuest::over_pci];
+    for mut guest in new.map(|new| new(build_rng().unwrap()).unwrap()) {
+        let mut passed = QueueTraffic::default();
+        assert_eq!(guest.traffic(), [passed]);
+        for bytes in [64, 100] {
+            let mut queue = guest.bring_up(0, &[8])[0];
+            queue.submit(
+                &guest.memory,
+                &[MockDescriptor::readable(BUFFERS_START, 7), MockDescriptor::writable(BUFFERS_START, bytes)],
+            );
+            assert_eq!(guest.traffic(), [passed], "it was not told of it");
+            guest.kick(0);
+            assert_eq!(queue.take_used(&guest.memory), Some((0, bytes)));
+            passed.requests += 1;
+            passed.from_guest_bytes += 7;
+            passed.to_guest_bytes += u64::from(bytes);
+            assert_eq!(guest.traffic(), [passed]);
+            guest.set_status(0);
+        }
+    }
 }
 
 #[test]

@@ -228,6 +228,58 @@ fn guest_that_does_not_answer_is_not_waited_for_for_ever() {
 }
 
 #[test]
+fn buffer_that_has_room_for_a_header_alone_does_not_end_what_the_host_sends() {
+    let mut driver = Driver::new();
+    let mut host = driver.connected();
+    let small = |driver: &mut Driver| {
+        let next = u64::from(driver.rx.submit(&driver.guest.memory, &[MockDescriptor::default()]));
+        let buffer = MockDescriptor::writable(BUFFERS_START + next * RX_BYTES, spec::HEADER_BYTES as u32);
+        driver.rx.write_descriptor(&driver.guest.memory, next as u16, buffer);
+    };
+    // All but one of those that were offered are used up, and what comes in their place is small.
+    for _ in 0..RX_BUFFERS {
+        driver.send(packet(spec::OP_CREDIT_REQUEST, 80), &[]);
+        driver.guest.run();
+        assert!(driver.rx.take_used(&driver.guest.memory).is_some());
+        small(&mut driver);
+        driver.taken();
+    }
+    driver.guest.kick(0);
+    host.write_all(b"from the host").unwrap();
+    driver.guest.run();
+    assert_eq!(driver.rx.take_used(&driver.guest.memory), None, "its bytes wait");
+    driver.send(packet(spec::OP_CREDIT_REQUEST, 80), &[]);
+    assert_eq!(driver.said().0, spec::OP_CREDIT_UPDATE, "what has no data goes all the same");
+    host.write_all(b".").unwrap();
+    assert!(driver.guest.run(), "and nothing spins");
+}
+
+#[test]
+fn host_gets_no_port_that_the_guest_is_being_connected_to() {
+    let mut driver = Driver::new();
+    drop(driver.call("CONNECT 7\n"));
+    let first = driver.next().unwrap().0.src_port;
+    while driver.next().is_some() {}
+    // The guest asks for the port that the host would give its next caller, and that is one of the same port of its own.
+    driver.send(packet(spec::OP_REQUEST, first + 1), &[]);
+    let (number, port) = driver.asked().unwrap();
+    assert_eq!(port, first + 1);
+    let mut caller = driver.call("CONNECT 1000\n");
+    let (request, _) = driver.next().unwrap();
+    assert_eq!((request.op, request.dst_port), (spec::OP_REQUEST, GUEST_PORT));
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    passing::send(&driver.connector, &connector::join(number, 0), &[theirs.as_fd()]).unwrap();
+    assert_eq!(driver.said().0, spec::OP_RESPONSE);
+    // Both are there, each for itself.
+    driver.send(packet(spec::OP_RESPONSE, request.src_port), &[]);
+    let ok = format!("OK {}\n", request.src_port);
+    assert_eq!(heard(&mut caller, ok.len()), ok.as_bytes());
+    ours.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    driver.send(packet(spec::OP_RW, first + 1), b"asked");
+    assert_eq!(heard(&mut ours, 5), b"asked");
+}
+
+#[test]
 fn one_direction_may_end_before_the_other() {
     let mut driver = Driver::new();
     let mut host = driver.connected();

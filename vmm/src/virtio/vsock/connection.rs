@@ -277,6 +277,10 @@ impl Connection {
             return Ok(false);
         }
         let room = data.len().min(usize::try_from(credit).unwrap_or(usize::MAX));
+        if room == 0 {
+            // To a buffer without room for data, a stream that goes on reads as one that has ended.
+            return Ok(false);
+        }
         match self.stream.read(&mut data[..room]) {
             Ok(0) => {
                 self.readable = false;

@@ -246,12 +246,13 @@ impl Table {
         self.connections.insert(ports, Connection::offered(stream, watched, now));
     }
 
-    /// A port of the host's that no connection has: there are far more of them than connections.
+    /// A port of the host's that no connection has, nor one that is being made: there are far more of them than of these.
     fn free_port(&mut self) -> u32 {
         loop {
             let port = self.next_port;
             self.next_port = port.checked_add(1).filter(|next| *next != u32::MAX).unwrap_or(HOST_PORT_START);
-            if self.connections.keys().all(|ports| ports.host != port) {
+            let wanted = self.wanted.values().map(|wanted| &wanted.ports);
+            if self.connections.keys().chain(wanted).all(|ports| ports.host != port) {
                 return port;
             }
         }
