@@ -20,7 +20,7 @@ use storage::ceph::CephBackend;
 use storage::file::FileBackend;
 use storage::format::{Disk, DiskKey, EncryptedDisk, RawFile};
 use storage::lvm::LvmBackend;
-use vmm::config::{DiskConfig, DiskFormat, InheritedFd};
+use vmm::config::{DISK_SERIAL_BYTES_MAX, DiskConfig, DiskFormat, InheritedFd};
 
 use self::moves::{recode, relocate};
 use super::host::open_image;
@@ -28,9 +28,6 @@ use super::instance_id_is_safe;
 use crate::agent::protocol::{
     DiskFound, DiskObserved, DiskShape, DiskSource, DiskWanted, InstanceWanted, PoolReport, VolumeWanted,
 };
-
-/// Bytes of a serial number (VIRTIO 1.3 §5.2.6.4): the guest finds a volume by the beginning of its id, as with Nova.
-const SERIAL_BYTES_MAX: usize = 20;
 
 /// Below the root, the disks of this host.
 const DISKS: &str = "disks";
@@ -476,9 +473,11 @@ impl Volumes {
     }
 }
 
-/// By what a guest finds a volume.
+/// By what a guest finds the disk that has this id: as much of its beginning as a disk has room for. It is cut on purpose and here, since
+/// the VMM refuses a longer one: with Nova, QEMU cuts the volume's id so, and clients look for `/dev/disk/by-id/virtio-` with the
+/// first 20 characters.
 pub(super) fn serial(id: &str) -> String {
-    id.chars().take(SERIAL_BYTES_MAX).collect()
+    id[..id.floor_char_boundary(DISK_SERIAL_BYTES_MAX)].to_owned()
 }
 
 /// What there is to say of a wish.
@@ -557,6 +556,12 @@ mod tests {
         assert_eq!(check_places(&[files.clone(), fast.clone()]), Ok(()));
         assert!(check_places(&[files.clone(), files.clone()]).is_err());
         assert!(check_places(&[fast.clone(), NamedPlace { name: "other".into(), ..fast }]).is_err());
+    }
+
+    #[test]
+    fn guest_finds_a_volume_by_the_first_twenty_characters_of_its_id() {
+        assert_eq!(serial("699a437d-74cc-44c7-9a55-0123456789ab"), "699a437d-74cc-44c7-9");
+        assert_eq!(serial("short"), "short");
     }
 
     #[test]
