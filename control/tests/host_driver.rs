@@ -5,6 +5,8 @@
 
 #[path = "host_driver/copies.rs"]
 mod copies;
+#[path = "host_driver/counts.rs"]
+mod counts;
 #[path = "host_driver/plug.rs"]
 mod plug;
 #[path = "host_driver/tunnel.rs"]
@@ -41,8 +43,9 @@ fn main() {
     if missing.is_none() {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");
     }
-    let trials: [(&str, Body); 19] = [
+    let trials: [(&str, Body); 20] = [
         ("instance_is_started_paused_resumed_stopped_restarted_and_deleted_without_a_trace", whole_life),
+        ("queues_of_an_instance_are_counted_while_it_is_worked_on", counts::while_worked_on),
         ("driver_that_comes_anew_adopts_the_same_process", adoption),
         ("first_boot_that_fails_at_any_step_leaves_nothing", failing_first_boot),
         ("later_boot_that_fails_at_any_step_keeps_the_disk_and_nothing_else", failing_later_boot),
