@@ -5,6 +5,10 @@
 
 #[path = "host_driver/copies.rs"]
 mod copies;
+#[path = "host_driver/counts.rs"]
+mod counts;
+#[path = "host_driver/older.rs"]
+mod older;
 #[path = "host_driver/plug.rs"]
 mod plug;
 #[path = "host_driver/tunnel.rs"]
@@ -41,8 +45,9 @@ fn main() {
     if missing.is_none() {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");
     }
-    let trials: [(&str, Body); 19] = [
+    let trials: [(&str, Body); 21] = [
         ("instance_is_started_paused_resumed_stopped_restarted_and_deleted_without_a_trace", whole_life),
+        ("queues_of_an_instance_are_counted_while_it_is_worked_on", counts::while_worked_on),
         ("driver_that_comes_anew_adopts_the_same_process", adoption),
         ("first_boot_that_fails_at_any_step_leaves_nothing", failing_first_boot),
         ("later_boot_that_fails_at_any_step_keeps_the_disk_and_nothing_else", failing_later_boot),
@@ -59,6 +64,7 @@ fn main() {
         ("guest_that_does_not_let_go_keeps_its_device_and_another_agent_knows_of_it", plug::pending),
         ("stop_takes_what_a_guest_does_not_let_go", plug::stop_takes_what_is_pending),
         ("device_that_cannot_come_is_named_and_leaves_nothing", plug::failing_steps),
+        ("vmm_that_knows_of_one_pair_of_queues_gets_a_device_with_one", older::one_pair_is_enough),
         ("agent_that_comes_anew_goes_on_with_devices_at_any_step", plug::agents_that_come_anew),
         ("network_is_joined_to_other_hosts_while_it_has_ports_there", tunnel::stretched),
     ];

@@ -11,6 +11,7 @@ mod message;
 pub(crate) mod meter;
 pub(crate) mod nat;
 mod rules;
+mod sets;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,7 +39,8 @@ use message::{
 };
 pub use meter::Meters;
 pub use rules::Tracking;
-use rules::{SETS, Set, chains, tracking_trial};
+use rules::{chains, tracking_trial};
+use sets::{SETS, Set};
 
 /// Elements in one message: each is at most 160 bytes, and an attribute ends at 64 KiB.
 const ELEMENTS_PER_MESSAGE_MAX: usize = 256;

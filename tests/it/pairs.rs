@@ -114,7 +114,7 @@ fn server_has_a_pair_for_each_processor() -> Result<()> {
         ensure!(some("receive", 1) == Some(0) && some("receive", 2).is_none(), "{metrics}");
         Ok(())
     };
-    // Its host leaves out whom it is at work on, as it may be right after the start.
+    // A VMM that does not answer its host soon is left out, as one may be where others have the processors.
     within(30, || is_counted(&rest))?;
     // An agent that comes later adopts the guest with its queues.
     cloud.kill_all_but_guests()?;

@@ -17,6 +17,8 @@ pub use peripherals::{
     BalloonConfig, ConsoleConfig, MemConfig, Peripherals, PmemConfig, VsockConfig, WatchdogAction,
 };
 
+use crate::virtio::spec;
+
 /// A descriptor inherited from the parent, by number; whoever reads the configuration takes ownership once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -171,6 +173,10 @@ pub struct SystemIdentity {
 /// The longest text of a [`SystemIdentity`] in bytes: what older readers of SMBIOS take.
 pub const SYSTEM_TEXT_BYTES_MAX: usize = 64;
 
+/// Bytes of the longest serial number of a disk: `VIRTIO_BLK_ID_BYTES`, the answer to `VIRTIO_BLK_T_GET_ID` (VIRTIO 1.3 §5.2.6 and
+/// §5.2.6.1).
+pub const DISK_SERIAL_BYTES_MAX: usize = spec::block::ID_BYTES;
+
 /// One block device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -180,7 +186,7 @@ pub struct DiskConfig {
     /// Refuse the guest's writes.
     #[serde(default)]
     pub read_only: bool,
-    /// The serial the guest reads (VIRTIO 1.3 §5.2.6.4, `VIRTIO_BLK_T_GET_ID`), at most 20 bytes.
+    /// The serial number that the guest reads, at most [`DISK_SERIAL_BYTES_MAX`] bytes; a longer one is refused.
     #[serde(default)]
     pub serial: String,
     /// How fast the guest may use it. What the VMM itself reads to boot from it is not counted.

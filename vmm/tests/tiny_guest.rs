@@ -9,6 +9,8 @@ mod memory;
 mod peripherals;
 #[path = "tiny_guest/plug.rs"]
 mod plug;
+#[path = "tiny_guest/samples.rs"]
+mod samples;
 #[path = "tiny_guest/snapshot.rs"]
 mod snapshot;
 #[path = "tiny_guest/traffic.rs"]

@@ -308,6 +308,7 @@ fn status(status: ImageStatus) -> (&'static str, u8) {
 fn full(state: &AppState, image: &Image) -> ShownImage {
     let (status, progress) = status(image.status);
     let property = |name: &str| image.properties.get(name);
+    // By oslo's rule, where what is no boolean means no: nova `api/openstack/compute/views/images.py`.
     let auto = |auto: &String| if boolean::from_text(auto) == Some(true) { "AUTO" } else { "MANUAL" };
     ShownImage {
         id: image.id.clone(),

@@ -194,12 +194,7 @@ impl CreateBody {
             availability_zone: zone,
             host: fields.host.or(fields.hypervisor_hostname).or(zone_host),
             scheduler_hints: hints,
-            auto_disk_config: fields
-                .disk_config
-                .as_deref()
-                .map(auto_disk_config)
-                .transpose()?
-                .unwrap_or(false),
+            auto_disk_config: fields.disk_config.as_deref().map(auto_disk_config).transpose()?,
             access_ip_v4: access_ip(&fields.access_ip_v4, true)?,
             access_ip_v6: access_ip(&fields.access_ip_v6, false)?,
         })

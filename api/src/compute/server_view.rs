@@ -349,7 +349,7 @@ fn encode(data: &Document) -> String {
     base64::engine::general_purpose::STANDARD.encode(data)
 }
 
-/// `AUTO` or `MANUAL`: what was asked for; no partition is resized from outside the guest either way.
+/// `AUTO` or `MANUAL`: what was asked for, or its image said; no partition is resized from outside the guest either way.
 pub(super) fn disk_config(server: &Server) -> &'static str {
     if server.auto_disk_config { "AUTO" } else { "MANUAL" }
 }

@@ -302,6 +302,18 @@ async fn metadata_definitions_are_made_changed_and_deleted_with_what_is_in_them(
     let (_, tags) = call(Method::GET, "/N/tags?sort_key=name&sort_dir=asc", Value::Null).await;
     let names: Vec<_> = tags["tags"].as_array().unwrap().iter().map(|tag| tag["name"].clone()).collect();
     assert_eq!(names, ["a", "b"]);
+    // What is no boolean says nothing, so the tags take the place of those that are there.
+    for (append, names) in [("on", &["a", "b", "c"][..]), ("maybe", &["c"]), ("off", &["c"])] {
+        let headers = [("x-auth-token", &*cloud.admin_token().await), ("x-openstack-append", append)];
+        let path = format!("{root}/N/tags");
+        let new = json!({"tags": [{"name": "c"}]});
+        assert_eq!(cloud.call(Method::POST, &path, &headers, new).await.status, 201, "{append}");
+        let (_, tags) = call(Method::GET, "/N/tags?sort_key=name&sort_dir=asc", Value::Null).await;
+        let told: Vec<_> = tags["tags"].as_array().unwrap().iter().map(|tag| tag["name"].clone()).collect();
+        assert_eq!(told, names, "{append}");
+    }
+    let kept = json!({"tags": [{"name": "a"}, {"name": "b"}]});
+    assert_eq!(call(Method::POST, "/N/tags", kept).await.0, 201);
     let renamed = json!({"namespace": "M", "protected": true});
     assert_eq!(call(Method::PUT, "/N", renamed.clone()).await.0, 200);
     assert_eq!(call(Method::DELETE, "/M/tags/a", Value::Null).await.0, 403);

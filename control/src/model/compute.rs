@@ -188,7 +188,7 @@ pub struct Server {
     pub wished_host: Option<String>,
     /// Hints to the scheduler, as the owner gave them (microversion 2.100 shows them).
     pub scheduler_hints: BTreeMap<String, serde_json::Value>,
-    /// Whether `OS-DCF:diskConfig` was asked to be `AUTO`; kept for whoever asks.
+    /// Whether `OS-DCF:diskConfig` is `AUTO`, as was asked or its image said; kept for whoever asks.
     pub auto_disk_config: bool,
     /// What the owner calls its IPv4 address; empty if nothing.
     pub access_ip_v4: String,

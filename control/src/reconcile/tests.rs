@@ -140,7 +140,7 @@ impl Cloud {
             availability_zone: None,
             host: None,
             scheduler_hints: BTreeMap::new(),
-            auto_disk_config: false,
+            auto_disk_config: None,
             access_ip_v4: String::new(),
             access_ip_v6: String::new(),
         }

@@ -1,33 +1,35 @@
 //! The data of images: streamed in, read back, deleted. Data is in its store before a row says so and goes after the last
 //! row is gone, so what a row promises is always there; what a crash leaves in between is cleared at the next start.
 
+mod references;
+mod upload;
+
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use jiff::Timestamp;
 use storage::container::{self, ContainerError};
 use storage::format::inspect::{InspectError, inspect};
-use storage::image::{ImageDigest, Sealed, Upload};
+use storage::image::{ImageDigest, Sealed};
 use storage::store::DataStream;
-use tokio::sync::{mpsc, oneshot};
 
+use self::references::mib;
+pub(crate) use self::references::{charged_mib, deletion, refer, refer_by, unrefer};
+pub use self::upload::ImageUpload;
+use self::upload::Incoming;
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::model::image::{Image, ImageBlob, ImageMember, ImageStatus};
+use crate::model::image::{Image, ImageStatus};
 use crate::service::image::CONTAINER;
 use crate::service::image_access::{allowed_image, owned_image};
 use crate::service::image_store::{FILE_STORE, Images, blocking};
 use crate::service::quota::{self, Resource};
-use crate::store::{Cache, Stored, Txn};
+use crate::store::{Stored, Txn};
 
 /// The largest image in bytes (Glance's `image_size_cap`).
 pub const IMAGE_BYTES_MAX: u64 = 1 << 40;
-/// How many pieces of an upload may wait for the disk; a client that is faster waits.
-const PIECES_MAX: usize = 8;
-/// How large one is, but the last.
-const PIECE_BYTES: usize = 256 << 10;
 
 /// The MD5 of nothing (RFC 1321 §A.5).
 const EMPTY_MD5: &str = "d41d8cd98f00b204e9800998ecf8427e";
@@ -51,53 +53,6 @@ pub struct Staging {
     pub uploading: u64,
     /// How many MiB of them are staged.
     pub mib: u64,
-}
-
-/// An upload under way. Dropped before [`ImageUpload::finish`], the image has no data again.
-#[derive(Debug)]
-pub struct ImageUpload {
-    /// What came since the last whole piece.
-    begun: BytesMut,
-    pieces: mpsc::Sender<Piece>,
-    outcome: oneshot::Receiver<Result<()>>,
-}
-
-#[derive(Debug)]
-enum Piece {
-    Bytes(Bytes),
-    End,
-}
-
-impl ImageUpload {
-    /// Appends bytes, waiting while the disk is behind. False once the upload has failed; `finish` says why.
-    pub async fn write(&mut self, bytes: Bytes) -> bool {
-        // What a socket gives at once is little: a copy of it costs less than to wake those who digest it for each.
-        self.begun.extend_from_slice(&bytes);
-        self.begun.len() < PIECE_BYTES || self.send().await
-    }
-
-    async fn send(&mut self) -> bool {
-        let piece = std::mem::replace(&mut self.begun, BytesMut::with_capacity(PIECE_BYTES * 2)).freeze();
-        self.pieces.send(Piece::Bytes(piece)).await.is_ok()
-    }
-
-    /// Ends the upload: the image is active now, or its data staged.
-    ///
-    /// # Errors
-    /// Why it failed; the image is queued again then, and nothing of the data is left.
-    pub async fn finish(mut self) -> Result<()> {
-        self.send().await;
-        // If the other end has gone, it says why in the outcome.
-        let _ = self.pieces.send(Piece::End).await;
-        self.outcome.await.unwrap_or_else(|_| Err(Error::Unavailable("the upload was cut off".to_owned())))
-    }
-
-    /// Takes it all back; the image is queued again once this returns.
-    pub async fn abandon(self) {
-        drop(self.pieces);
-        // Why it failed is known: it was cut off here.
-        let _ = self.outcome.await;
-    }
 }
 
 impl Control {
@@ -136,8 +91,7 @@ impl Control {
             })
             .await?;
         let left = self.image_bytes_left(image.owner.as_deref().unwrap_or_default());
-        let (pieces, incoming) = mpsc::channel(PIECES_MAX);
-        let (done, outcome) = oneshot::channel();
+        let (upload, incoming, done) = ImageUpload::begin();
         // A task of its own: it tidies up even if whoever uploads is gone.
         let control = self.clone();
         tokio::spawn(async move {
@@ -148,7 +102,7 @@ impl Control {
             // Nobody waiting any more is no error.
             let _ = done.send(outcome);
         });
-        Ok(ImageUpload { begun: BytesMut::new(), pieces, outcome })
+        Ok(upload)
     }
 
     /// How many bytes of images a project may still bring.
@@ -162,11 +116,11 @@ impl Control {
         &self,
         image: &Image,
         bytes_max: u64,
-        incoming: mpsc::Receiver<Piece>,
+        incoming: Incoming,
         to: &UploadTo,
     ) -> Result<()> {
         let upload = self.images.files.begin(&image.id, bytes_max)?;
-        let sealed = blocking(move || write_all(upload, incoming)).await?;
+        let sealed = blocking(move || incoming.write_all(upload)).await?;
         match to {
             UploadTo::Store(store) => {
                 let virtual_bytes = self.image_inspect(image, &sealed).await?;
@@ -467,17 +421,6 @@ impl Control {
     }
 }
 
-/// Writes what comes until its end; an end that does not come takes it all back.
-fn write_all(mut upload: Upload, mut incoming: mpsc::Receiver<Piece>) -> Result<Sealed> {
-    loop {
-        match incoming.blocking_recv() {
-            Some(Piece::Bytes(bytes)) => upload.write(bytes)?,
-            Some(Piece::End) => return Ok(upload.seal()?),
-            None => return Err(Error::Unavailable("the upload was cut off".to_owned())),
-        }
-    }
-}
-
 fn activated(image: Image, digest: &ImageDigest, stores: &[String], virtual_bytes: Option<u64>) -> Image {
     Image {
         status: ImageStatus::Active,
@@ -505,64 +448,12 @@ pub(crate) fn without_data(image: Image) -> Image {
     }
 }
 
-/// Counts one more image that has data in these stores.
-pub(crate) fn refer(cache: &Cache, txn: Txn, stores: &[String], digest: &ImageDigest) -> Txn {
-    refer_by(cache, txn, stores, digest.name(), digest.size_bytes)
-}
-
-pub(crate) fn refer_by(cache: &Cache, txn: Txn, stores: &[String], name: &str, size_bytes: u64) -> Txn {
-    stores.iter().fold(txn, |txn, store| {
-        let id = ImageBlob::key(store, name);
-        match cache.get::<ImageBlob>(&id) {
-            Some(stored) => {
-                let row = ImageBlob { references: stored.row.references + 1, ..stored.row.clone() };
-                txn.update(&stored, &row)
-            }
-            None => txn.create(&ImageBlob { id, size_bytes, references: 1 }),
-        }
-    })
-}
-
-/// Counts one image less that has data in its stores.
-pub(crate) fn unrefer(cache: &Cache, txn: Txn, image: &Image) -> Txn {
-    let Some(name) = &image.data else { return txn };
-    image.stores.iter().fold(txn, |txn, store| match cache.get::<ImageBlob>(&ImageBlob::key(store, name)) {
-        Some(stored) if stored.row.references > 1 => {
-            let row = ImageBlob { references: stored.row.references - 1, ..stored.row.clone() };
-            txn.update(&stored, &row)
-        }
-        Some(stored) => txn.delete(&stored),
-        None => txn,
-    })
-}
-
-/// All that deletes an image's rows: its own, its members', its data's counts, its quota.
-pub(crate) fn deletion(cache: &Cache, stored: &Stored<Image>) -> Txn {
-    /// Room for the other changes of the transaction; an image has fewer members than this.
-    const MEMBERS_MAX: usize = crate::store::TXN_OPERATIONS_MAX - 16;
-    let image = &stored.row;
-    let owner = image.owner.clone().unwrap_or_default();
-    let members = cache.list_under::<ImageMember>(&format!("{}/", image.id));
-    let txn = Txn::new().delete(stored);
-    let txn = members.iter().take(MEMBERS_MAX).fold(txn, |txn, member| txn.delete(member));
-    let txn = unrefer(cache, txn, image);
-    quota::charge(txn, &owner, &[(Resource::Images, -1), (Resource::ImageMib, -charged_mib(image))])
-}
-
-/// How many MiB an image's owner is charged for it: for data that is there, not for what is on its way.
-pub(crate) fn charged_mib(image: &Image) -> i64 {
-    if image.status.has_data() { image.size_bytes.map_or(0, mib) } else { 0 }
-}
-
-fn mib(bytes: u64) -> i64 {
-    i64::try_from(bytes.div_ceil(1 << 20)).unwrap_or(i64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Settings;
     use crate::caller::{RoleLevel, Scope};
+    use crate::model::image::ImageBlob;
     use crate::service::image::ImageChange;
     use crate::store::RedbStore;
 

@@ -57,7 +57,7 @@ impl Host {
     }
 
     /// Applies what is wanted now until nothing has to be waited for.
-    fn settle(&self, driver: &HostDriver, wanted: &mut InstanceWanted) -> InstanceObserved {
+    pub(super) fn settle(&self, driver: &HostDriver, wanted: &mut InstanceWanted) -> InstanceObserved {
         wanted.generation += 1;
         let deadline = Instant::now() + Duration::from_secs(20);
         loop {
@@ -74,12 +74,12 @@ impl Host {
         }
     }
 
-    fn taps(&self) -> usize {
+    pub(super) fn taps(&self) -> usize {
         self.traces().iter().filter(|trace| trace.contains("wt") && !trace.starts_with('/')).count()
     }
 
     /// A guest with one network device that has come far enough to hear of others.
-    fn running(&self, driver: &HostDriver) -> InstanceWanted {
+    pub(super) fn running(&self, driver: &HostDriver) -> InstanceWanted {
         let mut wanted = self.wanted();
         wanted.nics.truncate(1);
         assert_eq!(self.apply(driver, &wanted).state, InstanceState::Running);
@@ -88,7 +88,7 @@ impl Host {
         wanted
     }
 
-    fn delete(&self, driver: &HostDriver, wanted: &mut InstanceWanted) {
+    pub(super) fn delete(&self, driver: &HostDriver, wanted: &mut InstanceWanted) {
         wanted.power = Power::Deleted;
         assert_eq!(self.apply(driver, wanted).state, InstanceState::Deleted);
     }

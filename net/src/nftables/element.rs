@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::comment_attribute;
 use super::message::{Attributes, Expression, Family, Verdict};
-use super::rules::{self, Data, Set};
+use super::sets::{self, Data, Set};
 use crate::filter::{Element, Policy, Target};
 use crate::netlink::{parts_of, text};
 use crate::spec::Direction;
@@ -56,33 +56,33 @@ pub(super) fn encode(element: &Element) -> Encoded {
     let plain = |set, value: &[u8]| bare(set, key(value));
     let range = |set, first: &[u8], last: &[u8]| Encoded { key_end: Some(key(last)), ..plain(set, first) };
     match element {
-        Element::Open(_) => plain(rules::OPEN, &[]),
-        Element::Mac(_, mac) => plain(rules::MACS, mac),
-        Element::Ipv4(_, address) => plain(rules::IPV4, &address.octets()),
+        Element::Open(_) => plain(sets::OPEN, &[]),
+        Element::Mac(_, mac) => plain(sets::MACS, mac),
+        Element::Ipv4(_, address) => plain(sets::IPV4, &address.octets()),
         Element::Ipv4Prefix(_, net) => {
-            range(rules::IPV4_PREFIXES, &net.network().octets(), &net.broadcast().octets())
+            range(sets::IPV4_PREFIXES, &net.network().octets(), &net.broadcast().octets())
         }
-        Element::Ipv6Port(_) => plain(rules::IPV6_PORTS, &[]),
-        Element::Ipv6(_, address) => plain(rules::IPV6, &address.octets()),
+        Element::Ipv6Port(_) => plain(sets::IPV6_PORTS, &[]),
+        Element::Ipv6(_, address) => plain(sets::IPV6, &address.octets()),
         Element::Ipv6Prefix(_, net) => {
-            range(rules::IPV6_PREFIXES, &net.network().octets(), &net.broadcast().octets())
+            range(sets::IPV6_PREFIXES, &net.network().octets(), &net.broadcast().octets())
         }
         Element::Policy(_, policy) => {
             let data = Attributes::new().put(1, &policy.octets());
-            Encoded { data: Some(data), ..plain(rules::POLICIES, &[]) }
+            Encoded { data: Some(data), ..plain(sets::POLICIES, &[]) }
         }
-        Element::Stateless(_) => plain(rules::STATELESS, &[]),
+        Element::Stateless(_) => plain(sets::STATELESS, &[]),
         Element::Target(tap, bridge, mac, target) => {
-            let set = if *target == Target::Tracked { rules::TRACKED } else { rules::UNTRACKED };
+            let set = if *target == Target::Tracked { sets::TRACKED } else { sets::UNTRACKED };
             let mut key = interface_key(bridge);
             key.extend_from_slice(mac);
             key.resize(key.len().next_multiple_of(4), 0);
             Encoded { comment: Some(tap.clone()), ..bare(set, key) }
         }
-        Element::Bridged(link) => plain(rules::BRIDGED, &interface_key(link)),
-        Element::Gateway(_) => plain(rules::GATEWAYS, &[]),
+        Element::Bridged(link) => plain(sets::BRIDGED, &interface_key(link)),
+        Element::Gateway(_) => plain(sets::GATEWAYS, &[]),
         Element::Zone(_, zone) | Element::BridgeZone(_, zone) => {
-            let set = if matches!(element, Element::Zone(..)) { rules::ZONES } else { rules::BRIDGE_ZONES };
+            let set = if matches!(element, Element::Zone(..)) { sets::ZONES } else { sets::BRIDGE_ZONES };
             let data = Attributes::new().put(1, &zone.to_ne_bytes());
             Encoded { data: Some(data), ..plain(set, &[]) }
         }
@@ -101,10 +101,10 @@ fn member(number: u32, net: IpNet) -> Encoded {
     };
     let is_single = net.prefix_len() == net.max_prefix_len();
     let set = match (net, is_single) {
-        (IpNet::V4(_), true) => rules::MEMBERS_IPV4,
-        (IpNet::V4(_), false) => rules::MEMBERS_IPV4_PREFIXES,
-        (IpNet::V6(_), true) => rules::MEMBERS_IPV6,
-        (IpNet::V6(_), false) => rules::MEMBERS_IPV6_PREFIXES,
+        (IpNet::V4(_), true) => sets::MEMBERS_IPV4,
+        (IpNet::V4(_), false) => sets::MEMBERS_IPV4_PREFIXES,
+        (IpNet::V6(_), true) => sets::MEMBERS_IPV6,
+        (IpNet::V6(_), false) => sets::MEMBERS_IPV6_PREFIXES,
     };
     let key_end = (!is_single).then(|| key(net.broadcast()));
     Encoded { set, key: key(net.network()), key_end, data: None, comment: None }
@@ -131,8 +131,8 @@ fn read_member(key: &[u8], end: Option<&[u8]>) -> Option<Element> {
 /// The map in which a direction's policies lead to their chains.
 pub(super) fn map_of_policies(direction: Direction) -> Set {
     match direction {
-        Direction::Egress => rules::EGRESS,
-        Direction::Ingress => rules::INGRESS,
+        Direction::Egress => sets::EGRESS,
+        Direction::Ingress => sets::INGRESS,
     }
 }
 
@@ -165,7 +165,7 @@ pub(super) fn decode(set: Set, item: &[u8]) -> Option<Element> {
     let parts = parts_of(item);
     let value_of = |kind| parts.get(&kind).and_then(|part| parts_of(part).remove(&1));
     let key = value_of(1)?;
-    if [rules::MEMBERS_IPV4, rules::MEMBERS_IPV4_PREFIXES, rules::MEMBERS_IPV6, rules::MEMBERS_IPV6_PREFIXES]
+    if [sets::MEMBERS_IPV4, sets::MEMBERS_IPV4_PREFIXES, sets::MEMBERS_IPV6, sets::MEMBERS_IPV6_PREFIXES]
         .contains(&set)
     {
         return read_member(&key, value_of(10).as_deref());
@@ -175,34 +175,34 @@ pub(super) fn decode(set: Set, item: &[u8]) -> Option<Element> {
     let end = || value_of(10).and_then(|end| end.get(INTERFACE_SIZE..).map(<[u8]>::to_vec));
     let comment = || parts.get(&6).and_then(|data| data.get(2..)).map(text);
     match set {
-        rules::OPEN => Some(Element::Open(name)),
-        rules::MACS => Some(Element::Mac(name, value.get(..6)?.try_into().ok()?)),
-        rules::IPV4 => Some(Element::Ipv4(name, <[u8; 4]>::try_from(value).ok()?.into())),
-        rules::IPV4_PREFIXES => {
+        sets::OPEN => Some(Element::Open(name)),
+        sets::MACS => Some(Element::Mac(name, value.get(..6)?.try_into().ok()?)),
+        sets::IPV4 => Some(Element::Ipv4(name, <[u8; 4]>::try_from(value).ok()?.into())),
+        sets::IPV4_PREFIXES => {
             let first = u32::from_be_bytes(value.try_into().ok()?);
             let length = (first ^ u32::from_be_bytes(end()?.try_into().ok()?)).leading_zeros();
             Some(Element::Ipv4Prefix(name, ipnet::Ipv4Net::new(first.into(), length as u8).ok()?))
         }
-        rules::IPV6_PORTS => Some(Element::Ipv6Port(name)),
-        rules::IPV6 => Some(Element::Ipv6(name, <[u8; 16]>::try_from(value).ok()?.into())),
-        rules::IPV6_PREFIXES => {
+        sets::IPV6_PORTS => Some(Element::Ipv6Port(name)),
+        sets::IPV6 => Some(Element::Ipv6(name, <[u8; 16]>::try_from(value).ok()?.into())),
+        sets::IPV6_PREFIXES => {
             let first = u128::from_be_bytes(value.try_into().ok()?);
             let length = (first ^ u128::from_be_bytes(end()?.try_into().ok()?)).leading_zeros();
             Some(Element::Ipv6Prefix(name, ipnet::Ipv6Net::new(first.into(), length as u8).ok()?))
         }
-        rules::POLICIES => {
+        sets::POLICIES => {
             Some(Element::Policy(name, Policy::from_octets(value_of(2)?.as_slice().try_into().ok()?)))
         }
-        rules::STATELESS => Some(Element::Stateless(name)),
-        rules::TRACKED | rules::UNTRACKED => {
-            let target = if set == rules::TRACKED { Target::Tracked } else { Target::Untracked };
+        sets::STATELESS => Some(Element::Stateless(name)),
+        sets::TRACKED | sets::UNTRACKED => {
+            let target = if set == sets::TRACKED { Target::Tracked } else { Target::Untracked };
             Some(Element::Target(comment()?, name, value.get(..6)?.try_into().ok()?, target))
         }
-        rules::BRIDGED => Some(Element::Bridged(name)),
-        rules::GATEWAYS => Some(Element::Gateway(name)),
-        rules::ZONES | rules::BRIDGE_ZONES => {
+        sets::BRIDGED => Some(Element::Bridged(name)),
+        sets::GATEWAYS => Some(Element::Gateway(name)),
+        sets::ZONES | sets::BRIDGE_ZONES => {
             let zone = u16::from_ne_bytes(value_of(2)?.get(..2)?.try_into().ok()?);
-            let make = if set == rules::ZONES { Element::Zone } else { Element::BridgeZone };
+            let make = if set == sets::ZONES { Element::Zone } else { Element::BridgeZone };
             Some(make(name, zone))
         }
         _ => None,

@@ -3,10 +3,8 @@
 use ipnet::IpNet;
 
 use super::message::{Base, Expression, FIRST, Meta, SECOND, SECOND_WORD, Verdict};
-use super::rules::{
-    DENY_EGRESS, DENY_INGRESS, MEMBERS_IPV4, MEMBERS_IPV4_PREFIXES, MEMBERS_IPV6, MEMBERS_IPV6_PREFIXES,
-    bytes, clear_mark, ethertype, protocol, verdict,
-};
+use super::rules::{DENY_EGRESS, DENY_INGRESS, bytes, clear_mark, ethertype, protocol, verdict};
+use super::sets::{MEMBERS_IPV4, MEMBERS_IPV4_PREFIXES, MEMBERS_IPV6, MEMBERS_IPV6_PREFIXES, Set};
 use crate::filter::{Chain, has_types};
 use crate::spec::{Direction, Remote, Rule};
 
@@ -43,7 +41,7 @@ fn group_rules(rule: &Rule) -> Vec<Vec<Expression>> {
                 true => [MEMBERS_IPV6, MEMBERS_IPV6_PREFIXES],
             };
             // The key: the number takes the first 4 bytes of the first register, the address follows at once.
-            let lookup = |set: &super::rules::Set| {
+            let lookup = |set: &Set| {
                 vec![
                     Expression::Immediate { to: FIRST_WORD, value: number.to_be_bytes().to_vec() },
                     Expression::Payload { base: Base::Network, offset, length, to: SECOND_WORD },

@@ -199,39 +199,61 @@ fn document_is_what_was_agreed_on() {
     );
 }
 
-/// What a VMM sent of a guest up to its descriptors, when version 1 was new: of one with two processors, a raw disk and an
-/// overlay, a network device, all peripherals but memory that comes and goes, on PCI.
-const SAMPLE: &[u8] = include_bytes!("tests/version-1.message");
-/// How many descriptors came behind it.
-const SAMPLE_DESCRIPTORS: usize = 12;
+/// What a VMM sent of a guest, up to its descriptors.
+struct Sample {
+    bytes: &'static [u8],
+    /// How many descriptors came behind it.
+    descriptors: usize,
+    /// Its memory in MiB, its processors, and how much it had written to its console.
+    guest: (u32, u8, u64),
+}
 
-/// The machine's state in it.
-pub(crate) fn sample() -> MachineState {
-    let head = SAMPLE[PREFIX_BYTES..].first_chunk().unwrap();
-    let (header, length) = message::decode_head(head).unwrap();
-    message::decode_state(&header, &SAMPLE[SAMPLE.len() - length..]).unwrap()
+const SAMPLES: [Sample; 2] = [
+    // When version 1 was new: of a guest with two processors, a raw disk and an overlay, a network device, all peripherals
+    // but memory that comes and goes, on PCI.
+    Sample { bytes: include_bytes!("tests/version-1.message"), descriptors: 12, guest: (64, 2, 194) },
+    // Of a later program, when network devices had several pairs of queues: of a guest with two processors, a disk, and a network
+    // device of two pairs with limits and an endpoint that was told all that one can be, on PCI. `tests/tiny_guest/samples.rs` made it.
+    Sample { bytes: include_bytes!("tests/version-1-network.message"), descriptors: 7, guest: (32, 2, 389) },
+];
+
+/// What the machines in them were made of, and their states.
+pub(crate) fn samples() -> [(VmmConfig, MachineState); 2] {
+    SAMPLES.map(|Sample { bytes, .. }| {
+        let (head, rest) = bytes[PREFIX_BYTES..].split_first_chunk().unwrap();
+        let (header, length) = message::decode_head(head).unwrap();
+        let (document, state) = rest.split_at(rest.len() - length);
+        let document: Document = serde_json::from_slice(document).unwrap();
+        (document.config, message::decode_state(&header, state).unwrap())
+    })
 }
 
 /// Fails where a form has changed and its version has not: then older programs would take what they cannot read, or refuse
 /// what they can. What only some guests have may be left out for all others. Raise [`VERSION`] or the snapshot's, have what is
-/// of the version before read or refused by its number, and put a sample of the new one beside this.
+/// of the version before read or refused by its number, and put samples of the new one beside these (`WISP_SAMPLES=DIR` has
+/// `tests/tiny_guest/samples.rs` write them). One is replaced by none of the same version: it says what a program of then sends, which
+/// may be the one that has a guest. It goes when its version is read no more.
 #[test]
 fn what_version_1_sent_is_read_and_would_be_sent_again() {
+    assert_eq!((VERSION, snapshot::VERSION), (1, 3), "the samples are of other versions");
+    SAMPLES.iter().for_each(is_read_and_sent_again);
+}
+
+fn is_read_and_sent_again(sample: &Sample) {
     let (ours, theirs) = pair();
     let arrived = std::thread::scope(|scope| {
         let receiving = scope.spawn(move || receive(&line(theirs)));
         let sending = line(ours);
-        sending.send(SAMPLE, &[]).unwrap();
+        sending.send(sample.bytes, &[]).unwrap();
         let some = file("");
-        sending.send(&[0], &[some.as_fd(); SAMPLE_DESCRIPTORS]).unwrap();
+        sending.send(&[0], &vec![some.as_fd(); sample.descriptors]).unwrap();
         receiving.join().unwrap().unwrap()
     });
     let Arrived { header, state, document, .. } = arrived;
-    assert_eq!((VERSION, snapshot::VERSION), (1, 3), "the sample is of other versions");
-    assert_eq!((header.memory_mib, header.vcpus, document.life.console_bytes), (64, 2, 194));
-    let (head, rest) = SAMPLE[PREFIX_BYTES..].split_at(HEAD_BYTES);
+    assert_eq!((header.memory_mib, header.vcpus, document.life.console_bytes), sample.guest);
+    let (head, rest) = sample.bytes[PREFIX_BYTES..].split_at(HEAD_BYTES);
     let description = Description { cpu: header.cpu, host: header.host, needs: header.needs };
-    let (mut again, state) = message::encode((64, 0), description, &state).unwrap();
+    let (mut again, state) = message::encode((header.memory_mib, 0), description, &state).unwrap();
     // Its id, when it was taken, the checksum over both.
     for place in [16..32, 48..56, HEAD_BYTES - 4..HEAD_BYTES] {
         again[place.clone()].copy_from_slice(&head[place]);

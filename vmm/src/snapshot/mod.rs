@@ -230,3 +230,6 @@ pub struct MachineState {
     pub(crate) plug: PlugState,
     pub(crate) devices: Vec<SavedDevice>,
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

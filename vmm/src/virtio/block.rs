@@ -164,7 +164,7 @@ impl Block {
             return Err(Error::Config {
                 what: "disk serial",
                 value: serial.to_owned(),
-                allowed: "up to 20 bytes",
+                allowed: "up to 20 bytes (VIRTIO_BLK_ID_BYTES, VIRTIO 1.3 §5.2.6.1)",
             });
         };
         place.copy_from_slice(serial.as_bytes());

@@ -86,6 +86,12 @@ fn disk_that_became_larger_is_so_for_its_guest_and_keeps_what_it_has() {
         assert_eq!(bytes(&instance), Some(size));
         assert_eq!(http("GET", "/disk/1/7", b"").1[..4], *b"kept");
     }
+    // A serial number is taken whole or not at all, and what is refused says how long one may be.
+    let longest = "12345678901234567890";
+    let refused = client.add_disk(disk_config(&format!("{longest}1")), &[data.as_fd()]).unwrap_err();
+    let said = refused.to_string();
+    assert!(matches!(refused, ClientError::Refused(_)) && said.contains("up to 20 bytes"), "{said}");
+    assert_eq!(instance.state_of(&disk(longest)), DeviceState::Gone);
     for (serial, size) in [("data", 4096), ("other", 1 << 20)] {
         data.set_len(size).unwrap();
         let refused = client.resize_disk(disk_config(serial), &[data.as_fd()]);

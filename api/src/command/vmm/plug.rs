@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use vmm::config::{DiskConfig, NicConfig, Traffic, WatchdogAction};
+use vmm::config::{DISK_SERIAL_BYTES_MAX, DiskConfig, NicConfig, Traffic, WatchdogAction};
 use vmm::interactive::{DiskFile, mac, nic_config};
 use vmm::rpc::{
     Client, DeviceName, DeviceState, DiskEngine, FreeReport, NicStatus, ProtectionStatus, QueueCounts,
@@ -18,8 +18,6 @@ use super::tap::{self, Tap};
 use super::words;
 use crate::process::terminal::{say, tell};
 
-/// Bytes of a disk's serial number, to which a file's name is cut; what is said to be one and is longer the VMM refuses.
-const SERIAL_BYTES_MAX: usize = 20;
 /// How often it is looked whether a guest has let a device go.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -33,8 +31,9 @@ pub(in crate::command) enum Command {
         /// The file, and how it is used, as of `wisp vmm boot --disk`.
         #[arg(value_name = words::DISK, value_parser = words::read_by(words::disk))]
         file: DiskFile,
-        /// The serial number that the guest finds it by, and `detach` too; the file's name unless said.
-        #[arg(long, value_name = "S")]
+        /// The serial number that the guest finds it by, and `detach` too, up to 20 bytes; the first 20 of the file's name unless
+        /// said. It is printed.
+        #[arg(long, value_name = "S", value_parser = words::serial)]
         serial: Option<String>,
     },
     /// Tell a guest that runs that the file of one of its disks has become larger.
@@ -44,8 +43,8 @@ pub(in crate::command) enum Command {
         /// The file, and how it is used, as when the guest got it.
         #[arg(value_name = words::DISK, value_parser = words::read_by(words::disk))]
         file: DiskFile,
-        /// The disk's serial number; the file's name unless said.
-        #[arg(long, value_name = "S")]
+        /// The disk's serial number; as `attach-disk` has it unless said.
+        #[arg(long, value_name = "S", value_parser = words::serial)]
         serial: Option<String>,
     },
     /// Give a guest that runs a network device, on PCI.
@@ -182,14 +181,13 @@ fn disk(file: DiskFile, serial: Option<String>) -> anyhow::Result<(DiskConfig, V
     if let (Some(behind), Some(beside)) = (&file.serial, &serial) {
         bail!("the serial number is said twice: `,serial={behind}` and `--serial {beside}`");
     }
-    let own = || file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let serial = serial.or_else(|| file.serial.clone()).unwrap_or_else(|| {
-        let mut own = own();
-        while own.len() > SERIAL_BYTES_MAX {
-            own.pop();
-        }
-        own
-    });
+    // A name of nobody's choice for the purpose is cut to what fits; one that somebody gives was refused where it was read.
+    let own = || {
+        let mut name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        name.truncate(name.floor_char_boundary(DISK_SERIAL_BYTES_MAX));
+        name
+    };
+    let serial = serial.or_else(|| file.serial.clone()).unwrap_or_else(own);
     let file = DiskFile { serial: None, ..file };
     Ok(file.open(serial)?)
 }

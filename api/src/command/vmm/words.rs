@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use vmm::config::{DiskLimits, LIMIT_MAX, RateLimit, TransferLimits};
+use vmm::config::{DISK_SERIAL_BYTES_MAX, DiskLimits, LIMIT_MAX, RateLimit, TransferLimits};
 use vmm::interactive::DiskFile;
 
 /// A disk's file with what is said of it.
@@ -70,10 +70,25 @@ pub(super) fn read_by<T: Clone + Send + Sync + 'static>(
     OsStringValueParser::new().try_map(move |text| read(&text))
 }
 
+/// A serial number of a disk, whole or not at all: a guest that looks for what was asked for would not find a part of it.
+///
+/// # Errors
+/// It is longer than a guest can read.
+pub(super) fn serial(text: &str) -> Result<String, String> {
+    if text.len() <= DISK_SERIAL_BYTES_MAX {
+        return Ok(text.to_owned());
+    }
+    Err(format!(
+        "a serial number has at most {DISK_SERIAL_BYTES_MAX} bytes on virtio's disks (VIRTIO_BLK_ID_BYTES, VIRTIO 1.3 \
+         §5.2.6.1), and `{text}` has {}: give a shorter one",
+        text.len()
+    ))
+}
+
 /// A disk's file and how it is used, of [`DISK`].
 ///
 /// # Errors
-/// As [`split`].
+/// As [`split`] and [`serial`].
 pub(super) fn disk(text: &OsStr) -> Result<DiskFile, String> {
     let (path, said) = split(text, DISK)?;
     Ok(DiskFile {
@@ -81,7 +96,7 @@ pub(super) fn disk(text: &OsStr) -> Result<DiskFile, String> {
         read_only: said.contains_key("ro"),
         direct: said.contains_key("direct"),
         base: said.get("base").map(PathBuf::from),
-        serial: said.get("serial").map(|serial| serial.to_string_lossy().into_owned()),
+        serial: said.get("serial").map(|text| serial(&text.to_string_lossy())).transpose()?,
         key_file: said.get("key-file").map(PathBuf::from),
         limits: DiskLimits {
             read: limits(&said, "read-bytes", "read-iops")?,
@@ -152,6 +167,18 @@ mod tests {
         assert_eq!(disk(text), DiskFile { limits, ..file("a.img") });
         assert_eq!(pmem(OsStr::new("p,ro")), Ok(("p".into(), true)));
         assert_eq!(pmem(OsStr::new("p,q")), Ok(("p,q".into(), false)));
+    }
+
+    #[test]
+    fn serial_number_that_no_guest_could_read_whole_is_refused_with_the_limit() {
+        let fits = "s".repeat(20);
+        assert_eq!(disk(OsStr::new(&format!("a,serial={fits}"))).unwrap().serial, Some(fits));
+        for longer in ["s".repeat(21), "1a5b2f0e-6c3d-4e7f-8a9b-0c1d2e3f4a5b".to_owned(), "é".repeat(11)] {
+            let error = disk(OsStr::new(&format!("a,ro,serial={longer},direct"))).unwrap_err();
+            assert_eq!(serial(&longer), Err(error.clone()));
+            let bytes = format!("`{longer}` has {}:", longer.len());
+            assert!(error.contains("at most 20 bytes") && error.contains(&bytes), "{error}");
+        }
     }
 
     #[test]

@@ -178,3 +178,37 @@ async fn images_are_shown_by_nova_until_2_35_and_their_properties_until_2_38() {
     assert_eq!(cloud.call(Method::DELETE, &path, "2.35", Value::Null).await.status, 204);
     assert_eq!(cloud.get(&path, "2.35").await.status, 404);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_disk_is_as_its_image_says_where_nobody_asks_for_another() {
+    let cloud = Cloud::new().await;
+    let said = async |image: &str, asked: Option<&str>| {
+        let mut server = json!({"name": "s", "imageRef": image, "flavorRef": "42", "networks": "none"});
+        if let Some(asked) = asked {
+            server["OS-DCF:diskConfig"] = json!(asked);
+        }
+        let made = cloud.post("/servers", "2.37", json!({ "server": server })).await;
+        let code = made.status.as_u16();
+        (code, if code == 202 { made.json()["server"]["OS-DCF:diskConfig"].take() } else { made.json() })
+    };
+    let (image, token) = (cloud.image().await, cloud.harness.admin_token().await);
+    assert_eq!(said(&image, None).await, (202, json!("MANUAL")));
+    let path = format!("/image/v2/images/{image}");
+    for (op, says, shown) in [("add", "Yes", "AUTO"), ("replace", "Disabled", "MANUAL")] {
+        let request = axum::http::Request::builder()
+            .method(Method::PATCH)
+            .uri(&path)
+            .header("x-auth-token", &token)
+            .header("content-type", "application/openstack-images-v2.1-json-patch")
+            .body(json!([{"op": op, "path": "/auto_disk_config", "value": says}]).to_string().into())
+            .unwrap();
+        assert_eq!(cloud.harness.send(request).await.status, 200);
+        let of_image = cloud.get(&format!("/images/{image}"), "2.35").await.json();
+        assert_eq!(of_image["image"]["OS-DCF:diskConfig"], shown);
+        assert_eq!(said(&image, None).await, (202, json!(shown)), "{says}");
+        assert_eq!(said(&image, Some("MANUAL")).await, (202, json!("MANUAL")), "{says}");
+    }
+    let (code, refused) = said(&image, Some("AUTO")).await;
+    let message = format!("Requested image {image} has automatic disk resize disabled.");
+    assert_eq!((code, &refused["badRequest"]["message"]), (400, &json!(message)), "{refused}");
+}

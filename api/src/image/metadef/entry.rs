@@ -461,6 +461,7 @@ pub(super) async fn set_tags(
         fields.text(ignored)?;
     }
     fields.end()?;
+    // By oslo's rule, where what is no boolean means no: glance `api/v2/metadef_tags.py`.
     let append = headers.get("x-openstack-append").and_then(|value| value.to_str().ok());
     if append.and_then(boolean::from_text) != Some(true) {
         state.control.metadef_clear(&caller, &namespace, MetadefKind::Tag).await?;

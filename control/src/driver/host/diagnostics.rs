@@ -2,47 +2,58 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vmm::rpc::{Client, DeviceName};
 
-use super::directory::Directory;
+use super::directory::{Directory, Record};
 use super::figures::first_number;
 use super::{HostDriver, adopt_process, sentence};
 use crate::agent::figures::PairStatus;
-use crate::agent::protocol::{Diagnostics, InstanceWanted};
+use crate::agent::protocol::Diagnostics;
 use crate::driver::DriverError;
 
 /// How long a VMM may take to tell its counts: one that is busy with a snapshot is left out.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long all of them may take together: less than [`QUERY_TIMEOUT`](crate::agent::link::QUERY_TIMEOUT), after which the counts of
+/// the whole host would be lost.
+const ALL_ANSWERS_TIMEOUT: Duration = Duration::from_secs(4);
 /// `USER_HZ`, in which Linux tells processor times everywhere (proc(5)).
 const TICK_NS: u64 = 10_000_000;
 
 impl HostDriver {
     /// What has passed the queues of the devices that have several pairs, by their ports' ids, as their VMMs tell; one that does not
-    /// answer is left out.
+    /// answer in time is left out. As with [`Self::diagnose`], nobody is waited for who works on an instance.
     pub(super) fn queue_counts(&self) -> BTreeMap<String, Vec<PairStatus>> {
-        let slots: Vec<_> = self.slots().values().cloned().collect();
-        let wanted = slots.iter().filter_map(|slot| {
-            // One that is being applied right now is left out.
-            let slot = slot.try_lock().ok()?;
-            slot.process.as_ref()?;
-            slot.record.as_ref().map(|record| record.wanted.clone()).filter(|wanted| wanted.queue_pairs > 1)
+        let ids = Directory::ids(&self.run).unwrap_or_else(|error| {
+            tracing::warn!(%error, "no counts of queues: the run directory cannot be read");
+            Vec::new()
         });
-        let wanted: Vec<_> = wanted.collect();
-        wanted.iter().flat_map(|wanted| self.queues_of(wanted)).collect()
+        let deadline = Instant::now() + ALL_ANSWERS_TIMEOUT;
+        ids.iter().flat_map(|id| self.queues_of(id, deadline)).collect()
     }
 
-    fn queues_of(&self, wanted: &InstanceWanted) -> Vec<(String, Vec<PairStatus>)> {
-        let Ok(directory) = Directory::of(&self.run, &wanted.id) else { return Vec::new() };
+    fn queues_of(&self, instance: &str, deadline: Instant) -> Vec<(String, Vec<PairStatus>)> {
+        let Ok(directory) = Directory::of(&self.run, instance) else { return Vec::new() };
+        // Before its guest runs, a VMM has nothing to tell and is at work.
+        let counts = |record: &Record| record.started && record.wanted.queue_pairs > 1;
+        let Some(Record { wanted, .. }) = directory.record().filter(counts) else { return Vec::new() };
+        if directory.process().is_none() {
+            return Vec::new();
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            tracing::debug!(instance.id = instance, "no counts of queues: others took all the time there is");
+            return Vec::new();
+        }
         let status = Client::connect(&directory.control_socket()).and_then(|mut client| {
-            client.set_timeout(ANSWER_TIMEOUT)?;
+            client.set_timeout(ANSWER_TIMEOUT.min(left))?;
             client.status()
         });
         let devices = match status {
             Ok(status) => status.devices.unwrap_or_default(),
             Err(error) => {
-                tracing::debug!(instance.id = wanted.id, error = sentence(&error), "no counts of queues");
+                tracing::debug!(instance.id = instance, error = sentence(&error), "no counts of queues");
                 return Vec::new();
             }
         };

@@ -25,6 +25,7 @@ use crate::agent::protocol::{InstanceWanted, NicWanted, SubPortWanted, VolumeWan
 use crate::driver::Surroundings;
 use crate::driver::fail_points::Step;
 use crate::driver::process_id::{has_ended_within, killed_by};
+use crate::driver::volumes::serial;
 
 /// How long a VMM may take from its configuration to its guest's start: kernels and memory are read and made in it.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -224,8 +225,7 @@ impl HostDriver {
                 files.push(file)
             });
         let format = format.map_err(failed("make the root disk"))?;
-        let serial = wanted.id.chars().take(20).collect();
-        Ok(DiskConfig { serial, limits: root.limits, ..DiskConfig::of(format) })
+        Ok(DiskConfig { serial: serial(&wanted.id), limits: root.limits, ..DiskConfig::of(format) })
     }
 
     fn volume(&self, wanted: &VolumeWanted, files: &mut Files) -> Result<DiskConfig, String> {

@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 use vmm::document::Document;
 
+use super::disk_config;
 use super::form::{check_form, hostname_of};
 use super::image_of_volumes::with_volumes_of_image;
 use super::lifecycle::record;
@@ -77,8 +78,8 @@ pub struct NewServers {
     pub host: Option<String>,
     /// Hints to the scheduler.
     pub scheduler_hints: BTreeMap<String, Value>,
-    /// Whether `OS-DCF:diskConfig` is `AUTO`.
-    pub auto_disk_config: bool,
+    /// Whether `OS-DCF:diskConfig` is `AUTO`; as the image says if absent.
+    pub auto_disk_config: Option<bool>,
     /// What the owner calls its IPv4 address.
     pub access_ip_v4: String,
     /// What the owner calls its IPv6 address.
@@ -264,6 +265,7 @@ struct Template {
     files: Vec<LocalFile>,
     key: Option<(String, String)>,
     availability_zone: Option<String>,
+    auto_disk_config: bool,
     reservation_id: String,
 }
 
@@ -284,6 +286,7 @@ impl Template {
             .map_err(|message| Error::invalid("FlavorImageConflict", message))?;
         let (kernel, files) = files_of(cache, caller, image.as_ref(), &image_properties)?;
         let image_id = image.map(|image| image.id).unwrap_or_default();
+        let auto_disk_config = disk_config::of_new(new.auto_disk_config, &image_id, &image_properties)?;
         let key = match &new.key_name {
             Some(name) => {
                 let stored = keypair::find(cache, &caller.user_id, name)
@@ -317,6 +320,7 @@ impl Template {
             files,
             key,
             availability_zone: new.availability_zone.clone(),
+            auto_disk_config,
             reservation_id: format!("r-{}", &crate::model::random_hex_id()[..8]),
         })
     }
@@ -362,7 +366,7 @@ impl Template {
             availability_zone: self.availability_zone.clone(),
             wished_host: new.host.clone(),
             scheduler_hints: new.scheduler_hints.clone(),
-            auto_disk_config: new.auto_disk_config,
+            auto_disk_config: self.auto_disk_config,
             access_ip_v4: new.access_ip_v4.clone(),
             access_ip_v6: new.access_ip_v6.clone(),
             locked: false,

@@ -3,6 +3,7 @@
 
 pub mod create;
 pub mod diagnostics;
+mod disk_config;
 mod form;
 pub mod image;
 mod image_of_volumes;

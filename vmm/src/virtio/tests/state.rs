@@ -3,6 +3,7 @@
 use super::super::balloon::build_balloon;
 use super::super::console::{Output, build_console};
 use super::super::limiter::Clock;
+use super::super::mem::{Region, build_mem};
 use super::super::mock::{BUFFERS_START, MockDescriptor, packet_pair};
 use super::super::net::Net;
 use super::super::pmem::build_pmem;
@@ -11,6 +12,8 @@ use super::super::vsock::build_vsock;
 use super::super::{StateError, VirtioDevice as _, build_rng};
 use super::*;
 use crate::config::{DiskLimits, InheritedFd, NicConfig, RateLimit, Traffic, TransferLimits};
+use crate::memory::GuestMemory;
+use crate::memory::discard::Emptied;
 use crate::memory::mapping::Mapping;
 use crate::serial::Console;
 
@@ -196,18 +199,33 @@ fn guest_keeps_its_mac_address_and_its_network_sees_the_new_one() {
     panic!("the link stays down");
 }
 
-/// What only a device understands of its state has no version of its own: see `crate::handover::tests`, whose sample this is.
+/// What only a device understands of its state has no version of its own: see `crate::handover::tests` and
+/// `crate::snapshot::tests`, whose samples these are.
 #[test]
 fn what_devices_of_another_program_saved_is_read_and_would_be_saved_again() {
-    let mut disks = [8 << 20, 1 << 20].into_iter().map(MemoryDisk::new);
-    let saved = crate::handover::tests::sample().devices;
-    assert_eq!(saved.len(), 8);
-    for saved in saved {
+    let [(config, first), (network_config, network)] = crate::handover::tests::samples();
+    let with_memory = crate::snapshot::tests::sample_with_memory();
+    assert_eq!([&first, &network, &with_memory].map(|state| state.devices.len()), [8, 3, 3]);
+    are_read_and_saved_again(&first, &[8, 1], &config.nics);
+    are_read_and_saved_again(&network, &[1], &network_config.nics);
+    are_read_and_saved_again(&with_memory, &[1], &[]);
+}
+
+/// `disks` are the sizes in MiB of those that there were.
+fn are_read_and_saved_again(state: &crate::snapshot::MachineState, disks: &[usize], nics: &[NicConfig]) {
+    assert!(state.devices.iter().all(|saved| saved.slot.is_some()), "it was on PCI");
+    let (mut disks, mut nics) = (disks.iter().map(|mib| MemoryDisk::new(mib << 20)), nics.iter());
+    let now = std::time::Instant::now();
+    for saved in &state.devices {
         let negotiation = saved.transport.negotiation();
         let device: Shared = match negotiation.device_type {
             device_type::BLOCK => block_device(&disks.next().unwrap(), false),
             device_type::NET => {
-                Arc::new(Mutex::new(Net::new(&nic([2; 6]), packet_pair().unwrap().0).unwrap()))
+                // The queues of each pair, and the one that says how many of several are used.
+                let pairs = u16::try_from(negotiation.queues.len() / net::QUEUES_OF_PAIR).unwrap();
+                let links = vec![packet_pair().unwrap().0];
+                let built = Net::with(nics.next().unwrap(), (links, pairs), Box::new(move || now));
+                Arc::new(Mutex::new(built.unwrap()))
             }
             device_type::CONSOLE => build_console(Output::Stream(Console::None)).unwrap(),
             device_type::PMEM => {
@@ -219,7 +237,12 @@ fn what_devices_of_another_program_saved_is_read_and_would_be_saved_again() {
             device_type::BALLOON => build_balloon(0, false).unwrap(),
             device_type::VSOCK => build_vsock(3, None, None).unwrap(),
             device_type::RNG => build_rng().unwrap(),
-            other => panic!("no device of type {other} is in the sample"),
+            device_type::MEM => {
+                let region = Region { start: vm_memory::GuestAddress(1 << 32), mib: 128 };
+                let memory = GuestMemory::from_ranges(&[(region.start, 128 << 20)]).unwrap();
+                build_mem(region, &memory, Emptied::Discarded, 0).unwrap()
+            }
+            other => panic!("no device of type {other} is in the samples"),
         };
         let mut device = device.lock().unwrap();
         let own = &negotiation.device.own;
