@@ -179,7 +179,7 @@ fn devices_are_as_options_say() -> Result<()> {
     let said = asked(&["attach-nic", &socket, "t1,mtu=1300,mac=02:00:00:00:00:09"])?;
     ensure!(text(&said.stdout) == "02:00:00:00:00:09\n", "{}", text(&said.stderr));
     let said = asked(&["attach-disk", &socket, &disk, "--serial", &"x".repeat(21)])?;
-    ensure!(text(&said.stderr).contains("up to 20 bytes"), "{}", text(&said.stderr));
+    ensure!(text(&said.stderr).contains("at most 20 bytes"), "{}", text(&said.stderr));
     let status = text(&asked(&["status", &socket])?.stdout);
     for shown in
         ["running", "disk first           queue 0: ", "nic 02:00:00:00:00:09 pairs", "entropy source"]
