@@ -176,6 +176,12 @@ fn devices_are_as_options_say() -> Result<()> {
     ensure!(said.status.success(), "{}", text(&said.stderr));
     let said = asked(&["limit-nic", &socket, "02:00:00:00:00:08"])?;
     ensure!(text(&said.stderr).contains("no network device has that MAC address"), "{}", text(&said.stderr));
+    let said = asked(&["limit-disk", &socket, "first,write-bytes=1000000:2000,read-iops=5"])?;
+    ensure!(said.status.success(), "{}", text(&said.stderr));
+    let said = asked(&["limit-disk", &socket, "first"])?;
+    ensure!(said.status.success(), "{}", text(&said.stderr));
+    let said = asked(&["limit-disk", &socket, "second,read-iops=5"])?;
+    ensure!(text(&said.stderr).contains("there is no such disk"), "{}", text(&said.stderr));
     let said = asked(&["attach-nic", &socket, "t1,mtu=1300,mac=02:00:00:00:00:09"])?;
     ensure!(text(&said.stdout) == "02:00:00:00:00:09\n", "{}", text(&said.stderr));
     let said = asked(&["attach-disk", &socket, &disk, "--serial", &"x".repeat(21)])?;

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::config::{Addressing, NicConfig, Traffic};
+use crate::config::{Addressing, DiskLimits, NicConfig, Traffic};
 use crate::devices::{self, Driven, Seat, function};
 use crate::handover::Kept;
 use crate::kvm::Vm;
@@ -276,6 +276,21 @@ impl Devices {
                     (config.format, *files) = (now.format, now_files);
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Holds a disk's guest to something else.
+    ///
+    /// # Errors
+    /// There is none with that serial number, or a limit is out of range; nothing has changed.
+    pub fn limit_disk(&mut self, serial: &str, limits: &DiskLimits) -> Result<(), Error> {
+        let name = DeviceName::Disk(serial.to_owned());
+        let device = self.list.iter_mut().find(|device| device.name.as_ref() == Some(&name));
+        let device = device.ok_or(Error::Missing)?;
+        lock(&device.shared).limit(limits)?;
+        if let Some(Kept::Disk(config, _)) = &mut device.kept {
+            config.limits = *limits;
         }
         Ok(())
     }

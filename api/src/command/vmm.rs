@@ -109,7 +109,7 @@ pub(super) struct Boot {
     /// that is KEY's 32 or 64 bytes as they are; `head -c 64 /dev/urandom >KEY` makes one. Without it such a disk is noise to the
     /// guest, and nothing tells a wrong key. `,read-bytes=RATE[:BURST]`, `,write-bytes=…`, `,total-bytes=…`, `,read-iops=…`,
     /// `,write-iops=…`, `,total-iops=…`: how many bytes or requests a second, and how many at once after a rest, a tenth of a second's
-    /// unless said. All hold together.
+    /// unless said. All hold together; `wisp vmm limit-disk` changes them.
     #[arg(long = "disk", value_name = words::DISK, value_parser = words::read_by(words::disk))]
     disks: Vec<DiskFile>,
     /// A tap that exists. May be repeated. `,mac=M`: the guest's MAC address, of which two on one network must not be the same;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use vmm::config::{DiskConfig, NicConfig, Traffic, WatchdogAction};
+use vmm::config::{DiskConfig, DiskLimits, NicConfig, Traffic, WatchdogAction};
 use vmm::interactive::{DiskFile, mac, nic_config};
 use vmm::rpc::{
     Client, DeviceName, DeviceState, DiskEngine, FreeReport, NicStatus, ProtectionStatus, QueueCounts,
@@ -47,6 +47,17 @@ pub(in crate::command) enum Command {
         /// The disk's serial number; the file's name unless said.
         #[arg(long, value_name = "S")]
         serial: Option<String>,
+    },
+    /// Have a guest use a disk so fast from now on, in place of what it was limited to before.
+    ///
+    /// R is RATE[:BURST]: bytes or requests a second, and at once after a rest, a tenth of a second's unless said. What is
+    /// not said is not limited. What the guest has waiting is tried anew at once.
+    LimitDisk {
+        /// The control socket.
+        socket: PathBuf,
+        /// The disk's serial number and its limits, as of `wisp vmm boot --disk`.
+        #[arg(value_name = words::LIMITED_DISK, value_parser = words::read_by(words::limited_disk))]
+        limits: (String, DiskLimits),
     },
     /// Give a guest that runs a network device, on PCI.
     AttachNic {
@@ -141,6 +152,10 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::AttachNic { socket, tap, mac } => attach_nic(&socket, &tap, mac.as_deref()),
+        Command::LimitDisk { socket, limits: (serial, limits) } => {
+            connect(&socket)?.limit_disk(serial, limits)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::LimitNic { socket, limits: (mac, traffic) } => {
             connect(&socket)?.reshape(mac, traffic)?;
             Ok(ExitCode::SUCCESS)

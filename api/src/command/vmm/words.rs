@@ -11,6 +11,8 @@ use vmm::interactive::DiskFile;
 
 /// A disk's file with what is said of it.
 pub(super) const DISK: &str = "FILE[,ro][,direct][,serial=S][,base=BASE][,key-file=KEY][,read-bytes=R][,write-bytes=R][,total-bytes=R][,read-iops=R][,write-iops=R][,total-iops=R]";
+/// A disk of a guest with the limits that it shall have.
+pub(super) const LIMITED_DISK: &str = "SERIAL[,read-bytes=R][,write-bytes=R][,total-bytes=R][,read-iops=R][,write-iops=R][,total-iops=R]";
 /// A file that is memory, likewise.
 pub(super) const PMEM: &str = "FILE[,ro]";
 /// The path of a vsock's sockets, likewise.
@@ -83,16 +85,29 @@ pub(super) fn disk(text: &OsStr) -> Result<DiskFile, String> {
         base: said.get("base").map(PathBuf::from),
         serial: said.get("serial").map(|serial| serial.to_string_lossy().into_owned()),
         key_file: said.get("key-file").map(PathBuf::from),
-        limits: DiskLimits {
-            read: limits(&said, "read-bytes", "read-iops")?,
-            write: limits(&said, "write-bytes", "write-iops")?,
-            total: limits(&said, "total-bytes", "total-iops")?,
-        },
+        limits: limits(&said)?,
     })
 }
 
-fn limits(said: &Said<'_>, bytes: &str, operations: &str) -> Result<TransferLimits, String> {
-    Ok(TransferLimits { bytes: rate(said, bytes)?, operations: rate(said, operations)? })
+/// A disk's serial number and what it is held to, of [`LIMITED_DISK`].
+///
+/// # Errors
+/// As [`disk`].
+pub(super) fn limited_disk(text: &OsStr) -> Result<(String, DiskLimits), String> {
+    let (serial, said) = split(text, LIMITED_DISK)?;
+    let serial = serial.to_str().ok_or("a disk's serial number is text")?.to_owned();
+    Ok((serial, limits(&said)?))
+}
+
+fn limits(said: &Said<'_>) -> Result<DiskLimits, String> {
+    let of = |bytes, operations| {
+        Ok::<_, String>(TransferLimits { bytes: rate(said, bytes)?, operations: rate(said, operations)? })
+    };
+    Ok(DiskLimits {
+        read: of("read-bytes", "read-iops")?,
+        write: of("write-bytes", "write-iops")?,
+        total: of("total-bytes", "total-iops")?,
+    })
 }
 
 /// How much of something may go a second and, behind a colon, at once after a rest: the value of a word, if it was said.
@@ -150,6 +165,9 @@ mod tests {
         };
         let text = "a.img,read-bytes=1048576:4096,write-iops=100,total-bytes=1,total-iops=2:3";
         assert_eq!(disk(text), DiskFile { limits, ..file("a.img") });
+        assert_eq!(limited_disk(OsStr::new(text)), Ok(("a.img".to_owned(), limits)));
+        let lifted = Ok(("a,b".to_owned(), DiskLimits::default()));
+        assert_eq!(limited_disk(OsStr::new("a,b")), lifted);
         assert_eq!(pmem(OsStr::new("p,ro")), Ok(("p".into(), true)));
         assert_eq!(pmem(OsStr::new("p,q")), Ok(("p,q".into(), false)));
     }
@@ -173,6 +191,10 @@ mod tests {
             ["a,read-iops=0", "a,read-iops=", "a,total-bytes=1:0", "a,total-bytes=1:2:3", "a,write-iops=1k"]
         {
             assert!(disk(OsStr::new(wrong)).unwrap_err().contains("RATE[:BURST]"), "{wrong}");
+            assert!(limited_disk(OsStr::new(wrong)).unwrap_err().contains("RATE[:BURST]"), "{wrong}");
+        }
+        for wrong in ["a,ro", "a,serial=b", "a,read-bytes=1,direct", ",read-bytes=1", ""] {
+            assert!(limited_disk(OsStr::new(wrong)).unwrap_err().contains(LIMITED_DISK), "{wrong}");
         }
         for wrong in ["a,ro,ro", "a,serial=x,direct,serial=y"] {
             assert!(disk(OsStr::new(wrong)).unwrap_err().contains("said twice"), "{wrong}");
