@@ -138,7 +138,7 @@ pub(in crate::command) enum Command {
 pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::AttachDisk { socket, file, serial } => {
-            let (config, files) = disk(file, serial)?;
+            let (config, files) = disk(&file, serial, DiskFile::open)?;
             let serial = config.serial.clone();
             let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
             connect(&socket)?.add_disk(config, &files)?;
@@ -146,9 +146,12 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::ResizeDisk { socket, file, serial } => {
-            let (config, files) = disk(file, serial)?;
-            let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
-            connect(&socket)?.resize_disk(config, &files)?;
+            let (config, files) = disk(&file, serial, DiskFile::open_again)?;
+            let passed: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+            connect(&socket)?.resize_disk(config, &passed)?;
+            // What the guest has now is what was opened here, and what it had locked is closed. A disk that was as large before is
+            // as it was, with its lock.
+            let _ = file.lock(files);
             Ok(ExitCode::SUCCESS)
         }
         Command::AttachNic { socket, tap, mac } => attach_nic(&socket, &tap, mac.as_deref()),
@@ -192,8 +195,15 @@ fn devices(client: &mut Client) -> anyhow::Result<Vec<(DeviceName, DeviceState)>
     Ok(devices.into_iter().map(|device| (device.device, device.state)).collect())
 }
 
+/// How a disk is opened.
+type Open = fn(&DiskFile, String) -> Result<(DiskConfig, Vec<OwnedFd>), vmm::interactive::Error>;
+
 /// A disk's files, and what a VMM is told of it.
-fn disk(file: DiskFile, serial: Option<String>) -> anyhow::Result<(DiskConfig, Vec<OwnedFd>)> {
+fn disk(
+    file: &DiskFile,
+    serial: Option<String>,
+    open: Open,
+) -> anyhow::Result<(DiskConfig, Vec<OwnedFd>)> {
     if let (Some(behind), Some(beside)) = (&file.serial, &serial) {
         bail!("the serial number is said twice: `,serial={behind}` and `--serial {beside}`");
     }
@@ -205,8 +215,8 @@ fn disk(file: DiskFile, serial: Option<String>) -> anyhow::Result<(DiskConfig, V
         }
         own
     });
-    let file = DiskFile { serial: None, ..file };
-    Ok(file.open(serial)?)
+    let file = DiskFile { serial: None, ..file.clone() };
+    Ok(open(&file, serial)?)
 }
 
 fn attach_nic(socket: &Path, tap: &Tap, wished: Option<&str>) -> anyhow::Result<ExitCode> {

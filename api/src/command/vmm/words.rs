@@ -10,9 +10,10 @@ use vmm::config::{DiskLimits, LIMIT_MAX, RateLimit, TransferLimits};
 use vmm::interactive::DiskFile;
 
 /// A disk's file with what is said of it.
-pub(super) const DISK: &str = "FILE[,ro][,direct][,serial=S][,base=BASE][,key-file=KEY][,read-bytes=R][,write-bytes=R][,total-bytes=R][,read-iops=R][,write-iops=R][,total-iops=R]";
+pub(super) const DISK: &str = "FILE[,ro][,shared][,direct][,serial=S][,base=BASE][,key-file=KEY][,read-bytes=R][,write-bytes=R][,total-bytes=R][,read-iops=R][,write-iops=R][,total-iops=R]";
 /// A disk of a guest with the limits that it shall have.
-pub(super) const LIMITED_DISK: &str = "SERIAL[,read-bytes=R][,write-bytes=R][,total-bytes=R][,read-iops=R][,write-iops=R][,total-iops=R]";
+pub(super) const LIMITED_DISK: &str =
+    "SERIAL[,read-bytes=R][,write-bytes=R][,total-bytes=R][,read-iops=R][,write-iops=R][,total-iops=R]";
 /// A file that is memory, likewise.
 pub(super) const PMEM: &str = "FILE[,ro]";
 /// The path of a vsock's sockets, likewise.
@@ -20,7 +21,7 @@ pub(super) const VSOCK: &str = "PATH[,cid=N]";
 
 /// The words without a value, each of some option: one of them is in no path, so that none is passed over where another
 /// option is meant.
-const BARE: [&str; 3] = ["ro", "direct", "firm"];
+const BARE: [&str; 4] = ["ro", "shared", "direct", "firm"];
 
 /// What was said of a path: the words, with their values, or nothing for those that have none.
 pub(super) type Said<'a> = BTreeMap<&'static str, &'a OsStr>;
@@ -78,9 +79,13 @@ pub(super) fn read_by<T: Clone + Send + Sync + 'static>(
 /// As [`split`].
 pub(super) fn disk(text: &OsStr) -> Result<DiskFile, String> {
     let (path, said) = split(text, DISK)?;
+    if said.contains_key("shared") && said.contains_key("base") {
+        return Err("an overlay is one guest's own, and not `shared`".to_owned());
+    }
     Ok(DiskFile {
         path: path.into(),
         read_only: said.contains_key("ro"),
+        shared: said.contains_key("shared"),
         direct: said.contains_key("direct"),
         base: said.get("base").map(PathBuf::from),
         serial: said.get("serial").map(|serial| serial.to_string_lossy().into_owned()),
@@ -145,11 +150,13 @@ mod tests {
         let file = |path: &str| DiskFile { path: path.into(), ..DiskFile::default() };
         assert_eq!(disk("a.img"), file("a.img"));
         assert_eq!(disk("a.img,ro"), DiskFile { read_only: true, ..file("a.img") });
+        assert_eq!(disk("a.img,shared"), DiskFile { shared: true, ..file("a.img") });
         assert_eq!(disk("a,b,other"), file("a,b,other"));
         assert_eq!(disk("d,ro/a=b.img"), file("d,ro/a=b.img"));
         let all = DiskFile {
             path: "a,b".into(),
             read_only: false,
+            shared: false,
             direct: true,
             base: Some("c.img".into()),
             serial: Some("x1".to_owned()),
@@ -199,6 +206,7 @@ mod tests {
         for wrong in ["a,ro,ro", "a,serial=x,direct,serial=y"] {
             assert!(disk(OsStr::new(wrong)).unwrap_err().contains("said twice"), "{wrong}");
         }
+        assert!(disk(OsStr::new("a,shared,base=b")).unwrap_err().contains("one guest's own"));
         for wrong in ["", ",ro"] {
             assert!(disk(OsStr::new(wrong)).unwrap_err().contains("nothing is named"), "{wrong}");
         }
