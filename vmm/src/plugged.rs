@@ -423,11 +423,10 @@ impl Devices {
         let status = |device: &Device| {
             let name = device.name.clone()?;
             let bytes = matches!(name, DeviceName::Disk(_)).then(|| bytes_of(device));
-            let (engine, nic) = {
-                let device = lock(&device.shared);
-                (device.engine(), device.pairs())
-            };
-            Some(DeviceStatus { device: name, state: state(device.seat.slot), bytes, engine, nic })
+            let state = state(device.seat.slot);
+            let device = lock(&device.shared);
+            let (engine, requests, nic) = (device.engine(), device.requests(), device.pairs());
+            Some(DeviceStatus { device: name, state, bytes, engine, requests, nic })
         };
         self.list.iter().filter_map(status).collect()
     }

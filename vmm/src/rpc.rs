@@ -22,7 +22,7 @@ use crate::config::{Addressing, DiskConfig, DiskLimits, InheritedFd, NicConfig, 
 use crate::questions::{Message, Question};
 
 pub use client::{Client, ClientError};
-pub use device::{DeviceName, DeviceState, DeviceStatus, DiskEngine, QueueTraffic, VirtioStatus};
+pub use device::{DeviceName, DeviceState, DeviceStatus, DiskCounts, DiskEngine, QueueTraffic, VirtioStatus};
 pub use handover::{PATIENCE_MS_MAX, UpgradeStatus};
 pub use memory::FreeReport;
 pub use nic::{NicStatus, PairStatus, QueueCounts};

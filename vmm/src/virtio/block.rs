@@ -29,10 +29,10 @@ use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
 use crate::config::{DiskConfig, DiskLimits};
 use crate::memory::GuestMemory;
-use crate::rpc::DiskEngine;
+use crate::rpc::{DiskCounts, DiskEngine};
 
 use backend::{Backend, Begun};
-use request::Rules;
+use request::{Request, Rules};
 use ring::Ring;
 use throttle::Throttle;
 
@@ -102,6 +102,8 @@ pub struct Block {
     /// The queue that was looked at first, last time.
     first_queue: usize,
     throttle: Throttle,
+    /// What was counted, without what the throttle counts.
+    counts: DiskCounts,
     /// What is in the queues waits: the guest is paused.
     held: bool,
     /// The disk is larger than that of the snapshot which the guest goes on from, and the guest does not know yet.
@@ -179,6 +181,7 @@ impl Block {
             chain: Chain::new(),
             first_queue: 0,
             throttle: Throttle::new()?,
+            counts: DiskCounts::default(),
             held: false,
             grown: false,
             busy: None,
@@ -267,8 +270,9 @@ impl Block {
     /// Gives back what is done.
     fn deliver(&mut self, active: &mut Activation) -> Result<(), QueueError> {
         let Activation { memory, queues, .. } = active;
+        let counts = &mut self.counts;
         let mut give = |queue: u16, chain: &Chain, outcome| {
-            let written = answer(memory, chain, outcome);
+            let written = answer(memory, chain, outcome, counts);
             queues.get_mut(usize::from(queue)).map_or(Ok(()), |queue| queue.push_used(chain, written))
         };
         while let Some(given) = self.backend.deliver(memory, &mut give) {
@@ -311,20 +315,22 @@ impl Block {
         let rules = Rules { disk_bytes: self.backend.size_bytes(), read_only: self.read_only, features };
         let request = match rules.parse(memory, chain, data_in) {
             Ok(request) => request,
-            Err(failure) => return Ok(Handled::Used(answer(memory, chain, Err(failure)))),
+            Err(failure) => return Ok(Handled::Used(answer(memory, chain, Err(failure), &mut self.counts))),
         };
         if request.cost().is_some_and(|cost| !self.throttle.admit(cost)) {
             return Ok(Handled::Later);
         }
+        self.counts.flushes += u64::from(matches!(request, Request::Flush));
         Ok(match self.backend.begin(memory, (queue, chain), request, can_flush) {
-            Begun::Done(outcome) => Handled::Used(answer(memory, chain, outcome)),
+            Begun::Done(outcome) => Handled::Used(answer(memory, chain, outcome, &mut self.counts)),
             Begun::UnderWay => Handled::Kept,
         })
     }
 }
 
 /// Writes a request's status; how many bytes of its buffers were written.
-fn answer(memory: &GuestMemory, chain: &Chain, outcome: Result<(), Failure>) -> u32 {
+fn answer(memory: &GuestMemory, chain: &Chain, outcome: Result<(), Failure>, counts: &mut DiskCounts) -> u32 {
+    counts.failures += u64::from(outcome.is_err());
     // Checked when the request was begun.
     let data_in = chain.writable_bytes().saturating_sub(1);
     let (status, written) = match outcome {
@@ -450,6 +456,10 @@ impl VirtioDevice for Block {
 
     fn engine(&self) -> Option<DiskEngine> {
         Some(if self.backend.ring().is_some() { DiskEngine::IoUring } else { DiskEngine::Synchronous })
+    }
+
+    fn requests(&self) -> Option<DiskCounts> {
+        Some(DiskCounts { throttled: self.throttle.waits(), ..self.counts })
     }
 
     fn is_encrypted(&self) -> bool {

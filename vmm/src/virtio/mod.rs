@@ -71,7 +71,7 @@ use vmm_sys_util::timerfd::TimerFd;
 
 use crate::config::{Addressing, DiskLimits, Traffic};
 use crate::memory::GuestMemory;
-use crate::rpc::{DiskEngine, NicStatus};
+use crate::rpc::{DiskCounts, DiskEngine, NicStatus};
 
 pub use block::build_block;
 pub use net::build_net;
@@ -302,6 +302,11 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
 
     /// How requests reach the back end, if this is a disk.
     fn engine(&self) -> Option<DiskEngine> {
+        None
+    }
+
+    /// What became of its requests, if this is a disk.
+    fn requests(&self) -> Option<DiskCounts> {
         None
     }
 

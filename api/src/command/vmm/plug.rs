@@ -9,8 +9,8 @@ use anyhow::{Context, bail};
 use vmm::config::{DiskConfig, DiskLimits, NicConfig, Traffic, WatchdogAction};
 use vmm::interactive::{DiskFile, mac, nic_config};
 use vmm::rpc::{
-    Client, DeviceName, DeviceState, DiskEngine, FreeReport, NicStatus, ProtectionStatus, QueueCounts,
-    QueueTraffic, Status, VirtioStatus, VmState, WatchdogStatus,
+    Client, DeviceName, DeviceState, DiskCounts, DiskEngine, FreeReport, NicStatus, ProtectionStatus,
+    QueueCounts, QueueTraffic, Status, VirtioStatus, VmState, WatchdogStatus,
 };
 use vmm::virtio::mem::MemStatus;
 
@@ -199,11 +199,7 @@ fn devices(client: &mut Client) -> anyhow::Result<Vec<(DeviceName, DeviceState)>
 type Open = fn(&DiskFile, String) -> Result<(DiskConfig, Vec<OwnedFd>), vmm::interactive::Error>;
 
 /// A disk's files, and what a VMM is told of it.
-fn disk(
-    file: &DiskFile,
-    serial: Option<String>,
-    open: Open,
-) -> anyhow::Result<(DiskConfig, Vec<OwnedFd>)> {
+fn disk(file: &DiskFile, serial: Option<String>, open: Open) -> anyhow::Result<(DiskConfig, Vec<OwnedFd>)> {
     if let (Some(behind), Some(beside)) = (&file.serial, &serial) {
         bail!("the serial number is said twice: `,serial={behind}` and `--serial {beside}`");
     }
@@ -339,6 +335,11 @@ fn shown(status: &Status) -> String {
             };
             let serial = format!("disk {}", name(&device.device));
             text.push_str(&format!("{serial:<20} {engine}\n"));
+            if let Some(DiskCounts { flushes, failures, throttled }) = device.requests {
+                text.push_str(&format!(
+                    "{serial:<20} {flushes} flushes, {failures} requests failed, {throttled} times one waited for a limit\n"
+                ));
+            }
         }
         if let Some(nic) = &device.nic {
             text.push_str(&passed(&name(&device.device), nic));
@@ -445,6 +446,7 @@ mod tests {
             state: DeviceState::Present,
             bytes: Some(512),
             engine: Some(DiskEngine::IoUring),
+            requests: Some(DiskCounts { flushes: 4, failures: 1, throttled: 7 }),
             nic: None,
         };
         let counts = |packets| QueueCounts { packets, bytes: 60 * packets, drops: 0 };
@@ -454,6 +456,7 @@ mod tests {
             device: DeviceName::Nic([2, 0, 0, 0, 0, 1]),
             bytes: None,
             engine: None,
+            requests: None,
             nic: Some(NicStatus { used: 1, pairs: pairs.into() }),
             ..disk.clone()
         };
@@ -489,7 +492,7 @@ mod tests {
         };
         assert_eq!(
             shown(&status),
-            "running\ndisk root            by io_uring\nnic 02:00:00:00:00:01 pairs of queues: 2, used by the guest: 1\n  pair 0             received 3 packets of 180 bytes, 0 lost; sent 6 packets of 360 bytes, 0 lost\n  pair 1             received 0 packets of 0 bytes, 0 lost; sent 0 packets of 0 bytes, 0 lost\ndisk root            queue 1: 5 done, 80 bytes from the guest, 517 to it\nsocket device        the guest has no driver for it, or has not started it\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
+            "running\ndisk root            by io_uring\ndisk root            4 flushes, 1 requests failed, 7 times one waited for a limit\nnic 02:00:00:00:00:01 pairs of queues: 2, used by the guest: 1\n  pair 0             received 3 packets of 180 bytes, 0 lost; sent 6 packets of 360 bytes, 0 lost\n  pair 1             received 0 packets of 0 bytes, 0 lost; sent 0 packets of 0 bytes, 0 lost\ndisk root            queue 1: 5 done, 80 bytes from the guest, 517 to it\nsocket device        the guest has no driver for it, or has not started it\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
         );
     }
 }

@@ -16,6 +16,8 @@ pub(super) struct Throttle {
     clock: Clock,
     timer: TimerFd,
     stalled: bool,
+    /// How often something had to wait.
+    waits: u64,
 }
 
 impl Throttle {
@@ -24,7 +26,7 @@ impl Throttle {
         let clock: Clock = Box::new(Instant::now);
         let limiter = Limiter::new(&DiskLimits::default(), clock())?;
         let timer = TimerFd::new().map_err(|errno| Error::EventFd(errno.into()))?;
-        Ok(Self { limiter, clock, timer, stalled: false })
+        Ok(Self { limiter, clock, timer, stalled: false, waits: 0 })
     }
 
     /// The same by another clock.
@@ -53,6 +55,7 @@ impl Throttle {
             Err(wait) => {
                 arm(&mut self.timer, Some(wait));
                 self.stalled = true;
+                self.waits += 1;
                 false
             }
         }
@@ -66,6 +69,11 @@ impl Throttle {
     /// Goes on from what was counted.
     pub(super) fn restore(&mut self, buckets: &[BucketState]) {
         self.limiter.restore(buckets);
+    }
+
+    /// How often something had to wait for a limit.
+    pub(super) fn waits(&self) -> u64 {
+        self.waits
     }
 
     pub(super) fn is_stalled(&self) -> bool {

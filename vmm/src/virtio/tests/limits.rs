@@ -9,6 +9,7 @@ use super::super::spec::block;
 use super::super::{VirtioDevice as _, build_rng};
 use super::*;
 use crate::config::{DiskLimits, RateLimit, TransferLimits};
+use crate::rpc::DiskCounts;
 
 const HEADERS: u64 = BUFFERS_START;
 const STATUSES: u64 = BUFFERS_START + 0x8000;
@@ -184,6 +185,10 @@ fn reads_flushes_and_the_serial_go_while_only_writes_are_used_up() {
     driver.write(1, 0xd1);
     driver.guest.kick(0);
     assert_eq!(driver.done(), 0);
+    let counts = DiskCounts { flushes: 1, failures: 1, throttled: 1 };
+    assert_eq!(driver.device.lock().unwrap().requests(), Some(counts));
+    driver.restart();
+    assert_eq!(driver.device.lock().unwrap().requests(), Some(counts), "a reset begins nothing anew");
 }
 
 #[test]
