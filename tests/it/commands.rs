@@ -1,6 +1,6 @@
 //! The commands of the binary that need no cloud, and the demo, each as its user runs it.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -145,15 +145,15 @@ fn devices_are_as_options_say() -> Result<()> {
     ["t0", "t1"].iter().try_for_each(|tap| ip(&format!("tuntap add mode tap vnet_hdr {tap}")))?;
     let files = tempfile::tempdir()?;
     let path = |name: &str| files.path().join(name).to_string_lossy().into_owned();
-    let (kernel, socket, disk) = (path("tiny.elf"), path("socket"), path("disk"));
+    let (kernel, socket, disk, other) = (path("tiny.elf"), path("socket"), path("disk"), path("other"));
     ensure!(run("20", &["guest", "export", "tiny", &kernel])?.status.success(), "export the tiny guest");
-    std::fs::File::create_new(&disk)?.set_len(1 << 20)?;
+    [&disk, &other].into_iter().try_for_each(|file| std::fs::File::create_new(file)?.set_len(1 << 20))?;
     let boot =
         ["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket, "--transport", "pci"];
     let disk_option = format!("{disk},serial=first,read-iops=1000:10,total-bytes=100000000");
     let tap = "t0,mac=02:00:00:00:00:07,mtu=1400,to-guest-packets=100,from-guest-bytes=1000000:2000";
     for (twice, why) in [
-        (["--disk", &disk, "--disk", &format!("{disk},serial=disk0")], "serial number"),
+        (["--disk", &disk, "--disk", &format!("{other},serial=disk0")], "serial number"),
         (["--tap", tap, "--tap", "t1,mac=02:00:00:00:00:07"], "MAC address"),
     ] {
         let output = run("20", &[&boot[..], &twice].concat())?;
@@ -176,10 +176,32 @@ fn devices_are_as_options_say() -> Result<()> {
     ensure!(said.status.success(), "{}", text(&said.stderr));
     let said = asked(&["limit-nic", &socket, "02:00:00:00:00:08"])?;
     ensure!(text(&said.stderr).contains("no network device has that MAC address"), "{}", text(&said.stderr));
+    let said = asked(&["limit-disk", &socket, "first,write-bytes=1000000:2000,read-iops=5"])?;
+    ensure!(said.status.success(), "{}", text(&said.stderr));
+    let said = asked(&["limit-disk", &socket, "first"])?;
+    ensure!(said.status.success(), "{}", text(&said.stderr));
+    let said = asked(&["limit-disk", &socket, "second,read-iops=5"])?;
+    ensure!(text(&said.stderr).contains("there is no such disk"), "{}", text(&said.stderr));
     let said = asked(&["attach-nic", &socket, "t1,mtu=1300,mac=02:00:00:00:00:09"])?;
     ensure!(text(&said.stdout) == "02:00:00:00:00:09\n", "{}", text(&said.stderr));
-    let said = asked(&["attach-disk", &socket, &disk, "--serial", &"x".repeat(21)])?;
+    for words in [&["attach-disk", &socket, &disk][..], &["boot", "--kernel", &kernel, "--disk", &disk]] {
+        let said = asked(words)?;
+        ensure!(!said.status.success() && text(&said.stderr).contains("is in use"), "{}", text(&said.stderr));
+    }
+    let said = asked(&["attach-disk", &socket, &other, "--serial", &"x".repeat(21)])?;
     ensure!(text(&said.stderr).contains("at most 20 bytes"), "{}", text(&said.stderr));
+    for words in [
+        &["attach-disk", &socket, &other][..],
+        &["resize-disk", &socket, &other],
+        &["detach", &socket, "other"],
+    ] {
+        std::fs::File::options().append(true).open(&other)?.write_all(&[0; 4096])?;
+        let said = asked(words)?;
+        ensure!(said.status.success(), "{words:?}: {}", text(&said.stderr));
+        let said = asked(&["flatten-disk", &other, &path("flat"), "--base", &disk])?;
+        let is_in_use = text(&said.stderr).contains(&format!("{other} is in use"));
+        ensure!(is_in_use == (words[0] != "detach"), "{words:?}: {}", text(&said.stderr));
+    }
     let status = text(&asked(&["status", &socket])?.stdout);
     for shown in
         ["running", "disk first           queue 0: ", "nic 02:00:00:00:00:09 pairs", "entropy source"]

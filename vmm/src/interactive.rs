@@ -1,6 +1,7 @@
 //! `wisp vmm boot`: one guest with its console on the terminal, from paths and names, without a cloud.
 
 mod disk;
+mod lock;
 mod output;
 mod prompt;
 
@@ -127,6 +128,7 @@ pub enum ConsoleOption {
 }
 
 pub use disk::DiskFile;
+pub use lock::{Hold, lock_disk};
 pub(crate) use output::Patient;
 use prompt::Prompt;
 
@@ -141,6 +143,17 @@ pub enum Error {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// Somebody else has a disk.
+    #[error(
+        "{path} is in use: by another guest (`wisp vmm boot`, `attach-disk`), by another program as QEMU, or as another disk of this \
+         guest. End or detach that first. To read it, give it with `,ro` there and here; for a disk of its own for each guest, give \
+         each an overlay (`OVERLAY,base=FILE`); where the guests' file system is made for several that write to it, say `,shared` \
+         there and here"
+    )]
+    InUse {
+        /// Which.
+        path: PathBuf,
     },
     /// An overlay cannot be made.
     #[error("make the overlay {path}")]

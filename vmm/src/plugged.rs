@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::config::{Addressing, NicConfig, Traffic};
+use crate::config::{Addressing, DiskLimits, NicConfig, Traffic};
 use crate::devices::{self, Driven, Seat, function};
 use crate::handover::Kept;
 use crate::kvm::Vm;
@@ -280,6 +280,21 @@ impl Devices {
         Ok(())
     }
 
+    /// Holds a disk's guest to something else.
+    ///
+    /// # Errors
+    /// There is none with that serial number, or a limit is out of range; nothing has changed.
+    pub fn limit_disk(&mut self, serial: &str, limits: &DiskLimits) -> Result<(), Error> {
+        let name = DeviceName::Disk(serial.to_owned());
+        let device = self.list.iter_mut().find(|device| device.name.as_ref() == Some(&name));
+        let device = device.ok_or(Error::Missing)?;
+        lock(&device.shared).limit(limits)?;
+        if let Some(Kept::Disk(config, _)) = &mut device.kept {
+            config.limits = *limits;
+        }
+        Ok(())
+    }
+
     fn disk(&self, serial: &str) -> Result<&Device, Error> {
         self.find(&DeviceName::Disk(serial.to_owned())).ok_or(Error::Missing)
     }
@@ -408,11 +423,10 @@ impl Devices {
         let status = |device: &Device| {
             let name = device.name.clone()?;
             let bytes = matches!(name, DeviceName::Disk(_)).then(|| bytes_of(device));
-            let (engine, nic) = {
-                let device = lock(&device.shared);
-                (device.engine(), device.pairs())
-            };
-            Some(DeviceStatus { device: name, state: state(device.seat.slot), bytes, engine, nic })
+            let state = state(device.seat.slot);
+            let device = lock(&device.shared);
+            let (engine, requests, nic) = (device.engine(), device.requests(), device.pairs());
+            Some(DeviceStatus { device: name, state, bytes, engine, requests, nic })
         };
         self.list.iter().filter_map(status).collect()
     }

@@ -18,11 +18,11 @@ mod watchdog;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Addressing, DiskConfig, InheritedFd, NicConfig, Traffic};
+use crate::config::{Addressing, DiskConfig, DiskLimits, InheritedFd, NicConfig, Traffic};
 use crate::questions::{Message, Question};
 
 pub use client::{Client, ClientError};
-pub use device::{DeviceName, DeviceState, DeviceStatus, DiskEngine, QueueTraffic, VirtioStatus};
+pub use device::{DeviceName, DeviceState, DeviceStatus, DiskCounts, DiskEngine, QueueTraffic, VirtioStatus};
 pub use handover::{PATIENCE_MS_MAX, UpgradeStatus};
 pub use memory::FreeReport;
 pub use nic::{NicStatus, PairStatus, QueueCounts};
@@ -137,6 +137,14 @@ pub enum Action {
         /// The disk.
         disk: Box<DiskConfig>,
     },
+    /// Hold the guest's use of the disk with this serial number to something else than the configuration says. Legal in every
+    /// state.
+    LimitDisk {
+        /// The disk.
+        serial: String,
+        /// What is held from now on; the bursts are there anew.
+        limits: DiskLimits,
+    },
     /// Ask the guest's memory balloon to give so many MiB, or to take back what is more. Legal in every state.
     SetBalloon {
         /// The target, up to [`crate::config::MEMORY_MIB_MAX`].
@@ -246,6 +254,12 @@ mod tests {
         assert_eq!(line(&Action::GiveBackFree), r#"{"action":"give_back_free"}"#);
         let memory = Action::SetMemory { requested_mib: 64 };
         assert_eq!(line(&memory), r#"{"action":"set_memory","requested_mib":64}"#);
+        let limits = DiskLimits::default();
+        let limited = line(&Action::LimitDisk { serial: "a".to_owned(), limits });
+        assert!(
+            limited.starts_with(r#"{"action":"limit_disk","serial":"a","limits":{"read":{"#),
+            "{limited}"
+        );
         let device = DeviceName::Disk("a".to_owned());
         assert_eq!(line(&Action::Remove { device }), r#"{"action":"remove","device":{"disk":"a"}}"#);
         assert_eq!(

@@ -233,6 +233,12 @@ impl Supervisor {
                     Err(error) => Reply::Error { message: chain(&error) },
                 };
             }
+            Action::LimitDisk { serial, limits } => {
+                return match self.machine.devices_mut().limit_disk(&serial, &limits) {
+                    Ok(()) => Reply::Done { state: self.machine.state() },
+                    Err(error) => Reply::Error { message: chain(&error) },
+                };
+            }
             Action::GiveBackFree => return self.give_back_free(),
             Action::Snapshot { file, differences, track, hints } => {
                 return self.snapshot(file, Wanted { differences, track, hints }, passed);

@@ -101,7 +101,8 @@ pub(super) struct Boot {
     /// Words added to the kernel's command line.
     #[arg(long, value_name = "C", default_value = "")]
     cmdline: String,
-    /// A raw disk. May be repeated. `,ro`: it is not written. `,direct`: it is read and written past the host's page cache,
+    /// A raw disk. May be repeated. It is this guest's alone while it runs, and that of all who only read it if `,ro` says that
+    /// it is not written. `,shared`: others write to it as well, and the guests' file system is made for that. `,direct`: it is read and written past the host's page cache,
     /// which takes less of a processor for each request of a busy guest and no memory, and lets nothing be read again from
     /// memory. `,serial=S`: the serial number that the guest reads, up to 20 bytes. `,base=BASE`: the file is an overlay, made
     /// if it is not there, that keeps what is written, over a raw disk that is only read and that many guests share.
@@ -109,7 +110,7 @@ pub(super) struct Boot {
     /// that is KEY's 32 or 64 bytes as they are; `head -c 64 /dev/urandom >KEY` makes one. Without it such a disk is noise to the
     /// guest, and nothing tells a wrong key. `,read-bytes=RATE[:BURST]`, `,write-bytes=…`, `,total-bytes=…`, `,read-iops=…`,
     /// `,write-iops=…`, `,total-iops=…`: how many bytes or requests a second, and how many at once after a rest, a tenth of a second's
-    /// unless said. All hold together.
+    /// unless said. All hold together; `wisp vmm limit-disk` changes them.
     #[arg(long = "disk", value_name = words::DISK, value_parser = words::read_by(words::disk))]
     disks: Vec<DiskFile>,
     /// A tap that exists. May be repeated. `,mac=M`: the guest's MAC address, of which two on one network must not be the same;

@@ -11,6 +11,7 @@ use storage::format::{Disk as _, DiskKey, Overlay, RawFile};
 use zeroize::Zeroizing;
 
 use super::Error;
+use super::lock::{Hold, lock_disk};
 use crate::config::{DiskConfig, DiskFormat, DiskLimits, InheritedFd};
 
 /// A disk's file and how it is used.
@@ -22,6 +23,8 @@ pub struct DiskFile {
     pub read_only: bool,
     /// Past the host's page cache (`O_DIRECT`), where its file system can do that.
     pub direct: bool,
+    /// Others write to it as well: what is on it is made for that. Of no overlay.
+    pub shared: bool,
     /// The raw disk that the overlay is over, which is only read and may be other overlays' as well. An overlay that is not
     /// there is made, as large as this.
     pub base: Option<PathBuf>,
@@ -34,12 +37,22 @@ pub struct DiskFile {
 }
 
 impl DiskFile {
-    /// Opens the files, and says what a VMM is told: the configuration numbers the files from zero. `serial` is the disk's
-    /// unless it has one of its own.
+    /// Opens and locks the files, and says what a VMM is told: the configuration numbers the files from zero. `serial` is the
+    /// disk's unless it has one of its own.
     ///
     /// # Errors
-    /// A file cannot be opened, no overlay be made, or there is no key where one is said to be.
+    /// A file cannot be opened or is somebody else's, no overlay be made, or there is no key where one is said to be.
     pub fn open(&self, serial: String) -> Result<(DiskConfig, Vec<OwnedFd>), Error> {
+        let (config, files) = self.open_again(serial)?;
+        let files = self.lock(files)?;
+        Ok((config, files))
+    }
+
+    /// The same of files that the guest has, and has locked.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_again(&self, serial: String) -> Result<(DiskConfig, Vec<OwnedFd>), Error> {
         let key = self.key_file.as_deref().map(read_key).transpose()?;
         let (format, files) = match &self.base {
             None => {
@@ -57,6 +70,28 @@ impl DiskFile {
         let serial = self.serial.clone().unwrap_or(serial);
         let (read_only, limits) = (self.read_only, self.limits);
         Ok((DiskConfig { read_only, serial, key, limits, ..DiskConfig::of(format) }, files))
+    }
+
+    /// Locks what [`Self::open_again`] opened: for this guest alone, unless it only reads the disk or shares it. A base is for all
+    /// who read it.
+    ///
+    /// # Errors
+    /// [`Error::InUse`].
+    pub fn lock(&self, files: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, Error> {
+        let own =
+            if self.read_only && self.base.is_none() || self.shared { Hold::Together } else { Hold::Alone };
+        let mut holds = [(self.path.as_path(), own)]
+            .into_iter()
+            .chain(self.base.iter().map(|base| (base.as_path(), Hold::Together)));
+        files
+            .into_iter()
+            .map(|file| {
+                let Some((path, hold)) = holds.next() else { return Ok(file) };
+                let file = File::from(file);
+                lock_disk(&file, path, hold)?;
+                Ok(file.into())
+            })
+            .collect()
     }
 
     /// Makes the overlay, if there is none.
@@ -127,6 +162,7 @@ mod tests {
         let opened = overlay(files);
         opened.write_at(&[4; 4096], 0).unwrap();
         opened.flush().unwrap();
+        drop(opened);
         let mut content = [0; 8192];
         overlay(disk.open(String::new()).unwrap().1).read_at(&mut content, 0).unwrap();
         assert_eq!((content[0], content[4096]), (4, 3));
@@ -136,6 +172,50 @@ mod tests {
         let disk = DiskFile { path: directory.path().join("none"), base: Some(odd), ..DiskFile::default() };
         assert!(matches!(disk.open(String::new()), Err(Error::Overlay { .. })));
         assert!(!disk.path.exists());
+    }
+
+    #[test]
+    fn disk_is_one_guests_until_its_last_descriptor_is_closed_and_bases_are_for_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, base) = (directory.path().join("disk"), directory.path().join("base"));
+        [&path, &base].into_iter().for_each(|path| std::fs::write(path, [0; 4096]).unwrap());
+        let writes = DiskFile { path: path.clone(), ..DiskFile::default() };
+        let reads = DiskFile { read_only: true, ..writes.clone() };
+        let shares = DiskFile { shared: true, ..writes.clone() };
+        let open = |disk: &DiskFile| disk.open(String::new()).map(|(_, files)| files);
+        let is_refused = |disk: &DiskFile| match open(disk) {
+            Ok(_) => false,
+            Err(Error::InUse { path }) => path == disk.path,
+            Err(error) => panic!("{error}"),
+        };
+
+        let mut first = open(&writes).unwrap();
+        // As another process has it, to which it was passed.
+        let passed = first[0].try_clone().unwrap();
+        first.clear();
+        for disk in [&writes, &reads, &shares] {
+            assert!(is_refused(disk), "{disk:?}");
+        }
+        assert!(writes.open_again(String::new()).is_ok(), "its own guest asks");
+        drop(passed);
+        for (several, other) in [(&reads, &writes), (&shares, &writes)] {
+            let both = [open(several).unwrap(), open(several).unwrap()];
+            assert!(is_refused(other));
+            drop(both);
+        }
+
+        let overlay = |name: &str| DiskFile {
+            path: directory.path().join(name),
+            base: Some(base.clone()),
+            ..DiskFile::default()
+        };
+        let both = [open(&overlay("one")).unwrap(), open(&overlay("other")).unwrap()];
+        assert!(is_refused(&overlay("one")));
+        assert!(is_refused(&DiskFile { path: base.clone(), ..DiskFile::default() }), "overlays are over it");
+        drop(both);
+        let _writer = open(&DiskFile { path: base.clone(), ..DiskFile::default() }).unwrap();
+        let refused = open(&overlay("one")).unwrap_err().to_string();
+        assert!(refused.starts_with(base.to_str().unwrap()) && refused.contains("`,ro`"), "{refused}");
     }
 
     #[test]

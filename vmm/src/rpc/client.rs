@@ -13,7 +13,7 @@ use super::{
     Action, ConsoleName, DeviceName, DeviceState, LINE_BYTES_MAX, NOT_AN_ACTION, Reply, Status, VmState,
     passing,
 };
-use crate::config::{Addressing, DiskConfig, NicConfig, Traffic};
+use crate::config::{Addressing, DiskConfig, DiskLimits, NicConfig, Traffic};
 
 /// The longest that a VMM may take to answer: holding vCPUs waits for device work of theirs, which may wait for a
 /// disk.
@@ -218,6 +218,14 @@ impl Client {
     /// As [`Self::call`].
     pub fn reshape(&mut self, mac: [u8; 6], traffic: Traffic) -> Result<VmState, ClientError> {
         self.done(&Action::Reshape { mac, traffic })
+    }
+
+    /// [`Action::LimitDisk`]; the state, which stays as it is.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn limit_disk(&mut self, serial: String, limits: DiskLimits) -> Result<VmState, ClientError> {
+        self.done(&Action::LimitDisk { serial, limits })
     }
 
     /// [`Action::Stop`]; the state it led to. The process ends on its own afterwards.

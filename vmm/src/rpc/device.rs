@@ -41,6 +41,9 @@ pub struct DeviceStatus {
     /// How a disk's files are read and written.
     #[serde(default)]
     pub engine: Option<DiskEngine>,
+    /// What became of a disk's requests; nothing of a VMM of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<DiskCounts>,
     /// A network device's queues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nic: Option<NicStatus>,
@@ -69,6 +72,17 @@ pub struct QueueTraffic {
     pub from_guest_bytes: u64,
     /// Bytes that it wrote, likewise.
     pub to_guest_bytes: u64,
+}
+
+/// What became of a disk's requests since this process has had the guest, or the guest the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DiskCounts {
+    /// Flushes that the guest asked for.
+    pub flushes: u64,
+    /// Requests that failed, as the guest was told: what the host could not read or write, and what was no request.
+    pub failures: u64,
+    /// How often a request had to wait for a limit, and all behind it.
+    pub throttled: u64,
 }
 
 /// How a disk's requests reach its files.

@@ -29,10 +29,10 @@ use super::state::{DeviceState, StateError, decode};
 use super::{Activation, Error, Shared, VirtioDevice};
 use crate::config::{DiskConfig, DiskLimits};
 use crate::memory::GuestMemory;
-use crate::rpc::DiskEngine;
+use crate::rpc::{DiskCounts, DiskEngine};
 
 use backend::{Backend, Begun};
-use request::Rules;
+use request::{Request, Rules};
 use ring::Ring;
 use throttle::Throttle;
 
@@ -101,7 +101,9 @@ pub struct Block {
     chain: Chain,
     /// The queue that was looked at first, last time.
     first_queue: usize,
-    throttle: Option<Throttle>,
+    throttle: Throttle,
+    /// What was counted, without what the throttle counts.
+    counts: DiskCounts,
     /// What is in the queues waits: the guest is paused.
     held: bool,
     /// The disk is larger than that of the snapshot which the guest goes on from, and the guest does not know yet.
@@ -178,7 +180,8 @@ impl Block {
             active: None,
             chain: Chain::new(),
             first_queue: 0,
-            throttle: None,
+            throttle: Throttle::new()?,
+            counts: DiskCounts::default(),
             held: false,
             grown: false,
             busy: None,
@@ -188,9 +191,10 @@ impl Block {
     /// The same device, held to `limits` by `clock`.
     ///
     /// # Errors
-    /// A limit out of range, or the kernel gives no timer.
+    /// A limit out of range.
     pub fn limited(mut self, limits: &DiskLimits, clock: Clock) -> Result<Self, Error> {
-        self.throttle = Throttle::new(limits, clock)?;
+        self.throttle = self.throttle.by(clock);
+        self.throttle.change(limits)?;
         Ok(self)
     }
 
@@ -260,14 +264,15 @@ impl Block {
 
     /// A request waits for a limit, and all behind it.
     fn is_stalled(&self) -> bool {
-        self.throttle.as_ref().is_some_and(Throttle::is_stalled)
+        self.throttle.is_stalled()
     }
 
     /// Gives back what is done.
     fn deliver(&mut self, active: &mut Activation) -> Result<(), QueueError> {
         let Activation { memory, queues, .. } = active;
+        let counts = &mut self.counts;
         let mut give = |queue: u16, chain: &Chain, outcome| {
-            let written = answer(memory, chain, outcome);
+            let written = answer(memory, chain, outcome, counts);
             queues.get_mut(usize::from(queue)).map_or(Ok(()), |queue| queue.push_used(chain, written))
         };
         while let Some(given) = self.backend.deliver(memory, &mut give) {
@@ -310,22 +315,22 @@ impl Block {
         let rules = Rules { disk_bytes: self.backend.size_bytes(), read_only: self.read_only, features };
         let request = match rules.parse(memory, chain, data_in) {
             Ok(request) => request,
-            Err(failure) => return Ok(Handled::Used(answer(memory, chain, Err(failure)))),
+            Err(failure) => return Ok(Handled::Used(answer(memory, chain, Err(failure), &mut self.counts))),
         };
-        if let Some(throttle) = &mut self.throttle
-            && request.cost().is_some_and(|cost| !throttle.admit(cost))
-        {
+        if request.cost().is_some_and(|cost| !self.throttle.admit(cost)) {
             return Ok(Handled::Later);
         }
+        self.counts.flushes += u64::from(matches!(request, Request::Flush));
         Ok(match self.backend.begin(memory, (queue, chain), request, can_flush) {
-            Begun::Done(outcome) => Handled::Used(answer(memory, chain, outcome)),
+            Begun::Done(outcome) => Handled::Used(answer(memory, chain, outcome, &mut self.counts)),
             Begun::UnderWay => Handled::Kept,
         })
     }
 }
 
 /// Writes a request's status; how many bytes of its buffers were written.
-fn answer(memory: &GuestMemory, chain: &Chain, outcome: Result<(), Failure>) -> u32 {
+fn answer(memory: &GuestMemory, chain: &Chain, outcome: Result<(), Failure>, counts: &mut DiskCounts) -> u32 {
+    counts.failures += u64::from(outcome.is_err());
     // Checked when the request was begun.
     let data_in = chain.writable_bytes().saturating_sub(1);
     let (status, written) = match outcome {
@@ -380,14 +385,12 @@ impl VirtioDevice for Block {
     fn reset(&mut self) {
         self.backend.abandon();
         self.active = None;
-        if let Some(throttle) = &mut self.throttle {
-            throttle.wake();
-        }
+        self.throttle.wake();
     }
 
     fn save(&self) -> DeviceState {
-        let buckets = self.throttle.as_ref().map(Throttle::save).unwrap_or_default();
-        DeviceState::of(self.active.as_ref()).with(&OwnState { bytes: self.bytes(), buckets })
+        let own = OwnState { bytes: self.bytes(), buckets: self.throttle.save() };
+        DeviceState::of(self.active.as_ref()).with(&own)
     }
 
     /// The disk may have grown: the guest is told once it goes on, as of any other.
@@ -398,9 +401,7 @@ impl VirtioDevice for Block {
             return Err(StateError::SmallerDisk { now, before: saved.bytes });
         }
         self.grown = now > saved.bytes;
-        if let Some(throttle) = &mut self.throttle {
-            throttle.restore(&saved.buckets);
-        }
+        self.throttle.restore(&saved.buckets);
         Ok(())
     }
 
@@ -441,6 +442,13 @@ impl VirtioDevice for Block {
         }
     }
 
+    fn limit(&mut self, limits: &DiskLimits) -> Result<bool, Error> {
+        self.throttle.change(limits)?;
+        // What waited may go now.
+        self.queue_events.iter().for_each(super::kick);
+        Ok(true)
+    }
+
     fn write_out(&mut self) -> std::io::Result<()> {
         self.finish();
         self.backend.write_out()
@@ -448,6 +456,10 @@ impl VirtioDevice for Block {
 
     fn engine(&self) -> Option<DiskEngine> {
         Some(if self.backend.ring().is_some() { DiskEngine::IoUring } else { DiskEngine::Synchronous })
+    }
+
+    fn requests(&self) -> Option<DiskCounts> {
+        Some(DiskCounts { throttled: self.throttle.waits(), ..self.counts })
     }
 
     fn is_encrypted(&self) -> bool {
@@ -466,22 +478,18 @@ impl MutEventSubscriber for Block {
         for event in &self.queue_events {
             super::watch(ops, event, EventSet::IN);
         }
-        if let Some(throttle) = &self.throttle {
-            super::watch(ops, throttle, EventSet::IN);
-        }
+        super::watch(ops, &self.throttle, EventSet::IN);
         if let Some(ring) = self.backend.ring() {
             super::watch(ops, &ring, EventSet::IN);
         }
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
-        match &mut self.throttle {
-            Some(throttle) if events.fd() == throttle.as_raw_fd() => throttle.wake(),
-            _ => self
-                .queue_events
-                .iter()
-                .filter(|event| event.as_raw_fd() == events.fd())
-                .for_each(super::drain),
+        let source = events.fd();
+        if source == self.throttle.as_raw_fd() {
+            self.throttle.wake();
+        } else {
+            self.queue_events.iter().filter(|event| event.as_raw_fd() == source).for_each(super::drain);
         }
         if !self.held && !self.is_stalled() {
             self.with_queues(Self::work);

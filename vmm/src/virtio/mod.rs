@@ -69,9 +69,9 @@ use storage::format::Disk;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::timerfd::TimerFd;
 
-use crate::config::{Addressing, Traffic};
+use crate::config::{Addressing, DiskLimits, Traffic};
 use crate::memory::GuestMemory;
-use crate::rpc::{DiskEngine, NicStatus};
+use crate::rpc::{DiskCounts, DiskEngine, NicStatus};
 
 pub use block::build_block;
 pub use net::build_net;
@@ -292,8 +292,21 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// it is no disk.
     fn replace_disk(&mut self, _disk: Box<dyn Disk>) {}
 
+    /// Holds the guest to something else if this is a disk; whether it is. What waited for a limit is tried anew.
+    ///
+    /// # Errors
+    /// A limit out of range: what held still does.
+    fn limit(&mut self, _limits: &DiskLimits) -> Result<bool, Error> {
+        Ok(false)
+    }
+
     /// How requests reach the back end, if this is a disk.
     fn engine(&self) -> Option<DiskEngine> {
+        None
+    }
+
+    /// What became of its requests, if this is a disk.
+    fn requests(&self) -> Option<DiskCounts> {
         None
     }
 

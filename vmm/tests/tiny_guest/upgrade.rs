@@ -3,6 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 
+use vmm::config::{DiskLimits, RateLimit, TransferLimits};
 use vmm::handover::{HELLO, take_over};
 use vmm::rpc::{ClientError, VmState};
 
@@ -27,6 +28,17 @@ fn greeted(mut line: UnixStream) -> UnixStream {
 impl Instance {
     fn hand_over(&self, line: &UnixStream) -> Result<(), ClientError> {
         self.client().hand_over(line.as_fd(), PATIENCE)
+    }
+
+    /// Waits until a request to a disk waits for a limit.
+    fn wait_for_a_limit(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        let waits =
+            |device: vmm::rpc::DeviceStatus| device.requests.is_some_and(|counts| counts.throttled > 0);
+        while !self.client().status().unwrap().devices.unwrap().into_iter().any(waits) {
+            assert!(Instant::now() < deadline, "nothing waits:\n{}", self.console());
+            std::thread::sleep(Duration::from_millis(2));
+        }
     }
 
     /// The guest in another VMM; the one before has ended, and has written no report.
@@ -111,6 +123,36 @@ fn goes_on(transport: Transport) {
     let report = File::open(instance.directory.path().join("report")).unwrap();
     assert_eq!(instance.end().reason, ExitReason::PoweredOff);
     assert!(io::read_to_string(report).unwrap().contains("powered_off"), "its owner hears from the last one");
+}
+
+#[test]
+fn limits_that_its_disk_got_go_with_it_and_what_they_stopped_goes_on_without_them() {
+    const OK: &str = "HTTP/1.1 200 OK";
+    if !host_is_able() {
+        return;
+    }
+    let instance = upgradable(Transport::Pci);
+    // The second sector is some minutes behind the first.
+    let bytes = Some(RateLimit { per_second: 1, burst: Some(512) });
+    let limits = DiskLimits { write: TransferLimits { bytes, operations: None }, ..DiskLimits::default() };
+    instance.client().limit_disk("root".to_owned(), limits).unwrap();
+    assert_eq!(http("PUT", "/disk/0/1", &[1; 512]).0, OK);
+    let stopped = std::thread::spawn(|| http("PUT", "/disk/0/2", &[2; 512]).0);
+    instance.wait_for_a_limit();
+    let instance = instance.upgrade();
+    instance.wait_for_a_limit();
+    assert!(!stopped.is_finished());
+    let refused = instance.client().limit_disk("other".to_owned(), limits).unwrap_err().to_string();
+    assert!(refused.contains("no such disk"), "{refused}");
+    instance.client().limit_disk("root".to_owned(), DiskLimits::default()).unwrap();
+    assert_eq!(stopped.join().unwrap(), OK);
+    assert_eq!(http("PUT", "/disk/0/3", &[3; 512]).0, OK);
+    assert_eq!(http("GET", "/disk/0/2", b"").1, [2; 512]);
+    let devices = instance.client().status().unwrap().devices.unwrap();
+    let counts = devices.iter().find_map(|device| device.requests).unwrap();
+    assert!(counts.flushes > 0 && counts.failures == 0, "{counts:?}");
+    instance.client().stop(true).unwrap();
+    instance.end();
 }
 
 #[test]

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use storage::backend::copy_sparse;
 use storage::format::overlay::SIZE_BYTES_MAX;
 use storage::format::{Disk as _, Overlay, RawFile, qcow2};
+use vmm::interactive::{Hold, lock_disk};
 
 /// What is done with disks.
 #[derive(Debug, clap::Subcommand)]
@@ -47,7 +48,9 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
 
 fn open(path: &Path, write: bool) -> anyhow::Result<File> {
     let opened = File::options().read(true).write(write).open(path);
-    opened.with_context(|| format!("open {}", path.display()))
+    let opened = opened.with_context(|| format!("open {}", path.display()))?;
+    lock_disk(&opened, path, if write { Hold::Alone } else { Hold::Together })?;
+    Ok(opened)
 }
 
 fn flatten(from: &Path, to: &Path, base: Option<&Path>) -> anyhow::Result<()> {
@@ -125,6 +128,9 @@ mod tests {
         let mut content = vec![0; 20_480];
         disk.read_at(&mut content, 0).unwrap();
         assert!(content == expected);
+        let refused = commit(&path("top"), &path("base")).unwrap_err().to_string();
+        assert!(refused.contains("is in use"), "{refused}");
+        drop(disk);
         commit(&path("top"), &path("base")).unwrap();
         assert!(std::fs::read(path("base")).unwrap() == expected);
     }

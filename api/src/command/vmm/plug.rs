@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use vmm::config::{DISK_SERIAL_BYTES_MAX, DiskConfig, NicConfig, Traffic, WatchdogAction};
+use vmm::config::{DISK_SERIAL_BYTES_MAX, DiskConfig, DiskLimits, NicConfig, Traffic, WatchdogAction};
 use vmm::interactive::{DiskFile, mac, nic_config};
 use vmm::rpc::{
-    Client, DeviceName, DeviceState, DiskEngine, FreeReport, NicStatus, ProtectionStatus, QueueCounts,
-    QueueTraffic, Status, VirtioStatus, VmState, WatchdogStatus,
+    Client, DeviceName, DeviceState, DiskCounts, DiskEngine, FreeReport, NicStatus, ProtectionStatus,
+    QueueCounts, QueueTraffic, Status, VirtioStatus, VmState, WatchdogStatus,
 };
 use vmm::virtio::mem::MemStatus;
 
@@ -46,6 +46,17 @@ pub(in crate::command) enum Command {
         /// The disk's serial number; as `attach-disk` has it unless said.
         #[arg(long, value_name = "S", value_parser = words::serial)]
         serial: Option<String>,
+    },
+    /// Have a guest use a disk so fast from now on, in place of what it was limited to before.
+    ///
+    /// R is RATE[:BURST]: bytes or requests a second, and at once after a rest, a tenth of a second's unless said. What is
+    /// not said is not limited. What the guest has waiting is tried anew at once.
+    LimitDisk {
+        /// The control socket.
+        socket: PathBuf,
+        /// The disk's serial number and its limits, as of `wisp vmm boot --disk`.
+        #[arg(value_name = words::LIMITED_DISK, value_parser = words::read_by(words::limited_disk))]
+        limits: (String, DiskLimits),
     },
     /// Give a guest that runs a network device, on PCI.
     AttachNic {
@@ -126,7 +137,7 @@ pub(in crate::command) enum Command {
 pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::AttachDisk { socket, file, serial } => {
-            let (config, files) = disk(file, serial)?;
+            let (config, files) = disk(&file, serial, DiskFile::open)?;
             let serial = config.serial.clone();
             let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
             connect(&socket)?.add_disk(config, &files)?;
@@ -134,12 +145,19 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::ResizeDisk { socket, file, serial } => {
-            let (config, files) = disk(file, serial)?;
-            let files: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
-            connect(&socket)?.resize_disk(config, &files)?;
+            let (config, files) = disk(&file, serial, DiskFile::open_again)?;
+            let passed: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
+            connect(&socket)?.resize_disk(config, &passed)?;
+            // What the guest has now is what was opened here, and what it had locked is closed. A disk that was as large before is
+            // as it was, with its lock.
+            let _ = file.lock(files);
             Ok(ExitCode::SUCCESS)
         }
         Command::AttachNic { socket, tap, mac } => attach_nic(&socket, &tap, mac.as_deref()),
+        Command::LimitDisk { socket, limits: (serial, limits) } => {
+            connect(&socket)?.limit_disk(serial, limits)?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::LimitNic { socket, limits: (mac, traffic) } => {
             connect(&socket)?.reshape(mac, traffic)?;
             Ok(ExitCode::SUCCESS)
@@ -176,8 +194,11 @@ fn devices(client: &mut Client) -> anyhow::Result<Vec<(DeviceName, DeviceState)>
     Ok(devices.into_iter().map(|device| (device.device, device.state)).collect())
 }
 
+/// How a disk is opened.
+type Open = fn(&DiskFile, String) -> Result<(DiskConfig, Vec<OwnedFd>), vmm::interactive::Error>;
+
 /// A disk's files, and what a VMM is told of it.
-fn disk(file: DiskFile, serial: Option<String>) -> anyhow::Result<(DiskConfig, Vec<OwnedFd>)> {
+fn disk(file: &DiskFile, serial: Option<String>, open: Open) -> anyhow::Result<(DiskConfig, Vec<OwnedFd>)> {
     if let (Some(behind), Some(beside)) = (&file.serial, &serial) {
         bail!("the serial number is said twice: `,serial={behind}` and `--serial {beside}`");
     }
@@ -188,8 +209,8 @@ fn disk(file: DiskFile, serial: Option<String>) -> anyhow::Result<(DiskConfig, V
         name
     };
     let serial = serial.or_else(|| file.serial.clone()).unwrap_or_else(own);
-    let file = DiskFile { serial: None, ..file };
-    Ok(file.open(serial)?)
+    let file = DiskFile { serial: None, ..file.clone() };
+    Ok(open(&file, serial)?)
 }
 
 fn attach_nic(socket: &Path, tap: &Tap, wished: Option<&str>) -> anyhow::Result<ExitCode> {
@@ -312,6 +333,11 @@ fn shown(status: &Status) -> String {
             };
             let serial = format!("disk {}", name(&device.device));
             text.push_str(&format!("{serial:<20} {engine}\n"));
+            if let Some(DiskCounts { flushes, failures, throttled }) = device.requests {
+                text.push_str(&format!(
+                    "{serial:<20} {flushes} flushes, {failures} requests failed, {throttled} times one waited for a limit\n"
+                ));
+            }
         }
         if let Some(nic) = &device.nic {
             text.push_str(&passed(&name(&device.device), nic));
@@ -418,6 +444,7 @@ mod tests {
             state: DeviceState::Present,
             bytes: Some(512),
             engine: Some(DiskEngine::IoUring),
+            requests: Some(DiskCounts { flushes: 4, failures: 1, throttled: 7 }),
             nic: None,
         };
         let counts = |packets| QueueCounts { packets, bytes: 60 * packets, drops: 0 };
@@ -427,6 +454,7 @@ mod tests {
             device: DeviceName::Nic([2, 0, 0, 0, 0, 1]),
             bytes: None,
             engine: None,
+            requests: None,
             nic: Some(NicStatus { used: 1, pairs: pairs.into() }),
             ..disk.clone()
         };
@@ -462,7 +490,7 @@ mod tests {
         };
         assert_eq!(
             shown(&status),
-            "running\ndisk root            by io_uring\nnic 02:00:00:00:00:01 pairs of queues: 2, used by the guest: 1\n  pair 0             received 3 packets of 180 bytes, 0 lost; sent 6 packets of 360 bytes, 0 lost\n  pair 1             received 0 packets of 0 bytes, 0 lost; sent 0 packets of 0 bytes, 0 lost\ndisk root            queue 1: 5 done, 80 bytes from the guest, 517 to it\nsocket device        the guest has no driver for it, or has not started it\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
+            "running\ndisk root            by io_uring\ndisk root            4 flushes, 1 requests failed, 7 times one waited for a limit\nnic 02:00:00:00:00:01 pairs of queues: 2, used by the guest: 1\n  pair 0             received 3 packets of 180 bytes, 0 lost; sent 6 packets of 360 bytes, 0 lost\n  pair 1             received 0 packets of 0 bytes, 0 lost; sent 0 packets of 0 bytes, 0 lost\ndisk root            queue 1: 5 done, 80 bytes from the guest, 517 to it\nsocket device        the guest has no driver for it, or has not started it\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
         );
     }
 }

@@ -10,7 +10,10 @@ use vmm::config::{DISK_SERIAL_BYTES_MAX, DiskLimits, LIMIT_MAX, RateLimit, Trans
 use vmm::interactive::DiskFile;
 
 /// A disk's file with what is said of it.
-pub(super) const DISK: &str = "FILE[,ro][,direct][,serial=S][,base=BASE][,key-file=KEY][,read-bytes=R][,write-bytes=R][,total-bytes=R][,read-iops=R][,write-iops=R][,total-iops=R]";
+pub(super) const DISK: &str = "FILE[,ro][,shared][,direct][,serial=S][,base=BASE][,key-file=KEY][,read-bytes=R][,write-bytes=R][,total-bytes=R][,read-iops=R][,write-iops=R][,total-iops=R]";
+/// A disk of a guest with the limits that it shall have.
+pub(super) const LIMITED_DISK: &str =
+    "SERIAL[,read-bytes=R][,write-bytes=R][,total-bytes=R][,read-iops=R][,write-iops=R][,total-iops=R]";
 /// A file that is memory, likewise.
 pub(super) const PMEM: &str = "FILE[,ro]";
 /// The path of a vsock's sockets, likewise.
@@ -18,7 +21,7 @@ pub(super) const VSOCK: &str = "PATH[,cid=N]";
 
 /// The words without a value, each of some option: one of them is in no path, so that none is passed over where another
 /// option is meant.
-const BARE: [&str; 3] = ["ro", "direct", "firm"];
+const BARE: [&str; 4] = ["ro", "shared", "direct", "firm"];
 
 /// What was said of a path: the words, with their values, or nothing for those that have none.
 pub(super) type Said<'a> = BTreeMap<&'static str, &'a OsStr>;
@@ -91,23 +94,40 @@ pub(super) fn serial(text: &str) -> Result<String, String> {
 /// As [`split`] and [`serial`].
 pub(super) fn disk(text: &OsStr) -> Result<DiskFile, String> {
     let (path, said) = split(text, DISK)?;
+    if said.contains_key("shared") && said.contains_key("base") {
+        return Err("an overlay is one guest's own, and not `shared`".to_owned());
+    }
     Ok(DiskFile {
         path: path.into(),
         read_only: said.contains_key("ro"),
+        shared: said.contains_key("shared"),
         direct: said.contains_key("direct"),
         base: said.get("base").map(PathBuf::from),
         serial: said.get("serial").map(|text| serial(&text.to_string_lossy())).transpose()?,
         key_file: said.get("key-file").map(PathBuf::from),
-        limits: DiskLimits {
-            read: limits(&said, "read-bytes", "read-iops")?,
-            write: limits(&said, "write-bytes", "write-iops")?,
-            total: limits(&said, "total-bytes", "total-iops")?,
-        },
+        limits: limits(&said)?,
     })
 }
 
-fn limits(said: &Said<'_>, bytes: &str, operations: &str) -> Result<TransferLimits, String> {
-    Ok(TransferLimits { bytes: rate(said, bytes)?, operations: rate(said, operations)? })
+/// A disk's serial number and what it is held to, of [`LIMITED_DISK`].
+///
+/// # Errors
+/// As [`disk`].
+pub(super) fn limited_disk(text: &OsStr) -> Result<(String, DiskLimits), String> {
+    let (serial, said) = split(text, LIMITED_DISK)?;
+    let serial = serial.to_str().ok_or("a disk's serial number is text")?.to_owned();
+    Ok((serial, limits(&said)?))
+}
+
+fn limits(said: &Said<'_>) -> Result<DiskLimits, String> {
+    let of = |bytes, operations| {
+        Ok::<_, String>(TransferLimits { bytes: rate(said, bytes)?, operations: rate(said, operations)? })
+    };
+    Ok(DiskLimits {
+        read: of("read-bytes", "read-iops")?,
+        write: of("write-bytes", "write-iops")?,
+        total: of("total-bytes", "total-iops")?,
+    })
 }
 
 /// How much of something may go a second and, behind a colon, at once after a rest: the value of a word, if it was said.
@@ -145,11 +165,13 @@ mod tests {
         let file = |path: &str| DiskFile { path: path.into(), ..DiskFile::default() };
         assert_eq!(disk("a.img"), file("a.img"));
         assert_eq!(disk("a.img,ro"), DiskFile { read_only: true, ..file("a.img") });
+        assert_eq!(disk("a.img,shared"), DiskFile { shared: true, ..file("a.img") });
         assert_eq!(disk("a,b,other"), file("a,b,other"));
         assert_eq!(disk("d,ro/a=b.img"), file("d,ro/a=b.img"));
         let all = DiskFile {
             path: "a,b".into(),
             read_only: false,
+            shared: false,
             direct: true,
             base: Some("c.img".into()),
             serial: Some("x1".to_owned()),
@@ -165,6 +187,9 @@ mod tests {
         };
         let text = "a.img,read-bytes=1048576:4096,write-iops=100,total-bytes=1,total-iops=2:3";
         assert_eq!(disk(text), DiskFile { limits, ..file("a.img") });
+        assert_eq!(limited_disk(OsStr::new(text)), Ok(("a.img".to_owned(), limits)));
+        let lifted = Ok(("a,b".to_owned(), DiskLimits::default()));
+        assert_eq!(limited_disk(OsStr::new("a,b")), lifted);
         assert_eq!(pmem(OsStr::new("p,ro")), Ok(("p".into(), true)));
         assert_eq!(pmem(OsStr::new("p,q")), Ok(("p,q".into(), false)));
     }
@@ -200,10 +225,15 @@ mod tests {
             ["a,read-iops=0", "a,read-iops=", "a,total-bytes=1:0", "a,total-bytes=1:2:3", "a,write-iops=1k"]
         {
             assert!(disk(OsStr::new(wrong)).unwrap_err().contains("RATE[:BURST]"), "{wrong}");
+            assert!(limited_disk(OsStr::new(wrong)).unwrap_err().contains("RATE[:BURST]"), "{wrong}");
+        }
+        for wrong in ["a,ro", "a,serial=b", "a,read-bytes=1,direct", ",read-bytes=1", ""] {
+            assert!(limited_disk(OsStr::new(wrong)).unwrap_err().contains(LIMITED_DISK), "{wrong}");
         }
         for wrong in ["a,ro,ro", "a,serial=x,direct,serial=y"] {
             assert!(disk(OsStr::new(wrong)).unwrap_err().contains("said twice"), "{wrong}");
         }
+        assert!(disk(OsStr::new("a,shared,base=b")).unwrap_err().contains("one guest's own"));
         for wrong in ["", ",ro"] {
             assert!(disk(OsStr::new(wrong)).unwrap_err().contains("nothing is named"), "{wrong}");
         }

@@ -1,6 +1,7 @@
 //! A limiter with its clock, and the timer that wakes the device when a request that had to wait may be tried again.
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Instant;
 
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -15,26 +16,46 @@ pub(super) struct Throttle {
     clock: Clock,
     timer: TimerFd,
     stalled: bool,
+    /// How often something had to wait.
+    waits: u64,
 }
 
 impl Throttle {
-    /// For a device with `limits`; nothing for one without.
-    pub(super) fn new(limits: &DiskLimits, clock: Clock) -> Result<Option<Self>, Error> {
-        let limiter = Limiter::new(limits, clock())?;
-        if limiter.is_unlimited() {
-            return Ok(None);
-        }
+    /// For a device without limits, which may get some.
+    pub(super) fn new() -> Result<Self, Error> {
+        let clock: Clock = Box::new(Instant::now);
+        let limiter = Limiter::new(&DiskLimits::default(), clock())?;
         let timer = TimerFd::new().map_err(|errno| Error::EventFd(errno.into()))?;
-        Ok(Some(Self { limiter, clock, timer, stalled: false }))
+        Ok(Self { limiter, clock, timer, stalled: false, waits: 0 })
+    }
+
+    /// The same by another clock.
+    pub(super) fn by(self, clock: Clock) -> Self {
+        Self { clock, ..self }
+    }
+
+    /// Holds the device to something else from now on, and has what waits tried anew. Bursts are there anew: no guest can
+    /// bring this about.
+    ///
+    /// # Errors
+    /// A limit out of range: what held still does.
+    pub(super) fn change(&mut self, limits: &DiskLimits) -> Result<(), Error> {
+        self.limiter = Limiter::new(limits, (self.clock)())?;
+        self.wake();
+        Ok(())
     }
 
     /// Whether a request may go now. If not, nothing may until [`Self::wake`] was called.
     pub(super) fn admit(&mut self, cost: Cost) -> bool {
+        if self.limiter.is_unlimited() {
+            return true;
+        }
         match self.limiter.admit(cost, (self.clock)()) {
             Ok(()) => true,
             Err(wait) => {
                 arm(&mut self.timer, Some(wait));
                 self.stalled = true;
+                self.waits += 1;
                 false
             }
         }
@@ -48,6 +69,11 @@ impl Throttle {
     /// Goes on from what was counted.
     pub(super) fn restore(&mut self, buckets: &[BucketState]) {
         self.limiter.restore(buckets);
+    }
+
+    /// How often something had to wait for a limit.
+    pub(super) fn waits(&self) -> u64 {
+        self.waits
     }
 
     pub(super) fn is_stalled(&self) -> bool {

@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::super::mock::{BUFFERS_START, MockDescriptor, MockQueue};
 use super::super::spec::block;
+use super::super::{VirtioDevice as _, build_rng};
 use super::*;
 use crate::config::{DiskLimits, RateLimit, TransferLimits};
+use crate::rpc::DiskCounts;
 
 const HEADERS: u64 = BUFFERS_START;
 const STATUSES: u64 = BUFFERS_START + 0x8000;
@@ -18,7 +20,9 @@ const PATIENCE_MS: i32 = 60_000;
 
 struct Driver {
     guest: MockGuest,
+    device: Arc<Mutex<Block>>,
     queue: MockQueue,
+    second: Option<MockQueue>,
     disk: MemoryDisk,
     moved_ns: Arc<AtomicU64>,
     submitted: u64,
@@ -34,14 +38,26 @@ fn writes(bytes: Option<RateLimit>, operations: Option<RateLimit>) -> DiskLimits
 
 impl Driver {
     fn new(limits: &DiskLimits) -> Self {
+        Self::of(limits, 1)
+    }
+
+    /// A device with so many queues, at most two.
+    fn of(limits: &DiskLimits, queues: u16) -> Self {
         let (disk, moved_ns) = (MemoryDisk::new(1 << 20), Arc::new(AtomicU64::new(0)));
         let (start, moved) = (Instant::now(), moved_ns.clone());
         let clock = move || start + Duration::from_nanos(moved.load(Ordering::Relaxed));
-        let device = Block::new(Box::new(disk.clone()), false, "").unwrap();
+        let device = Block::with(Box::new(disk.clone()), false, "", (queues, None)).unwrap();
         let device = device.limited(limits, Box::new(clock)).unwrap();
-        let mut guest = MockGuest::new(Arc::new(Mutex::new(device))).unwrap();
-        let queue = guest.bring_up(FEATURES, &[64])[0];
-        Self { guest, queue, disk, moved_ns, submitted: 0 }
+        let device = Arc::new(Mutex::new(device));
+        let mut guest = MockGuest::new(device.clone()).unwrap();
+        let up = guest.bring_up(FEATURES, &vec![64; queues.into()]);
+        Self { guest, device, queue: up[0], second: up.get(1).copied(), disk, moved_ns, submitted: 0 }
+    }
+
+    /// The device is held to something else, and does what is due then.
+    fn limit(&mut self, limits: &DiskLimits) {
+        assert!(self.device.lock().unwrap().limit(limits).unwrap());
+        self.guest.run();
     }
 
     fn advance(&self, by: Duration) {
@@ -169,6 +185,10 @@ fn reads_flushes_and_the_serial_go_while_only_writes_are_used_up() {
     driver.write(1, 0xd1);
     driver.guest.kick(0);
     assert_eq!(driver.done(), 0);
+    let counts = DiskCounts { flushes: 1, failures: 1, throttled: 1 };
+    assert_eq!(driver.device.lock().unwrap().requests(), Some(counts));
+    driver.restart();
+    assert_eq!(driver.device.lock().unwrap().requests(), Some(counts), "a reset begins nothing anew");
 }
 
 #[test]
@@ -205,6 +225,120 @@ fn request_larger_than_the_burst_goes_once_the_bucket_is_full() {
     driver.submit(block::T_IN, 0, &[MockDescriptor::writable(DATA, 512)]);
     driver.guest.kick(0);
     assert_eq!(driver.done(), 1);
+}
+
+#[test]
+fn limits_that_are_lifted_let_what_waits_go_at_once_in_every_queue() {
+    let mut driver = Driver::of(&writes(limit(1, 512), None), 2);
+    let mut other = driver.second.expect("two queues");
+    for sector in 0..3 {
+        driver.write(sector, 0xa0);
+    }
+    driver.guest.kick(0);
+    assert_eq!(driver.done(), 1);
+    std::mem::swap(&mut driver.queue, &mut other);
+    driver.write(5, 0xa5);
+    driver.guest.kick(1);
+    assert_eq!(driver.done(), 0, "what stops one queue stops all");
+    driver.limit(&DiskLimits::default());
+    assert_eq!(driver.done(), 1);
+    std::mem::swap(&mut driver.queue, &mut other);
+    assert_eq!(driver.done(), 2);
+    for sector in 6..50 {
+        driver.write(sector, 0xa6);
+    }
+    driver.guest.kick(0);
+    driver.guest.run();
+    assert_eq!(driver.done(), 44, "nothing is counted any more");
+}
+
+#[test]
+fn device_without_limits_gets_some_and_its_timer_wakes_it() {
+    let mut driver = Driver::new(&DiskLimits::default());
+    for sector in 0..4 {
+        driver.write(sector, 0xa0);
+    }
+    driver.guest.kick(0);
+    assert_eq!(driver.done(), 4);
+    driver.limit(&writes(None, limit(1000, 1)));
+    for sector in 4..6 {
+        driver.write(sector, 0xa1);
+    }
+    driver.guest.kick(0);
+    assert_eq!(driver.done(), 1);
+    driver.advance(Duration::from_millis(1));
+    driver.guest.wait(PATIENCE_MS);
+    assert_eq!((driver.done(), driver.first_byte(5)), (1, 0xa1));
+}
+
+#[test]
+fn timer_under_the_limits_of_before_delays_nothing_under_those_of_now() {
+    let mut driver = Driver::new(&writes(limit(1, 512), None));
+    for sector in 0..4 {
+        driver.write(sector, 0xb0);
+    }
+    driver.guest.kick(0);
+    assert_eq!(driver.done(), 1, "the next one is 512 seconds from now");
+    driver.limit(&writes(None, limit(1000, 1)));
+    assert_eq!(driver.done(), 1, "the burst of now");
+    driver.advance(Duration::from_millis(1));
+    driver.guest.wait(PATIENCE_MS);
+    assert_eq!(driver.done(), 1, "a millisecond is enough");
+    driver.limit(&writes(limit(1, 512), None));
+    assert_eq!(driver.done(), 1);
+    driver.write(4, 0xb1);
+    driver.guest.kick(0);
+    driver.advance(Duration::from_secs(511));
+    driver.guest.wait(50);
+    assert_eq!(driver.done(), 0, "what was armed for the millisecond before woke nothing");
+}
+
+#[test]
+fn limits_change_while_the_guest_is_paused_and_hold_when_it_goes_on() {
+    let mut driver = Driver::new(&writes(limit(1, 512), None));
+    for sector in 0..5 {
+        driver.write(sector, 0xc0);
+    }
+    driver.guest.kick(0);
+    assert_eq!(driver.done(), 1);
+    driver.device.lock().unwrap().hold(true);
+    driver.limit(&writes(None, limit(1, 3)));
+    assert_eq!(driver.done(), 0, "a guest that stands still moves nothing");
+    driver.device.lock().unwrap().hold(false);
+    driver.guest.run();
+    assert_eq!(driver.done(), 3);
+}
+
+#[test]
+fn limits_that_are_refused_leave_those_of_before() {
+    let mut driver = Driver::new(&writes(None, limit(1, 1)));
+    let absurd = writes(limit(0, 1), None);
+    let error = driver.device.lock().unwrap().limit(&absurd).unwrap_err().to_string();
+    assert!(error.contains("rate of bytes written is 0"), "{error}");
+    driver.write(0, 0xd0);
+    driver.write(1, 0xd1);
+    driver.guest.kick(0);
+    assert_eq!(driver.done(), 1);
+    let other = build_rng().unwrap();
+    assert!(!other.lock().unwrap().limit(&DiskLimits::default()).unwrap(), "it is no disk");
+}
+
+#[test]
+fn snapshot_has_what_the_limits_of_now_have_counted() {
+    let limits = writes(None, limit(1, 2));
+    let mut driver = Driver::new(&writes(limit(1, 1 << 20), None));
+    driver.limit(&limits);
+    for sector in 0..2 {
+        driver.write(sector, 0xe0);
+    }
+    driver.guest.kick(0);
+    assert_eq!(driver.done(), 2);
+    let saved = driver.device.lock().unwrap().save();
+    let mut next = Driver::new(&limits);
+    next.device.lock().unwrap().restore(&saved.own).unwrap();
+    next.write(0, 0xe1);
+    next.guest.kick(0);
+    assert_eq!(next.done(), 0, "the bucket is as empty as it was");
 }
 
 #[test]
