@@ -1,5 +1,6 @@
 //! Snapshots and handovers of one guest by its command line, as a person asks for them.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -57,6 +58,10 @@ fn guest_goes_on_from_what_was_packed_and_merged() -> Result<()> {
         let status = vmm(&["status", &control])?;
         ensure!(status.starts_with("running"), "{status}");
     }
+    let appended = File::options().create(true).append(true).open(path("appended"))?;
+    let refused_file = vmm::rpc::Client::connect(Path::new(&control))?.snapshot(&appended, false, false);
+    let said = refused_file.err().context("it is taken")?.to_string();
+    ensure!(said.contains("open for appending") && appended.metadata()?.len() == 0, "{said}");
     let packed = id(&vmm(&["snapshot", &control, &path("packed"), "--pack"])?)?;
     drop((guest, typist));
 
