@@ -50,6 +50,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             &[Need::Root, Need::Kvm],
             guest_without_a_descriptor_left,
         ),
+        trial(
+            "commands::guest_is_made_in_the_place_of_regular_files_alone",
+            &[],
+            guest_is_made_in_the_place_of_regular_files_alone,
+        ),
         trial("commands::exported_guest_is_an_elf", &[], exported_guest_is_an_elf),
         trial("commands::up_refuses_an_open_address_without_tls", &[], up_refuses_an_open_address),
         trial("commands::doctor_names_every_ability", &[], doctor_names_every_ability),
@@ -386,4 +391,16 @@ fn limit_of(id: u32) -> Result<Option<u64>> {
     let limits = std::fs::read_to_string(format!("/proc/{id}/limits"))?;
     let line = limits.lines().find(|line| line.starts_with("Max open files")).context("no limit")?;
     Ok(line.split_whitespace().nth(4).and_then(|hard| hard.parse().ok()))
+}
+
+fn guest_is_made_in_the_place_of_regular_files_alone() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("socket").display().to_string();
+    let _listens = std::os::unix::net::UnixListener::bind(&socket)?;
+    for words in [&["guest", "image", &socket][..], &["guest", "kernel", "--out", &socket]] {
+        let output = run("20", words)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success() && said.contains("is no regular file"), "{words:?}: {said}");
+    }
+    Ok(())
 }
