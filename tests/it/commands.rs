@@ -1,5 +1,7 @@
 //! The commands of the binary that need no cloud, and the demo, each as its user runs it.
 
+use std::collections::BTreeSet;
+use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -7,7 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use crate::harness::{Need, ip, isolate, trial, wisp};
+use crate::booted::{Files, Guest, vmm};
+use crate::harness::{Need, ip, isolate, trial, wisp, within};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -41,6 +44,16 @@ pub(crate) fn trials() -> Vec<Trial> {
             "commands::nobody_has_to_hear_what_a_command_says",
             &[Need::Kvm],
             nobody_has_to_hear_what_is_said,
+        ),
+        trial(
+            "commands::guest_without_a_descriptor_left_answers_when_it_has_one_and_says_so_once",
+            &[Need::Root, Need::Kvm],
+            guest_without_a_descriptor_left,
+        ),
+        trial(
+            "commands::guest_is_made_in_the_place_of_regular_files_alone",
+            &[],
+            guest_is_made_in_the_place_of_regular_files_alone,
         ),
         trial("commands::exported_guest_is_an_elf", &[], exported_guest_is_an_elf),
         trial("commands::up_refuses_an_open_address_without_tls", &[], up_refuses_an_open_address),
@@ -354,6 +367,62 @@ fn help_teaches() -> Result<()> {
     ] {
         let output = run("20", command)?;
         ensure!(output.status.success() && output.stdout.len() > 200, "{command:?} says little");
+    }
+    Ok(())
+}
+
+fn guest_without_a_descriptor_left() -> Result<()> {
+    let files = Files::new()?;
+    let (control, errors) = (files.path("control"), files.path("errors"));
+    let mut boot = Command::new(wisp());
+    boot.args(["vmm", "boot", "--kernel", &files.path("tiny.elf"), "--control", &control]);
+    boot.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors)?);
+    let guest = Guest(boot.spawn()?);
+    within(30, || vmm(&["status", &control]))?;
+    let id = guest.0.id();
+    let limit = |limit| {
+        let pid = rustix::process::Pid::from_raw(id.cast_signed());
+        Ok::<_, anyhow::Error>(rustix::process::prlimit(pid, rustix::process::Resource::Nofile, limit)?)
+    };
+    let open = std::fs::read_dir(format!("/proc/{id}/fd"))?
+        .map(|fd| Ok(fd?.file_name().to_string_lossy().parse()?))
+        .collect::<Result<BTreeSet<u64>>>()?;
+    let free = (0..).find(|fd| !open.contains(fd));
+    let before = rustix::process::Rlimit { current: free, maximum: None };
+    let before = limit(rustix::process::Rlimit { maximum: limit_of(id)?, ..before })?;
+    let mut status = Command::new(wisp());
+    let status = status.args(["vmm", "status", &control]).stdout(Stdio::piped()).spawn()?;
+    let warnings = || {
+        let said = std::fs::read_to_string(&errors)?;
+        Ok::<_, anyhow::Error>(said.matches("cannot take who connects").count())
+    };
+    within(30, || {
+        ensure!(warnings()? > 0, "nothing is said");
+        Ok(())
+    })?;
+    limit(before)?;
+    let status = status.wait_with_output()?;
+    let said = String::from_utf8_lossy(&status.stdout);
+    ensure!(status.status.success() && said.starts_with("running"), "{said}");
+    ensure!(warnings()? == 1, "it is said again and again");
+    Ok(())
+}
+
+/// The hard limit of a process's descriptors.
+fn limit_of(id: u32) -> Result<Option<u64>> {
+    let limits = std::fs::read_to_string(format!("/proc/{id}/limits"))?;
+    let line = limits.lines().find(|line| line.starts_with("Max open files")).context("no limit")?;
+    Ok(line.split_whitespace().nth(4).and_then(|hard| hard.parse().ok()))
+}
+
+fn guest_is_made_in_the_place_of_regular_files_alone() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("socket").display().to_string();
+    let _listens = std::os::unix::net::UnixListener::bind(&socket)?;
+    for words in [&["guest", "image", &socket][..], &["guest", "kernel", "--out", &socket]] {
+        let output = run("20", words)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success() && said.contains("is no regular file"), "{words:?}: {said}");
     }
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Snapshots and handovers of one guest by its command line, as a person asks for them.
 
+use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
@@ -27,6 +28,11 @@ pub(crate) fn trials() -> Vec<Trial> {
             &[Need::Kvm],
             guest_is_handed_from_program_to_program,
         ),
+        trial(
+            "snapshots::balloon_of_a_guest_that_goes_on_has_the_target_that_is_given_or_the_one_that_it_had",
+            &[Need::Kvm],
+            balloon_of_a_guest_that_goes_on,
+        ),
     ]
 }
 
@@ -52,6 +58,10 @@ fn guest_goes_on_from_what_was_packed_and_merged() -> Result<()> {
         let status = vmm(&["status", &control])?;
         ensure!(status.starts_with("running"), "{status}");
     }
+    let appended = File::options().create(true).append(true).open(path("appended"))?;
+    let refused_file = vmm::rpc::Client::connect(Path::new(&control))?.snapshot(&appended, false, false);
+    let said = refused_file.err().context("it is taken")?.to_string();
+    ensure!(said.contains("open for appending") && appended.metadata()?.len() == 0, "{said}");
     let packed = id(&vmm(&["snapshot", &control, &path("packed"), "--pack"])?)?;
     drop((guest, typist));
 
@@ -234,4 +244,32 @@ fn guest_is_handed_from_program_to_program() -> Result<()> {
     vmm(&["resume", &control])?;
     ensure!(vmm(&["status", &control])?.starts_with("running"), "it does not go on");
     Ok(())
+}
+
+fn balloon_of_a_guest_that_goes_on() -> Result<()> {
+    let files = Files::new()?;
+    let path = |name: &str| files.path(name);
+    let (control, kernel, first, second) = (path("control"), path("tiny.elf"), path("first"), path("second"));
+    let given = |wanted: &str| {
+        within(30, || {
+            let balloon = vmm(&["balloon", &control])?;
+            ensure!(balloon.starts_with(wanted), "{balloon}");
+            Ok(())
+        })
+    };
+    let (guest, typist) = files.boot(&["--kernel", &kernel, "--mem", "64", "--balloon", "4"])?;
+    given("target 4 MiB, given 4 MiB")?;
+    vmm(&["snapshot", &control, &first])?;
+    drop((guest, typist));
+    let refused = refused(&["boot", "--restore", &first, "--balloon", "4,firm"])?;
+    ensure!(refused.contains("the guest's is not firm"), "{refused}");
+    let (guest, typist) = files.boot(&["--restore", &first, "--balloon", "8"])?;
+    given("target 8 MiB, given 8 MiB")?;
+    vmm(&["snapshot", &control, &second])?;
+    drop((guest, typist));
+    let (guest, typist) = files.boot(&["--restore", &second])?;
+    given("target 8 MiB, given 8 MiB")?;
+    drop((guest, typist));
+    let (_guest, _typist) = files.boot(&["--restore", &second, "--balloon", "0"])?;
+    given("target 0 MiB, given 0 MiB")
 }

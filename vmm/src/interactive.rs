@@ -34,7 +34,7 @@ use crate::serial::Console;
 use crate::supervisor::{self, Supervisor};
 use crate::terminal::RawTerminal;
 use crate::virtio::block::ring::{Pinned, Rings};
-use crate::virtio::console;
+use crate::virtio::{self, console};
 use crate::vm::{self, BootSource, DiskSpec, Machine, MachineSpec, MainConsole, NicSpec, SnapshotSource};
 
 /// What to boot.
@@ -184,6 +184,9 @@ pub enum Error {
         /// Which.
         path: PathBuf,
     },
+    /// Of a guest that goes on.
+    #[error("give its memory balloon another target")]
+    Balloon(#[source] virtio::Error),
     /// Devices are found by their names.
     #[error("two {0} have the same {1}: no one could tell which of them is meant")]
     Twice(&'static str, &'static str),
@@ -230,6 +233,8 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     supervisor::block_signals().map_err(RunError::from)?;
     let kvm = Kvm::open().map_err(RunError::from)?;
     let control = options.control.clone();
+    // A new guest's balloon has it from its beginning.
+    let target = options.balloon.filter(|_| !options.restore.is_empty()).map(|balloon| balloon.target_mib);
     let mut spec = open(options)?;
     let ending = EndingSignal::new().map_err(RunError::Event)?;
     let control = control.map(|path| listen(&path)).transpose()?;
@@ -245,6 +250,9 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     let sandbox = Sandbox { namespaces: Namespaces::Own, ..Sandbox::default() };
     let held = sandbox.enter_beside(|| kvm.prepare()).map_err(RunError::from)?;
     let machine = Machine::build(&kvm, spec, &ending).map_err(RunError::from)?;
+    if let Some((target, mut balloon)) = target.zip(machine.peripherals().balloon()) {
+        balloon.set_target(target).map_err(Error::Balloon)?;
+    }
     let mut supervisor = Supervisor::new(machine, ending.clone(), control, true).map_err(RunError::from)?;
     supervisor.set_input(Box::new(input));
     supervisor.set_protections(held);

@@ -1,6 +1,7 @@
 //! One microVM on /dev/kvm: memory, boot, devices, lifecycle; it knows no tenant and no cloud.
 
 pub mod acpi;
+mod backlog;
 mod beside;
 pub mod boot;
 pub mod bus;

@@ -25,7 +25,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use vm_memory::bitmap::{AtomicBitmap, BS, NewBitmap as _};
-use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::mmap::{FromRangesError, MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
     Address, Bytes as _, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap,
     MmapRegion, VolatileSlice,
@@ -151,7 +151,7 @@ pub enum Error {
         size_mib: u32,
         /// Why.
         #[source]
-        source: vm_memory::mmap::FromRangesError,
+        source: std::io::Error,
     },
     /// It would have to be in the file, too.
     #[error(
@@ -174,7 +174,7 @@ pub enum Error {
         size_mib: u32,
         /// Why.
         #[source]
-        source: vm_memory::mmap::FromRangesError,
+        source: std::io::Error,
     },
 }
 
@@ -223,13 +223,21 @@ pub fn with_hotplug(
         return Err(Error::Hotplug(hotplug_mib));
     }
     let (start, bytes) = *ranges((all_mib, hotplug_mib)).last().expect("invariant: there is some");
-    let failed = |source| Error::Map { size_mib: hotplug_mib, source };
+    let failed = |error| Error::Map { size_mib: hotplug_mib, source: reason(error) };
     let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
     let region = map_region((start, bytes), flags, None).map_err(failed)?;
     if pages == HugePages::Transparent {
         huge::advise(&region);
     }
     ram.insert_region(Arc::new(region)).map_err(|source| failed(source.into()))
+}
+
+/// Why memory is not mapped, alone: what is made of it on the way says it again at each step.
+fn reason(error: FromRangesError) -> std::io::Error {
+    match error {
+        FromRangesError::MmapRegion(MmapRegionError::Mmap(error)) => error,
+        other => std::io::Error::other(other.to_string()),
+    }
 }
 
 /// One piece of a guest's memory.
@@ -240,7 +248,7 @@ fn map_region(
     (start, bytes): (GuestAddress, u64),
     flags: libc::c_int,
     content: Option<FileOffset>,
-) -> Result<Region, vm_memory::mmap::FromRangesError> {
+) -> Result<Region, FromRangesError> {
     let size = usize::try_from(bytes).expect("invariant: usize has 64 bits");
     let mut builder = MmapRegionBuilder::new_with_bitmap(size, AtomicBitmap::with_len(size))
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -256,7 +264,7 @@ fn map_file(
     ranges: &[(GuestAddress, u64)],
     flags: libc::c_int,
     (file, offset): (&Arc<File>, u64),
-) -> Result<Vec<Region>, vm_memory::mmap::FromRangesError> {
+) -> Result<Vec<Region>, FromRangesError> {
     let (mut regions, mut at) = (Vec::with_capacity(ranges.len()), offset);
     for range in ranges {
         regions.push(map_region(*range, flags, Some(FileOffset::from_arc(file.clone(), at)))?);
@@ -297,9 +305,9 @@ pub fn allocate_of(size_mib: u32, pages: HugePages) -> Result<GuestMemory, Error
         // With a reservation: without one, a page that is missing would be the process's end.
         HugePages::Reserved => libc::MAP_HUGETLB | MAP_HUGE_2MB,
     };
-    let failed = |source| match pages {
-        HugePages::Reserved => Error::HugePages { size_mib, source },
-        HugePages::None | HugePages::Transparent => Error::Map { size_mib, source },
+    let failed = |error| match pages {
+        HugePages::Reserved => Error::HugePages { size_mib, source: reason(error) },
+        HugePages::None | HugePages::Transparent => Error::Map { size_mib, source: reason(error) },
     };
     let mut regions = Vec::new();
     for range in ram_ranges(size_mib) {
@@ -325,7 +333,7 @@ pub fn map_private(
     offset: u64,
 ) -> Result<GuestMemory, Error> {
     check_size(size_mib)?;
-    let failed = |source| Error::Map { size_mib, source };
+    let failed = |error| Error::Map { size_mib, source: reason(error) };
     let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
     let regions = map_file(&ranges((size_mib, hotplug_mib)), flags, (file, offset)).map_err(failed)?;
     GuestMemory::from_regions(regions).map_err(|source| failed(source.into()))
@@ -359,6 +367,19 @@ pub fn behind_ram(memory: &GuestMemory) -> GuestAddress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn why_memory_is_not_there_is_said_once() {
+        let no_room = || std::io::Error::from_raw_os_error(libc::ENOMEM);
+        let error = MmapRegionError::Mmap(no_room()).into();
+        let error = Error::HugePages { size_mib: 64, source: reason(error) };
+        let said = crate::run::chain(&error);
+        assert!(said.ends_with(&format!("which need no reservation: {}", no_room())), "{said}");
+        assert_eq!(said.matches("os error").count(), 1, "{said}");
+        let other = reason(MmapRegionError::MapFixed.into());
+        let said = crate::run::chain(&Error::Map { size_mib: 64, source: other });
+        assert_eq!(said.matches("MAP_FIXED").count(), 1, "{said}");
+    }
 
     #[test]
     fn small_memory_lies_in_one_range_from_zero() {

@@ -129,6 +129,9 @@ impl PeripheralSpecs {
                 }
                 device_type::BALLOON => {
                     let firm = saved_firmness(own)?;
+                    if self.balloon.is_some_and(|given| given.firm && !firm) {
+                        return Err(StateError::NotFirm);
+                    }
                     self.balloon = Some(BalloonConfig { target_mib: 0, firm });
                 }
                 device_type::MEM => {

@@ -7,6 +7,7 @@
 pub mod cell;
 pub mod filter;
 mod landlock;
+mod panic;
 mod probe;
 mod program;
 mod room;
@@ -111,6 +112,7 @@ impl Sandbox {
         let filter = filter::build(filter::Thread::Main);
         use_one_heap();
         let mut held = self.confine(work)?;
+        panic::be_heard();
         seccompiler::apply_filter(&filter)?;
         held.add(Protection::SystemCalls, Ok(()));
         Ok(held)

@@ -21,6 +21,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+use crate::backlog::Backlog;
 use crate::ending::EndingSignal;
 use crate::lifecycle::Event;
 use crate::rpc::{Action, ConsoleName, ExitReason, LINE_BYTES_MAX, NOT_AN_ACTION, Reply, Status, VmState};
@@ -44,7 +45,7 @@ pub enum Error {
     /// SIGTERM and SIGINT cannot be received.
     #[error("receive signals")]
     Signals(#[source] nix::Error),
-    /// The socket cannot be made non-blocking.
+    /// The socket cannot be made non-blocking, or there is no timer for it.
     #[error("prepare the control socket")]
     Socket(#[source] io::Error),
 }
@@ -65,7 +66,7 @@ pub struct Supervisor {
     machine: Machine,
     ending: EndingSignal,
     signals: SignalFd,
-    listener: Option<UnixListener>,
+    backlog: Option<Backlog>,
     clients: BTreeMap<RawFd, Client>,
     input: Option<Input>,
     /// The client that hears of the guest's questions about names.
@@ -91,11 +92,10 @@ impl Supervisor {
             heard.extend([Signal::SIGINT, Signal::SIGHUP, Signal::SIGWINCH]);
         }
         let signals = SignalFd::with_flags(&heard, flags).map_err(Error::Signals)?;
-        if let Some(listener) = &listener {
-            listener.set_nonblocking(true).map_err(Error::Socket)?;
-        }
+        let backlog = listener.map(|listener| Backlog::new(listener, "the control socket"));
+        let backlog = backlog.transpose().map_err(Error::Socket)?;
         let (clients, held) = (BTreeMap::new(), Held::default());
-        Ok(Self { machine, ending, signals, listener, clients, input: None, resolver: None, held })
+        Ok(Self { machine, ending, signals, backlog, clients, input: None, resolver: None, held })
     }
 
     /// Has the status tell of what confines the process.
@@ -123,10 +123,11 @@ impl Supervisor {
 
     fn accept(&mut self, ops: &mut EventOps<'_>) {
         while self.clients.len() < CLIENTS_MAX {
-            let Some(Ok((stream, _))) = self.listener.as_ref().map(UnixListener::accept) else { return };
-            if stream.set_nonblocking(true).is_err() {
-                continue;
-            }
+            let Some(backlog) = &mut self.backlog else { return };
+            let Some(stream) = backlog.accept() else {
+                let rests = backlog.rests();
+                return self.listen(ops, !rests);
+            };
             let fd = stream.as_raw_fd();
             if ops.add(Events::new(&stream, EventSet::IN)).is_ok() {
                 self.clients.insert(fd, Client::new(stream));
@@ -137,7 +138,7 @@ impl Supervisor {
     }
 
     fn listen(&self, ops: &mut EventOps<'_>, on: bool) {
-        if let Some(listener) = &self.listener {
+        if let Some(listener) = &self.backlog {
             let set = if on { EventSet::IN } else { EventSet::empty() };
             if let Err(error) = ops.modify(Events::new(listener, set)) {
                 tracing::error!(?error, "the control socket is no longer watched");
@@ -373,8 +374,9 @@ impl MutEventSubscriber for Supervisor {
         if let Some(timer) = self.machine.watchdog_timer() {
             watch(timer, "the guest's watchdog");
         }
-        if let Some(listener) = &self.listener {
-            watch(listener.as_raw_fd(), "the control socket");
+        if let Some(backlog) = &self.backlog {
+            watch(backlog.as_raw_fd(), "the control socket");
+            watch(backlog.timer().as_raw_fd(), "the control socket's rest");
         }
         if let Some(input) = &self.input {
             watch(input.source.as_raw_fd(), "console input");
@@ -402,7 +404,7 @@ impl MutEventSubscriber for Supervisor {
             }
         } else if self.machine.watchdog_timer() == Some(fd) {
             self.look_at_watchdog();
-        } else if self.listener.as_ref().is_some_and(|listener| listener.as_raw_fd() == fd) {
+        } else if self.backlog.as_mut().is_some_and(|backlog| backlog.is_called(fd)) {
             self.accept(ops);
         } else if self.input.as_ref().is_some_and(|input| input.source.as_raw_fd() == fd) {
             self.take_input(ops);

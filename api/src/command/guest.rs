@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 
+use super::place;
 use crate::guest::cache::{self, Cache};
 use crate::guest::image::{self, Format, Kind, Request};
 use crate::guest::kernel::{self, Flavor};
@@ -138,6 +139,7 @@ fn build_kernels(arguments: &KernelArguments) -> anyhow::Result<()> {
             arguments.outs.len()
         );
     }
+    arguments.outs.iter().try_for_each(|out| place::check(out, "a kernel"))?;
     let cache = Cache::open(arguments.cache.cache.as_deref())?;
     let progress = Progress::default();
     for (index, flavor) in flavors.iter().enumerate() {
@@ -159,6 +161,7 @@ fn build_kernels(arguments: &KernelArguments) -> anyhow::Result<()> {
 }
 
 fn build_image(arguments: &ImageArguments) -> anyhow::Result<()> {
+    arguments.file.iter().try_for_each(|file| place::check(file, "an image"))?;
     let cache = Cache::open(arguments.cache.cache.as_deref())?;
     let progress = Progress::default();
     let request = Request {

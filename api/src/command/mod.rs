@@ -7,6 +7,7 @@ mod doctor;
 mod down;
 mod guest;
 mod lab;
+mod place;
 mod token;
 mod up;
 mod vmm;

@@ -186,14 +186,11 @@ impl Stamp {
 }
 
 /// Copies a file with its holes: what is zero in `from` takes no room in `to`, which is as it was until it is there whole,
-/// for whoever reads it meanwhile. What is no plain file, such as a disk, is written to as it is.
+/// for whoever reads it meanwhile.
 ///
 /// # Errors
 /// Reading or writing.
 pub fn copy_sparse(from: &Path, to: &Path) -> Result<(), Error> {
-    if to.metadata().is_ok_and(|data| !data.is_file()) {
-        return copy_sparse_into(from, to);
-    }
     let name = to.file_name().unwrap_or_default().to_string_lossy();
     let new = to.with_file_name(format!(".{name}.{}", std::process::id()));
     let moved = copy_sparse_into(from, &new)

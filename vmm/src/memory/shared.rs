@@ -14,7 +14,7 @@ use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::mmap::FromRangesError;
 use vm_memory::{GuestMemoryBackend as _, MmapRegion};
 
-use super::{Error, GuestMemory, HUGE_PAGE_MIB, MIB, Region, check_size, huge, map_file, ram_ranges};
+use super::{Error, GuestMemory, HUGE_PAGE_MIB, MIB, Region, check_size, huge, map_file, ram_ranges, reason};
 use crate::config::HugePages;
 
 /// The file, with or without memory in it.
@@ -82,9 +82,9 @@ impl Shared {
         if bytes < u64::from(size_mib) * MIB {
             return Err(room(io::ErrorKind::UnexpectedEof.into()));
         }
-        let failed = |source: FromRangesError| match self.pages {
-            HugePages::Reserved => Error::HugePages { size_mib, source },
-            HugePages::None | HugePages::Transparent => Error::Map { size_mib, source },
+        let failed = |error: FromRangesError| match self.pages {
+            HugePages::Reserved => Error::HugePages { size_mib, source: reason(error) },
+            HugePages::None | HugePages::Transparent => Error::Map { size_mib, source: reason(error) },
         };
         let regions = map_file(&ram_ranges(size_mib), libc::MAP_SHARED, (&self.file, 0)).map_err(failed)?;
         if self.pages == HugePages::Transparent {

@@ -546,3 +546,27 @@ fn cells_made_at_once_do_not_wait_for_each_other() {
     let make = || (0..4).for_each(|_| drop(cell::Cell::make(None)));
     std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(make))));
 }
+
+/// Wherever its callers are asked for, which a process of its own begins with.
+#[test]
+fn panic_of_a_confined_process_is_heard() {
+    let name = "sandbox::tests::panic_of_a_confined_process_is_heard";
+    const ASKED: &str = "WISP_TEST_PANIC";
+    if std::env::var_os(ASKED).is_some() {
+        let panics = || {
+            let thread = std::thread::Builder::new().name("vcpu7".to_owned());
+            let ended = thread.spawn(|| panic!("why it ends")).map(std::thread::JoinHandle::join);
+            i64::from(ended.is_ok_and(|ended| ended.is_err())) - 1
+        };
+        assert_eq!(outcome(|| own().enter().map(drop), panics), Outcome::Done);
+        return;
+    }
+    let this = std::env::current_exe().unwrap();
+    let mut ran = std::process::Command::new(this);
+    ran.args([name, "--exact", "--nocapture"]).env(ASKED, "1").env("RUST_BACKTRACE", "1");
+    let ran = ran.output().unwrap();
+    let (said, errors) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success() && said.contains("1 passed"), "{said}{errors}");
+    let place = concat!("thread vcpu7 panicked at ", file!());
+    assert!(errors.contains(place) && errors.contains("why it ends"), "{errors}");
+}

@@ -188,6 +188,9 @@ pub enum Error {
     /// The guest runs, or has never run.
     #[error("a snapshot is taken of a guest that is paused or running, and this one is neither")]
     NotPaused,
+    /// What is written to it lands at its end, wherever it belongs.
+    #[error("the snapshot's file is open for appending (O_APPEND): open it for writing alone")]
+    Appends,
     /// The file.
     #[error("{step} the snapshot")]
     File {

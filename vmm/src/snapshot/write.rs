@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::time::SystemTime;
 
+use rustix::fs::OFlags;
 use vm_memory::{Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _, MemoryRegionAddress};
 
 use super::header::{self, Form, Header, SnapshotId};
@@ -50,6 +51,15 @@ pub(crate) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
+    /// Whether a snapshot can be written to `file` at all, which stays as it is.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(crate) fn check(to: &File) -> Result<(), Error> {
+        let flags = rustix::fs::fcntl_getfl(to).map_err(|errno| file("look at the file of")(errno.into()))?;
+        if flags.contains(OFlags::APPEND) { Err(Error::Appends) } else { Ok(()) }
+    }
+
     /// Begins a snapshot of a guest with `memory_mib` MiB, of which `hotplug_mib` come and go, in `to`, whose content is gone.
     ///
     /// # Errors
@@ -259,6 +269,16 @@ mod tests {
 
     fn put(guest: &GuestMemory, page: u64, value: u64) {
         guest.write_obj(value, vm_memory::GuestAddress(page * 4096)).unwrap();
+    }
+
+    #[test]
+    fn file_that_is_open_for_appending_is_refused_as_it_is() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(&file, "something").unwrap();
+        let open = |append| File::options().write(true).append(append).open(&file).unwrap();
+        Writer::check(&open(false)).unwrap();
+        assert!(matches!(Writer::check(&open(true)), Err(Error::Appends)));
+        assert_eq!(std::fs::read(&file).unwrap(), b"something");
     }
 
     #[test]

@@ -15,7 +15,7 @@ impl Supervisor {
         let Some(mut passed) = PassedFds::new(passed, &[to]) else { return not_those() };
         let line = UnixStream::from(passed.take(to));
         let patience = Duration::from_millis(patience_ms.min(PATIENCE_MS_MAX).into());
-        let listener = self.listener.as_ref().map(|listener| listener.as_fd());
+        let listener = self.backlog.as_ref().map(|backlog| backlog.listener().as_fd());
         match self.machine.hand_over(line, listener, patience) {
             Ok(()) => {
                 self.ending.say(ExitReason::Killed, "the guest was handed over to another process");

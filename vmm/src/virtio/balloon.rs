@@ -2,7 +2,9 @@
 //! what it has.
 //!
 //! What it gives, and what it reports as free (§5.5.6.7), goes back to the host at once; what it wants again is there again
-//! when it touches it. What it hints at ([`hints`]) is only told to whoever asked for it: a guest keeps its hands off a page until
+//! when it touches it, as zeros. So a guest that fills what is free with something else (page poisoning), and looks whether that
+//! is still there when it uses it, keeps what it reports, and is asked for no hints; whether a page that it gave and takes back
+//! is filled is its own business. What it hints at ([`hints`]) is only told to whoever asked for it: a guest keeps its hands off a page until
 //! a report comes back, but may use one again before its hint is heard.
 //!
 //! Must never know: who sets the target.
@@ -80,6 +82,8 @@ pub struct BalloonStatus {
 pub struct Balloon {
     target_pages: u32,
     given_pages: u32,
+    /// What the guest fills free pages with, four bytes after four, if it says so.
+    poison: u32,
     returned_bytes: u64,
     /// Not even a guest without memory takes pages out by itself.
     firm: bool,
@@ -103,6 +107,19 @@ struct OwnState {
     firm: bool,
 }
 
+/// What a balloon saves whose driver says what it fills free pages with; a program that does not know of that needs no such
+/// guest's state, and finds that of others as it knows it.
+#[derive(Serialize, Deserialize)]
+struct PoisonedState {
+    own: OwnState,
+    poison: u32,
+}
+
+/// What was saved.
+fn saved(own: &[u8]) -> Result<PoisonedState, StateError> {
+    decode(own).or_else(|_| Ok(PoisonedState { own: decode(own)?, poison: 0 }))
+}
+
 /// Makes a balloon.
 ///
 /// # Errors
@@ -114,6 +131,7 @@ pub fn build_balloon(target_mib: u32, firm: bool) -> Result<Arc<Mutex<Balloon>>,
     Ok(Arc::new(Mutex::new(Balloon {
         target_pages: pages(target_mib)?,
         given_pages: 0,
+        poison: 0,
         returned_bytes: 0,
         firm,
         statistics: None,
@@ -139,7 +157,7 @@ fn pages(mib: u32) -> Result<u32, Error> {
 /// # Errors
 /// It is none.
 pub fn saved_firmness(own: &[u8]) -> Result<bool, StateError> {
-    Ok(decode::<OwnState>(own)?.firm)
+    Ok(saved(own)?.own.firm)
 }
 
 impl Balloon {
@@ -185,7 +203,10 @@ impl Balloon {
     /// Asks the guest which of its pages are free; false if it gives no hints. To be called on the event loop's thread.
     pub fn ask_for_hints(&mut self) -> bool {
         let able = self.active.as_ref().filter(|active| {
-            active.features & spec::F_FREE_PAGE_HINT != 0 && active.queues[spec::QUEUE_HINTS].is_used()
+            // What is left out of a snapshot is zeros, too.
+            !is_poisoned(active, self.poison)
+                && active.features & spec::F_FREE_PAGE_HINT != 0
+                && active.queues[spec::QUEUE_HINTS].is_used()
         });
         let Some(active) = able.filter(|_| !self.held) else { return false };
         self.hints.ask(&active.memory);
@@ -260,12 +281,14 @@ impl Balloon {
     /// Pages that the guest gives, takes back or reports.
     fn take_pages(&mut self, index: usize, active: &mut Activation) -> Result<(), QueueError> {
         let Self { chain, returned_bytes, .. } = self;
+        let keeps_reports = is_poisoned(active, self.poison);
         let queue = &mut active.queues[index];
         let progress = queue.work_off(chain, BATCH_BUFFERS_MAX, |memory, chain| {
             *returned_bytes += match index {
                 spec::QUEUE_INFLATE => given(memory, chain),
                 // They are there again when they are touched.
                 spec::QUEUE_DEFLATE => 0,
+                _ if keeps_reports => 0,
                 _ => chain
                     .writable()
                     .iter()
@@ -311,6 +334,11 @@ impl Balloon {
         active.settle(spec::QUEUE_STATISTICS, progress, &self.queue_events)?;
         Ok(())
     }
+}
+
+/// Whether the guest expects something else than zeros where pages were free.
+fn is_poisoned(active: &Activation, poison: u32) -> bool {
+    active.features & spec::F_PAGE_POISON != 0 && poison != 0
 }
 
 /// Gives back the pages whose numbers, of 32 bits, are in `chain`; how many bytes they are. Pages side by side go together.
@@ -388,7 +416,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn features(&self) -> u64 {
-        let always = spec::F_STATS_VQ | spec::F_FREE_PAGE_HINT | spec::F_PAGE_REPORTING;
+        let always = spec::F_STATS_VQ | spec::F_FREE_PAGE_HINT | spec::F_PAGE_POISON | spec::F_PAGE_REPORTING;
         if self.firm { always } else { always | spec::F_DEFLATE_ON_OOM }
     }
 
@@ -397,12 +425,16 @@ impl VirtioDevice for Balloon {
         space[..4].copy_from_slice(&self.target_pages.to_le_bytes());
         space[4..8].copy_from_slice(&self.given_pages.to_le_bytes());
         space[8..12].copy_from_slice(&self.hints.command().to_le_bytes());
+        space[12..].copy_from_slice(&self.poison.to_le_bytes());
         super::read_config_bytes(&space, offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
-        if let (spec::CONFIG_ACTUAL, Ok(bytes)) = (offset, data.try_into()) {
-            self.given_pages = u32::from_le_bytes(bytes);
+        let Ok(value) = data.try_into().map(u32::from_le_bytes) else { return };
+        match offset {
+            spec::CONFIG_ACTUAL => self.given_pages = value,
+            spec::CONFIG_POISON => self.poison = value,
+            _ => {}
         }
     }
 
@@ -422,24 +454,31 @@ impl VirtioDevice for Balloon {
         self.kept = None;
         self.statistics = None;
         self.given_pages = 0;
+        self.poison = 0;
         self.hints.forget();
         self.tell = false;
     }
 
     /// A buffer that is kept is looked at again by whoever goes on.
     fn save(&self) -> DeviceState {
-        let Self { target_pages, given_pages, firm, .. } = *self;
+        let Self { target_pages, given_pages, firm, poison, .. } = *self;
+        let own = OwnState { target_pages, given_pages, firm };
         let mut state = DeviceState::of(self.active.as_ref());
         if let Some(queue) = state.queues.get_mut(spec::QUEUE_STATISTICS).filter(|_| self.kept.is_some()) {
             queue.next_available = queue.next_available.wrapping_sub(1);
         }
-        state.with(&OwnState { target_pages, given_pages, firm })
+        match &self.active {
+            Some(active) if active.features & spec::F_PAGE_POISON != 0 => {
+                state.with(&PoisonedState { own, poison })
+            }
+            _ => state.with(&own),
+        }
     }
 
     /// The target is the snapshot's: what is given to a new guest is for one that starts.
     fn restore(&mut self, own: &[u8]) -> Result<(), StateError> {
-        let saved: OwnState = decode(own)?;
-        (self.target_pages, self.given_pages) = (saved.target_pages, saved.given_pages);
+        let PoisonedState { own, poison } = saved(own)?;
+        (self.target_pages, self.given_pages, self.poison) = (own.target_pages, own.given_pages, poison);
         // Whoever was told of free pages was asked for a snapshot, and is elsewhere.
         self.hints.done();
         self.tell = true;

@@ -21,6 +21,7 @@ use super::queue::{Chain, Handled, QueueError};
 use super::spec::{console as spec, device_type};
 use super::state::decode;
 use super::{Activation, DeviceState, Error, StateError, VirtioDevice};
+use crate::backlog::Backlog;
 use crate::ending::EndingSignal;
 use crate::panic::PanicWatch;
 use crate::serial;
@@ -44,7 +45,7 @@ const CONFIG_BYTES: usize = 12;
 pub enum Output {
     /// A log, or the terminal.
     Stream(serial::Console),
-    /// A listening socket, non-blocking.
+    /// A listening socket.
     Socket(UnixListener),
 }
 
@@ -66,11 +67,14 @@ pub struct Console {
 /// Makes a console that leads to `output`.
 ///
 /// # Errors
-/// The kernel gives no event descriptor.
+/// The kernel gives no event descriptor or timer.
 pub fn build_console(output: Output) -> Result<Arc<Mutex<Console>>, Error> {
     let (stream, socket) = match output {
         Output::Stream(stream) => (stream, None),
-        Output::Socket(listener) => (serial::Console::None, Some(Socket::new(listener))),
+        Output::Socket(listener) => {
+            let backlog = Backlog::new(listener, "a console's socket").map_err(Error::EventFd)?;
+            (serial::Console::None, Some(Socket::new(backlog)))
+        }
     };
     Ok(Arc::new(Mutex::new(Console {
         stream,
@@ -238,8 +242,8 @@ impl MutEventSubscriber for Console {
         for event in &self.queue_events {
             super::watch(ops, event, EventSet::IN);
         }
-        if let Some(socket) = &self.socket {
-            super::watch(ops, socket, EventSet::IN);
+        if let Some(socket) = &mut self.socket {
+            socket.start(ops);
         }
     }
 

@@ -448,13 +448,17 @@ pub mod balloon {
     pub const F_DEFLATE_ON_OOM: u64 = 1 << 2;
     /// Free pages are hinted at when the device asks (`VIRTIO_BALLOON_F_FREE_PAGE_HINT`).
     pub const F_FREE_PAGE_HINT: u64 = 1 << 3;
+    /// The driver says what it fills free pages with (`VIRTIO_BALLOON_F_PAGE_POISON`).
+    pub const F_PAGE_POISON: u64 = 1 << 4;
     /// Free pages are reported (`VIRTIO_BALLOON_F_PAGE_REPORTING`).
     pub const F_PAGE_REPORTING: u64 = 1 << 5;
 
-    /// Bytes of the configuration space: num_pages u32 @0, actual u32 @4, free_page_hint_cmd_id u32 @8 (§5.5.4).
-    pub const CONFIG_BYTES: usize = 12;
+    /// Bytes of the configuration space: num_pages u32 @0, actual u32 @4, free_page_hint_cmd_id u32 @8, poison_val u32 @12 (§5.5.4).
+    pub const CONFIG_BYTES: usize = 16;
     /// Offset of `actual`.
     pub const CONFIG_ACTUAL: u64 = 4;
+    /// Offset of `poison_val`.
+    pub const CONFIG_POISON: u64 = 12;
     /// `free_page_hint_cmd_id`, and what a driver says last: no more hints (`VIRTIO_BALLOON_CMD_ID_STOP`).
     pub const HINTS_STOP: u32 = 0;
     /// `free_page_hint_cmd_id`: what was hinted at may be used again (`VIRTIO_BALLOON_CMD_ID_DONE`).

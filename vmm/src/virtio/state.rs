@@ -21,6 +21,9 @@ pub enum StateError {
     /// The saved bytes are none of this device's.
     #[error("the state of a virtio device cannot be read")]
     Encoding(#[from] postcard::Error),
+    /// A balloon of the other kind.
+    #[error("a firm memory balloon is given, and the guest's is not firm")]
+    NotFirm,
     /// A device of another type.
     #[error("the guest has a {} where a {} is given", name(*.saved), name(*.given))]
     Type {

@@ -26,6 +26,7 @@ use super::queue::{Chain, Handled, Progress, QueueError};
 use super::spec::{device_type, vsock as spec};
 use super::state::decode;
 use super::{Activation, DeviceState, Error, StateError, VirtioDevice};
+use crate::backlog::Backlog;
 
 use table::{HOST_PORT_START, Table};
 
@@ -60,10 +61,10 @@ pub struct Vsock {
     held: bool,
 }
 
-/// Makes the socket device of the guest whose address is `cid`. Both sockets are non-blocking.
+/// Makes the socket device of the guest whose address is `cid`. The connector's socket is non-blocking.
 ///
 /// # Errors
-/// No guest can have that address, or the kernel gives no event descriptor.
+/// No guest can have that address, or the kernel gives no event descriptor or timer.
 pub fn build_vsock(
     cid: u32,
     listener: Option<UnixListener>,
@@ -73,6 +74,8 @@ pub fn build_vsock(
         let allowed = "3 to 4294967294";
         return Err(Error::Config { what: "guest's CID", value: cid.to_string(), allowed });
     }
+    let backlog = listener.map(|listener| Backlog::new(listener, "a socket device"));
+    let backlog = backlog.transpose().map_err(Error::EventFd)?;
     Ok(Arc::new(Mutex::new(Vsock {
         cid,
         queue_events: super::queue_event_fds(3)?,
@@ -81,7 +84,7 @@ pub fn build_vsock(
         active: None,
         chain: Chain::new(),
         data: Vec::new(),
-        table: Table::new(cid.into(), listener, connector),
+        table: Table::new(cid.into(), backlog, connector),
         event_due: false,
         held: false,
     })))

@@ -91,6 +91,7 @@ impl Machine {
         if wanted.differences && self.origin.base.is_none() {
             return Err(snapshot::Error::NotTracked.into());
         }
+        Writer::check(file)?;
         if wanted.hints && wanted.differences {
             return Err(hints::Error::Differences.into());
         }

@@ -16,6 +16,7 @@ use vmm::rpc::{SnapshotReport, VmState};
 use vmm::snapshot::{Form, Header};
 use vmm::vm::Wanted;
 
+use super::super::place;
 use super::plug::connect;
 use crate::guest::progress::Progress;
 use crate::process::terminal::say;
@@ -152,9 +153,7 @@ fn snapshot(arguments: &Snapshot) -> anyhow::Result<()> {
 
 /// Has a file written in the place of `path`, and puts it there when it is whole.
 fn replace<T>(path: &Path, write: impl FnOnce(&File) -> anyhow::Result<T>) -> anyhow::Result<T> {
-    if std::fs::metadata(path).is_ok_and(|there| !there.is_file()) {
-        bail!("{} is no regular file: a snapshot would be there in its place", path.display());
-    }
+    place::check(path, "a snapshot")?;
     // Beside it: guests may have the file that is there mapped.
     let mut beside = OsString::from(path);
     beside.push(".partial");

@@ -3,10 +3,11 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 
 use event_manager::{EventOps, EventSet, Events};
+
+use crate::backlog::Backlog;
 
 /// The most output that waits for a connection, in bytes: some screens of it.
 pub(super) const OUTPUT_BYTES_MAX: usize = 64 << 10;
@@ -14,7 +15,9 @@ pub(super) const OUTPUT_BYTES_MAX: usize = 64 << 10;
 const ACCEPTED_MAX: usize = 4;
 
 pub(super) struct Socket {
-    listener: UnixListener,
+    backlog: Backlog,
+    /// The event loop listens for connections.
+    listens: bool,
     client: Option<Client>,
 }
 
@@ -28,8 +31,15 @@ struct Client {
 }
 
 impl Socket {
-    pub(super) fn new(listener: UnixListener) -> Self {
-        Self { listener, client: None }
+    pub(super) fn new(backlog: Backlog) -> Self {
+        Self { backlog, listens: false, client: None }
+    }
+
+    /// Has the event loop listen for connections.
+    pub(super) fn start(&mut self, ops: &mut EventOps<'_>) {
+        super::super::watch(ops, &self.backlog, EventSet::IN);
+        super::super::watch(ops, self.backlog.timer(), EventSet::IN);
+        self.listens = true;
     }
 
     /// Sends `bytes`, or keeps them; what there is no room for is lost.
@@ -48,14 +58,12 @@ impl Socket {
         input: &mut VecDeque<u8>,
         ops: &mut EventOps<'_>,
     ) {
-        if events.fd() == self.listener.as_raw_fd() {
+        if self.backlog.is_called(events.fd()) {
             for _ in 0..ACCEPTED_MAX {
-                let Ok((stream, _)) = self.listener.accept() else { break };
-                if stream.set_nonblocking(true).is_ok() {
-                    self.drop_client(ops);
-                    let output = VecDeque::new();
-                    self.client = Some(Client { stream, output, is_over: false, watched: None });
-                }
+                let Some(stream) = self.backlog.accept() else { break };
+                self.drop_client(ops);
+                let output = VecDeque::new();
+                self.client = Some(Client { stream, output, is_over: false, watched: None });
             }
         } else if let Some(client) = &mut self.client {
             client.flush();
@@ -65,6 +73,14 @@ impl Socket {
 
     /// Has the event loop listen for what is of use now, and lets go a connection that is over.
     pub(super) fn settle(&mut self, has_room: bool, ops: &mut EventOps<'_>) {
+        let listens = !self.backlog.rests();
+        if self.listens != listens {
+            let set = if listens { EventSet::IN } else { EventSet::empty() };
+            match ops.modify(Events::new(&self.backlog, set)) {
+                Ok(()) => self.listens = listens,
+                Err(error) => tracing::error!(%error, "a console cannot change what it listens to"),
+            }
+        }
         if self.client.as_ref().is_some_and(|client| client.is_over) {
             return self.drop_client(ops);
         }
@@ -93,12 +109,6 @@ impl Socket {
         {
             tracing::error!(%error, "a console's closed connection is still watched");
         }
-    }
-}
-
-impl AsRawFd for Socket {
-    fn as_raw_fd(&self) -> RawFd {
-        self.listener.as_raw_fd()
     }
 }
 

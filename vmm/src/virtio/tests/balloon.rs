@@ -293,3 +293,72 @@ fn hints_that_a_guest_was_giving_are_done_with_when_it_goes_on_elsewhere_or_rese
     assert_eq!(driver.balloon().stop_hints().count(), 0);
     assert_eq!(command(&mut driver), spec::HINTS_STOP);
 }
+
+/// What Linux fills pages with where it looks for writes to free ones (page_poison=1).
+const POISON: u32 = 0xaaaa_aaaa;
+const POISON_AT: u32 = spec::CONFIG_POISON as u32;
+
+impl Driver {
+    /// A driver that says what it fills free pages with, before it starts.
+    fn poisoning(poison: u32) -> Self {
+        let device = build_balloon(0, false).unwrap();
+        let mut guest = MockGuest::new(device.clone()).unwrap();
+        guest.negotiate(spec::F_FREE_PAGE_HINT | spec::F_PAGE_POISON | spec::F_PAGE_REPORTING);
+        let queues = [0, 1, 3, 4].map(|index| guest.set_up_queue(index, 32)).to_vec();
+        guest.write(super::super::spec::mmio::CONFIG + POISON_AT, poison);
+        guest.start();
+        guest.run();
+        guest.put(PAGES, &[0xaa; 0x1_0000]);
+        Self { device, guest, queues }
+    }
+
+    /// Reports two pages, and has the buffer back.
+    fn report(&mut self) {
+        self.queues[3].submit(&self.guest.memory, &[MockDescriptor::writable(PAGES + 4096, 2 * 4096)]);
+        self.guest.kick(4);
+        assert!(self.queues[3].take_used(&self.guest.memory).is_some());
+    }
+}
+
+#[test]
+fn pages_that_a_guest_fills_with_something_stay_when_it_reports_them_and_are_asked_for_by_no_hints() {
+    let mut driver = Driver::poisoning(POISON);
+    driver.report();
+    assert!(driver.gone().is_empty());
+    assert_eq!(driver.balloon().status().returned_bytes, 0);
+    assert!(!driver.balloon().ask_for_hints());
+    assert_eq!(driver.guest.read_config::<4>(POISON_AT), POISON.to_le_bytes());
+    driver.give(0, &[number(7)]);
+    assert_eq!(driver.gone(), [7], "what is given goes");
+
+    // One that fills them with zeros finds zeros.
+    let mut driver = Driver::poisoning(0);
+    driver.report();
+    assert_eq!(driver.gone(), [1, 2]);
+    assert!(driver.balloon().ask_for_hints());
+}
+
+#[test]
+fn what_is_filled_in_without_the_feature_says_nothing() {
+    let mut driver = Driver::hinting();
+    driver.guest.write(super::super::spec::mmio::CONFIG + POISON_AT, POISON);
+    driver.report();
+    assert_eq!(driver.gone(), [1, 2]);
+}
+
+#[test]
+fn what_a_guest_fills_pages_with_goes_with_it_and_what_others_save_is_as_before() {
+    let driver = Driver::poisoning(POISON);
+    let state = driver.balloon().save();
+    assert!(!saved_firmness(&state.own).unwrap());
+    let other = build_balloon(0, false).unwrap();
+    other.lock().unwrap().restore(&state.own).unwrap();
+    let mut space = [0; 4];
+    other.lock().unwrap().read_config(spec::CONFIG_POISON, &mut space);
+    assert_eq!(u32::from_le_bytes(space), POISON);
+    // Two numbers and no.
+    assert_eq!(Driver::hinting().balloon().save().own, [0, 0, 0]);
+    other.lock().unwrap().reset();
+    other.lock().unwrap().read_config(spec::CONFIG_POISON, &mut space);
+    assert_eq!(space, [0; 4]);
+}

@@ -3,6 +3,7 @@
 mod balloon;
 mod block;
 mod console;
+mod exhausted;
 mod limits;
 mod mem;
 mod net;

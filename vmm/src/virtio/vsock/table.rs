@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use event_manager::{EventOps, EventSet, Events};
@@ -13,6 +13,7 @@ use super::super::spec::vsock as spec;
 use super::caller::{Caller, Said};
 use super::connection::{ANSWER_TIME_MAX, Connection, Fate};
 use super::packet::Header;
+use crate::backlog::Backlog;
 use crate::connector;
 use crate::rpc::passing;
 
@@ -49,7 +50,7 @@ struct Wanted {
 pub(super) struct Table {
     guest_cid: u64,
     /// Where the host's side connects.
-    listener: Option<UnixListener>,
+    backlog: Option<Backlog>,
     listens: bool,
     /// Who connects for the guest.
     connector: Option<UnixStream>,
@@ -67,10 +68,10 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(guest_cid: u64, listener: Option<UnixListener>, connector: Option<UnixStream>) -> Self {
+    pub(super) fn new(guest_cid: u64, backlog: Option<Backlog>, connector: Option<UnixStream>) -> Self {
         Self {
             guest_cid,
-            listener,
+            backlog,
             listens: false,
             connector,
             callers: Vec::new(),
@@ -206,7 +207,7 @@ impl Table {
     /// What an event of a stream's, or of the sockets', leads to.
     pub(super) fn happened(&mut self, events: Events, now: Instant) {
         let fd = events.fd();
-        if self.listener.as_ref().is_some_and(|listener| listener.as_raw_fd() == fd) {
+        if self.backlog.as_mut().is_some_and(|backlog| backlog.is_called(fd)) {
             self.accept();
         } else if self.connector.as_ref().is_some_and(|connector| connector.as_raw_fd() == fd) {
             self.take_answers();
@@ -228,10 +229,8 @@ impl Table {
             if self.count() >= CONNECTIONS_MAX {
                 return;
             }
-            let Some(Ok((stream, _))) = self.listener.as_ref().map(UnixListener::accept) else { return };
-            if stream.set_nonblocking(true).is_ok() {
-                self.callers.push(Caller::new(stream));
-            }
+            let Some(stream) = self.backlog.as_mut().and_then(Backlog::accept) else { return };
+            self.callers.push(Caller::new(stream));
         }
     }
 
@@ -329,13 +328,11 @@ impl Table {
             let wanted = connection.wanted();
             connection.watched = listen(ops, connection.stream(), connection.watched, wanted);
         }
-        let listens = self.count() < CONNECTIONS_MAX;
-        if let Some(listener) = &self.listener
-            && self.listens != listens
-        {
+        let has_room = self.count() < CONNECTIONS_MAX;
+        if let Some(backlog) = &self.backlog {
+            let listens = has_room && !backlog.rests();
             let [before, after] = [self.listens, listens].map(|listens| listens.then_some(EventSet::IN));
-            listen(ops, listener, before, after);
-            self.listens = listens;
+            self.listens = listen(ops, backlog, before, after).is_some();
         }
     }
 
@@ -343,6 +340,9 @@ impl Table {
     pub(super) fn start(&mut self, ops: &mut EventOps<'_>) {
         if let Some(connector) = &self.connector {
             super::super::watch(ops, connector, EventSet::IN);
+        }
+        if let Some(backlog) = &self.backlog {
+            super::super::watch(ops, backlog.timer(), EventSet::IN);
         }
         self.settle(ops);
     }
