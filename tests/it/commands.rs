@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use crate::booted::{Files, Guest, vmm};
+use crate::booted::{Ended, Files, Guest, vmm};
 use crate::harness::{Need, ip, isolate, trial, wisp, within};
 
 /// The tests.
@@ -107,6 +108,7 @@ fn guest_goes_on_from_a_snapshot() -> Result<()> {
     let path = |name: &str| files.path().join(name).to_string_lossy().into_owned();
     let (kernel, socket) = (path("tiny.elf"), path("socket"));
     ensure!(run("20", &["guest", "export", "tiny", &kernel])?.status.success(), "export the tiny guest");
+    let _ended = Ended(PathBuf::from(&socket));
     // Without a time limit around it: that would be what is killed, and the guest would stay.
     let mut guest = Command::new(wisp());
     guest.args(["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket]);
@@ -160,6 +162,7 @@ fn devices_are_as_options_say() -> Result<()> {
     let path = |name: &str| files.path().join(name).to_string_lossy().into_owned();
     let (kernel, socket, disk, other) = (path("tiny.elf"), path("socket"), path("disk"), path("other"));
     ensure!(run("20", &["guest", "export", "tiny", &kernel])?.status.success(), "export the tiny guest");
+    let _ended = Ended(PathBuf::from(&socket));
     [&disk, &other].into_iter().try_for_each(|file| std::fs::File::create_new(file)?.set_len(1 << 20))?;
     let boot =
         ["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket, "--transport", "pci"];
@@ -233,6 +236,7 @@ fn nobody_has_to_hear_what_is_said() -> Result<()> {
     let path = |name: &str| files.path().join(name).to_string_lossy().into_owned();
     let (kernel, socket) = (path("tiny.elf"), path("socket"));
     ensure!(run("20", &["guest", "export", "tiny", &kernel])?.status.success(), "export the tiny guest");
+    let _ended = Ended(PathBuf::from(&socket));
     let mut guest = Command::new(wisp());
     guest
         .args(["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket])
