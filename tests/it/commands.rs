@@ -104,10 +104,9 @@ fn vmm_boot_shows_the_console() -> Result<()> {
 }
 
 fn guest_goes_on_from_a_snapshot() -> Result<()> {
-    let files = tempfile::tempdir()?;
-    let path = |name: &str| files.path().join(name).to_string_lossy().into_owned();
+    let files = Files::new()?;
+    let path = |name: &str| files.path(name);
     let (kernel, socket) = (path("tiny.elf"), path("socket"));
-    ensure!(run("20", &["guest", "export", "tiny", &kernel])?.status.success(), "export the tiny guest");
     let _ended = Ended(PathBuf::from(&socket));
     // Without a time limit around it: that would be what is killed, and the guest would stay.
     let mut guest = Command::new(wisp());
@@ -126,10 +125,7 @@ fn guest_goes_on_from_a_snapshot() -> Result<()> {
     let (full, more) = (path("full"), path("more"));
     let refused = run("30", &["vmm", "snapshot", &socket, &more, "--diff"])?;
     ensure!(text(&refused.stderr).contains("take a full snapshot"), "{}", text(&refused.stderr));
-    ensure!(
-        !std::path::Path::new(&more).exists() && std::fs::read_dir(files.path())?.count() == 2,
-        "left over"
-    );
+    ensure!(!std::path::Path::new(&more).exists() && std::fs::read_dir(path(""))?.count() == 2, "left over");
     let said = asked(&["snapshot", &socket, &full, "--track", "--pause"])?;
     ensure!(said.contains("KiB of memory; the guest stands still"), "{said}");
     asked(&["resume", &socket])?;
@@ -158,10 +154,9 @@ fn guest_goes_on_from_a_snapshot() -> Result<()> {
 fn devices_are_as_options_say() -> Result<()> {
     isolate()?;
     ["t0", "t1"].iter().try_for_each(|tap| ip(&format!("tuntap add mode tap vnet_hdr {tap}")))?;
-    let files = tempfile::tempdir()?;
-    let path = |name: &str| files.path().join(name).to_string_lossy().into_owned();
+    let files = Files::new()?;
+    let path = |name: &str| files.path(name);
     let (kernel, socket, disk, other) = (path("tiny.elf"), path("socket"), path("disk"), path("other"));
-    ensure!(run("20", &["guest", "export", "tiny", &kernel])?.status.success(), "export the tiny guest");
     let _ended = Ended(PathBuf::from(&socket));
     [&disk, &other].into_iter().try_for_each(|file| std::fs::File::create_new(file)?.set_len(1 << 20))?;
     let boot =
@@ -232,10 +227,9 @@ fn devices_are_as_options_say() -> Result<()> {
 }
 
 fn nobody_has_to_hear_what_is_said() -> Result<()> {
-    let files = tempfile::tempdir()?;
-    let path = |name: &str| files.path().join(name).to_string_lossy().into_owned();
+    let files = Files::new()?;
+    let path = |name: &str| files.path(name);
     let (kernel, socket) = (path("tiny.elf"), path("socket"));
-    ensure!(run("20", &["guest", "export", "tiny", &kernel])?.status.success(), "export the tiny guest");
     let _ended = Ended(PathBuf::from(&socket));
     let mut guest = Command::new(wisp());
     guest
