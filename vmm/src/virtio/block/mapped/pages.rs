@@ -83,9 +83,7 @@ impl Pages {
 
     /// Whether all of a part of the file is in the page cache and was written by several calls in this epoch.
     pub(super) fn are_rewritten(&self, offset: u64, length: u64, epoch: u64) -> bool {
-        self.all(offset, length, |region, page| {
-            region.epoch == epoch && region.rewritten.has(page) && region.known.has(page)
-        })
+        self.all(offset, length, |region, page| region.epoch == epoch && region.rewritten.has(page))
     }
 
     fn all(&self, offset: u64, length: u64, holds: impl Fn(&Region, usize) -> bool) -> bool {
