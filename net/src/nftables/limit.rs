@@ -7,7 +7,8 @@
 //! | postrouting, 140 | what leaves by it from an address, over what that may send, is dropped |
 //!
 //! IPv6 is not translated, so its packets have addresses of the inside: all of them are one address's, whose bucket for
-//! IPv4 they share. What neighbours ask each other is not held, or nobody would find the way any more.
+//! IPv4 they share. What neighbours ask each other, and which groups they listen to, is not held, or nobody would find the
+//! way any more.
 //!
 //! A set for each direction and unit has the addresses as its elements, each with a bucket of its own (`limit rate over`):
 //! the cost for a packet does not grow with their number, and what is not changed keeps its bucket. The kernel's bucket of
@@ -126,7 +127,7 @@ fn chains(outside: &str, ipv6_as: Option<Ipv6Addr>) -> [Chain; 2] {
         let sets = || SETS.into_iter().filter(move |(direction, _)| *direction == wanted);
         let mut rules: Vec<_> = sets().map(|set| ipv4_rule(outside, set)).collect();
         if let Some(own) = ipv6_as {
-            rules.push(neighbours_rule(outside, wanted));
+            rules.extend([neighbours_rule(outside, wanted), listeners_rule(outside, wanted)]);
             rules.extend(sets().map(|set| ipv6_rule(outside, own, set)));
         }
         rules
@@ -174,13 +175,27 @@ fn ipv6_rule(outside: &str, own: Ipv6Addr, set: Set) -> Vec<Expression> {
 /// Routers' and neighbours' messages (RFC 4861 §4: ICMPv6 types 133 to 137) are not held. They have a hop limit of 255 (at 7 of
 /// IPv6), which nothing has that a router has passed on: so nothing of the inside is taken for one.
 fn neighbours_rule(outside: &str, direction: Direction) -> Vec<Expression> {
-    let messages = vec![
+    let from_neighbour = bytes(Base::Network, 7, &[255], true);
+    let accepted = icmpv6_accepted(133, 137);
+    [passes(outside, direction, NFPROTO_IPV6), from_neighbour, accepted].concat()
+}
+
+/// Nor are messages of who listens to which group (RFC 3810 §5 and RFC 2710 §3: types 130 to 132, and 143), or a switch that
+/// goes by them would not bring the router what its neighbours ask. They are for the groups of the link (ff02::/16, at 24 of
+/// IPv6), for which no router passes anything on (RFC 4291 §2.7).
+fn listeners_rule(outside: &str, direction: Direction) -> Vec<Expression> {
+    let of_link = bytes(Base::Network, 24, &[0xff, 0x02], true);
+    [passes(outside, direction, NFPROTO_IPV6), of_link, icmpv6_accepted(130, 143)].concat()
+}
+
+/// What is of these types ends the rules.
+fn icmpv6_accepted(first: u8, last: u8) -> Vec<Expression> {
+    let of_type = vec![
         Expression::Payload { base: Base::Transport, offset: 0, length: 1, to: FIRST },
-        Expression::Range { register: FIRST, first: vec![133], last: vec![137] },
+        Expression::Range { register: FIRST, first: vec![first], last: vec![last] },
         Expression::Verdict(Verdict::Accept),
     ];
-    let from_neighbour = bytes(Base::Network, 7, &[255], true);
-    [passes(outside, direction, NFPROTO_IPV6), from_neighbour, protocol(PROTOCOL_ICMPV6), messages].concat()
+    [protocol(PROTOCOL_ICMPV6), of_type].concat()
 }
 
 /// A line that changes with the rules, and tells the link that they were made for and whose IPv6 is; kept as the table's

@@ -1,6 +1,7 @@
 //! Limits of addresses outside against the kernel: what is over them does not pass, both ways, and nothing else is held.
 
 use std::net::Ipv6Addr;
+use std::time::{Duration, Instant};
 
 use super::router::{
     DATABASE_GUEST, DATABASE_MAC, FLOATING, HOST, ROUTER, Site, WEB_GUEST, WEB_MAC, heard, received, send,
@@ -150,6 +151,17 @@ fn receives_ipv6(guest: &Guest) -> bool {
     })
 }
 
+/// How many packets a namespace told of groups that it listens to (MLDv2 reports, RFC 3810 §5.2), and how many it could not.
+fn listeners_told(namespace: &str) -> [u64; 2] {
+    let counts =
+        Command::new("ip").args(["netns", "exec", namespace, "cat", "/proc/net/snmp6"]).output().unwrap();
+    let counts = String::from_utf8(counts.stdout).unwrap();
+    ["Icmp6OutType143", "Ip6OutDiscards"].map(|name| {
+        let count = counts.lines().find_map(|line| line.strip_prefix(name));
+        count.map_or(0, |count| count.trim().parse().unwrap())
+    })
+}
+
 #[test]
 fn all_of_ipv6_is_held_with_the_routers_own_address_and_neighbours_are_not() {
     in_own_network(|| {
@@ -158,7 +170,7 @@ fn all_of_ipv6_is_held_with_the_routers_own_address_and_neighbours_are_not() {
         speak_ipv6(&mut site);
         let (web, database) = (site.guest(1), site.guest(2));
         let (outside, ipv6) = (socket(5000), std::net::UdpSocket::bind((OUTSIDE_V6, 5001)).unwrap());
-        ipv6.set_read_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
+        ipv6.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
         let count = |socket: &std::net::UdpSocket| {
             let mut buffer = [0; 200];
             std::iter::from_fn(|| socket.recv_from(&mut buffer).ok()).count()
@@ -201,15 +213,24 @@ fn all_of_ipv6_is_held_with_the_routers_own_address_and_neighbours_are_not() {
         assert_eq!(answered(), all);
 
         // Whatever is held, neighbours find each other: the router, and whoever asks for it.
-        let forget = |arguments: &str| {
+        let ip = |arguments: &str| {
             assert!(Command::new("ip").args(arguments.split(' ')).status().unwrap().success());
         };
         let nothing = |direction| limit(direction, LimitUnit::Bytes, 0);
         hold(&mut site, &[nothing(Direction::Egress)]);
-        forget("-6 neigh flush all");
+        ip("-6 neigh flush all");
         assert_eq!((sent(DATAGRAMS), answered()), (0, all));
+        // Nor is held what groups the router listens to, with each address to one more (RFC 4291 §2.7.1).
+        let [told, failed] = listeners_told(&name);
+        ip(&format!("-n {name} -6 addr add 2001:db8:f::77/64 dev {} nodad", site.tag.router_link(1)));
+        let end = Instant::now() + Duration::from_secs(20);
+        while listeners_told(&name)[0] == told && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let [told_now, failed_now] = listeners_told(&name);
+        assert!(told_now > told && failed_now == failed, "{told_now} {told} {failed_now} {failed}");
         hold(&mut site, &[nothing(Direction::Ingress)]);
-        forget(&format!("-n {name} -6 neigh flush all"));
+        ip(&format!("-n {name} -6 neigh flush all"));
         assert_eq!((sent(DATAGRAMS), answered()), (all, 0));
         hold(&mut site, &[]);
         assert_eq!((sent(DATAGRAMS), answered()), (all, all));
