@@ -2,40 +2,36 @@
 
 mod disk;
 mod lock;
+mod open;
 mod output;
 mod prompt;
 
-use std::collections::BTreeSet;
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
 
 use storage::format::overlay::OverlayError;
 
-use crate::boot::image::Image;
 use crate::config::{
-    BalloonConfig, CONSOLE_LOG_BYTES_MAX, ConsoleConfig, CpuProfile, HugePages, InheritedFd, MemConfig,
-    NicConfig, Peripherals, PmemConfig, SystemIdentity, Traffic, Transport, VsockConfig, WatchdogAction,
+    BalloonConfig, CONSOLE_LOG_BYTES_MAX, CpuProfile, HugePages, InheritedFd, MemConfig, NicConfig, Traffic,
+    Transport, VmmConfig, WatchdogAction,
 };
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
-use crate::handover::{self, Estate, Keeping};
-use crate::inherited::{PassedFds, of_disk};
+use crate::inherited::{Descriptors as _, PassedFds, all};
 use crate::kvm::Kvm;
 use crate::lifecycle::Event;
-use crate::memory::{self, shared::Shared};
-use crate::peripherals::PeripheralSpecs;
-use crate::run::{Error as RunError, open_disk};
+use crate::memory::{self, GuestMemory, shared::Shared};
+use crate::run::{self, Error as RunError, Prepared};
 use crate::sandbox::{Namespaces, Sandbox};
 use crate::serial::Console;
 use crate::supervisor::{self, Supervisor};
 use crate::terminal::RawTerminal;
 use crate::virtio::block::ring::{Pinned, Rings};
 use crate::virtio::{self, console};
-use crate::vm::{self, BootSource, DiskSpec, Machine, MachineSpec, MainConsole, NicSpec, SnapshotSource};
+use crate::vm::{self, Machine, MachineSpec, MainConsole};
 
 /// What to boot.
 #[derive(Debug, Default)]
@@ -232,21 +228,29 @@ pub const MTU: u16 = 1500;
 pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     supervisor::block_signals().map_err(RunError::from)?;
     let kvm = Kvm::open().map_err(RunError::from)?;
-    let control = options.control.clone();
     // A new guest's balloon has it from its beginning.
     let target = options.balloon.filter(|_| !options.restore.is_empty()).map(|balloon| balloon.target_mib);
-    let mut spec = open(options)?;
+    let main_console = main_console(&options);
+    let (anyway, pin_memory) = (options.anyway, options.pin_memory);
+    let (mut config, files) = open::open(options)?;
+    let mut files = PassedFds::new(files, &all(&config)).expect("invariant: it names what it opens");
+    let control = config.control_socket.take().map(|fd| UnixListener::from(files.take(fd)));
+    let memory = config.upgradable.then(|| Shared::new(config.huge_pages)).transpose();
+    let memory = memory.map_err(RunError::SharedMemory)?;
+    let (rings, pinned) = rings(&config, control.is_some(), pin_memory)?;
+    let mut spec = run::open(config, &mut files, Prepared { rings, memory })?;
+    (spec.anyway, spec.pinned) = (anyway, pinned);
+    let output = output::standard().map_err(Error::Terminal)?.into_descriptor();
     let ending = EndingSignal::new().map_err(RunError::Event)?;
-    let control = control.map(|path| listen(&path)).transpose()?;
     // Unbuffered: what a buffer holds back, no event announces.
     let input = File::from(io::stdin().as_fd().try_clone_to_owned().map_err(Error::Terminal)?);
     let terminal = RawTerminal::new(&input).map_err(Error::Terminal)?;
     if let Some(estate) = &mut spec.estate {
         let kept = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(Error::Terminal);
-        let output = output::standard().map_err(Error::Terminal)?.into_descriptor();
-        estate.streams = Some([kept(input.as_fd())?, output]);
+        estate.streams = Some([kept(input.as_fd())?, kept(output.as_fd())?]);
         estate.terminal = terminal.is_some();
     }
+    console_on(&mut spec, main_console, output.into());
     let sandbox = Sandbox { namespaces: Namespaces::Own, ..Sandbox::default() };
     let held = sandbox.enter_beside(|| kvm.prepare()).map_err(RunError::from)?;
     let machine = Machine::build(&kvm, spec, &ending).map_err(RunError::from)?;
@@ -267,193 +271,41 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     Ok(said)
 }
 
-/// A socket for its owner alone, in the place of one at which nobody listens any more.
-fn listen(path: &Path) -> Result<UnixListener, Error> {
-    let abandoned = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
-        && UnixStream::connect(path).is_err();
-    let cleared = if abandoned { std::fs::remove_file(path) } else { Ok(()) };
-    let listener = cleared.and_then(|()| UnixListener::bind(path)).and_then(|listener| {
-        std::fs::set_permissions(path, Permissions::from_mode(0o600))?;
-        Ok(listener)
-    });
-    listener.map_err(|source| Error::Listen { path: path.to_owned(), source })
-}
-
-fn open(options: BootOptions) -> Result<MachineSpec, Error> {
-    let open = |path: &PathBuf, write: bool| {
-        File::options()
-            .read(true)
-            .write(write)
-            .open(path)
-            .map_err(|source| Error::Open { path: path.clone(), source })
-    };
-    let restore: Result<Vec<File>, Error> = options.restore.iter().map(|path| open(path, false)).collect();
-    let restore = restore?;
-    let working_set = options.working_set.as_ref().map(|path| {
-        let opened = File::options().read(true).write(true).create(true).truncate(false).open(path);
-        opened.map_err(|source| Error::Open { path: path.clone(), source })
-    });
-    let working_set = working_set.transpose()?;
-    let memory = options.upgradable.then(|| Shared::new(options.huge_pages)).transpose();
-    let memory = memory.map_err(RunError::SharedMemory)?;
-    let keep = memory.is_some();
-    let boot = match options.kernel.as_ref().filter(|_| options.firmware.is_none()) {
-        Some(kernel) => {
-            let initrd = options.initrd.as_ref().map(|initrd| open(initrd, false)).transpose()?;
-            BootSource::Kernel {
-                kernel: Box::new(open(kernel, false)?),
-                initrd: initrd.map(|initrd| Box::new(initrd) as Box<dyn Image>),
-            }
-        }
-        None => match &options.firmware {
-            Some(firmware) => BootSource::Firmware(Box::new(open(firmware, false)?)),
-            None if !restore.is_empty() => {
-                BootSource::Snapshot(SnapshotSource::new(restore, working_set, memory.as_ref()))
-            }
-            None => BootSource::Disk,
-        },
-    };
-    let mut disks = Vec::with_capacity(options.disks.len());
-    for (index, disk) in options.disks.iter().enumerate() {
-        let (config, files) = disk.open(format!("disk{index}"))?;
-        let named = of_disk(&config);
-        let mut files = PassedFds::new(files, &named).expect("invariant: a disk names what it opens");
-        disks.push(open_disk(index, config, &mut files, keep)?);
-    }
-    let main_console = match options.console {
+fn main_console(options: &BootOptions) -> MainConsole {
+    match options.console {
         Some(ConsoleOption::Terminal) => MainConsole::Virtio,
         _ => MainConsole::Serial,
-    };
-    let stream = output::standard().map_err(Error::Terminal)?;
-    let (console, output) = match main_console {
-        MainConsole::Serial => (Console::Stream(Box::new(Prompt::new(stream))), None),
+    }
+}
+
+/// Has the guest talk to `output`, which [`output::standard`] opened.
+fn console_on(spec: &mut MachineSpec, main_console: MainConsole, output: File) {
+    let stream = Patient::of(output);
+    spec.main_console = main_console;
+    match main_console {
+        MainConsole::Serial => spec.console = Console::Stream(Box::new(Prompt::new(stream))),
         MainConsole::Virtio => {
-            (Console::None, Some(console::Output::Stream(Console::Stream(Box::new(stream)))))
+            spec.peripherals.console = Some(console::Output::Stream(Console::Stream(Box::new(stream))));
         }
-    };
-    let (mut config, files) = open_peripherals(options.console, options.vsock, options.pmem)?;
-    (config.balloon, config.mem, config.watchdog) = (options.balloon, options.mem, options.watchdog);
-    let mut passed =
-        PassedFds::new(files, &config.descriptors()).expect("invariant: devices name what is opened");
-    let mut keeping = Keeping::new(&mut passed, keep);
-    let mut peripherals = PeripheralSpecs::open(config.clone(), &mut keeping).map_err(RunError::from)?;
-    peripherals.console = peripherals.console.or(output);
-    let mut estate = memory.map(Estate::of);
-    if let (Some(estate), Some(kept)) = (&mut estate, keeping.kept().map_err(RunError::from)?) {
-        estate.peripherals = (config, kept);
     }
-    let nics = (0_u8..).zip(options.taps).map(|(index, tap)| nic(index, tap, keep));
-    let nics: Vec<NicSpec> = nics.collect::<Result<_, _>>().map_err(RunError::from)?;
-    check_names(&disks, &nics)?;
-    let more_may_come = options.control.is_some();
-    let (rings, pinned) = if options.pin_memory {
-        let memory = memory::allocate_of(options.memory_mib, options.huge_pages);
-        let memory = memory.map_err(|error| RunError::from(vm::Error::from(error)))?;
-        let rings = Rings::pinning(disks.len(), more_may_come, &Pinned::all_of(&memory));
-        (rings.map_err(Error::Pin)?, Some(memory))
-    } else {
-        (Rings::for_disks(disks.len(), more_may_come), None)
-    };
-    Ok(MachineSpec {
-        memory_mib: options.memory_mib,
-        huge_pages: options.huge_pages,
-        vcpus: options.vcpus,
-        cpu: options.cpu,
-        track: options.track,
-        boot,
-        transport: options.transport,
-        system: Some(identity()),
-        anyway: options.anyway,
-        cmdline: options.cmdline,
-        rings,
-        pinned,
-        disks,
-        nics,
-        console,
-        peripherals,
-        main_console,
-        estate,
-    })
 }
 
-/// Whether no two devices have one name; disks need none.
-fn check_names(disks: &[DiskSpec], nics: &[NicSpec]) -> Result<(), Error> {
-    let (mut serials, mut macs) = (BTreeSet::new(), BTreeSet::new());
-    let mut serial = disks.iter().map(|disk| &disk.config.serial).filter(|serial| !serial.is_empty());
-    if !serial.all(|serial| serials.insert(serial)) {
-        return Err(Error::Twice("disks", "serial number"));
+/// Rings for the disks, and the guest's memory, where that is to be registered with them.
+fn rings(config: &VmmConfig, more_may_come: bool, pin: bool) -> Result<(Rings, Option<GuestMemory>), Error> {
+    let count = config.disks.len();
+    if !pin {
+        return Ok((Rings::for_disks(count, more_may_come), None));
     }
-    if !nics.iter().all(|nic| macs.insert(nic.config.mac)) {
-        return Err(Error::Twice("network devices", "MAC address"));
-    }
-    Ok(())
-}
-
-/// Opens what devices lead to: their configuration, which numbers the descriptors from zero. A console on the terminal is
-/// none of these.
-fn open_peripherals(
-    console: Option<ConsoleOption>,
-    vsock: Option<VsockOption>,
-    pmem: Vec<(PathBuf, bool)>,
-) -> Result<(Peripherals, Vec<OwnedFd>), Error> {
-    let mut files: Vec<OwnedFd> = Vec::new();
-    let mut number = |file: OwnedFd| {
-        files.push(file);
-        InheritedFd(i32::try_from(files.len() - 1).expect("invariant: a process has fewer descriptors"))
-    };
-    let console = match console {
-        None | Some(ConsoleOption::Terminal) => None,
-        Some(ConsoleOption::File(path)) => {
-            let opened = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-            let measured = opened.and_then(|file| Ok((file.metadata()?.len(), file)));
-            match measured.map_err(|source| Error::Open { path: path.clone(), source })? {
-                (length, _) if length > CONSOLE_LOG_BYTES_MAX => return Err(Error::NoLog { path, length }),
-                (_, file) => Some(ConsoleConfig::Log(number(file.into()))),
-            }
-        }
-        Some(ConsoleOption::Socket(path)) => Some(ConsoleConfig::Socket(number(listen(&path)?.into()))),
-    };
-    let vsock = match vsock {
-        None => None,
-        Some(VsockOption { cid, path, connector }) => {
-            let listener = Some(number(listen(&path)?.into()));
-            Some(VsockConfig { cid, listener, connector: Some(number(connector)) })
-        }
-    };
-    let mut maps = Vec::with_capacity(pmem.len());
-    for (path, read_only) in pmem {
-        let opened = File::options().read(true).write(!read_only).open(&path);
-        let file = opened.map_err(|source| Error::Open { path, source })?;
-        maps.push(PmemConfig { file: number(file.into()), read_only });
-    }
-    Ok((Peripherals { console, vsock, pmem: maps, ..Peripherals::default() }, files))
-}
-
-/// A machine that is nobody's instance: its UUID says that there is none.
-fn identity() -> SystemIdentity {
-    SystemIdentity {
-        manufacturer: "Wisp".to_owned(),
-        product: "Wisp microVM".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        serial: String::new(),
-        uuid: [0; 16],
-    }
+    let memory = memory::allocate_of(config.memory_mib, config.huge_pages);
+    let memory = memory.map_err(|error| RunError::from(vm::Error::from(error)))?;
+    let rings = Rings::pinning(count, more_may_come, &Pinned::all_of(&memory)).map_err(Error::Pin)?;
+    Ok((rings, Some(memory)))
 }
 
 /// The locally administered address of the network device number `index`.
 #[must_use]
 pub fn mac(index: u8) -> [u8; 6] {
     [0x02, 0x57, 0x49, 0x53, 0x50, index]
-}
-
-/// A network device on the queues of one tap, with nothing answered in the network's place.
-fn nic(index: u8, tap: TapOption, keep: bool) -> Result<NicSpec, handover::Error> {
-    let TapOption { queues, mac: own, mtu, traffic } = tap;
-    let config = nic_config(own.unwrap_or_else(|| mac(index)), queues.len());
-    let config = NicConfig { mtu: mtu.unwrap_or(config.mtu), traffic, ..config };
-    let named: Vec<_> = config.queues().collect();
-    let mut queues = PassedFds::new(queues, &named).expect("invariant: a tap that is open has a queue");
-    NicSpec::new(config, &mut queues, keep)
 }
 
 /// What a VMM is told of a network device on so many queues of a tap, one at the least, which come in their order.
