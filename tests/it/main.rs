@@ -35,6 +35,7 @@ mod tenants;
 mod tidy;
 mod upgrades;
 mod volumes;
+mod waiting;
 
 use std::num::NonZero;
 
@@ -58,6 +59,7 @@ fn main() {
         peripherals::trials(),
         snapshots::trials(),
         upgrades::trials(),
+        waiting::trials(),
         faults::trials(),
         firmware::trials(),
         tenants::trials(),

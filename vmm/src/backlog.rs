@@ -58,10 +58,20 @@ impl Backlog {
     pub(crate) fn is_called(&mut self, fd: RawFd) -> bool {
         let is_over = self.timer.as_raw_fd() == fd;
         if is_over {
-            virtio::arm(&mut self.timer, None);
-            self.rests = false;
+            self.go_on();
         }
         is_over || self.listener.as_raw_fd() == fd
+    }
+
+    /// Ends the rest, if it is one.
+    pub(crate) fn go_on(&mut self) {
+        virtio::arm(&mut self.timer, None);
+        self.rests = false;
+    }
+
+    /// The socket, for whoever listens to it from now on.
+    pub(crate) fn into_listener(self) -> UnixListener {
+        self.listener
     }
 
     /// Takes the next connection, which does not block either; none if nobody waits, or nobody can be taken.

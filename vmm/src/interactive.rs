@@ -5,6 +5,7 @@ mod lock;
 mod open;
 mod output;
 mod prompt;
+mod waiting;
 
 use std::fs::File;
 use std::io;
@@ -24,6 +25,7 @@ use crate::inherited::{Descriptors as _, PassedFds, all};
 use crate::kvm::Kvm;
 use crate::lifecycle::Event;
 use crate::memory::{self, GuestMemory, shared::Shared};
+use crate::rpc::{ClientError, REQUEST_FDS_MAX};
 use crate::run::{self, Error as RunError, Prepared};
 use crate::sandbox::{Namespaces, Sandbox};
 use crate::serial::Console;
@@ -125,8 +127,10 @@ pub enum ConsoleOption {
 
 pub use disk::DiskFile;
 pub use lock::{Hold, lock_disk};
+pub use open::listen;
 pub(crate) use output::Patient;
 use prompt::Prompt;
+pub use waiting::boot_in;
 
 /// Why a guest could not be booted from a command line.
 #[derive(Debug, thiserror::Error)]
@@ -211,6 +215,24 @@ pub enum Error {
     /// The terminal.
     #[error("prepare the terminal")]
     Terminal(#[source] io::Error),
+    /// More than one request brings.
+    #[error(
+        "the guest has {0} files, sockets and queues of taps, and a VMM that waits for its guest is given {REQUEST_FDS_MAX} at the most: \
+         boot it in a process of its own (without --in)"
+    )]
+    Files(usize),
+    /// There is no VMM.
+    #[error("no VMM waits for a guest at {path} (`wisp vmm wait {path}` is one)")]
+    NobodyWaits {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: ClientError,
+    },
+    /// There is one, and it does not do it.
+    #[error("have the VMM that waits run the guest")]
+    Waiting(#[from] ClientError),
     /// Everything after that.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -279,7 +301,7 @@ fn main_console(options: &BootOptions) -> MainConsole {
 }
 
 /// Has the guest talk to `output`, which [`output::standard`] opened.
-fn console_on(spec: &mut MachineSpec, main_console: MainConsole, output: File) {
+pub(crate) fn console_on(spec: &mut MachineSpec, main_console: MainConsole, output: File) {
     let stream = Patient::of(output);
     spec.main_console = main_console;
     match main_console {

@@ -37,6 +37,7 @@ pub mod terminal;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;
+pub mod waiting;
 pub mod watchdog;
 
 pub use interactive::{BootOptions, boot_interactive};

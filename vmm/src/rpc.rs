@@ -14,11 +14,12 @@ pub(crate) mod passing;
 mod protection;
 mod snapshot;
 mod status;
+mod waiting;
 mod watchdog;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Addressing, DiskConfig, DiskLimits, InheritedFd, NicConfig, Traffic};
+use crate::config::{Addressing, DiskConfig, DiskLimits, InheritedFd, NicConfig, Traffic, VmmConfig};
 use crate::questions::{Message, Question};
 
 pub use client::{Client, ClientError};
@@ -29,6 +30,7 @@ pub use nic::{NicStatus, PairStatus, QueueCounts};
 pub use protection::{Protection, ProtectionStatus};
 pub use snapshot::SnapshotReport;
 pub use status::{ExitReason, ExitReport, Status, VmState};
+pub use waiting::Streams;
 pub use watchdog::WatchdogStatus;
 
 /// The longest request or reply line in bytes; a peer that sends more is cut off.
@@ -45,6 +47,15 @@ pub const REQUEST_FDS_MAX: usize = 32;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "action", deny_unknown_fields)]
 pub enum Action {
+    /// Have this guest: legal once, and before anything else, of a VMM that waits for one (`crate::waiting`). The descriptors in
+    /// it are numbers of those that come with the request, from zero, up to [`REQUEST_FDS_MAX`].
+    Configure {
+        /// What it is made of. Without a control socket it keeps the one that the VMM was asked by.
+        config: Box<VmmConfig>,
+        /// What it has as a console.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        streams: Option<Streams>,
+    },
     /// Run the virtual CPUs for the first time.
     Start,
     /// Stop running the virtual CPUs; legal while running, a no-op while paused.

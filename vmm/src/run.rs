@@ -72,6 +72,9 @@ pub enum Error {
     /// The kernel makes no file that is memory.
     #[error("make memory that another process can have too")]
     SharedMemory(#[source] io::Error),
+    /// What waits for its guest was made before that was known.
+    #[error("a VMM that waits for its guest has no reserved huge pages that another process could have, too")]
+    ReservedMemory,
     /// What a handover takes, or the guest that one should have brought.
     #[error(transparent)]
     Handover(#[from] handover::Error),

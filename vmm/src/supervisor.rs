@@ -9,6 +9,7 @@ mod handover;
 mod input;
 mod memory;
 mod snapshot;
+mod waiting;
 mod watchdog;
 
 use std::collections::BTreeMap;
@@ -33,6 +34,8 @@ use self::client::Client;
 use self::input::Input;
 
 pub use self::input::ReadFd;
+pub use self::waiting::Called;
+pub(crate) use self::waiting::{Guest, wait};
 
 /// The most connections at a time: one agent, with room for people who look. Further ones wait in the backlog.
 const CLIENTS_MAX: usize = 8;
@@ -204,6 +207,9 @@ impl Supervisor {
 
     fn act(&mut self, action: Action, passed: Vec<OwnedFd>) -> Reply {
         let event = match action {
+            Action::Configure { .. } => {
+                return Reply::Error { message: "this VMM has its guest".to_owned() };
+            }
             Action::Start => Event::Start,
             Action::Pause => Event::Pause,
             Action::Resume => Event::Resume,
@@ -349,7 +355,7 @@ impl Supervisor {
 }
 
 fn not_those() -> Reply {
-    Reply::Error { message: "the descriptors that came are not those that the device names".to_owned() }
+    Reply::Error { message: "the descriptors that came are not those that are named".to_owned() }
 }
 
 /// One reply as a line.
@@ -380,6 +386,12 @@ impl MutEventSubscriber for Supervisor {
         }
         if let Some(input) = &self.input {
             watch(input.source.as_raw_fd(), "console input");
+        }
+        // Whoever asked for the guest is told at once that it is there, and may have asked for more by now.
+        for client in self.clients.values() {
+            if let Err(error) = ops.add(Events::new(&client.stream, EventSet::IN | EventSet::OUT)) {
+                tracing::error!(?error, "who asked for the guest is not heard any more");
+            }
         }
     }
 

@@ -17,6 +17,8 @@ mod snapshot;
 mod traffic;
 #[path = "tiny_guest/upgrade.rs"]
 mod upgrade;
+#[path = "tiny_guest/waiting.rs"]
+mod waiting;
 #[path = "tiny_guest/watchdog.rs"]
 mod watchdog;
 

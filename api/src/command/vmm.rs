@@ -7,6 +7,7 @@ mod plug;
 mod snapshot;
 mod tap;
 mod upgrade;
+mod waiting;
 mod words;
 
 use std::ffi::OsString;
@@ -15,7 +16,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use vmm::interactive::{BootOptions, DiskFile, boot_interactive};
+use vmm::interactive::{BootOptions, DiskFile, boot_in, boot_interactive};
 use vmm::sandbox::{self, Namespaces, Sandbox};
 
 use crate::process::handover::Inherited;
@@ -25,6 +26,7 @@ use crate::process::terminal;
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
     Boot(Box<Boot>),
+    Wait(waiting::Wait),
     #[command(flatten)]
     Plug(Box<plug::Command>),
     #[command(flatten)]
@@ -70,7 +72,8 @@ pub(super) enum Start {
     sudo wisp vmm boot --disk debian-12-generic-amd64.raw --mem 512\n  \
     sudo wisp vmm boot --restore guest.snap --disk fork.raw --tap tap1      # see `wisp vmm snapshot --help`\n  \
     sudo wisp vmm boot --disk debian.raw --control guest.sock & sudo wisp vmm attach-disk guest.sock data.raw\n  \
-    sudo wisp vmm boot --kernel vmlinux --cmdline 'root=/dev/vda' --disk root.img --mem 512 --cpus 2")]
+    sudo wisp vmm boot --kernel vmlinux --cmdline 'root=/dev/vda' --disk root.img --mem 512 --cpus 2\n  \
+    sudo wisp vmm wait vmm.sock & sudo wisp vmm boot --in vmm.sock --restore guest.snap")]
 pub(super) struct Boot {
     /// The kernel: an ELF image (vmlinux) or a bzImage. Without one, the first disk boots: an ELF kernel at its
     /// beginning, or what its boot loader's configuration says (GRUB 2, systemd-boot, extlinux; ext4, XFS, Btrfs, FAT).
@@ -121,6 +124,10 @@ pub(super) struct Boot {
     /// driver says how many it uses, as Linux does by itself.
     #[arg(long = "tap", value_name = tap::TAP, value_parser = words::read_by(tap::tap))]
     taps: Vec<tap::Tap>,
+    /// Have it run by a VMM process that waits for a guest (`wisp vmm wait`) at this socket, in place of one of its own: what takes
+    /// longest of a start is over there. The socket is the guest's control socket then.
+    #[arg(long = "in", value_name = "SOCKET", conflicts_with_all = ["pin_memory", "anyway"])]
+    waiting: Option<PathBuf>,
     /// A control socket to make, for `wisp vmm attach-disk` and the like.
     #[arg(long, value_name = "SOCKET")]
     control: Option<PathBuf>,
@@ -209,6 +216,7 @@ impl From<Transport> for vmm::config::Transport {
 pub(super) fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Boot(arguments) => boot(*arguments),
+        Command::Wait(arguments) => waiting::run(&arguments),
         Command::Plug(command) => plug::run(*command),
         Command::Snapshot(command) => snapshot::run(command),
         Command::Disk(command) => disk::run(command),
@@ -227,7 +235,7 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
     sandbox::close_all_but(&[]).context("close what was inherited")?;
     let taps = arguments.taps.iter().map(tap::Tap::option).collect::<anyhow::Result<_>>()?;
     let restored = !arguments.restore.is_empty();
-    let ending = boot_interactive(BootOptions {
+    let options = BootOptions {
         kernel: arguments.kernel,
         track: arguments.track,
         firmware: arguments.firmware,
@@ -255,7 +263,11 @@ fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
         pmem: arguments.peripherals.pmem,
         watchdog: arguments.peripherals.watchdog.map(Into::into),
         vsock: arguments.peripherals.vsock.map(peripherals::Vsock::start).transpose()?,
-    })?;
+    };
+    let ending = match arguments.waiting {
+        Some(socket) => boot_in(&socket, options)?,
+        None => boot_interactive(options)?,
+    };
     terminal::tell(&ending.message);
     let report = vmm::rpc::ExitReport { reason: ending.reason, message: ending.message, first_run_us: None };
     Ok(ExitCode::from(vmm::run::exit_code(&report)))

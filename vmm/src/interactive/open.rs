@@ -168,7 +168,7 @@ fn identity() -> SystemIdentity {
 ///
 /// # Errors
 /// It cannot be made, or somebody listens there.
-pub(super) fn listen(path: &Path) -> Result<UnixListener, Error> {
+pub fn listen(path: &Path) -> Result<UnixListener, Error> {
     let abandoned = std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
         && UnixStream::connect(path).is_err();
     let cleared = if abandoned { std::fs::remove_file(path) } else { Ok(()) };

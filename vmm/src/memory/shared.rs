@@ -45,6 +45,12 @@ impl Shared {
         Self { file: Arc::new(file), pages }
     }
 
+    /// The same of other pages than those that it was made for; neither are reserved ones.
+    #[must_use]
+    pub fn of_pages(self, pages: HugePages) -> Self {
+        Self { pages, ..self }
+    }
+
     /// The file.
     #[must_use]
     pub fn file(&self) -> &File {

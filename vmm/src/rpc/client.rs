@@ -2,7 +2,7 @@
 //! over and memory is asked beside its answers.
 
 use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -57,6 +57,13 @@ fn explained(refusal: String) -> String {
 #[derive(Debug)]
 pub struct Client {
     stream: BufReader<UnixStream>,
+}
+
+impl AsFd for Client {
+    /// Readable when the VMM is gone, between an answer and the next question.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.get_ref().as_fd()
+    }
 }
 
 impl Client {
