@@ -12,7 +12,7 @@ mod spec;
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use event_manager::MutEventSubscriber;
@@ -25,6 +25,7 @@ use crate::ending::{Ending, EndingSignal};
 use crate::handover::{self as handing, Estate};
 use crate::kvm::{self, Kvm};
 use crate::lifecycle::{self, Effect, Event, Refused};
+use crate::mutex::lock;
 use crate::peripherals::Peripherals;
 use crate::plugged::{self, Devices};
 use crate::power::{self, PowerManagement};
@@ -144,10 +145,6 @@ pub struct Machine {
     handing: Option<handing::Life>,
     /// Fills memory as long as anything of the machine may touch it, so it goes last.
     _pager: Option<Pager>,
-}
-
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A non-blocking event descriptor.

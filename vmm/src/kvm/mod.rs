@@ -13,7 +13,7 @@ mod x86_64;
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_msi, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VmFd};
@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::config::CpuProfile;
 use crate::memory::mapping::Mapping;
 use crate::memory::{self, GuestMemory};
+use crate::mutex::lock;
 
 pub use dirty::DirtyPages;
 pub use fault::LAB_COMMAND;
@@ -160,7 +161,7 @@ impl Kvm {
     /// fails here fails again, and is told, when the VM is made.
     pub fn prepare(&self) {
         let prepared = self.fd.create_vm().map_err(step("create a VM")).and_then(|vm| {
-            *self.spare.lock().unwrap_or_else(PoisonError::into_inner) = Some(vm);
+            *lock(&self.spare) = Some(vm);
             self.supported_cpuid()
         });
         if let Err(error) = prepared {
@@ -210,7 +211,7 @@ impl Kvm {
 
     fn make_vm(&self, memory: &GuestMemory, processor: Processor) -> Result<Vm, Error> {
         let Processor { profile, cpuid, tsc_deadline } = processor;
-        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let spare = lock(&self.spare).take();
         let fd = spare.map_or_else(|| self.fd.create_vm(), Ok).map_err(step("create a VM"))?;
         // Memory first: with slots present, creating the irqchip is an order of magnitude cheaper on some hosts.
         for slot in dirty::slots(memory, 0) {
@@ -280,7 +281,7 @@ impl Vm {
     /// # Errors
     /// The kernel's: something else is there.
     pub fn add_mapping(&self, mapping: &Arc<Mapping>, start: GuestAddress) -> Result<(), Error> {
-        let mut mappings = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut mappings = lock(&self.mappings);
         let slot = self.memory.num_regions() + mappings.len();
         let region = kvm_userspace_memory_region {
             slot: u32::try_from(slot).expect("invariant: a machine has a few dozen devices"),

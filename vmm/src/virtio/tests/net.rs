@@ -7,12 +7,12 @@ use std::time::Instant;
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::super::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, packet_pair};
-use super::super::negotiation::lock;
 use super::super::net::Net;
 use super::super::spec::{feature, net, ring};
 use super::super::state::QueuePosition;
 use super::*;
 use crate::config::{InheritedFd, NicConfig, Traffic};
+use crate::mutex::lock;
 
 const HEADER: usize = net::HEADER_BYTES;
 
