@@ -24,7 +24,8 @@ use super::queue::{Chain, Handled, Progress, QueueError};
 use super::spec::{balloon as spec, device_type};
 use super::state::decode;
 use super::{Activation, DeviceState, Error, StateError, VirtioDevice};
-use crate::memory::discard::{PAGE_BYTES, discard};
+use crate::memory::PAGE_BYTES;
+use crate::memory::discard::discard;
 use crate::memory::pages::PageSet;
 use hints::Hints;
 
