@@ -1,33 +1,21 @@
 use super::*;
-use crate::Settings;
-use crate::caller::{RoleLevel, Scope};
+use crate::caller::RoleLevel;
 use crate::model::image::ImageBlob;
 use crate::service::image::ImageChange;
-use crate::store::RedbStore;
+use crate::test::{caller, open};
 
-async fn open(directory: &std::path::Path) -> Arc<Control> {
-    let store = RedbStore::open(&directory.join("store.redb")).unwrap();
-    Control::open(Arc::new(store), Settings::new("http://cloud.test", directory)).await.unwrap()
-}
-
-fn caller() -> Caller {
-    Caller {
-        user_id: "u".into(),
-        scope: Scope::Project("p".into()),
-        role: Some(RoleLevel::Member),
-        request_id: String::new(),
-        ..Caller::default()
-    }
+fn member() -> Caller {
+    caller("p", RoleLevel::Member)
 }
 
 async fn described(control: &Control, format: &str) -> String {
     let changes =
         vec![ImageChange::DiskFormat(Some(format.into())), ImageChange::ContainerFormat(Some("bare".into()))];
-    control.image_create(&caller(), None, changes).await.unwrap().row.id.clone()
+    control.image_create(&member(), None, changes).await.unwrap().row.id.clone()
 }
 
 async fn upload(control: &Arc<Control>, id: &str, content: &'static [u8], to: UploadTo) -> Result<()> {
-    let mut upload = control.image_upload(&caller(), id, to).await?;
+    let mut upload = control.image_upload(&member(), id, to).await?;
     upload.write(Bytes::from_static(content)).await;
     upload.finish().await
 }
@@ -65,11 +53,11 @@ async fn image_deleted_while_it_is_uploaded_leaves_no_file() {
     let directory = tempfile::tempdir().unwrap();
     let control = open(directory.path()).await;
     let id = described(&control, "raw").await;
-    let mut running = control.image_upload(&caller(), &id, UploadTo::Store(None)).await.unwrap();
+    let mut running = control.image_upload(&member(), &id, UploadTo::Store(None)).await.unwrap();
     assert!(running.write(Bytes::from_static(b"half")).await);
-    let second = control.image_upload(&caller(), &id, UploadTo::Store(None)).await;
+    let second = control.image_upload(&member(), &id, UploadTo::Store(None)).await;
     assert!(second.is_err(), "one upload at a time");
-    control.image_delete(&caller(), &id).await.unwrap();
+    control.image_delete(&member(), &id).await.unwrap();
     assert!(matches!(running.finish().await, Err(Error::NotFound { .. })));
     assert_eq!(files(directory.path()), 0);
     assert_eq!(control.quota("p", Resource::Images).used, 0);
@@ -89,10 +77,10 @@ async fn same_bytes_are_stored_once_and_go_with_the_last_image() {
     let name = control.image_stored(&ids[0]).unwrap().row.data.clone().unwrap();
     let references = || control.db.get::<ImageBlob>(&ImageBlob::key(FILE_STORE, &name));
     assert_eq!(references().unwrap().row.references, 3);
-    control.image_delete(&caller(), &ids[0]).await.unwrap();
-    control.image_delete(&caller(), &ids[1]).await.unwrap();
+    control.image_delete(&member(), &ids[0]).await.unwrap();
+    control.image_delete(&member(), &ids[1]).await.unwrap();
     assert_eq!((files(directory.path()), references().unwrap().row.references), (1, 1));
-    control.image_delete(&caller(), &ids[2]).await.unwrap();
+    control.image_delete(&member(), &ids[2]).await.unwrap();
     assert_eq!((files(directory.path()), references()), (0, None));
 }
 
@@ -124,12 +112,12 @@ async fn import_that_a_crash_cut_off_is_done_after_it() {
     let (id, cut) = {
         let control = open(directory.path()).await;
         let id = described(&control, "raw").await;
-        let early = control.image_import(&caller(), &id, wish.clone()).await;
+        let early = control.image_import(&member(), &id, wish.clone()).await;
         assert!(matches!(early, Err(Error::Conflict { .. })), "nothing is staged");
         upload(&control, &id, b"staged", UploadTo::Staging).await.unwrap();
         // No reconciler runs: the process dies right after its answer. Another image's staging is half done.
-        control.image_import(&caller(), &id, wish.clone()).await.unwrap();
-        let again = control.image_import(&caller(), &id, wish).await;
+        control.image_import(&member(), &id, wish.clone()).await.unwrap();
+        let again = control.image_import(&member(), &id, wish).await;
         assert!(matches!(again, Err(Error::Conflict { .. })), "one task at a time");
         let cut = described(&control, "raw").await;
         let stored = control.image_stored(&cut).unwrap();
@@ -150,7 +138,7 @@ async fn import_that_a_crash_cut_off_is_done_after_it() {
     }
     let image = control.image_stored(&id).unwrap().row.clone();
     assert_eq!((image.status, image.size_bytes), (ImageStatus::Active, Some(6)));
-    let tasks = control.image_tasks_of(&caller(), &id).await.unwrap();
+    let tasks = control.image_tasks_of(&member(), &id).await.unwrap();
     let states: Vec<_> = tasks.iter().map(|task: &Arc<Stored<ImageTask>>| task.row.status).collect();
     assert_eq!(states, [ImageTaskStatus::Success]);
     for _ in 0..500 {
