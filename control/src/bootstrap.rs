@@ -178,14 +178,8 @@ fn first_rows(password_hash: &str) -> Txn {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Settings;
     use crate::model::image::ImageStatus;
-    use crate::store::RedbStore;
-
-    async fn open(directory: &std::path::Path) -> Arc<Control> {
-        let store = RedbStore::open(&directory.join("store.redb")).unwrap();
-        Control::open(Arc::new(store), Settings::new("http://cloud.test", directory)).await.unwrap()
-    }
+    use crate::test::open;
 
     #[tokio::test]
     async fn second_start_keeps_everything_but_takes_the_given_password() {

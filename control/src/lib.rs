@@ -17,6 +17,8 @@ pub mod service;
 pub mod settings;
 pub mod steps;
 pub mod store;
+#[cfg(test)]
+mod test;
 pub mod token;
 
 use std::path::PathBuf;

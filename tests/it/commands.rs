@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use crate::booted::{Ended, Files, Guest, vmm};
+use crate::booted::{Ended, Files, Guest, booting, run, vmm};
 use crate::harness::{Need, ip, isolate, trial, wisp, within};
 
 /// The tests.
@@ -65,12 +65,6 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 const DEMO: &[Need] = &[Need::Root, Need::Kvm, Need::Tun];
 
-fn run(seconds: &str, arguments: &[&str]) -> Result<Output> {
-    let mut command = Command::new("timeout");
-    command.arg(seconds).arg(wisp()).args(arguments).stdin(Stdio::null());
-    command.output().with_context(|| format!("run wisp {}", arguments.join(" ")))
-}
-
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -89,12 +83,8 @@ fn demo_holds_every_step_and_leaves_nothing() -> Result<()> {
 }
 
 fn vmm_boot_shows_the_console() -> Result<()> {
-    let files = tempfile::tempdir()?;
-    let kernel = files.path().join("tiny.elf");
-    let kernel = kernel.to_str().context("path")?;
-    ensure!(run("20", &["guest", "export", "tiny", kernel])?.status.success(), "export the tiny guest");
-    // The guest idles for ever without anyone to end it: the time limit does.
-    let output = run("5", &["vmm", "boot", "--kernel", kernel, "--mem", "64"])?;
+    let files = Files::new()?;
+    let output = run("5", &["vmm", "boot", "--kernel", &files.path("tiny.elf"), "--mem", "64"])?;
     let (shown, errors) = (text(&output.stdout), text(&output.stderr));
     ensure!(
         shown.starts_with("WISP-GUEST"),
@@ -109,12 +99,10 @@ fn guest_goes_on_from_a_snapshot() -> Result<()> {
     let (kernel, socket) = (path("tiny.elf"), path("socket"));
     let _ended = Ended(PathBuf::from(&socket));
     // Without a time limit around it: that would be what is killed, and the guest would stay.
-    let mut guest = Command::new(wisp());
-    guest.args(["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket]);
+    let mut boot = booting(&["--kernel", &kernel, "--mem", "64", "--control", &socket]);
     // As many as a guest is promised, of which this one uses one.
-    guest.args(["--cpus", "32"]);
-    let mut guest = guest.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
-    let mut console = BufReader::new(guest.stdout.take().context("the console")?).lines();
+    let mut guest = Guest::start(boot.args(["--cpus", "32"]).stdout(Stdio::piped()))?;
+    let mut console = BufReader::new(guest.0.stdout.take().context("the console")?).lines();
     ensure!(console.any(|line| line.is_ok_and(|line| line.starts_with("ready"))), "the guest is not ready");
 
     let asked = |arguments: &[&str]| -> Result<String> {
@@ -136,8 +124,7 @@ fn guest_goes_on_from_a_snapshot() -> Result<()> {
     let vcpus = said.lines().find(|line| line.contains("vCPUs")).context("its processors")?;
     ensure!(vcpus.contains("32"), "{vcpus}");
     asked(&["pause", &socket])?;
-    guest.kill()?;
-    guest.wait()?;
+    drop(guest);
 
     for snapshots in [&[&full][..], &[&full, &more]] {
         let restore = snapshots.iter().flat_map(|snapshot| ["--restore", snapshot]);
@@ -159,22 +146,21 @@ fn devices_are_as_options_say() -> Result<()> {
     let (kernel, socket, disk, other) = (path("tiny.elf"), path("socket"), path("disk"), path("other"));
     let _ended = Ended(PathBuf::from(&socket));
     [&disk, &other].into_iter().try_for_each(|file| std::fs::File::create_new(file)?.set_len(1 << 20))?;
-    let boot =
-        ["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket, "--transport", "pci"];
+    let boot = ["--kernel", &kernel, "--mem", "64", "--control", &socket, "--transport", "pci"];
     let disk_option = format!("{disk},serial=first,read-iops=1000:10,total-bytes=100000000");
     let tap = "t0,mac=02:00:00:00:00:07,mtu=1400,to-guest-packets=100,from-guest-bytes=1000000:2000";
     for (twice, why) in [
         (["--disk", &disk, "--disk", &format!("{other},serial=disk0")], "serial number"),
         (["--tap", tap, "--tap", "t1,mac=02:00:00:00:00:07"], "MAC address"),
     ] {
-        let output = run("20", &[&boot[..], &twice].concat())?;
+        let output = run("20", &[&["vmm", "boot"], &boot[..], &twice].concat())?;
         let said = text(&output.stderr);
         ensure!(!output.status.success() && said.contains(&format!("have the same {why}")), "{said}");
     }
-    let mut guest = Command::new(wisp());
-    guest.args(boot).args(["--disk", &disk_option, "--tap", tap]);
-    let mut guest = guest.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let mut console = BufReader::new(guest.stdout.take().context("the console")?).lines();
+    let mut boot = booting(&boot);
+    boot.args(["--disk", &disk_option, "--tap", tap]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut guest = Guest::start(&mut boot)?;
+    let mut console = BufReader::new(guest.0.stdout.take().context("the console")?).lines();
     let mut heard = Vec::new();
     while !heard.last().is_some_and(|line: &String| line.starts_with("net: ")) {
         heard.push(console.next().context("the guest ended")??);
@@ -220,7 +206,7 @@ fn devices_are_as_options_say() -> Result<()> {
         ensure!(status.contains(shown), "{shown:?} is not in {status}");
     }
     ensure!(asked(&["stop", &socket])?.status.success(), "stop the guest");
-    let output = guest.wait_with_output()?;
+    let output = guest.output()?;
     let said = text(&output.stderr);
     ensure!(output.status.success() && said.contains("the guest powered itself off"), "{said}");
     Ok(())
@@ -231,14 +217,11 @@ fn nobody_has_to_hear_what_is_said() -> Result<()> {
     let path = |name: &str| files.path(name);
     let (kernel, socket) = (path("tiny.elf"), path("socket"));
     let _ended = Ended(PathBuf::from(&socket));
-    let mut guest = Command::new(wisp());
-    guest
-        .args(["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket])
-        .stdin(Stdio::null());
-    let mut guest = guest.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-    let mut console = BufReader::new(guest.stdout.take().context("the console")?);
+    let boot = || booting(&["--kernel", &kernel, "--mem", "64", "--control", &socket]);
+    let mut guest = Guest::start(boot().stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+    let mut console = BufReader::new(guest.0.stdout.take().context("the console")?);
     console.read_line(&mut String::new())?;
-    drop((console, guest.stderr.take()));
+    drop((console, guest.0.stderr.take()));
     for command in ["status", "devices"] {
         let mut asked = Command::new(wisp());
         asked.args(["vmm", command, &socket]).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -254,15 +237,14 @@ fn nobody_has_to_hear_what_is_said() -> Result<()> {
         ensure!(wanted && !said.contains("panicked"), "{command}: {said}");
     }
     ensure!(run("20", &["vmm", "stop", &socket])?.status.success(), "stop the guest");
-    let status = guest.wait()?;
+    let status = guest.ended()?;
     ensure!(status.success(), "it ended by {status}");
 
     // Nor does a guest that talks all the time stand still for a reader who has stopped.
-    let mut guest = Command::new(wisp());
-    guest.args(["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--control", &socket]);
-    guest.args(["--cmdline", "say=20", "--upgradable"]);
-    let mut guest = guest.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    let console = guest.stdout.take().context("the console")?;
+    let mut boot = boot();
+    boot.args(["--cmdline", "say=20", "--upgradable"]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut guest = Guest::start(&mut boot)?;
+    let console = guest.0.stdout.take().context("the console")?;
     let deadline = Instant::now() + Duration::from_secs(60);
     while rustix::io::ioctl_fionread(&console)? < 60 << 10 {
         ensure!(Instant::now() < deadline, "the guest says too little");
@@ -277,7 +259,7 @@ fn nobody_has_to_hear_what_is_said() -> Result<()> {
     // Nor does it in the next process that has it.
     let said = run("20", &["vmm", "upgrade", &socket])?;
     ensure!(said.status.success(), "{}", text(&said.stderr));
-    guest.wait()?;
+    guest.ended()?;
     still_running()?;
     ensure!(run("20", &["vmm", "stop", &socket, "--force"])?.status.success(), "stop the guest");
     Ok(())
@@ -372,10 +354,8 @@ fn help_teaches() -> Result<()> {
 fn guest_without_a_descriptor_left() -> Result<()> {
     let files = Files::new()?;
     let (control, errors) = (files.path("control"), files.path("errors"));
-    let mut boot = Command::new(wisp());
-    boot.args(["vmm", "boot", "--kernel", &files.path("tiny.elf"), "--control", &control]);
-    boot.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors)?);
-    let guest = Guest(boot.spawn()?);
+    let mut boot = booting(&["--kernel", &files.path("tiny.elf"), "--control", &control]);
+    let guest = Guest::start(boot.stderr(File::create(&errors)?))?;
     within(30, || vmm(&["status", &control]))?;
     let id = guest.0.id();
     let limit = |limit| {

@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use api::demo::ping::Pinger;
 use libtest_mimic::Trial;
 
-use crate::harness::{Cloud, Need, NewServer, isolate, trial, wisp};
+use crate::booted::{self, export, refused};
+use crate::harness::{Cloud, Need, NewServer, isolate, trial};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -38,7 +39,7 @@ fn disk(directory: &Path, default: &str) -> Result<std::path::PathBuf> {
     let (disk, filesystem) = (directory.join("disk.img"), directory.join("filesystem.img"));
     std::fs::create_dir_all(tree.join("boot/grub"))?;
     let kernel = tree.join("boot/vmlinuz-1");
-    run(Command::new(wisp()).args(["guest", "export", "tiny"]).arg(&kernel))?;
+    export(&kernel)?;
     let script = format!(
         "set default={default}\nmenuentry One --id one {{\n  linux /boot/vmlinuz-1 root=/dev/vda1\n}}\n\
          menuentry Two --id two {{\n  linux /boot/vmlinuz-2\n}}\n"
@@ -67,14 +68,8 @@ fn run(command: &mut Command) -> Result<()> {
 
 /// `wisp vmm boot` of a disk; a guest that boots idles until the time is over.
 fn boot(disk: &Path) -> Result<Output> {
-    let mut command = Command::new("timeout");
-    command
-        .arg("5")
-        .arg(wisp())
-        .args(["vmm", "boot", "--mem", "64", "--disk"])
-        .arg(disk)
-        .stdin(Stdio::null());
-    command.output().context("run wisp vmm boot")
+    let disk = disk.display().to_string();
+    booted::run("5", &["vmm", "boot", "--mem", "64", "--disk", &disk])
 }
 
 fn kernel_on_a_partition_boots() -> Result<()> {
@@ -93,12 +88,11 @@ fn kernel_on_a_partition_boots() -> Result<()> {
 fn firmware_is_entered() -> Result<()> {
     let files = tempfile::tempdir()?;
     let (firmware, disk) = (files.path().join("firmware"), files.path().join("disk.img"));
-    run(Command::new(wisp()).args(["guest", "export", "tiny"]).arg(&firmware))?;
+    export(&firmware)?;
     std::fs::write(&disk, vec![0; 1 << 20])?;
     let boot = |firmware: &Path| {
-        let mut command = Command::new("timeout");
-        command.arg("5").arg(wisp()).args(["vmm", "boot", "--mem", "64", "--firmware"]).arg(firmware);
-        command.arg("--disk").arg(&disk).stdin(Stdio::null()).output().context("run wisp vmm boot")
+        let (firmware, disk) = (firmware.display().to_string(), disk.display().to_string());
+        booted::run("5", &["vmm", "boot", "--mem", "64", "--firmware", &firmware, "--disk", &disk])
     };
     let output = boot(&firmware)?;
     ensure!(output.stdout.starts_with(b"WISP-GUEST"), "{}", String::from_utf8_lossy(&output.stderr));
@@ -115,8 +109,7 @@ fn disk_that_boots_nothing() -> Result<()> {
     let output = boot(&path)?;
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(!output.status.success() && errors.contains("no partition table"), "{}: {errors}", output.status);
-    let output = Command::new(wisp()).args(["vmm", "boot"]).output()?;
-    ensure!(!output.status.success(), "neither a kernel nor a disk is needed");
+    refused(&["boot"]).context("neither a kernel nor a disk is needed")?;
     Ok(())
 }
 

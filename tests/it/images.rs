@@ -10,7 +10,8 @@ use serde_json::json;
 use storage::image::{ImageError, ImageFiles, Sealed};
 use storage::store::{ImageStore, S3Settings, S3Store};
 
-use crate::harness::{Cloud, KVM_CLOUD, Need, NewServer, S3Server, isolate, trial, wisp};
+use crate::booted::export;
+use crate::harness::{Cloud, KVM_CLOUD, Need, NewServer, S3Server, isolate, trial};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -29,8 +30,7 @@ fn qcow2_of_the_tiny_guest_boots() -> Result<()> {
     let rest = cloud.rest()?;
     let files = tempfile::tempdir()?;
     let (raw, qcow2) = (files.path().join("tiny"), files.path().join("tiny.qcow2"));
-    let exported = Command::new(wisp()).args(["guest", "export", "tiny"]).arg(&raw).status()?;
-    ensure!(exported.success(), "export the tiny guest: {exported}");
+    export(&raw)?;
     let convert = |options: &[&str]| -> Result<Vec<u8>> {
         let made = Command::new("qemu-img")
             .args(["convert", "-f", "raw", "-O", "qcow2", "-c"])

@@ -1,13 +1,11 @@
 //! Network devices with several pairs of queues: of one guest by its command line, and of a cloud's servers.
 
-use std::process::{Command, Stdio};
-
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::booted::{Guest, export, refused, vmm};
-use crate::harness::{Cloud, KVM_CLOUD, Need, NewServer, ip, isolate, trial, wisp, within};
+use crate::booted::{Files, Guest, booting, refused, vmm};
+use crate::harness::{Cloud, KVM_CLOUD, Need, NewServer, ip, isolate, trial, within};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -33,10 +31,9 @@ fn number_before(word: &str, part: &str) -> Option<u64> {
 /// One guest serves a load and another makes it, each in a VMM of its own.
 fn flows_are_on_two_queues() -> Result<()> {
     isolate()?;
-    let directory = tempfile::tempdir()?;
-    let path = |name: &str| directory.path().join(name).display().to_string();
+    let files = Files::new()?;
+    let path = |name: &str| files.path(name);
     let kernel = path("tiny.elf");
-    export(&kernel)?;
     // Both guests have the same MAC address, so the host is between them: it answers either in the other's name.
     let setting = |name: &str| std::fs::write(format!("/proc/sys/net/ipv4/{name}"), "1").context("a setting");
     for (tap, kind, guest) in [("queues2", "multi_queue", "10.77.0.1"), ("queues1", "", "10.77.0.2")] {
@@ -51,11 +48,8 @@ fn flows_are_on_two_queues() -> Result<()> {
     let many = refused(&["boot", "--kernel", &kernel, "--tap", "queues2,queues=9"])?;
     ensure!(many.contains("from 1 to 8"), "{many}");
     let boot = |tap: &str, control: &str, load: &str| {
-        let mut boot = Command::new(wisp());
-        boot.args(["vmm", "boot", "--kernel", &kernel, "--mem", "64", "--tap", tap, "--control", control]);
-        boot.args(["--cmdline", &format!("traffic={load}")]);
-        let guest = boot.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("boot a guest")?;
-        anyhow::Ok(Guest(guest))
+        let mut boot = booting(&["--kernel", &kernel, "--mem", "64", "--tap", tap, "--control", control]);
+        Guest::start(boot.args(["--cmdline", &format!("traffic={load}")]))
     };
     let (serving, asking) = (path("serving"), path("asking"));
     let _serves = boot("queues2,queues=2", &serving, "10.77.0.1,serve,600000")?;

@@ -2,14 +2,13 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 
-use crate::booted::{Guest, PATIENCE, Typist, export, vmm};
-use crate::harness::{Need, trial, wisp};
+use crate::booted::{Files, PATIENCE, vmm};
+use crate::harness::{Need, trial};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -44,17 +43,12 @@ fn until(wanted: &str, say: impl Fn() -> Result<String>) -> Result<()> {
 
 fn guest_gives_its_memory_back_and_reaches_the_hosts_sockets() -> Result<()> {
     const TOUCHED_MIB: u64 = 64;
-    let directory = tempfile::tempdir()?;
-    let path = |name: &str| directory.path().join(name).display().to_string();
-    export(&path("tiny.elf"))?;
-    let mut boot = Command::new(wisp());
-    boot.args(["vmm", "boot", "--kernel", &path("tiny.elf"), "--mem", "128", "--balloon", "0"]);
-    boot.args(["--control", &path("control"), "--console", &format!("socket={}", path("hvc0"))]);
-    boot.args(["--vsock", &format!("{},cid=9", path("v.sock"))]);
-    boot.args(["--hotplug-memory", "128", "--watchdog", "report"]);
-    let guest = boot.stdin(Stdio::null()).stdout(Stdio::null()).spawn().context("boot a guest")?;
-    let guest = Guest(guest);
-    let mut typist = Typist::connect(&directory.path().join("hvc0"))?;
+    let files = Files::new()?;
+    let path = |name: &str| files.path(name);
+    let (kernel, sockets) = (path("tiny.elf"), format!("{},cid=9", path("v.sock")));
+    let beside = ["--vsock", &sockets, "--hotplug-memory", "128", "--watchdog", "report"];
+    let (guest, mut typist) =
+        files.boot(&[&["--kernel", &kernel, "--mem", "128", "--balloon", "0"][..], &beside].concat())?;
 
     let before = private_kib(guest.0.id())?;
     let touched = typist.say(&format!("touch {TOUCHED_MIB}"))?;

@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 use vmm::rpc::{Client, Protection, VmState};
 use vmm::sandbox::filter::{CALLS, Call, PROBES, Thread, Use};
 
+use crate::booted::{booting, export};
 use crate::harness::{Cloud, KVM_CLOUD, NewServer, isolate, processes, trial, wisp, within};
 
 /// The tests.
@@ -148,7 +149,7 @@ fn ok(command: &mut Command) -> Result<()> {
 fn alone(directory: &Path) -> Result<Made> {
     let path = |name: &str| directory.join(name);
     let (kernel, socket) = (path("tiny"), path("guest.sock"));
-    ok(Command::new(wisp()).args(["guest", "export", "tiny"]).arg(&kernel))?;
+    export(&kernel)?;
     for (name, bytes) in [("first", 1 << 20), ("second", 2 << 20)] {
         std::fs::File::create(path(name))?.set_len(bytes)?;
     }
@@ -156,19 +157,8 @@ fn alone(directory: &Path) -> Result<Made> {
         ok(Command::new("ip").args(["tuntap", "add", "mode", "tap", "vnet_hdr", "multi_queue", tap]))?;
         ok(Command::new("ip").args(["link", "set", tap, "up"]))?;
     }
-    let mut command = Command::new(wisp());
-    command.args([
-        "vmm",
-        "boot",
-        "--mem",
-        "64",
-        "--cpus",
-        "2",
-        "--transport",
-        "pci",
-        "--tap",
-        "sand0,queues=2",
-    ]);
+    let mut command =
+        booting(&["--mem", "64", "--cpus", "2", "--transport", "pci", "--tap", "sand0,queues=2"]);
     command.arg("--kernel").arg(&kernel).arg("--disk").arg(path("first")).arg("--control").arg(&socket);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("boot a guest")?;
     let pid = Pid::from_raw(child.id().cast_signed());

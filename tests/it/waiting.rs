@@ -1,16 +1,15 @@
 //! VMM processes that wait for their guest, by the command line.
 
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::booted::{Ended, Files, Guest, PATIENCE, Typist, refused, vmm};
-use crate::harness::{Need, trial, wisp};
+use crate::booted::{Ended, Files, Guest, PATIENCE, Typist, booting, refused, vmm};
+use crate::harness::{Need, trial, wisp, within};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -32,43 +31,14 @@ pub(crate) fn trials() -> Vec<Trial> {
 fn wait(socket: &str) -> Result<Guest> {
     let mut command = Command::new(wisp());
     command.args(["vmm", "wait", socket]).stdin(Stdio::null()).stderr(Stdio::piped());
-    let waits = Guest(command.spawn().context("start a VMM that waits")?);
-    let deadline = Instant::now() + PATIENCE;
-    while vmm::rpc::Client::connect(Path::new(socket)).is_err() {
-        ensure!(Instant::now() < deadline, "it does not wait");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let waits = Guest::start(&mut command)?;
+    within(PATIENCE.as_secs(), || Ok(vmm::rpc::Client::connect(Path::new(socket))?))?;
     Ok(waits)
 }
 
 fn boot(socket: &str, arguments: &[&str]) -> Result<Guest> {
-    let mut command = Command::new(wisp());
-    command.args(["vmm", "boot", "--in", socket]).args(arguments);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    Ok(Guest(command.spawn().context("boot a guest")?))
-}
-
-/// What a process said that ends by itself, and how it ended.
-fn output(guest: &mut Guest) -> Result<Output> {
-    let child: &mut Child = &mut guest.0;
-    let status: ExitStatus = {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            match child.try_wait()? {
-                Some(status) => break status,
-                None if Instant::now() > deadline => anyhow::bail!("it does not end"),
-                None => std::thread::sleep(Duration::from_millis(5)),
-            }
-        }
-    };
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    if let Some(mut pipe) = child.stdout.take() {
-        std::io::Read::read_to_end(&mut pipe, &mut stdout)?;
-    }
-    if let Some(mut pipe) = child.stderr.take() {
-        std::io::Read::read_to_end(&mut pipe, &mut stderr)?;
-    }
-    Ok(Output { status, stdout, stderr })
+    let mut command = booting(&["--in", socket]);
+    Guest::start(command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()))
 }
 
 fn guest_in_a_vmm_that_waited_is_as_one_in_its_own() -> Result<()> {
@@ -96,11 +66,11 @@ fn guest_in_a_vmm_that_waited_is_as_one_in_its_own() -> Result<()> {
     typist.say("touch 1")?;
     // Who ends the command that brought it ends it, and hears how it ended.
     kill(Pid::from_raw(guest.0.id().cast_signed()), Signal::SIGTERM)?;
-    let said = output(&mut guest)?;
+    let said = guest.output()?;
     let errors = String::from_utf8_lossy(&said.stderr);
     ensure!(said.status.success() && errors.contains("stopped on request"), "{} {errors}", said.status);
     ensure!(String::from_utf8_lossy(&said.stdout).contains("WISP-GUEST"), "its console is not the command's");
-    ensure!(output(&mut waits)?.status.success(), "the VMM does not end with its guest");
+    ensure!(waits.output()?.status.success(), "the VMM does not end with its guest");
 
     // Another goes on from it, and outlives a command that is killed.
     let mut waits = wait(&control)?;
@@ -113,7 +83,7 @@ fn guest_in_a_vmm_that_waited_is_as_one_in_its_own() -> Result<()> {
     let status = vmm(&["status", &control])?;
     ensure!(status.starts_with("running"), "{status}");
     vmm(&["stop", &control, "--force"])?;
-    ensure!(output(&mut waits)?.status.success(), "the VMM does not end with its guest");
+    ensure!(waits.output()?.status.success(), "the VMM does not end with its guest");
     Ok(())
 }
 
@@ -129,7 +99,7 @@ fn what_cannot_be_given_a_guest_is_told() -> Result<()> {
     let early = refused(&["status", &control])?;
     ensure!(early.contains("waits for its guest"), "{early}");
     kill(Pid::from_raw(waits.0.id().cast_signed()), Signal::SIGTERM)?;
-    let said = output(&mut waits)?;
+    let said = waits.output()?;
     let errors = String::from_utf8_lossy(&said.stderr);
     ensure!(said.status.success() && errors.contains("had no guest"), "{} {errors}", said.status);
 
@@ -140,7 +110,7 @@ fn what_cannot_be_given_a_guest_is_told() -> Result<()> {
     std::fs::write(path("text"), "no kernel\n")?;
     let none = refused(&["boot", "--in", &control, "--kernel", &path("text")])?;
     ensure!(none.contains("neither an ELF image"), "{none}");
-    let said = output(&mut waits)?;
+    let said = waits.output()?;
     ensure!(said.status.code() == Some(1), "{}", said.status);
     Ok(())
 }

@@ -2,7 +2,9 @@
 //!
 //! Must never know: what a device is.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use crate::mutex::lock;
 
 /// A device that the guest reads and writes by address.
 ///
@@ -77,7 +79,7 @@ impl Bus {
         if address > entry.last {
             return false;
         }
-        let mut device = entry.device.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut device = lock(&entry.device);
         act(&mut *device, address - entry.start);
         true
     }

@@ -1,10 +1,11 @@
 //! How a guest comes to its end: said once, from any thread, and heard by the event loop.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::mutex::lock;
 use crate::rpc::ExitReason;
 
 /// The end of a guest.
@@ -36,17 +37,17 @@ impl EndingSignal {
 
     /// Notes that the guest's kernel gave up, and how it said so: a reset that follows is a crash.
     pub fn panicked(&self, message: String) {
-        self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
+        lock(&self.panic).get_or_insert(message);
     }
 
     /// Announces the end.
     pub fn say(&self, reason: ExitReason, message: impl Into<String>) {
-        let panic = self.panic.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let panic = lock(&self.panic).clone();
         let (reason, message) = match panic.filter(|_| reason == ExitReason::Reset) {
             Some(panic) => (ExitReason::Crashed, panic),
             None => (reason, message.into()),
         };
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut said = lock(&self.said);
         said.get_or_insert_with(|| Ending { reason, message });
         if let Err(error) = self.event.write(1) {
             // The counter is full of announcements already; the loop will wake.
@@ -57,7 +58,7 @@ impl EndingSignal {
     /// The end, if it was announced.
     #[must_use]
     pub fn said(&self) -> Option<Ending> {
-        self.said.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.said).clone()
     }
 
     /// Readable once the end was announced.

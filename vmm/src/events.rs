@@ -14,7 +14,8 @@ use std::time::Instant;
 use event_manager::{EventManager, SubscriberId, SubscriberOps};
 
 use crate::ending::{Ending, EndingSignal};
-use crate::plugged::{Change, DeviceKey, lock};
+use crate::mutex::lock;
+use crate::plugged::{Change, DeviceKey};
 use crate::supervisor::Supervisor;
 use crate::virtio::Shared;
 use crate::vm::{Machine, Subscriber};

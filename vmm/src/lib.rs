@@ -20,6 +20,7 @@ pub mod interactive;
 pub mod kvm;
 pub mod lifecycle;
 pub mod memory;
+mod mutex;
 mod panic;
 pub mod pci;
 pub mod peripherals;

@@ -66,6 +66,8 @@ pub(crate) fn write(memory: &GuestMemory, address: GuestAddress, data: &[u8]) ->
 
 /// Bytes in one MiB.
 pub const MIB: u64 = 1 << 20;
+/// Bytes of a page, the guest's and the host's alike.
+pub const PAGE_BYTES: u64 = 4096;
 
 /// The global descriptor table that the 64-bit boot protocol and PVH enter with.
 pub const GDT_START: GuestAddress = GuestAddress(0x500);

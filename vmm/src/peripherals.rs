@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use vm_memory::{Address as _, GuestMemoryBackend as _};
 
@@ -18,6 +18,7 @@ use crate::kvm::Vm;
 use crate::memory::discard::Emptied;
 use crate::memory::mapping::Mapping;
 use crate::memory::{self, GuestMemory};
+use crate::mutex::lock;
 use crate::serial::{self, ConsoleLog};
 use crate::virtio::balloon::{Balloon, build_balloon, saved_firmness};
 use crate::virtio::console::{self, Console, build_console};
@@ -169,10 +170,6 @@ pub struct Peripherals {
     balloon: Option<Arc<Mutex<Balloon>>>,
     mem: Option<Arc<Mutex<Mem>>>,
     pmem: Vec<Shared>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Peripherals {

@@ -10,7 +10,7 @@ use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -19,6 +19,7 @@ use crate::devices::{self, Driven, Seat, function};
 use crate::handover::Kept;
 use crate::kvm::Vm;
 use crate::memory::GuestMemory;
+use crate::mutex::lock;
 use crate::pci::host::{HostState, PciHost, SLOTS};
 use crate::pci::plug::{PlugController, PlugState};
 use crate::questions::Questions;
@@ -148,10 +149,6 @@ pub struct Devices {
     changes: VecDeque<Change>,
     /// The network is closed until the guest has taken up its new generation id.
     closed: bool,
-}
-
-pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A disk's size in bytes, as its guest reads it (VIRTIO 1.3 §5.2.4, `capacity`).

@@ -59,6 +59,13 @@ pub struct PowerManagement {
     ending: EndingSignal,
 }
 
+/// Raises the system control interrupt, by which ACPI's events come; one that is pending already is enough.
+pub(crate) fn raise_sci(sci: &EventFd) {
+    if let Err(error) = sci.write(1) {
+        tracing::debug!(%error, "the guest's system control interrupt is pending already");
+    }
+}
+
 impl PowerManagement {
     /// Hardware that pulses `sci` and announces a power off to `ending`.
     #[must_use]
@@ -85,10 +92,8 @@ impl PowerManagement {
     }
 
     fn raise(&self) {
-        if self.status & self.enable != 0
-            && let Err(error) = self.sci.write(1)
-        {
-            tracing::debug!(%error, "the guest's system control interrupt is pending already");
+        if self.status & self.enable != 0 {
+            raise_sci(&self.sci);
         }
     }
 

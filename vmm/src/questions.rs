@@ -4,13 +4,15 @@
 //! Must never know: what is in a message.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::mutex::lock;
 
 /// The longest question in bytes: a name has at most 255, and what is said beside it a few dozen.
 pub const QUESTION_BYTES_MAX: usize = 1024;
@@ -134,7 +136,7 @@ impl Questions {
 
     fn waiting(&self) -> MutexGuard<'_, VecDeque<(Instant, Question)>> {
         // Entries are added and taken whole.
-        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.waiting)
     }
 }
 

@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use crate::bus::Bus;
 use crate::ending::EndingSignal;
 use crate::kvm::{self, Exit, ExitRequest, Vcpu, VcpuState};
+use crate::mutex::lock;
 use crate::rpc::ExitReason;
 use crate::sandbox::filter;
 
@@ -73,7 +74,7 @@ struct Gate {
 
 impl Gate {
     fn lock(&self) -> MutexGuard<'_, GateState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// A vCPU waits until it may run; false if it shall quit. Meanwhile it gives its state if that is asked for.

@@ -8,36 +8,33 @@ mod hints;
 mod parts;
 mod snapshot;
 mod source;
+mod spec;
 
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use event_manager::MutEventSubscriber;
-use serde::{Deserialize, Serialize};
-use storage::format::Disk;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::bus::{self, Bus};
-use crate::config::{
-    Addressing, CpuProfile, DiskConfig, HugePages, NicConfig, SystemIdentity, Traffic, Transport,
-};
+use crate::config::{Addressing, HugePages, Traffic};
 use crate::devices::{self, Places};
 use crate::ending::{Ending, EndingSignal};
-use crate::handover::{self as handing, Estate, Keeping, Kept};
-use crate::inherited::Descriptors;
+use crate::handover::{self as handing, Estate};
 use crate::kvm::{self, Kvm};
 use crate::lifecycle::{self, Effect, Event, Refused};
-use crate::peripherals::{PeripheralSpecs, Peripherals};
+use crate::mutex::lock;
+use crate::peripherals::Peripherals;
 use crate::plugged::{self, Devices};
 use crate::power::{self, PowerManagement};
 use crate::questions::Questions;
 use crate::rpc::{ExitReason, UpgradeStatus, VmState};
-use crate::serial::{Console, SerialPort};
+use crate::serial::SerialPort;
 use crate::snapshot::{Description, Pager};
 use crate::vcpu::{self, Buses, Vcpus};
-use crate::virtio::block::{queues_for, ring::Rings};
+use crate::virtio::block::queues_for;
 use crate::virtio::{self, Shared};
 use crate::watchdog::Watchdog;
 use crate::{acpi, boot, clock, memory, smbios};
@@ -45,6 +42,7 @@ use crate::{acpi, boot, clock, memory, smbios};
 pub use hints::GivenBack;
 pub use snapshot::{Taken, Wanted};
 pub use source::{BootSource, SnapshotSource};
+pub use spec::{DiskSpec, MachineSpec, MainConsole, NicSpec};
 
 use parts::{add_bus, add_power, add_serial, add_watchdog, build_devices};
 use snapshot::{Origin, Whose, give_generation};
@@ -120,105 +118,6 @@ pub enum Error {
     Vcpus(u8),
 }
 
-/// A disk, ready to be served.
-pub struct DiskSpec {
-    /// How the guest sees it; the descriptors in it are taken already.
-    pub config: DiskConfig,
-    /// The bytes.
-    pub disk: Arc<dyn Disk>,
-    /// What it is made of, if the guest may be handed over.
-    pub(crate) kept: Option<Kept>,
-}
-
-/// A network device, ready to be served.
-pub struct NicSpec {
-    /// How the guest sees it; the descriptor in it is taken already.
-    pub config: NicConfig,
-    /// The open tap's queues.
-    pub taps: Vec<OwnedFd>,
-    /// What it is made of, if the guest may be handed over.
-    pub(crate) kept: Option<Kept>,
-}
-
-impl NicSpec {
-    /// A device on the queues of a tap that `config` names, of which copies are kept for a handover if that may come.
-    ///
-    /// # Errors
-    /// There is no descriptor left for them.
-    pub(crate) fn new(
-        config: NicConfig,
-        fds: &mut dyn Descriptors,
-        keep: bool,
-    ) -> Result<Self, handing::Error> {
-        let mut keeping = Keeping::new(fds, keep);
-        let taps = config.queues().map(|fd| keeping.take(fd)).collect();
-        let kept = keeping.kept()?.map(|copies| Kept::Nic(Box::new(config.clone()), copies));
-        Ok(Self { config, taps, kept })
-    }
-}
-
-/// All that a machine is made of, opened. Of one that goes on from a snapshot, the snapshot says what the processor is,
-/// where the devices are, and what the command line was.
-pub struct MachineSpec {
-    /// Guest memory in MiB; for one that goes on, zero stands for what it has.
-    pub memory_mib: u32,
-    /// What pages it is made of; that of one that goes on is its snapshot's file.
-    pub huge_pages: HugePages,
-    /// Guest memory that is there already, and of which the rings know; of a guest that starts, and that nothing comes to or goes from.
-    pub pinned: Option<memory::GuestMemory>,
-    /// Virtual CPUs, likewise.
-    pub vcpus: u8,
-    /// How much of the host's processor the guest is shown.
-    pub cpu: CpuProfile,
-    /// Note from the beginning on what a guest that goes on writes, so that snapshots can have the differences.
-    pub track: bool,
-    /// The kernel.
-    pub boot: BootSource,
-    /// How the guest reaches its devices.
-    pub transport: Transport,
-    /// What the machine says of itself.
-    pub system: Option<SystemIdentity>,
-    /// Build even what is known not to run here: Linux on a software KVM.
-    pub anyway: bool,
-    /// Words added to the command line.
-    pub cmdline: String,
-    /// Disks in order.
-    pub disks: Vec<DiskSpec>,
-    /// Rings for these, and for some that come later; see [`Rings::for_disks`].
-    pub rings: Rings,
-    /// Network devices in order.
-    pub nics: Vec<NicSpec>,
-    /// Where the console goes.
-    pub console: Console,
-    /// What there is beside all of these.
-    pub peripherals: PeripheralSpecs,
-    /// Which of its consoles the guest has at the terminal, or kept as its console.
-    pub main_console: MainConsole,
-    /// What is kept for a handover, if that may come: its memory above all.
-    pub estate: Option<Estate>,
-}
-
-/// Which of its consoles a guest talks on, unless its command line says otherwise.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum MainConsole {
-    /// The serial port.
-    #[default]
-    Serial,
-    /// The virtio console.
-    Virtio,
-}
-
-impl MainConsole {
-    /// The name that Linux has for it.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Serial => "ttyS0",
-            Self::Virtio => "hvc0",
-        }
-    }
-}
-
 /// What the event loop has to serve besides the supervisor.
 pub type Subscriber = Box<dyn MutEventSubscriber>;
 
@@ -246,10 +145,6 @@ pub struct Machine {
     handing: Option<handing::Life>,
     /// Fills memory as long as anything of the machine may touch it, so it goes last.
     _pager: Option<Pager>,
-}
-
-fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A non-blocking event descriptor.

@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 use self::disks::Disks;
 use super::frame::{self, FrameError};
 use super::protocol::{
-    Answer, InstanceObserved, InstanceState, InstanceWanted, PROTOCOL_VERSION, Power, Query, RouterObserved,
-    ToAgent, ToControl, Wanted,
+    Answer, InstanceObserved, InstanceState, InstanceWanted, PROTOCOL_VERSION, Power, QUERIES_MAX, Query,
+    RouterObserved, ToAgent, ToControl, Wanted,
 };
 use crate::driver::{Driver, Surroundings};
 
@@ -27,8 +27,6 @@ pub const HEARTBEAT: Duration = Duration::from_secs(5);
 const HEAL_INTERVAL: Duration = Duration::from_secs(10);
 /// The most instances that are worked on at the same time: enough to keep a host's disks and kernel busy.
 const APPLY_MAX: usize = 16;
-/// The most questions that wait for their answers; more are refused.
-const QUERIES_MAX: usize = 64;
 /// The most instances of one host, as a bound on what a peer can make us keep.
 const INSTANCES_MAX: usize = 65_536;
 

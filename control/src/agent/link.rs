@@ -15,8 +15,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use super::frame::{self, FrameError};
 use super::protocol::{
     Answer, DiskObserved, DiskWanted, GroupWanted, HostReport, InstanceObserved, InstanceWanted,
-    NetworkWanted, PROTOCOL_VERSION, Query, RouterObserved, RouterWanted, ToAgent, ToControl, Wanted,
-    ZoneWanted,
+    NetworkWanted, PROTOCOL_VERSION, QUERIES_MAX, Query, RouterObserved, RouterWanted, ToAgent, ToControl,
+    Wanted, ZoneWanted,
 };
 
 /// A line on which nothing is heard for so long is cut: four heartbeats.
@@ -25,8 +25,6 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(20);
 pub const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The first frame has to come within this time.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(30);
-/// The most questions under way to one agent: what its own end takes.
-const QUERIES_MAX: usize = 64;
 
 /// Computes the whole wanted state of the host by that name from the rows as they are now.
 pub type WantedSource = Arc<dyn Fn(&str) -> Wanted + Send + Sync>;

@@ -25,6 +25,8 @@ pub use super::router::{ForwardingWanted, RouterLinkWanted, RouterObserved, Rout
 
 /// The longest frame in bytes: a few thousand instances' wanted state with room to spare.
 pub const FRAME_BYTES_MAX: u32 = 64 << 20;
+/// The most questions to one agent that wait for their answers; more are refused.
+pub const QUERIES_MAX: usize = 64;
 /// The protocol's version; two ends that differ part with a clear error. Since 2 disks may have keys: who does not know
 /// them would keep in the clear what shall be encrypted. Since 3 root disks can be brought out, and there are routers. Since
 /// 5 hosts tell what they count, and groups can be stateless.

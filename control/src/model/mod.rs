@@ -125,6 +125,11 @@ pub fn random_uuid() -> String {
     uuid::Uuid::new_v4().hyphenated().to_string()
 }
 
+/// Bytes in hexadecimal digits, as digests are written.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A new random id as Keystone writes them: 32 hexadecimal digits.
 pub fn random_hex_id() -> String {
     uuid::Uuid::new_v4().simple().to_string()

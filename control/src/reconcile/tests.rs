@@ -21,7 +21,7 @@ use super::*;
 use crate::Settings;
 use crate::agent::host;
 use crate::agent::protocol::{Diagnostics, DiskFound, DiskObserved, DiskWanted, HostTraffic, InstanceWanted};
-use crate::caller::{Caller, RoleLevel, Scope};
+use crate::caller::{Caller, RoleLevel};
 use crate::driver::fake::FakeDriver;
 use crate::driver::{Applied, Driver, DriverError, Surroundings, Wake};
 use crate::model::compute::HostClaims;
@@ -34,6 +34,7 @@ use crate::service::server::status::status;
 use crate::service::server::{Action, NewServers};
 use crate::service::subnet::SubnetCreate;
 use crate::store::RedbStore;
+use crate::test::caller;
 
 const IMAGE: &str = "11111111-0000-4000-8000-000000000001";
 
@@ -52,16 +53,6 @@ struct Cloud {
 impl Drop for Cloud {
     fn drop(&mut self) {
         self.tasks.iter().for_each(JoinHandle::abort);
-    }
-}
-
-fn caller(project: &str, role: RoleLevel) -> Caller {
-    Caller {
-        user_id: "u".to_owned(),
-        scope: Scope::Project(project.to_owned()),
-        role: Some(role),
-        request_id: "req-1".to_owned(),
-        ..Caller::default()
     }
 }
 

@@ -13,7 +13,8 @@ use std::process::Output;
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 
-use crate::harness::{Cloud, Need, isolate, shown, trial, wisp, within};
+use crate::booted::export;
+use crate::harness::{Cloud, Need, isolate, shown, trial, within};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
@@ -55,9 +56,7 @@ fn every_verb_answers_as_in_the_transcript() -> Result<()> {
     let cloud = Cloud::start()?;
     let files = tempfile::tempdir()?;
     let guest = files.path().join("tiny.elf");
-    let exported =
-        std::process::Command::new(wisp()).args(["guest", "export", "tiny"]).arg(&guest).status()?;
-    ensure!(exported.success(), "export the tiny guest: {exported}");
+    export(&guest)?;
     std::fs::write(files.path().join("user-data"), "hello from the transcript\n")?;
     let mut kept = BTreeMap::from([("FILES".to_owned(), files.path().to_string_lossy().into_owned())]);
     let mut seen = Vec::with_capacity(exchanges.len());

@@ -213,7 +213,7 @@ fn check_elf(guest: &GuestMemory, image: &dyn Image, size: u64) -> Result<(), Er
 }
 
 /// The magic of a bzImage's header, "HdrS", and where the header lies (Linux, Documentation/arch/x86/boot.rst).
-const HEADER_MAGIC: u32 = 0x5372_6448;
+pub(super) const HEADER_MAGIC: u32 = 0x5372_6448;
 const HEADER_OFFSET: u64 = 0x1f1;
 
 fn load_bzimage(guest: &GuestMemory, image: &dyn Image, size: u64) -> Result<Kernel, Error> {

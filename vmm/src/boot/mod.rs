@@ -13,15 +13,13 @@ mod params;
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::kvm::Entry;
-use crate::memory::{self, GuestMemory};
+use crate::memory::{self, GuestMemory, PAGE_BYTES};
 use image::{Image, Kernel};
 
 /// The largest kernel file in bytes that is read: several times the largest distribution kernel with its symbols.
 pub const KERNEL_BYTES_MAX: u64 = 1 << 30;
 /// The largest initial ramdisk in bytes: it must lie below the device hole together with the kernel anyway.
 pub const INITRD_BYTES_MAX: u64 = 2 << 30;
-/// Initial ramdisks begin on a page.
-const PAGE_BYTES: u64 = 4096;
 
 /// Why a guest cannot be booted.
 #[derive(Debug, thiserror::Error)]

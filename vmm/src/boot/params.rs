@@ -5,7 +5,7 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params};
 use linux_loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::image::Kernel;
+use super::image::{HEADER_MAGIC, Kernel};
 use super::{Error, Initrd};
 use crate::memory::{self, GuestMemory};
 
@@ -36,9 +36,8 @@ pub(super) fn write_zero_page(
     initrd: Option<Initrd>,
     cmdline: &str,
 ) -> Result<(), Error> {
-    /// The boot flag and the header's magic, for an ELF image that brings no header of its own.
+    /// What stands in the header, beside its magic, for an ELF image that brings no header of its own.
     const BOOT_FLAG: u16 = 0xaa55;
-    const HEADER_MAGIC: u32 = 0x5372_6448;
     const PROTOCOL_VERSION: u16 = 0x020f;
     const KERNEL_ALIGNMENT: u32 = 0x100_0000;
     /// A boot loader without an assigned number.

@@ -10,12 +10,10 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::HostKind;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, PAGE_BYTES};
 
 /// The longest instruction of x86 in bytes (Intel SDM volume 2, §2.3.11).
 const INSTRUCTION_BYTES_MAX: usize = 15;
-/// Translation of addresses works page by page.
-const PAGE_BYTES: u64 = 4096;
 
 /// Where a processor stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,10 +7,7 @@ use vm_memory::bitmap::Bitmap as _;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::shared::is_shared;
-use super::{GuestMemory, Region, written};
-
-/// Bytes of a page.
-pub const PAGE_BYTES: u64 = 4096;
+use super::{GuestMemory, PAGE_BYTES, Region, written};
 
 /// Gives the whole pages within `bytes` bytes from `start` on back to the host, as far as they are memory of the guest's;
 /// how many bytes that were. What the guest finds there afterwards are zeros, or what was there when it went on from a

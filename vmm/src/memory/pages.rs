@@ -5,7 +5,7 @@ use std::ops::Range;
 use vm_memory::{Address as _, Bytes as _, GuestAddress, GuestMemoryBackend as _, GuestMemoryRegion as _};
 
 use super::GuestMemory;
-use super::discard::PAGE_BYTES;
+use super::PAGE_BYTES;
 
 /// Some of a guest's pages: for each region words with a bit for each page, the first page's lowest.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -5,7 +5,7 @@
 //!
 //! Must never know: what a function does.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddress;
@@ -14,6 +14,7 @@ use super::config::{CONFIG_BYTES, ConfigSpace, Identity};
 use super::{Error, PciFunction};
 use crate::bus::BusDevice;
 use crate::memory;
+use crate::mutex::lock;
 use crate::virtio::TransportState;
 
 /// Slots of the bus; the bridge itself is in slot 0.
@@ -135,7 +136,7 @@ impl PciHost {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -3,12 +3,13 @@
 //!
 //! Must never know: what an interrupt means.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
 use super::config::ConfigSpace;
 use super::{Error, Wiring};
+use crate::mutex::lock;
 
 /// The capability's id.
 const CAPABILITY_ID: u8 = 0x11;
@@ -204,7 +205,7 @@ impl Msix {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::PciFunction;
 use super::host::PciHost;
 use crate::bus::BusDevice;
+use crate::power::raise_sci;
 
 /// The first port, which is that of the general-purpose event block.
 pub const PLUG_PORT: u16 = 0x608;
@@ -159,10 +160,8 @@ impl PlugController {
     }
 
     fn raise(&self) {
-        if self.status & self.enable != 0
-            && let Err(error) = self.sci.write(1)
-        {
-            tracing::debug!(%error, "the guest's system control interrupt is pending already");
+        if self.status & self.enable != 0 {
+            raise_sci(&self.sci);
         }
     }
 

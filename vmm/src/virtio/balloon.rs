@@ -10,6 +10,7 @@
 //! Must never know: who sets the target.
 
 mod hints;
+mod statistics;
 
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -23,9 +24,12 @@ use super::queue::{Chain, Handled, Progress, QueueError};
 use super::spec::{balloon as spec, device_type};
 use super::state::decode;
 use super::{Activation, DeviceState, Error, StateError, VirtioDevice};
-use crate::memory::discard::{PAGE_BYTES, discard};
+use crate::memory::PAGE_BYTES;
+use crate::memory::discard::discard;
 use crate::memory::pages::PageSet;
 use hints::Hints;
+
+pub use statistics::{STATISTICS_MAX, Statistics};
 
 /// Descriptors per queue; Linux reports with 32 at a time.
 pub const QUEUE_SIZE_MAX: u16 = 128;
@@ -33,35 +37,12 @@ pub const QUEUE_SIZE_MAX: u16 = 128;
 pub const PAGES_MAX: u64 = 32 << 10;
 /// The most memory that one report or hint is about: eight times what Linux reports at once.
 pub const REPORT_BYTES_MAX: u64 = 1 << 30;
-/// The most statistics that one buffer has; there are some twenty.
-pub const STATISTICS_MAX: u64 = 64;
 /// Buffers worked off before the event loop serves its other devices: each may be many pages.
 const BATCH_BUFFERS_MAX: u16 = 8;
 /// Pages of a MiB.
 const PAGES_PER_MIB: u32 = 256;
 /// Queues; a driver that takes no hints uses one of the last two for its reports.
 const QUEUES: usize = 5;
-
-/// What a guest says of its memory, in bytes and counts since its start (§5.5.6.4); what it does not say is absent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Statistics {
-    /// All that it manages.
-    pub total_bytes: Option<u64>,
-    /// Not used for anything.
-    pub free_bytes: Option<u64>,
-    /// What could be had without swapping.
-    pub available_bytes: Option<u64>,
-    /// Caches of files.
-    pub cached_bytes: Option<u64>,
-    /// Read from swap.
-    pub swapped_in_bytes: Option<u64>,
-    /// Written to swap.
-    pub swapped_out_bytes: Option<u64>,
-    /// Page faults that needed a disk.
-    pub major_faults: Option<u64>,
-    /// Other page faults.
-    pub minor_faults: Option<u64>,
-}
 
 /// How a balloon is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -326,7 +307,7 @@ impl Balloon {
                 progress = Progress::Empty;
                 break;
             }
-            self.statistics = Some((Instant::now(), statistics(queue.memory(), &self.chain)));
+            self.statistics = Some((Instant::now(), Statistics::read(queue.memory(), &self.chain)));
             if let Some(before) = self.kept.replace(std::mem::take(&mut self.chain)) {
                 queue.push_used(&before, 0)?;
             }
@@ -368,32 +349,6 @@ fn given(memory: &crate::memory::GuestMemory, chain: &Chain) -> u64 {
     }
     end(run);
     returned
-}
-
-/// What a guest says: tags of 16 bits, each with a value of 64 (§5.5.6.3).
-fn statistics(memory: &crate::memory::GuestMemory, chain: &Chain) -> Statistics {
-    const BYTES: u64 = 10;
-    let mut statistics = Statistics::default();
-    for index in 0..(chain.readable_bytes() / BYTES).min(STATISTICS_MAX) {
-        let mut bytes = [0; BYTES as usize];
-        if chain.read_at(memory, index * BYTES, &mut bytes) < bytes.len() {
-            break;
-        }
-        let [low, high, value @ ..] = bytes;
-        let place = match u16::from_le_bytes([low, high]) {
-            spec::S_SWAP_IN => &mut statistics.swapped_in_bytes,
-            spec::S_SWAP_OUT => &mut statistics.swapped_out_bytes,
-            spec::S_MAJFLT => &mut statistics.major_faults,
-            spec::S_MINFLT => &mut statistics.minor_faults,
-            spec::S_MEMFREE => &mut statistics.free_bytes,
-            spec::S_MEMTOT => &mut statistics.total_bytes,
-            spec::S_AVAIL => &mut statistics.available_bytes,
-            spec::S_CACHES => &mut statistics.cached_bytes,
-            _ => continue,
-        };
-        *place = Some(u64::from_le_bytes(value));
-    }
-    statistics
 }
 
 impl VirtioDevice for Balloon {

@@ -9,7 +9,7 @@ mod saved;
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, MutEventSubscriber, SubscriberId, SubscriberOps as _};
 use vm_memory::{Bytes, GuestAddress};
@@ -18,12 +18,12 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 pub use self::link::{PacketSocket, packet_pair};
 pub use self::queue::{MockDescriptor, MockQueue, write_descriptor};
 use super::mmio::MmioTransport;
-use super::negotiation::lock;
 use super::pci::{NOTIFY, NOTIFY_MULTIPLIER, PciTransport};
 use super::spec::{feature, mmio, pci, status};
 use super::{Error, Shared};
 use crate::bus::BusDevice;
 use crate::memory::{self, GuestMemory};
+use crate::mutex::lock;
 use crate::pci::PciFunction;
 use crate::pci::Wiring;
 use crate::pci::msix::Message;
@@ -71,7 +71,7 @@ pub struct Wires {
 impl Wires {
     /// The doorbells connected now, in the order in which they were.
     pub fn doorbells(&self) -> Vec<GuestAddress> {
-        self.doorbells.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.doorbells).clone()
     }
 }
 
@@ -81,12 +81,12 @@ impl Wiring for Wires {
     }
 
     fn connect_doorbell(&self, _event: &EventFd, address: GuestAddress) -> bool {
-        self.doorbells.lock().unwrap_or_else(PoisonError::into_inner).push(address);
+        lock(&self.doorbells).push(address);
         true
     }
 
     fn disconnect_doorbell(&self, _event: &EventFd, address: GuestAddress) {
-        let mut doorbells = self.doorbells.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut doorbells = lock(&self.doorbells);
         let before = doorbells.len();
         doorbells.retain(|connected| *connected != address);
         assert_eq!(doorbells.len() + 1, before, "{address:?} was connected once");

@@ -5,16 +5,17 @@
 //! or changes a live queue gets `DEVICE_NEEDS_RESET`; it stays there until it resets. Must never know register
 //! offsets.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{Passed, QueueLayout, VirtQueue};
 use super::spec::{feature, status};
 use super::state::{NegotiationState, QueuePosition, QueueState, StateError};
-use super::{Activation, Error, Interrupt, Shared, VirtioDevice};
+use super::{Activation, Error, Interrupt, Shared};
 use crate::memory::GuestMemory;
+use crate::mutex::lock;
 
 /// The status bits in the only order in which a driver may set them (VIRTIO 1.3 §3.1.1).
 const STEPS: [u32; 4] = [status::ACKNOWLEDGE, status::DRIVER, status::FEATURES_OK, status::DRIVER_OK];
@@ -441,11 +442,6 @@ impl Negotiation {
         self.stop();
         self.interrupt.needs_reset();
     }
-}
-
-/// The device; a panic of another thread inside it is that thread's failure, not a reason to fail here as well.
-pub(super) fn lock(device: &Shared) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
-    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn low(value: u64) -> u32 {

@@ -27,6 +27,7 @@ use super::state::{PciState, StateError, TransportState};
 use super::{Error, Interrupt, Shared, Transport};
 use crate::bus::BusDevice;
 use crate::memory::GuestMemory;
+use crate::mutex::lock;
 use crate::pci::config::{ConfigSpace, Identity};
 use crate::pci::msix::Msix;
 use crate::pci::{PciFunction, Wiring, host};
@@ -73,7 +74,7 @@ impl PciTransport {
         wiring: Arc<dyn Wiring>,
         start: GuestAddress,
     ) -> Result<Self, Error> {
-        let queues = device.lock().unwrap_or_else(std::sync::PoisonError::into_inner).queue_sizes().len();
+        let queues = lock(&device).queue_sizes().len();
         // One vector more than queues, for changes of the configuration.
         let vectors = u16::try_from(queues + 1).unwrap_or(u16::MAX);
         let interrupt = Arc::new(PciInterrupt::new(Msix::new(vectors, Arc::clone(&wiring))?));

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use super::{Error, Machine, MachineSpec, Whose, lock};
+use super::{Error, Machine, MachineSpec, Whose};
 use crate::config::{Boot, Transport, VmmConfig};
 use crate::ending::EndingSignal;
 use crate::handover::{self, Document, Given, Kept, Life, Line, monotonic_ns};
@@ -12,6 +12,7 @@ use crate::kvm::Kvm;
 use crate::lifecycle::Event;
 use crate::memory::GuestMemory;
 use crate::memory::shared::are_all_shared;
+use crate::mutex::lock;
 use crate::rpc::{UpgradeStatus, VmState};
 use crate::snapshot::{Header, MachineState, Snapshot, message};
 

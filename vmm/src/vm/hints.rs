@@ -10,7 +10,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::Machine;
 use crate::kvm;
 use crate::lifecycle::Event;
-use crate::memory::discard::{PAGE_BYTES, discard};
+use crate::memory::PAGE_BYTES;
+use crate::memory::discard::discard;
 use crate::memory::pages::PageSet;
 use crate::rpc::VmState;
 

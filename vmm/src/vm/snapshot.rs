@@ -8,7 +8,7 @@ use vm_memory::{Bytes as _, GuestMemoryBackend as _, GuestMemoryRegion as _};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::parts::{add_bus, add_power, add_serial, add_watchdog};
-use super::{DiskSpec, Error, Machine, MachineSpec, NicSpec, event, hints, lock};
+use super::{DiskSpec, Error, Machine, MachineSpec, NicSpec, event, hints};
 use crate::bus::Bus;
 use crate::clock;
 use crate::config::WatchdogAction;
@@ -18,6 +18,7 @@ use crate::handover::monotonic;
 use crate::kvm::{self, HostKind, Kvm, Vm};
 use crate::lifecycle::Event;
 use crate::memory::{self, GuestMemory};
+use crate::mutex::lock;
 use crate::peripherals::Peripherals;
 use crate::plugged::{Devices, Made, Wires};
 use crate::power;

@@ -16,6 +16,7 @@ use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
 use crate::model::delegation::StoredCredential;
+use crate::model::hexadecimal;
 use crate::service::identity::credential::{EC2, Ec2Key, ec2_id};
 use crate::token::{Method, TokenScope, Via};
 
@@ -184,7 +185,7 @@ impl SignedRequest {
         if !date.starts_with(scope.split('/').next()?) {
             return None;
         }
-        let hash = hex(digest::digest(&digest::SHA256, request.as_bytes()).as_ref());
+        let hash = hexadecimal(digest::digest(&digest::SHA256, request.as_bytes()).as_ref());
         of_string(format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{hash}").as_bytes(), secret)
     }
 
@@ -208,7 +209,7 @@ fn of_string(text: &[u8], secret: &str) -> Option<String> {
     for part in [*date, *region, *service, b"aws4_request"] {
         key = sha256(&key, part);
     }
-    Some(hex(&sha256(&key, text)))
+    Some(hexadecimal(&sha256(&key, text)))
 }
 
 fn sha1(secret: &str, text: &[u8]) -> Vec<u8> {
@@ -218,10 +219,6 @@ fn sha1(secret: &str, text: &[u8]) -> Vec<u8> {
 
 fn sha256(key: &[u8], text: &[u8]) -> Vec<u8> {
     hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text).as_ref().to_vec()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// RFC 3986's unreserved characters stay, as AWS has it.

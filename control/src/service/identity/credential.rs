@@ -16,7 +16,7 @@ use crate::caller::{Caller, Delegation};
 use crate::error::{Error, Result};
 use crate::model::delegation::StoredCredential;
 use crate::model::identity::{Project, User};
-use crate::model::{random_hex_id, random_uuid};
+use crate::model::{hexadecimal, random_hex_id, random_uuid};
 use crate::policy::{Target, said};
 use crate::store::{Cache, Stored, Txn};
 
@@ -228,8 +228,7 @@ impl Control {
 
 /// The id of the credential of an access key.
 pub(crate) fn ec2_id(access: &str) -> String {
-    let hash = digest::digest(&digest::SHA256, access.as_bytes());
-    hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(digest::digest(&digest::SHA256, access.as_bytes()).as_ref())
 }
 
 fn ec2_key(blob: &str) -> Result<Ec2Key> {

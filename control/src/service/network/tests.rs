@@ -7,14 +7,13 @@ mod service_types;
 use std::sync::Arc;
 
 use super::*;
-use crate::Settings;
-use crate::caller::{RoleLevel, Scope};
+use crate::caller::RoleLevel;
 use crate::service::address_group::AddressGroupCreate;
 use crate::service::nic::{NicRequest, NicRequests, ServerOfPorts, network_wanted, nics_wanted};
 use crate::service::port::{FixedIpWish, PortCreate};
 use crate::service::security_group::{GroupCreate, RuleCreate, groups_wanted};
 use crate::service::subnet_pool::{SubnetPoolCreate, SubnetPoolUpdate};
-use crate::store::RedbStore;
+use crate::test::{caller, open};
 
 struct Cloud {
     control: Arc<Control>,
@@ -24,11 +23,7 @@ struct Cloud {
 impl Cloud {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = RedbStore::open(&directory.path().join("store.redb")).unwrap();
-        let control = Control::open(Arc::new(store), Settings::new("http://cloud.test", directory.path()))
-            .await
-            .unwrap();
-        Self { control, _directory: directory }
+        Self { control: open(directory.path()).await, _directory: directory }
     }
 
     async fn network(&self, caller: &Caller, cidr: &str) -> String {
@@ -42,16 +37,6 @@ impl Cloud {
     async fn port(&self, caller: &Caller, network_id: &str) -> Result<Arc<Stored<Port>>> {
         let request = PortCreate { network_id: network_id.to_owned(), ..PortCreate::default() };
         self.control.port_create(caller, request).await
-    }
-}
-
-fn caller(project: &str, role: RoleLevel) -> Caller {
-    Caller {
-        user_id: "u".into(),
-        scope: Scope::Project(project.into()),
-        role: Some(role),
-        request_id: "req-1".into(),
-        ..Caller::default()
     }
 }
 

@@ -13,7 +13,7 @@ use super::wanted::{host_of, routers_wanted};
 use super::*;
 use crate::Settings;
 use crate::agent::protocol::{HostReport, RouterObserved, RouterWanted};
-use crate::caller::{RoleLevel, Scope};
+use crate::caller::RoleLevel;
 use crate::driver::Driver;
 use crate::driver::fake::FakeDriver;
 use crate::model::compute::Host;
@@ -23,6 +23,7 @@ use crate::service::network::NetworkCreate;
 use crate::service::port::PortCreate;
 use crate::service::subnet::{Gateway, SubnetCreate};
 use crate::store::RedbStore;
+use crate::test::caller;
 
 /// A cloud with an external network, 203.0.113.0/24.
 struct Cloud {
@@ -99,16 +100,6 @@ impl Cloud {
 
 fn by_subnet(subnet: &str) -> InterfaceRequest {
     InterfaceRequest { subnet_id: Some(subnet.to_owned()), port_id: None }
-}
-
-fn caller(project: &str, role: RoleLevel) -> Caller {
-    Caller {
-        user_id: "u".into(),
-        scope: Scope::Project(project.into()),
-        role: Some(role),
-        request_id: "req-1".into(),
-        ..Caller::default()
-    }
 }
 
 fn admin() -> Caller {

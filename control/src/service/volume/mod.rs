@@ -7,6 +7,7 @@ pub mod change;
 pub mod create;
 pub mod encryption;
 pub mod group;
+mod group_snapshot;
 pub mod group_type;
 pub mod kind;
 pub mod manage;

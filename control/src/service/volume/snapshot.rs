@@ -265,7 +265,7 @@ pub(crate) fn removal(cache: &Cache, txn: Txn, stored: &Stored<Snapshot>) -> Txn
     let snapshot = &stored.row;
     let mut txn = txn.delete(stored);
     if let Some(id) = &snapshot.group_snapshot_id {
-        txn = super::group::snapshot_left(cache, txn, id, &snapshot.id);
+        txn = super::group_snapshot::left(cache, txn, id, &snapshot.id);
     }
     if let Some(volume) = cache.get::<Volume>(&snapshot.volume_id) {
         let row = Volume { snapshots: volume.row.snapshots.saturating_sub(1), ..volume.row.clone() };

@@ -10,8 +10,8 @@ use super::{check_text, find_for_change, invalid_volume, require_status};
 use crate::Control;
 use crate::caller::Caller;
 use crate::error::{Error, Result};
-use crate::model::random_uuid;
 use crate::model::volume::{Snapshot, Status, Transfer, Volume};
+use crate::model::{hexadecimal, random_uuid};
 use crate::policy::{require_list, require_own_project, require_write};
 use crate::service::quota::{Resource, charge_of_type};
 use crate::store::{Cache, Stored, Txn};
@@ -26,15 +26,11 @@ fn random_hex() -> Result<String> {
     SystemRandom::new()
         .fill(&mut bytes)
         .map_err(|_| Error::Unavailable("there is no randomness for a key".to_owned()))?;
-    Ok(hex(&bytes))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(hexadecimal(&bytes))
 }
 
 fn digest_of(salt: &str, key: &str) -> String {
-    hex(digest(&SHA256, format!("{salt}{key}").as_bytes()).as_ref())
+    hexadecimal(digest(&SHA256, format!("{salt}{key}").as_bytes()).as_ref())
 }
 
 /// In a time that says nothing of where they differ.

@@ -7,7 +7,6 @@ use super::*;
 const HEADER: u64 = BUFFERS_START;
 const DATA: u64 = BUFFERS_START + 0x1000;
 const STATUS: u64 = BUFFERS_START + 0x800;
-const FEATURES: u64 = block::F_FLUSH | block::F_DISCARD | block::F_WRITE_ZEROES;
 
 struct Driver {
     guest: MockGuest,
@@ -42,7 +41,7 @@ impl Driver {
 #[test]
 fn written_sectors_are_read_back_through_split_buffers() {
     let disk = MemoryDisk::new(1 << 20);
-    let mut driver = Driver::new(&disk, FEATURES);
+    let mut driver = Driver::new(&disk, BLOCK_FEATURES);
     let pattern: Vec<u8> = (0..200_192_u32).map(|index| (index % 251) as u8).collect();
     driver.guest.put(DATA, &pattern);
     let out = [MockDescriptor::readable(DATA, 7), MockDescriptor::readable(DATA + 7, 200_192 - 7)];
@@ -61,7 +60,7 @@ fn disk_that_became_larger_says_so_and_serves_what_it_is_now() {
     let (before, after) = (MemoryDisk::new(1 << 20), MemoryDisk::new(2 << 20));
     let device = block_device(&before, false);
     let mut guest = MockGuest::new(device.clone()).unwrap();
-    let queue = guest.bring_up(FEATURES, &[16])[0];
+    let queue = guest.bring_up(BLOCK_FEATURES, &[16])[0];
     let mut driver = Driver { guest, queue };
     let capacity = |driver: &mut Driver| u64::from_le_bytes(driver.guest.read_config(0));
     assert_eq!(capacity(&mut driver), (1 << 20) / 512);
@@ -77,7 +76,7 @@ fn disk_that_became_larger_says_so_and_serves_what_it_is_now() {
 #[test]
 fn sectors_beyond_the_end_or_broken_lengths_are_io_errors() {
     let disk = MemoryDisk::new((1 << 20) + 100);
-    let mut driver = Driver::new(&disk, FEATURES);
+    let mut driver = Driver::new(&disk, BLOCK_FEATURES);
     let sector = [MockDescriptor::writable(DATA, 512)];
     assert_eq!(driver.request(block::T_IN, 2047, &sector).0, block::S_OK);
     assert_eq!(driver.request(block::T_IN, 2048, &sector), (block::S_IOERR, 0));
@@ -92,7 +91,7 @@ fn sectors_beyond_the_end_or_broken_lengths_are_io_errors() {
 #[test]
 fn flush_reaches_the_disk_and_writes_without_it_are_durable() {
     let disk = MemoryDisk::new(1 << 16);
-    let mut driver = Driver::new(&disk, FEATURES);
+    let mut driver = Driver::new(&disk, BLOCK_FEATURES);
     let sector = [MockDescriptor::readable(DATA, 512)];
     assert_eq!(driver.request(block::T_OUT, 0, &sector).0, block::S_OK);
     disk.state(|state| assert_eq!(state.flushes, 0));
@@ -110,7 +109,7 @@ fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
 #[test]
 fn discard_and_write_zeroes_act_on_their_ranges_only() {
     let disk = MemoryDisk::new(1 << 20);
-    let mut driver = Driver::new(&disk, FEATURES);
+    let mut driver = Driver::new(&disk, BLOCK_FEATURES);
     driver.guest.put(DATA, &[range(8, 8, 0), range(32, 1, 0)].concat());
     assert_eq!(driver.request(block::T_DISCARD, 0, &[MockDescriptor::readable(DATA, 32)]).0, block::S_OK);
     disk.state(|state| assert_eq!(state.discards, [(4096, 4096), (16384, 512)]));
@@ -142,7 +141,7 @@ fn encrypted_disk_discards_and_zeroes_what_then_reads_as_zeros() {
     let stored = EncryptedDisk::new(disk.clone(), &DiskKey::random(256).unwrap());
     let block = Block::new(Box::new(stored), false, "").unwrap();
     let mut guest = MockGuest::new(Arc::new(Mutex::new(block))).unwrap();
-    let queue = guest.bring_up(FEATURES, &[16])[0];
+    let queue = guest.bring_up(BLOCK_FEATURES, &[16])[0];
     let mut driver = Driver { guest, queue };
     driver.guest.put(DATA, &[7; 8192]);
     let out = [MockDescriptor::readable(DATA, 8192)];
@@ -180,7 +179,7 @@ fn read_only_disk_says_so_and_refuses_writes() {
 
 #[test]
 fn serial_is_padded_and_unknown_requests_are_unsupported() {
-    let mut driver = Driver::new(&MemoryDisk::new(1 << 16), FEATURES);
+    let mut driver = Driver::new(&MemoryDisk::new(1 << 16), BLOCK_FEATURES);
     assert_eq!(driver.request(block::T_GET_ID, 0, &[MockDescriptor::writable(DATA, 20)]).0, block::S_OK);
     assert_eq!(driver.guest.get(DATA, 20), *b"disk-1\0\0\0\0\0\0\0\0\0\0\0\0\0\0");
     assert_eq!(driver.request(77, 0, &[]).0, block::S_UNSUPP);
@@ -190,7 +189,7 @@ fn serial_is_padded_and_unknown_requests_are_unsupported() {
 
 #[test]
 fn configuration_names_capacity_and_bounds() {
-    let mut driver = Driver::new(&MemoryDisk::new((1 << 20) + 511), FEATURES);
+    let mut driver = Driver::new(&MemoryDisk::new((1 << 20) + 511), BLOCK_FEATURES);
     assert_eq!(u64::from_le_bytes(driver.guest.read_config(0)), 2048);
     assert_eq!(u32::from_le_bytes(driver.guest.read_config(12)), 126);
     assert_eq!(u32::from_le_bytes(driver.guest.read_config(20)), 512);
@@ -201,7 +200,7 @@ fn configuration_names_capacity_and_bounds() {
 
 #[test]
 fn request_without_room_for_a_status_breaks_the_device_and_a_short_header_fails() {
-    let mut driver = Driver::new(&MemoryDisk::new(1 << 16), FEATURES);
+    let mut driver = Driver::new(&MemoryDisk::new(1 << 16), BLOCK_FEATURES);
     driver.guest.put(STATUS, &[0xee]);
     let short = [MockDescriptor::readable(HEADER, 15), MockDescriptor::writable(STATUS, 1)];
     driver.queue.submit(&driver.guest.memory, &short);
@@ -215,12 +214,12 @@ fn request_without_room_for_a_status_breaks_the_device_and_a_short_header_fails(
 #[test]
 fn interrupts_keep_to_what_the_driver_wants() {
     let disk = MemoryDisk::new(1 << 16);
-    let mut driver = Driver::new(&disk, FEATURES);
+    let mut driver = Driver::new(&disk, BLOCK_FEATURES);
     driver.queue.set_available_flags(&driver.guest.memory, ring::AVAIL_F_NO_INTERRUPT);
     driver.request(block::T_FLUSH, 0, &[]);
     assert_eq!(driver.guest.take_interrupts(), 0);
 
-    let mut driver = Driver::new(&disk, FEATURES | feature::RING_EVENT_IDX);
+    let mut driver = Driver::new(&disk, BLOCK_FEATURES | feature::RING_EVENT_IDX);
     driver.queue.set_used_event(&driver.guest.memory, 1);
     driver.request(block::T_FLUSH, 0, &[]);
     assert_eq!(driver.guest.take_interrupts(), 0);
@@ -238,7 +237,7 @@ fn held_device_changes_nothing_and_does_afterwards_what_came_meanwhile() {
     let disk = MemoryDisk::new(1 << 16);
     let device = block_device(&disk, false);
     let mut guest = MockGuest::new(device.clone()).unwrap();
-    let queue = guest.bring_up(FEATURES, &[16])[0];
+    let queue = guest.bring_up(BLOCK_FEATURES, &[16])[0];
     let mut driver = Driver { guest, queue };
     device.lock().unwrap().hold(true);
     driver.guest.put(HEADER, &[block::T_OUT as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
@@ -264,7 +263,7 @@ fn held_device_changes_nothing_and_does_afterwards_what_came_meanwhile() {
 fn full_queue_is_worked_off_in_batches_with_one_notification() {
     let disk = MemoryDisk::new(1 << 16);
     let mut guest = block_guest(&disk);
-    let mut queue = guest.bring_up(FEATURES, &[128])[0];
+    let mut queue = guest.bring_up(BLOCK_FEATURES, &[128])[0];
     guest.put(HEADER, &[block::T_FLUSH as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     for _ in 0..64 {
         queue.submit(
@@ -280,7 +279,7 @@ fn full_queue_is_worked_off_in_batches_with_one_notification() {
 
 #[test]
 fn event_loop_that_is_awake_finds_requests_that_nobody_notifies_of() {
-    for features in [FEATURES, FEATURES | feature::RING_EVENT_IDX] {
+    for features in [BLOCK_FEATURES, BLOCK_FEATURES | feature::RING_EVENT_IDX] {
         let disk = MemoryDisk::new(1 << 16);
         let device = block_device(&disk, false);
         let mut guest = MockGuest::new(device.clone()).unwrap();

@@ -1,8 +1,7 @@
 //! A block device with limits, by a clock that stands still unless it is moved. What a timer of the kernel does is wake
 //! the device; how much goes is the clock's matter alone.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::super::mock::{BUFFERS_START, MockDescriptor, MockQueue};
 use super::super::spec::block;
@@ -14,9 +13,6 @@ use crate::rpc::DiskCounts;
 const HEADERS: u64 = BUFFERS_START;
 const STATUSES: u64 = BUFFERS_START + 0x8000;
 const DATA: u64 = BUFFERS_START + 0x1_0000;
-const FEATURES: u64 = block::F_FLUSH | block::F_DISCARD | block::F_WRITE_ZEROES;
-/// Far longer than any timer that a test waits for.
-const PATIENCE_MS: i32 = 60_000;
 
 struct Driver {
     guest: MockGuest,
@@ -24,7 +20,7 @@ struct Driver {
     queue: MockQueue,
     second: Option<MockQueue>,
     disk: MemoryDisk,
-    moved_ns: Arc<AtomicU64>,
+    clock: MovedClock,
     submitted: u64,
 }
 
@@ -43,15 +39,13 @@ impl Driver {
 
     /// A device with so many queues, at most two.
     fn of(limits: &DiskLimits, queues: u16) -> Self {
-        let (disk, moved_ns) = (MemoryDisk::new(1 << 20), Arc::new(AtomicU64::new(0)));
-        let (start, moved) = (Instant::now(), moved_ns.clone());
-        let clock = move || start + Duration::from_nanos(moved.load(Ordering::Relaxed));
+        let (disk, clock) = (MemoryDisk::new(1 << 20), MovedClock::new());
         let device = Block::with(Box::new(disk.clone()), false, "", (queues, None)).unwrap();
-        let device = device.limited(limits, Box::new(clock)).unwrap();
+        let device = device.limited(limits, clock.of_device()).unwrap();
         let device = Arc::new(Mutex::new(device));
         let mut guest = MockGuest::new(device.clone()).unwrap();
-        let up = guest.bring_up(FEATURES, &vec![64; queues.into()]);
-        Self { guest, device, queue: up[0], second: up.get(1).copied(), disk, moved_ns, submitted: 0 }
+        let up = guest.bring_up(BLOCK_FEATURES, &vec![64; queues.into()]);
+        Self { guest, device, queue: up[0], second: up.get(1).copied(), disk, clock, submitted: 0 }
     }
 
     /// The device is held to something else, and does what is due then.
@@ -60,13 +54,9 @@ impl Driver {
         self.guest.run();
     }
 
-    fn advance(&self, by: Duration) {
-        self.moved_ns.fetch_add(u64::try_from(by.as_nanos()).unwrap(), Ordering::Relaxed);
-    }
-
     /// The driver resets the device and starts anew.
     fn restart(&mut self) {
-        self.queue = self.guest.bring_up(FEATURES, &[64])[0];
+        self.queue = self.guest.bring_up(BLOCK_FEATURES, &[64])[0];
     }
 
     /// Makes one request available, without a word to the device.
@@ -112,13 +102,13 @@ fn requests_beyond_the_burst_wait_for_the_timer_and_none_is_lost() {
     driver.guest.wait(PATIENCE_MS);
     assert_eq!(driver.done(), 0, "the timer is no reason by itself");
     for _ in 0..2 {
-        driver.advance(Duration::from_millis(1));
+        driver.clock.advance(Duration::from_millis(1));
         driver.guest.wait(PATIENCE_MS);
         assert_eq!(driver.done(), 1);
     }
     assert_eq!((driver.first_byte(3), driver.first_byte(4)), (0xa0, 4));
     driver.disk.state(|state| assert_eq!(state.flushes, 0));
-    driver.advance(Duration::from_millis(1));
+    driver.clock.advance(Duration::from_millis(1));
     driver.guest.wait(PATIENCE_MS);
     assert_eq!(driver.done(), 2, "the last one, and the flush behind it at once");
     driver.disk.state(|state| assert_eq!(state.flushes, 1));
@@ -139,7 +129,7 @@ fn neither_notifications_nor_a_reset_get_a_driver_more_than_its_rate() {
     driver.write(2, 0xb2);
     driver.guest.kick(0);
     assert_eq!(driver.done(), 0, "a new bucket would be full");
-    driver.advance(Duration::from_secs(512));
+    driver.clock.advance(Duration::from_secs(512));
     driver.guest.kick(0);
     assert_eq!(driver.done(), 0, "it is the timer that wakes it, some minutes from now");
     driver.restart();
@@ -162,8 +152,8 @@ fn timer_of_a_request_that_a_reset_took_back_does_no_harm() {
     driver.write(1, 0xc1);
     driver.guest.kick(0);
     assert_eq!(driver.done(), 1);
-    driver.guest.negotiate(FEATURES);
-    driver.advance(Duration::from_millis(20));
+    driver.guest.negotiate(BLOCK_FEATURES);
+    driver.clock.advance(Duration::from_millis(20));
     driver.guest.wait(50);
     assert_eq!(driver.first_byte(1), 1);
     driver.restart();
@@ -204,7 +194,7 @@ fn zeros_count_as_bytes_written_and_a_discard_as_an_operation() {
     driver.write(0, 0xe0);
     driver.guest.kick(0);
     assert_eq!(driver.done(), 0, "its bytes went with the zeros");
-    driver.advance(Duration::from_secs(1 << 20));
+    driver.clock.advance(Duration::from_secs(1 << 20));
     driver.restart();
     driver.guest.put(DATA + 16, &range(2048));
     for _ in 0..4 {
@@ -266,7 +256,7 @@ fn device_without_limits_gets_some_and_its_timer_wakes_it() {
     }
     driver.guest.kick(0);
     assert_eq!(driver.done(), 1);
-    driver.advance(Duration::from_millis(1));
+    driver.clock.advance(Duration::from_millis(1));
     driver.guest.wait(PATIENCE_MS);
     assert_eq!((driver.done(), driver.first_byte(5)), (1, 0xa1));
 }
@@ -281,14 +271,14 @@ fn timer_under_the_limits_of_before_delays_nothing_under_those_of_now() {
     assert_eq!(driver.done(), 1, "the next one is 512 seconds from now");
     driver.limit(&writes(None, limit(1000, 1)));
     assert_eq!(driver.done(), 1, "the burst of now");
-    driver.advance(Duration::from_millis(1));
+    driver.clock.advance(Duration::from_millis(1));
     driver.guest.wait(PATIENCE_MS);
     assert_eq!(driver.done(), 1, "a millisecond is enough");
     driver.limit(&writes(limit(1, 512), None));
     assert_eq!(driver.done(), 1);
     driver.write(4, 0xb1);
     driver.guest.kick(0);
-    driver.advance(Duration::from_secs(511));
+    driver.clock.advance(Duration::from_secs(511));
     driver.guest.wait(50);
     assert_eq!(driver.done(), 0, "what was armed for the millisecond before woke nothing");
 }

@@ -21,13 +21,53 @@ mod vsock;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use storage::format::Disk;
 
+use super::limiter::Clock;
 use super::mock::MockGuest;
+use super::spec::{block as block_spec, net as net_spec, status};
 use super::{Shared, block::Block};
 use crate::config::{Addressing, EndpointConfig, Ipv4Config};
+
+/// What a driver of a block device takes, if it does not say otherwise.
+const BLOCK_FEATURES: u64 = block_spec::F_FLUSH | block_spec::F_DISCARD | block_spec::F_WRITE_ZEROES;
+/// The status of a device whose driver has negotiated and not started it.
+const READY: u32 = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
+/// Far longer than anything that a test waits for.
+const PATIENCE_MS: i32 = 60_000;
+
+/// A clock that stands still unless it is moved.
+struct MovedClock {
+    start: Instant,
+    moved_ns: Arc<AtomicU64>,
+}
+
+impl MovedClock {
+    fn new() -> Self {
+        Self { start: Instant::now(), moved_ns: Arc::new(AtomicU64::new(0)) }
+    }
+
+    /// The same clock, for a device.
+    fn of_device(&self) -> Clock {
+        let (start, moved_ns) = (self.start, self.moved_ns.clone());
+        Box::new(move || start + Duration::from_nanos(moved_ns.load(Ordering::Relaxed)))
+    }
+
+    fn advance(&self, by: Duration) {
+        self.moved_ns.fetch_add(u64::try_from(by.as_nanos()).unwrap(), Ordering::Relaxed);
+    }
+}
+
+/// A packet of so many bytes behind its header, which count up.
+fn counting_packet(length: usize) -> Vec<u8> {
+    let mut packet = vec![0; net_spec::HEADER_BYTES];
+    packet.extend((0..length).map(|index| (index % 253) as u8));
+    packet
+}
 
 /// What a network device answers for: 10.0.0.5, and whoever asks 10.0.0.2 for it.
 fn endpoint() -> EndpointConfig {

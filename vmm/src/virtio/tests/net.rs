@@ -7,12 +7,12 @@ use std::time::Instant;
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::super::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, packet_pair};
-use super::super::negotiation::lock;
 use super::super::net::Net;
 use super::super::spec::{feature, net, ring};
 use super::super::state::QueuePosition;
 use super::*;
 use crate::config::{InheritedFd, NicConfig, Traffic};
+use crate::mutex::lock;
 
 const HEADER: usize = net::HEADER_BYTES;
 
@@ -75,26 +75,20 @@ impl Driver {
     }
 }
 
-fn packet(length: usize) -> Vec<u8> {
-    let mut packet = vec![0; HEADER];
-    packet.extend((0..length).map(|index| (index % 253) as u8));
-    packet
-}
-
 #[test]
 fn frame_of_the_guest_reaches_the_link_as_it_is() {
     let mut driver = Driver::new(0);
-    driver.transmit(&packet(60));
-    assert_eq!(driver.receive_at_far(), Some(packet(60)));
-    driver.transmit(&packet(13));
+    driver.transmit(&counting_packet(60));
+    assert_eq!(driver.receive_at_far(), Some(counting_packet(60)));
+    driver.transmit(&counting_packet(13));
     assert_eq!(driver.receive_at_far(), None, "a runt is dropped");
 }
 
 #[test]
 fn offloads_that_were_not_negotiated_are_dropped() {
-    let mut segments = packet(4000);
+    let mut segments = counting_packet(4000);
     segments[1] = net::GSO_TCPV4;
-    let mut partial = packet(60);
+    let mut partial = counting_packet(60);
     partial[0] = net::HDR_F_NEEDS_CSUM;
     let mut driver = Driver::new(0);
     driver.transmit(&segments);
@@ -112,14 +106,14 @@ fn frame_of_the_link_reaches_a_buffer_that_is_large_enough() {
     let mut driver = Driver::new(0);
     driver.offer(BUFFERS_START, 100);
     driver.offer(BUFFERS_START + 0x1000, 1600);
-    driver.send_from_far(&packet(1514));
+    driver.send_from_far(&counting_packet(1514));
     // Without merging, the small buffer's turn is over when the packet does not fit: the packet is dropped.
     assert_eq!(driver.rx.take_used(&driver.guest.memory), None);
-    driver.send_from_far(&packet(60));
+    driver.send_from_far(&counting_packet(60));
     assert_eq!(driver.rx.take_used(&driver.guest.memory), Some((0, 72)));
     let received = driver.guest.get(BUFFERS_START, 72);
     assert_eq!(received[10..12], [1, 0]);
-    assert_eq!(received[HEADER..], packet(60)[HEADER..]);
+    assert_eq!(received[HEADER..], counting_packet(60)[HEADER..]);
     assert_eq!(driver.guest.take_interrupts(), 1);
 }
 
@@ -129,12 +123,12 @@ fn large_packet_is_merged_over_several_buffers() {
     for index in 0..3 {
         driver.offer(BUFFERS_START + index * 0x1000, 1000);
     }
-    driver.send_from_far(&packet(2500));
+    driver.send_from_far(&counting_packet(2500));
     let used: Vec<_> = std::iter::from_fn(|| driver.rx.take_used(&driver.guest.memory)).collect();
     assert_eq!(used, [(0, 1000), (1, 1000), (2, 512)]);
     let received = [0, 1, 2].map(|index| driver.guest.get(BUFFERS_START + index * 0x1000, 1000)).concat();
     assert_eq!(received[10..12], [3, 0]);
-    assert_eq!(received[HEADER..2512], packet(2500)[HEADER..]);
+    assert_eq!(received[HEADER..2512], counting_packet(2500)[HEADER..]);
 }
 
 #[test]
@@ -143,7 +137,7 @@ fn buffers_without_room_come_back_with_the_packet_that_they_lie_within() {
     for (index, length) in (0..).zip([0, 1000, 0, 1000]) {
         driver.offer(BUFFERS_START + index * 0x1000, length);
     }
-    driver.send_from_far(&packet(1500));
+    driver.send_from_far(&counting_packet(1500));
     let used: Vec<_> = std::iter::from_fn(|| driver.rx.take_used(&driver.guest.memory)).collect();
     assert_eq!(used, [(0, 0), (1, 1000), (2, 0), (3, 512)]);
 }
@@ -153,7 +147,7 @@ fn packets_wait_for_buffers_without_spinning() {
     for features in [net::F_MRG_RXBUF, net::F_MRG_RXBUF | crate::virtio::spec::feature::RING_EVENT_IDX] {
         let mut driver = Driver::new(features);
         for length in [600, 601, 602] {
-            driver.send_from_far(&packet(length));
+            driver.send_from_far(&counting_packet(length));
         }
         driver.offer(BUFFERS_START, 500);
         assert_eq!(driver.rx.take_used(&driver.guest.memory), None, "half of it is not delivered");
@@ -174,8 +168,8 @@ fn packet_that_no_queue_of_buffers_could_hold_is_dropped() {
     for index in 0..16 {
         driver.offer(BUFFERS_START + index * 0x100, 8);
     }
-    driver.send_from_far(&packet(300));
-    driver.send_from_far(&packet(60));
+    driver.send_from_far(&counting_packet(300));
+    driver.send_from_far(&counting_packet(60));
     let used: Vec<_> = std::iter::from_fn(|| driver.rx.take_used(&driver.guest.memory)).collect();
     assert_eq!(used.len(), 9, "the small one was delivered");
 }
@@ -187,7 +181,7 @@ fn link_that_goes_away_is_left_alone() {
     let (_, other) = packet_pair().unwrap();
     drop(std::mem::replace(&mut driver.far, other));
     assert!(driver.guest.run(), "the event loop came to rest");
-    driver.transmit(&packet(60));
+    driver.transmit(&counting_packet(60));
     assert!(driver.guest.run());
     assert!(!driver.guest.needs_reset());
 }
@@ -197,7 +191,7 @@ fn reset_forgets_the_old_queues() {
     let mut driver = Driver::new(0);
     driver.offer(BUFFERS_START, 1600);
     driver.guest.write(crate::virtio::spec::mmio::STATUS, 0);
-    driver.send_from_far(&packet(60));
+    driver.send_from_far(&counting_packet(60));
     assert_eq!(driver.rx.take_used(&driver.guest.memory), None);
     let queues = driver.guest.bring_up(0, &[16, 16]);
     driver.rx = queues[0];
@@ -213,7 +207,7 @@ fn broken_ring_stops_the_device_and_its_link() {
     driver.tx.make_available(&driver.guest.memory, 0);
     driver.guest.kick(1);
     assert!(driver.guest.needs_reset());
-    driver.send_from_far(&packet(60));
+    driver.send_from_far(&counting_packet(60));
 }
 
 #[test]
@@ -228,7 +222,7 @@ fn configuration_has_mac_link_and_mtu() {
 
 /// A packet over IPv4 that carries this protocol.
 fn packet_of(protocol: u8, length: usize) -> Vec<u8> {
-    let mut packet = packet(length);
+    let mut packet = counting_packet(length);
     packet[HEADER + 12..HEADER + 15].copy_from_slice(&[0x08, 0x00, 0x45]);
     packet[HEADER + 23] = protocol;
     packet
@@ -286,7 +280,7 @@ fn large_packets_are_whole_whichever_way_they_take() {
     driver.rx = driver.guest.bring_up(0, &[16, 16])[0];
     driver.offer(BUFFERS_START, 1600);
     while driver.rx.take_used(&driver.guest.memory).is_none() {
-        driver.send_from_far(&packet(60));
+        driver.send_from_far(&counting_packet(60));
     }
 }
 
@@ -305,25 +299,25 @@ fn event_loop_that_is_awake_finds_what_nobody_notifies_of_and_loses_nothing_when
         assert!(wants_to_hear(&driver, features, 0));
         driver.guest.stay_awake(true);
         for (sent, length) in (1..).zip([60, 61, 62]) {
-            driver.lay_out(&packet(length));
+            driver.lay_out(&counting_packet(length));
             assert!(driver.guest.run() && driver.receive_at_far().is_none(), "there is no event");
             driver.guest.look();
-            assert_eq!(driver.receive_at_far(), Some(packet(length)));
+            assert_eq!(driver.receive_at_far(), Some(counting_packet(length)));
             assert!(driver.tx.take_used(&driver.guest.memory).is_some());
             assert!(!wants_to_hear(&driver, features, sent), "the driver need not notify");
         }
-        rustix::net::send(&driver.far, &packet(70), SendFlags::empty()).unwrap();
+        rustix::net::send(&driver.far, &counting_packet(70), SendFlags::empty()).unwrap();
         driver.offer(BUFFERS_START + 0x4000, 1600);
         driver.guest.look();
         assert!(driver.rx.take_used(&driver.guest.memory).is_some(), "it finds what the link brings as well");
-        driver.lay_out(&packet(63));
+        driver.lay_out(&counting_packet(63));
         driver.guest.stay_awake(false);
         assert!(driver.guest.run());
-        assert_eq!(driver.receive_at_far(), Some(packet(63)));
+        assert_eq!(driver.receive_at_far(), Some(counting_packet(63)));
         assert!(driver.tx.take_used(&driver.guest.memory).is_some());
         assert!(wants_to_hear(&driver, features, 4), "from here on it is notified");
-        driver.transmit(&packet(64));
-        assert_eq!(driver.receive_at_far(), Some(packet(64)));
+        driver.transmit(&counting_packet(64));
+        assert_eq!(driver.receive_at_far(), Some(counting_packet(64)));
     }
 }
 
@@ -335,11 +329,11 @@ fn device_says_once_that_it_was_busy() {
     driver.guest.kick(0);
     assert!(lock(&driver.device).take_busy().is_none(), "there was nothing");
     let before = Instant::now();
-    driver.transmit(&packet(60));
+    driver.transmit(&counting_packet(60));
     assert!(lock(&driver.device).take_busy().is_some_and(|began| began >= before));
     assert!(lock(&driver.device).take_busy().is_none());
     driver.offer(BUFFERS_START, 1600);
-    driver.send_from_far(&packet(60));
+    driver.send_from_far(&counting_packet(60));
     assert!(lock(&driver.device).take_busy().is_some());
 }
 
@@ -349,13 +343,13 @@ fn guest_that_stands_still_has_its_memory_and_its_packets_left_alone_by_who_is_a
     lock(&driver.device).hold(true);
     driver.guest.stay_awake(true);
     assert!(wants_to_hear(&driver, 0, 0), "its memory does not change");
-    driver.lay_out(&packet(60));
+    driver.lay_out(&counting_packet(60));
     driver.guest.look();
     assert_eq!(driver.receive_at_far(), None);
     driver.guest.stay_awake(false);
     lock(&driver.device).hold(false);
     assert!(driver.guest.run());
-    assert_eq!(driver.receive_at_far(), Some(packet(60)));
+    assert_eq!(driver.receive_at_far(), Some(counting_packet(60)));
 }
 
 #[test]

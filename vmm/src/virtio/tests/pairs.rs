@@ -48,15 +48,8 @@ fn plain() -> NicConfig {
     config(None, Traffic::default())
 }
 
-/// A frame of so many bytes behind its header.
-fn packet(length: usize) -> Vec<u8> {
-    let mut packet = vec![0; HEADER];
-    packet.extend((0..length).map(|index| (index % 253) as u8));
-    packet
-}
-
 fn send(far: &OwnedFd, length: usize) {
-    rustix::net::send(far, &packet(length), SendFlags::empty()).unwrap();
+    rustix::net::send(far, &counting_packet(length), SendFlags::empty()).unwrap();
 }
 
 fn receive(far: &OwnedFd) -> Option<usize> {
@@ -172,7 +165,7 @@ fn driver_has_one_pair_that_reads_the_whole_link_until_it_wants_more() {
     }
     assert_eq!(driver.received(), [1, 2, 3]);
     for pair in 0..PAIRS {
-        assert!(driver.transmit(pair, &packet(70 + pair)));
+        assert!(driver.transmit(pair, &counting_packet(70 + pair)));
         assert_eq!(
             receive(&driver.far[pair]),
             Some(70 + pair),
@@ -184,7 +177,7 @@ fn driver_has_one_pair_that_reads_the_whole_link_until_it_wants_more() {
         send(far, 60);
     }
     assert_eq!(driver.received(), [2, 1, 0], "what the third read the first does");
-    assert!(driver.transmit(2, &packet(60)), "and what is left in its other queue is sent");
+    assert!(driver.transmit(2, &counting_packet(60)), "and what is left in its other queue is sent");
     assert_eq!(driver.use_pairs(1), Some(net::CTRL_OK));
     driver.offer(0);
     driver.offer(0);
@@ -206,10 +199,10 @@ fn counts_are_of_each_queue() {
     // Beyond what a buffer has room for.
     send(&driver.far[2], 1700);
     driver.received();
-    driver.transmit(0, &packet(60));
-    driver.transmit(2, &packet(61));
-    driver.transmit(2, &packet(13));
-    let mut segments = packet(61);
+    driver.transmit(0, &counting_packet(60));
+    driver.transmit(2, &counting_packet(61));
+    driver.transmit(2, &counting_packet(13));
+    let mut segments = counting_packet(61);
     segments[net::HEADER_GSO_TYPE] = net::GSO_TCPV4;
     driver.transmit(2, &segments);
     let counts = |packets, bytes, drops| QueueCounts { packets, bytes, drops };
@@ -330,7 +323,7 @@ fn driver_that_knows_no_pairs_has_its_control_queue_behind_the_first() {
     driver.guest.kick(CONTROL as u16);
     send(&driver.far[1], 60);
     assert_eq!(driver.received()[0], 1);
-    assert!(driver.transmit(0, &packet(60)) && !driver.guest.needs_reset());
+    assert!(driver.transmit(0, &counting_packet(60)) && !driver.guest.needs_reset());
 }
 
 #[test]
@@ -367,7 +360,7 @@ fn limit_is_one_for_all_pairs() {
     let traffic = Traffic { egress, ingress: egress, dscp: None };
     let mut driver = Driver::of(&config(None, traffic), PAIRS, FEATURES);
     assert_eq!(driver.use_pairs(3), Some(net::CTRL_OK));
-    let sent: Vec<_> = (0..PAIRS).map(|pair| driver.transmit(pair, &packet(60))).collect();
+    let sent: Vec<_> = (0..PAIRS).map(|pair| driver.transmit(pair, &counting_packet(60))).collect();
     assert_eq!(sent, [true, true, false]);
     driver.offer_everywhere(2);
     driver.far.iter().for_each(|far| send(far, 60));
@@ -401,7 +394,7 @@ fn saved_while_it_waited() -> (Driver, TransportState) {
     assert_eq!(driver.use_pairs(2), Some(net::CTRL_OK));
     driver.device.lock().unwrap().hold(true);
     assert_eq!(driver.use_pairs(3), None, "the guest stands still");
-    assert!(!driver.transmit(1, &packet(61)));
+    assert!(!driver.transmit(1, &counting_packet(61)));
     driver.offer_everywhere(6);
     let state = driver.guest.save();
     (driver, state)
@@ -418,7 +411,8 @@ impl Driver {
 
     fn passes_nothing(&mut self) -> bool {
         self.far.iter().for_each(|far| send(far, 60));
-        let sent = self.transmit(0, &packet(62)) || self.far.iter().any(|far| receive(far).is_some());
+        let sent =
+            self.transmit(0, &counting_packet(62)) || self.far.iter().any(|far| receive(far).is_some());
         !sent && self.received() == [0; PAIRS] && self.queues[3].take_used(&self.guest.memory).is_none()
     }
 }
@@ -490,7 +484,7 @@ fn guest_that_goes_on_has_its_pairs_whatever_the_link_has() {
         other.far.iter().for_each(|far| send(far, 60));
         let expected = if ends == 1 { [1, 0, 0] } else { [ends / 2 + 1, ends / 2, 0] };
         assert_eq!(other.received(), expected, "{ends} ends");
-        assert!(other.transmit(1, &packet(61)));
+        assert!(other.transmit(1, &counting_packet(61)));
         assert_eq!(receive(&other.far[1 % ends]), Some(61));
         assert_eq!(other.use_pairs(3), Some(net::CTRL_OK));
         assert_eq!(other.pairs().0, 3);

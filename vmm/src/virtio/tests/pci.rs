@@ -8,7 +8,6 @@ use super::super::pci::BAR_BYTES;
 use super::super::spec::{feature, pci, status};
 use super::*;
 
-const READY: u32 = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
 const ALL: u32 = READY | status::DRIVER_OK;
 const ISR: u64 = 0x1000;
 

@@ -15,8 +15,6 @@ use super::*;
 const HEADERS: u64 = BUFFERS_START;
 const STATUSES: u64 = BUFFERS_START + 0x2000;
 const DATA: u64 = BUFFERS_START + 0x1_0000;
-const FEATURES: u64 = block::F_FLUSH | block::F_DISCARD | block::F_WRITE_ZEROES;
-const PATIENCE_MS: i32 = 10_000;
 const DEPTH: u64 = 32;
 
 struct Driver {
@@ -39,7 +37,7 @@ impl Driver {
         let block = Block::with(disk, false, "ring", (queues, Some(ring()?))).unwrap();
         let device: Shared = Arc::new(Mutex::new(block));
         let mut guest = MockGuest::new(device.clone()).unwrap();
-        let features = if queues > 1 { FEATURES | block::F_MQ } else { FEATURES };
+        let features = if queues > 1 { BLOCK_FEATURES | block::F_MQ } else { BLOCK_FEATURES };
         let queues = guest.bring_up(features, &vec![128; queues.into()]);
         Some((Self { guest, queues, submitted: 0 }, device))
     }
@@ -175,7 +173,7 @@ fn device_that_is_held_or_reset_waits_for_what_is_under_way() {
         std::thread::sleep(std::time::Duration::from_millis(20));
         io::Write::write_all(&mut writer, &[8; 512]).unwrap();
     });
-    driver.guest.negotiate(FEATURES);
+    driver.guest.negotiate(BLOCK_FEATURES);
     assert_eq!(
         driver.guest.get(DATA, 512),
         [8; 512],
@@ -431,7 +429,7 @@ fn several_queues_are_offered_and_as_many_are_used_as_the_driver_likes() {
     assert_eq!(u16::from_le_bytes(guest.read_config(34)), 4);
     assert_eq!((guest.read_config::<1>(24), guest.read_config::<1>(56)), ([3], [1]));
     // Two of the four.
-    let mut queues = guest.bring_up(FEATURES | block::F_MQ, &[16, 16]);
+    let mut queues = guest.bring_up(BLOCK_FEATURES | block::F_MQ, &[16, 16]);
     guest.put(HEADERS, &[block::T_FLUSH as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
     for (index, queue) in (0..).zip(&mut queues) {
         let parts = [MockDescriptor::readable(HEADERS, 16), MockDescriptor::writable(STATUSES, 1)];
@@ -453,7 +451,7 @@ fn limits_hold_for_all_queues_together_and_starve_none() {
     let block = Block::with(Box::new(MemoryDisk::new(1 << 20)), false, "", (2, None)).unwrap();
     let block = block.limited(&limits, Box::new(clock)).unwrap();
     let mut guest = MockGuest::new(Arc::new(Mutex::new(block))).unwrap();
-    let queues = guest.bring_up(FEATURES | block::F_MQ, &[64, 64]);
+    let queues = guest.bring_up(BLOCK_FEATURES | block::F_MQ, &[64, 64]);
     let mut driver = Driver { guest, queues, submitted: 0 };
     for number in 0..20 {
         driver.submit(number % 2, block::T_IN, 0, &[MockDescriptor::writable(DATA, 512)]);

@@ -2,8 +2,7 @@
 //! the device; how much goes is the clock's matter alone.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::net::{RecvFlags, SendFlags};
 
@@ -16,8 +15,6 @@ use crate::config::{InheritedFd, NicConfig, RateLimit, Traffic, TransferLimits};
 
 const HEADER: usize = net::HEADER_BYTES;
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
-/// Far longer than any timer that a test waits for.
-const PATIENCE_MS: i32 = 60_000;
 
 struct Driver {
     guest: MockGuest,
@@ -25,7 +22,7 @@ struct Driver {
     rx: MockQueue,
     tx: MockQueue,
     far: OwnedFd,
-    moved_ns: Arc<AtomicU64>,
+    clock: MovedClock,
     offered: u64,
 }
 
@@ -59,17 +56,12 @@ fn config(traffic: Traffic) -> NicConfig {
 impl Driver {
     fn new(traffic: Traffic) -> Self {
         let (link, far) = packet_pair().unwrap();
-        let moved_ns = Arc::new(AtomicU64::new(0));
-        let (start, moved) = (Instant::now(), moved_ns.clone());
-        let clock = Box::new(move || start + Duration::from_nanos(moved.load(Ordering::Relaxed)));
-        let device = Arc::new(Mutex::new(Net::with(&config(traffic), (vec![link], 1), clock).unwrap()));
+        let clock = MovedClock::new();
+        let device = Net::with(&config(traffic), (vec![link], 1), clock.of_device()).unwrap();
+        let device = Arc::new(Mutex::new(device));
         let mut guest = MockGuest::new(device.clone()).unwrap();
         let queues = guest.bring_up(net::F_HOST_TSO4 | net::F_CSUM, &[64, 64]);
-        Self { guest, device, rx: queues[0], tx: queues[1], far, moved_ns, offered: 0 }
-    }
-
-    fn advance(&self, by: Duration) {
-        self.moved_ns.fetch_add(u64::try_from(by.as_nanos()).unwrap(), Ordering::Relaxed);
+        Self { guest, device, rx: queues[0], tx: queues[1], far, clock, offered: 0 }
     }
 
     fn reshape(&mut self, traffic: Traffic) {
@@ -139,11 +131,11 @@ fn packets_of_the_guest_beyond_the_burst_wait_in_its_queue_for_the_timer() {
     driver.guest.wait(PATIENCE_MS);
     assert_eq!(driver.sent(), 0, "nor does the timer by itself");
     for _ in 0..3 {
-        driver.advance(Duration::from_millis(10));
+        driver.clock.advance(Duration::from_millis(10));
         driver.guest.wait(PATIENCE_MS);
         assert_eq!((driver.sent(), driver.seen_at_far()), (1, 1));
     }
-    driver.advance(Duration::from_secs(60));
+    driver.clock.advance(Duration::from_secs(60));
     driver.submit_all(9);
     assert_eq!(driver.sent(), 2, "a rest brings one burst, however long");
     driver.send_from_far(20);
@@ -160,13 +152,13 @@ fn packets_for_the_guest_beyond_the_burst_stay_in_the_link_and_none_is_lost_or_o
     driver.guest.kick(0);
     assert_eq!(driver.received(), 0, "buffers bring nothing");
     for _ in 0..5 {
-        driver.advance(Duration::from_millis(10));
+        driver.clock.advance(Duration::from_millis(10));
         driver.guest.wait(PATIENCE_MS);
         assert_eq!(driver.received(), 1);
     }
     driver.submit_all(20);
     assert_eq!(driver.sent(), 20, "what goes is not limited");
-    driver.advance(Duration::from_secs(1));
+    driver.clock.advance(Duration::from_secs(1));
     driver.send_from_far(1);
     assert_eq!(driver.received(), 1);
 }
@@ -185,7 +177,7 @@ fn what_the_endpoint_answers_reaches_the_guest_while_the_network_has_to_wait() {
     driver.submit(&request);
     driver.guest.kick(1);
     assert_eq!((driver.received(), driver.seen_at_far()), (1, 0), "who has the DHCP server's address");
-    driver.advance(Duration::from_secs(1));
+    driver.clock.advance(Duration::from_secs(1));
     driver.guest.wait(PATIENCE_MS);
     assert_eq!(driver.received(), 1, "the packet that waited");
 }
@@ -228,7 +220,7 @@ fn reset_gains_nothing_and_forgets_what_waited() {
     driver.submit_all(3);
     driver.send_from_far(2);
     assert_eq!((driver.sent(), driver.received()), (0, 0));
-    driver.advance(Duration::from_secs(1));
+    driver.clock.advance(Duration::from_secs(1));
     driver.guest.wait(PATIENCE_MS);
     assert_eq!((driver.sent(), driver.received()), (1, 1));
 }

@@ -4,8 +4,6 @@ use super::super::mock::{BUFFERS_START, MockDescriptor, MockGuest, MockQueue, wr
 use super::super::spec::{block, feature, mmio, ring, status};
 use super::*;
 
-const READY: u32 = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
-
 fn guest() -> MockGuest {
     block_guest(&MemoryDisk::new(1 << 20))
 }

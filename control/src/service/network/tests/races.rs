@@ -5,11 +5,14 @@ use async_trait::async_trait;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use super::*;
+use crate::Settings;
 use crate::model::network::NetworkParts;
 use crate::service::port::PortUpdate;
 use crate::service::router::interface::InterfaceRequest;
 use crate::service::router::{GatewayWish, RouterCreate};
-use crate::store::{Batch, Compare, Entry, LeaseId, Operation, Outcome, Revision, Store, StoreError};
+use crate::store::{
+    Batch, Compare, Entry, LeaseId, Operation, Outcome, RedbStore, Revision, Store, StoreError,
+};
 
 /// A way to the store whose next commit tells that it is about to happen, and waits.
 struct Gated {

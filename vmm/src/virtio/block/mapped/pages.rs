@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-pub(super) const PAGE_BYTES: u64 = 4096;
+use crate::memory::PAGE_BYTES;
+
 /// What one page of a page table maps.
 pub(super) const REGION_BYTES: u64 = REGION_PAGES * PAGE_BYTES;
 const REGION_PAGES: u64 = 512;

@@ -4,8 +4,9 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 
 use proptest::prelude::*;
 
-use super::pages::{PAGE_BYTES, REGION_BYTES};
+use super::pages::REGION_BYTES;
 use super::*;
+use crate::memory::PAGE_BYTES;
 
 static PLENTY: Budget = Budget::of(1 << 20);
 
