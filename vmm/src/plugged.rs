@@ -425,8 +425,8 @@ impl Devices {
             let bytes = matches!(name, DeviceName::Disk(_)).then(|| bytes_of(device));
             let state = state(device.seat.slot);
             let device = lock(&device.shared);
-            let (engine, requests, nic) = (device.engine(), device.requests(), device.pairs());
-            Some(DeviceStatus { device: name, state, bytes, engine, requests, nic })
+            let (engine, requests, limits) = (device.engine(), device.requests(), device.limits());
+            Some(DeviceStatus { device: name, state, bytes, engine, requests, limits, nic: device.pairs() })
         };
         self.list.iter().filter_map(status).collect()
     }

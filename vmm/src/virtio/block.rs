@@ -449,6 +449,10 @@ impl VirtioDevice for Block {
         Ok(true)
     }
 
+    fn limits(&self) -> Option<DiskLimits> {
+        Some(*self.throttle.limits())
+    }
+
     fn write_out(&mut self) -> std::io::Result<()> {
         self.finish();
         self.backend.write_out()

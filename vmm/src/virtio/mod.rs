@@ -300,6 +300,11 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
         Ok(false)
     }
 
+    /// What the guest is held to, if this is a disk.
+    fn limits(&self) -> Option<DiskLimits> {
+        None
+    }
+
     /// How requests reach the back end, if this is a disk.
     fn engine(&self) -> Option<DiskEngine> {
         None

@@ -445,6 +445,7 @@ mod tests {
             bytes: Some(512),
             engine: Some(DiskEngine::IoUring),
             requests: Some(DiskCounts { flushes: 4, failures: 1, throttled: 7 }),
+            limits: None,
             nic: None,
         };
         let counts = |packets| QueueCounts { packets, bytes: 60 * packets, drops: 0 };
