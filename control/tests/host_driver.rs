@@ -7,6 +7,8 @@
 mod copies;
 #[path = "host_driver/counts.rs"]
 mod counts;
+#[path = "host_driver/limits.rs"]
+mod limits;
 #[path = "host_driver/older.rs"]
 mod older;
 #[path = "host_driver/plug.rs"]
@@ -45,7 +47,7 @@ fn main() {
     if missing.is_none() {
         nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network namespace of our own");
     }
-    let trials: [(&str, Body); 21] = [
+    let trials: [(&str, Body); 22] = [
         ("instance_is_started_paused_resumed_stopped_restarted_and_deleted_without_a_trace", whole_life),
         ("queues_of_an_instance_are_counted_while_it_is_worked_on", counts::while_worked_on),
         ("driver_that_comes_anew_adopts_the_same_process", adoption),
@@ -64,6 +66,7 @@ fn main() {
         ("guest_that_does_not_let_go_keeps_its_device_and_another_agent_knows_of_it", plug::pending),
         ("stop_takes_what_a_guest_does_not_let_go", plug::stop_takes_what_is_pending),
         ("device_that_cannot_come_is_named_and_leaves_nothing", plug::failing_steps),
+        ("limits_that_change_hold_a_guest_that_runs_and_what_waited_goes_on", limits::hold_at_once),
         ("vmm_that_knows_of_one_pair_of_queues_gets_a_device_with_one", older::one_pair_is_enough),
         ("agent_that_comes_anew_goes_on_with_devices_at_any_step", plug::agents_that_come_anew),
         ("network_is_joined_to_other_hosts_while_it_has_ports_there", tunnel::stretched),

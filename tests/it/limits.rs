@@ -13,7 +13,10 @@ use crate::harness::{Cloud, KVM_CLOUD, Rest, isolate, trial, within};
 
 /// The tests.
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![trial("limits::guest_writes_no_more_than_type_and_flavor_allow", KVM_CLOUD, guest_is_limited)]
+    vec![
+        trial("limits::guest_writes_no_more_than_type_and_flavor_allow", KVM_CLOUD, guest_is_limited),
+        trial("limits::what_waits_goes_on_when_limits_change", KVM_CLOUD, limits_change),
+    ]
 }
 
 /// Sectors written to a disk with limits, and to one without.
@@ -57,14 +60,22 @@ fn volume(rest: &Rest, fields: Value) -> Result<String> {
     Ok(id)
 }
 
-/// A type whose volumes take a write a second for each GiB.
-fn limited_type(rest: &Rest) -> Result<String> {
-    let kind = made(rest, "/volume/v3/types", "volume_type", json!({"name": "slow"}))?;
-    let specs = json!({"name": "slow", "consumer": "front-end", "write_iops_sec_per_gb": "1"});
+/// A type whose volumes the hypervisor limits, and the id of the specification that says how.
+fn limited_type(
+    rest: &Rest,
+    name: &str,
+    (limit, value): (&str, &str),
+    burst: &str,
+) -> Result<(String, String)> {
+    let kind = made(rest, "/volume/v3/types", "volume_type", json!({"name": name}))?;
+    let mut specs = json!({"name": name, "consumer": "front-end", limit: value});
+    if !burst.is_empty() {
+        specs[format!("{limit}_max")] = burst.into();
+    }
     let qos = made(rest, "/volume/v3/qos-specs", "qos_specs", specs)?;
     let (code, body) = rest.get(&format!("/volume/v3/qos-specs/{qos}/associate?vol_type_id={kind}"))?;
     ensure!(code == 202, "associate: {code} {body}");
-    Ok(kind)
+    Ok((kind, qos))
 }
 
 /// A flavor whose root disk takes two sectors a second.
@@ -80,7 +91,9 @@ fn guest_is_limited() -> Result<()> {
     isolate()?;
     let cloud = Cloud::start()?;
     let rest = cloud.rest()?;
-    let (kind, flavor) = (limited_type(&rest)?, limited_flavor(&rest)?);
+    // A write a second for each GiB.
+    let (kind, _) = limited_type(&rest, "slow", ("write_iops_sec_per_gb", "1"), "")?;
+    let flavor = limited_flavor(&rest)?;
     let slow = volume(&rest, json!({"size": 2, "volume_type": kind}))?;
     let free = volume(&rest, json!({"size": 1}))?;
     let connect = json!({"os-initialize_connection": {"connector": {"host": "elsewhere"}}});
@@ -89,7 +102,7 @@ fn guest_is_limited() -> Result<()> {
         ensure!(shown["connection_info"]["data"]["qos_specs"] == specs, "{shown}");
     }
 
-    let server = server(&cloud, &rest, &flavor, &[&slow, &free])?;
+    let server = server(&cloud, &rest, &flavor, (&[&slow, &free], &writes()))?;
     let seen = watch(&cloud, &rest, &server)?;
     for (index, later) in seen.iter().enumerate() {
         for earlier in &seen[..index] {
@@ -117,14 +130,61 @@ fn guest_is_limited() -> Result<()> {
     Ok(())
 }
 
-/// A server that writes to its disks: the one without limits first.
-fn server(cloud: &Cloud, rest: &Rest, flavor: &str, volumes: &[&str]) -> Result<String> {
+/// Who waits for a limit waits for minutes here, unless that changes: each disk takes one sector, and the other one after the limit
+/// of before has gone.
+fn limits_change() -> Result<()> {
+    isolate()?;
+    let cloud = Cloud::start()?;
+    let rest = cloud.rest()?;
+    let (slow, slow_qos) = limited_type(&rest, "slow", ("write_bytes_sec", "1"), "512")?;
+    let (sized, _) = limited_type(&rest, "sized", ("write_bytes_sec_per_gb", "1"), "")?;
+    let volume_of = |kind: &str| volume(&rest, json!({"size": 1, "volume_type": kind}));
+    let volumes = [volume_of(&slow)?, volume_of(&sized)?, volume_of(&slow)?];
+
+    let mut user_data = "#wisp\n".to_owned();
+    (1..=3).for_each(|disk| user_data.push_str(&format!("disk-write {disk} 0 a\ndisk-write {disk} 8 b\n")));
+    let server = server(&cloud, &rest, "42", (&volumes.each_ref().map(String::as_str), &user_data))?;
+    let wrote = |disk: usize, sector: usize| {
+        cloud.wait_console(&rest, &server, &format!("command: disk-write {disk} {sector} ok"))
+    };
+    let waits = |disk: usize| -> Result<()> {
+        let console = wrote(disk, 0)?;
+        ensure!(!console.contains(&format!("disk-write {disk} 8 ok")), "it did not wait: {console}");
+        Ok(())
+    };
+    let act = |volume: &str, action: Value| -> Result<()> {
+        let path = format!("/volume/v3/volumes/{volume}/action");
+        let (code, body) = rest.post_in("volume 3.42", &path, &action)?;
+        ensure!(code == 202, "{action}: {code} {body}");
+        Ok(())
+    };
+    waits(1)?;
+    act(&volumes[0], json!({"os-retype": {"new_type": sized, "migration_policy": "never"}}))?;
+    wrote(1, 8)?;
+    waits(2)?;
+    act(&volumes[1], json!({"os-extend": {"new_size": 2}}))?;
+    wrote(2, 8)?;
+    waits(3)?;
+    let specs = json!({"qos_specs": {"write_bytes_sec": "2"}});
+    let code = rest.put(&format!("/volume/v3/qos-specs/{slow_qos}"), &specs)?;
+    ensure!(code == 200, "change the specs: {code}");
+    wrote(3, 8)?;
+    Ok(())
+}
+
+/// The user data by which a guest writes to its disks: to the one without limits first.
+fn writes() -> String {
     let mut user_data = "#wisp\n".to_owned();
     for (disk, sectors) in [(2, FREE), (1, LIMITED), (0, LIMITED)] {
         // Behind the kernel, which is at the beginning of the root disk.
         (0..sectors)
             .for_each(|index| user_data.push_str(&format!("disk-write {disk} {} x\n", 1_000_000 + index)));
     }
+    user_data
+}
+
+/// A server with these volumes that does what its user data says.
+fn server(cloud: &Cloud, rest: &Rest, flavor: &str, (volumes, user_data): (&[&str], &str)) -> Result<String> {
     let images = rest.shown("/image/v2/images?name=tiny")?;
     let image = &images["images"][0]["id"];
     let mut disks = vec![json!({

@@ -9,7 +9,7 @@
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
@@ -247,11 +247,12 @@ impl Devices {
         lock(&device.shared).write_out().map_err(Error::WriteOut)
     }
 
-    /// Serves a disk that has become larger from what it is now, right after [`Self::write_out_disk`], and tells the guest.
+    /// Serves a disk that has become larger from what it is now, right after [`Self::write_out_disk`], and tells the guest. The file of
+    /// before, if it has another one now.
     ///
     /// # Errors
     /// There is none with that serial number, it is smaller, or one of them is encrypted and the other not; nothing has changed.
-    pub fn replace_disk(&mut self, serial: &str, spec: DiskSpec) -> Result<(), Error> {
+    pub fn replace_disk(&mut self, serial: &str, spec: DiskSpec) -> Result<Option<OwnedFd>, Error> {
         let name = DeviceName::Disk(serial.to_owned());
         let device = self.list.iter_mut().find(|device| device.name.as_ref() == Some(&name));
         let device = device.ok_or(Error::Missing)?;
@@ -262,19 +263,19 @@ impl Devices {
         }
         let (now, before) = (spec.disk.size_bytes() / SECTOR_BYTES * SECTOR_BYTES, bytes_of(device));
         match now.cmp(&before) {
-            Ordering::Less => return Err(Error::Smaller { now, before }),
-            Ordering::Equal => {}
+            Ordering::Less => Err(Error::Smaller { now, before }),
+            Ordering::Equal => Ok(None),
             Ordering::Greater => {
-                lock(&device.shared).replace_disk(Box::new(spec.disk));
+                let before = lock(&device.shared).replace_disk(Box::new(spec.disk));
                 if let (Some(Kept::Disk(config, files)), Some(Kept::Disk(now, now_files))) =
                     (&mut device.kept, spec.kept)
                 {
                     // It has the files of now, and all else of its start.
                     (config.format, *files) = (now.format, now_files);
                 }
+                Ok(before)
             }
         }
-        Ok(())
     }
 
     /// Holds a disk's guest to something else.
@@ -422,8 +423,8 @@ impl Devices {
             let bytes = matches!(name, DeviceName::Disk(_)).then(|| bytes_of(device));
             let state = state(device.seat.slot);
             let device = lock(&device.shared);
-            let (engine, requests, nic) = (device.engine(), device.requests(), device.pairs());
-            Some(DeviceStatus { device: name, state, bytes, engine, requests, nic })
+            let (engine, requests, limits) = (device.engine(), device.requests(), device.limits());
+            Some(DeviceStatus { device: name, state, bytes, engine, requests, limits, nic: device.pairs() })
         };
         self.list.iter().filter_map(status).collect()
     }

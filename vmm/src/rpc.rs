@@ -143,7 +143,8 @@ pub enum Action {
         nic: Box<NicConfig>,
     },
     /// A disk has become larger: serve its files as they are now, which come with the request, from the same serial number
-    /// on, and tell the guest. Legal in every state; a disk that is as large as before stays as it is.
+    /// on, and tell the guest. Legal in every state; a disk that is as large as before stays as it is. With the reply comes a
+    /// descriptor of the file that a disk was in which has another one now: as long as it is held, that one's locks hold.
     ResizeDisk {
         /// The disk.
         disk: Box<DiskConfig>,

@@ -192,6 +192,11 @@ impl Supervisor {
                     self.machine.answer((mac, vlan), number, message.as_bytes());
                     continue;
                 }
+                Ok(Action::ResizeDisk { disk }) => {
+                    let (reply, before) = self.resize_disk(*disk, std::mem::take(&mut client.descriptors));
+                    client.handles = before.into_iter().collect();
+                    reply
+                }
                 Ok(action) => {
                     client.handles = self.handles_for(&action);
                     self.act(action, std::mem::take(&mut client.descriptors))
@@ -232,7 +237,6 @@ impl Supervisor {
             Action::SetBalloon { target_mib } => return self.set_balloon(target_mib),
             Action::SetMemory { requested_mib } => return self.set_memory(requested_mib),
             Action::AddDisk { disk } => return self.add_disk(*disk, passed),
-            Action::ResizeDisk { disk } => return self.resize_disk(*disk, passed),
             Action::AddNic { nic } => return self.add_nic(*nic, passed),
             Action::Remove { device } => {
                 return match self.machine.devices_mut().remove(&device) {
@@ -254,7 +258,7 @@ impl Supervisor {
             Action::Console { bytes_max, console } => return self.console(console, u64::from(bytes_max)),
             Action::Flush => return self.flush(),
             // Taken where the connection is known.
-            Action::Resolve | Action::Answer { .. } => {
+            Action::Resolve | Action::Answer { .. } | Action::ResizeDisk { .. } => {
                 return Reply::Done { state: self.machine.state() };
             }
             Action::Readdress { mac, addressing } => {

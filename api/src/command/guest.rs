@@ -121,6 +121,7 @@ struct CacheArguments {
 pub(super) fn dispatch(command: &Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Export { guest: Guest::Tiny, file } => {
+            place::check(file, "a guest")?;
             std::fs::write(file, vmm::guest::TINY).with_context(|| format!("write {}", file.display()))?;
             eprintln!("wrote {} ({} bytes)", file.display(), vmm::guest::TINY.len());
         }
@@ -185,4 +186,27 @@ fn build_image(arguments: &ImageArguments) -> anyhow::Result<()> {
         println!("{id}");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn guest_is_exported_to_a_file_and_into_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let export =
+            |name: &str| dispatch(&Command::Export { guest: Guest::Tiny, file: directory.path().join(name) });
+        let _socket = std::os::unix::net::UnixListener::bind(directory.path().join("socket")).unwrap();
+        // Nobody reads from it: whoever opened it would wait.
+        nix::unistd::mkfifo(&directory.path().join("fifo"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for there in ["socket", "fifo"] {
+            let refused = export(there).unwrap_err().to_string();
+            assert!(refused.contains(there) && refused.contains("is no regular file: a guest"), "{refused}");
+        }
+        for _ in 0..2 {
+            export("file").unwrap();
+            assert_eq!(std::fs::read(directory.path().join("file")).unwrap(), vmm::guest::TINY);
+        }
+    }
 }

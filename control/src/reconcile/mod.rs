@@ -26,7 +26,7 @@ use crate::agent::protocol::{
 };
 use crate::error::{Error, Result};
 use crate::model::compute::{Cloud, Fault, Host, Server, VmState};
-use crate::model::volume::{DiskWork, Status, Volume, VolumeAttachment};
+use crate::model::volume::{DiskWork, QosSpec, Status, Volume, VolumeAttachment, VolumeType};
 use crate::model::{network, random_hex_id, router as router_rows};
 use crate::scheduler::{Allocation, Scheduler};
 use crate::service::db::Db;
@@ -246,6 +246,12 @@ async fn follow(control: &Control, rows: &[(&'static str, String)], patient: boo
                 continue;
             };
             hosts.extend(volume.row.host.clone());
+            // They are held to its limits, and may be elsewhere where hosts share a backend.
+            let attachments = volume.row.attachments.iter();
+            let servers = attachments.filter_map(|id| {
+                cache.get::<Server>(cache.get::<VolumeAttachment>(id)?.row.server_id.as_ref()?)
+            });
+            hosts.extend(servers.filter_map(|server| server.row.host.clone()));
             if volume.row.status == Status::Error {
                 let attachments = volume.row.attachments.iter();
                 let attachments = attachments.filter_map(|id| cache.get::<VolumeAttachment>(id));
@@ -255,7 +261,7 @@ async fn follow(control: &Control, rows: &[(&'static str, String)], patient: boo
             // A port that is its server's alone concerns that host; one that is gone may concern any, as may its
             // addresses in others' security groups.
             all_hosts |= cache.get::<network::Port>(id).is_none_or(|port| port.row.host.is_some());
-        } else if NETWORK_KINDS.contains(kind) {
+        } else if SHARED_KINDS.contains(kind) {
             all_hosts = true;
         }
     }
@@ -272,8 +278,8 @@ async fn follow(control: &Control, rows: &[(&'static str, String)], patient: boo
     Ok(())
 }
 
-/// Kinds of rows that a host's wanted state is made of besides servers and ports.
-const NETWORK_KINDS: [&str; 9] = [
+/// Kinds of rows that any host's wanted state may be made of, besides servers, ports and volumes.
+const SHARED_KINDS: [&str; 11] = [
     network::Network::KIND,
     network::Subnet::KIND,
     network::SecurityGroup::KIND,
@@ -283,6 +289,8 @@ const NETWORK_KINDS: [&str; 9] = [
     router_rows::Router::KIND,
     router_rows::FloatingIp::KIND,
     router_rows::PortForwarding::KIND,
+    VolumeType::KIND,
+    QosSpec::KIND,
 ];
 
 /// Takes in reports until the agents' registry is gone. Of what has come meanwhile, only the newest of each instance

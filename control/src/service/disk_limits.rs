@@ -1,6 +1,6 @@
 //! How fast disks may be, by the names that OpenStack has for it: `read_bytes_sec`, `total_iops_sec`, … in the QoS
-//! specifications of volumes' types, and the same after `quota:disk_` in flavors' extra specs. A server's guest is
-//! held to what holds when it starts.
+//! specifications of volumes' types, and the same after `quota:disk_` in flavors' extra specs. A guest is held to what
+//! holds now; a flavor's are those that the server was made with.
 //!
 //! A `…_max` beside a limit is what may go at once after a rest, as QEMU takes it: a second at that rate.
 

@@ -15,7 +15,7 @@ use vmm::rpc::{Client, DeviceName};
 use super::{Host, eventually};
 
 impl Host {
-    fn volume(&self, driver: &HostDriver, id: &str) -> VolumeWanted {
+    pub(super) fn volume(&self, driver: &HostDriver, id: &str) -> VolumeWanted {
         let shape = DiskShape::Volume { size_bytes: 1 << 20, source: DiskSource::Nothing };
         let wish = DiskWanted {
             id: id.to_owned(),

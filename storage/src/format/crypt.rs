@@ -14,6 +14,7 @@ mod tests;
 
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use aes::cipher::KeyInit as _;
 use aes::{Aes128, Aes256};
@@ -204,6 +205,10 @@ fn next(length: usize, offset: u64) -> (usize, Option<usize>) {
 impl<D: Disk> Disk for EncryptedDisk<D> {
     fn size_bytes(&self) -> u64 {
         self.disk.size_bytes() / SECTOR_BYTES as u64 * SECTOR_BYTES as u64
+    }
+
+    fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.disk.file()
     }
 
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {

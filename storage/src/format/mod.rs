@@ -11,6 +11,7 @@ pub mod qcow2;
 pub mod raw;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 pub use self::crypt::{DiskKey, EncryptedDisk, Stored};
@@ -55,6 +56,11 @@ pub trait Disk: Send + Sync {
     /// What a disk lies on that lies encrypted, and how: for whoever encrypts and decrypts himself what he reads and writes where
     /// that one says. Nothing for all others.
     fn stored(&self) -> Option<Stored<'_>> {
+        None
+    }
+
+    /// The file that all of the disk is in, where one is: who has a descriptor of it has the locks that it was opened with.
+    fn file(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
@@ -112,6 +118,9 @@ macro_rules! is_what_it_leads_to {
             }
             fn stored(&self) -> Option<Stored<'_>> {
                 (**self).stored()
+            }
+            fn file(&self) -> Option<BorrowedFd<'_>> {
+                (**self).file()
             }
             fn finish(&self, work: Work, result: io::Result<()>) -> io::Result<()> {
                 (**self).finish(work, result)

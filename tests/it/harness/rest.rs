@@ -71,6 +71,12 @@ impl Rest {
         answer(self.with_headers(self.agent.post(self.url(path))).send_json(body)?)
     }
 
+    /// What is answered to a POST in a version of its service.
+    pub(crate) fn post_in(&self, version: &str, path: &str, body: &Value) -> Result<(u16, Value)> {
+        let request = self.agent.post(self.url(path)).header("X-Auth-Token", &self.token);
+        answer(request.header("OpenStack-API-Version", version).send_json(body)?)
+    }
+
     /// As [`Rest::post`], which must succeed.
     pub(crate) fn made(&self, path: &str, body: &Value) -> Result<Value> {
         let (status, answer) = self.post(path, body)?;

@@ -11,7 +11,7 @@ use storage::format::{Disk as _, DiskKey, Overlay, RawFile};
 use zeroize::Zeroizing;
 
 use super::Error;
-use super::lock::{Hold, lock_disk};
+use super::lock::{Hold, take_over_disk};
 use crate::config::{DiskConfig, DiskFormat, DiskLimits, InheritedFd};
 
 /// A disk's file and how it is used.
@@ -77,18 +77,28 @@ impl DiskFile {
     ///
     /// # Errors
     /// [`Error::InUse`].
-    pub fn lock(&self, files: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, Error> {
+    fn lock(&self, files: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, Error> {
+        self.lock_after(files, Vec::new())
+    }
+
+    /// The same in the place of the file that its guest has no more, which `before` are the last descriptors of: the disk is the
+    /// guest's throughout.
+    ///
+    /// # Errors
+    /// [`Error::InUse`].
+    pub fn lock_after(&self, files: Vec<OwnedFd>, before: Vec<OwnedFd>) -> Result<Vec<OwnedFd>, Error> {
         let own =
             if self.read_only && self.base.is_none() || self.shared { Hold::Together } else { Hold::Alone };
         let mut holds = [(self.path.as_path(), own)]
             .into_iter()
             .chain(self.base.iter().map(|base| (base.as_path(), Hold::Together)));
+        let mut before = Some(before);
         files
             .into_iter()
             .map(|file| {
                 let Some((path, hold)) = holds.next() else { return Ok(file) };
                 let file = File::from(file);
-                lock_disk(&file, path, hold)?;
+                take_over_disk(&file, path, hold, before.take().unwrap_or_default())?;
                 Ok(file.into())
             })
             .collect()

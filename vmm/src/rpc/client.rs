@@ -103,18 +103,22 @@ impl Client {
         self.call_with(action, &[])
     }
 
+    fn send(&mut self, action: &Action, descriptors: &[BorrowedFd<'_>]) -> Result<(), ClientError> {
+        // It may hold the key of a disk.
+        let mut line = Zeroizing::new(serde_json::to_vec(action).expect("invariant: actions are plain data"));
+        line.push(b'\n');
+        let stream = self.stream.get_mut();
+        let sent = passing::send(stream, &line, descriptors).map_err(ClientError::Talk)?;
+        stream.write_all(&line[sent..]).map_err(ClientError::Talk)
+    }
+
     /// The same with descriptors that the action numbers from zero, up to [`super::REQUEST_FDS_MAX`].
     pub(super) fn call_with(
         &mut self,
         action: &Action,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Reply, ClientError> {
-        // It may hold the key of a disk.
-        let mut line = Zeroizing::new(serde_json::to_vec(action).expect("invariant: actions are plain data"));
-        line.push(b'\n');
-        let stream = self.stream.get_mut();
-        let sent = passing::send(stream, &line, descriptors).map_err(ClientError::Talk)?;
-        stream.write_all(&line[sent..]).map_err(ClientError::Talk)?;
+        self.send(action, descriptors)?;
         let mut answer = Vec::new();
         let bytes_max = LINE_BYTES_MAX as u64 + 1;
         (&mut self.stream).take(bytes_max).read_until(b'\n', &mut answer).map_err(ClientError::Talk)?;
@@ -193,6 +197,19 @@ impl Client {
         self.done_with(&Action::ResizeDisk { disk: Box::new(disk) }, files)
     }
 
+    /// The same of a disk whose files are locked; the file of before, if the disk has another one now, whose locks hold while that
+    /// is held. A VMM of before hands none over.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub fn resize_locked_disk(
+        &mut self,
+        disk: DiskConfig,
+        files: &[BorrowedFd<'_>],
+    ) -> Result<Vec<OwnedFd>, ClientError> {
+        self.handles_with(&Action::ResizeDisk { disk: Box::new(disk) }, files)
+    }
+
     /// [`Action::AddNic`], whose tap's queues are numbered in their order, from zero.
     ///
     /// # Errors
@@ -249,10 +266,17 @@ impl Client {
     /// # Errors
     /// As [`Self::call`].
     pub fn end(&mut self) -> Result<Vec<OwnedFd>, ClientError> {
-        let line =
-            serde_json::to_vec(&Action::Stop { force: true }).expect("invariant: actions are plain data");
+        self.handles_with(&Action::Stop { force: true }, &[])
+    }
+
+    /// What comes with the reply to an action.
+    fn handles_with(
+        &mut self,
+        action: &Action,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<Vec<OwnedFd>, ClientError> {
+        self.send(action, descriptors)?;
         let stream = self.stream.get_mut();
-        stream.write_all(&[&line[..], b"\n"].concat()).map_err(ClientError::Talk)?;
         // Nothing is in the buffer between calls: a reply is read to its end, and is the last that came.
         let (mut reply, mut handles, mut buffer) = (Vec::new(), Vec::new(), [0; 256]);
         while reply.last() != Some(&b'\n') {

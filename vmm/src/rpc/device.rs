@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::NicStatus;
+use crate::config::DiskLimits;
 
 /// What a device is known by.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -44,6 +45,9 @@ pub struct DeviceStatus {
     /// What became of a disk's requests; nothing of a VMM of before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests: Option<DiskCounts>,
+    /// What a disk's guest is held to; nothing of a VMM of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<DiskLimits>,
     /// A network device's queues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nic: Option<NicStatus>,

@@ -19,15 +19,21 @@ impl Supervisor {
         self.added(opened, |machine, spec| machine.add_disk(spec))
     }
 
-    pub(super) fn resize_disk(&mut self, disk: DiskConfig, passed: Vec<OwnedFd>) -> Reply {
-        let Some(mut passed) = PassedFds::new(passed, &of_disk(&disk)) else { return not_those() };
+    /// The reply, and with it the file of before, if the disk has another one now.
+    pub(super) fn resize_disk(&mut self, disk: DiskConfig, passed: Vec<OwnedFd>) -> (Reply, Option<OwnedFd>) {
+        let Some(mut passed) = PassedFds::new(passed, &of_disk(&disk)) else { return (not_those(), None) };
         let serial = disk.serial.clone();
         // What one process holds of a layer in memory the next one must find in its file.
         let written = self.machine.devices().write_out_disk(&serial).map_err(|error| chain(&error));
         let keep = self.machine.is_upgradable();
         let opened =
             written.and_then(|()| open_disk(0, disk, &mut passed, keep).map_err(|error| chain(&error)));
-        self.added(opened, |machine, spec| machine.devices_mut().replace_disk(&serial, spec))
+        let mut before = None;
+        let reply = self.added(opened, |machine, spec| {
+            before = machine.devices_mut().replace_disk(&serial, spec)?;
+            Ok(())
+        });
+        (reply, before)
     }
 
     pub(super) fn add_nic(&mut self, nic: NicConfig, passed: Vec<OwnedFd>) -> Reply {

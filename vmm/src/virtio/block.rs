@@ -13,7 +13,7 @@ mod request;
 pub mod ring;
 mod throttle;
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -433,13 +433,14 @@ impl VirtioDevice for Block {
         }
     }
 
-    fn replace_disk(&mut self, disk: Box<dyn Disk>) {
+    fn replace_disk(&mut self, disk: Box<dyn Disk>) -> Option<OwnedFd> {
         self.finish();
         self.config = config_space(disk.size_bytes() / spec::SECTOR_BYTES, self.queue_sizes.len() as u16);
-        self.backend.replace(disk);
+        let before = self.backend.replace(disk);
         if let Some(active) = &self.active {
             active.interrupt.config_changed();
         }
+        before
     }
 
     fn limit(&mut self, limits: &DiskLimits) -> Result<bool, Error> {
@@ -447,6 +448,10 @@ impl VirtioDevice for Block {
         // What waited may go now.
         self.queue_events.iter().for_each(super::kick);
         Ok(true)
+    }
+
+    fn limits(&self) -> Option<DiskLimits> {
+        Some(*self.throttle.limits())
     }
 
     fn write_out(&mut self) -> std::io::Result<()> {

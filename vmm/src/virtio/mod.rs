@@ -59,7 +59,7 @@ mod tests;
 pub mod vsock;
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -289,8 +289,10 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     }
 
     /// Serves another disk from now on, which has all that the one before had, and tells the guest of its size; nothing if
-    /// it is no disk.
-    fn replace_disk(&mut self, _disk: Box<dyn Disk>) {}
+    /// it is no disk. The file of the one before, if that was in one and can be held on to.
+    fn replace_disk(&mut self, _disk: Box<dyn Disk>) -> Option<OwnedFd> {
+        None
+    }
 
     /// Holds the guest to something else if this is a disk; whether it is. What waited for a limit is tried anew.
     ///
@@ -298,6 +300,11 @@ pub trait VirtioDevice: MutEventSubscriber + Send {
     /// A limit out of range: what held still does.
     fn limit(&mut self, _limits: &DiskLimits) -> Result<bool, Error> {
         Ok(false)
+    }
+
+    /// What the guest is held to, if this is a disk.
+    fn limits(&self) -> Option<DiskLimits> {
+        None
     }
 
     /// How requests reach the back end, if this is a disk.

@@ -1,7 +1,7 @@
 //! Disks and network devices that come to a guest and go from it while it runs.
 
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 use vmm::rpc::{ClientError, DeviceName, DeviceState};
 
@@ -80,9 +80,13 @@ fn disk_that_became_larger_is_so_for_its_guest_and_keeps_what_it_has() {
         devices.into_iter().find(|found| found.device == disk("data")).unwrap().bytes
     };
     assert_eq!(bytes(&instance), Some(4096));
-    for size in [8192, 8192] {
+    for (size, has_another) in [(8192, true), (8192, false)] {
         data.set_len(size).unwrap();
-        client.resize_disk(disk_config("data"), &[data.as_fd()]).unwrap();
+        let before = client.resize_locked_disk(disk_config("data"), &[data.as_fd()]).unwrap();
+        assert_eq!(before.len(), usize::from(has_another));
+        for file in before {
+            assert_eq!(File::from(file).metadata().unwrap().ino(), data.metadata().unwrap().ino());
+        }
         assert_eq!(bytes(&instance), Some(size));
         assert_eq!(http("GET", "/disk/1/7", b"").1[..4], *b"kept");
     }

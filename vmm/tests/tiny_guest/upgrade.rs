@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 
 use vmm::config::{DiskLimits, RateLimit, TransferLimits};
 use vmm::handover::{HELLO, take_over};
-use vmm::rpc::{ClientError, VmState};
+use vmm::rpc::{ClientError, DeviceName, VmState};
 
 use super::*;
 
@@ -142,9 +142,16 @@ fn limits_that_its_disk_got_go_with_it_and_what_they_stopped_goes_on_without_the
     let instance = instance.upgrade();
     instance.wait_for_a_limit();
     assert!(!stopped.is_finished());
+    let root = DeviceName::Disk("root".to_owned());
+    let held = || {
+        let devices = instance.client().status().unwrap().devices.unwrap();
+        devices.into_iter().find(|device| device.device == root).and_then(|device| device.limits)
+    };
+    assert_eq!(held(), Some(limits));
     let refused = instance.client().limit_disk("other".to_owned(), limits).unwrap_err().to_string();
     assert!(refused.contains("no such disk"), "{refused}");
     instance.client().limit_disk("root".to_owned(), DiskLimits::default()).unwrap();
+    assert_eq!(held(), Some(DiskLimits::default()));
     assert_eq!(stopped.join().unwrap(), OK);
     assert_eq!(http("PUT", "/disk/0/3", &[3; 512]).0, OK);
     assert_eq!(http("GET", "/disk/0/2", b"").1, [2; 512]);

@@ -147,10 +147,10 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::ResizeDisk { socket, file, serial } => {
             let (config, files) = disk(&file, serial, DiskFile::open_again)?;
             let passed: Vec<BorrowedFd<'_>> = files.iter().map(AsFd::as_fd).collect();
-            connect(&socket)?.resize_disk(config, &passed)?;
-            // What the guest has now is what was opened here, and what it had locked is closed. A disk that was as large before is
+            let before = connect(&socket)?.resize_locked_disk(config, &passed)?;
+            // What the guest has now is what was opened here, and what it had locked is here alone. A disk that was as large before is
             // as it was, with its lock.
-            let _ = file.lock(files);
+            let _ = file.lock_after(files, before);
             Ok(ExitCode::SUCCESS)
         }
         Command::AttachNic { socket, tap, mac } => attach_nic(&socket, &tap, mac.as_deref()),
@@ -445,6 +445,7 @@ mod tests {
             bytes: Some(512),
             engine: Some(DiskEngine::IoUring),
             requests: Some(DiskCounts { flushes: 4, failures: 1, throttled: 7 }),
+            limits: None,
             nic: None,
         };
         let counts = |packets| QueueCounts { packets, bytes: 60 * packets, drops: 0 };

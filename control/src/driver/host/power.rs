@@ -1,18 +1,20 @@
 //! One instance's power: from what it is wanted to do and what its process does, to the next thing done about it.
 //! Nothing here waits for a guest: what takes time is looked at again.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use vmm::rpc::{Action, Client, ClientError, ExitReason, VmState};
+use vmm::rpc::{Action, Client, ClientError, DeviceName, DeviceStatus, ExitReason, VmState};
 
 use super::cgroup::Limits;
 use super::directory::{self, Directory};
 use super::network::trunk::dropped;
 use super::{HostDriver, RETRY, Slot, sentence, start, state_of};
-use crate::agent::protocol::{InstanceObserved, InstanceState, InstanceWanted, Power};
+use crate::agent::protocol::{InstanceObserved, InstanceState, InstanceWanted, Power, VolumeWanted};
 use crate::driver::process_id::has_ended_within;
+use crate::driver::volumes::serial;
 use crate::driver::{Applied, Surroundings};
 
 /// The shortest time between two boots that a guest asks for itself: one that resets at once must not keep a host busy.
@@ -283,11 +285,11 @@ impl HostDriver {
         let told = slot.record.as_ref().map(|record| told(&record.wanted, wanted)).unwrap_or_default();
         let aligned = Client::connect(&directory.control_socket()).and_then(|mut client| {
             let status = client.status()?;
-            for action in &told {
+            for action in told.iter().chain(&limited(wanted, status.devices.iter().flatten())) {
                 match client.call(action) {
                     // A VMM of before: its guest keeps what held at its start.
                     Err(ClientError::Refused(message)) => {
-                        tracing::warn!(instance.id = wanted.id, message, "a network device stays as it was");
+                        tracing::warn!(instance.id = wanted.id, message, "a device stays as it was");
                     }
                     answer => drop(answer?),
                 }
@@ -339,6 +341,24 @@ fn told(before: &InstanceWanted, wanted: &InstanceWanted) -> Vec<Action> {
     told
 }
 
+/// What a running VMM has to be told of its disks, `there` being its devices: where it holds one to something else than is wanted.
+/// What it says is compared, and not what is written down, which a crash may have left behind. One of before says nothing and is told
+/// nothing: its guest keeps the limits of its start.
+fn limited<'a>(wanted: &InstanceWanted, there: impl Iterator<Item = &'a DeviceStatus>) -> Vec<Action> {
+    let of_volume = |volume: &VolumeWanted| (serial(&volume.id), volume.limits);
+    let root = &wanted.root_disk;
+    let root = root.volume.as_ref().map_or_else(|| (serial(&wanted.id), root.limits), of_volume);
+    let disks = std::iter::once(root).chain(wanted.volumes.iter().map(of_volume));
+    let wanted: BTreeMap<_, _> = disks.map(|(serial, limits)| (DeviceName::Disk(serial), limits)).collect();
+    let differing = there.filter_map(|device| {
+        let limits =
+            *wanted.get(&device.device).filter(|limits| device.limits.is_some_and(|now| now != **limits))?;
+        let DeviceName::Disk(serial) = device.device.clone() else { return None };
+        Some(Action::LimitDisk { serial, limits })
+    });
+    differing.collect()
+}
+
 /// Presses the power button of a guest that runs; returns whether there is anything to wait for.
 fn press_power_button(id: &str, directory: &Directory) -> bool {
     let pressed = Client::connect(&directory.control_socket()).and_then(|mut client| {
@@ -352,4 +372,72 @@ fn press_power_button(id: &str, directory: &Directory) -> bool {
         tracing::debug!(instance.id = id, error = sentence(&error), "the guest cannot be asked to end");
         false
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use vmm::config::{DiskLimits, RateLimit, TransferLimits};
+    use vmm::rpc::DeviceState;
+
+    use super::*;
+    use crate::agent::protocol::DiskCipher;
+    use crate::driver::test::instance_wanted;
+
+    fn limits(per_second: u64) -> DiskLimits {
+        let operations = Some(RateLimit { per_second, burst: None });
+        DiskLimits { total: TransferLimits { bytes: None, operations }, ..DiskLimits::default() }
+    }
+
+    fn volume(id: &str, limits: DiskLimits) -> VolumeWanted {
+        let cipher = DiskCipher::Clear;
+        VolumeWanted { id: id.to_owned(), backend: None, size_bytes: 512, read_only: false, limits, cipher }
+    }
+
+    fn device(device: DeviceName, limits: Option<DiskLimits>) -> DeviceStatus {
+        let state = DeviceState::Present;
+        DeviceStatus { device, state, bytes: Some(512), engine: None, requests: None, limits, nic: None }
+    }
+
+    fn disk(serial: &str, limits: Option<DiskLimits>) -> DeviceStatus {
+        device(DeviceName::Disk(serial.to_owned()), limits)
+    }
+
+    #[test]
+    fn vmm_is_told_of_disks_that_it_holds_to_something_else_and_says_so() {
+        let mut wanted = instance_wanted("own");
+        wanted.root_disk.limits = limits(1);
+        let ids = ["same", "changed", "freed", "held", "of-before", "not-there"];
+        let limited = [limits(2), limits(3), DiskLimits::default(), limits(4), limits(5), limits(6)];
+        wanted.volumes = ids.iter().zip(limited).map(|(id, limits)| volume(id, limits)).collect();
+        let none = DiskLimits::default();
+        let there = [
+            disk("own", Some(none)),
+            disk("same", Some(limits(2))),
+            disk("changed", Some(limits(2))),
+            disk("freed", Some(limits(2))),
+            disk("held", Some(none)),
+            disk("of-before", None),
+            disk("config-drive", Some(limits(9))),
+            device(DeviceName::Nic([2; 6]), None),
+        ];
+        let told = |wanted: &InstanceWanted| super::limited(wanted, there.iter());
+        let one = |serial: &str, limits| Action::LimitDisk { serial: serial.to_owned(), limits };
+        let of_volumes = [one("changed", limits(3)), one("freed", none), one("held", limits(4))];
+        let expected: Vec<_> = std::iter::once(one("own", limits(1))).chain(of_volumes.clone()).collect();
+        assert_eq!(told(&wanted), expected);
+        // The flavor's are for a copy of an image.
+        wanted.root_disk.volume = Some(volume("same", limits(2)));
+        assert_eq!(told(&wanted), of_volumes);
+        let held = super::limited(&instance_wanted("own"), [disk("own", Some(none))].iter());
+        assert_eq!(held, []);
+    }
+
+    #[test]
+    fn disk_is_found_by_what_of_its_id_fits_a_serial_number() {
+        let id = "0a4e8b6e-3a4e-4f0e-9d0c-4f1f4f6d7a10";
+        let mut wanted = instance_wanted(id);
+        wanted.root_disk.limits = limits(1);
+        let told = super::limited(&wanted, [disk(&id[..20], Some(DiskLimits::default()))].iter());
+        assert_eq!(told, [Action::LimitDisk { serial: id[..20].to_owned(), limits: limits(1) }]);
+    }
 }

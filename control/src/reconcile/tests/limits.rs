@@ -5,7 +5,8 @@ use vmm::config::{DiskLimits, RateLimit, TransferLimits};
 use super::volumes::{device, of_size};
 use super::*;
 use crate::agent::protocol::InstanceWanted;
-use crate::model::volume::Status;
+use crate::driver::volumes::{Place, VolumePaths, Volumes};
+use crate::model::volume::{Status, Volume};
 use crate::service::server::volume::{DeviceSource, NewServerVolume};
 use crate::service::volume::NewVolume;
 
@@ -98,4 +99,70 @@ async fn volume_that_a_server_boots_from_has_its_types_limits_and_not_the_flavor
     let root = told.root_disk.volume.unwrap();
     assert_eq!(root.limits, DiskLimits { total: operations(6, None), ..DiskLimits::default() });
     assert_eq!(told.root_disk.limits.read, operations(9, None), "which would hold for a copy of the image");
+}
+
+/// What a host that is told anew of its servers has heard of a server's volumes, each time.
+type Heard = Arc<std::sync::Mutex<Vec<Vec<DiskLimits>>>>;
+
+impl Cloud {
+    /// A cloud with volumes whose host notes what limits it is told of.
+    async fn with_heard() -> (Self, Heard) {
+        let mut cloud = Self::new().await;
+        let (root, images) = (cloud._state.path().join("volumes/fake-0"), cloud._state.path().join("images"));
+        let places = vec![Place::Files.into()];
+        let volumes = Volumes::open(VolumePaths { root, places, images, bucket: None }).unwrap();
+        let fake = FakeDriver::new("fake-0", None).unwrap().with_volumes(volumes);
+        let heard = Heard::default();
+        let instance = {
+            let heard = heard.clone();
+            move |wanted: &InstanceWanted, _: &mut Applied| {
+                heard.lock().unwrap().push(wanted.volumes.iter().map(|volume| volume.limits).collect());
+            }
+        };
+        cloud.connect(Arc::new(Meddled { fake, instance, disk: |_: &DiskWanted, _: &DiskObserved| {} }));
+        cloud.until_pool().await;
+        (cloud, heard)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn host_of_a_running_server_hears_of_limits_that_change() {
+    let (cloud, heard) = Cloud::with_heard().await;
+    let (control, admin) = (&cloud.control, &cloud.admin);
+    let qos = cloud.limited_type("front", "front-end", &[("write_iops_sec_per_gb", "5")]).await;
+    cloud.limited_type("other", "both", &[("read_iops_sec", "7")]).await;
+    let volume = cloud.volume_of("front", 1).await;
+    let server = cloud.create().await;
+    let began = cloud.until_status(&server, "ACTIVE").await;
+    let new = NewServerVolume { volume_id: volume.clone(), ..NewServerVolume::default() };
+    control.server_volume_attach(admin, &server, &new).await.unwrap();
+    cloud.until_volume(&volume, Some(Status::InUse)).await;
+    let writes = |per_second| DiskLimits { write: operations(per_second, None), ..DiskLimits::default() };
+    let until_heard = async |limits: DiskLimits| {
+        let is_told = || heard.lock().unwrap().last().is_some_and(|last| *last == [limits]);
+        for _ in 0..1000 {
+            if is_told() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("{limits:?} was not heard of: {:?}", heard.lock().unwrap());
+    };
+    until_heard(writes(5)).await;
+    control.volume_extend(admin, &volume, 2, true).await.unwrap();
+    until_heard(writes(10)).await;
+    cloud.until_volume(&volume, Some(Status::InUse)).await;
+    control
+        .volume_qos_change(admin, &qos, None, specs(&[("write_iops_sec_per_gb", "50")]), &[])
+        .await
+        .unwrap();
+    until_heard(writes(100)).await;
+    control.volume_retype(admin, &volume, "other", false).await.unwrap();
+    until_heard(DiskLimits { read: operations(7, None), ..DiskLimits::default() }).await;
+    let kind = control.db.get::<Volume>(&volume).unwrap().row.type_id.clone();
+    let other = control.volume_qos_list(admin).await.unwrap();
+    let other = other.iter().find(|qos| qos.row.name == "other").unwrap();
+    control.volume_type_qos(admin, &other.row.id, &kind, false).await.unwrap();
+    until_heard(DiskLimits::default()).await;
+    assert_eq!(cloud.server(&server).unwrap().boot, began.boot, "it was not started again");
 }

@@ -1,5 +1,5 @@
-//! QoS specifications: limits that volumes of some types have. What the hypervisor has to hold, a guest is held to from
-//! its next start on (`service::disk_limits`); what is for the storage alone is kept and shown.
+//! QoS specifications: limits that volumes of some types have. What the hypervisor has to hold, a guest is held to
+//! at once (`service::disk_limits`); what is for the storage alone is kept and shown.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

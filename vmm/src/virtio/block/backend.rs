@@ -10,7 +10,7 @@
 mod plan;
 
 use std::io;
-use std::os::fd::{AsRawFd as _, RawFd};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
 use storage::format::{Disk, Extent, Stored, Work};
 
@@ -72,15 +72,16 @@ impl Backend {
         self.disk.stored().is_some()
     }
 
-    /// Serves another disk; what is under way is finished with the one before.
-    pub(super) fn replace(&mut self, disk: Box<dyn Disk>) {
+    /// Serves another disk; what is under way is finished with the one before, whose file is returned.
+    pub(super) fn replace(&mut self, disk: Box<dyn Disk>) -> Option<OwnedFd> {
         debug_assert_eq!(self.under_way(), 0, "what is under way belongs to the disk before");
         if let Some(flight) = &mut self.flight {
             flight.forget_files();
         }
         self.mapped.forget();
-        self.disk = disk;
+        let before = std::mem::replace(&mut self.disk, disk);
         self.tells_waits = true;
+        before.file().and_then(|file| file.try_clone_to_owned().ok())
     }
 
     /// The ring's descriptor.

@@ -13,6 +13,8 @@ use crate::config::DiskLimits;
 /// it: the queue is not looked at before the timer fires.
 pub(super) struct Throttle {
     limiter: Limiter,
+    /// What the limiter was made of.
+    limits: DiskLimits,
     clock: Clock,
     timer: TimerFd,
     stalled: bool,
@@ -24,9 +26,10 @@ impl Throttle {
     /// For a device without limits, which may get some.
     pub(super) fn new() -> Result<Self, Error> {
         let clock: Clock = Box::new(Instant::now);
-        let limiter = Limiter::new(&DiskLimits::default(), clock())?;
+        let limits = DiskLimits::default();
+        let limiter = Limiter::new(&limits, clock())?;
         let timer = TimerFd::new().map_err(|errno| Error::EventFd(errno.into()))?;
-        Ok(Self { limiter, clock, timer, stalled: false, waits: 0 })
+        Ok(Self { limiter, limits, clock, timer, stalled: false, waits: 0 })
     }
 
     /// The same by another clock.
@@ -41,8 +44,14 @@ impl Throttle {
     /// A limit out of range: what held still does.
     pub(super) fn change(&mut self, limits: &DiskLimits) -> Result<(), Error> {
         self.limiter = Limiter::new(limits, (self.clock)())?;
+        self.limits = *limits;
         self.wake();
         Ok(())
+    }
+
+    /// What the device is held to.
+    pub(super) fn limits(&self) -> &DiskLimits {
+        &self.limits
     }
 
     /// Whether a request may go now. If not, nothing may until [`Self::wake`] was called.

@@ -305,12 +305,14 @@ fn limits_that_are_refused_leave_those_of_before() {
     let absurd = writes(limit(0, 1), None);
     let error = driver.device.lock().unwrap().limit(&absurd).unwrap_err().to_string();
     assert!(error.contains("rate of bytes written is 0"), "{error}");
+    assert_eq!(driver.device.lock().unwrap().limits(), Some(writes(None, limit(1, 1))));
     driver.write(0, 0xd0);
     driver.write(1, 0xd1);
     driver.guest.kick(0);
     assert_eq!(driver.done(), 1);
     let other = build_rng().unwrap();
     assert!(!other.lock().unwrap().limit(&DiskLimits::default()).unwrap(), "it is no disk");
+    assert_eq!(other.lock().unwrap().limits(), None);
 }
 
 #[test]
@@ -318,6 +320,7 @@ fn snapshot_has_what_the_limits_of_now_have_counted() {
     let limits = writes(None, limit(1, 2));
     let mut driver = Driver::new(&writes(limit(1, 1 << 20), None));
     driver.limit(&limits);
+    assert_eq!(driver.device.lock().unwrap().limits(), Some(limits));
     for sector in 0..2 {
         driver.write(sector, 0xe0);
     }
