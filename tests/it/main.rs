@@ -8,6 +8,7 @@ mod booted;
 mod commands;
 mod disk;
 mod encryption;
+mod endpoint;
 mod faults;
 mod firmware;
 mod guests;
@@ -74,6 +75,7 @@ fn main() {
         names::trials(),
         interfaces::trials(),
         encryption::trials(),
+        endpoint::trials(),
         openstack::trials(),
         serving::trials(),
         images::trials(),

@@ -16,8 +16,8 @@ use std::path::PathBuf;
 use storage::format::overlay::OverlayError;
 
 use crate::config::{
-    BalloonConfig, CONSOLE_LOG_BYTES_MAX, CpuProfile, HugePages, InheritedFd, MemConfig, NicConfig, Traffic,
-    Transport, VmmConfig, WatchdogAction,
+    BalloonConfig, CONSOLE_LOG_BYTES_MAX, CpuProfile, EndpointConfig, HugePages, InheritedFd, MemConfig,
+    NicConfig, Traffic, Transport, VmmConfig, WatchdogAction,
 };
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
@@ -101,6 +101,8 @@ pub struct TapOption {
     pub mtu: Option<u16>,
     /// How much goes through it.
     pub traffic: Traffic,
+    /// What the VMM itself answers to the guest there; nothing unless said.
+    pub endpoint: Option<EndpointConfig>,
 }
 
 /// A guest's socket device.

@@ -2,6 +2,7 @@
 //! from it while it runs.
 
 mod disk;
+mod endpoint;
 mod peripherals;
 mod plug;
 mod snapshot;
@@ -119,11 +120,18 @@ pub(super) struct Boot {
     /// A tap that exists. May be repeated. `,mac=M`: the guest's MAC address, of which two on one network must not be the same;
     /// 02:57:49:53:50:00 for the first unless said. `,mtu=N`: the largest packet that the guest is told to send, 1500 bytes
     /// unless said. `,to-guest-bytes=RATE[:BURST]`, `,to-guest-packets=…`, `,from-guest-bytes=…`, `,from-guest-packets=…`: how much
-    /// goes a second, and at once after a rest (a tenth of a second's unless said); `wisp vmm limit-nic` changes that. `,queues=N`: so many pairs of queues, up to 8, for a guest whose processors shall not wait for
+    /// goes a second, and at once after a rest (a tenth of a second's unless said); `wisp vmm limit-nic` changes that. `,address=A/N`:
+    /// the guest is given this address by DHCP, whose server takes none of the subnet's and keeps all others away; with
+    /// `,gateway=A`, `,dns=A[+A]…`, `,hostname=H`. `,queues=N`: so many pairs of queues, up to 8, for a guest whose processors shall not wait for
     /// one another to send; one unless said. A tap for several is made so: `ip tuntap add NAME mode tap multi_queue`. The guest's
     /// driver says how many it uses, as Linux does by itself.
     #[arg(long = "tap", value_name = tap::TAP, value_parser = words::read_by(tap::tap))]
     taps: Vec<tap::Tap>,
+    /// What the guest is told at 169.254.169.254, port 80, on taps with an address (and at fe80::a9fe:a9fe on all): the files in this
+    /// directory, each by its path below it, as `openstack/latest/meta_data.json` or `latest/meta-data/instance-id`; by EC2's tokens,
+    /// too. Read once, 1 MiB at the most. A guest that goes on from a snapshot may be told others.
+    #[arg(long, value_name = "DIR", requires = "taps")]
+    metadata: Option<PathBuf>,
     /// Have it run by a VMM process that waits for a guest (`wisp vmm wait`) at this socket, in place of one of its own: what takes
     /// longest of a start is over there. The socket is the guest's control socket then.
     #[arg(long = "in", value_name = "SOCKET", conflicts_with_all = ["pin_memory", "anyway"])]
@@ -233,7 +241,8 @@ pub(super) fn start(Start::Boot(arguments): Start) -> anyhow::Result<ExitCode> {
 
 fn boot(arguments: Boot) -> anyhow::Result<ExitCode> {
     sandbox::close_all_but(&[]).context("close what was inherited")?;
-    let taps = arguments.taps.iter().map(tap::Tap::option).collect::<anyhow::Result<_>>()?;
+    let metadata = arguments.metadata.as_deref().map(endpoint::metadata).transpose()?.unwrap_or_default();
+    let taps = arguments.taps.iter().map(|tap| tap.option(&metadata)).collect::<anyhow::Result<_>>()?;
     let restored = !arguments.restore.is_empty();
     let options = BootOptions {
         kernel: arguments.kernel,

@@ -197,10 +197,13 @@ fn options(addressing: &Addressing, config: &Ipv4Config, mtu: u16) -> Vec<DhcpOp
 }
 
 /// All routes in one option, since clients that read it ignore the router option (RFC 3442): metadata by way of
-/// the DHCP server's address, which answers ARP here; the default route; what the configuration adds. Each destination
+/// the DHCP server's address, which answers ARP here, or, where that is the metadata service's own, of the gateway, whose frames
+/// for it are taken here too, or on the link; the default route; what the configuration adds. Each destination
 /// once: a client that adds them one by one fails at the second (cloud-init does, and then finds no data source).
 fn routes(config: &Ipv4Config) -> Vec<(Ipv4Net, Ipv4Addr)> {
-    let metadata = (Ipv4Net::from(super::METADATA_ADDRESS), config.dhcp_server);
+    let own = Some(config.dhcp_server).filter(|server| *server != super::METADATA_ADDRESS);
+    let next_hop = own.or(config.gateway).unwrap_or(Ipv4Addr::UNSPECIFIED);
+    let metadata = (Ipv4Net::from(super::METADATA_ADDRESS), next_hop);
     let default = config.gateway.map(|gateway| (Ipv4Net::default(), gateway));
     let further = config.routes.iter().filter_map(|&(destination, prefix_len, next_hop)| {
         Some((Ipv4Net::new(destination, prefix_len).ok()?.trunc(), next_hop))

@@ -156,6 +156,25 @@ fn discover_is_offered_the_address_with_all_options() {
 }
 
 #[test]
+fn server_at_the_metadata_services_own_address_leads_to_it_by_the_gateway_or_on_the_link() {
+    for (gateway, next_hop) in [(Some(GATEWAY), GATEWAY), (None, Ipv4Addr::UNSPECIFIED)] {
+        let mut config = config();
+        let ipv4 = config.addressing.ipv4.as_mut().unwrap();
+        (ipv4.dhcp_server, ipv4.gateway, ipv4.routes) = (METADATA_ADDRESS, gateway, Vec::new());
+        let frame = dhcp_frame(|message| {
+            message.opts_mut().insert(DhcpOption::MessageType(MessageType::Discover));
+        });
+        let (offer, _) = ask(&mut Endpoint::new(config, GUEST_MAC, 1442), &frame).unwrap();
+        let mut routes = vec![("169.254.169.254/32".parse().unwrap(), next_hop)];
+        routes.extend(gateway.map(|gateway| ("0.0.0.0/0".parse().unwrap(), gateway)));
+        let option = offer.opts().get(OptionCode::ClasslessStaticRoute);
+        assert_eq!(option, Some(&DhcpOption::ClasslessStaticRoute(routes)));
+        let server = offer.opts().get(OptionCode::ServerIdentifier);
+        assert_eq!(server, Some(&DhcpOption::ServerIdentifier(METADATA_ADDRESS)));
+    }
+}
+
+#[test]
 fn each_destination_is_routed_once() {
     let mut config = config();
     config.addressing.ipv4.as_mut().unwrap().routes = vec![

@@ -143,14 +143,14 @@ fn check_names(disks: &[DiskConfig], nics: &[NicConfig]) -> Result<(), Error> {
     Ok(())
 }
 
-/// A network device on the queues of one tap, with nothing answered in the network's place.
+/// A network device on the queues of one tap.
 fn nic(index: u8, tap: TapOption, files: &mut Files) -> NicConfig {
-    let TapOption { queues, mac: own, mtu, traffic } = tap;
+    let TapOption { queues, mac: own, mtu, traffic, endpoint } = tap;
     let config = nic_config(own.unwrap_or_else(|| mac(index)), queues.len());
     let mut queues = queues.into_iter().map(|queue| files.add(queue));
     let tap = queues.next().expect("invariant: a tap that is open has a queue");
     let more_queues = queues.collect();
-    NicConfig { tap, more_queues, mtu: mtu.unwrap_or(config.mtu), traffic, ..config }
+    NicConfig { tap, more_queues, mtu: mtu.unwrap_or(config.mtu), endpoint, traffic, ..config }
 }
 
 /// A machine that is nobody's instance: its UUID says that there is none.

@@ -14,6 +14,7 @@ use vmm::rpc::{
 };
 use vmm::virtio::mem::MemStatus;
 
+use super::endpoint;
 use super::tap::{self, Tap};
 use super::words;
 use crate::process::terminal::{say, tell};
@@ -68,6 +69,9 @@ pub(in crate::command) enum Command {
         /// The MAC address; the first of Wisp's own that is free unless said.
         #[arg(long, value_name = "M")]
         mac: Option<String>,
+        /// What the guest is told there, as of `wisp vmm boot --metadata`.
+        #[arg(long, value_name = "DIR")]
+        metadata: Option<PathBuf>,
     },
     /// Have so much go through a network device of a guest from now on, in place of what it was limited to before.
     ///
@@ -153,7 +157,9 @@ pub(super) fn run(command: Command) -> anyhow::Result<ExitCode> {
             let _ = file.lock_after(files, before);
             Ok(ExitCode::SUCCESS)
         }
-        Command::AttachNic { socket, tap, mac } => attach_nic(&socket, &tap, mac.as_deref()),
+        Command::AttachNic { socket, tap, mac, metadata } => {
+            attach_nic(&socket, &tap, mac.as_deref(), metadata.as_deref())
+        }
         Command::LimitDisk { socket, limits: (serial, limits) } => {
             connect(&socket)?.limit_disk(serial, limits)?;
             Ok(ExitCode::SUCCESS)
@@ -213,7 +219,13 @@ fn disk(file: &DiskFile, serial: Option<String>, open: Open) -> anyhow::Result<(
     Ok(open(&file, serial)?)
 }
 
-fn attach_nic(socket: &Path, tap: &Tap, wished: Option<&str>) -> anyhow::Result<ExitCode> {
+fn attach_nic(
+    socket: &Path,
+    tap: &Tap,
+    wished: Option<&str>,
+    metadata: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
+    let metadata = metadata.map(endpoint::metadata).transpose()?.unwrap_or_default();
     let wished = match (wished.map(tap::mac_of_device).transpose().map_err(anyhow::Error::msg)?, tap.mac) {
         (Some(_), Some(_)) => bail!("the MAC address is said twice: by `,mac=` and by `--mac`"),
         (beside, behind) => beside.or(behind),
@@ -231,7 +243,8 @@ fn attach_nic(socket: &Path, tap: &Tap, wished: Option<&str>) -> anyhow::Result<
     let borrowed: Vec<_> = queues.iter().map(AsFd::as_fd).collect();
     let config = nic_config(mac, queues.len());
     let (mtu, traffic) = (tap.mtu.unwrap_or(config.mtu), tap.traffic);
-    client.add_nic(NicConfig { mtu, traffic, ..config }, &borrowed)?;
+    let endpoint = endpoint::endpoint(tap.addressing.as_deref(), &metadata);
+    client.add_nic(NicConfig { mtu, traffic, endpoint, ..config }, &borrowed)?;
     say(name(&DeviceName::Nic(mac)))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,17 +1,20 @@
 //! Taps as options of `wisp vmm` name them: what a guest is told of the network device, and how much may go through it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 
 use anyhow::Context;
-use vmm::config::{Traffic, TransferLimits};
+use vmm::config::{Addressing, Traffic, TransferLimits};
+use vmm::document::Document;
 use vmm::interactive::TapOption;
 use vmm::virtio::net::{MTU_MIN, PAIRS_MAX};
 
+use super::endpoint;
 use super::words::{self, Said};
 
 /// A tap with what is said of it.
-pub(super) const TAP: &str = "NAME[,queues=N][,mac=M][,mtu=N][,to-guest-bytes=R][,to-guest-packets=R][,from-guest-bytes=R][,from-guest-packets=R]";
+pub(super) const TAP: &str = "NAME[,queues=N][,mac=M][,mtu=N][,address=A/N][,gateway=A][,dns=A][,hostname=H][,to-guest-bytes=R][,to-guest-packets=R][,from-guest-bytes=R][,from-guest-packets=R]";
 /// A network device with the limits that it shall have.
 pub(super) const LIMITED: &str =
     "MAC[,to-guest-bytes=R][,to-guest-packets=R][,from-guest-bytes=R][,from-guest-packets=R]";
@@ -24,6 +27,8 @@ pub(in crate::command) struct Tap {
     pub(super) mac: Option<[u8; 6]>,
     pub(super) mtu: Option<u16>,
     pub(super) traffic: Traffic,
+    /// What DHCP gives the guest.
+    pub(super) addressing: Option<Box<Addressing>>,
 }
 
 impl Tap {
@@ -32,10 +37,11 @@ impl Tap {
         net::tap::open_queues(&self.name, self.queues).with_context(|| format!("open the tap {}", self.name))
     }
 
-    /// The network device of a guest that starts.
-    pub(super) fn option(&self) -> anyhow::Result<TapOption> {
+    /// The network device of a guest that starts, which is told this metadata.
+    pub(super) fn option(&self, metadata: &BTreeMap<String, Document>) -> anyhow::Result<TapOption> {
         let Self { mac, mtu, traffic, .. } = *self;
-        Ok(TapOption { queues: self.open()?, mac, mtu, traffic })
+        let endpoint = endpoint::endpoint(self.addressing.as_deref(), metadata);
+        Ok(TapOption { queues: self.open()?, mac, mtu, traffic, endpoint })
     }
 }
 
@@ -49,7 +55,9 @@ pub(super) fn tap(text: &OsStr) -> Result<Tap, String> {
     let queues = number(&said, "queues", 1..=PAIRS_MAX)?.unwrap_or(1);
     let mtu = number(&said, "mtu", MTU_MIN..=u16::MAX)?;
     let mac = said.get("mac").map(|mac| mac.to_str().map_or(Err(NO_MAC.to_owned()), mac_of_device));
-    Ok(Tap { name, queues, mac: mac.transpose()?, mtu, traffic: traffic(&said)? })
+    let (mac, traffic, addressing) =
+        (mac.transpose()?, traffic(&said)?, endpoint::addressing(&said)?.map(Box::new));
+    Ok(Tap { name, queues, mac, mtu, traffic, addressing })
 }
 
 /// Of [`LIMITED`].
@@ -121,8 +129,17 @@ mod tests {
 
     #[test]
     fn tap_has_one_queue_and_no_limits_unless_they_are_asked_for() {
-        let one = Tap { name: "t0".to_owned(), queues: 1, mac: None, mtu: None, traffic: Traffic::default() };
+        let one = Tap {
+            name: "t0".to_owned(),
+            queues: 1,
+            mac: None,
+            mtu: None,
+            traffic: Traffic::default(),
+            addressing: None,
+        };
         assert_eq!(read("t0"), Ok(one.clone()));
+        let addressed = read("t0,address=10.0.0.5/24,gateway=10.0.0.1").unwrap();
+        assert_eq!(addressed.addressing.unwrap().ipv4.unwrap().prefix_len, 24);
         assert_eq!(read("t0,queues=8"), Ok(Tap { queues: 8, ..one.clone() }));
         let limit = |per_second, burst| Some(RateLimit { per_second, burst });
         let traffic = Traffic {
@@ -149,6 +166,7 @@ mod tests {
             ("t0,mac=02:00", "six pairs"),
             ("t0,mac=03:00:00:00:00:01", "even"),
             ("t0,mac=00:00:00:00:00:00", "not 0"),
+            ("t0,address=10.0.0.5", "as 10.0.0.5/24"),
             ("t0,to-guest-bytes=0", "RATE[:BURST]"),
             ("t0,to-guest-bytes=1:", "RATE[:BURST]"),
             ("t0,from-guest-packets=1:x", "RATE[:BURST]"),
