@@ -1,12 +1,14 @@
 //! Process start → `WISP-GUEST` on the console, what an idle VMM process costs, and how long its end takes.
 //!
 //! With `FIRECRACKER_BIN=/path/to/firecracker` or `CLOUD_HYPERVISOR_BIN` the same kernel boots there in the same run,
-//! alternating, and is the baseline; without them the baseline is a spawned process that does nothing.
+//! alternating, and is the baseline; without them the baseline is a spawned process that does nothing. With `JAILER_BIN` beside it,
+//! Firecracker boots under its jailer, too: confined as its documentation says that it has to be, and as ours always is.
 
 mod measure;
 
+use std::cell::Cell;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
@@ -36,7 +38,7 @@ fn main() -> Result<()> {
         nothing.push(process_alone()?);
         ours.push(until_mark(&mut our_boot(wisp, &kernel))?);
         for (peer, samples) in peers.iter().zip(&mut theirs) {
-            samples.push(until_mark(&mut (peer.command)())?);
+            samples.push(until_mark(&mut (peer.command)()?)?);
         }
     }
     let mut baselines: Vec<_> =
@@ -63,8 +65,37 @@ fn main() -> Result<()> {
 /// Another VMM that boots the same kernel.
 struct Peer<'a> {
     name: &'static str,
-    command: Box<dyn Fn() -> Command + 'a>,
+    command: Box<dyn Fn() -> Result<Command> + 'a>,
 }
+
+/// Firecracker's jailer, with the directories that it makes roots of.
+struct Jail<'a> {
+    jailer: PathBuf,
+    program: PathBuf,
+    kernel: &'a Path,
+    cells: PathBuf,
+}
+
+impl Jail<'_> {
+    /// The jailer with a root of its own, in which kernel and configuration are.
+    fn command(&self, number: u32) -> Result<Command> {
+        let id = format!("boot-{number}");
+        let name = self.program.file_name().context("the program's name")?;
+        let root = self.cells.join(name).join(&id).join("root");
+        std::fs::create_dir_all(&root)?;
+        std::fs::copy(self.kernel, root.join("kernel"))?;
+        let kernel = (Path::new("/kernel"), "console=ttyS0");
+        write_firecracker_config(&root.join("config.json"), kernel, MEMORY_MIB, json!({}))?;
+        let mut command = Command::new(&self.jailer);
+        command.args(["--id", &id, "--uid", JAILED, "--gid", JAILED, "--exec-file"]).arg(&self.program);
+        command.arg("--chroot-base-dir").arg(&self.cells);
+        command.args(["--", "--level", "Error", "--no-api", "--config-file", "/config.json"]);
+        Ok(command)
+    }
+}
+
+/// The user that the jailer becomes, as `nobody`.
+const JAILED: &str = "65534";
 
 /// Those that the environment names.
 fn peers<'a>(config: &'a Path, kernel: &'a Path, files: &Path) -> Result<Vec<Peer<'a>>> {
@@ -74,7 +105,16 @@ fn peers<'a>(config: &'a Path, kernel: &'a Path, files: &Path) -> Result<Vec<Pee
     };
     let mut peers = Vec::new();
     if let Some(program) = named("FIRECRACKER_BIN")? {
-        let command = move || firecracker(&program, config);
+        if let Some(jailer) = named("JAILER_BIN")? {
+            let jail = Jail { jailer, program: program.clone(), kernel, cells: files.join("jail") };
+            let (name, count) = ("firecracker under its jailer, same kernel, same run", Cell::new(0));
+            let command = move || {
+                count.set(count.get() + 1);
+                jail.command(count.get())
+            };
+            peers.push(Peer { name, command: Box::new(command) });
+        }
+        let command = move || Ok(firecracker(&program, config));
         peers.push(Peer { name: "firecracker, same kernel, same run", command: Box::new(command) });
     }
     if let Some(program) = named("CLOUD_HYPERVISOR_BIN")? {
@@ -82,7 +122,7 @@ fn peers<'a>(config: &'a Path, kernel: &'a Path, files: &Path) -> Result<Vec<Pee
             let mut command = Command::new(&program);
             command.args(["--cpus", "boot=1", "--memory", &format!("size={MEMORY_MIB}M"), "--kernel"]);
             command.arg(kernel).args(["--serial", "tty", "--console", "off"]);
-            command
+            Ok(command)
         };
         peers.push(Peer { name: "cloud-hypervisor, same kernel, same run", command: Box::new(command) });
     }
