@@ -1,5 +1,6 @@
 //! A VMM of an older program, as far as its control socket tells: one that goes on after its host's programs are newer ones.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -11,7 +12,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use control::driver::Driver;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
@@ -24,6 +27,9 @@ use super::{Host, eventually};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How soon it is noticed that nobody needs it any more.
 const LOOK_INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
+
+/// How many events are heard of at once; further ones wait.
+const EVENTS_MAX: usize = 16;
 
 /// Requests for network devices, as they came: how many descriptors were passed, and whether it knew all words.
 type Asked = Arc<Mutex<Vec<(usize, bool)>>>;
@@ -62,24 +68,28 @@ impl Drop for Older {
     }
 }
 
-/// One event loop for all connections, as a VMM has: what happened first is seen first, since connections are in the order
-/// in which they came.
+/// One event loop for all connections, as a VMM has: what happened first is heard first (epoll(7)).
 fn serve(listener: &UnixListener, behind: &Path, asked: &Asked, is_over: &AtomicBool) {
-    let mut connections: Vec<Connection> = Vec::new();
+    /// The listener's number; those of connections follow.
+    const LISTENER: u64 = 0;
+    let (mut connections, mut last) = (BTreeMap::new(), LISTENER);
+    let loops = epoll::create(CreateFlags::CLOEXEC).unwrap();
+    epoll::add(&loops, listener, EventData::new_u64(LISTENER), EventFlags::IN).unwrap();
     while !is_over.load(Ordering::Relaxed) {
-        let all = std::iter::once(listener.as_fd()).chain(connections.iter().map(|one| one.stream.as_fd()));
-        let mut all: Vec<_> = all.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)).collect();
-        poll(&mut all, Some(&LOOK_INTERVAL)).unwrap();
-        let mut ready: Vec<bool> = all.iter().map(|one| !one.revents().is_empty()).collect();
-        let has_come = ready.remove(0);
-        let mut ready = ready.into_iter();
-        connections.retain_mut(|one| !ready.next().unwrap_or(false) || one.serve(asked));
-        if has_come {
-            let (stream, _) = listener.accept().unwrap();
-            let newer = UnixStream::connect(behind).unwrap();
-            newer.set_read_timeout(Some(PATIENCE)).unwrap();
-            let (kept, line) = (Vec::new(), Vec::new());
-            connections.push(Connection { stream, newer: BufReader::new(newer), kept, line });
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        epoll::wait(&loops, spare_capacity(&mut events), Some(&LOOK_INTERVAL)).unwrap();
+        for number in events.into_iter().map(|event| event.data.u64()) {
+            if number == LISTENER {
+                let (stream, _) = listener.accept().unwrap();
+                let newer = UnixStream::connect(behind).unwrap();
+                newer.set_read_timeout(Some(PATIENCE)).unwrap();
+                last += 1;
+                epoll::add(&loops, &stream, EventData::new_u64(last), EventFlags::IN).unwrap();
+                let (kept, line) = (Vec::new(), Vec::new());
+                connections.insert(last, Connection { stream, newer: BufReader::new(newer), kept, line });
+            } else if connections.get_mut(&number).is_some_and(|one| !one.serve(asked)) {
+                connections.remove(&number);
+            }
         }
     }
 }
