@@ -119,21 +119,41 @@ pub fn read_config(file: File) -> Result<VmmConfig, Error> {
 /// this call's own, and the process stays confined. `instance_id` only appears in logs.
 #[must_use]
 pub fn run_instance(instance_id: &str, config: VmmConfig, sandbox: Sandbox) -> ExitReport {
-    let mut report_file = None;
-    let mut first_run_us = None;
-    let ending = match run(config, sandbox, &mut report_file, &mut first_run_us) {
-        Ok(ending) => ending,
-        Err(error) => Ending { reason: ExitReason::BootFailed, message: chain(&error) },
-    };
-    conclude(instance_id, ending, (first_run_us, report_file))
+    to_the_end(instance_id, |left| run(config, sandbox, left))
+}
+
+/// What a process leaves of the guest that it had.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// Where its end is written to.
+    pub(crate) report_file: Option<File>,
+    /// When it first ran, in microseconds since the Unix epoch.
+    pub(crate) first_run_us: Option<u64>,
+}
+
+impl Left {
+    /// Has a handover of the guest, if one may come, give the report's file to the successor.
+    pub(crate) fn keep_report(&self, spec: &mut MachineSpec) -> Result<(), handover::Error> {
+        if let (Some(estate), Some(report)) = (&mut spec.estate, &self.report_file) {
+            estate.exit_report = Some(report.try_clone().map_err(handover::Error::Keep)?.into());
+        }
+        Ok(())
+    }
+}
+
+/// Has `serve` serve a guest to its end, which is told then; one that never came to be has failed.
+pub(crate) fn to_the_end(
+    instance_id: &str,
+    serve: impl FnOnce(&mut Left) -> Result<Ending, Error>,
+) -> ExitReport {
+    let mut left = Left::default();
+    let ending = serve(&mut left)
+        .unwrap_or_else(|error| Ending { reason: ExitReason::BootFailed, message: chain(&error) });
+    conclude(instance_id, ending, left)
 }
 
 /// Says how a guest ended, and writes it to where its owner looks.
-pub(crate) fn conclude(
-    instance_id: &str,
-    ending: Ending,
-    (first_run_us, report_file): (Option<u64>, Option<File>),
-) -> ExitReport {
+fn conclude(instance_id: &str, ending: Ending, Left { report_file, first_run_us }: Left) -> ExitReport {
     let report = ExitReport { reason: ending.reason, message: ending.message, first_run_us };
     if exit_code(&report) == 0 {
         tracing::info!(instance.id = instance_id, reason = ?report.reason, "the guest is over: {}", report.message);
@@ -177,44 +197,32 @@ fn write_report(file: &File, report: &ExitReport) -> io::Result<()> {
     file.flush()
 }
 
-fn run(
-    config: VmmConfig,
-    sandbox: Sandbox,
-    report_file: &mut Option<File>,
-    first_run_us: &mut Option<u64>,
-) -> Result<Ending, Error> {
+fn run(config: VmmConfig, sandbox: Sandbox, left: &mut Left) -> Result<Ending, Error> {
     supervisor::block_signals()?;
     let mut fds = InheritedFds::of(&config)?;
-    *report_file = config.exit_report.map(|fd| File::from(fds.take(fd)));
+    left.report_file = config.exit_report.map(|fd| File::from(fds.take(fd)));
     let kvm = Kvm::open()?;
     let listener = config.control_socket.map(|fd| UnixListener::from(fds.take(fd)));
     let memory = config.upgradable.then(|| Shared::new(config.huge_pages)).transpose();
     let rings = Rings::for_disks(config.disks.len(), config.control_socket.is_some());
     let prepared = Prepared { rings, memory: memory.map_err(Error::SharedMemory)? };
     let mut spec = open(config, &mut fds, prepared)?;
-    if let (Some(estate), Some(report)) = (&mut spec.estate, report_file.as_ref()) {
-        estate.exit_report = Some(report.try_clone().map_err(handover::Error::Keep)?.into());
-    }
+    left.keep_report(&mut spec)?;
     let ending = EndingSignal::new().map_err(Error::Event)?;
     // From here on, nothing can be opened; kernels, disks and guests are foreign.
     let held = sandbox.enter_beside(|| kvm.prepare())?;
     let machine = Machine::build(&kvm, spec, &ending)?;
     let (ending, machine) = supervise(machine, &ending, (listener, held))?;
-    Ok(over(ending, machine, report_file, first_run_us))
+    Ok(over(ending, machine, left))
 }
 
 /// What is left of a machine that is over here, if it is not over altogether but another process's.
-pub(crate) fn over(
-    ending: Ending,
-    machine: Machine,
-    report_file: &mut Option<File>,
-    first_run_us: &mut Option<u64>,
-) -> Ending {
+pub(crate) fn over(ending: Ending, machine: Machine, left: &mut Left) -> Ending {
     if machine.is_handed_over() {
         // Its successor's to write.
-        *report_file = None;
+        left.report_file = None;
     }
-    *first_run_us = machine.first_run_us();
+    left.first_run_us = machine.first_run_us();
     let ending = machine.explained(ending);
     // The process is about to end: the kernel takes the machine apart.
     std::mem::forget(machine);

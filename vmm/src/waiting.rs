@@ -15,7 +15,7 @@ use crate::interactive::console_on;
 use crate::kvm::Kvm;
 use crate::memory::shared::Shared;
 use crate::rpc::{ExitReason, ExitReport, Streams};
-use crate::run::{self, Error, Prepared, chain};
+use crate::run::{self, Error, Left, Prepared, chain};
 use crate::sandbox::Sandbox;
 use crate::supervisor::{self, Guest, Supervisor};
 use crate::virtio::block::ring::Rings;
@@ -29,20 +29,10 @@ pub use crate::supervisor::Called;
 /// Must be called on the only thread of a process that was made for it, and confines it.
 #[must_use]
 pub fn wait_for_guest(called: Called, disks: usize, sandbox: Sandbox) -> ExitReport {
-    let (mut report_file, mut first_run_us) = (None, None);
-    let ending = match serve(called, (disks, sandbox), &mut report_file, &mut first_run_us) {
-        Ok(ending) => ending,
-        Err(error) => Ending { reason: ExitReason::BootFailed, message: chain(&error) },
-    };
-    run::conclude("waited for", ending, (first_run_us, report_file))
+    run::to_the_end("waited for", |left| serve(called, (disks, sandbox), left))
 }
 
-fn serve(
-    called: Called,
-    (disks, sandbox): (usize, Sandbox),
-    report_file: &mut Option<File>,
-    first_run_us: &mut Option<u64>,
-) -> Result<Ending, Error> {
+fn serve(called: Called, (disks, sandbox): (usize, Sandbox), left: &mut Left) -> Result<Ending, Error> {
     supervisor::block_signals()?;
     let kvm = Kvm::open()?;
     let memory = Shared::new(HugePages::None).map_err(Error::SharedMemory)?;
@@ -54,7 +44,7 @@ fn serve(
         Ok(called) => called,
         Err(message) => return Ok(Ending { reason: ExitReason::Killed, message }),
     };
-    let (machine, own, input) = match build(&kvm, prepared, guest, &ending, report_file) {
+    let (machine, own, input) = match build(&kvm, prepared, guest, &ending, left) {
         Ok(built) => built,
         Err(error) => {
             asked.refuse(chain(&error));
@@ -70,7 +60,7 @@ fn serve(
     }
     supervisor.answer(asked);
     let (said, machine) = events::serve(supervisor, &ending, |_| {})?;
-    Ok(run::over(said, machine, report_file, first_run_us))
+    Ok(run::over(said, machine, left))
 }
 
 type Built = (Machine, Option<UnixListener>, Option<File>);
@@ -80,23 +70,21 @@ fn build(
     Prepared { rings, memory }: Prepared,
     Guest { config, streams, mut fds }: Guest,
     ending: &EndingSignal,
-    report_file: &mut Option<File>,
+    left: &mut Left,
 ) -> Result<Built, Error> {
     if config.upgradable && config.huge_pages == HugePages::Reserved {
         return Err(Error::ReservedMemory);
     }
-    *report_file = config.exit_report.map(|fd| File::from(fds.take(fd)));
+    left.report_file = config.exit_report.map(|fd| File::from(fds.take(fd)));
     let listener = config.control_socket.map(|fd| UnixListener::from(fds.take(fd)));
     let memory = memory.filter(|_| config.upgradable).map(|memory| memory.of_pages(config.huge_pages));
     let mut spec = run::open(config, &mut fds, Prepared { rings, memory })?;
-    let keep = |file: &File| file.try_clone().map_err(handover::Error::Keep);
-    if let (Some(estate), Some(report)) = (&mut spec.estate, report_file.as_ref()) {
-        estate.exit_report = Some(keep(report)?.into());
-    }
+    left.keep_report(&mut spec)?;
     let mut input = None;
     if let Some(Streams { input: typed, output, console }) = streams {
         let (typed, output) = (File::from(fds.take(typed)), File::from(fds.take(output)));
         if let Some(estate) = &mut spec.estate {
+            let keep = |file: &File| file.try_clone().map_err(handover::Error::Keep);
             estate.streams = Some([keep(&typed)?.into(), keep(&output)?.into()]);
         }
         console_on(&mut spec, console, output);

@@ -10,8 +10,8 @@ use crate::events;
 use crate::inherited::Descriptors as _;
 use crate::interactive::Patient;
 use crate::kvm::Kvm;
-use crate::rpc::{ExitReason, ExitReport};
-use crate::run::{self, Prepared, chain};
+use crate::rpc::ExitReport;
+use crate::run::{self, Left, Prepared, chain};
 use crate::sandbox::Sandbox;
 use crate::serial::Console;
 use crate::supervisor::{self, Supervisor};
@@ -31,19 +31,13 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// written to where the VMM before would have written it, if the guest ever was this process's.
 #[must_use]
 pub fn take_over(socket: UnixStream, disks: usize, sandbox: Sandbox) -> ExitReport {
-    let (mut report_file, mut first_run_us) = (None, None);
-    let ending = match serve(socket, (disks, sandbox), &mut report_file, &mut first_run_us) {
-        Ok(ending) => ending,
-        Err(error) => Ending { reason: ExitReason::BootFailed, message: chain(&error) },
-    };
-    run::conclude("taken over", ending, (first_run_us, report_file))
+    run::to_the_end("taken over", |left| serve(socket, (disks, sandbox), left))
 }
 
 fn serve(
     socket: UnixStream,
     (disks, sandbox): (usize, Sandbox),
-    report_file: &mut Option<File>,
-    first_run_us: &mut Option<u64>,
+    left: &mut Left,
 ) -> Result<Ending, run::Error> {
     supervisor::block_signals()?;
     let kvm = Kvm::open()?;
@@ -66,7 +60,7 @@ fn serve(
     wait_until_given(&line)?;
     drop(line);
     // From here on it is nobody else's.
-    *report_file = taken.report_file.take();
+    left.report_file = taken.report_file.take();
     let foreground = taken.input.is_some();
     let mut supervisor = Supervisor::new(taken.machine, ending.clone(), taken.listener, foreground)?;
     supervisor.set_protections(held);
@@ -76,7 +70,7 @@ fn serve(
     let (said, machine) = events::serve(supervisor, &ending, |supervisor| {
         supervisor.machine_mut().take_charge();
     })?;
-    Ok(run::over(said, machine, report_file, first_run_us))
+    Ok(run::over(said, machine, left))
 }
 
 struct Taken {
