@@ -252,12 +252,10 @@ pub const MTU: u16 = 1500;
 pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     supervisor::block_signals().map_err(RunError::from)?;
     let kvm = Kvm::open().map_err(RunError::from)?;
-    // A new guest's balloon has it from its beginning.
-    let target = options.balloon.filter(|_| !options.restore.is_empty()).map(|balloon| balloon.target_mib);
-    let main_console = main_console(&options);
+    let (target, main_console) = (balloon_target(&options), main_console(&options));
     let (anyway, pin_memory) = (options.anyway, options.pin_memory);
     let (mut config, files) = open::open(options)?;
-    let mut files = PassedFds::new(files, &all(&config)).expect("invariant: it names what it opens");
+    let mut files = PassedFds::new(files.0, &all(&config)).expect("invariant: it names what it opens");
     let control = config.control_socket.take().map(|fd| UnixListener::from(files.take(fd)));
     let memory = config.upgradable.then(|| Shared::new(config.huge_pages)).transpose();
     let memory = memory.map_err(RunError::SharedMemory)?;
@@ -293,6 +291,11 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     // The process is about to end: the kernel takes the machine apart.
     std::mem::forget(machine);
     Ok(said)
+}
+
+/// What the balloon of a guest that goes on is asked for; a new guest's has it from its beginning.
+fn balloon_target(options: &BootOptions) -> Option<u32> {
+    options.balloon.filter(|_| !options.restore.is_empty()).map(|balloon| balloon.target_mib)
 }
 
 fn main_console(options: &BootOptions) -> MainConsole {

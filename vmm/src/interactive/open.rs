@@ -16,18 +16,14 @@ use crate::inherited::of_disk_mut;
 
 /// Files, numbered as they come.
 #[derive(Default)]
-struct Files(Vec<OwnedFd>);
+pub(super) struct Files(pub(super) Vec<OwnedFd>);
 
 impl Files {
-    fn add(&mut self, file: impl Into<OwnedFd>) -> InheritedFd {
-        number(&mut self.0, file.into())
+    /// Adds one; its number.
+    pub(super) fn add(&mut self, file: impl Into<OwnedFd>) -> InheritedFd {
+        self.0.push(file.into());
+        InheritedFd(i32::try_from(self.0.len() - 1).expect("invariant: a process has fewer descriptors"))
     }
-}
-
-/// Adds `file` to `files`; its number there.
-pub(super) fn number(files: &mut Vec<OwnedFd>, file: OwnedFd) -> InheritedFd {
-    files.push(file);
-    InheritedFd(i32::try_from(files.len() - 1).expect("invariant: a process has fewer descriptors"))
 }
 
 fn open_file(path: &Path, write: bool) -> Result<File, Error> {
@@ -36,7 +32,7 @@ fn open_file(path: &Path, write: bool) -> Result<File, Error> {
 }
 
 /// Opens all there is to open. The configuration numbers the files from zero; a console on the terminal is none of them.
-pub(super) fn open(options: BootOptions) -> Result<(VmmConfig, Vec<OwnedFd>), Error> {
+pub(super) fn open(options: BootOptions) -> Result<(VmmConfig, Files), Error> {
     let mut files = Files::default();
     let boot = boot(&options, &mut files)?;
     let mut disks = Vec::with_capacity(options.disks.len());
@@ -71,7 +67,7 @@ pub(super) fn open(options: BootOptions) -> Result<(VmmConfig, Vec<OwnedFd>), Er
     check_names(&config.disks, &config.nics)?;
     let control = options.control.as_deref().map(listen).transpose()?;
     config.control_socket = control.map(|listener| files.add(listener));
-    Ok((config, files.0))
+    Ok((config, files))
 }
 
 fn boot(options: &BootOptions, files: &mut Files) -> Result<Boot, Error> {

@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 
-use super::{BootOptions, Error, main_console, open, output};
+use super::{BootOptions, Error, balloon_target, main_console, open, output};
 use crate::ending::Ending;
 use crate::rpc::{Client, ClientError, ExitReason, ExitReport, REQUEST_FDS_MAX, Streams};
 use crate::supervisor;
@@ -33,22 +33,20 @@ pub fn boot_in(socket: &Path, options: BootOptions) -> Result<Ending, Error> {
     // Before anything is made for a guest that nobody waits for.
     let vmm = Client::connect(socket);
     let mut vmm = vmm.map_err(|source| Error::NobodyWaits { path: socket.to_owned(), source })?;
-    let target = options.balloon.filter(|_| !options.restore.is_empty()).map(|balloon| balloon.target_mib);
-    let console = main_console(&options);
+    let (target, console) = (balloon_target(&options), main_console(&options));
     let (mut config, mut files) = open::open(options)?;
     let kept = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(Error::Terminal);
     let report = rustix::fs::memfd_create("report", MemfdFlags::CLOEXEC);
     let report = File::from(report.map_err(|errno| Error::Terminal(errno.into()))?);
     let input = File::from(kept(io::stdin().as_fd())?);
     let output = output::standard().map_err(Error::Terminal)?.into_descriptor();
-    let mut add = |file: OwnedFd| open::number(&mut files, file);
-    config.exit_report = Some(add(kept(report.as_fd())?));
-    let streams = Streams { input: add(kept(input.as_fd())?), output: add(output), console };
-    if files.len() > REQUEST_FDS_MAX {
-        return Err(Error::Files(files.len()));
+    config.exit_report = Some(files.add(kept(report.as_fd())?));
+    let streams = Streams { input: files.add(kept(input.as_fd())?), output: files.add(output), console };
+    if files.0.len() > REQUEST_FDS_MAX {
+        return Err(Error::Files(files.0.len()));
     }
     let terminal = RawTerminal::new(&input).map_err(Error::Terminal)?;
-    let passed: Vec<_> = files.iter().map(OwnedFd::as_fd).collect();
+    let passed: Vec<_> = files.0.iter().map(OwnedFd::as_fd).collect();
     vmm.configure(config, Some(streams), &passed)?;
     // They are the guest's alone from here on, and so are the disks' locks.
     drop(passed);
