@@ -69,7 +69,7 @@ fn main() -> ExitCode {
         anyway: true,
         ..BootOptions::default()
     };
-    match vmm::boot_interactive(options) {
+    match vmm::boot_interactive(vmm::kvm::Opening::begin(), options) {
         Ok(ending) => {
             eprintln!("{:?}: {}", ending.reason, ending.message);
             ExitCode::SUCCESS

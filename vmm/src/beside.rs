@@ -4,24 +4,26 @@
 
 use std::io;
 use std::sync::{Arc, Barrier};
-use std::thread::{Builder, Scope, ScopedJoinHandle};
 
-/// Begins `work` on a thread, and waits until it has begun: the kernel may have put the thread behind this one, where it would not
-/// begin before this one waits for something.
+/// What a thread says that it has begun by.
+#[derive(Debug)]
+pub(crate) struct Begun(Arc<Barrier>);
+
+impl Begun {
+    /// Says it.
+    pub(crate) fn say(self) {
+        self.0.wait();
+    }
+}
+
+/// Waits until the thread that `spawn` makes has begun: the kernel may have put it behind this one, where it would not begin
+/// before this one waits for something.
 ///
 /// # Errors
 /// The host has no thread to give.
-pub(crate) fn begin<'scope, T: Send + 'scope>(
-    scope: &'scope Scope<'scope, '_>,
-    thread: Builder,
-    work: impl FnOnce() -> T + Send + 'scope,
-) -> io::Result<ScopedJoinHandle<'scope, T>> {
+pub(crate) fn begin<T>(spawn: impl FnOnce(Begun) -> io::Result<T>) -> io::Result<T> {
     let begun = Arc::new(Barrier::new(2));
-    let has_begun = Arc::clone(&begun);
-    let thread = thread.spawn_scoped(scope, move || {
-        has_begun.wait();
-        work()
-    })?;
+    let thread = spawn(Begun(begun.clone()))?;
     begun.wait();
     Ok(thread)
 }

@@ -22,7 +22,7 @@ use crate::config::{
 use crate::ending::{Ending, EndingSignal};
 use crate::events;
 use crate::inherited::{Descriptors as _, PassedFds, all};
-use crate::kvm::Kvm;
+use crate::kvm::Opening;
 use crate::lifecycle::Event;
 use crate::memory::{self, GuestMemory, shared::Shared};
 use crate::rpc::{ClientError, REQUEST_FDS_MAX};
@@ -245,13 +245,12 @@ pub const MTU: u16 = 1500;
 
 /// Boots a guest with standard input and output as its console, and returns how it ended. Ctrl-A x ends it at once.
 ///
-/// Confines the process: nothing can be opened afterwards.
+/// Confines the process, which may have no other threads: nothing can be opened afterwards.
 ///
 /// # Errors
 /// Anything that keeps the guest from running.
-pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
+pub fn boot_interactive(kvm: Opening, options: BootOptions) -> Result<Ending, Error> {
     supervisor::block_signals().map_err(RunError::from)?;
-    let kvm = Kvm::open().map_err(RunError::from)?;
     let (target, main_console) = (balloon_target(&options), main_console(&options));
     let (anyway, pin_memory) = (options.anyway, options.pin_memory);
     let (mut config, files) = open::open(options)?;
@@ -262,6 +261,8 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     let (rings, pinned) = rings(&config, control.is_some(), pin_memory)?;
     let mut spec = run::open(config, &mut files, Prepared { rings, memory })?;
     (spec.anyway, spec.pinned) = (anyway, pinned);
+    // All threads but this one are over before signals matter: they come to whichever does not block them.
+    let kvm = kvm.finish().map_err(RunError::from)?;
     let output = output::standard().map_err(Error::Terminal)?.into_descriptor();
     let ending = EndingSignal::new().map_err(RunError::Event)?;
     // Unbuffered: what a buffer holds back, no event announces.
@@ -274,7 +275,7 @@ pub fn boot_interactive(options: BootOptions) -> Result<Ending, Error> {
     }
     console_on(&mut spec, main_console, output.into());
     let sandbox = Sandbox { namespaces: Namespaces::Own, ..Sandbox::default() };
-    let held = sandbox.enter_beside(|| kvm.prepare()).map_err(RunError::from)?;
+    let held = sandbox.enter().map_err(RunError::from)?;
     let machine = Machine::build(&kvm, spec, &ending).map_err(RunError::from)?;
     if let Some((target, mut balloon)) = target.zip(machine.peripherals().balloon()) {
         balloon.set_target(target).map_err(Error::Balloon)?;

@@ -14,6 +14,7 @@
 //! ```
 
 pub mod discard;
+pub mod file;
 pub mod fragile;
 mod huge;
 pub mod mapping;

@@ -18,7 +18,7 @@ use crate::ending::{Ending, EndingSignal};
 use crate::events;
 use crate::handover::{self, Estate, Keeping, Kept};
 use crate::inherited::{self, Descriptors, InheritedFds};
-use crate::kvm::{self, Kvm};
+use crate::kvm::{self, Opening};
 use crate::lifecycle::Event;
 use crate::memory::shared::Shared;
 use crate::peripherals::{self, PeripheralSpecs};
@@ -200,8 +200,8 @@ fn write_report(file: &File, report: &ExitReport) -> io::Result<()> {
 fn run(config: VmmConfig, sandbox: Sandbox, left: &mut Left) -> Result<Ending, Error> {
     supervisor::block_signals()?;
     let mut fds = InheritedFds::of(&config)?;
+    let kvm = Opening::begin();
     left.report_file = config.exit_report.map(|fd| File::from(fds.take(fd)));
-    let kvm = Kvm::open()?;
     let listener = config.control_socket.map(|fd| UnixListener::from(fds.take(fd)));
     let memory = config.upgradable.then(|| Shared::new(config.huge_pages)).transpose();
     let rings = Rings::for_disks(config.disks.len(), config.control_socket.is_some());
@@ -210,7 +210,8 @@ fn run(config: VmmConfig, sandbox: Sandbox, left: &mut Left) -> Result<Ending, E
     left.keep_report(&mut spec)?;
     let ending = EndingSignal::new().map_err(Error::Event)?;
     // From here on, nothing can be opened; kernels, disks and guests are foreign.
-    let held = sandbox.enter_beside(|| kvm.prepare())?;
+    let kvm = kvm.finish()?;
+    let held = sandbox.enter()?;
     let machine = Machine::build(&kvm, spec, &ending)?;
     let (ending, machine) = supervise(machine, &ending, (listener, held))?;
     Ok(over(ending, machine, left))

@@ -99,19 +99,9 @@ impl Sandbox {
     /// # Errors
     /// The step that failed; the process is then partly confined and has to end.
     pub fn enter(&self) -> Result<Held, Error> {
-        self.enter_beside(|| {})
-    }
-
-    /// The same, with work beside it, since much of it is waiting for the kernel to let go of the old root. The work is done
-    /// on a thread that may not be confined, and is over before the last steps; so nothing of a guest's may be touched by it,
-    /// and it may not happen at all.
-    ///
-    /// # Errors
-    /// As [`Self::enter`].
-    pub fn enter_beside(&self, work: impl FnOnce() + Send) -> Result<Held, Error> {
         let filter = filter::build(filter::Thread::Main);
         use_one_heap();
-        let mut held = self.confine(work)?;
+        let mut held = self.confine()?;
         panic::be_heard();
         seccompiler::apply_filter(&filter)?;
         held.add(Protection::SystemCalls, Ok(()));
@@ -119,11 +109,11 @@ impl Sandbox {
     }
 
     /// All but the filter.
-    fn confine(self, work: impl FnOnce() + Send) -> Result<Held, Error> {
+    fn confine(self) -> Result<Held, Error> {
         let mut held = Held::default();
         setrlimit(Resource::RLIMIT_CORE, 0, 0)
             .map_err(step("forbid core dumps, which would hold guest memory"))?;
-        self.leave_namespaces(&mut held, work);
+        self.leave_namespaces(&mut held);
         let bounded = bound_capabilities();
         self.become_user(&mut held)?;
         drop_capabilities()?;
@@ -137,7 +127,7 @@ impl Sandbox {
         Ok(held)
     }
 
-    fn leave_namespaces(self, held: &mut Held, work: impl FnOnce() + Send) {
+    fn leave_namespaces(self, held: &mut Held) {
         use Protection::{IpcNamespace, MountNamespace, NetworkNamespace, PidNamespace, UtsNamespace};
         const AROUND: [Protection; 3] = [NetworkNamespace, IpcNamespace, UtsNamespace];
         let told = |kinds: &[Protection], held: &mut Held, outcome: &Result<(), String>| {
@@ -150,15 +140,15 @@ impl Sandbox {
                 told(&AROUND, held, &none);
             }
             Namespaces::Cell => {
-                held.add_room(room::make(work).map_err(|error| error.to_string()));
+                held.add_room(room::make().map_err(|error| error.to_string()));
                 told(&[PidNamespace], held, &Ok(()));
                 told(&AROUND, held, &Ok(()));
             }
             Namespaces::Own => {
                 let kinds = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
-                let made = nix::sched::unshare(kinds)
+                let made = unshare_alone(kinds)
                     .map_err(|error| format!("user namespaces cannot be made: {}", error.desc()));
-                let room = made.clone().and_then(|()| room::make(work).map_err(|error| error.to_string()));
+                let room = made.clone().and_then(|()| room::make().map_err(|error| error.to_string()));
                 held.add_room(room);
                 let alone = "it is in its terminal's session, whose shell waits for it".to_owned();
                 held.add(PidNamespace, Err(alone));
@@ -184,11 +174,24 @@ impl Sandbox {
     }
 }
 
+/// Leaves namespaces that only the one thread of a process may leave. One that was waited for may still be on its way out: the
+/// kernel says that it is over before it counts it no more.
+fn unshare_alone(kinds: CloneFlags) -> nix::Result<()> {
+    const TRIES: usize = 1000;
+    for _ in 1..TRIES {
+        match nix::sched::unshare(kinds) {
+            Err(nix::Error::EINVAL) => std::thread::yield_now(),
+            other => return other,
+        }
+    }
+    nix::sched::unshare(kinds)
+}
+
 /// Lets the C library's allocator have one heap for all threads. With more it looks into files: for the number of processors
 /// when the ninth thread allocates, and for how memory is overcommitted when a thread's own heap becomes smaller first. A
 /// thread begins sooner so, and takes less memory.
 #[expect(unsafe_code, reason = "no safe wrapper sets it")]
-fn use_one_heap() {
+pub(crate) fn use_one_heap() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes numbers only. Where it fails, a process may end as at any call that is not allowed.
     unsafe {

@@ -12,7 +12,7 @@ use crate::events;
 use crate::handover;
 use crate::inherited::Descriptors as _;
 use crate::interactive::console_on;
-use crate::kvm::Kvm;
+use crate::kvm::{Kvm, Opening};
 use crate::memory::shared::Shared;
 use crate::rpc::{ExitReason, ExitReport, Streams};
 use crate::run::{self, Error, Left, Prepared, chain};
@@ -34,12 +34,13 @@ pub fn wait_for_guest(called: Called, disks: usize, sandbox: Sandbox) -> ExitRep
 
 fn serve(called: Called, (disks, sandbox): (usize, Sandbox), left: &mut Left) -> Result<Ending, Error> {
     supervisor::block_signals()?;
-    let kvm = Kvm::open()?;
+    let kvm = Opening::begin();
     let memory = Shared::new(HugePages::None).map_err(Error::SharedMemory)?;
     let prepared = Prepared { rings: Rings::for_disks(disks, true), memory: Some(memory) };
     let ending = EndingSignal::new().map_err(Error::Event)?;
     let foreground = matches!(called, Called::At(_));
-    let held = sandbox.enter_beside(|| kvm.prepare())?;
+    let kvm = kvm.finish()?;
+    let held = sandbox.enter()?;
     let (guest, mut asked) = match supervisor::wait(called)? {
         Ok(called) => called,
         Err(message) => return Ok(Ending { reason: ExitReason::Killed, message }),

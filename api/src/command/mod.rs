@@ -12,6 +12,7 @@ mod token;
 mod up;
 mod vmm;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -116,9 +117,13 @@ pub fn main() -> ExitCode {
 
 /// Starts a guest; nothing if that is not what is asked for, or not in the right words, which the whole of the command line
 /// explains.
-fn start(arguments: &[std::ffi::OsString]) -> Option<anyhow::Result<ExitCode>> {
+fn start(arguments: &[OsString]) -> Option<anyhow::Result<ExitCode>> {
+    // A guess, with which little is lost where it is wrong: what the words mean is found out meanwhile.
+    let elsewhere = |word: &OsString| word == "--in" || word.as_encoded_bytes().starts_with(b"--in=");
+    let here = !arguments.iter().any(elsewhere);
+    let starting = vmm::Starting::begin(here);
     let Start { logging, command: StartCommand::Vmm(command) } = Start::try_parse_from(arguments).ok()?;
-    Some(terminal::log(&logging.log).and_then(|()| vmm::start(command)))
+    Some(terminal::log(&logging.log).and_then(|()| starting?.go_on(command)))
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {

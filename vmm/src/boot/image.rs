@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
@@ -10,7 +11,10 @@ use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::{BzImage, Elf, KernelLoader, KernelLoaderResult, PvhBootCapability};
 use storage::format::Disk;
 use vm_memory::bitmap::BitmapSlice;
-use vm_memory::{Address, ByteValued, Bytes, GuestAddress, ReadVolatile, VolatileMemoryError, VolatileSlice};
+use vm_memory::{
+    Address, ByteValued, GuestAddress, GuestMemory as _, Permissions, ReadVolatile, VolatileMemoryError,
+    VolatileSlice,
+};
 
 use super::{Error, KERNEL_BYTES_MAX, identify};
 use crate::kvm::Entry;
@@ -28,6 +32,10 @@ pub trait Image {
     /// # Errors
     /// The file's; `UnexpectedEof` beyond the end.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// The file whose bytes these are, from its beginning on, if they are one's: what is large is read from it at once.
+    fn as_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 impl Image for File {
@@ -38,6 +46,9 @@ impl Image for File {
     }
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         FileExt::read_exact_at(self, buffer, offset)
+    }
+    fn as_file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.as_fd())
     }
 }
 
@@ -109,18 +120,28 @@ pub(super) fn copy_to_guest(
     start: GuestAddress,
     what: &'static str,
 ) -> Result<(), Error> {
-    let mut buffer = vec![0; COPY_BYTES];
+    let length = usize::try_from(bytes).map_err(|_| Error::Broken("it wants to lie beyond all memory"))?;
+    let mut at = offset;
+    for slice in guest.get_slices(start, length, Permissions::Write)? {
+        let slice = slice?;
+        fill(image, &slice, at).map_err(|source| Error::Read { what, source })?;
+        at += slice.len() as u64;
+    }
+    Ok(())
+}
+
+/// Fills `target`, of a guest's memory, from `offset` of `image`.
+fn fill<B: BitmapSlice>(image: &dyn Image, target: &VolatileSlice<'_, B>, offset: u64) -> io::Result<()> {
+    if let Some(file) = image.as_file() {
+        return memory::file::fill(file, target, offset);
+    }
+    let mut buffer = vec![0; target.len().min(COPY_BYTES)];
     let mut done = 0;
-    while done < bytes {
-        let part = usize::try_from(bytes - done).map_or(COPY_BYTES, |rest| rest.min(COPY_BYTES));
-        image
-            .read_exact_at(&mut buffer[..part], offset + done)
-            .map_err(|source| Error::Read { what, source })?;
-        guest.write_slice(
-            &buffer[..part],
-            start.checked_add(done).ok_or(Error::Broken("it wants to lie beyond all memory"))?,
-        )?;
-        done += part as u64;
+    while done < target.len() {
+        let part = (target.len() - done).min(COPY_BYTES);
+        image.read_exact_at(&mut buffer[..part], offset + done as u64)?;
+        target.subslice(done, part).map_err(io::Error::other)?.copy_from(&buffer[..part]);
+        done += part;
     }
     Ok(())
 }
@@ -303,18 +324,11 @@ impl ReadVolatile for Cursor<'_> {
         &mut self,
         target: &mut VolatileSlice<'_, B>,
     ) -> Result<usize, VolatileMemoryError> {
-        // All of it: guest memory takes a short read for the end of the image.
-        let mut buffer = vec![0; target.len().min(COPY_BYTES)];
-        let mut done = 0;
-        while done < target.len() {
-            let part = (target.len() - done).min(COPY_BYTES);
-            let count = self.read(&mut buffer[..part]).map_err(VolatileMemoryError::IOError)?;
-            if count == 0 {
-                break;
-            }
-            target.subslice(done, count)?.copy_from(&buffer[..count]);
-            done += count;
-        }
-        Ok(done)
+        // All that there is: guest memory takes a short read for the end of the image.
+        let rest = usize::try_from(self.size.saturating_sub(self.position)).unwrap_or(usize::MAX);
+        let target = target.subslice(0, target.len().min(rest))?;
+        fill(self.image, &target, self.position).map_err(VolatileMemoryError::IOError)?;
+        self.position += target.len() as u64;
+        Ok(target.len())
     }
 }

@@ -6,6 +6,7 @@
 mod dirty;
 mod fault;
 mod features;
+mod opening;
 mod profile;
 mod state;
 mod vcpu;
@@ -28,6 +29,7 @@ use crate::mutex::lock;
 pub use dirty::DirtyPages;
 pub use fault::LAB_COMMAND;
 pub use features::{CpuNeeds, FeatureWord, Lacking, WORDS_MAX};
+pub use opening::Opening;
 pub use profile::{Profile, Unsuited};
 pub use state::{VcpuState, VmState};
 pub use vcpu::{Exit, ExitRequest, Vcpu};
@@ -157,9 +159,9 @@ impl Kvm {
         Ok(Profile::choose(wanted, self.kind, &self.supported_cpuid()?)?)
     }
 
-    /// Does what takes longest of making a VM and depends on no guest, so that it can be done beside something else. What
-    /// fails here fails again, and is told, when the VM is made.
-    pub fn prepare(&self) {
+    /// Does what takes longest of making a VM and depends on no guest. What fails here fails again, and is told, when the VM is
+    /// made.
+    fn prepare(&self) {
         let prepared = self.fd.create_vm().map_err(step("create a VM")).and_then(|vm| {
             *lock(&self.spare) = Some(vm);
             self.supported_cpuid()

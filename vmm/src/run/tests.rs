@@ -152,7 +152,7 @@ impl Instance {
     }
 
     fn with(kernel: &[u8], vcpus: u8, change: impl FnOnce(&mut VmmConfig)) -> Option<Self> {
-        if let Err(error) = Kvm::open() {
+        if let Err(error) = crate::kvm::Kvm::open() {
             skipped(&chain(&error));
             return None;
         }

@@ -4,31 +4,20 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::thread::Builder;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
-
-use crate::beside;
 
 /// Where it is mounted first: a directory that every host has.
 const PLACE: &str = "/proc";
 /// It is empty, and stays so.
 const OPTIONS: &str = "size=4k,nr_inodes=1,mode=555";
 
-/// Leaves the mount namespace for one of our own, whose root is an empty directory that cannot be written. `work` is done on
-/// another thread meanwhile, if the host has one to give.
+/// Leaves the mount namespace for one of our own, whose root is an empty directory that cannot be written.
 ///
 /// A handle of the namespace is returned, as far as there is one: taking the namespace apart has the kernel wait for all
 /// processors, which is not the end of the process's matter while somebody holds it.
-pub(super) fn make(work: impl FnOnce() + Send) -> io::Result<Option<OwnedFd>> {
-    std::thread::scope(|scope| {
-        let _beside = beside::begin(scope, Builder::new(), work);
-        leave()
-    })
-}
-
-fn leave() -> io::Result<Option<OwnedFd>> {
+pub(super) fn make() -> io::Result<Option<OwnedFd>> {
     unshare(CloneFlags::CLONE_NEWNS)?;
     // As long as there is a /proc.
     let handle = File::open("/proc/self/ns/mnt").map(OwnedFd::from).ok();

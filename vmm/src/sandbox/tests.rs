@@ -328,7 +328,7 @@ fn cell() -> Option<cell::Cell> {
 fn without_filter(cell: &cell::Cell) -> Result<(), Error> {
     cell::join(cell.handles()).map_err(step("join"))?;
     let sandbox = Sandbox { namespaces: Namespaces::Cell, ..Sandbox::default() };
-    sandbox.confine(|| {}).map(drop)
+    sandbox.confine().map(drop)
 }
 
 fn with_outside(body: impl FnOnce(&Outside)) {
@@ -502,6 +502,29 @@ fn process_in_a_cell_becomes_its_user_and_is_alone() {
         i64::from(alone == Outcome::Done) - 1
     };
     assert_eq!(outcome(|| Ok(()), inside), Outcome::Done);
+}
+
+/// The kernel says that a thread is over before it counts it no more, and gives namespaces to a process of one thread alone.
+#[test]
+fn process_whose_threads_are_just_over_gets_namespaces_of_its_own_as_any() {
+    let alone = outcome(|| told(&own().enter()?), || 0);
+    for round in 0..40 {
+        let threads = || {
+            let begun = std::thread::spawn(|| ());
+            begun.join().map_err(|_| step("begin a thread")(io::Error::from_raw_os_error(libc::EAGAIN)))?;
+            told(&own().enter()?)
+        };
+        assert_eq!(outcome(threads, || 0), alone, "{round}");
+    }
+}
+
+/// That it has namespaces of its own.
+fn told(held: &Held) -> Result<(), Error> {
+    let missing = held
+        .protections
+        .iter()
+        .any(|one| one.protection == Protection::IpcNamespace && one.missing.is_some());
+    if missing { Err(step("hold")(io::Error::from_raw_os_error(libc::EINVAL))) } else { Ok(()) }
 }
 
 /// From a fork to the child's end, with what it does for its confinement between.

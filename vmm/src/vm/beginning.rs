@@ -25,7 +25,13 @@ pub(super) fn begin(
     let (cpu, count) = (spec.cpu, spec.vcpus);
     let (made, entry) = std::thread::scope(|scope| {
         let thread = Builder::new().name("vm".to_owned());
-        let making = beside::begin(scope, thread, || make(kvm, guest, cpu, count)).map_err(Error::Thread)?;
+        let making = beside::begin(|begun| {
+            thread.spawn_scoped(scope, move || {
+                begun.say();
+                make(kvm, guest, cpu, count)
+            })
+        })
+        .map_err(Error::Thread)?;
         let entry = fill(kernel, (ram, guest), spec, places, kvm.kind());
         Ok::<_, Error>((making.join().unwrap_or_else(|panic| resume_unwind(panic)), entry))
     })?;

@@ -1,0 +1,78 @@
+//! A host's KVM that is opened beside something else.
+
+use std::panic::resume_unwind;
+use std::thread::{Builder, JoinHandle};
+
+use super::{Error, Kvm};
+use crate::{beside, sandbox};
+
+/// A [`Kvm`] on its way, with what takes longest of making a VM and depends on no guest: the kernel does that on one processor
+/// while the process that wants it finds out on another what to run.
+#[derive(Debug)]
+pub struct Opening(Option<JoinHandle<Result<Kvm, Error>>>);
+
+impl Opening {
+    /// Begins, on a thread that is over when [`Self::finish`] returns; on none where the host has none to give.
+    #[must_use]
+    pub fn begin() -> Self {
+        sandbox::use_one_heap();
+        let thread = beside::begin(|begun| {
+            Builder::new().name("kvm".to_owned()).spawn(move || {
+                begun.say();
+                open()
+            })
+        });
+        Self(thread.ok())
+    }
+
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// The node is missing, not ours to open, or of another version.
+    pub fn finish(mut self) -> Result<Kvm, Error> {
+        match self.0.take() {
+            Some(thread) => thread.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            None => open(),
+        }
+    }
+}
+
+/// One that nobody wants any more is waited for as well: what it opens is closed then, and not while others open files.
+impl Drop for Opening {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // What came of it is nobody's matter.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn open() -> Result<Kvm, Error> {
+    let kvm = Kvm::open()?;
+    kvm.prepare();
+    Ok(kvm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mutex::lock;
+
+    #[test]
+    fn what_takes_long_is_done_when_it_is_finished() {
+        match (Opening::begin().finish(), Opening(None).finish()) {
+            (Ok(kvm), Ok(later)) => {
+                for kvm in [kvm, later] {
+                    assert!(lock(&kvm.spare).is_some() && kvm.supported.get().is_some());
+                }
+            }
+            (Err(error), Err(later)) => {
+                assert_eq!(error.to_string(), later.to_string());
+                println!("skipped: {error}");
+            }
+            (one, other) => panic!("{:?} and {:?}", one.err(), other.err()),
+        }
+        // What nobody wants is over when it is dropped.
+        drop(Opening::begin());
+    }
+}
