@@ -174,17 +174,25 @@ impl Sandbox {
     }
 }
 
-/// Leaves namespaces that only the one thread of a process may leave. One that was waited for may still be on its way out: the
-/// kernel says that it is over before it counts it no more.
+/// Leaves namespaces that only the one thread of a process may leave. Another that was waited for may still be on its way out:
+/// the kernel says that it is over before it counts it no more.
 fn unshare_alone(kinds: CloneFlags) -> nix::Result<()> {
-    const TRIES: usize = 1000;
-    for _ in 1..TRIES {
-        match nix::sched::unshare(kinds) {
-            Err(nix::Error::EINVAL) => std::thread::yield_now(),
-            other => return other,
+    const TRIES: usize = 10_000;
+    let others = || std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1);
+    let mut made = nix::sched::unshare(kinds);
+    for _ in 0..TRIES {
+        if made != Err(nix::Error::EINVAL) {
+            break;
+        }
+        // Asked before it is tried again: the last may go between.
+        let waits = others();
+        std::thread::yield_now();
+        made = nix::sched::unshare(kinds);
+        if !waits {
+            break;
         }
     }
-    nix::sched::unshare(kinds)
+    made
 }
 
 /// Lets the C library's allocator have one heap for all threads. With more it looks into files: for the number of processors
