@@ -35,6 +35,8 @@ pub mod smbios;
 pub mod snapshot;
 pub mod supervisor;
 pub mod terminal;
+#[cfg(test)]
+mod testing;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

@@ -9,7 +9,7 @@ use crate::ending::{Ending, EndingSignal};
 use crate::events;
 use crate::inherited::Descriptors as _;
 use crate::interactive::Patient;
-use crate::kvm::Kvm;
+use crate::kvm::{Kvm, Opening};
 use crate::rpc::ExitReport;
 use crate::run::{self, Left, Prepared, chain};
 use crate::sandbox::Sandbox;
@@ -40,11 +40,14 @@ fn serve(
     left: &mut Left,
 ) -> Result<Ending, run::Error> {
     supervisor::block_signals()?;
-    let kvm = Kvm::open()?;
+    let kvm = Opening::begin();
     let rings = Rings::for_disks(disks, true);
     let ending = EndingSignal::new().map_err(run::Error::Event)?;
     // Before anything is read: it comes from a process that its guest may have taken over.
+    let kvm = kvm.finish()?;
     let held = sandbox.enter()?;
+    // The guest runs still, and stands still for what is left then.
+    kvm.prepare_further();
     let line = Line::new(socket, PATIENCE).map_err(super::talk("prepare the connection"))?;
     line.send(&MAGIC, &[]).map_err(super::talk("say that a guest may come"))?;
     let mut taken =

@@ -16,6 +16,7 @@ use super::*;
 use crate::boot::tests::elf;
 use crate::config::{InheritedFd, Transport};
 use crate::rpc::{Client, ClientError, VmState};
+use crate::testing::skipped;
 
 // Guests entered in 64-bit mode at ring 0; each is position-independent.
 global_asm!(
@@ -518,10 +519,4 @@ fn configurations_too_long_or_wrong_are_refused() {
     assert!(matches!(read_config(file(&long)), Err(Error::ReadConfig(_))));
     let config = br#"{"memory_mib":1,"vcpus":1,"boot":"disk","console_log":null,"control_socket":null,"exit_report":null}"#;
     assert_eq!(read_config(file(config)).unwrap().boot, Boot::Disk);
-}
-
-/// Says why a test cannot run here; with `WISP_REQUIRE_ALL=1` that is a failure.
-fn skipped(reason: &str) {
-    assert!(std::env::var_os("WISP_REQUIRE_ALL").is_none_or(|value| value != "1"), "skipped: {reason}");
-    println!("skipped: {reason}");
 }
