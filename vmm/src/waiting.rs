@@ -41,7 +41,6 @@ fn serve(called: Called, (disks, sandbox): (usize, Sandbox), left: &mut Left) ->
     let foreground = matches!(called, Called::At(_));
     let kvm = kvm.finish()?;
     let held = sandbox.enter()?;
-    kvm.prepare_further();
     let (guest, mut asked) = match supervisor::wait(called)? {
         Ok(called) => called,
         Err(message) => return Ok(Ending { reason: ExitReason::Killed, message }),

@@ -46,8 +46,6 @@ fn serve(
     // Before anything is read: it comes from a process that its guest may have taken over.
     let kvm = kvm.finish()?;
     let held = sandbox.enter()?;
-    // The guest runs still, and stands still for what is left then.
-    kvm.prepare_further();
     let line = Line::new(socket, PATIENCE).map_err(super::talk("prepare the connection"))?;
     line.send(&MAGIC, &[]).map_err(super::talk("say that a guest may come"))?;
     let mut taken =

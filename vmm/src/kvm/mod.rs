@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_msi, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VmFd};
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend as _};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -115,13 +115,7 @@ pub struct Kvm {
     /// What it offers, once that was asked.
     supported: OnceLock<CpuId>,
     /// A VM that was made before there was memory for it.
-    spare: Mutex<Option<Spare>>,
-}
-
-struct Spare {
-    fd: VmFd,
-    /// Its first vCPU, if it has its interrupt controllers already.
-    first: Option<VcpuFd>,
+    spare: Mutex<Option<VmFd>>,
 }
 
 impl Kvm {
@@ -168,30 +162,13 @@ impl Kvm {
     /// Does what takes longest of making a VM and depends on no guest. What fails here fails again, and is told, when the VM is
     /// made.
     fn prepare(&self) {
-        let prepared = self.new_vm().and_then(|vm| {
+        let prepared = self.fd.create_vm().map_err(step("create a VM")).and_then(|vm| {
             *lock(&self.spare) = Some(vm);
             self.supported_cpuid()
         });
         if let Err(error) = prepared {
             tracing::debug!(%error, "nothing is prepared");
         }
-    }
-
-    /// Does what is left that depends on no guest, as far as something was prepared: the interrupt controllers and the first
-    /// vCPU. It takes several times as long as where the VM has its memory, so it is for who waits for a guest.
-    pub fn prepare_further(&self) {
-        let mut spare = lock(&self.spare);
-        let Some(Spare { fd, first: None }) = spare.as_ref() else { return };
-        let first = add_controllers(fd).and_then(|()| new_vcpu(fd, 0));
-        if let Err(error) = &first {
-            tracing::debug!(%error, "nothing further is prepared");
-        }
-        // One that was made half is of no use: the next is made when it is wanted.
-        *spare = spare.take().zip(first.ok()).map(|(spare, first)| Spare { first: Some(first), ..spare });
-    }
-
-    fn new_vm(&self) -> Result<Spare, Error> {
-        Ok(Spare { fd: self.fd.create_vm().map_err(step("create a VM"))?, first: None })
     }
 
     fn supported_cpuid(&self) -> Result<CpuId, Error> {
@@ -237,22 +214,23 @@ impl Kvm {
     fn make_vm(&self, memory: &GuestMemory, processor: Processor) -> Result<Vm, Error> {
         let Processor { profile, cpuid, tsc_deadline } = processor;
         let spare = lock(&self.spare).take();
-        let Spare { fd, first } = spare.map_or_else(|| self.new_vm(), Ok)?;
+        let fd = spare.map_or_else(|| self.fd.create_vm(), Ok).map_err(step("create a VM"))?;
         // Memory first: with slots present, creating the irqchip is an order of magnitude cheaper on some hosts.
         for slot in dirty::slots(memory, 0) {
             // SAFETY: the region is mapped at the slot's address with that length, and `Vm` keeps the mapping alive as
             // long as the VM's descriptor.
             unsafe { fd.set_user_memory_region(slot) }.map_err(step("give the VM its memory"))?;
         }
-        if first.is_none() {
-            add_controllers(&fd)?;
-        }
+        fd.set_identity_map_address(memory::KVM_IDENTITY_MAP_START)
+            .map_err(step("place its identity map"))?;
+        let tss = usize::try_from(memory::KVM_TSS_START).expect("invariant: usize has 64 bits");
+        fd.set_tss_address(tss).map_err(step("place its task state segment"))?;
+        fd.create_irq_chip().map_err(step("create the interrupt controllers"))?;
         let msrs = self.fd.get_msr_index_list().map_err(step("list its model-specific registers"))?;
         let mut msrs = msrs.as_slice().to_vec();
         msrs.truncate(state::MSRS_MAX);
         Ok(Vm {
             fd,
-            first: Mutex::new(first),
             kind: self.kind,
             profile,
             cpuid,
@@ -262,18 +240,6 @@ impl Kvm {
             mappings: Mutex::default(),
         })
     }
-}
-
-/// Adds the interrupt controllers, behind all that is to be said before they are there.
-fn add_controllers(vm: &VmFd) -> Result<(), Error> {
-    vm.set_identity_map_address(memory::KVM_IDENTITY_MAP_START).map_err(step("place its identity map"))?;
-    let tss = usize::try_from(memory::KVM_TSS_START).expect("invariant: usize has 64 bits");
-    vm.set_tss_address(tss).map_err(step("place its task state segment"))?;
-    vm.create_irq_chip().map_err(step("create the interrupt controllers"))
-}
-
-fn new_vcpu(vm: &VmFd, id: u8) -> Result<VcpuFd, Error> {
-    vm.create_vcpu(u64::from(id)).map_err(step("create a vCPU"))
 }
 
 /// What a VM's vCPUs are shown their parts of.
@@ -286,8 +252,6 @@ struct Processor {
 /// One VM.
 pub struct Vm {
     fd: VmFd,
-    /// The first vCPU until it is asked for, if it was made before.
-    first: Mutex<Option<VcpuFd>>,
     kind: HostKind,
     profile: Profile,
     cpuid: CpuId,
@@ -401,8 +365,7 @@ impl Vm {
     /// # Errors
     /// The step that failed.
     pub fn create_vcpu(&self, id: u8, count: u8) -> Result<Vcpu, Error> {
-        let made = if id == 0 { lock(&self.first).take() } else { None };
-        let fd = made.map_or_else(|| new_vcpu(&self.fd, id), Ok)?;
+        let fd = self.fd.create_vcpu(u64::from(id)).map_err(step("create a vCPU"))?;
         let cpuid = x86_64::guest_cpuid(&self.cpuid, id, count, self.profile, self.tsc_deadline);
         fd.set_cpuid2(&cpuid).map_err(step("set a vCPU's features"))?;
         x86_64::set_boot_msrs(&fd);

@@ -56,8 +56,6 @@ fn open() -> Result<Kvm, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::CpuProfile;
-    use crate::memory;
     use crate::mutex::lock;
     use crate::testing::skipped;
 
@@ -77,23 +75,5 @@ mod tests {
         }
         // What nobody wants is over when it is dropped.
         drop(Opening::begin());
-    }
-
-    #[test]
-    fn vm_that_was_there_before_its_memory_has_each_vcpu_once() {
-        let Ok(kvm) = Opening::begin().finish() else { return skipped("no KVM") };
-        kvm.prepare_further();
-        let has_first = || lock(&kvm.spare).as_ref().map(|spare| spare.first.is_some());
-        assert_eq!(has_first(), Some(true));
-        kvm.prepare_further();
-        assert_eq!(has_first(), Some(true));
-        let memory = memory::allocate(2).unwrap();
-        // The second has to make all of it.
-        for prepared in [true, false] {
-            assert_eq!(has_first().is_some(), prepared);
-            let vm = kvm.create_vm(&memory, CpuProfile::default()).unwrap();
-            let vcpus: Vec<_> = (0..3).map(|id| vm.create_vcpu(id, 3).unwrap()).collect();
-            assert!(vm.create_vcpu(0, 3).is_err() && vcpus.len() == 3);
-        }
     }
 }
