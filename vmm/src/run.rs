@@ -209,8 +209,8 @@ fn run(config: VmmConfig, sandbox: Sandbox, left: &mut Left) -> Result<Ending, E
     let mut spec = open(config, &mut fds, prepared)?;
     left.keep_report(&mut spec)?;
     let ending = EndingSignal::new().map_err(Error::Event)?;
-    // From here on, nothing can be opened; kernels, disks and guests are foreign.
     let kvm = kvm.finish()?;
+    // From here on, nothing can be opened; kernels, disks and guests are foreign.
     let held = sandbox.enter()?;
     let machine = Machine::build(&kvm, spec, &ending)?;
     let (ending, machine) = supervise(machine, &ending, (listener, held))?;

@@ -179,20 +179,16 @@ impl Sandbox {
 fn unshare_alone(kinds: CloneFlags) -> nix::Result<()> {
     const TRIES: usize = 10_000;
     let others = || std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1);
-    let mut made = nix::sched::unshare(kinds);
+    let mut is_alone = false;
     for _ in 0..TRIES {
-        if made != Err(nix::Error::EINVAL) {
-            break;
+        match nix::sched::unshare(kinds) {
+            // Tried once more after there was nobody else: the last may go between.
+            Err(nix::Error::EINVAL) if !is_alone => is_alone = !others(),
+            other => return other,
         }
-        // Asked before it is tried again: the last may go between.
-        let waits = others();
         std::thread::yield_now();
-        made = nix::sched::unshare(kinds);
-        if !waits {
-            break;
-        }
     }
-    made
+    Err(nix::Error::EINVAL)
 }
 
 /// Lets the C library's allocator have one heap for all threads. With more it looks into files: for the number of processors

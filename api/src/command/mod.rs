@@ -121,9 +121,9 @@ fn start(arguments: &[OsString]) -> Option<anyhow::Result<ExitCode>> {
     // A guess, with which little is lost where it is wrong: what the words mean is found out meanwhile.
     let elsewhere = |word: &OsString| word == "--in" || word.as_encoded_bytes().starts_with(b"--in=");
     let here = !arguments.iter().any(elsewhere);
-    let starting = vmm::Starting::begin(here);
+    let kvm = vmm::begin(here);
     let Start { logging, command: StartCommand::Vmm(command) } = Start::try_parse_from(arguments).ok()?;
-    Some(terminal::log(&logging.log).and_then(|()| starting?.go_on(command)))
+    Some(terminal::log(&logging.log).and_then(|()| vmm::start(kvm?, command)))
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {

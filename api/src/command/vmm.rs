@@ -224,7 +224,7 @@ impl From<Transport> for vmm::config::Transport {
 
 pub(super) fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        Command::Boot(arguments) => Starting::begin(arguments.waiting.is_none())?.boot(*arguments),
+        Command::Boot(arguments) => boot(begin(arguments.waiting.is_none())?, *arguments),
         Command::Wait(arguments) => waiting::run(&arguments),
         Command::Plug(command) => plug::run(*command),
         Command::Snapshot(command) => snapshot::run(command),
@@ -236,62 +236,56 @@ pub(super) fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// A guest's start, of which it is not known yet what is to run.
-pub(super) struct Starting(Option<Opening>);
+/// Begins a guest's start before it is known what is to run; not `here` where the guest will be another process's.
+pub(super) fn begin(here: bool) -> anyhow::Result<Opening> {
+    sandbox::close_all_but(&[]).context("close what was inherited")?;
+    Ok(if here { Opening::begin() } else { Opening::later() })
+}
 
-impl Starting {
-    /// Begins it; not `here` where the guest will be another process's.
-    pub(super) fn begin(here: bool) -> anyhow::Result<Self> {
-        sandbox::close_all_but(&[]).context("close what was inherited")?;
-        Ok(Self(here.then(Opening::begin)))
-    }
+pub(super) fn start(kvm: Opening, Start::Boot(arguments): Start) -> anyhow::Result<ExitCode> {
+    boot(kvm, *arguments)
+}
 
-    pub(super) fn go_on(self, Start::Boot(arguments): Start) -> anyhow::Result<ExitCode> {
-        self.boot(*arguments)
-    }
-
-    fn boot(self, arguments: Boot) -> anyhow::Result<ExitCode> {
-        let metadata = arguments.metadata.as_deref().map(endpoint::metadata).transpose()?.unwrap_or_default();
-        let taps = arguments.taps.iter().map(|tap| tap.option(&metadata)).collect::<anyhow::Result<_>>()?;
-        let restored = !arguments.restore.is_empty();
-        let options = BootOptions {
-            kernel: arguments.kernel,
-            track: arguments.track,
-            firmware: arguments.firmware,
-            initrd: arguments.initrd,
-            transport: arguments.transport.into(),
-            anyway: arguments.anyway,
-            cmdline: arguments.cmdline,
-            disks: arguments.disks,
-            taps,
-            memory_mib: if restored { 0 } else { arguments.mem },
-            huge_pages: arguments.huge_pages.into(),
-            pin_memory: arguments.pin_memory,
-            upgradable: arguments.upgradable,
-            vcpus: if restored { 0 } else { arguments.cpus },
-            restore: arguments.restore,
-            working_set: arguments.working_set,
-            cpu: arguments.cpu.into(),
-            control: arguments.control,
-            console: arguments.peripherals.console,
-            balloon: arguments.peripherals.balloon,
-            mem: arguments
-                .peripherals
-                .hotplug_memory
-                .map(|region_mib| vmm::config::MemConfig { region_mib, requested_mib: 0 }),
-            pmem: arguments.peripherals.pmem,
-            watchdog: arguments.peripherals.watchdog.map(Into::into),
-            vsock: arguments.peripherals.vsock.map(peripherals::Vsock::start).transpose()?,
-        };
-        let ending = match arguments.waiting {
-            Some(socket) => boot_in(&socket, options)?,
-            None => boot_interactive(self.0.unwrap_or_else(Opening::begin), options)?,
-        };
-        terminal::tell(&ending.message);
-        let report =
-            vmm::rpc::ExitReport { reason: ending.reason, message: ending.message, first_run_us: None };
-        Ok(ExitCode::from(vmm::run::exit_code(&report)))
-    }
+fn boot(kvm: Opening, arguments: Boot) -> anyhow::Result<ExitCode> {
+    let metadata = arguments.metadata.as_deref().map(endpoint::metadata).transpose()?.unwrap_or_default();
+    let taps = arguments.taps.iter().map(|tap| tap.option(&metadata)).collect::<anyhow::Result<_>>()?;
+    let restored = !arguments.restore.is_empty();
+    let options = BootOptions {
+        kernel: arguments.kernel,
+        track: arguments.track,
+        firmware: arguments.firmware,
+        initrd: arguments.initrd,
+        transport: arguments.transport.into(),
+        anyway: arguments.anyway,
+        cmdline: arguments.cmdline,
+        disks: arguments.disks,
+        taps,
+        memory_mib: if restored { 0 } else { arguments.mem },
+        huge_pages: arguments.huge_pages.into(),
+        pin_memory: arguments.pin_memory,
+        upgradable: arguments.upgradable,
+        vcpus: if restored { 0 } else { arguments.cpus },
+        restore: arguments.restore,
+        working_set: arguments.working_set,
+        cpu: arguments.cpu.into(),
+        control: arguments.control,
+        console: arguments.peripherals.console,
+        balloon: arguments.peripherals.balloon,
+        mem: arguments
+            .peripherals
+            .hotplug_memory
+            .map(|region_mib| vmm::config::MemConfig { region_mib, requested_mib: 0 }),
+        pmem: arguments.peripherals.pmem,
+        watchdog: arguments.peripherals.watchdog.map(Into::into),
+        vsock: arguments.peripherals.vsock.map(peripherals::Vsock::start).transpose()?,
+    };
+    let ending = match arguments.waiting {
+        Some(socket) => boot_in(&socket, options)?,
+        None => boot_interactive(kvm, options)?,
+    };
+    terminal::tell(&ending.message);
+    let report = vmm::rpc::ExitReport { reason: ending.reason, message: ending.message, first_run_us: None };
+    Ok(ExitCode::from(vmm::run::exit_code(&report)))
 }
 
 /// The process of one instance: `wisp vmm run INSTANCE_ID --config-fd N [--uid U --gid G] [--cell]`.

@@ -43,8 +43,8 @@ fn serve(
     let kvm = Opening::begin();
     let rings = Rings::for_disks(disks, true);
     let ending = EndingSignal::new().map_err(run::Error::Event)?;
-    // Before anything is read: it comes from a process that its guest may have taken over.
     let kvm = kvm.finish()?;
+    // Before anything is read: it comes from a process that its guest may have taken over.
     let held = sandbox.enter()?;
     let line = Line::new(socket, PATIENCE).map_err(super::talk("prepare the connection"))?;
     line.send(&MAGIC, &[]).map_err(super::talk("say that a guest may come"))?;

@@ -25,6 +25,12 @@ impl Opening {
         Self(thread.ok())
     }
 
+    /// Leaves all of it to [`Self::finish`].
+    #[must_use]
+    pub fn later() -> Self {
+        Self(None)
+    }
+
     /// Waits for it.
     ///
     /// # Errors
@@ -61,7 +67,7 @@ mod tests {
 
     #[test]
     fn what_takes_long_is_done_when_it_is_finished() {
-        match (Opening::begin().finish(), Opening(None).finish()) {
+        match (Opening::begin().finish(), Opening::later().finish()) {
             (Ok(kvm), Ok(later)) => {
                 for kvm in [kvm, later] {
                     assert!(lock(&kvm.spare).is_some() && kvm.supported.get().is_some());
