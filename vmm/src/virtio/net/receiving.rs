@@ -15,14 +15,17 @@ use super::{BATCH_BYTES_MAX, BATCH_PACKETS_MAX, PACKET_BYTES_MAX, PACKET_BYTES_M
 use crate::endpoint::packet;
 use crate::rpc::QueueCounts;
 
+/// A stream has small packets among its large ones, such as the end of what somebody wrote. After so many in a row none is expected.
+const SINCE_LARGE_MAX: u8 = 16;
+
 /// What a pair receives with.
 pub(super) struct Receiver {
     chains: Vec<Chain>,
     packet: Vec<u8>,
     /// Bytes of `packet` that wait for buffers of the guest; 0 if none do.
     waiting: usize,
-    /// The last packet that was received was large: the next one may be as well.
-    is_large: bool,
+    /// How many packets came since a large one.
+    since_large: u8,
     pool: Pool,
     /// A packet of the link that limits keep waiting, and its bytes; 0 if none does.
     held: (Vec<u8>, usize),
@@ -58,7 +61,7 @@ impl Receiver {
             chains: Vec::new(),
             packet: Vec::new(),
             waiting: 0,
-            is_large: false,
+            since_large: SINCE_LARGE_MAX,
             pool: Pool::new(),
             held: (Vec::new(), 0),
             link_failed: false,
@@ -69,7 +72,7 @@ impl Receiver {
     /// Forgets what it had for a queue that is none any more.
     pub(super) fn reset(&mut self) {
         self.pool.forget();
-        self.is_large = false;
+        self.since_large = SINCE_LARGE_MAX;
         self.waiting = 0;
         self.held.1 = 0;
     }
@@ -108,7 +111,7 @@ impl Receiver {
                 break;
             }
             left -= 1;
-            self.is_large = self.waiting >= direct::LARGE_BYTES_MIN;
+            self.came(self.waiting);
             let packet = &mut self.packet[..self.waiting];
             match deliver(queue, &mut self.chains, packet, mergeable)? {
                 Delivery::Done => {
@@ -129,9 +132,15 @@ impl Receiver {
         })
     }
 
+    /// A packet of so many bytes came.
+    fn came(&mut self, length: usize) {
+        let is_large = length >= direct::LARGE_BYTES_MIN;
+        self.since_large = if is_large { 0 } else { self.since_large.saturating_add(1) };
+    }
+
     /// Whether the next packet is one of the link's that may go without a copy.
     fn wants_large(&self, passing: &Passing) -> bool {
-        self.is_large
+        self.since_large < SINCE_LARGE_MAX
             && self.waiting == 0
             && self.held.1 == 0
             && !self.link_failed
@@ -150,7 +159,7 @@ impl Receiver {
             Received::Packet(length) => length,
             Received::Nothing => return Ok(Large::Nothing),
             Received::Unfit => {
-                self.is_large = false;
+                self.since_large = SINCE_LARGE_MAX;
                 return Ok(Large::Over);
             }
             Received::Failed => {
@@ -158,7 +167,7 @@ impl Receiver {
                 return Ok(Large::Over);
             }
         };
-        self.is_large = length >= direct::LARGE_BYTES_MIN;
+        self.came(length);
         if length < PACKET_BYTES_MIN {
             return Ok(Large::Passed);
         }

@@ -372,3 +372,34 @@ fn buffers_that_are_kept_for_the_next_large_packet_are_given_back_when_the_guest
     let more = std::iter::from_fn(|| driver.rx.take_used(&driver.guest.memory)).count() as u16;
     assert_eq!(more, used / 2, "it goes on where it was");
 }
+
+#[test]
+fn small_packets_within_a_stream_leave_its_large_ones_the_buffers_that_they_have() {
+    const BUFFER_BYTES: u32 = 0x2000;
+    let mut driver = Driver::new(net::F_MRG_RXBUF);
+    let lay_out = |driver: &mut Driver, count| {
+        for _ in 0..count {
+            driver.rx.submit(&driver.guest.memory, &[MockDescriptor::writable(BUFFERS_START, BUFFER_BYTES)]);
+        }
+    };
+    let receive = |driver: &mut Driver, length| {
+        driver.send_from_far(&packet_of(TCP, length));
+        std::iter::from_fn(|| driver.rx.take_used(&driver.guest.memory)).count()
+    };
+    let taken = |driver: &Driver| {
+        let position = lock(&driver.device).save().queues[0];
+        position.next_available - position.next_used
+    };
+    lay_out(&mut driver, 16);
+    driver.guest.kick(0);
+    for (large, small) in [(9000, 60), (9001, 700)] {
+        assert_eq!((receive(&mut driver, large), receive(&mut driver, small)), (2, 1));
+        assert!(taken(&driver) > 0, "after {small} bytes");
+        lay_out(&mut driver, 3);
+    }
+    for _ in 0..40 {
+        assert_eq!(receive(&mut driver, 60), 1);
+        lay_out(&mut driver, 1);
+    }
+    assert_eq!(taken(&driver), 0, "the stream has no large ones any more");
+}
