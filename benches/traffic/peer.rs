@@ -2,10 +2,12 @@
 //! asked for by a host.
 
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use crate::measure::Samples;
 
@@ -16,6 +18,9 @@ const CHARGEN: u16 = 19;
 const ECHO_BYTES: usize = 32;
 /// Bytes of one call.
 const CALL_BYTES: usize = 128 << 10;
+/// How streams are held back: as most hosts do it. One that goes by its own measure of the way, as BBR, sends as fast as it believes
+/// that it may, and says little of the way itself.
+const CONGESTION_CONTROL: &str = "cubic";
 /// A round trip that takes longer is lost.
 const LOST: Duration = Duration::from_millis(100);
 
@@ -53,8 +58,25 @@ pub(crate) fn serve() -> Result<()> {
 
 fn accept(port: u16, serve: fn(TcpStream)) -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).context("serve a stream")?;
+    // Connections have it of who accepts them.
+    hold_back(&listener)?;
     std::thread::spawn(move || listener.incoming().flatten().for_each(serve));
     Ok(())
+}
+
+/// Sets how streams are held back. One that exists already would still be paced as it was.
+fn hold_back(socket: impl AsFd) -> Result<()> {
+    sockopt::set_tcp_congestion(socket, CONGESTION_CONTROL)
+        .with_context(|| format!("hold streams back by {CONGESTION_CONTROL}; is its module loaded?"))
+}
+
+fn connect(target: Ipv4Addr, port: u16) -> Result<TcpStream> {
+    let socket =
+        rustix::net::socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    hold_back(&socket)?;
+    rustix::net::connect(&socket, &SocketAddrV4::new(target, port))
+        .with_context(|| format!("connect to {target}, port {port}"))?;
+    Ok(socket.into())
 }
 
 fn discard(mut stream: TcpStream) {
@@ -86,7 +108,7 @@ pub(crate) fn measure(target: Ipv4Addr, part: Duration, outcome: &mut Outcome) -
     outcome.late_us.push(trips.quantile(0.99));
 
     let mut bytes = vec![b'w'; CALL_BYTES];
-    let mut stream = TcpStream::connect((target, DISCARD)).context("connect to discard")?;
+    let mut stream = connect(target, DISCARD)?;
     let (started, mut count) = (Instant::now(), 0);
     while started.elapsed() < part {
         stream.write_all(&bytes)?;
@@ -94,7 +116,7 @@ pub(crate) fn measure(target: Ipv4Addr, part: Duration, outcome: &mut Outcome) -
     }
     outcome.sent.push(gigabits(count, started.elapsed().as_secs_f64()));
     drop(stream);
-    let mut stream = TcpStream::connect((target, CHARGEN)).context("connect to chargen")?;
+    let mut stream = connect(target, CHARGEN)?;
     let (started, mut count) = (Instant::now(), 0);
     while started.elapsed() < part {
         let length = stream.read(&mut bytes)?;
