@@ -11,6 +11,7 @@ use std::process::ExitStatus;
 
 use super::filter::{CALLS, PROBES, Thread};
 use super::*;
+use crate::testing::skipped;
 
 /// Instructions of a filter: each costs time at every start, and the kernel takes 4096 (`BPF_MAXINSNS`).
 const INSTRUCTIONS_MAX: usize = 160;
@@ -321,7 +322,7 @@ fn own() -> Sandbox {
 /// A cell in which everybody stays who they are; why there is none, where the kernel allows none.
 fn cell() -> Option<cell::Cell> {
     let made = cell::Cell::make(None);
-    made.inspect_err(|error| println!("skipped: {error}: {:?}", std::error::Error::source(error))).ok()
+    made.inspect_err(|error| skipped(&format!("{error}: {:?}", std::error::Error::source(error)))).ok()
 }
 
 /// All but the filter, in a cell. What does not hold fails the test with its acts.
@@ -479,7 +480,7 @@ fn process_in_a_cell_becomes_its_user_and_is_alone() {
     };
     let cell = match made {
         Ok(cell) => cell,
-        Err(error) => return println!("skipped: {error}: {:?}", std::error::Error::source(&error)),
+        Err(error) => return skipped(&format!("{error}: {:?}", std::error::Error::source(&error))),
     };
     let user = nix::unistd::geteuid().is_root().then_some(USER);
     let handles = cell.handles();

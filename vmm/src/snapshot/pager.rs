@@ -347,7 +347,7 @@ mod tests {
         let userfault = match Userfault::open() {
             Ok(userfault) => userfault,
             Err(error) => {
-                eprintln!("skipped: {error}");
+                crate::testing::skipped(&error.to_string());
                 return None;
             }
         };

@@ -356,11 +356,12 @@ mod tests {
     use std::os::unix::fs::FileExt as _;
 
     use super::*;
+    use crate::testing::skipped;
 
     #[test]
     fn ring_reads_writes_syncs_and_frees_and_refuses_all_else() {
         let Ok(mut ring) = Ring::new() else {
-            println!("skipped: no io_uring");
+            skipped("no io_uring");
             return;
         };
         let file = tempfile::tempfile().unwrap();
@@ -394,7 +395,7 @@ mod tests {
     #[test]
     fn registered_file_is_read_by_its_number_and_let_go_before_its_descriptor_is_anothers() {
         let Ok(mut ring) = Ring::new() else {
-            println!("skipped: no io_uring");
+            skipped("no io_uring");
             return;
         };
         let file = |text: &[u8]| {
@@ -433,7 +434,7 @@ mod tests {
         let guest = crate::memory::allocate(2).unwrap();
         let pinned = Pinned::all_of(&guest);
         let Ok(mut rings) = Rings::pinning(1, false, &pinned) else {
-            println!("skipped: no io_uring, or no memory to pin");
+            skipped("no io_uring, or no memory to pin");
             return;
         };
         let mut ring = rings.take().unwrap();
@@ -481,7 +482,7 @@ mod tests {
     #[test]
     fn outcome_comes_to_whoever_waits_while_the_thread_that_asked_sleeps() {
         let Ok(ring) = Ring::new() else {
-            println!("skipped: no io_uring");
+            skipped("no io_uring");
             return;
         };
         let (reader, mut writer) = io::pipe().unwrap();

@@ -11,6 +11,7 @@ use super::super::block::ring::Rings;
 use super::super::mock::{BUFFERS_START, MockDescriptor, MockQueue};
 use super::super::spec::block;
 use super::*;
+use crate::testing::skipped;
 
 const HEADERS: u64 = BUFFERS_START;
 const STATUSES: u64 = BUFFERS_START + 0x2000;
@@ -26,7 +27,7 @@ struct Driver {
 fn ring() -> Option<super::super::block::ring::Ring> {
     let ring = Rings::for_disks(1, false).take();
     if ring.is_none() {
-        println!("skipped: no io_uring");
+        skipped("no io_uring");
     }
     ring
 }

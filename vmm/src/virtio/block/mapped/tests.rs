@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::pages::REGION_BYTES;
 use super::*;
 use crate::memory::PAGE_BYTES;
+use crate::testing::skipped;
 
 static PLENTY: Budget = Budget::of(1 << 20);
 
@@ -19,7 +20,7 @@ fn file(pages: u64) -> Option<File> {
     // SAFETY: the file is open.
     let known = unsafe { MappedFile::new(file.as_raw_fd()) };
     if known.is_none() {
-        println!("skipped: temporary files lie on a file system that does not know what a read waits for");
+        skipped("temporary files lie on a file system that does not know what a read waits for");
     }
     known.map(|_| file)
 }
