@@ -114,6 +114,15 @@ impl Volume {
         let signature =
             signature::recognise(source).map_err(|error| OpenError::Broken("a disk", error.into()))?;
         let Signature::Filesystem(kind) = signature else { return Err(OpenError::Holds(signature)) };
+        Self::open_as(kind, source).or_else(|error| {
+            // Where others have their magic number, a FAT has whatever lies there.
+            let is_fat = kind != signature::FAT && signature::is_fat(source).unwrap_or(false);
+            let fat = is_fat.then(|| Self::open_as(signature::FAT, source).ok()).flatten();
+            fat.ok_or(OpenError::Broken(kind, error))
+        })
+    }
+
+    fn open_as(kind: &'static str, source: &Source) -> Result<Self, Error> {
         let opened = guarded(|| -> Result<Box<dyn Filesystem>, Error> {
             Ok(match kind {
                 signature::EXT => Box::new(ext4::Ext4::open(source.clone())?),
@@ -122,8 +131,7 @@ impl Volume {
                 _ => Box::new(fat::Fat::open(source.clone())?),
             })
         });
-        let filesystem = RefCell::new(opened.map_err(|error| OpenError::Broken(kind, error))?);
-        Ok(Self { kind, filesystem, budget: source.budget().clone() })
+        Ok(Self { kind, filesystem: RefCell::new(opened?), budget: source.budget().clone() })
     }
 
     pub(super) fn uuid(&self) -> String {

@@ -186,6 +186,16 @@ fn fat32_disk(files: &[(&str, &[u8])]) -> Arc<dyn Disk> {
 }
 
 #[test]
+fn fat_that_has_another_ones_magic_number_among_its_bytes_is_read() {
+    let file = [0x53, 0xef].repeat(1024);
+    let image = mock::fat32(&[("a", &file)]);
+    assert_eq!(image[1080..1082], [0x53, 0xef], "where an ext filesystem has it");
+    let volumes = Volumes::open(Arc::new(MemoryDisk(image))).unwrap();
+    assert_eq!(volumes.unreadable(), [""; 0]);
+    assert_eq!(volumes.volume(0).kind, "FAT");
+}
+
+#[test]
 fn xfs_is_read_in_all_its_shapes() {
     if !have(&[XFS]) {
         return;
