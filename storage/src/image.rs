@@ -21,6 +21,8 @@ use md5::{Digest as _, Md5};
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, linkat, openat, unlinkat};
 use rustix::io::Errno;
 
+use crate::hexadecimal::hexadecimal;
+
 /// The longest id: leaves room in a file name's 255 bytes for what marks a partial upload.
 pub const ID_BYTES_MAX: usize = 200;
 
@@ -426,10 +428,6 @@ fn check_id(id: &str) -> Result<(), ImageError> {
 
 fn partial_name(id: &str) -> String {
     format!(".{id}{PARTIAL_SUFFIX}")
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

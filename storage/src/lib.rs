@@ -11,6 +11,7 @@ pub mod download;
 pub mod file;
 pub mod file_tree;
 pub mod format;
+mod hexadecimal;
 pub mod image;
 pub mod lvm;
 pub mod root_disk;

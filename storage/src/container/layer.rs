@@ -11,8 +11,9 @@ use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 
 use super::ContainerError;
 use super::archive::{Archive, Slice};
-use super::manifest::{Layer, hexadecimal};
+use super::manifest::Layer;
 use crate::format::ext4::{CAPABILITY_BYTES_MAX, Metadata};
+use crate::hexadecimal::hexadecimal;
 
 /// The largest extended head in bytes: Go's reader of tar files, which made most images, takes as much.
 const EXTENSION_BYTES_MAX: u64 = 1 << 20;

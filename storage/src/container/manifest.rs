@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::archive::Archive;
 use super::{ContainerError, Run};
+use crate::hexadecimal::hexadecimal;
 
 /// Layers of an image: Docker allows 127.
 const LAYERS_MAX: usize = 512;
@@ -299,10 +300,6 @@ fn is_hexadecimal(text: &str) -> bool {
 
 fn sha256(bytes: &[u8]) -> String {
     hexadecimal(ring::digest::digest(&ring::digest::SHA256, bytes).as_ref())
-}
-
-pub(super) fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8], part: &str, what: &'static str) -> Result<T, ContainerError> {

@@ -8,13 +8,14 @@ use serde_json::{Value, json};
 use tar::{Builder, EntryType, Header};
 
 use super::*;
+use crate::hexadecimal::hexadecimal;
 
 const BYTES_MAX: u64 = 1 << 40;
 const INIT: &[u8] = b"the first program";
 
 fn digest(bytes: &[u8]) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
-    format!("sha256:{}", manifest::hexadecimal(digest.as_ref()))
+    format!("sha256:{}", hexadecimal(digest.as_ref()))
 }
 
 /// A layer's entry: what it is, its name, its link's target or its content.
