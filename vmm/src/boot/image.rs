@@ -111,17 +111,16 @@ pub(super) struct Kernel {
     pub(super) header: Option<setup_header>,
 }
 
-/// Copies `bytes` bytes from `offset` of `image` to `start`.
+/// Copies the first `bytes` bytes of `image` to `start`.
 pub(super) fn copy_to_guest(
     guest: &GuestMemory,
     image: &dyn Image,
-    offset: u64,
     bytes: u64,
     start: GuestAddress,
     what: &'static str,
 ) -> Result<(), Error> {
     let length = usize::try_from(bytes).map_err(|_| Error::Broken("it wants to lie beyond all memory"))?;
-    let mut at = offset;
+    let mut at = 0;
     for slice in guest.get_slices(start, length, Permissions::Write)? {
         let slice = slice?;
         fill(image, &slice, at).map_err(|source| Error::Read { what, source })?;

@@ -142,7 +142,7 @@ fn load_initrd(guest: &GuestMemory, image: &dyn Image, kernel: &Kernel) -> Resul
         return Err(too_large);
     }
     let start = GuestAddress(start);
-    image::copy_to_guest(guest, image, 0, bytes, start, "initial ramdisk")?;
+    image::copy_to_guest(guest, image, bytes, start, "initial ramdisk")?;
     Ok(Initrd { start, bytes })
 }
 
