@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Traffic;
+
 /// A network device's pairs of queues.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicStatus {
@@ -9,6 +11,9 @@ pub struct NicStatus {
     pub used: u16,
     /// Each with what went through it since this process has had the guest, or the guest the device.
     pub pairs: Vec<PairStatus>,
+    /// What its guest is held to; nothing of a VMM of before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
 }
 
 /// A pair of queues.

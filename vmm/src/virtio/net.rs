@@ -444,7 +444,11 @@ impl<L: Link> VirtioDevice for Net<L> {
 
     fn pairs(&self) -> Option<NicStatus> {
         let status = |pair: &Pair| PairStatus { receive: pair.receiver.counts, transmit: pair.sent };
-        Some(NicStatus { used: self.used_pairs(), pairs: self.pairs.iter().map(status).collect() })
+        Some(NicStatus {
+            used: self.used_pairs(),
+            pairs: self.pairs.iter().map(status).collect(),
+            traffic: Some(self.passing.shaper.traffic()),
+        })
     }
 }
 

@@ -9,8 +9,8 @@ use anyhow::{Context, bail};
 use vmm::config::{DISK_SERIAL_BYTES_MAX, DiskConfig, DiskLimits, NicConfig, Traffic, WatchdogAction};
 use vmm::interactive::{DiskFile, mac, nic_config};
 use vmm::rpc::{
-    Client, DeviceName, DeviceState, DiskCounts, DiskEngine, FreeReport, NicStatus, ProtectionStatus,
-    QueueCounts, QueueTraffic, Status, VirtioStatus, VmState, WatchdogStatus,
+    Client, DeviceName, DeviceState, DeviceStatus, DiskCounts, DiskEngine, FreeReport, NicStatus,
+    ProtectionStatus, QueueCounts, QueueTraffic, Status, VirtioStatus, VmState, WatchdogStatus,
 };
 use vmm::virtio::mem::MemStatus;
 
@@ -327,7 +327,7 @@ fn memory(socket: &Path, requested_mib: Option<u32>) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-/// A line for the state, one for each disk, one for each network device and each pair of its queues, one for each queue of all
+/// A line for the state, one or more for each disk, one for each network device and each pair of its queues, one for each queue of all
 /// other devices and of disks that was used, one for the watchdog, then one for each protection.
 fn shown(status: &Status) -> String {
     let state = match status.state {
@@ -351,6 +351,9 @@ fn shown(status: &Status) -> String {
                     "{serial:<20} {flushes} flushes, {failures} requests failed, {throttled} times one waited for a limit\n"
                 ));
             }
+        }
+        if let Some(limits) = held_to(device) {
+            text.push_str(&limits);
         }
         if let Some(nic) = &device.nic {
             text.push_str(&passed(&name(&device.device), nic));
@@ -390,8 +393,18 @@ fn requests(VirtioStatus { kind, device, driven, queues }: &VirtioStatus) -> Str
     used.map(queue).collect()
 }
 
+/// What a device is held to, if it is to anything, in the words of the commands that change it.
+fn held_to(device: &DeviceStatus) -> Option<String> {
+    let traffic = device.nic.as_ref().and_then(|nic| nic.traffic.as_ref());
+    let words = device.limits.as_ref().map(words::spelled).or(traffic.map(tap::spelled));
+    let words = words.filter(|words| !words.is_empty())?;
+    let kind = if device.nic.is_some() { "nic" } else { "disk" };
+    let label = format!("{kind} {}", name(&device.device));
+    Some(format!("{label:<20} held to {words}\n"))
+}
+
 /// How many pairs of queues a network device has, and what went through each.
-fn passed(mac: &str, NicStatus { used, pairs }: &NicStatus) -> String {
+fn passed(mac: &str, NicStatus { used, pairs, .. }: &NicStatus) -> String {
     let mut text = format!("nic {mac} pairs of queues: {}, used by the guest: {used}\n", pairs.len());
     let counts = |QueueCounts { packets, bytes, drops }: QueueCounts| {
         format!("{packets} packets of {bytes} bytes, {drops} lost")
@@ -438,7 +451,8 @@ fn state(state: DeviceState) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use vmm::rpc::{DeviceStatus, PairStatus, Protection};
+    use vmm::config::{RateLimit, TransferLimits};
+    use vmm::rpc::{PairStatus, Protection};
 
     use super::*;
 
@@ -452,13 +466,19 @@ mod tests {
             one(Protection::Landlock, None),
             one(Protection::PidNamespace, Some("it is in its terminal's session")),
         ]);
+        let rate = |per_second| RateLimit { per_second, burst: None };
+        let limit = |bytes: Option<u64>, operations: Option<u64>| TransferLimits {
+            bytes: bytes.map(rate),
+            operations: operations.map(rate),
+        };
+        let traffic = Traffic { egress: limit(None, Some(7)), ..Traffic::default() };
         let disk = DeviceStatus {
             device: DeviceName::Disk("root".to_owned()),
             state: DeviceState::Present,
             bytes: Some(512),
             engine: Some(DiskEngine::IoUring),
             requests: Some(DiskCounts { flushes: 4, failures: 1, throttled: 7 }),
-            limits: None,
+            limits: Some(DiskLimits { read: limit(Some(1000), Some(5)), ..DiskLimits::default() }),
             nic: None,
         };
         let counts = |packets| QueueCounts { packets, bytes: 60 * packets, drops: 0 };
@@ -469,7 +489,8 @@ mod tests {
             bytes: None,
             engine: None,
             requests: None,
-            nic: Some(NicStatus { used: 1, pairs: pairs.into() }),
+            limits: None,
+            nic: Some(NicStatus { used: 1, pairs: pairs.into(), traffic: Some(traffic) }),
             ..disk.clone()
         };
         let virtio = |kind: &str, device, driven| VirtioStatus {
@@ -504,7 +525,7 @@ mod tests {
         };
         assert_eq!(
             shown(&status),
-            "running\ndisk root            by io_uring\ndisk root            4 flushes, 1 requests failed, 7 times one waited for a limit\nnic 02:00:00:00:00:01 pairs of queues: 2, used by the guest: 1\n  pair 0             received 3 packets of 180 bytes, 0 lost; sent 6 packets of 360 bytes, 0 lost\n  pair 1             received 0 packets of 0 bytes, 0 lost; sent 0 packets of 0 bytes, 0 lost\ndisk root            queue 1: 5 done, 80 bytes from the guest, 517 to it\nsocket device        the guest has no driver for it, or has not started it\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
+            "running\ndisk root            by io_uring\ndisk root            4 flushes, 1 requests failed, 7 times one waited for a limit\ndisk root            held to read-bytes=1000,read-iops=5\nnic 02:00:00:00:00:01 held to from-guest-packets=7\nnic 02:00:00:00:00:01 pairs of queues: 2, used by the guest: 1\n  pair 0             received 3 packets of 180 bytes, 0 lost; sent 6 packets of 360 bytes, 0 lost\n  pair 1             received 0 packets of 0 bytes, 0 lost; sent 0 packets of 0 bytes, 0 lost\ndisk root            queue 1: 5 done, 80 bytes from the guest, 517 to it\nsocket device        the guest has no driver for it, or has not started it\nwatchdog             armed, 12.3 s of 30.0 s left; running out pauses the guest; ran out 2 times\nLandlock             yes\nPID namespace        no: it is in its terminal's session\n"
         );
     }
 }

@@ -93,6 +93,16 @@ fn traffic(said: &Said<'_>) -> Result<Traffic, String> {
     })
 }
 
+/// What a network device is held to, as [`LIMITED`] takes it behind the MAC address; nothing of one that is held to nothing.
+pub(super) fn spelled(Traffic { ingress, egress, .. }: &Traffic) -> String {
+    words::spelled_rates(&[
+        ("to-guest-bytes", ingress.bytes),
+        ("to-guest-packets", ingress.operations),
+        ("from-guest-bytes", egress.bytes),
+        ("from-guest-packets", egress.operations),
+    ])
+}
+
 const NO_MAC: &str = "a MAC address is six pairs of digits, as 02:57:49:53:50:00";
 
 /// The address of one device, and of no group of them (IEEE 802: the first byte's lowest bit).
@@ -152,6 +162,8 @@ mod tests {
         assert_eq!(read(text), Ok(all));
         let text = "02:00:00:00:00:ab,from-guest-packets=7,to-guest-bytes=1000:5";
         assert_eq!(limited(OsStr::new(text)), Ok(([2, 0, 0, 0, 0, 0xab], traffic)));
+        assert_eq!(spelled(&traffic), "to-guest-bytes=1000:5,from-guest-packets=7");
+        assert_eq!(spelled(&Traffic::default()), "");
         assert_eq!(limited(OsStr::new("02:00:00:00:00:ab")).map(|limited| limited.1), Ok(Traffic::default()));
     }
 

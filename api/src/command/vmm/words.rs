@@ -119,6 +119,29 @@ pub(super) fn limited_disk(text: &OsStr) -> Result<(String, DiskLimits), String>
     Ok((serial, limits(&said)?))
 }
 
+/// What a disk is held to, as [`LIMITED_DISK`] takes it behind the serial number; nothing of one that is held to nothing.
+pub(super) fn spelled(DiskLimits { read, write, total }: &DiskLimits) -> String {
+    let words = [
+        ("read-bytes", read.bytes),
+        ("read-iops", read.operations),
+        ("write-bytes", write.bytes),
+        ("write-iops", write.operations),
+        ("total-bytes", total.bytes),
+        ("total-iops", total.operations),
+    ];
+    spelled_rates(&words)
+}
+
+/// Words with what [`rate`] makes of their values, those that were said.
+pub(super) fn spelled_rates(words: &[(&str, Option<RateLimit>)]) -> String {
+    let spell = |(word, limit): &(&str, Option<RateLimit>)| {
+        let RateLimit { per_second, burst } = (*limit)?;
+        let burst = burst.map(|burst| format!(":{burst}")).unwrap_or_default();
+        Some(format!("{word}={per_second}{burst}"))
+    };
+    words.iter().filter_map(spell).collect::<Vec<_>>().join(",")
+}
+
 fn limits(said: &Said<'_>) -> Result<DiskLimits, String> {
     let of = |bytes, operations| {
         Ok::<_, String>(TransferLimits { bytes: rate(said, bytes)?, operations: rate(said, operations)? })
@@ -188,6 +211,8 @@ mod tests {
         let text = "a.img,read-bytes=1048576:4096,write-iops=100,total-bytes=1,total-iops=2:3";
         assert_eq!(disk(text), DiskFile { limits, ..file("a.img") });
         assert_eq!(limited_disk(OsStr::new(text)), Ok(("a.img".to_owned(), limits)));
+        assert_eq!(format!("a.img,{}", spelled(&limits)), text);
+        assert_eq!(spelled(&DiskLimits::default()), "");
         let lifted = Ok(("a,b".to_owned(), DiskLimits::default()));
         assert_eq!(limited_disk(OsStr::new("a,b")), lifted);
         assert_eq!(pmem(OsStr::new("p,ro")), Ok(("p".into(), true)));

@@ -20,7 +20,7 @@ const SEGMENT_HEADER_BYTES: u64 = 14 + 20 + 20;
 pub(super) struct Shaper {
     limiter: Limiter,
     clock: Clock,
-    dscp: Option<u8>,
+    traffic: Traffic,
     /// When what waits is worth another look, to the guest and from it.
     due: [Option<Instant>; 2],
 }
@@ -29,15 +29,20 @@ impl Shaper {
     /// Holds traffic to `traffic` by `clock`.
     pub(super) fn new(traffic: &Traffic, clock: Clock) -> Result<Self, Error> {
         let limiter = limiter(traffic, clock())?;
-        Ok(Self { limiter, clock, dscp: traffic.dscp, due: [None; 2] })
+        Ok(Self { limiter, clock, traffic: *traffic, due: [None; 2] })
     }
 
     /// Holds it to something else from now on. Bursts are there anew: no guest can bring this about.
     pub(super) fn change(&mut self, traffic: &Traffic) -> Result<(), Error> {
         self.limiter = limiter(traffic, (self.clock)())?;
-        self.dscp = traffic.dscp;
+        self.traffic = *traffic;
         self.wake();
         Ok(())
+    }
+
+    /// What it holds it to.
+    pub(super) fn traffic(&self) -> Traffic {
+        self.traffic
     }
 
     /// Whether a packet may go now. If not, none of its direction may until [`Self::wake`] was called.
@@ -92,7 +97,7 @@ impl Shaper {
 
     /// Marks a frame that the guest sends.
     pub(super) fn mark(&self, frame: &mut [u8]) {
-        if let Some(dscp) = self.dscp {
+        if let Some(dscp) = self.traffic.dscp {
             mark(frame, dscp);
         }
     }
