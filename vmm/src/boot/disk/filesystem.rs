@@ -114,11 +114,9 @@ impl Volume {
         let signature =
             signature::recognise(source).map_err(|error| OpenError::Broken("a disk", error.into()))?;
         let Signature::Filesystem(kind) = signature else { return Err(OpenError::Holds(signature)) };
+        // Where others have their magic number, a FAT has whatever lies there.
         Self::open_as(kind, source).or_else(|error| {
-            // Where others have their magic number, a FAT has whatever lies there.
-            let is_fat = kind != signature::FAT && signature::is_fat(source).unwrap_or(false);
-            let fat = is_fat.then(|| Self::open_as(signature::FAT, source).ok()).flatten();
-            fat.ok_or(OpenError::Broken(kind, error))
+            Self::open_as(signature::FAT, source).map_err(|_| OpenError::Broken(kind, error))
         })
     }
 

@@ -51,16 +51,6 @@ const SIGNATURES: &[(u64, &[u8], Signature)] = &[
     (0x20, b"NXSB", Signature::Known("APFS, as macOS has it")),
 ];
 
-const SECTOR_BYTES: u64 = 512;
-
-/// Whether it begins as a FAT does.
-///
-/// # Errors
-/// The disk cannot be read.
-pub(super) fn is_fat(source: &Source) -> io::Result<bool> {
-    Ok(source.size_bytes() >= SECTOR_BYTES && super::fat::is_boot_sector(&source.array(0)?))
-}
-
 /// Recognises what `source` holds.
 ///
 /// # Errors
@@ -76,13 +66,13 @@ pub(super) fn recognise(source: &Source) -> io::Result<Signature> {
             }
         }
     }
-    if source.size_bytes() < SECTOR_BYTES {
+    if source.size_bytes() < 512 {
         return Ok(Signature::Empty);
     }
-    if is_fat(source)? {
+    let sector: [u8; 512] = source.array(0)?;
+    if super::fat::is_boot_sector(&sector) {
         return Ok(Signature::Filesystem(FAT));
     }
-    let sector: [u8; SECTOR_BYTES as usize] = source.array(0)?;
     let mut first = [0; 8];
     first.copy_from_slice(&sector[..8]);
     Ok(if sector.iter().all(|&byte| byte == 0) { Signature::Empty } else { Signature::Unknown(first) })
