@@ -327,8 +327,8 @@ fn memory(socket: &Path, requested_mib: Option<u32>) -> anyhow::Result<ExitCode>
     Ok(ExitCode::SUCCESS)
 }
 
-/// A line for the state, one or more for each disk, one for each network device and each pair of its queues, one for each queue of all
-/// other devices and of disks that was used, one for the watchdog, then one for each protection.
+/// A line for the state, one or more for each disk, one or two for each network device and one for each pair of its queues, one for each
+/// queue of all other devices and of disks that was used, one for the watchdog, then one for each protection.
 fn shown(status: &Status) -> String {
     let state = match status.state {
         VmState::Created => "not started",
@@ -352,9 +352,7 @@ fn shown(status: &Status) -> String {
                 ));
             }
         }
-        if let Some(limits) = held_to(device) {
-            text.push_str(&limits);
-        }
+        text.extend(held_to(device));
         if let Some(nic) = &device.nic {
             text.push_str(&passed(&name(&device.device), nic));
         }
