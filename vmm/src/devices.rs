@@ -13,11 +13,12 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::acpi::MmioDevice;
 use crate::config::Transport;
 use crate::kvm::{self, Vm};
+use crate::memory::registers::{RegisterPage, RegisterPages};
 use crate::memory::{self, GuestMemory};
 use crate::pci::host::{self, PciHost};
 use crate::pci::{PciFunction, Wiring, msix::Message};
 use crate::vcpu::Buses;
-use crate::virtio::mmio::{MmioTransport, NOTIFY_OFFSET};
+use crate::virtio::mmio::{ACKNOWLEDGE_OFFSET, ACKNOWLEDGE_USED, MmioTransport, NOTIFY_OFFSET};
 use crate::virtio::pci::{BAR_BYTES, PciTransport};
 use crate::virtio::queue::Passed;
 use crate::virtio::{self, Shared, Transport as _};
@@ -113,6 +114,13 @@ impl Places {
         }
     }
 
+    /// Memory for the registers of so many windows; none with PCI.
+    #[must_use]
+    pub fn registers(&self) -> Option<Arc<RegisterPages>> {
+        let windows = self.windows().len();
+        (windows > 0).then(|| RegisterPages::new(windows))
+    }
+
     /// Puts `devices` behind registers at their places, those on PCI into slots of `host`, which becomes the machine's bus.
     ///
     /// # Errors
@@ -127,8 +135,10 @@ impl Places {
         connect_bus(buses, host)?;
         match self {
             Self::Mmio(places) => {
-                let devices = places.iter().zip(devices);
-                devices.map(|(place, device)| add_mmio(vm, guest, buses, place, device)).collect()
+                let registers = registers_of(vm, places)?;
+                let devices = places.iter().zip(registers.pages()).zip(devices);
+                let add = |((place, page), device)| add_mmio(vm, guest, buses, (place, page), device);
+                devices.map(add).collect()
             }
             Self::Pci => {
                 let put = |(slot, device)| {
@@ -180,12 +190,12 @@ fn add_mmio(
     vm: &Vm,
     guest: &GuestMemory,
     buses: &mut Buses,
-    place: &MmioDevice,
+    (place, page): (&MmioDevice, RegisterPage),
     device: &Shared,
 ) -> Result<Seat, Error> {
     let interrupt = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::Event)?;
     vm.connect_irq(&interrupt, place.gsi)?;
-    let transport = MmioTransport::new(guest.clone(), device.clone(), interrupt)?;
+    let transport = MmioTransport::new(guest.clone(), device.clone(), interrupt, page)?;
     for (index, doorbell) in (0_u32..).zip(transport.queue_events()) {
         vm.connect_doorbell(doorbell, place.address.unchecked_add(NOTIFY_OFFSET), index)?;
     }
@@ -193,6 +203,17 @@ fn add_mmio(
     let transport = Arc::new(Mutex::new(transport));
     buses.registers.insert(place.address.raw_value(), memory::MMIO_WINDOW_BYTES, transport.clone())?;
     Ok(Seat { driven, passed, slot: None, window: Some(transport) })
+}
+
+/// Where the registers of devices at `places` are: in the guest's memory, if the VM was made with them. What a guest says most
+/// often of them, that it has handled an interrupt, is no exit to this process then.
+fn registers_of(vm: &Vm, places: &[MmioDevice]) -> Result<Arc<RegisterPages>, Error> {
+    let Some(registers) = vm.registers() else { return Ok(RegisterPages::new(places.len())) };
+    let unheard = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Error::Event)?;
+    for place in places {
+        vm.connect_doorbell(&unheard, place.address.unchecked_add(ACKNOWLEDGE_OFFSET), ACKNOWLEDGE_USED)?;
+    }
+    Ok(registers.clone())
 }
 
 /// One device's function for `slot`, its registers where firmware would have put them, and where it is then.
@@ -279,5 +300,59 @@ mod tests {
         assert!(Places::choose(Transport::Pci, true, 30).is_ok());
         let error = Places::choose(Transport::Pci, true, 31).unwrap_err().to_string();
         assert!(error.contains("30 disks") && error.contains("not 31"), "{error}");
+    }
+
+    /// What a guest writes to a port.
+    #[derive(Default)]
+    struct Said(Vec<u8>);
+
+    impl bus::BusDevice for Said {
+        fn read(&mut self, _offset: u64, _data: &mut [u8]) {}
+
+        fn write(&mut self, _offset: u64, data: &[u8]) {
+            self.0.extend_from_slice(data);
+        }
+    }
+
+    #[test]
+    fn guest_reads_a_device_s_registers_and_acknowledges_used_buffers_without_an_exit() {
+        const CODE: [&[u8]; 10] = [
+            // The fourth gigabyte's page directory, and in it the windows' two megabytes.
+            b"\x48\xc7\x04\x25\x18\xa0\x00\x00\x03\x00\x03\x00", // mov qword ptr [0xa018], 0x30003
+            b"\xb8\x83\x00\x00\xd0",                             // mov eax, 0xd0000083
+            b"\x48\x89\x04\x25\x00\x04\x03\x00",                 // mov [0x30400], rax
+            b"\xbb\x00\x00\x00\xd0",                             // mov ebx, 0xd0000000
+            b"\x66\xba\xf8\x03",                                 // mov dx, 0x3f8
+            b"\x8b\x03\xee",                                     // mov eax, [rbx] (MagicValue); out dx, al
+            b"\xc7\x43\x64\x01\x00\x00\x00", // mov dword ptr [rbx + 0x64], 1 (InterruptACK)
+            b"\xc7\x43\x70\x01\x00\x00\x00", // mov dword ptr [rbx + 0x70], 1 (Status)
+            b"\x8b\x43\x70\xee",             // mov eax, [rbx + 0x70]; out dx, al
+            b"\xeb\xfe",                     // jmp to itself
+        ];
+        let kvm = match kvm::Kvm::open() {
+            Ok(kvm) => kvm,
+            Err(error) => return crate::testing::skipped(&error.to_string()),
+        };
+        let places = Places::choose(Transport::Mmio, true, 0).unwrap();
+        let guest = memory::allocate(32).unwrap();
+        let vm = Arc::new(kvm.create_vm(&guest, places.registers(), Default::default()).unwrap());
+        let mut vcpu = vm.create_vcpu(0, 1).unwrap();
+        let kernel = crate::boot::tests::elf(&CODE.concat(), false);
+        let source = crate::boot::Source { kernel: &kernel.as_slice(), initrd: None, cmdline: "" };
+        vcpu.set_entry(&crate::boot::load(&guest, &source).unwrap()).unwrap();
+        let (mut buses, said) = (
+            Buses { ports: Default::default(), registers: Default::default() },
+            Arc::<Mutex<Said>>::default(),
+        );
+        buses.ports.insert(0x3f8, 1, said.clone()).unwrap();
+        let rng = virtio::build_rng().unwrap();
+        places.fill(&vm, &guest, (&mut buses, &PciHost::default()), &[rng]).unwrap();
+        let mut exits = 0;
+        while crate::mutex::lock(&said).0.len() < 2 {
+            assert_eq!(vcpu.run(&buses.ports, &buses.registers), kvm::Exit::Handled);
+            exits += 1;
+        }
+        assert_eq!(crate::mutex::lock(&said).0, [b'v', 1]);
+        assert_eq!(exits, 3, "two for what it said, one for the status");
     }
 }

@@ -19,6 +19,7 @@ pub mod fragile;
 mod huge;
 pub mod mapping;
 pub mod pages;
+pub mod registers;
 pub mod shared;
 pub mod userfault;
 

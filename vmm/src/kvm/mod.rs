@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::CpuProfile;
 use crate::memory::mapping::Mapping;
+use crate::memory::registers::RegisterPages;
 use crate::memory::{self, GuestMemory};
 use crate::mutex::lock;
 
@@ -38,6 +39,8 @@ pub(crate) use x86_64::descriptor_table;
 
 /// The IOAPIC that KVM emulates has this many pins; a GSI is a pin's number.
 pub const IOAPIC_PINS: u32 = 24;
+/// The memory slot of devices' registers: far behind those of RAM and of files, and one that every KVM has.
+const REGISTERS_SLOT: u32 = 500;
 
 /// What kind of KVM the host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,15 +183,21 @@ impl Kvm {
         Ok(self.supported.get_or_init(|| asked).clone())
     }
 
-    /// Makes a VM around `memory`, with its interrupt controllers and a processor as `cpu` says.
+    /// Makes a VM around `memory`, with its interrupt controllers and a processor as `cpu` says, that reads `registers` as
+    /// memory.
     ///
     /// # Errors
     /// The step that failed; the host does not suit the profile.
-    pub fn create_vm(&self, memory: &GuestMemory, cpu: CpuProfile) -> Result<Vm, Error> {
+    pub fn create_vm(
+        &self,
+        memory: &GuestMemory,
+        registers: Option<Arc<RegisterPages>>,
+        cpu: CpuProfile,
+    ) -> Result<Vm, Error> {
         let cpuid = self.supported_cpuid()?;
         let profile = Profile::choose(cpu, self.kind, &cpuid)?;
         let tsc_deadline = self.fd.check_extension(Cap::TscDeadlineTimer);
-        self.make_vm(memory, Processor { profile, cpuid, tsc_deadline })
+        self.make_vm(memory, registers, Processor { profile, cpuid, tsc_deadline })
     }
 
     /// Makes a VM around `memory` for a guest that goes on, with the processor that it knows: one started with the profile
@@ -198,7 +207,7 @@ impl Kvm {
     /// The step that failed; the host lacks something that the guest knows of.
     pub fn recreate_vm(
         &self,
-        memory: &GuestMemory,
+        (memory, registers): (&GuestMemory, Option<Arc<RegisterPages>>),
         (cpu, vcpus): (CpuProfile, u8),
         needs: &CpuNeeds,
         state: &VmState,
@@ -208,17 +217,25 @@ impl Kvm {
         let deadline_here = self.fd.check_extension(Cap::TscDeadlineTimer);
         needs.check(&x86_64::guest_cpuid(&here, 0, vcpus, profile, deadline_here))?;
         let cpuid = CpuId::from_entries(&state.cpuid).map_err(|_| Error::Processor)?;
-        self.make_vm(memory, Processor { profile, cpuid, tsc_deadline: state.tsc_deadline })
+        self.make_vm(memory, registers, Processor { profile, cpuid, tsc_deadline: state.tsc_deadline })
     }
 
-    fn make_vm(&self, memory: &GuestMemory, processor: Processor) -> Result<Vm, Error> {
+    fn make_vm(
+        &self,
+        memory: &GuestMemory,
+        registers: Option<Arc<RegisterPages>>,
+        processor: Processor,
+    ) -> Result<Vm, Error> {
         let Processor { profile, cpuid, tsc_deadline } = processor;
         let spare = lock(&self.spare).take();
         let fd = spare.map_or_else(|| self.fd.create_vm(), Ok).map_err(step("create a VM"))?;
-        // Memory first: with slots present, creating the irqchip is an order of magnitude cheaper on some hosts.
-        for slot in dirty::slots(memory, 0) {
+        let registers = registers.filter(|_| self.fd.check_extension(Cap::ReadonlyMem));
+        // Memory first, all that is known of: each slot waits for all readers of the VM's to be done, and with the interrupt
+        // controllers there are some that take their time (8 ms instead of 0.3).
+        let slots = dirty::slots(memory, 0).into_iter().chain(registers.as_deref().map(slot_of));
+        for slot in slots {
             // SAFETY: the region is mapped at the slot's address with that length, and `Vm` keeps the mapping alive as
-            // long as the VM's descriptor.
+            // long as the VM's descriptor; so it does registers.
             unsafe { fd.set_user_memory_region(slot) }.map_err(step("give the VM its memory"))?;
         }
         fd.set_identity_map_address(memory::KVM_IDENTITY_MAP_START)
@@ -238,7 +255,18 @@ impl Kvm {
             msrs: msrs.into(),
             memory: memory.clone(),
             mappings: Mutex::default(),
+            registers,
         })
+    }
+}
+
+fn slot_of(registers: &RegisterPages) -> kvm_userspace_memory_region {
+    kvm_userspace_memory_region {
+        slot: REGISTERS_SLOT,
+        flags: KVM_MEM_READONLY,
+        guest_phys_addr: memory::MMIO_START.raw_value(),
+        memory_size: registers.bytes(),
+        userspace_addr: registers.start(),
     }
 }
 
@@ -262,6 +290,8 @@ pub struct Vm {
     memory: GuestMemory,
     /// Likewise.
     mappings: Mutex<Vec<Arc<Mapping>>>,
+    /// Likewise.
+    registers: Option<Arc<RegisterPages>>,
 }
 
 impl Vm {
@@ -296,6 +326,13 @@ impl Vm {
         unsafe { self.fd.set_user_memory_region(region) }.map_err(step("give the VM a file as memory"))?;
         mappings.push(mapping.clone());
         Ok(())
+    }
+
+    /// The registers of devices that the guest reads as memory, at [`memory::MMIO_START`], while what it writes there is an exit;
+    /// none where it has none, or KVM has no such memory.
+    #[must_use]
+    pub fn registers(&self) -> Option<&Arc<RegisterPages>> {
+        self.registers.as_ref()
     }
 
     /// A descriptor by which whoever has it can keep the VM, but not use it: KVM serves only the process that made it.

@@ -191,7 +191,7 @@ impl Balloon {
         });
         let Some(active) = able.filter(|_| !self.held) else { return false };
         self.hints.ask(&active.memory);
-        active.interrupt.config_changed();
+        active.interrupt.config_changed(&self.config());
         true
     }
 
@@ -221,9 +221,18 @@ impl Balloon {
         self.say_that_it_changed();
     }
 
+    fn config(&self) -> [u8; spec::CONFIG_BYTES] {
+        let mut space = [0; spec::CONFIG_BYTES];
+        space[..4].copy_from_slice(&self.target_pages.to_le_bytes());
+        space[4..8].copy_from_slice(&self.given_pages.to_le_bytes());
+        space[8..12].copy_from_slice(&self.hints.command().to_le_bytes());
+        space[12..].copy_from_slice(&self.poison.to_le_bytes());
+        space
+    }
+
     fn say_that_it_changed(&self) {
         if let Some(active) = &self.active {
-            active.interrupt.config_changed();
+            active.interrupt.config_changed(&self.config());
         }
     }
 
@@ -376,12 +385,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let mut space = [0; spec::CONFIG_BYTES];
-        space[..4].copy_from_slice(&self.target_pages.to_le_bytes());
-        space[4..8].copy_from_slice(&self.given_pages.to_le_bytes());
-        space[8..12].copy_from_slice(&self.hints.command().to_le_bytes());
-        space[12..].copy_from_slice(&self.poison.to_le_bytes());
-        super::read_config_bytes(&space, offset, data);
+        super::read_config_bytes(&self.config(), offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

@@ -377,7 +377,7 @@ impl VirtioDevice for Block {
 
     fn activate(&mut self, activation: Activation) {
         if std::mem::take(&mut self.grown) {
-            activation.interrupt.config_changed();
+            activation.interrupt.config_changed(&self.config);
         }
         self.active = Some(activation);
     }
@@ -438,7 +438,7 @@ impl VirtioDevice for Block {
         self.config = config_space(disk.size_bytes() / spec::SECTOR_BYTES, self.queue_sizes.len() as u16);
         let before = self.backend.replace(disk);
         if let Some(active) = &self.active {
-            active.interrupt.config_changed();
+            active.interrupt.config_changed(&self.config);
         }
         before
     }

@@ -119,7 +119,7 @@ impl Console {
         if self.config[..4] != size {
             self.config[..4].copy_from_slice(&size);
             if let Some(active) = &self.active {
-                active.interrupt.config_changed();
+                active.interrupt.config_changed(&self.config);
             }
         }
     }

@@ -30,6 +30,8 @@ pub const BLOCK_MIB: u32 = 2;
 /// Requests answered before the event loop serves its other devices: one may give 128 GiB back, page by page as they are
 /// noted for snapshots. Drivers wait for each.
 const BATCH_REQUESTS_MAX: u16 = 1;
+/// Seven numbers (§5.15.4).
+const CONFIG_BYTES: usize = 56;
 
 /// Where memory may be plugged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,7 +164,7 @@ impl Mem {
         if wanted != self.requested {
             self.requested = wanted;
             if let Some(active) = &self.active {
-                active.interrupt.config_changed();
+                active.interrupt.config_changed(&self.config());
             }
         }
         Ok(())
@@ -185,9 +187,26 @@ impl Mem {
         &self.blocks
     }
 
+    fn config(&self) -> [u8; CONFIG_BYTES] {
+        let region = u64::from(self.region.mib) * MIB;
+        let numbers = [
+            BLOCK_BYTES,
+            0,
+            self.region.start.raw_value(),
+            region,
+            region,
+            self.blocks.plugged() * BLOCK_BYTES,
+            self.requested * BLOCK_BYTES,
+        ];
+        let mut space = [0; CONFIG_BYTES];
+        space.copy_from_slice(numbers.map(u64::to_le_bytes).as_flattened());
+        space
+    }
+
     fn work(&mut self) {
         let Some(mut active) = self.active.take() else { return };
         let mut chain = std::mem::take(&mut self.chain);
+        let interrupt = Arc::clone(&active.interrupt);
         let worked = active.queues[0].work_off(&mut chain, BATCH_REQUESTS_MAX, |memory, chain| {
             if chain.writable_bytes() < spec::RESPONSE_BYTES as u64 {
                 return Err(QueueError::Outcome);
@@ -195,6 +214,8 @@ impl Mem {
             let mut request = [0; spec::REQUEST_BYTES];
             let length = chain.read_at(memory, 0, &mut request);
             let (kind, state) = self.answer(&request[..length]);
+            // Before the driver has the answer, and looks how much it is.
+            interrupt.show_config(&self.config());
             let mut response = [0; spec::RESPONSE_BYTES];
             response[..2].copy_from_slice(&kind.to_le_bytes());
             response[8..].copy_from_slice(&state.to_le_bytes());
@@ -305,17 +326,7 @@ impl VirtioDevice for Mem {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let region = u64::from(self.region.mib) * MIB;
-        let numbers = [
-            BLOCK_BYTES,
-            0,
-            self.region.start.raw_value(),
-            region,
-            region,
-            self.blocks.plugged() * BLOCK_BYTES,
-            self.requested * BLOCK_BYTES,
-        ];
-        super::read_config_bytes(numbers.map(u64::to_le_bytes).as_flattened(), offset, data);
+        super::read_config_bytes(&self.config(), offset, data);
     }
 
     fn activate(&mut self, activation: Activation) {

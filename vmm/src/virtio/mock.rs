@@ -22,6 +22,7 @@ use super::pci::{NOTIFY, NOTIFY_MULTIPLIER, PciTransport};
 use super::spec::{feature, mmio, pci, status};
 use super::{Error, Shared};
 use crate::bus::BusDevice;
+use crate::memory::registers::RegisterPages;
 use crate::memory::{self, GuestMemory};
 use crate::mutex::lock;
 use crate::pci::PciFunction;
@@ -38,6 +39,8 @@ const QUEUES_START: u64 = 0x1_0000;
 const QUEUE_STRIDE: u64 = 0x1_0000;
 /// Turns of the event loop in [`MockGuest::run`]: a device that needs more for one event spins.
 const TURNS_MAX: usize = 256;
+/// More of configuration space than any device has.
+const CONFIG_BYTES: usize = 128;
 
 /// Where the function's registers begin: where the VMM would put the first one's.
 pub const PCI_START: GuestAddress = memory::PCI_WINDOW_START;
@@ -99,7 +102,8 @@ impl MockGuest {
         let irq = EventFd::new(EFD_NONBLOCK).map_err(Error::EventFd)?;
         let irq_end = irq.try_clone().map_err(Error::EventFd)?;
         Self::build(device, |memory, device| {
-            Ok(Registers::Mmio { transport: MmioTransport::new(memory, device, irq_end)?, irq })
+            let page = RegisterPages::new(1).pages().next().expect("invariant: it is one page");
+            Ok(Registers::Mmio { transport: MmioTransport::new(memory, device, irq_end, page)?, irq })
         })
     }
 
@@ -352,8 +356,17 @@ impl MockGuest {
     }
 
     /// Lets the device's event loop run until nothing is pending; false if it does not come to rest.
+    ///
+    /// # Panics
+    /// What a driver would read of the configuration then is not the device's.
     pub fn run(&mut self) -> bool {
-        (0..TURNS_MAX).any(|_| self.events.run_with_timeout(0).is_ok_and(|events| events == 0))
+        let rests = (0..TURNS_MAX).any(|_| self.events.run_with_timeout(0).is_ok_and(|events| events == 0));
+        if self.status() & status::DRIVER_OK != 0 {
+            let (shown, mut config) = (self.read_config(0), [0; CONFIG_BYTES]);
+            lock(&self.device).read_config(0, &mut config);
+            assert_eq!(shown, config, "configuration space");
+        }
+        rests
     }
 
     /// Has the event loop stay awake, or sleep from now on.

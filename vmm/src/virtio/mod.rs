@@ -20,7 +20,8 @@
 //! let device = virtio::build_block(&disk_config, disk, (queues, &mut rings))?;          // virtio::Shared
 //! let irq = EventFd::new(EFD_NONBLOCK)?;
 //! vm.register_irqfd(&irq, gsi)?;                                  // edge: one write, one interrupt
-//! let transport = MmioTransport::new(memory.clone(), device.clone(), irq)?;
+//! let page = RegisterPages::new(1).pages().next()?;                   // which the guest may have as memory
+//! let transport = MmioTransport::new(memory.clone(), device.clone(), irq, page)?;
 //! for (index, event) in transport.queue_events().iter().enumerate() {
 //!     vm.register_ioevent(event, &IoEventAddress::Mmio(base + NOTIFY_OFFSET), index as u32)?;
 //! }
@@ -125,8 +126,10 @@ pub enum Error {
 pub trait Interrupt: Send + Sync {
     /// Buffers of queue `index` were used (VIRTIO 1.3 §2.9, "used buffer notification").
     fn queue_used(&self, index: u16);
-    /// The device's configuration changed (§2.3.2).
-    fn config_changed(&self);
+    /// The device's configuration changed, and begins with `config` now (§2.3.2). Called by who holds the device.
+    fn config_changed(&self, config: &[u8]);
+    /// As [`Self::config_changed`], of a change that the driver has asked for and looks for by itself.
+    fn show_config(&self, config: &[u8]);
     /// The device cannot go on: sets `DEVICE_NEEDS_RESET` (§2.1.2) and says so once.
     fn needs_reset(&self);
     /// Whether [`Self::needs_reset`] was called since the last reset.

@@ -5,15 +5,15 @@
 //! or changes a live queue gets `DEVICE_NEEDS_RESET`; it stays there until it resets. Must never know register
 //! offsets.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{Passed, QueueLayout, VirtQueue};
 use super::spec::{feature, status};
 use super::state::{NegotiationState, QueuePosition, QueueState, StateError};
-use super::{Activation, Error, Interrupt, Shared};
+use super::{Activation, Error, Interrupt, Shared, VirtioDevice};
 use crate::memory::GuestMemory;
 use crate::mutex::lock;
 
@@ -267,6 +267,11 @@ impl Negotiation {
         if let Some(event) = usize::try_from(index).ok().and_then(|index| self.queue_events.get(index)) {
             super::kick(event);
         }
+    }
+
+    /// The device, held.
+    pub fn device(&self) -> MutexGuard<'_, dyn VirtioDevice + 'static> {
+        lock(&self.device)
     }
 
     /// Reads configuration space.

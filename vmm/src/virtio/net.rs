@@ -275,7 +275,7 @@ impl<L: Link> Net<L> {
         let status = if up { spec::S_LINK_UP } else { 0 };
         self.config[6..8].copy_from_slice(&status.to_le_bytes());
         if let Some(active) = &self.active {
-            active.interrupt.config_changed();
+            active.interrupt.config_changed(&self.config);
         }
     }
 

@@ -473,9 +473,14 @@ impl Interrupt for PciInterrupt {
         self.msix.trigger(self.queue_vector(index));
     }
 
-    fn config_changed(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
+    fn config_changed(&self, config: &[u8]) {
+        self.show_config(config);
         self.config_event();
+    }
+
+    /// The driver asks the device itself.
+    fn show_config(&self, _config: &[u8]) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
     fn needs_reset(&self) {

@@ -28,7 +28,7 @@ pub(super) fn begin(
         let making = beside::begin(|begun| {
             thread.spawn_scoped(scope, move || {
                 begun.say();
-                make(kvm, guest, cpu, count)
+                make(kvm, (guest, places), cpu, count)
             })
         })
         .map_err(Error::Thread)?;
@@ -43,8 +43,13 @@ pub(super) fn begin(
     Ok((vm, vcpus))
 }
 
-fn make(kvm: &Kvm, guest: &GuestMemory, cpu: CpuProfile, count: u8) -> Result<(Arc<Vm>, Vec<Vcpu>), Error> {
-    let vm = kvm.create_vm(guest, cpu)?;
+fn make(
+    kvm: &Kvm,
+    (guest, places): (&GuestMemory, &Places),
+    cpu: CpuProfile,
+    count: u8,
+) -> Result<(Arc<Vm>, Vec<Vcpu>), Error> {
+    let vm = kvm.create_vm(guest, places.registers(), cpu)?;
     let vcpus = (0..count).map(|id| vm.create_vcpu(id, count)).collect::<Result<_, _>>()?;
     Ok((Arc::new(vm), vcpus))
 }

@@ -193,7 +193,9 @@ impl Machine {
         check_memory(&spec, &header, &guest)?;
         check_host(header.host, kvm.kind())?;
         let processor = (header.cpu, header.vcpus);
-        let vm = Arc::new(kvm.recreate_vm(&guest, processor, &header.needs, &state.vm)?);
+        let places = Places::of_windows(state.devices.iter().filter(|device| device.slot.is_none()).count())?;
+        let memory = (&guest, places.registers());
+        let vm = Arc::new(kvm.recreate_vm(memory, processor, &header.needs, &state.vm)?);
         if spec.track {
             vm.track_writes()?;
         }
@@ -242,7 +244,6 @@ impl Machine {
         let peripherals = Peripherals::build(peripherals, (&vm, &guest), ending)?;
         let backends = (spec.disks, spec.nics, peripherals.devices());
         let made = make_devices(backends, &state.devices, &mut wires)?;
-        let places = Places::of_windows(state.devices.iter().filter(|device| device.slot.is_none()).count())?;
         let seats = seat(&places, &wires, &mut buses, &made, &state.devices)?;
         restore_bus(&wires, &state)?;
         let mut devices = Devices::new(wires, made, seats);
