@@ -3,7 +3,8 @@
 //! Guests are the tiny guest without devices, which writes to 1 MiB of its memory ten times a second. "First words" are what it
 //! says when it has taken up its new generation id; their baseline is booting the same guest in the same run. "Heard" is a guest
 //! that talks all the time (`say=1`): it is heard as soon as its first instructions after the restore have run; from the start of
-//! its process on, or from the request to a process that waits for one. Where there is no baseline of the kind, it is the aim.
+//! its process on, or from the request to a process that waits for one, which knows how much memory it will have or does not. Where
+//! there is no baseline of the kind, it is the aim.
 //!
 //! With `FIRECRACKER_BIN=/path/to/firecracker` the same guests' snapshots are taken and loaded there in the same run, and
 //! are the baseline.
@@ -70,15 +71,19 @@ fn main() -> Result<()> {
     let heard = [bench.heard(SMALL_MIB)?, bench.heard(LARGE_MIB)?];
     let what = |mib: u32| format!("process start to a restored guest that is heard, {mib} MiB, p50");
     let asked = |mib: u32| format!("request to a restored guest that is heard, {mib} MiB, p50");
-    line(&what(LARGE_MIB), "ms", heard[1].0, heard[0].0, "the same with 128 MiB");
-    line(&asked(SMALL_MIB), "ms", heard[0].1, heard[0].0, "from the start of its process");
-    line(&asked(LARGE_MIB), "ms", heard[1].1, heard[0].1, "the same with 128 MiB");
+    let expected = |mib: u32| format!("the same of a process that expects {mib} MiB, p50");
+    line(&what(LARGE_MIB), "ms", heard[1].started, heard[0].started, "the same with 128 MiB");
+    line(&asked(SMALL_MIB), "ms", heard[0].asked, heard[0].started, "from the start of its process");
+    line(&asked(LARGE_MIB), "ms", heard[1].asked, heard[0].asked, "the same with 128 MiB");
+    line(&expected(SMALL_MIB), "ms", heard[0].expected, heard[0].asked, "of one that does not");
+    line(&expected(LARGE_MIB), "ms", heard[1].expected, heard[0].expected, "the same with 128 MiB");
     if let Some(peer) = Firecracker::named(files.path())? {
         for (index, mib) in [SMALL_MIB, LARGE_MIB].into_iter().enumerate() {
             let theirs = peer.figures(&bench.kernel(), mib)?;
-            line(&what(mib), "ms", heard[index].0, theirs.heard, "firecracker, same guest, same run");
+            line(&what(mib), "ms", heard[index].started, theirs.heard, "firecracker, same guest, same run");
             let of = "firecracker, from the request to a process that waits for it";
-            line(&asked(mib), "ms", heard[index].1, theirs.heard_from_request, of);
+            line(&asked(mib), "ms", heard[index].asked, theirs.heard_from_request, of);
+            line(&expected(mib), "ms", heard[index].expected, theirs.heard_from_request, of);
             let full = format!("a full snapshot, {mib} MiB, p50");
             line(&full, "ms", fulls[index], theirs.full, "firecracker's, paused");
         }
@@ -111,6 +116,16 @@ fn each_write<M: GuestMemory>(memory: &M, bytes: usize) -> Result<f64> {
         memory.write_slice(&data, GuestAddress(at as u64)).context("write to guest memory")?;
     }
     Ok(milliseconds(started) * 1e6 / WRITES as f64)
+}
+
+/// Milliseconds until a guest that goes on is heard, p50.
+struct Heard {
+    /// From the start of its process.
+    started: f64,
+    /// From the request to a process that waits.
+    asked: f64,
+    /// The same to one that knows how much memory its guest will have.
+    expected: f64,
 }
 
 struct Bench {
@@ -272,9 +287,8 @@ impl Bench {
         Ok(samples.quantile(0.5))
     }
 
-    /// Until a guest that goes on is heard: from the start of its process, and from the request to one that waits; in
-    /// milliseconds.
-    fn heard(&self, mib: u32) -> Result<(f64, f64)> {
+    /// Until a guest that goes on is heard.
+    fn heard(&self, mib: u32) -> Result<Heard> {
         let (socket, path) = (self.files.join("talks.socket"), self.files.join("talks.snap"));
         let mut guest = self.boot_with(mib, TALKS, Some(&socket))?;
         guest.wait_for(BEGUN)?;
@@ -288,17 +302,22 @@ impl Bench {
             guest.wait_for(HEARD)?;
             samples.push(milliseconds(started));
         }
-        let mut from_request = Samples::default();
+        let (mut asked, mut expected) = (Samples::default(), Samples::default());
         for _ in 0..RUNS {
-            from_request.push(self.heard_from_request(&path)?);
+            asked.push(self.heard_from_request(&path, None)?);
+            expected.push(self.heard_from_request(&path, Some(mib))?);
         }
-        Ok((samples.quantile(0.5), from_request.quantile(0.5)))
+        let p50 = |samples: &Samples| samples.quantile(0.5);
+        Ok(Heard { started: p50(&samples), asked: p50(&asked), expected: p50(&expected) })
     }
 
-    fn heard_from_request(&self, snapshot: &Path) -> Result<f64> {
+    fn heard_from_request(&self, snapshot: &Path, expected_mib: Option<u32>) -> Result<f64> {
         let socket = self.files.join("waits.socket");
         let mut command = Command::new(&self.wisp);
         command.args(["vmm", "wait"]).arg(&socket).stdin(Stdio::null()).stderr(Stdio::null());
+        if let Some(mib) = expected_mib {
+            command.args(["--mem", &mib.to_string()]);
+        }
         let _waits = Guest(command.spawn().context("start the VMM that waits")?);
         let mut client = connect(&socket)?;
         let (mut reader, writer) = std::io::pipe()?;

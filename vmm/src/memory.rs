@@ -19,6 +19,7 @@ pub mod fragile;
 mod huge;
 pub mod mapping;
 pub mod pages;
+mod place;
 pub mod registers;
 pub mod shared;
 pub mod userfault;
@@ -325,18 +326,35 @@ pub fn allocate_of(size_mib: u32, pages: HugePages) -> Result<GuestMemory, Error
     GuestMemory::from_regions(regions).map_err(|source| failed(source.into()))
 }
 
+/// Has memory that was made by [`allocate`], and not touched, be of other pages; not of reserved ones.
+pub fn have_pages(memory: &GuestMemory, pages: HugePages) {
+    if pages == HugePages::Transparent {
+        memory.iter().for_each(huge::advise);
+    }
+}
+
+/// Whether `memory` lies where RAM of `size_mib` MiB does, and is no more than that.
+#[must_use]
+pub fn is_of(memory: &GuestMemory, size_mib: u32) -> bool {
+    memory.iter().map(|region| (region.start_addr(), region.len())).eq(ram_ranges(size_mib))
+}
+
 /// Maps memory of `size_mib` MiB, of which the last `hotplug_mib` come and go, whose content lies in `file` from `offset` on,
 /// a multiple of the page size, one range after the other. What is written stays here; what is not is the file's, shared with
-/// all who map it. The file must not change meanwhile.
+/// all who map it. The file must not change meanwhile. RAM that has its `place` already, untouched, is mapped there.
 ///
 /// # Errors
 /// As [`allocate`].
 pub fn map_private(
     (size_mib, hotplug_mib): (u32, u32),
-    file: &Arc<File>,
-    offset: u64,
+    (file, offset): (&Arc<File>, u64),
+    place: Option<GuestMemory>,
 ) -> Result<GuestMemory, Error> {
     check_size(size_mib)?;
+    if let Some(place) = place.filter(|place| hotplug_mib == 0 && is_of(place, size_mib)) {
+        place::fill(&place, (file, offset)).map_err(|source| Error::Map { size_mib, source })?;
+        return Ok(place);
+    }
     let failed = |error| Error::Map { size_mib, source: reason(error) };
     let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
     let regions = map_file(&ranges((size_mib, hotplug_mib)), flags, (file, offset)).map_err(failed)?;
@@ -410,6 +428,38 @@ mod tests {
         assert_eq!(behind_ram(&memory), GuestAddress((4096 + 256) * MIB));
         for wrong in [1, 100, 129, u32::MAX] {
             assert!(with_hotplug(&ram, (64, wrong), HugePages::None).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_lies_in_a_file_is_mapped_where_there_is_a_place_for_as_much_and_for_no_more() {
+        use std::os::unix::fs::FileExt as _;
+        use vm_memory::Bytes as _;
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let marks = [(0, b"low"), (3072 * MIB, b"top")];
+        for (at, mark) in marks {
+            file.write_all_at(mark, 4096 + at).unwrap();
+        }
+        file.set_len(4096 + 4096 * MIB).unwrap();
+        let place = allocate(4096).unwrap();
+        let starts = |memory: &GuestMemory| memory.iter().map(|region| region.as_ptr()).collect::<Vec<_>>();
+        let taken = starts(&place);
+        let memory = map_private((4096, 0), (&file, 4096), Some(place)).unwrap();
+        assert_eq!(starts(&memory), taken);
+        for ((start, _), (_, mark)) in ram_ranges(4096).into_iter().zip(marks) {
+            assert_eq!(memory.read_obj::<[u8; 3]>(start).unwrap(), *mark);
+        }
+        // What is written stays here.
+        memory.write_slice(b"new", GuestAddress(0)).unwrap();
+        let mut there = [0; 3];
+        file.read_exact_at(&mut there, 4096).unwrap();
+        assert_eq!(&there, b"low");
+        for other in [(2048, 0), (4096, 128)] {
+            let place = allocate(4096).unwrap();
+            let taken = starts(&place);
+            let elsewhere = map_private(other, (&file, 4096), Some(place.clone())).unwrap();
+            assert!(starts(&elsewhere).iter().all(|start| !taken.contains(start)), "{other:?}");
+            assert_eq!(place.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
         }
     }
 

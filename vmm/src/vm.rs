@@ -163,7 +163,8 @@ impl Machine {
                 if spec.pinned.is_some() {
                     return Err(Error::Pinned);
                 }
-                let snapshot = source.open(spec.estate.as_ref().map(|estate| &estate.memory), ending)?;
+                let into = spec.estate.as_ref().map(|estate| &estate.memory);
+                let snapshot = source.open(into, kvm, ending)?;
                 return Self::go_on(kvm, spec, snapshot, Whose::Another, ending);
             }
             boot => boot,
@@ -186,7 +187,13 @@ impl Machine {
             (Some(pinned), _) => pinned,
             (None, Some(_)) if hotplug_mib > 0 => return Err(memory::Error::SharedHotplug.into()),
             (None, Some(estate)) => estate.memory.allocate(spec.memory_mib)?,
-            (None, None) => memory::allocate_of(spec.memory_mib, spec.huge_pages)?,
+            (None, None) => match kvm.place(spec.memory_mib) {
+                Some(place) if spec.huge_pages != HugePages::Reserved => {
+                    memory::have_pages(&place, spec.huge_pages);
+                    place
+                }
+                _ => memory::allocate_of(spec.memory_mib, spec.huge_pages)?,
+            },
         };
         let guest = memory::with_hotplug(&ram, (spec.memory_mib, hotplug_mib), spec.huge_pages)?;
         let kernel = Bootable::find(boot, spec.disks.first().map(|disk| &disk.disk))?;

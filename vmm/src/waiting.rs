@@ -13,30 +13,39 @@ use crate::handover;
 use crate::inherited::Descriptors as _;
 use crate::interactive::console_on;
 use crate::kvm::{Kvm, Opening};
-use crate::memory::shared::Shared;
+use crate::memory::{self, shared::Shared};
 use crate::rpc::{ExitReason, ExitReport, Streams};
 use crate::run::{self, Error, Left, Prepared, chain};
 use crate::sandbox::Sandbox;
 use crate::supervisor::{self, Guest, Supervisor};
 use crate::virtio::block::ring::Rings;
-use crate::vm::Machine;
+use crate::vm::{self, Machine};
 
 pub use crate::supervisor::Called;
 
-/// Waits for a guest, and serves it in this process until its end. For so many `disks` there are rings, with some for those
-/// that come later; further ones do without.
+/// What a guest that is waited for is expected to have. One that has something else is served as well, and not as soon.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected {
+    /// Disks for which there are rings, with some for those that come later; further ones do without.
+    pub disks: usize,
+    /// Its memory in MiB, if that is known: what KVM makes for it is there then.
+    pub memory_mib: Option<u32>,
+}
+
+/// Waits for a guest, and serves it in this process until its end.
 ///
 /// Must be called on the only thread of a process that was made for it, and confines it.
 #[must_use]
-pub fn wait_for_guest(called: Called, disks: usize, sandbox: Sandbox) -> ExitReport {
-    run::to_the_end("waited for", |left| serve(called, (disks, sandbox), left))
+pub fn wait_for_guest(called: Called, expected: Expected, sandbox: Sandbox) -> ExitReport {
+    run::to_the_end("waited for", |left| serve(called, (expected, sandbox), left))
 }
 
-fn serve(called: Called, (disks, sandbox): (usize, Sandbox), left: &mut Left) -> Result<Ending, Error> {
+fn serve(called: Called, (expected, sandbox): (Expected, Sandbox), left: &mut Left) -> Result<Ending, Error> {
     supervisor::block_signals()?;
-    let kvm = Opening::begin();
+    let place = expected.memory_mib.map(memory::allocate).transpose().map_err(vm::Error::from)?;
+    let kvm = Opening::begin_at(place);
     let memory = Shared::new(HugePages::None).map_err(Error::SharedMemory)?;
-    let prepared = Prepared { rings: Rings::for_disks(disks, true), memory: Some(memory) };
+    let prepared = Prepared { rings: Rings::for_disks(expected.disks, true), memory: Some(memory) };
     let ending = EndingSignal::new().map_err(Error::Event)?;
     let foreground = matches!(called, Called::At(_));
     let kvm = kvm.finish()?;

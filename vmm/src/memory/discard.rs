@@ -129,7 +129,7 @@ mod tests {
         use std::sync::Arc;
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[0xaa; 1 << 20], 0).unwrap();
-        let from_file = super::super::map_private((1, 0), &Arc::new(file), 0).unwrap();
+        let from_file = super::super::map_private((1, 0), (&Arc::new(file), 0), None).unwrap();
         for (memory, how) in [(memory(), Emptied::Discarded), (from_file, Emptied::Replaced)] {
             let region = memory.iter().next().unwrap();
             written(region).reset();

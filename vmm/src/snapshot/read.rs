@@ -107,13 +107,30 @@ impl Snapshot {
     /// # Errors
     /// One of them is none that this program can read, or they do not belong together.
     pub fn open(files: Vec<File>, lazily: Option<Lazily>) -> Result<Self, Error> {
+        Self::open_at(files, lazily, |_| None)
+    }
+
+    /// The same where `place` has one for so many MiB of RAM, which nobody has touched.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn open_at(
+        files: Vec<File>,
+        lazily: Option<Lazily>,
+        place: impl FnOnce(u32) -> Option<GuestMemory>,
+    ) -> Result<Self, Error> {
         Self::open_chain(files, |header, full| match header.form {
             Form::Flat if lazily.as_ref().is_some_and(Lazily::has_working_set) => Err(Error::NoWorkingSet),
-            Form::Flat => Ok((memory::map_private(size_of(header), full, header.memory_at())?, None)),
+            Form::Flat => {
+                let (all_mib, hotplug_mib) = size_of(header);
+                let place = place(all_mib - hotplug_mib);
+                let memory = memory::map_private(size_of(header), (full, header.memory_at()), place)?;
+                Ok((memory, None))
+            }
             Form::Packed => {
                 let (all_mib, hotplug_mib) = size_of(header);
                 let ram_mib = all_mib - hotplug_mib;
-                let ram = memory::allocate(ram_mib)?;
+                let ram = place(ram_mib).map_or_else(|| memory::allocate(ram_mib), Ok)?;
                 let memory = memory::with_hotplug(&ram, (ram_mib, hotplug_mib), HugePages::None)?;
                 let pager = match lazily {
                     Some(lazily) => Some(Pager::start(lazily, full, header, &memory)?),

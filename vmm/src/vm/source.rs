@@ -52,10 +52,12 @@ impl SnapshotSource {
         Self { files, working_set, userfault: opened.and_then(Result::ok) }
     }
 
-    /// The snapshot, opened; if its memory cannot be had later, `ending` learns it.
+    /// The snapshot, opened; if its memory cannot be had later, `ending` learns it. Memory that is no file's goes where `kvm` has a
+    /// place for it.
     pub(super) fn open(
         self,
         into: Option<&Shared>,
+        kvm: &kvm::Kvm,
         ending: &EndingSignal,
     ) -> Result<Snapshot, crate::snapshot::Error> {
         let Self { files, working_set, userfault } = self;
@@ -69,7 +71,7 @@ impl SnapshotSource {
             return Err(crate::snapshot::Error::NoWorkingSet);
         }
         let lazily = userfault.map(|userfault| Lazily { userfault, working_set, ending: ending.clone() });
-        Snapshot::open(files, lazily)
+        Snapshot::open_at(files, lazily, |ram_mib| kvm.place(ram_mib))
     }
 }
 

@@ -5,15 +5,16 @@ use std::os::unix::net::UnixStream;
 
 use vmm::rpc::{ClientError, Streams, VmState};
 use vmm::vm::MainConsole;
-use vmm::waiting::{Called, wait_for_guest};
+use vmm::waiting::{Called, Expected, wait_for_guest};
 
 use super::*;
 
-/// A VMM that waits, and the other end of its line.
-fn waits() -> (JoinHandle<ExitReport>, Client) {
+/// A VMM that waits for a guest, perhaps of so many MiB, and the other end of its line.
+fn waits(memory_mib: Option<u32>) -> (JoinHandle<ExitReport>, Client) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     settle_heaps();
-    let thread = std::thread::spawn(move || wait_for_guest(Called::By(theirs), 1, Sandbox::default()));
+    let expected = Expected { disks: 1, memory_mib };
+    let thread = std::thread::spawn(move || wait_for_guest(Called::By(theirs), expected, Sandbox::default()));
     let client = Client::new(ours).unwrap();
     client.set_timeout(PATIENCE).unwrap();
     (thread, client)
@@ -49,7 +50,21 @@ const STREAMS: Streams =
 
 #[test]
 fn guest_boots_where_it_was_waited_for_and_another_goes_on_from_it() {
-    let (thread, mut vmm) = waits();
+    boots_and_goes_on(None, true);
+}
+
+#[test]
+fn so_it_does_with_memory_that_was_known_or_was_guessed_wrong() {
+    for expected_mib in [32, 64] {
+        for upgradable in [false, true] {
+            boots_and_goes_on(Some(expected_mib), upgradable);
+        }
+    }
+}
+
+/// A guest of 32 MiB, in VMMs that wait for such a one or for another.
+fn boots_and_goes_on(expected_mib: Option<u32>, upgradable: bool) {
+    let (thread, mut vmm) = waits(expected_mib);
     let (kernel, silent) = (kernel(), File::open("/dev/null").unwrap());
     let (disk, report) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
     disk.set_len(1 << 20).unwrap();
@@ -57,7 +72,7 @@ fn guest_boots_where_it_was_waited_for_and_another_goes_on_from_it() {
     let mut told = config(Boot::Kernel { kernel: InheritedFd(0), initrd: None });
     told.disks = vec![DiskConfig::of(DiskFormat::Raw { file: InheritedFd(3) })];
     told.exit_report = Some(InheritedFd(4));
-    told.upgradable = true;
+    told.upgradable = upgradable;
     let files = [kernel.as_fd(), silent.as_fd(), output.as_fd(), disk.as_fd(), report.as_fd()];
     assert_eq!(vmm.configure(told, Some(STREAMS), &files).unwrap(), VmState::Created);
     assert_eq!(vmm.start().unwrap(), VmState::Running);
@@ -76,7 +91,7 @@ fn guest_boots_where_it_was_waited_for_and_another_goes_on_from_it() {
     { &report }.read_to_string(&mut written).unwrap();
     assert_eq!(serde_json::from_str::<ExitReport>(&written).unwrap(), ended);
 
-    let (thread, mut vmm) = waits();
+    let (thread, mut vmm) = waits(expected_mib);
     let (mut heard, output) = io::pipe().unwrap();
     let boot = Boot::Snapshot { files: vec![InheritedFd(0)], track: false, working_set: None };
     let mut told = config(boot);
@@ -91,7 +106,7 @@ fn guest_boots_where_it_was_waited_for_and_another_goes_on_from_it() {
 
 #[test]
 fn guest_that_cannot_be_made_ends_its_vmm_and_who_asked_is_told_why() {
-    let (thread, mut vmm) = waits();
+    let (thread, mut vmm) = waits(None);
     let mut text = tempfile::tempfile().unwrap();
     text.write_all(b"no kernel\n").unwrap();
     let told = config(Boot::Kernel { kernel: InheritedFd(0), initrd: None });
@@ -107,7 +122,7 @@ fn guest_that_cannot_be_made_ends_its_vmm_and_who_asked_is_told_why() {
 
 #[test]
 fn vmm_that_nobody_can_give_a_guest_any_more_ends() {
-    let (thread, vmm) = waits();
+    let (thread, vmm) = waits(None);
     drop(vmm);
     let ended = thread.join().unwrap();
     assert_eq!(ended.reason, ExitReason::Killed);
