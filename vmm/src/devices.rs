@@ -335,7 +335,8 @@ mod tests {
         };
         let places = Places::choose(Transport::Mmio, true, 0).unwrap();
         let guest = memory::allocate(32).unwrap();
-        let vm = Arc::new(kvm.create_vm(&guest, places.registers(), Default::default()).unwrap());
+        let layout = kvm::Layout { registers: places.registers(), ..kvm::Layout::of(guest.clone()) };
+        let vm = Arc::new(kvm.create_vm(layout, Default::default()).unwrap());
         let mut vcpu = vm.create_vcpu(0, 1).unwrap();
         let kernel = crate::boot::tests::elf(&CODE.concat(), false);
         let source = crate::boot::Source { kernel: &kernel.as_slice(), initrd: None, cmdline: "" };

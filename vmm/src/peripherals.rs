@@ -14,9 +14,8 @@ use crate::config::{self, BalloonConfig, ConsoleConfig, MemConfig, PmemConfig, V
 use crate::devices;
 use crate::ending::EndingSignal;
 use crate::inherited::Descriptors;
-use crate::kvm::Vm;
 use crate::memory::discard::Emptied;
-use crate::memory::mapping::Mapping;
+use crate::memory::mapping::{self, Mapping, Placed};
 use crate::memory::{self, GuestMemory};
 use crate::mutex::lock;
 use crate::serial::{self, ConsoleLog};
@@ -26,7 +25,7 @@ use crate::virtio::mem::{Mem, Region, build_mem};
 use crate::virtio::pmem::build_pmem;
 use crate::virtio::spec::device_type;
 use crate::virtio::vsock::{Vsock, build_vsock, saved_cid};
-use crate::virtio::{Shared, StateError};
+use crate::virtio::{self, Shared, StateError};
 
 /// Why a device cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -54,7 +53,7 @@ pub struct PeripheralSpecs {
     /// Memory that comes and goes.
     pub mem: Option<MemSpec>,
     /// Files that are memory.
-    pub pmem: Vec<Mapping>,
+    pub pmem: Vec<Arc<Mapping>>,
     /// The watchdog, which is no virtio device.
     pub watchdog: Option<WatchdogAction>,
 }
@@ -104,7 +103,8 @@ impl PeripheralSpecs {
             }
         };
         let vsock = config.vsock.map(|config| open_vsock(&config, fds)).transpose().map_err(Error::Vsock)?;
-        let map = |pmem: PmemConfig| Mapping::new(File::from(fds.take(pmem.file)), pmem.read_only);
+        let map =
+            |pmem: PmemConfig| Mapping::new(File::from(fds.take(pmem.file)), pmem.read_only).map(Arc::new);
         let pmem = config.pmem.into_iter().map(map).collect::<Result<_, _>>().map_err(Error::Pmem)?;
         let mem = config.mem.map(MemSpec::from);
         Ok(Self { console, vsock, balloon: config.balloon, mem, pmem, watchdog: config.watchdog })
@@ -145,6 +145,12 @@ impl PeripheralSpecs {
         Ok(())
     }
 
+    /// The files that are memory of a guest's with `guest` as its own, and where they lie.
+    #[must_use]
+    pub fn mappings(&self, guest: &GuestMemory) -> Vec<Placed> {
+        mapping::place(&self.pmem, memory::behind_ram(guest))
+    }
+
     /// How many virtio devices they are.
     #[must_use]
     pub fn count(&self) -> usize {
@@ -173,15 +179,19 @@ pub struct Peripherals {
 }
 
 impl Peripherals {
-    /// Makes the devices, of which some are memory of `vm`'s; a kernel that panics on one of them is told of by `ending`.
+    /// Makes the devices of a guest that has this memory, and the mappings behind it; a kernel that panics on one of them is told
+    /// of by `ending`.
     ///
     /// # Errors
-    /// The device's, or KVM's.
+    /// The device's.
     pub fn build(
         specs: PeripheralSpecs,
-        (vm, guest): (&Vm, &GuestMemory),
+        guest: &GuestMemory,
         ending: &EndingSignal,
     ) -> Result<Self, devices::Error> {
+        let pmem = specs.mappings(guest).into_iter();
+        let pmem: Result<_, virtio::Error> =
+            pmem.map(|Placed { mapping, start }| build_pmem(mapping, start)).collect();
         let console = specs.console.map(build_console).transpose()?;
         if let Some(console) = &console {
             lock(console).watch_for_panics(ending.clone());
@@ -195,16 +205,8 @@ impl Peripherals {
             let region = Region { start: end.unchecked_sub(bytes), mib: region_mib };
             build_mem(region, guest, spec.emptied, requested_mib)
         });
-        let (mut start, mut pmem) = (memory::behind_ram(guest), Vec::with_capacity(specs.pmem.len()));
-        for mapping in specs.pmem {
-            let mapping = Arc::new(mapping);
-            vm.add_mapping(&mapping, start)?;
-            let bytes = mapping.bytes();
-            pmem.push(build_pmem(mapping, start)?);
-            start = start.unchecked_add(bytes);
-        }
         let (vsock, balloon, mem) = (vsock.transpose()?, balloon.transpose()?, mem.transpose()?);
-        Ok(Self { console, vsock, balloon, mem, pmem })
+        Ok(Self { console, vsock, balloon, mem, pmem: pmem? })
     }
 
     /// The virtio devices in the order of their places.

@@ -215,7 +215,7 @@ impl Machine {
 
         let rings = (spec.rings, queues_for(spec.vcpus));
         let mut wires = add_bus((&vm, &guest), &mut buses.ports, &sci, rings)?;
-        let peripherals = Peripherals::build(spec.peripherals, (&vm, &guest), ending)?;
+        let peripherals = Peripherals::build(spec.peripherals, &guest, ending)?;
         let devices = build_devices(spec.disks, spec.nics, &peripherals, &mut wires)?;
         let shared: Vec<Shared> = devices.iter().map(|made| made.shared.clone()).collect();
         let filled = places.fill(&vm, &guest, (&mut buses, &wires.host), &shared)?;

@@ -1,26 +1,14 @@
 //! Which pages of guest memory were written to: by the guest, which KVM's log knows, and by this process, which each
 //! region's own bitmap knows.
 
-use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
+use vm_memory::{GuestMemoryBackend as _, GuestMemoryRegion as _};
 
 use super::{Error, Vm, step};
-use crate::memory::{self, GuestMemory};
+use crate::memory;
 
 /// A bit for each page of one region, the first page's lowest.
 pub type DirtyPages = Vec<u64>;
-
-/// The memory slots of `memory`, one for each region.
-pub(super) fn slots(memory: &GuestMemory, flags: u32) -> Vec<kvm_userspace_memory_region> {
-    let slot = |(slot, region): (u32, &<GuestMemory as GuestMemoryBackend>::R)| kvm_userspace_memory_region {
-        slot,
-        flags,
-        guest_phys_addr: region.start_addr().raw_value(),
-        memory_size: region.len(),
-        userspace_addr: region.as_ptr() as u64,
-    };
-    (0_u32..).zip(memory.iter()).map(slot).collect()
-}
 
 impl Vm {
     /// From now on notes which pages are written to. Each page's first write costs the guest an exit that KVM handles.
@@ -29,7 +17,7 @@ impl Vm {
     /// The kernel's.
     pub fn track_writes(&self) -> Result<(), Error> {
         self.set_slots(KVM_MEM_LOG_DIRTY_PAGES)?;
-        self.memory.iter().for_each(|region| memory::written(region).reset());
+        self.layout.memory.iter().for_each(|region| memory::written(region).reset());
         Ok(())
     }
 
@@ -42,7 +30,7 @@ impl Vm {
     }
 
     fn set_slots(&self, flags: u32) -> Result<(), Error> {
-        for slot in slots(&self.memory, flags) {
+        for slot in self.layout.memory_slots(flags) {
             // SAFETY: the slot is the same as when the VM was made, for which the mapping is kept; only its flags change.
             unsafe { self.fd.set_user_memory_region(slot) }.map_err(step("note what the guest writes"))?;
         }
@@ -55,7 +43,7 @@ impl Vm {
     /// The kernel's.
     pub fn take_dirty(&self) -> Result<Vec<DirtyPages>, Error> {
         let mut all = Vec::new();
-        for (slot, region) in (0_u32..).zip(self.memory.iter()) {
+        for (slot, region) in (0_u32..).zip(self.layout.memory.iter()) {
             let bytes = usize::try_from(region.len()).expect("invariant: usize has 64 bits");
             let mut pages =
                 self.fd.get_dirty_log(slot, bytes).map_err(step("tell what the guest has written"))?;

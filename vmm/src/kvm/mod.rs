@@ -6,6 +6,7 @@
 mod dirty;
 mod fault;
 mod features;
+mod layout;
 mod opening;
 mod profile;
 mod state;
@@ -16,13 +17,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, kvm_msi, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_msi};
 use kvm_ioctls::{Cap, IoEventAddress, NoDatamatch, VcpuFd, VmFd};
-use vm_memory::{Address, GuestAddress, GuestMemoryBackend as _};
+use vm_memory::{Address, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::config::CpuProfile;
-use crate::memory::mapping::Mapping;
 use crate::memory::registers::RegisterPages;
 use crate::memory::{self, GuestMemory};
 use crate::mutex::lock;
@@ -30,6 +30,7 @@ use crate::mutex::lock;
 pub use dirty::DirtyPages;
 pub use fault::LAB_COMMAND;
 pub use features::{CpuNeeds, FeatureWord, Lacking, WORDS_MAX};
+pub use layout::Layout;
 pub use opening::Opening;
 pub use profile::{Profile, Unsuited};
 pub use state::{VcpuState, VmState};
@@ -39,8 +40,6 @@ pub(crate) use x86_64::descriptor_table;
 
 /// The IOAPIC that KVM emulates has this many pins; a GSI is a pin's number.
 pub const IOAPIC_PINS: u32 = 24;
-/// The memory slot of devices' registers: far behind those of RAM and of files, and one that every KVM has.
-const REGISTERS_SLOT: u32 = 500;
 
 /// What kind of KVM the host has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,27 +124,27 @@ pub struct Kvm {
 struct Spare {
     fd: VmFd,
     /// With a place for memory, it has all that comes behind the memory: the interrupt controllers, and the first processor.
-    placed: Option<(GuestMemory, VcpuFd)>,
+    placed: Option<(Layout, VcpuFd)>,
 }
 
 impl Spare {
     fn make(kvm: &kvm_ioctls::Kvm, place: Option<GuestMemory>) -> Result<Self, Error> {
         let fd = kvm.create_vm().map_err(step("create a VM"))?;
-        let Some(place) = place else { return Ok(Self { fd, placed: None }) };
-        for slot in dirty::slots(&place, 0) {
-            // SAFETY: the region is mapped at the slot's address with that length, and kept with the VM.
+        let Some(layout) = place.map(Layout::of) else { return Ok(Self { fd, placed: None }) };
+        for slot in layout.slots() {
+            // SAFETY: the memory is mapped at the slot's address with that length, and kept with the VM.
             unsafe { fd.set_user_memory_region(slot) }.map_err(step("give the VM its memory"))?;
         }
         complete(&fd)?;
         let first = fd.create_vcpu(0).map_err(step("create a vCPU"))?;
         // What comes to be known of later finds nobody to wait for: that is waited for here, by a slot that comes and goes.
         let registers = RegisterPages::new(1);
-        let comes = slot_of(&registers);
-        for slot in [comes, kvm_userspace_memory_region { memory_size: 0, ..comes }] {
+        let comes = layout::of_registers(&registers);
+        for slot in [comes, layout::without(&comes)] {
             // SAFETY: the pages have that address and length, and outlive the slot; no vCPU runs meanwhile.
             unsafe { fd.set_user_memory_region(slot) }.map_err(step("settle its memory"))?;
         }
-        Ok(Self { fd, placed: Some((place, first)) })
+        Ok(Self { fd, placed: Some((layout, first)) })
     }
 }
 
@@ -215,8 +214,8 @@ impl Kvm {
     #[must_use]
     pub fn place(&self, size_mib: u32) -> Option<GuestMemory> {
         let spare = lock(&self.spare);
-        let (place, _) = spare.as_ref()?.placed.as_ref()?;
-        memory::is_of(place, size_mib).then(|| place.clone())
+        let (layout, _) = spare.as_ref()?.placed.as_ref()?;
+        memory::is_of(&layout.memory, size_mib).then(|| layout.memory.clone())
     }
 
     fn supported_cpuid(&self) -> Result<CpuId, Error> {
@@ -228,31 +227,25 @@ impl Kvm {
         Ok(self.supported.get_or_init(|| asked).clone())
     }
 
-    /// Makes a VM around `memory`, with its interrupt controllers and a processor as `cpu` says, that reads `registers` as
-    /// memory.
+    /// Makes a VM with that memory, its interrupt controllers and a processor as `cpu` says.
     ///
     /// # Errors
     /// The step that failed; the host does not suit the profile.
-    pub fn create_vm(
-        &self,
-        memory: &GuestMemory,
-        registers: Option<Arc<RegisterPages>>,
-        cpu: CpuProfile,
-    ) -> Result<Vm, Error> {
+    pub fn create_vm(&self, layout: Layout, cpu: CpuProfile) -> Result<Vm, Error> {
         let cpuid = self.supported_cpuid()?;
         let profile = Profile::choose(cpu, self.kind, &cpuid)?;
         let tsc_deadline = self.fd.check_extension(Cap::TscDeadlineTimer);
-        self.make_vm(memory, registers, Processor { profile, cpuid, tsc_deadline })
+        self.make_vm(layout, Processor { profile, cpuid, tsc_deadline })
     }
 
-    /// Makes a VM around `memory` for a guest that goes on, with the processor that it knows: one started with the profile
+    /// Makes a VM with that memory for a guest that goes on, with the processor that it knows: one started with the profile
     /// `cpu` and `vcpus` vCPUs that was shown `needs`, and saved `state`. What else is in `state` is for [`Vm::restore`].
     ///
     /// # Errors
     /// The step that failed; the host lacks something that the guest knows of.
     pub fn recreate_vm(
         &self,
-        (memory, registers): (&GuestMemory, Option<Arc<RegisterPages>>),
+        layout: Layout,
         (cpu, vcpus): (CpuProfile, u8),
         needs: &CpuNeeds,
         state: &VmState,
@@ -262,30 +255,22 @@ impl Kvm {
         let deadline_here = self.fd.check_extension(Cap::TscDeadlineTimer);
         needs.check(&x86_64::guest_cpuid(&here, 0, vcpus, profile, deadline_here))?;
         let cpuid = CpuId::from_entries(&state.cpuid).map_err(|_| Error::Processor)?;
-        self.make_vm(memory, registers, Processor { profile, cpuid, tsc_deadline: state.tsc_deadline })
+        self.make_vm(layout, Processor { profile, cpuid, tsc_deadline: state.tsc_deadline })
     }
 
-    fn make_vm(
-        &self,
-        memory: &GuestMemory,
-        registers: Option<Arc<RegisterPages>>,
-        processor: Processor,
-    ) -> Result<Vm, Error> {
+    fn make_vm(&self, mut layout: Layout, processor: Processor) -> Result<Vm, Error> {
         let Processor { profile, cpuid, tsc_deadline } = processor;
         let spare = lock(&self.spare).take();
         let Spare { fd, placed } = spare.map_or_else(|| Spare::make(&self.fd, None), Ok)?;
         let (place, first) = placed.unzip();
-        let there = place.map_or_else(Vec::new, |place| dirty::slots(&place, 0));
-        let registers = registers.filter(|_| self.fd.check_extension(Cap::ReadonlyMem));
-        let wanted = dirty::slots(memory, 0).into_iter().chain(registers.as_deref().map(slot_of));
-        let wanted: Vec<_> = wanted.collect();
-        let gone = there.iter().filter(|slot| !wanted.contains(slot));
-        let gone = gone.map(|slot| kvm_userspace_memory_region { memory_size: 0, ..*slot });
-        // All that is known of before the interrupt controllers: each slot waits for all readers of the VM's to be done, and for a
-        // while after these are there, some take their time (8 ms instead of 0.1).
+        let there = place.as_ref().map_or_else(Vec::new, Layout::slots);
+        layout.registers = layout.registers.filter(|_| self.fd.check_extension(Cap::ReadonlyMem));
+        let wanted = layout.slots();
+        let stays = |slot: &&_| wanted.iter().any(|wanted| layout::differ_in_flags_alone(slot, wanted));
+        let gone = there.iter().filter(|slot| !stays(slot)).map(layout::without);
         for slot in gone.chain(wanted.iter().filter(|slot| !there.contains(slot)).copied()) {
-            // SAFETY: the region is mapped at the slot's address with that length, and `Vm` keeps the mapping alive as
-            // long as the VM's descriptor; so it does registers.
+            // SAFETY: the memory is mapped at the slot's address with that length, and `Vm` keeps it as long as the VM's
+            // descriptor.
             unsafe { fd.set_user_memory_region(slot) }.map_err(step("give the VM its memory"))?;
         }
         if first.is_none() {
@@ -301,21 +286,9 @@ impl Kvm {
             cpuid,
             tsc_deadline,
             msrs: msrs.into(),
-            memory: memory.clone(),
             first: Mutex::new(first),
-            mappings: Mutex::default(),
-            registers,
+            layout,
         })
-    }
-}
-
-fn slot_of(registers: &RegisterPages) -> kvm_userspace_memory_region {
-    kvm_userspace_memory_region {
-        slot: REGISTERS_SLOT,
-        flags: KVM_MEM_READONLY,
-        guest_phys_addr: memory::MMIO_START.raw_value(),
-        memory_size: registers.bytes(),
-        userspace_addr: registers.start(),
     }
 }
 
@@ -337,12 +310,8 @@ pub struct Vm {
     msrs: Arc<[u32]>,
     /// The first vCPU, if the VM had it before its guest.
     first: Mutex<Option<VcpuFd>>,
-    /// KVM reads and writes the mapping, so it must not go before the descriptor.
-    memory: GuestMemory,
-    /// Likewise.
-    mappings: Mutex<Vec<Arc<Mapping>>>,
-    /// Likewise.
-    registers: Option<Arc<RegisterPages>>,
+    /// KVM reads and writes it, so it must not go before the descriptor.
+    layout: Layout,
 }
 
 impl Vm {
@@ -358,32 +327,10 @@ impl Vm {
         CpuNeeds::of(&x86_64::guest_cpuid(&self.cpuid, 0, count, self.profile, self.tsc_deadline))
     }
 
-    /// Lets the guest have `mapping` at `start`, in memory slots behind those of its RAM. What it writes to one that is
-    /// read-only goes nowhere.
-    ///
-    /// # Errors
-    /// The kernel's: something else is there.
-    pub fn add_mapping(&self, mapping: &Arc<Mapping>, start: GuestAddress) -> Result<(), Error> {
-        let mut mappings = lock(&self.mappings);
-        let slot = self.memory.num_regions() + mappings.len();
-        let region = kvm_userspace_memory_region {
-            slot: u32::try_from(slot).expect("invariant: a machine has a few dozen devices"),
-            flags: if mapping.is_read_only() { KVM_MEM_READONLY } else { 0 },
-            guest_phys_addr: start.raw_value(),
-            memory_size: mapping.bytes(),
-            userspace_addr: mapping.start().as_ptr() as u64,
-        };
-        // SAFETY: the mapping has that address and length, and `Vm` keeps it as long as the VM's descriptor.
-        unsafe { self.fd.set_user_memory_region(region) }.map_err(step("give the VM a file as memory"))?;
-        mappings.push(mapping.clone());
-        Ok(())
-    }
-
-    /// The registers of devices that the guest reads as memory, at [`memory::MMIO_START`], while what it writes there is an exit;
-    /// none where it has none, or KVM has no such memory.
+    /// The registers of devices that the guest reads as memory.
     #[must_use]
     pub fn registers(&self) -> Option<&Arc<RegisterPages>> {
-        self.registers.as_ref()
+        self.layout.registers.as_ref()
     }
 
     /// A descriptor by which whoever has it can keep the VM, but not use it: KVM serves only the process that made it.
@@ -460,6 +407,6 @@ impl Vm {
         fd.set_cpuid2(&cpuid).map_err(step("set a vCPU's features"))?;
         x86_64::set_boot_msrs(&fd);
         x86_64::wire_local_apic(&fd)?;
-        Ok(Vcpu { fd, kind: self.kind, msrs: self.msrs.clone(), memory: self.memory.clone() })
+        Ok(Vcpu { fd, kind: self.kind, msrs: self.msrs.clone(), memory: self.layout.memory.clone() })
     }
 }

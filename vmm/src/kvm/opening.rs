@@ -70,6 +70,7 @@ fn open(place: Option<GuestMemory>) -> Result<Kvm, Error> {
 mod tests {
     use vm_memory::GuestMemoryBackend as _;
 
+    use super::super::Layout;
     use super::*;
     use crate::memory::{self, registers::RegisterPages};
     use crate::mutex::lock;
@@ -108,8 +109,11 @@ mod tests {
         for memory in [place, other] {
             let kvm = Opening::begin_at(Some(memory::allocate(32).unwrap())).finish().unwrap();
             let memory = kvm.place(32).filter(|_| memory::is_of(&memory, 32)).unwrap_or(memory);
-            let vm = kvm.create_vm(&memory, Some(RegisterPages::new(2)), Default::default()).unwrap();
+            let registers = Some(RegisterPages::new(2));
+            let layout = Layout { registers, tracked: true, ..Layout::of(memory) };
+            let vm = kvm.create_vm(layout, Default::default()).unwrap();
             assert!(kvm.place(32).is_none(), "it is taken");
+            assert!(vm.take_dirty().unwrap()[0].iter().all(|word| *word == 0));
             let both: Result<Vec<_>, _> = (0..2).map(|id| vm.create_vcpu(id, 2)).collect();
             assert!(both.is_ok() && vm.create_vcpu(0, 2).is_err());
         }

@@ -5,6 +5,9 @@ use std::fs::File;
 use std::io::{self, Seek as _, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
+use std::sync::Arc;
+
+use vm_memory::{Address as _, GuestAddress};
 
 /// Mappings are of whole multiples of this, in bytes, as guests with pages of this size want them; behind the file's end
 /// is memory that is nobody's.
@@ -82,6 +85,26 @@ impl Mapping {
     pub fn flush(&self) -> io::Result<()> {
         if self.read_only { Ok(()) } else { self.file.sync_data() }
     }
+}
+
+/// A mapping, and where a guest has it.
+#[derive(Clone)]
+pub struct Placed {
+    /// What lies there.
+    pub mapping: Arc<Mapping>,
+    /// Where it begins.
+    pub start: GuestAddress,
+}
+
+/// Places `mappings` from `start` on, a multiple of [`ALIGNMENT_BYTES`], one behind the other.
+#[must_use]
+pub fn place(mappings: &[Arc<Mapping>], mut start: GuestAddress) -> Vec<Placed> {
+    let put = |mapping: &Arc<Mapping>| {
+        let placed = Placed { mapping: mapping.clone(), start };
+        start = start.unchecked_add(mapping.bytes());
+        placed
+    };
+    mappings.iter().map(put).collect()
 }
 
 impl Drop for Mapping {

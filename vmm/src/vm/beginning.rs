@@ -9,7 +9,7 @@ use super::{Error, MachineSpec, give_generation};
 use crate::beside;
 use crate::config::CpuProfile;
 use crate::devices::Places;
-use crate::kvm::{Entry, HostKind, Kvm, Vcpu, Vm};
+use crate::kvm::{Entry, HostKind, Kvm, Layout, Vcpu, Vm};
 use crate::memory::GuestMemory;
 use crate::{acpi, boot, smbios};
 
@@ -23,12 +23,18 @@ pub(super) fn begin(
     places: &Places,
 ) -> Result<(Arc<Vm>, Vec<Vcpu>), Error> {
     let (cpu, count) = (spec.cpu, spec.vcpus);
+    let layout = Layout {
+        memory: guest.clone(),
+        tracked: false,
+        mappings: spec.peripherals.mappings(guest),
+        registers: places.registers(),
+    };
     let (made, entry) = std::thread::scope(|scope| {
         let thread = Builder::new().name("vm".to_owned());
         let making = beside::begin(|begun| {
             thread.spawn_scoped(scope, move || {
                 begun.say();
-                make(kvm, (guest, places), cpu, count)
+                make(kvm, layout, cpu, count)
             })
         })
         .map_err(Error::Thread)?;
@@ -43,13 +49,8 @@ pub(super) fn begin(
     Ok((vm, vcpus))
 }
 
-fn make(
-    kvm: &Kvm,
-    (guest, places): (&GuestMemory, &Places),
-    cpu: CpuProfile,
-    count: u8,
-) -> Result<(Arc<Vm>, Vec<Vcpu>), Error> {
-    let vm = kvm.create_vm(guest, places.registers(), cpu)?;
+fn make(kvm: &Kvm, layout: Layout, cpu: CpuProfile, count: u8) -> Result<(Arc<Vm>, Vec<Vcpu>), Error> {
+    let vm = kvm.create_vm(layout, cpu)?;
     let vcpus = (0..count).map(|id| vm.create_vcpu(id, count)).collect::<Result<_, _>>()?;
     Ok((Arc::new(vm), vcpus))
 }

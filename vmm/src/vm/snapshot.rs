@@ -15,7 +15,7 @@ use crate::config::WatchdogAction;
 use crate::devices::{Places, Seat, function};
 use crate::ending::EndingSignal;
 use crate::handover::monotonic;
-use crate::kvm::{self, HostKind, Kvm, Vm};
+use crate::kvm::{self, HostKind, Kvm, Layout, Vm};
 use crate::lifecycle::Event;
 use crate::memory::{self, GuestMemory};
 use crate::mutex::lock;
@@ -194,8 +194,13 @@ impl Machine {
         check_host(header.host, kvm.kind())?;
         let processor = (header.cpu, header.vcpus);
         let places = Places::of_windows(state.devices.iter().filter(|device| device.slot.is_none()).count())?;
-        let memory = (&guest, places.registers());
-        let vm = Arc::new(kvm.recreate_vm(memory, processor, &header.needs, &state.vm)?);
+        let layout = Layout {
+            memory: guest.clone(),
+            tracked: spec.track,
+            mappings: spec.peripherals.mappings(&guest),
+            registers: places.registers(),
+        };
+        let vm = Arc::new(kvm.recreate_vm(layout, processor, &header.needs, &state.vm)?);
         if spec.track {
             vm.track_writes()?;
         }
@@ -241,7 +246,7 @@ impl Machine {
         let mut peripherals = spec.peripherals;
         let saved = state.devices.iter().map(|device| (kind(device), own(device)));
         peripherals.complete(saved, header.hotplug_mib)?;
-        let peripherals = Peripherals::build(peripherals, (&vm, &guest), ending)?;
+        let peripherals = Peripherals::build(peripherals, &guest, ending)?;
         let backends = (spec.disks, spec.nics, peripherals.devices());
         let made = make_devices(backends, &state.devices, &mut wires)?;
         let seats = seat(&places, &wires, &mut buses, &made, &state.devices)?;
