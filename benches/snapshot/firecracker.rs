@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::measure::vmm::write_firecracker_config;
 use crate::measure::{Samples, installed, milliseconds};
-use crate::{BEGUN, Guest, HEARD, RUNS, TALKS, TOUCHES};
+use crate::{BEGUN, Guest, HEARD, RUNS, SNAPSHOTS, TALKS, TOUCHES};
 
 /// How long a process may take until it answers.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -47,26 +47,28 @@ impl Firecracker {
             guest.wait_for(TOUCHES)?;
             self.take(&mut socket, RUNS)?
         };
-        {
-            let (mut guest, mut socket) = self.boot(kernel, mib, TALKS)?;
-            guest.wait_for(BEGUN)?;
-            guest.let_talk()?;
-            self.take(&mut socket, 1)?;
-        }
         let load = format!(
             r#"{{"snapshot_path": "{}", "mem_backend": {{"backend_path": "{}", "backend_type": "File"}}, "resume_vm": true}}"#,
             self.state().display(),
             self.memory().display()
         );
         let (mut heard, mut from_request) = (Samples::default(), Samples::default());
-        for _ in 0..RUNS {
-            let started = Instant::now();
-            let (mut guest, mut socket) = self.start(&[])?;
-            let asked = Instant::now();
-            send(&mut socket, "PUT", "/snapshot/load", &load)?;
-            guest.wait_for(HEARD)?;
-            heard.push(milliseconds(started));
-            from_request.push(milliseconds(asked));
+        for _ in 0..SNAPSHOTS {
+            {
+                let (mut guest, mut socket) = self.boot(kernel, mib, TALKS)?;
+                guest.wait_for(BEGUN)?;
+                guest.let_talk()?;
+                self.take(&mut socket, 1)?;
+            }
+            for _ in 0..RUNS / SNAPSHOTS {
+                let started = Instant::now();
+                let (mut guest, mut socket) = self.start(&[])?;
+                let asked = Instant::now();
+                send(&mut socket, "PUT", "/snapshot/load", &load)?;
+                guest.wait_for(HEARD)?;
+                heard.push(milliseconds(started));
+                from_request.push(milliseconds(asked));
+            }
         }
         let p50 = |samples: Samples| samples.quantile(0.5);
         Ok(Figures { full, heard: p50(heard), heard_from_request: p50(from_request) })
