@@ -358,10 +358,10 @@ impl MockGuest {
     /// Lets the device's event loop run until nothing is pending; false if it does not come to rest.
     ///
     /// # Panics
-    /// What a driver would read of the configuration then is not the device's.
+    /// What a driver would read of the configuration then is not the device's, which it is driving.
     pub fn run(&mut self) -> bool {
         let rests = (0..TURNS_MAX).any(|_| self.events.run_with_timeout(0).is_ok_and(|events| events == 0));
-        if self.status() & status::DRIVER_OK != 0 {
+        if self.status() & (status::DRIVER_OK | status::NEEDS_RESET | status::FAILED) == status::DRIVER_OK {
             let (shown, mut config) = (self.read_config(0), [0; CONFIG_BYTES]);
             lock(&self.device).read_config(0, &mut config);
             assert_eq!(shown, config, "configuration space");
