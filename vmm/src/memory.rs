@@ -317,16 +317,14 @@ pub fn allocate_of(size_mib: u32, pages: HugePages) -> Result<GuestMemory, Error
     let mut regions = Vec::new();
     for range in ram_ranges(size_mib) {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags;
-        let region = map_region(range, flags, None).map_err(failed)?;
-        if pages == HugePages::Transparent {
-            huge::advise(&region);
-        }
-        regions.push(region);
+        regions.push(map_region(range, flags, None).map_err(failed)?);
     }
-    GuestMemory::from_regions(regions).map_err(|source| failed(source.into()))
+    let memory = GuestMemory::from_regions(regions).map_err(|source| failed(source.into()))?;
+    have_pages(&memory, pages);
+    Ok(memory)
 }
 
-/// Has memory that was made by [`allocate`], and not touched, be of other pages; not of reserved ones.
+/// Has memory that was made for the host's usual pages, and not touched, be of transparent huge ones, if these are asked for.
 pub fn have_pages(memory: &GuestMemory, pages: HugePages) {
     if pages == HugePages::Transparent {
         memory.iter().for_each(huge::advise);

@@ -6,15 +6,17 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The length of one page in bytes: what a guest's memory is made of.
-pub const PAGE_BYTES: usize = 4096;
+use super::{MMIO_WINDOW_BYTES, PAGE_BYTES};
+
+/// A page is one device's window.
+const BYTES: usize = MMIO_WINDOW_BYTES as usize;
 const WORD_BYTES: usize = size_of::<u32>();
-const WORDS: usize = PAGE_BYTES / WORD_BYTES;
+const WORDS: usize = BYTES / WORD_BYTES;
 
 #[repr(C, align(4096))]
 struct Words([AtomicU32; WORDS]);
 
-const _: () = assert!(size_of::<Words>() == PAGE_BYTES && align_of::<Words>() == PAGE_BYTES);
+const _: () = assert!(size_of::<Words>() == BYTES && align_of::<Words>() == PAGE_BYTES as usize);
 
 /// The registers of several devices, each with a page, one behind the other.
 pub struct RegisterPages(Box<[Words]>);
@@ -77,7 +79,7 @@ impl RegisterPage {
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         for (at, byte) in (0_u64..).zip(data) {
             let at = offset.checked_add(at).and_then(|at| u32::try_from(at).ok());
-            *byte = at.filter(|at| (*at as usize) < PAGE_BYTES).map_or(0, |at| {
+            *byte = at.filter(|at| (*at as usize) < BYTES).map_or(0, |at| {
                 let word = self.register(at).load(Ordering::Acquire).to_le_bytes();
                 word[at as usize % WORD_BYTES]
             });

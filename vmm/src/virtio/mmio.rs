@@ -21,8 +21,6 @@ use crate::memory::GuestMemory;
 use crate::memory::registers::RegisterPage;
 use crate::mutex::lock;
 
-pub use super::spec::mmio::WINDOW_BYTES;
-
 /// Offset of the register to which an ioeventfd belongs: four bytes wide, matching the queue's index.
 pub const NOTIFY_OFFSET: u64 = reg::QUEUE_NOTIFY as u64;
 /// Offset of the register with which a driver says that it has handled an interrupt.

@@ -25,7 +25,7 @@
 //! for (index, event) in transport.queue_events().iter().enumerate() {
 //!     vm.register_ioevent(event, &IoEventAddress::Mmio(base + NOTIFY_OFFSET), index as u32)?;
 //! }
-//! bus.insert(base, mmio::WINDOW_BYTES, Box::new(transport));      // registers, on vCPU threads
+//! bus.insert(base, memory::MMIO_WINDOW_BYTES, Box::new(transport)); // registers, on vCPU threads
 //! event_manager.add_subscriber(Box::new(device));                 // queues and back end, on the event loop
 //! ```
 //! [`Shared`] is a `MutEventSubscriber` of the event manager, so `EventManager<Box<dyn MutEventSubscriber>>`

@@ -202,6 +202,7 @@ impl Machine {
         };
         let vm = Arc::new(kvm.recreate_vm(layout, processor, &header.needs, &state.vm)?);
         if spec.track {
+            // KVM notes the guest's since the VM was made. What this process has written is the snapshot's.
             vm.track_writes()?;
         }
         let mut buses = Buses { ports: Bus::default(), registers: Bus::default() };

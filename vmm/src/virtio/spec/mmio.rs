@@ -8,8 +8,6 @@ pub const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 pub const VERSION_MODERN: u32 = 2;
 /// `VendorID` that we report: "WISP", little-endian.
 pub const VENDOR: u32 = u32::from_le_bytes(*b"WISP");
-/// Bytes of one device's register window, its configuration space included.
-pub const WINDOW_BYTES: u64 = 0x1000;
 
 /// `MagicValue`, R.
 pub const MAGIC_VALUE: u32 = header::VIRTIO_MMIO_MAGIC_VALUE;
