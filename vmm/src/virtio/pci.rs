@@ -14,12 +14,15 @@
 //!
 //! Owns registers and capabilities; all meaning is in [`super::negotiation`]. Must never know in which slot it sits.
 
+mod interrupt;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::{Address, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 
+use self::interrupt::PciInterrupt;
 use super::negotiation::{Half, Negotiation, RingPart};
 use super::queue::Passed;
 use super::spec::{device_type, pci as spec};
@@ -425,79 +428,5 @@ impl Transport for PciTransport {
         self.negotiation.restore(&state.negotiation)?;
         self.settle_doorbells();
         Ok(())
-    }
-}
-
-/// Interrupts of one device: what happened, and which vector says so.
-struct PciInterrupt {
-    msix: Msix,
-    isr: AtomicU8,
-    generation: AtomicU8,
-    broken: AtomicBool,
-    config_vector: AtomicU16,
-    queue_vectors: Vec<AtomicU16>,
-}
-
-impl PciInterrupt {
-    fn new(msix: Msix) -> Self {
-        let queues = msix.vectors() - 1;
-        Self {
-            msix,
-            isr: AtomicU8::new(0),
-            generation: AtomicU8::new(0),
-            broken: AtomicBool::new(false),
-            config_vector: AtomicU16::new(spec::NO_VECTOR),
-            queue_vectors: (0..queues).map(|_| AtomicU16::new(spec::NO_VECTOR)).collect(),
-        }
-    }
-
-    /// `vector` if there is such a one, else none (§4.1.5.1.2.1).
-    fn existing(&self, vector: u16) -> u16 {
-        if vector < self.msix.vectors() { vector } else { spec::NO_VECTOR }
-    }
-
-    fn queue_vector(&self, queue: u16) -> u16 {
-        let vector = self.queue_vectors.get(usize::from(queue));
-        vector.map_or(spec::NO_VECTOR, |vector| vector.load(Ordering::Acquire))
-    }
-
-    fn config_event(&self) {
-        self.isr.fetch_or(spec::ISR_CONFIG, Ordering::AcqRel);
-        self.msix.trigger(self.config_vector.load(Ordering::Acquire));
-    }
-}
-
-impl Interrupt for PciInterrupt {
-    fn queue_used(&self, index: u16) {
-        self.isr.fetch_or(spec::ISR_QUEUE, Ordering::AcqRel);
-        self.msix.trigger(self.queue_vector(index));
-    }
-
-    fn config_changed(&self, config: &[u8]) {
-        self.show_config(config);
-        self.config_event();
-    }
-
-    /// The driver asks the device itself.
-    fn show_config(&self, _config: &[u8]) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
-    }
-
-    fn needs_reset(&self) {
-        if !self.broken.swap(true, Ordering::AcqRel) {
-            self.config_event();
-        }
-    }
-
-    fn is_broken(&self) -> bool {
-        self.broken.load(Ordering::Acquire)
-    }
-
-    fn reset(&self) {
-        self.broken.store(false, Ordering::Release);
-        self.isr.store(0, Ordering::Release);
-        for vector in self.queue_vectors.iter().chain([&self.config_vector]) {
-            vector.store(spec::NO_VECTOR, Ordering::Release);
-        }
     }
 }
